@@ -1,0 +1,106 @@
+"""What one training run needs, every value pinned: the meaning of a study file once nothing is left to search.
+
+`TrainConfig` is the one model that checks values; a search checks it at both ends of each range and at every choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from annotated_types import Ge
+
+from hpo import options
+from hpo.errors import SpecError
+from hpo.space import Tree, branches
+
+SECTIONS = ("data", "model", "optimizer", "schedule", "training")
+Positive = Annotated[int, Ge(1)]
+
+
+class Part(pydantic.BaseModel):
+    """A data source, model, optimizer or schedule by name, with the options of that name."""
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
+
+    name: str
+    options: dict[str, Any]
+    paths: dict[str, str]  # option -> where it stands in the file, for messages
+
+    @classmethod
+    def from_tree(cls, section: str, part: Mapping[str, Any]) -> Part:
+        """Read `{ name, option, ..., <name> = { option, ... } }`; SpecError without a name or for a doubled option."""
+        name = part.get("name")
+        if not isinstance(name, str):
+            raise SpecError(f'{section}.name: {name!r} is not the name of a {section}; write name = "..."')
+        found = {key: value for key, value in part.items() if key != "name" and not isinstance(value, dict)}
+        paths = {key: f"{section}.{key}" for key in found}
+        for key, value in branches(part).get(name, {}).items():
+            if key in found:
+                raise SpecError(
+                    f"{section}.{name}.{key}: {section}.{key} is given as well; keep one of the two"
+                )
+            found[key], paths[key] = value, f"{section}.{name}.{key}"
+        return cls(name=name, options=found, paths=paths)
+
+
+class Training(pydantic.BaseModel):
+    """How long and on how much at a time a model is trained."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    epochs: Positive = 20
+    batch_size: Positive = 32
+    schedule_epochs: Positive | None = None
+    """Length of the learning-rate schedule; the run's own epochs if not given."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 trains under autocast; weights stay float32."""
+    threads: Positive = 1
+    """CPU threads of one trial. Curves repeat bit for bit only with the same number."""
+
+
+class TrainConfig(pydantic.BaseModel):
+    """One training run."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    data: Part
+    model: Part
+    optimizer: Part
+    schedule: Part
+    training: Training
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
+        """Read a pinned tree of the five sections; SpecError names path, value and mend."""
+        parts = {
+            section: Part.from_tree(section, tree[section]) for section in SECTIONS if section != "training"
+        }
+        try:
+            training = Training.model_validate(tree["training"])
+        except pydantic.ValidationError as error:
+            paths = {key: f"training.{key}" for key in tree["training"]}
+            raise SpecError(
+                "\n".join(options.explain(error, paths, "training", Training.model_fields))
+            ) from None
+        config = cls(training=training, **parts)
+        config._refuse_two_owners_of_momentum()
+        return config
+
+    def _refuse_two_owners_of_momentum(self) -> None:
+        if not self.schedule.options.get("cycle_momentum"):
+            return
+        for key in ("momentum", "beta1"):
+            if key in self.optimizer.options:
+                raise SpecError(
+                    f"{self.optimizer.paths[key]} = {self.optimizer.options[key]!r}: would be overwritten by "
+                    f"{self.schedule.paths['cycle_momentum']} = true; remove one of the two"
+                )
+
+
+def with_sections(tree: Mapping[str, Any]) -> Tree:
+    """Return the five sections of a tree, with the ones that may be left out filled in."""
+    return {"schedule": {"name": "constant"}, "training": {}} | {
+        key: tree[key] for key in SECTIONS if key in tree
+    }

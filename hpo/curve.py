@@ -1,0 +1,53 @@
+"""The study's one rule for the value of a curve: the last epoch, the best one, or the mean of the last few."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hpo.errors import SpecError
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRule:
+    """Turns a curve up to some epoch into one number; pruners, samplers, results and export all see this number."""
+
+    kind: Literal["last", "best", "mean"]
+    last: int = 1  # epochs averaged by "mean"
+    direction: Direction
+
+    @classmethod
+    def parse(cls, text: str, direction: Direction) -> ValueRule:
+        """Read `last`, `best` or `mean of last k`; SpecError for anything else."""
+        if text == "last" or text == "best":
+            return cls(kind=text, direction=direction)
+        if match := re.fullmatch(r"mean of last ([1-9]\d*)", text):
+            return cls(kind="mean", last=int(match[1]), direction=direction)
+        raise SpecError(f"value: {text!r} is no rule; use 'last', 'best' or 'mean of last 3'")
+
+    def __call__(self, curve: Sequence[float]) -> float:
+        """Return the value of a non-empty curve; not-a-number epochs never are the best."""
+        if self.kind == "last":
+            return curve[-1]
+        if self.kind == "mean":
+            tail = curve[-self.last :]
+            return sum(tail) / len(tail)
+        finite = [value for value in curve if math.isfinite(value)]
+        if not finite:
+            return curve[-1]
+        return max(finite) if self.direction == "maximize" else min(finite)
+
+    def best_epoch(self, curve: Sequence[float]) -> int:
+        """Return the epoch, from 1, whose weights stand for the curve's value: the best one, else the last."""
+        if self.kind != "best":
+            return len(curve)
+        return list(curve).index(self(curve)) + 1
+
+    def better(self, one: float, other: float) -> bool:
+        """Say whether `one` beats `other` in the study's direction."""
+        return one > other if self.direction == "maximize" else one < other

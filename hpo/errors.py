@@ -1,0 +1,68 @@
+"""Everything that can go wrong, in one tree.
+
+HpoError
+├── Diverged              an outcome: the trial's loss is no number any more; the study learns of it as PRUNED
+└── Fault                 the user or the machine must mend it; the command ends with exit code 2
+    ├── SpecError         the study file (or a pinned config) says something impossible
+    ├── StorageError      the database cannot be reached, opened or trusted
+    ├── StudyError        the study is not there, has nothing to show, or its state forbids what was asked
+    └── MismatchError     the study was made with another spec, other data or other code
+
+Signal (BaseException)    not errors: how a trial learns, inside a report, that it must let go
+├── Parked                it was asked to stop and keeps its place: checkpoint, release the lease, go on later
+└── LostLease             another worker owns it by now: drop it, write nothing
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HpoError(Exception):
+    """Raised by `hpo`; the message names what was wrong, the value and the mend."""
+
+
+class Diverged(HpoError):
+    """Raised when a trial's loss is not finite; an outcome that the study records, not a fault."""
+
+
+class Fault(HpoError):
+    """Raised when the user or the machine must change something before the command can work."""
+
+
+class SpecError(Fault):
+    """Raised when a study file or a pinned config cannot be used as it stands."""
+
+
+class StorageError(Fault):
+    """Raised when the storage cannot be reached, opened or trusted."""
+
+
+class StudyError(Fault):
+    """Raised when a study is missing or not in a state that allows what was asked."""
+
+
+class MismatchError(Fault):
+    """Raised when a study was made with another spec, other data or other code."""
+
+
+class Signal(BaseException):
+    """Raised inside a trial to end it early; a BaseException, so that `except Exception` in user code lets it pass."""
+
+
+class Parked(Signal):
+    """Raised when a trial was asked to stop and keeps its place for a later worker."""
+
+
+class LostLease(Signal):
+    """Raised when a trial's lease went to another worker; nothing more may be written for it."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return ' (did you mean X?)' for the closest of `words`, or all of them when none is close."""
+    known = sorted(words)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(known)})" if known else ""

@@ -1,0 +1,428 @@
+"""The hot writes: claim, report, checkpoint, park, finish. Each is one transaction on Optuna's tables and ours together.
+
+A trial of ours is *settled* (finished), *leased* (a live lease) or *parked* (RUNNING, no live lease). The attempt number
+is the lease's fencing token: whoever takes a trial up raises it, and a write with an older one changes nothing and raises
+LostLease. Trials without a row in our table are foreign: counted by the budget, never touched.
+
+A row of ours is always locked before the row of Optuna's that it belongs to, and the study's row before either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.dialects import postgresql, sqlite
+
+from hpo import storage
+from hpo.errors import LostLease, StudyError
+from hpo.tables import (
+    INTERMEDIATE_TYPE,
+    UID_KEY,
+    VALUE_TYPE,
+    hpo_curves,
+    hpo_studies,
+    hpo_test_openings,
+    hpo_trials,
+    intermediate_values,
+    studies,
+    study_user_attributes,
+    trial_system_attributes,
+    trial_values,
+    trials,
+)
+
+LEASE_SECONDS = 60.0  # renewed three times as often; a worker silent for longer loses its trial
+RUNG_KEYS = "completed_rung_%"  # what Optuna's halving pruners leave in a trial's system attributes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file to go on from: epochs finished when it was written, where it lies, its SHA-256."""
+
+    epoch: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's right to one trial, for as long as the lease is renewed and nobody takes it over."""
+
+    trial_id: int
+    number: int
+    attempt: int
+    checkpoint: Checkpoint | None = None
+
+
+class Idle(Enum):
+    """Why there is nothing to claim."""
+
+    WAIT = "wait"  # others still run trials of ours; one of them may yet be parked
+    DONE = "done"  # the budget is spent or the study stopped, and no trial of ours is RUNNING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a trial has to say after an epoch: the value for Optuna at this step, and the raw metrics."""
+
+    claim: Claim
+    step: int
+    value: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The writes of one worker to one study."""
+
+    engine: sa.Engine
+    study_id: int
+    uid: str
+    worker: str
+    lease_seconds: float = LEASE_SECONDS
+
+    # --- claim ------------------------------------------------------------------------------------------------------
+
+    def claim(self) -> Claim | Idle:
+        """Take up a trial: one that is parked, else the oldest queued one, else a new one if the budget allows it.
+
+        Raises StudyError if the study was deleted meanwhile.
+        """
+        with storage.writing(self.engine) as connection:
+            study = self._lock_study(connection)
+            if taken := self._take_over(connection):
+                return taken
+            if study.stop_reason is None and self._spent(connection) < study.trials + study.imported:
+                trial_id, number = self._queued(connection) or self._new(connection)
+                connection.execute(
+                    hpo_trials.insert().values(
+                        study_uid=self.uid,
+                        trial_id=trial_id,
+                        attempt=1,
+                        settled=False,
+                        worker=self.worker,
+                        lease_until=self._lease(connection),
+                    )
+                )
+                return Claim(trial_id=trial_id, number=number, attempt=1)
+            return Idle.WAIT if self._running(connection) else Idle.DONE
+
+    def _lock_study(self, connection: sa.Connection) -> Any:
+        """Lock the study's row, as Optuna does for a new trial, and return our row; StudyError if it is gone."""
+        connection.execute(
+            sa.select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update()
+        )
+        row = connection.execute(
+            sa.select(hpo_studies)
+            .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
+            .where(
+                hpo_studies.c.uid == self.uid,
+                hpo_studies.c.study_id == self.study_id,
+                study_user_attributes.c.key == UID_KEY,
+                study_user_attributes.c.value_json == json.dumps(self.uid),
+            )
+        ).one_or_none()
+        if row is None:
+            raise StudyError(
+                "the study was deleted while this worker ran; start `hpo run` again to make a new one"
+            )
+        return row
+
+    def _take_over(self, connection: sa.Connection) -> Claim | None:
+        expired = sa.or_(
+            hpo_trials.c.lease_until.is_(None), hpo_trials.c.lease_until < storage.now(connection)
+        )
+        mine = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.settled.is_(False))
+        candidates = connection.execute(
+            sa.select(hpo_trials, trials.c.number)
+            .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
+            .where(mine, expired, trials.c.state == TrialState.RUNNING)
+            .order_by(trials.c.number)
+        ).all()
+        for row in candidates:
+            taken = connection.execute(
+                hpo_trials.update()
+                .where(
+                    mine, expired, hpo_trials.c.trial_id == row.trial_id, hpo_trials.c.attempt == row.attempt
+                )
+                .values(attempt=row.attempt + 1, worker=self.worker, lease_until=self._lease(connection))
+            )
+            if taken.rowcount == 1:
+                self._cut_back(connection, row)
+                checkpoint = None
+                if row.checkpoint_epoch is not None:
+                    checkpoint = Checkpoint(
+                        epoch=row.checkpoint_epoch, path=row.checkpoint_path, digest=row.checkpoint_digest
+                    )
+                return Claim(
+                    trial_id=row.trial_id, number=row.number, attempt=row.attempt + 1, checkpoint=checkpoint
+                )
+        return None
+
+    def _cut_back(self, connection: sa.Connection, row: Any) -> None:
+        """Forget what was reported after the checkpoint, and what the pruner remembers of it."""
+        epoch = row.checkpoint_epoch or 0
+        connection.execute(
+            intermediate_values.delete().where(
+                intermediate_values.c.trial_id == row.trial_id, intermediate_values.c.step > epoch
+            )
+        )
+        connection.execute(
+            hpo_curves.delete().where(
+                hpo_curves.c.study_uid == self.uid,
+                hpo_curves.c.trial_id == row.trial_id,
+                hpo_curves.c.epoch > epoch,
+            )
+        )
+        of_trial = trial_system_attributes.c.trial_id == row.trial_id
+        if row.checkpoint_attributes is None:
+            connection.execute(
+                trial_system_attributes.delete().where(
+                    of_trial, trial_system_attributes.c.key.like(RUNG_KEYS)
+                )
+            )
+            return
+        kept: dict[str, str] = json.loads(row.checkpoint_attributes)
+        connection.execute(trial_system_attributes.delete().where(of_trial))
+        if kept:
+            connection.execute(
+                trial_system_attributes.insert(),
+                [{"trial_id": row.trial_id, "key": key, "value_json": value} for key, value in kept.items()],
+            )
+
+    def _spent(self, connection: sa.Connection) -> int:
+        rows = sa.select(sa.func.count()).where(
+            trials.c.study_id == self.study_id, trials.c.state != TrialState.WAITING
+        )
+        return int(connection.execute(rows).scalar_one())
+
+    def _running(self, connection: sa.Connection) -> int:
+        rows = (
+            sa.select(sa.func.count())
+            .select_from(hpo_trials.join(trials, trials.c.trial_id == hpo_trials.c.trial_id))
+            .where(
+                hpo_trials.c.study_uid == self.uid,
+                hpo_trials.c.settled.is_(False),
+                trials.c.state == TrialState.RUNNING,
+            )
+        )
+        return int(connection.execute(rows).scalar_one())
+
+    def _queued(self, connection: sa.Connection) -> tuple[int, int] | None:
+        """Claim the oldest WAITING trial; a plain Optuna process may be after it too, so the state is checked by the write."""
+        waiting = connection.execute(
+            sa.select(trials.c.trial_id, trials.c.number)
+            .where(trials.c.study_id == self.study_id, trials.c.state == TrialState.WAITING)
+            .order_by(trials.c.number)
+        ).all()
+        for trial_id, number in waiting:
+            claimed = connection.execute(
+                trials.update()
+                .where(trials.c.trial_id == trial_id, trials.c.state == TrialState.WAITING)
+                .values(state=TrialState.RUNNING, datetime_start=_utc())
+            )
+            if claimed.rowcount == 1:
+                return trial_id, number
+        return None
+
+    def _new(self, connection: sa.Connection) -> tuple[int, int]:
+        """Insert a trial numbered max + 1: safe under the study's lock, since trial rows are never deleted."""
+        last = connection.execute(
+            sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self.study_id)
+        ).scalar_one()
+        number = 0 if last is None else last + 1
+        inserted = connection.execute(
+            trials.insert().values(
+                number=number, study_id=self.study_id, state=TrialState.RUNNING, datetime_start=_utc()
+            )
+        )
+        primary_key = inserted.inserted_primary_key
+        assert primary_key is not None
+        return primary_key[0], number
+
+    def _lease(self, connection: sa.Connection) -> sa.ColumnElement[float]:
+        return storage.now(connection) + self.lease_seconds
+
+    # --- while it runs ----------------------------------------------------------------------------------------------
+
+    def report(self, reports: Sequence[Report]) -> list[Claim]:
+        """Write an epoch of every trial in one transaction and renew the leases; return the claims that were lost."""
+        lost = []
+        with storage.writing(self.engine) as connection:
+            for report in reports:
+                if not self._hold(connection, report.claim):
+                    lost.append(report.claim)
+                    continue
+                self._write_report(connection, report)
+        return lost
+
+    def _write_report(self, connection: sa.Connection, report: Report) -> None:
+        stored, kind = _stored(report.value)
+        step = {"trial_id": report.claim.trial_id, "step": report.step}
+        value = {"intermediate_value": stored, "intermediate_value_type": kind}
+        _upsert(connection, intermediate_values, step, value)
+        for metric, number in report.metrics.items():
+            point = {
+                "study_uid": self.uid,
+                "trial_id": report.claim.trial_id,
+                "metric": metric,
+                "epoch": report.step,
+            }
+            _upsert(connection, hpo_curves, point, {"value": None if math.isnan(number) else number})
+
+    def renew(self, claim: Claim) -> bool:
+        """Renew a lease; False if it is no longer ours."""
+        with storage.writing(self.engine) as connection:
+            return self._hold(connection, claim)
+
+    def _hold(self, connection: sa.Connection, claim: Claim) -> bool:
+        """Renew the lease if the claim still stands and Optuna's trial still runs; the row stays locked until commit."""
+        renewed = connection.execute(
+            hpo_trials.update().where(self._of(claim)).values(lease_until=self._lease(connection))
+        )
+        if renewed.rowcount != 1:
+            return False
+        state = connection.execute(
+            sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)
+        ).scalar_one()
+        return bool(state == TrialState.RUNNING)
+
+    def _of(self, claim: Claim) -> sa.ColumnElement[bool]:
+        return sa.and_(
+            hpo_trials.c.study_uid == self.uid,
+            hpo_trials.c.trial_id == claim.trial_id,
+            hpo_trials.c.attempt == claim.attempt,
+            hpo_trials.c.settled.is_(False),
+        )
+
+    def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
+        """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell."""
+        with storage.writing(self.engine) as connection:
+            self._hold_or_raise(connection, claim)
+            rows = connection.execute(
+                sa.select(trial_system_attributes.c.key, trial_system_attributes.c.value_json).where(
+                    trial_system_attributes.c.trial_id == claim.trial_id
+                )
+            )
+            connection.execute(
+                hpo_trials.update()
+                .where(self._of(claim))
+                .values(
+                    checkpoint_epoch=checkpoint.epoch,
+                    checkpoint_path=checkpoint.path,
+                    checkpoint_digest=checkpoint.digest,
+                    checkpoint_attributes=json.dumps({row.key: row.value_json for row in rows}),
+                )
+            )
+
+    def record_receipt(self, claim: Claim, receipt: Mapping[str, Any]) -> None:
+        """Record what the trial is being made from; LostLease if the claim fell."""
+        with storage.writing(self.engine) as connection:
+            self._hold_or_raise(connection, claim)
+            connection.execute(hpo_trials.update().where(self._of(claim)).values(receipt=json.dumps(receipt)))
+
+    def _hold_or_raise(self, connection: sa.Connection, claim: Claim) -> None:
+        if not self._hold(connection, claim):
+            raise LostLease(f"trial {claim.number}: another worker has taken it up")
+
+    # --- its end ----------------------------------------------------------------------------------------------------
+
+    def park(self, claim: Claim) -> None:
+        """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it."""
+        with storage.writing(self.engine) as connection:
+            connection.execute(hpo_trials.update().where(self._of(claim)).values(lease_until=None))
+
+    def park_all_of(self, worker: str) -> None:
+        """Give back every lease of a worker that is known to be dead."""
+        with storage.writing(self.engine) as connection:
+            connection.execute(
+                hpo_trials.update()
+                .where(
+                    hpo_trials.c.study_uid == self.uid,
+                    hpo_trials.c.settled.is_(False),
+                    hpo_trials.c.worker == worker,
+                )
+                .values(lease_until=None)
+            )
+
+    def finish(
+        self, claim: Claim, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
+    ) -> None:
+        """Settle a trial: its state, its value if it has a finite one, and why; LostLease if the claim fell.
+
+        Raises LostLease before anything is written.
+        """
+        with storage.writing(self.engine) as connection:
+            settled = connection.execute(
+                hpo_trials.update()
+                .where(self._of(claim))
+                .values(settled=True, lease_until=None, outcome=outcome, reason=reason)
+            )
+            finished = connection.execute(
+                trials.update()
+                .where(trials.c.trial_id == claim.trial_id, trials.c.state == TrialState.RUNNING)
+                .values(state=state, datetime_complete=_utc())
+            )
+            if settled.rowcount != 1 or finished.rowcount != 1:
+                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+            if value is not None:
+                key = {"trial_id": claim.trial_id, "objective": 0}
+                _upsert(connection, trial_values, key, {"value": value, "value_type": VALUE_TYPE.FINITE})
+
+    # --- the study --------------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """Start no new trial in this study from now on; what runs or is parked is still finished."""
+        with storage.writing(self.engine) as connection:
+            connection.execute(
+                hpo_studies.update()
+                .where(hpo_studies.c.uid == self.uid, hpo_studies.c.stop_reason.is_(None))
+                .values(stop_reason=reason)
+            )
+
+    def record_test_opening(
+        self, trial_number: int | None, metrics: Mapping[str, float], folder: str
+    ) -> None:
+        """Record that the test split was opened, for which trial and with what result."""
+        with storage.writing(self.engine) as connection:
+            connection.execute(
+                hpo_test_openings.insert().values(
+                    study_uid=self.uid,
+                    study_id=self.study_id,
+                    trial_number=trial_number,
+                    opened_at=storage.now(connection),
+                    metrics=json.dumps(metrics),
+                    folder=folder,
+                )
+            )
+
+
+def _utc() -> datetime:
+    """Return the time as Optuna 5 stores it: UTC, without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _stored(value: float) -> tuple[float | None, Any]:
+    """Return a value and its type as Optuna's table of intermediate values holds them."""
+    if math.isnan(value):
+        return None, INTERMEDIATE_TYPE.NAN
+    if math.isinf(value):
+        return None, INTERMEDIATE_TYPE.INF_POS if value > 0 else INTERMEDIATE_TYPE.INF_NEG
+    return value, INTERMEDIATE_TYPE.FINITE
+
+
+def _upsert(
+    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    """Insert a row, or overwrite the values of the one with this key: writing twice is writing once."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table).values({**key, **values})  # type: ignore[attr-defined]
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

@@ -1,0 +1,133 @@
+"""The parts of a training by name: data sources, models, optimizers, schedules; ours from their dicts or the user's own.
+
+Here a study file's values get their meaning: every range end and every choice is checked against the part that takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import SOURCES
+from hpo import options, space, usercode
+from hpo.config import SECTIONS, Part, TrainConfig
+from hpo.errors import SpecError, nearest
+from hpo.options import Function
+from hpo.space import Choices, Tree
+from hpo.spec import StudySpec
+from hpo.train.optim import OPTIMIZERS
+from hpo.train.schedule import SCHEDULES
+from models import MODELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of part: its functions by name, and how many leading arguments we give them."""
+
+    functions: Mapping[str, Function]
+    given: int
+
+
+KINDS = {
+    "data": Kind(functions=SOURCES, given=0),
+    "model": Kind(functions=MODELS, given=2),  # input_shape, num_classes
+    "optimizer": Kind(functions=OPTIMIZERS, given=1),  # parameters
+    "schedule": Kind(functions=SCHEDULES, given=1),  # length in optimizer steps
+}
+
+
+def function(section: str, name: str, folder: Path) -> Function:
+    """Return the function behind a part's name; SpecError if there is none."""
+    known = KINDS[section].functions
+    if usercode.is_reference(name):
+        return usercode.load(name, folder, f"{section}.name")  # type: ignore[no-any-return]
+    if name not in known:
+        mend = nearest(name, known)
+        raise SpecError(
+            f'{section}.name: there is no {section} {name!r}{mend}; your own is "package.module:name"'
+        )
+    return known[name]
+
+
+def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
+    """Build a part: call its function with our arguments and its options."""
+    return function(section, part.name, folder)(*given, **part.options)
+
+
+def check(config: TrainConfig, folder: Path) -> None:
+    """Raise SpecError if some part of a pinned config does not take its options."""
+    for section, kind in KINDS.items():
+        part: Part = getattr(config, section)
+        found = function(section, part.name, folder)
+        options.check(found, kind.given, part.options, part.paths, f"{section} {part.name}")
+
+
+def resolve(spec: StudySpec, folder: Path) -> StudySpec:
+    """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
+    if spec.objective:
+        usercode.load(spec.objective, folder, "objective")
+        return spec
+    tree = spec.tree
+    _refuse_branches_in_training(tree)
+    problems: dict[str, None] = {}
+    for variant in space.variants(tree):
+        try:
+            check(TrainConfig.from_tree(variant), folder)
+        except SpecError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise SpecError("\n".join(problems))
+    return spec.model_copy(update=space.lower(_filled(tree, folder)))
+
+
+def _refuse_branches_in_training(tree: Tree) -> None:
+    for key in space.branches(tree["training"]):
+        raise SpecError(f"training.{key}: is a table; training takes plain values and ranges")
+
+
+def _filled(tree: Tree, folder: Path) -> Tree:
+    """Return the tree with the defaults of every part that can be taken, each under its own choice."""
+    cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
+    left_out = {"momentum", "beta1"} if cycles else set()  # the schedule owns these then
+    return {
+        section: _filled_part(section, dict(part), folder, left_out) if section in KINDS else part
+        for section, part in tree.items()
+    }
+
+
+def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> Tree:
+    name = part["name"]
+    for choice in name.options if isinstance(name, Choices) else [name]:
+        found = options.defaults(function(section, choice, folder), KINDS[section].given)
+        branch = part.get(choice, {})
+        missing = {
+            key: value for key, value in found.items() if key not in part.keys() | branch.keys() | left_out
+        }
+        if isinstance(name, Choices) and missing:
+            part[choice] = branch | missing
+        else:
+            part |= missing
+    return part
+
+
+def _paths(tree: Tree, path: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found += _paths(value, f"{path}.{key}") if isinstance(value, dict) else [f"{path}.{key}"]
+    return found
+
+
+def references(spec: StudySpec) -> list[str]:
+    """Return every name in a spec that means code of the user's own."""
+    if spec.objective:
+        return [spec.objective]
+    names = [spec.tree[section]["name"] for section in SECTIONS if section in KINDS]
+    listed = [option for name in names for option in (name.options if isinstance(name, Choices) else [name])]
+    return [name for name in listed if usercode.is_reference(name)]
+
+
+def code_digest(spec: StudySpec, folder: Path) -> str:
+    """Return the digest of the user's own code that a spec names, "" if it names none."""
+    return usercode.digest(references(spec), folder)

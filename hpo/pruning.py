@@ -1,0 +1,134 @@
+"""Pruners by name. All count in epochs: a step is the number of epochs finished, from 1.
+
+The names and defaults are Optuna's, but for Hyperband's and successive halving's resources, which are always explicit
+integers: Optuna's "auto" takes them from what one process happens to have seen, so two workers would disagree.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import optuna
+from annotated_types import Ge, Le
+
+from hpo import options
+from hpo.errors import SpecError, nearest
+from hpo.space import Range
+from hpo.spec import StudySpec
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Percent = Annotated[float, Ge(0), Le(100)]
+
+
+def none() -> optuna.pruners.BasePruner:
+    """Never prune."""
+    return optuna.pruners.NopPruner()
+
+
+def median(
+    *,
+    n_startup_trials: Count = 5,
+    n_warmup_steps: Count = 0,
+    interval_steps: Positive = 1,
+    n_min_trials: Positive = 3,
+) -> optuna.pruners.BasePruner:
+    """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
+    return optuna.pruners.MedianPruner(
+        n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials
+    )
+
+
+def percentile(
+    *,
+    percentile: Percent = 25.0,
+    n_startup_trials: Count = 5,
+    n_warmup_steps: Count = 0,
+    interval_steps: Positive = 1,
+    n_min_trials: Positive = 3,
+) -> optuna.pruners.BasePruner:
+    """Keep the best `percentile` percent at each epoch."""
+    return optuna.pruners.PercentilePruner(
+        percentile, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials
+    )
+
+
+def successive_halving(
+    *,
+    min_resource: Positive = 1,
+    reduction_factor: Annotated[int, Ge(2)] = 3,
+    min_early_stopping_rate: Count = 0,
+) -> optuna.pruners.BasePruner:
+    """Asynchronous successive halving, stopping only (Li et al., ASHA, 2020)."""
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource, reduction_factor, min_early_stopping_rate)
+
+
+def hyperband(
+    *, max_resource: Positive, min_resource: Positive = 1, reduction_factor: Annotated[int, Ge(2)] = 3
+) -> optuna.pruners.BasePruner:
+    """Several brackets of successive halving (Li et al., Hyperband, 2018); `max_resource` is the epochs of a full trial."""
+    return optuna.pruners.HyperbandPruner(min_resource, max_resource, reduction_factor)
+
+
+def threshold(
+    *,
+    lower: float | None = None,
+    upper: float | None = None,
+    n_warmup_steps: Count = 0,
+    interval_steps: Positive = 1,
+) -> optuna.pruners.BasePruner:
+    """Prune a trial whose value leaves [lower, upper] or is no number."""
+    return optuna.pruners.ThresholdPruner(lower, upper, n_warmup_steps, interval_steps)
+
+
+def patient(
+    *,
+    patience: Count,
+    min_delta: Annotated[float, Ge(0)] = 0.0,
+    wrapped: Literal["none", "median", "percentile", "successive_halving"] = "none",
+) -> optuna.pruners.BasePruner:
+    """Prune when the value has not improved for `patience` epochs, and the wrapped pruner, if any, agrees."""
+    inner = None if wrapped == "none" else PRUNERS[wrapped]()
+    return optuna.pruners.PatientPruner(inner, patience, min_delta)
+
+
+PRUNERS: dict[str, options.Function] = {
+    "none": none,
+    "median": median,
+    "percentile": percentile,
+    "successive_halving": successive_halving,
+    "hyperband": hyperband,
+    "threshold": threshold,
+    "patient": patient,
+}
+
+
+def resolve(spec: StudySpec) -> StudySpec:
+    """Return the spec with the pruner's defaults filled and checked; Hyperband's max_resource is the epochs of a trial."""
+    table = dict(spec.pruner)
+    if table.get("name") == "hyperband" and not spec.objective:
+        epochs = spec.tree["training"].get("epochs", 20)
+        table.setdefault("max_resource", epochs.high if isinstance(epochs, Range) else epochs)
+    name, given = named(table, "pruner", PRUNERS)
+    paths = {key: f"pruner.{key}" for key in given}
+    options.check(PRUNERS[name], 0, given, paths, f"pruner {name}")
+    if name == "threshold" and not {"lower", "upper"} & given.keys():
+        raise SpecError("pruner: threshold needs lower or upper; add one")
+    return spec.model_copy(update={"pruner": {"name": name} | options.defaults(PRUNERS[name], 0) | given})
+
+
+def named(
+    table: dict[str, object], section: str, known: dict[str, options.Function]
+) -> tuple[str, dict[str, object]]:
+    """Split a table into its name, which must be a known one, and the rest."""
+    rest = {key: value for key, value in table.items() if key != "name"}
+    name = table.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise SpecError(f"{section}.name: there is no {section} {name!r}{nearest(str(name), known)}")
+    return name, rest
+
+
+def build(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """Return the study's pruner."""
+    name, given = named(dict(spec.pruner), "pruner", PRUNERS)
+    return PRUNERS[name](**given)  # type: ignore[no-any-return]

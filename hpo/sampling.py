@@ -1,0 +1,172 @@
+"""Samplers by name, one fresh sampler a trial.
+
+A sampler's seed comes from (study seed, trial number), so no two trials draw the same start-up point whichever worker
+runs them, and the same history gives the same suggestions. QMC and grid walk one sequence that all workers share, so
+these are seeded by the study alone. CMA-ES keeps its state in the storage and only draws with the trial's seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import optuna
+from annotated_types import Ge
+
+from hpo import options, seeds, space
+from hpo.errors import SpecError
+from hpo.pruning import named
+from hpo.spec import StudySpec
+
+Sampler = optuna.samplers.BaseSampler
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+MAX_GRID = 100_000  # points; a larger grid is a mistake, and Optuna holds all of them in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """For whom a sampler is made: the spec, and the seeds of the study and of the trial."""
+
+    spec: StudySpec
+    study_seed: int
+    trial_seed: int
+
+
+def tpe(
+    draw: Draw,
+    *,
+    n_startup_trials: Count = 10,
+    n_ei_candidates: Positive = 24,
+    multivariate: bool = True,
+    group: bool | None = None,
+    constant_liar: bool = True,
+) -> Sampler:
+    """Tree-structured Parzen estimator (Bergstra et al., 2011); `group` is on when the space is conditional."""
+    return optuna.samplers.TPESampler(
+        n_startup_trials=n_startup_trials,
+        n_ei_candidates=n_ei_candidates,
+        multivariate=multivariate,
+        group=multivariate and (space.is_conditional(draw.spec.tree) if group is None else group),
+        constant_liar=constant_liar,
+        seed=draw.trial_seed,
+    )
+
+
+def gp(draw: Draw, *, n_startup_trials: Count = 10, deterministic_objective: bool = False) -> Sampler:
+    """Gaussian process with expected improvement; good to a few hundred trials, minutes per suggestion beyond."""
+    return optuna.samplers.GPSampler(
+        n_startup_trials=n_startup_trials,
+        deterministic_objective=deterministic_objective,
+        seed=draw.trial_seed,
+    )
+
+
+def cmaes(
+    draw: Draw, *, n_startup_trials: Count = 1, sigma0: float | None = None, with_margin: bool = False
+) -> Sampler:
+    """CMA-ES (Hansen, 2016) over the numeric parameters; choices are drawn at random."""
+    return optuna.samplers.CmaEsSampler(
+        n_startup_trials=n_startup_trials,
+        sigma0=sigma0,
+        with_margin=with_margin,
+        warn_independent_sampling=False,
+        independent_sampler=optuna.samplers.RandomSampler(seed=draw.trial_seed),
+        seed=draw.trial_seed,
+    )
+
+
+def nsga2(
+    draw: Draw,
+    *,
+    population_size: Annotated[int, Ge(2)] = 50,
+    mutation_prob: float | None = None,
+    crossover_prob: float = 0.9,
+    swapping_prob: float = 0.5,
+) -> Sampler:
+    """Genetic search (Deb et al., NSGA-II, 2002)."""
+    return optuna.samplers.NSGAIISampler(
+        population_size=population_size,
+        mutation_prob=mutation_prob,
+        crossover_prob=crossover_prob,
+        swapping_prob=swapping_prob,
+        seed=draw.trial_seed,
+    )
+
+
+def random(draw: Draw) -> Sampler:
+    """Independent uniform draws (Bergstra and Bengio, 2012)."""
+    return optuna.samplers.RandomSampler(seed=draw.trial_seed)
+
+
+def grid(draw: Draw, *, search_space: dict[str, list[Any]] | None = None) -> Sampler:
+    """Every point once, in an order shuffled by the study's seed; the study ends when all are done.
+
+    Args:
+        search_space: values by parameter, for an objective of the user's own; a declared space lists them itself.
+    """
+    points = search_space if search_space is not None else space.grid(draw.spec.tree)
+    return optuna.samplers.GridSampler(points, seed=draw.study_seed % 2**32)
+
+
+def qmc(draw: Draw, *, qmc_type: Literal["sobol", "halton"] = "sobol", scramble: bool = True) -> Sampler:
+    """Low-discrepancy sequence (Bergstra and Bengio, 2012), one for all workers."""
+    return optuna.samplers.QMCSampler(
+        qmc_type=qmc_type,
+        scramble=scramble,
+        seed=draw.study_seed % 2**32,
+        independent_sampler=optuna.samplers.RandomSampler(seed=draw.trial_seed),
+        warn_independent_sampling=False,
+    )
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "tpe": tpe,
+    "gp": gp,
+    "cmaes": cmaes,
+    "nsga2": nsga2,
+    "random": random,
+    "grid": grid,
+    "qmc": qmc,
+}
+
+
+def resolve(spec: StudySpec) -> StudySpec:
+    """Return the spec with the sampler's defaults filled and checked; a grid must be finite and unconditional."""
+    name, given = named(dict(spec.sampler), "sampler", SAMPLERS)
+    options.check(SAMPLERS[name], 1, given, {key: f"sampler.{key}" for key in given}, f"sampler {name}")
+    if name == "grid":
+        _check_grid(spec, given)
+    return spec.model_copy(update={"sampler": {"name": name} | options.defaults(SAMPLERS[name], 1) | given})
+
+
+def _check_grid(spec: StudySpec, given: dict[str, Any]) -> None:
+    if spec.objective and "search_space" not in given:
+        raise SpecError(
+            "sampler.search_space: grid needs it with an objective of your own: { lr = [0.1, 0.01], ... }"
+        )
+    points = math.prod(
+        len(values) for values in (given.get("search_space") or space.grid(spec.tree)).values()
+    )
+    if points > MAX_GRID:
+        raise SpecError(
+            f"sampler.name: the grid has {points:,} points, at most {MAX_GRID:,} are possible; widen the steps"
+        )
+
+
+def build(spec: StudySpec, trial_number: int) -> Sampler:
+    """Return the sampler for one trial of the study."""
+    name, given = named(dict(spec.sampler), "sampler", SAMPLERS)
+    trial_seed = seeds.derive(spec.seed, "sampler", trial_number) % 2**32  # numpy's seeds have 32 bits
+    return SAMPLERS[name](Draw(spec=spec, study_seed=spec.seed, trial_seed=trial_seed), **given)
+
+
+def grid_size(spec: StudySpec) -> int | None:
+    """Return how many points a grid study has, None for another sampler."""
+    if spec.sampler["name"] != "grid":
+        return None
+    return math.prod(
+        len(values) for values in (spec.sampler.get("search_space") or space.grid(spec.tree)).values()
+    )

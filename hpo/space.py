@@ -1,0 +1,291 @@
+"""The search space: ranges and choices lifted out of the study file's tree, and the only `trial.suggest_*` calls.
+
+A leaf of the tree is a constant, a range `{ low, high, log, step }` or `{ choices = [...] }`. A table with a `name` is a
+part; the tables in it are branches, each named after the choice it belongs to, and only the branch taken is searched.
+A parameter's name in Optuna is its dotted path, such as `optimizer.sgd.momentum`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpo.errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    import optuna
+
+Tree = dict[str, Any]
+RANGE_KEYS = {"low", "high", "log", "step"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A numeric parameter between `low` and `high`, both included; of ints if both ends are ints."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def integer(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def suggest(self, trial: optuna.Trial, path: str) -> float:
+        if self.integer:
+            return trial.suggest_int(
+                path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log
+            )
+        return trial.suggest_float(path, self.low, self.high, step=self.step, log=self.log)
+
+    def ends(self) -> list[float]:
+        return [self.low, self.high]
+
+    def middle(self) -> float:
+        """Return a value well inside the range: the geometric middle of a log range, else the arithmetic one."""
+        if self.log:
+            value = math.sqrt(self.low * self.high)
+        elif self.step:
+            value = self.low + self.step * (round((self.high - self.low) / self.step) // 2)
+        else:
+            value = (self.low + self.high) / 2
+        return round(value) if self.integer else value
+
+    def values(self, path: str) -> list[float]:
+        """Return every value, for a grid; SpecError where the range has no step."""
+        if self.step is None and not self.integer:
+            raise SpecError(
+                f"{path}: a grid needs a step, got {self}; add step = ... or use {{ choices = [...] }}"
+            )
+        step = self.step or 1
+        count = round((self.high - self.low) / step)
+        return [self.low + i * step for i in range(count + 1)]
+
+    def __str__(self) -> str:
+        extras = [
+            *(["log = true"] if self.log else []),
+            *([f"step = {self.step}"] if self.step is not None else []),
+        ]
+        return "{ " + ", ".join([f"low = {self.low}", f"high = {self.high}", *extras]) + " }"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A parameter that takes one of a few values; lists and tables are stored in Optuna as compact JSON text."""
+
+    options: tuple[Any, ...]
+
+    def suggest(self, trial: optuna.Trial, path: str) -> Any:
+        encoded = [encode(option) for option in self.options]
+        return self.options[encoded.index(trial.suggest_categorical(path, encoded))]
+
+    def ends(self) -> list[Any]:
+        return list(self.options)
+
+    def middle(self) -> Any:
+        return self.options[len(self.options) // 2]
+
+    def values(self, path: str) -> list[Any]:  # noqa: ARG002  (the same signature as Range.values)
+        return [encode(option) for option in self.options]
+
+    def __str__(self) -> str:
+        return "{ choices = [" + ", ".join(json.dumps(option) for option in self.options) + "] }"
+
+
+Parameter = Range | Choices
+
+
+def encode(option: Any) -> Any:
+    """Return what Optuna stores for a choice: scalars as they are, lists and tables as compact JSON text."""
+    return json.dumps(option, separators=(",", ":")) if isinstance(option, list | dict) else option
+
+
+def lift(tree: Mapping[str, Any], path: str = "") -> Tree:
+    """Return the tree with every range and choice table turned into a Parameter; SpecError names the path."""
+    return {key: _lift_leaf(value, f"{path}.{key}" if path else key) for key, value in tree.items()}
+
+
+def _lift_leaf(value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "choices" in value:
+        return _choices(value, path)
+    if "low" in value or "high" in value:
+        return _range(value, path)
+    return lift(value, path)
+
+
+def _choices(table: Mapping[str, Any], path: str) -> Choices:
+    for key in table.keys() - {"choices"}:
+        raise SpecError(
+            f"{path}: {key!r} does not go with choices; a choice is {{ choices = [...] }} and nothing else"
+        )
+    options = table["choices"]
+    if not isinstance(options, list) or not options:
+        raise SpecError(
+            f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets"
+        )
+    if len({json.dumps(option, sort_keys=True) for option in options}) < len(options):
+        raise SpecError(f"{path}: choices = {options!r} names a value twice; keep each once")
+    return Choices(options=tuple(options))
+
+
+def _range(table: Mapping[str, Any], path: str) -> Range:
+    for key in sorted(table.keys() - RANGE_KEYS):
+        raise SpecError(f"{path}: unknown key {key!r} in a range{nearest(key, RANGE_KEYS)}")
+    for key in ("low", "high"):
+        if key not in table:
+            raise SpecError(f"{path}: a range needs both low and high, {key} is missing; add {key} = ...")
+    for key in table.keys() & {"low", "high", "step"}:
+        number = table[key]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise SpecError(f"{path}.{key}: {number!r} is not a finite number")
+    if not isinstance(table.get("log", False), bool):
+        raise SpecError(f"{path}.log: {table['log']!r} is not true or false")
+    found = Range(low=table["low"], high=table["high"], log=table.get("log", False), step=table.get("step"))
+    _check_range(found, path)
+    return found
+
+
+def _check_range(found: Range, path: str) -> None:
+    if found.low > found.high:
+        raise SpecError(f"{path}: low = {found.low} is above high = {found.high}; swap them")
+    if found.log and found.low <= 0:
+        raise SpecError(
+            f"{path}: a log range cannot start at low = {found.low}; use a low above 0 or drop log"
+        )
+    if found.step is None:
+        return
+    if found.log:
+        raise SpecError(f"{path}: log and step = {found.step} do not go together; drop one of them")
+    if found.step <= 0 or (found.integer and not isinstance(found.step, int)):
+        raise SpecError(f"{path}.step: {found.step} must be above 0, and an int where both ends are ints")
+    steps = (found.high - found.low) / found.step
+    if abs(steps - round(steps)) > 1e-8:
+        reached = found.low + math.floor(steps) * found.step
+        raise SpecError(
+            f"{path}: high = {found.high} is no whole number of steps of {found.step}; use high = {reached}"
+        )
+
+
+def lower(tree: Mapping[str, Any]) -> Tree:
+    """Return the tree as plain TOML and JSON values again: the inverse of `lift`."""
+    return {key: _lower_leaf(value) for key, value in tree.items()}
+
+
+def _lower_leaf(value: Any) -> Any:
+    if isinstance(value, Choices):
+        return {"choices": list(value.options)}
+    if isinstance(value, Range):
+        table: Tree = {"low": value.low, "high": value.high}
+        if value.log:
+            table["log"] = True
+        if value.step is not None:
+            table["step"] = value.step
+        return table
+    return lower(value) if isinstance(value, Mapping) else value
+
+
+def parameters(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Parameter]]:
+    """Yield (dotted path, parameter) for every range and choice of a lifted tree, taken branch or not."""
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, Range | Choices):
+            yield here, value
+        elif isinstance(value, Mapping):
+            yield from parameters(value, here)
+
+
+def branches(part: Mapping[str, Any]) -> dict[str, Tree]:
+    """Return the tables inside a part: each holds the children of one choice of its name."""
+    return {key: value for key, value in part.items() if isinstance(value, dict)}
+
+
+def is_conditional(tree: Mapping[str, Any]) -> bool:
+    """Say whether some parameter exists only under one choice of its part's name."""
+    return any(
+        isinstance(part.get("name"), Choices)
+        and any(list(parameters(branch)) for branch in branches(part).values())
+        for part in tree.values()
+        if isinstance(part, Mapping)
+    )
+
+
+def check_branches(tree: Mapping[str, Any]) -> None:
+    """Refuse a branch under a part whose name cannot take that choice; SpecError names it."""
+    for key, part in tree.items():
+        if not isinstance(part, Mapping):
+            continue
+        name = part.get("name")
+        names = list(name.options) if isinstance(name, Choices) else [name]
+        for branch in branches(part):
+            if branch not in names:
+                taken = ", ".join(map(repr, names))
+                raise SpecError(
+                    f"{key}.{branch}: its table stands under no choice: {key}.name is {taken}; "
+                    f"add {branch!r} to the choices of {key}.name or remove [{key}.{branch}]"
+                )
+
+
+def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: str = "") -> Tree:
+    """Return the tree with every parameter replaced by `pick(path, parameter)`, without the branches not taken.
+
+    A part's name is picked before anything else in it, so a branch's parameters are picked only when it is taken.
+    """
+    pinned: Tree = {}
+    for key in sorted(tree, key=lambda key: key != "name"):  # stable: the name first, the rest as written
+        value, here = tree[key], f"{path}.{key}" if path else key
+        if isinstance(value, Range | Choices):
+            pinned[key] = pick(here, value)
+        elif not isinstance(value, Mapping):
+            pinned[key] = value
+        elif "name" not in pinned or key == pinned["name"]:
+            pinned[key] = pin(value, pick, here)
+    return pinned
+
+
+def suggest(tree: Mapping[str, Any], trial: optuna.Trial) -> Tree:
+    """Return the tree pinned to what the study's sampler proposes for this trial."""
+    return pin(tree, lambda path, parameter: parameter.suggest(trial, path))
+
+
+def grid(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return every parameter's values for a grid search; SpecError for a range without step or a conditional space."""
+    if is_conditional(tree):
+        raise SpecError(
+            "sampler.name: grid cannot search a conditional space (a branch such as [optimizer.sgd] holds ranges); "
+            "make the branch's values constants or use sampler tpe"
+        )
+    return {path: parameter.values(path) for path, parameter in parameters(tree)}
+
+
+def variants(tree: Mapping[str, Any]) -> Iterator[Tree]:
+    """Yield pinned trees that between them hold both ends of every range and every choice, in every branch.
+
+    One tree for each (combination of part names, value of one parameter); all else stays at its middle.
+    """
+    parts = {
+        path: found for path, found in parameters(tree) if path.endswith(".name") and path.count(".") == 1
+    }
+    for names in itertools.product(*(found.ends() for found in parts.values())):
+        taken = dict(zip(parts, names, strict=True))
+        seen: dict[str, Parameter] = {}
+
+        def middle(path: str, parameter: Parameter, taken: dict[str, Any] = taken, seen: Any = seen) -> Any:
+            seen[path] = parameter
+            return taken.get(path, parameter.middle())
+
+        yield pin(tree, middle)
+        for varied, parameter in seen.items():
+            if varied in taken:
+                continue
+            for end in parameter.ends():
+                yield pin(
+                    tree,
+                    lambda path, p, v=varied, e=end, t=taken: e if path == v else t.get(path, p.middle()),
+                )

@@ -1,0 +1,197 @@
+"""The study file: read, checked for shape, fingerprinted.
+
+`StudySpec` is the file with its defaults filled. What a value means (does `sgd` take it, is it in bounds) is decided
+where the parts are known, in `parts.py`; here stand the grammar and the study's own settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from annotated_types import Ge
+
+from hpo import options, space
+from hpo.config import SECTIONS, Positive, with_sections
+from hpo.curve import Direction, ValueRule
+from hpo.errors import SpecError
+
+FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
+UNIDENTIFYING = {"budget", "workers", "storage", "checkpoints"}  # may differ between two runs of one study
+METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}
+
+
+class Budget(pydantic.BaseModel):
+    """How much may be spent on the study in all."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    trials: Positive = 64
+    """Rows of the study in any state but WAITING, over all runs."""
+    timeout: str | None = None
+    """Wall clock of one `hpo run`, such as "30m"; what still runs is parked for the next one."""
+
+
+class StudySpec(pydantic.BaseModel):
+    """A study file with its defaults filled."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, pydantic.StringConstraints(min_length=1, max_length=200)]
+    seed: Annotated[int, Ge(0)] = 0
+    objective: str | None = None
+    """An Optuna objective of the user's own, "file.py:function"; then the five training sections are left out."""
+    params: dict[str, Any] = {}
+    """Pinned parameters of such an objective, as `hpo export` writes them."""
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """What the validation curve shows, for the declared objective."""
+    direction: Direction | None = None
+    value: str | None = None
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    optimizer: dict[str, Any] = {}
+    schedule: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    sampler: dict[str, Any] = {"name": "tpe"}
+    pruner: dict[str, Any] = {"name": "median"}
+    budget: Budget = Budget()
+    workers: Positive | None = None
+    storage: str | None = None
+    checkpoints: str | None = None
+    receipt: dict[str, Any] = {}
+    """What a pinned file was made from; ignored by a search."""
+
+    @classmethod
+    def load(cls, path: Path) -> StudySpec:
+        """Read a study file or a pinned config; SpecError names the file, the key, the value and the mend."""
+        try:
+            document = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            raise SpecError(f"{path}: no such file; `hpo init {path}` writes one to start from") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise SpecError(f"{path}: not TOML: {error}") from None
+        document.setdefault("name", path.stem)
+        try:
+            return cls.from_document(document)
+        except SpecError as error:
+            raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> StudySpec:
+        """Check a document and fill the study's own defaults; SpecError names key, value and mend."""
+        try:
+            spec = cls.model_validate(dict(document))
+        except pydantic.ValidationError as error:
+            raise SpecError("\n".join(options.explain(error, {}, "a study file", cls.model_fields))) from None
+        spec = spec._with_objective_defaults() if spec.objective else spec._with_training_defaults()
+        spec.rule  # noqa: B018  (an unknown rule is told now)
+        if spec.budget.timeout:
+            seconds(spec.budget.timeout, "budget.timeout")
+        space.check_branches(spec.tree)
+        return spec
+
+    def _with_objective_defaults(self) -> StudySpec:
+        for section in SECTIONS:
+            if getattr(self, section):
+                raise SpecError(
+                    f"{section}: goes with a declared training, not with objective = {self.objective!r}; remove it"
+                )
+        if self.direction is None:
+            raise SpecError('direction: needed with an objective of your own; write "maximize" or "minimize"')
+        return self
+
+    def _with_training_defaults(self) -> StudySpec:
+        for section in ("data", "model", "optimizer"):
+            if not getattr(self, section):
+                raise SpecError(
+                    f'{section}: missing; add [{section}] with name = "...", or objective = "file.py:function"'
+                )
+        if self.params:
+            raise SpecError(
+                "params: goes with an objective of your own; write the values into their sections"
+            )
+        direction = METRICS[self.metric]
+        if self.direction not in (None, direction):
+            raise SpecError(
+                f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction"
+            )
+        filled = {"direction": direction, "value": self.value or "best"}
+        return self.model_copy(
+            update=filled | with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
+        )
+
+    @property
+    def rule(self) -> ValueRule | None:
+        """The rule for a trial's value; None keeps what an objective of the user's own reports and returns."""
+        assert self.direction is not None
+        return ValueRule.parse(self.value, self.direction) if self.value else None
+
+    @property
+    def tree(self) -> space.Tree:
+        """The five training sections with ranges and choices lifted out; empty for an objective of the user's own."""
+        return space.lift({section: getattr(self, section) for section in SECTIONS if getattr(self, section)})
+
+    @property
+    def is_pinned(self) -> bool:
+        """Say whether nothing is left to search."""
+        return bool(self.params) if self.objective else not list(space.parameters(self.tree))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The spec as plain JSON and TOML values, without what was left unset."""
+        return self.model_dump(exclude_none=True, exclude={"receipt"})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of the document that two workers of one study must share."""
+        return {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity, the format version in front."""
+        text = json.dumps([FORMAT, self.identity], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(stored: StudySpec, mine: StudySpec) -> list[str]:
+    """Return a line for each key in which two specs' identities differ: path, the study's value, the file's value."""
+    old, new = _flat(stored.identity), _flat(mine.identity)
+    return [
+        f"{key}: the study has {_shown(old, key)}, the file has {_shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else key
+        is_subtree = isinstance(value, dict) and not value.keys() & {"low", "high", "choices"}
+        flat |= _flat(value, here) if is_subtree else {here: value}
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "nothing"
+
+
+def seconds(text: str, path: str) -> float:
+    """Read a duration such as "90s", "30m", "1h30m" or "2d"; SpecError for anything else or for nothing at all."""
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    total = (
+        sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+        if match
+        else 0
+    )
+    if total <= 0:
+        raise SpecError(f"{path}: {text!r} is no duration; write it like 90s, 30m or 1h30m")
+    return float(total)

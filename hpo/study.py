@@ -1,0 +1,288 @@
+"""A study: made from a spec, joined by workers, and the settings under which Optuna's parts run in it.
+
+The spec, its fingerprint and the digests of code and data are stored with the study, so a worker needs only a name and a
+storage; whoever comes with another spec, other code or other data is refused with the difference shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+
+from hpo import pruning, sampling, spec, storage, tables
+from hpo.errors import MismatchError, StudyError, nearest
+from hpo.ledger import Ledger
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.tables import UID_KEY, hpo_studies, studies, study_user_attributes, trials
+
+FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
+PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """An open study: Optuna's object on it, our row's uid, its spec and its folders."""
+
+    storage: Storage
+    optuna: optuna.Study
+    uid: str
+    spec: StudySpec
+    trials: int  # the budget, with rows that a fork brought along on top
+    stop_reason: str | None
+    checkpoints: Path
+    code_folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def study_id(self) -> int:
+        return int(self.optuna._study_id)
+
+    def ledger(self, worker: str, **settings: float) -> Ledger:
+        """Return the writes of one worker to this study."""
+        return Ledger(
+            engine=self.storage.engine, study_id=self.study_id, uid=self.uid, worker=worker, **settings
+        )
+
+
+def create_or_join(
+    place: Storage,
+    wanted: StudySpec,
+    *,
+    code_folder: Path,
+    code_digest: str,
+    trials_budget: int | None = None,
+    allow_code_change: bool = False,
+) -> Study:
+    """Make the study, or join the one that is there if its identity is the same.
+
+    Args:
+        trials_budget: sets the study's budget; without it the larger of the stored and the file's own stands.
+
+    Raises MismatchError with each difference if the stored study is another one.
+    """
+    tables.create(place.engine)
+    assert wanted.direction is not None
+    made = optuna.create_study(
+        storage=place.optuna, study_name=wanted.name, direction=wanted.direction, load_if_exists=True
+    )
+    with storage.writing(place.engine) as connection:
+        row = _lock_and_read(connection, made._study_id)
+        if row is None:
+            _refuse_a_plain_optuna_study(connection, made._study_id, wanted)
+            _insert(connection, place, made._study_id, wanted, code_folder, code_digest)
+            row = _lock_and_read(connection, made._study_id)
+        _check_identity(row, wanted)
+        budget = trials_budget or max(row.trials, wanted.budget.trials)
+        connection.execute(hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(trials=budget))
+        _check_code(connection, row, code_digest, allow_code_change)
+    study = join(place, wanted.name)
+    _place_probe_file(study)
+    return study
+
+
+def join(place: Storage, name: str) -> Study:
+    """Open a study that `hpo run` made; StudyError, with the names that are there, if there is none."""
+    if not sa.inspect(place.engine).has_table(hpo_studies.name):
+        raise StudyError(f"there is no study of hpo in {place.shown}; `hpo run FILE` makes one")
+    with place.engine.connect() as connection:
+        study_id = connection.execute(
+            sa.select(studies.c.study_id).where(studies.c.study_name == name)
+        ).scalar_one_or_none()
+        row = None if study_id is None else _read(connection, study_id)
+    if row is None:
+        raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, names(place))}")
+    stored = StudySpec.from_document(json.loads(row.spec))
+    opened = optuna.load_study(
+        study_name=name, storage=place.optuna, sampler=sampling.build(stored, 0), pruner=pruning.build(stored)
+    )
+    return Study(
+        storage=place,
+        optuna=opened,
+        uid=row.uid,
+        spec=stored,
+        trials=row.trials + row.imported,
+        stop_reason=row.stop_reason,
+        checkpoints=Path(row.checkpoints),
+        code_folder=Path(row.code_folder),
+    )
+
+
+def names(place: Storage) -> list[str]:
+    """Return the names of the studies that `hpo` made in a storage."""
+    if not sa.inspect(place.engine).has_table(hpo_studies.name):
+        return []
+    with place.engine.connect() as connection:
+        rows = connection.execute(
+            sa.select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
+        ).all()
+        return [row.study_name for row in rows if _read(connection, row.study_id) is not None]
+
+
+def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allow_code_change: bool) -> None:
+    """Refuse a worker whose file or code differs from the study's, or that cannot read its checkpoints."""
+    with storage.writing(study.storage.engine) as connection:
+        row = _lock_and_read(connection, study.study_id)
+        if row is None:
+            raise StudyError(f"study {study.name!r} was deleted")
+        if mine is not None:
+            _check_identity(row, mine)
+        _check_code(connection, row, code_digest, allow_code_change)
+    probe = study.checkpoints / PROBE_FILE
+    if not probe.is_file() or probe.read_text() != study.uid:
+        raise MismatchError(
+            f"checkpoints {study.checkpoints}: this machine does not see the study's own folder there; "
+            "mount it, or make the study with `checkpoints = PATH` on a path that every worker can read"
+        )
+
+
+def check_data(study: Study, digest: str) -> None:
+    """Remember the digest of the first worker's data; MismatchError for a worker that has other data."""
+    with storage.writing(study.storage.engine) as connection:
+        row = _lock_and_read(connection, study.study_id)
+        if row is None:
+            raise StudyError(f"study {study.name!r} was deleted")
+        if row.data_digest is None:
+            connection.execute(
+                hpo_studies.update().where(hpo_studies.c.uid == study.uid).values(data_digest=digest)
+            )
+        elif row.data_digest != digest:
+            raise MismatchError(
+                f"data: the study was made on {row.data_digest[:12]}, here the data is {digest[:12]}; "
+                "restore the files, or start a new study with --name"
+            )
+
+
+def _read(connection: sa.Connection, study_id: int) -> Any:
+    """Return our row of a study, None if there is none or only a dead one."""
+    uid = connection.execute(
+        sa.select(study_user_attributes.c.value_json).where(
+            study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == UID_KEY
+        )
+    ).scalar_one_or_none()
+    if uid is None:
+        return None
+    return connection.execute(
+        sa.select(hpo_studies).where(hpo_studies.c.study_id == study_id, hpo_studies.c.uid == json.loads(uid))
+    ).one_or_none()
+
+
+def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
+    connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+    return _read(connection, study_id)
+
+
+def _refuse_a_plain_optuna_study(connection: sa.Connection, study_id: int, wanted: StudySpec) -> None:
+    held = connection.execute(
+        sa.select(sa.func.count()).where(
+            trials.c.study_id == study_id, trials.c.state != optuna.trial.TrialState.WAITING
+        )
+    ).scalar_one()
+    if held:
+        raise MismatchError(
+            f"study {wanted.name!r} is there already with {held} trials and was not made by hpo; choose another name with --name"
+        )
+
+
+def _insert(
+    connection: sa.Connection,
+    place: Storage,
+    study_id: int,
+    wanted: StudySpec,
+    code_folder: Path,
+    code_digest: str,
+) -> None:
+    uid = uuid.uuid4().hex
+    connection.execute(
+        hpo_studies.insert().values(
+            uid=uid,
+            study_id=study_id,
+            spec=json.dumps(wanted.document),
+            fingerprint=wanted.fingerprint,
+            trials=wanted.budget.trials,
+            code_folder=str(code_folder.absolute()),
+            code_digest=code_digest,
+            checkpoints=str(_checkpoint_folder(place, wanted, uid)),
+        )
+    )
+    connection.execute(
+        study_user_attributes.insert(),
+        [
+            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in {UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint}.items()
+        ],
+    )
+
+
+def _checkpoint_folder(place: Storage, wanted: StudySpec, uid: str) -> Path:
+    given = wanted.checkpoints or os.environ.get("HPO_CHECKPOINTS")
+    if given:
+        return Path(given).absolute() / uid
+    beside = Path(place.url.database or "").parent if place.is_sqlite else Path.cwd()
+    return beside.absolute() / ".hpo" / uid
+
+
+def _place_probe_file(study: Study) -> None:
+    try:
+        study.checkpoints.mkdir(parents=True, exist_ok=True)
+        (study.checkpoints / PROBE_FILE).write_text(study.uid)
+    except OSError as error:
+        raise StudyError(
+            f"checkpoints {study.checkpoints}: cannot be written: {error.strerror}; "
+            "name another folder by `checkpoints = PATH` in the study file or HPO_CHECKPOINTS"
+        ) from None
+
+
+def _check_identity(row: Any, wanted: StudySpec) -> None:
+    if row.fingerprint == wanted.fingerprint:
+        return
+    stored = StudySpec.from_document(json.loads(row.spec))
+    lines = spec.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
+    shown = "\n".join(f"  {line}" for line in lines)
+    raise MismatchError(
+        f"study {wanted.name!r} was made with another spec:\n{shown}\n"
+        f"undo the change, start a new study with --name NEW, or take its trials along with `hpo fork {wanted.name} NEW FILE`"
+    )
+
+
+def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: bool) -> None:
+    changes: list[str] = json.loads(row.code_changes)
+    if digest in {row.code_digest, *changes}:
+        return
+    if not allow_change:
+        raise MismatchError(
+            f"your own code changed since the study was made ({row.code_digest[:12]} is now {digest[:12]}); "
+            "undo the change, start a new study with --name, or join with --allow-code-change, which is recorded"
+        )
+    connection.execute(
+        hpo_studies.update()
+        .where(hpo_studies.c.uid == row.uid)
+        .values(code_changes=json.dumps([*changes, digest]))
+    )
+
+
+@contextmanager
+def as_in_optimize(study: optuna.Study) -> Iterator[None]:
+    """Let samplers and objectives call `study.stop()`, which Optuna allows only inside `study.optimize`."""
+    study._thread_local.in_optimize_loop = True
+    try:
+        yield
+    finally:
+        study._thread_local.in_optimize_loop = False
+
+
+def stop_was_requested(study: optuna.Study) -> bool:
+    """Say whether a sampler or an objective called `study.stop()` in this process."""
+    return bool(study._stop_flag)

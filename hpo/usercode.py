@@ -1,0 +1,92 @@
+"""Code of the user's own, named in a study file as `package.module:name` or `file.py:name`.
+
+It resolves against the study file's folder, which goes last on `sys.path`, so that nothing of ours is shadowed by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hpo.errors import SpecError, nearest
+
+
+def is_reference(name: str) -> bool:
+    """Say whether a name in a study file means code of the user's own."""
+    return ":" in name
+
+
+def load(reference: str, folder: Path, path: str) -> Any:
+    """Import what a reference names; SpecError at `path` with the cause if that fails."""
+    location, _, name = reference.partition(":")
+    module = _module(location, folder, path)
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise SpecError(f"{path} = {reference!r}: {location} has no {name!r}{nearest(name, public)}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise SpecError(f"{path} = {reference!r}: is a {type(found).__name__}, not a function")
+    return found
+
+
+def _module(location: str, folder: Path, path: str) -> ModuleType:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        if not location.endswith(".py"):
+            return importlib.import_module(location)
+        return _file_module(folder / location)
+    except FileNotFoundError:
+        raise SpecError(
+            f"{path}: no file {folder / location}; paths are relative to the study file"
+        ) from None
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise SpecError(
+            f"{path}: importing {location} failed: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        ) from error
+
+
+def _file_module(file: Path) -> ModuleType:
+    name = f"hpo_user_{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def digest(references: Iterable[str], folder: Path) -> str:
+    """Return the SHA-256 of the files that the references name ("" if there are none); what those import is not in it."""
+    files = sorted({_source(reference.partition(":")[0], folder) for reference in references})
+    if not files:
+        return ""
+    return hashlib.sha256(
+        b"\0".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    ).hexdigest()
+
+
+def _source(location: str, folder: Path) -> Path:
+    if location.endswith(".py"):
+        return folder / location
+    origin = importlib.import_module(location).__file__  # already imported by `load`
+    if origin is None:
+        raise SpecError(f"{location}: is a folder without __init__.py; name a module")
+    return Path(origin)
