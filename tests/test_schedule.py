@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from hpo.train import schedule
+from hpo.train.schedule import SCHEDULES, Rate
+
+LR = 0.3
+RELATIVE = 1e-12
+
+
+def optimizer(kind: type[torch.optim.Optimizer] = torch.optim.SGD, **options) -> torch.optim.Optimizer:
+    return kind([torch.nn.Parameter(torch.zeros(1))], lr=LR, **options)
+
+
+def torchs_rates(given: torch.optim.Optimizer, scheduler: lr_scheduler.LRScheduler, length: int) -> list[Rate]:
+    rates = []
+    for _ in range(length):
+        (group,) = given.param_groups
+        rates.append(Rate(group["lr"] / LR, group["momentum"] if "momentum" in group else group["betas"][0]))
+        given.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 200])
+@pytest.mark.parametrize("final_factor", [0.01, 0.5, 1.0])
+def test_cosine_is_torchs_at_every_step(length: int, final_factor: float) -> None:
+    given = optimizer()
+    theirs = torchs_rates(given, lr_scheduler.CosineAnnealingLR(given, length, eta_min=final_factor * LR), length)
+    ours = schedule.cosine(length, final_factor=final_factor)
+    assert [ours(step).factor for step in range(length)] == pytest.approx([r.factor for r in theirs], rel=RELATIVE)
+
+
+def test_cosine_ends_at_its_final_factor() -> None:
+    assert schedule.cosine(10)(10).factor == 0.0
+    assert schedule.cosine(10, final_factor=0.25)(10).factor == 0.25
+
+
+@pytest.mark.parametrize("length", [5, 8, 40, 333])
+@pytest.mark.parametrize("pct_start", [0.25, 0.3, 0.9])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_onecycle_is_torchs_at_every_step_momentum_included(length: int, pct_start: float, kind) -> None:
+    given = optimizer(kind, **({"momentum": 0.5} if kind is torch.optim.SGD else {}))
+    scheduler = lr_scheduler.OneCycleLR(
+        given, LR, total_steps=length + 1, pct_start=pct_start, div_factor=20, final_div_factor=300, base_momentum=0.8
+    )
+    theirs = torchs_rates(given, scheduler, length)
+    ours = schedule.onecycle(
+        length + 1,
+        pct_start=pct_start,
+        div_factor=20,
+        final_div_factor=300,
+        cycle_momentum=True,
+        base_momentum=0.8,
+    )
+    for step, rate in enumerate(theirs):
+        assert ours(step) == pytest.approx(rate, rel=RELATIVE), step
+
+
+def test_onecycle_leaves_momentum_alone_unless_told() -> None:
+    assert {schedule.onecycle(30)(step).momentum for step in range(40)} == {None}
+
+
+def test_onecycle_peaks_at_the_sampled_learning_rate_and_ends_far_below_its_start() -> None:
+    ours = schedule.onecycle(100, pct_start=0.3, div_factor=10, final_div_factor=100)
+    assert ours(0).factor == pytest.approx(0.1, rel=RELATIVE)
+    assert ours(29).factor == 1.0
+    assert ours(99).factor == pytest.approx(1e-3, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_onecycle_is_finite_over_very_few_steps(length: int) -> None:
+    for pct_start in (0.01, 0.25, 0.5, 0.99):
+        ours = schedule.onecycle(length, pct_start=pct_start)
+        assert all(0.0 < ours(step).factor <= 1.0 for step in range(length))
+
+
+def test_step_drops_where_torchs_multistep_does() -> None:
+    given = optimizer()
+    theirs = torchs_rates(given, lr_scheduler.MultiStepLR(given, [30, 60], gamma=0.2), 90)
+    ours = schedule.step(90, drops=2, gamma=0.2)
+    assert [ours(step).factor for step in range(90)] == pytest.approx([r.factor for r in theirs], rel=RELATIVE)
+
+
+def test_exponential_is_torchs_with_the_ratio_that_ends_at_the_final_factor() -> None:
+    given = optimizer()
+    theirs = torchs_rates(given, lr_scheduler.ExponentialLR(given, 0.02 ** (1 / 50)), 50)
+    ours = schedule.exponential(50, final_factor=0.02)
+    assert [ours(step).factor for step in range(50)] == pytest.approx([r.factor for r in theirs], rel=RELATIVE)
+    assert ours(50).factor == 0.02
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_past_its_length_a_schedule_stays_at_its_last_value(name: str) -> None:
+    ours = SCHEDULES[name](17)
+    assert ours(17) == ours(18) == ours(10_000)
+    assert math.isfinite(ours(17).factor)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_a_schedule_over_no_steps_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="over 0 steps"):
+        SCHEDULES[name](0)
+
+
+def test_apply_scales_each_group_from_its_own_base() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.1)]
+    given = torch.optim.SGD(groups, momentum=0.7)
+    schedule.apply(given, [1.0, 0.1], Rate(0.5))
+    assert [(group["lr"], group["momentum"]) for group in given.param_groups] == [(0.5, 0.7), (0.05, 0.7)]
+
+
+def test_apply_sets_momentum_or_the_first_beta() -> None:
+    for given, key, value in (
+        (optimizer(momentum=0.5), "momentum", 0.9),
+        (optimizer(torch.optim.RMSprop), "momentum", 0.9),
+        (optimizer(torch.optim.AdamW), "betas", (0.9, 0.999)),
+    ):
+        schedule.apply(given, [LR], Rate(1.0, 0.9))
+        assert given.param_groups[0][key] == value
+
+
+def test_a_momentum_for_an_optimizer_without_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="Adagrad has none; set it to false"):
+        schedule.apply(optimizer(torch.optim.Adagrad), [LR], Rate(1.0, 0.9))
