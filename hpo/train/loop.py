@@ -1,0 +1,312 @@
+"""The reference executor: one trial, one model, a generator that yields one result per epoch.
+
+What it owns: batch order, randomness, precision, where a trial may stop and how it goes on bit for bit. What
+it leaves to the caller's `for` body: pruning, reports, checkpoints, early stopping, and what to do about a
+loss that is not finite.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data import Split, Splits
+from hpo.seeds import derive
+from hpo.train import schedule as schedules
+from hpo.train.schedule import Schedule
+from models import adopt_dropout, use_generator
+
+Precision = Literal["float32", "bfloat16"]
+
+EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
+FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """What one epoch of training brought; losses are mean cross-entropies in nats, not finite if training
+    diverged.
+    """
+
+    epoch: int  # epochs finished, from 1
+    train_loss: float  # mean over the epoch's steps, each before its update
+    validation_loss: float
+    validation_accuracy: float  # share of images, 0..1
+    learning_rate: float  # of the epoch's last step, first parameter group
+    seconds: float  # training and validation
+
+
+def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a model on the CPU from weights that depend on the seed alone, with our dropout in place of
+    torch's.
+
+    The same weights come out whatever the device is moved to later, and torch's global generator is left as
+    it was.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(derive(seed, "init"))
+        return adopt_dropout(build())
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return how many optimizer steps one epoch over so many training images has.
+
+    A last short batch is dropped: batch norm fails on a batch of one image, and trials in a stack need
+    batches of one size. The order differs every epoch, so no image is left out for good. A part smaller than
+    one batch is one batch.
+    """
+    return max(1, images // batch_size)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, *, mean: Tensor, std: Tensor, precision: Precision = "float32"
+) -> tuple[float, float]:
+    """Return mean loss and accuracy over one part; the model is left in eval mode."""
+    loss, accuracy = _evaluate(model, _Pixels(split.images, mean, std, _dtype(model)), split.labels, precision).tolist()
+    return loss, accuracy
+
+
+class Run:
+    """One trial in training; between epochs, or where `stop` ended it, its state can be saved and taken up
+    elsewhere.
+
+    Images and labels stay on their device as the splits hold them. `optimizer` comes fresh: its learning
+    rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch); see
+    `train`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        splits: Splits,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        precision: Precision = "float32",
+    ) -> None:
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
+        device = splits.train.images.device
+        strangers = {p.device for p in model.parameters()} - {device}
+        if strangers:
+            raise ValueError(
+                f"the model is on {strangers.pop()}, the images on {device}; move the model before the run"
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.epochs = epochs
+        self.epoch = 0  # epochs finished
+        self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
+        self._schedule = schedule
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._batch_size = batch_size
+        self._seed = seed
+        self._precision: Precision = precision
+        self._device = device
+        dtype = _dtype(model)
+        self._images = _Pixels(splits.train.images, splits.mean, splits.std, dtype)
+        self._labels = splits.train.labels
+        self._validation_images = _Pixels(splits.validation.images, splits.mean, splits.std, dtype)
+        self._validation_labels = splits.validation.labels
+        self._dropout = torch.Generator(device)
+        use_generator(model, self._dropout)
+        self._batch = 0  # batches finished in the epoch under way
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._seconds = 0.0  # spent on the epoch under way before it was stopped
+        self._random: dict[str, Tensor] = {}  # generators where the epoch was stopped; empty between epochs
+        self._in_step = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.epoch >= self.epochs
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
+        """Train on, one result per epoch, until the last epoch or until `stop`, asked before every batch,
+        says so.
+
+        A stop leaves the epoch unfinished and yields nothing for it; calling `train` again goes on with the
+        next batch. At each epoch's start the batch order, the dropout masks and torch's global generators
+        (for models of users that draw from them) are seeded anew, so that an epoch depends on the weights it
+        starts from and on nothing before.
+        """
+        while not self.finished:
+            started = time.perf_counter()
+            if not self._train_epoch(stop):
+                self._seconds += time.perf_counter() - started
+                return
+            yield self._finish_epoch(started)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on bit for bit, made of tensors and plain values.
+
+        The tensors are the run's own: save or copy them before training on. RuntimeError if an epoch was left
+        by an exception or is under way, since its position is then unknown.
+        """
+        if self._in_step:
+            raise RuntimeError(
+                f"the state was asked for amid epoch {self.epoch + 1}; "
+                "ask between results, or let `stop` end the training"
+            )
+        return {
+            "epoch": self.epoch,
+            "batch": self._batch,
+            "seconds": self._seconds,
+            "loss_sum": self._loss_sum,
+            "random": dict(self._random),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that a run of the same configuration left."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        self._batch = state["batch"]
+        self._seconds = state["seconds"]
+        self._loss_sum.copy_(state["loss_sum"])
+        self._random = dict(state["random"])
+        self._in_step = False
+
+    def _train_epoch(self, stop: Callable[[], bool]) -> bool:
+        """Train the rest of one epoch; False if `stop` ended it."""
+        if self._batch:
+            self._restore_generators()
+        else:
+            self._seed_generators()
+            self._loss_sum.zero_()
+        self.model.train()
+        self._in_step = True
+
+        model, optimizer, schedule, base_lrs = self.model, self.optimizer, self._schedule, self._base_lrs
+        loss_sum, autocast = self._loss_sum, _autocast(self._device, self._precision)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        first = self.epoch * self.steps_per_epoch
+        batches = self._batches(self._batch)
+        for batch in range(self._batch, self.steps_per_epoch):
+            if stop():
+                self._batch = batch
+                self._random = self._generator_states() if batch else {}
+                self._in_step = False
+                return False
+            images, labels = next(batches)
+            schedules.apply(optimizer, base_lrs, schedule(first + batch))
+            with autocast:
+                loss = F.cross_entropy(model(images), labels)
+            for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss_sum += loss.detach()  # stays on the device: a read here would wait for it at every step
+        return True
+
+    @torch.no_grad()
+    def _finish_epoch(self, started: float) -> EpochResult:
+        validation = _evaluate(self.model, self._validation_images, self._validation_labels, self._precision)
+        train_loss = self._loss_sum / self.steps_per_epoch
+        losses = torch.stack([train_loss, *validation]).tolist()  # the one wait for the device in an epoch
+        seconds = self._seconds + time.perf_counter() - started
+        self.epoch += 1
+        self._batch, self._seconds, self._random, self._in_step = 0, 0.0, {}, False
+        return EpochResult(
+            epoch=self.epoch,
+            train_loss=losses[0],
+            validation_loss=losses[1],
+            validation_accuracy=losses[2],
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+        )
+
+    def _batches(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the epoch's batches from one on; the order is drawn on the CPU, so that it is the same on
+        every device.
+        """
+        generator = torch.Generator().manual_seed(derive(self._seed, "order", self.epoch))
+        order = torch.randperm(len(self._labels), generator=generator).to(self._device)
+        for rows in torch.split(order, self._batch_size)[first : self.steps_per_epoch]:
+            yield self._images.take(rows), self._labels.index_select(0, rows)
+
+    def _seed_generators(self) -> None:
+        self._dropout.manual_seed(derive(self._seed, "dropout", self.epoch))
+        seed = derive(self._seed, "global", self.epoch)
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                torch.cuda.manual_seed(seed)
+
+    def _generator_states(self) -> dict[str, Tensor]:
+        states = {"dropout": self._dropout.get_state(), "global": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        return states
+
+    def _restore_generators(self) -> None:
+        self._dropout.set_state(self._random["dropout"])
+        torch.set_rng_state(self._random["global"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], self._device)
+
+
+class _Pixels:
+    """Images that come out normalised: as floats from the start if those are small, else from uint8 batch by
+    batch.
+    """
+
+    def __init__(self, images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._mean = mean.to(dtype).view(-1, 1, 1)
+        self._scale = 1.0 / std.to(dtype).view(-1, 1, 1)
+        small = images.numel() * dtype.itemsize <= FLOAT_COPY_BYTES
+        self._images = self._normalised(images) if small else images  # [N, C, H, W]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the images of these rows."""
+        return self._normalised(self._images.index_select(0, rows))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, `size` at a time."""
+        return map(self._normalised, torch.split(self._images, size))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            return images.to(self._dtype).sub_(self._mean).mul_(self._scale)
+        return images
+
+
+def _evaluate(model: nn.Module, images: _Pixels, labels: Tensor, precision: Precision) -> Tensor:
+    """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
+
+    Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
+    """
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=labels.device)
+    for x, y in zip(images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True):
+        with _autocast(y.device, precision):
+            logits = model(x)
+            loss = F.cross_entropy(logits, y, reduction="sum")
+        totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
+    return totals / len(labels)
+
+
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the type that images are fed in: the parameters' own, so that a model in float64 is trained in
+    float64.
+    """
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

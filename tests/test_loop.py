@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import data
+from data import Source, Splits
+from hpo.seeds import derive
+from hpo.train import checkpoint, loop
+from hpo.train.loop import EpochResult, Run, evaluate, initial_model, steps_per_epoch
+from hpo.train.optim import OPTIMIZERS
+from hpo.train.schedule import constant, cosine, onecycle
+from models import Dropout, cnn, mlp
+
+EPOCHS, BATCH = 3, 16
+STEPS = 5  # per epoch: 84 training images, the last 4 of each order left out
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = torch.randint(0, 200, (120, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
+    return data.load(Source(images=images, labels=labels, num_classes=3), split_seed=0, device="cpu")
+
+
+class Noisy(nn.Module):
+    """A user's model, which draws from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.dropout(x.flatten(1), 0.3, self.training))
+
+
+def build_mlp() -> nn.Module:
+    return mlp((1, 8, 8), 3, widths=[8, 6], dropout=0.3)
+
+
+def build_cnn() -> nn.Module:
+    return cnn((1, 8, 8), 3, channels=[3, 4], dropout=0.3, activation="silu")
+
+
+def make(
+    splits: Splits, build: Callable[[], nn.Module] = build_mlp, kind: str = "adamw", seed: int = 7, **changes: Any
+) -> Run:
+    model = initial_model(build, seed)
+    options: dict[str, Any] = {
+        "model": model,
+        "optimizer": OPTIMIZERS[kind](model.parameters(), lr=0.01),
+        "schedule": cosine(EPOCHS * STEPS),
+        "splits": splits,
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "seed": seed,
+    }
+    return Run(**(options | changes))
+
+
+def timeless(results: list[EpochResult]) -> list[EpochResult]:
+    return [dataclasses.replace(result, seconds=0.0) for result in results]
+
+
+def stop_at(step: int) -> Callable[[], bool]:
+    """Say stop when asked before the step of this number, counted over the whole call."""
+    asked = iter(range(10**9))
+    return lambda: next(asked) == step
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def state(run: Run) -> dict[str, Any]:
+    return run.state_dict() | {"seconds": 0.0}
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "mlp adamw": {},
+    "cnn sgd cycled": {
+        "build": build_cnn,
+        "kind": "sgd",
+        "schedule": onecycle(EPOCHS * STEPS, cycle_momentum=True),
+    },
+    "user model rmsprop": {"build": Noisy, "kind": "rmsprop"},
+    "mlp adagrad": {"kind": "adagrad", "schedule": constant(1)},
+    "mlp bfloat16": {"precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("step", [0, 1, 3, STEPS - 1, STEPS, STEPS + 2, 2 * STEPS - 1, 3 * STEPS - 1])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(splits: Splits, tmp_path: Path, name: str, step: int) -> None:
+    unbroken = make(splits, **CONFIGURATIONS[name])
+    expected = timeless(list(unbroken.train()))
+
+    first = make(splits, **CONFIGURATIONS[name])
+    results = list(first.train(stop_at(step)))
+    assert len(results) == first.epoch == step // STEPS
+    torch.randn(3)  # what happens to the global generator meanwhile is no matter
+    digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
+
+    second = make(splits, **CONFIGURATIONS[name])
+    second.load_state_dict(checkpoint.load(tmp_path / "run.pt", digest))
+    torch.randn(3)
+    results += second.train()
+    assert timeless(results) == expected
+    assert same(state(second), state(unbroken))
+
+
+def test_a_stopped_run_goes_on_in_place_even_batch_by_batch(splits: Splits) -> None:
+    expected = timeless(list(make(splits, build=Noisy).train()))
+    run, results = make(splits, build=Noisy), []
+    while not run.finished:
+        results += run.train(stop_at(1))
+        torch.randn(3)
+    assert timeless(results) == expected
+
+
+def test_two_runs_in_turn_do_not_disturb_each_other(splits: Splits) -> None:
+    expected = [timeless(list(make(splits, build=Noisy, seed=seed).train())) for seed in (1, 2)]
+    pairs = zip(*(make(splits, build=Noisy, seed=seed).train() for seed in (1, 2)), strict=True)
+    assert [timeless(list(results)) for results in zip(*pairs, strict=True)] == expected
+
+
+def test_a_run_depends_on_its_seed(splits: Splits) -> None:
+    assert timeless(list(make(splits).train())) == timeless(list(make(splits).train()))
+    assert timeless(list(make(splits, seed=1).train())) != timeless(list(make(splits, seed=2).train()))
+
+
+def test_a_run_is_what_a_plain_loop_over_the_same_batches_does(splits: Splits) -> None:
+    run = make(splits, lambda: mlp((1, 8, 8), 3, widths=[8, 6]))
+    results = list(run.train())
+
+    model = initial_model(lambda: mlp((1, 8, 8), 3, widths=[8, 6]), 7)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(EPOCHS * STEPS)(step).factor)
+    images = (splits.train.images.float() - splits.mean) * (1 / splits.std)
+    validation = (splits.validation.images.float() - splits.mean) * (1 / splits.std)
+    for epoch in range(EPOCHS):
+        model.train()
+        losses = []
+        order = torch.randperm(84, generator=torch.Generator().manual_seed(derive(7, "order", epoch)))
+        for rows in order.split(BATCH)[:STEPS]:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images[rows]), splits.train.labels[rows])
+            loss.backward()
+            optimizer.step()
+            rate = optimizer.param_groups[0]["lr"]
+            scheduler.step()
+            losses.append(loss.item())
+        model.eval()
+        with torch.no_grad():
+            logits = model(validation)
+        assert results[epoch].epoch == epoch + 1
+        assert results[epoch].train_loss == pytest.approx(sum(losses) / STEPS, rel=1e-12)
+        expected = F.cross_entropy(logits, splits.validation.labels).item()
+        assert results[epoch].validation_loss == pytest.approx(expected, rel=1e-6)
+        assert results[epoch].validation_accuracy == (logits.argmax(1) == splits.validation.labels).double().mean()
+        assert results[epoch].learning_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_dropout_draws_from_the_trial_and_not_from_the_global_generator(splits: Splits) -> None:
+    run = make(splits)
+    list(run.train())
+    generator = torch.Generator().manual_seed(derive(7, "global", EPOCHS - 1))
+    assert torch.equal(torch.get_rng_state(), generator.get_state())
+
+
+def test_normalising_batch_by_batch_changes_no_bit(splits: Splits, monkeypatch) -> None:
+    expected = timeless(list(make(splits).train()))
+    monkeypatch.setattr(loop, "FLOAT_COPY_BYTES", 0)
+    assert timeless(list(make(splits).train())) == expected
+
+
+def test_validation_in_several_batches_covers_every_image_once(splits: Splits, monkeypatch) -> None:
+    model = initial_model(build_mlp, 0)
+    whole = evaluate(model, splits.validation, mean=splits.mean, std=splits.std)
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 7)
+    assert evaluate(model, splits.validation, mean=splits.mean, std=splits.std) == pytest.approx(whole, rel=1e-6)
+
+
+def test_evaluate_gives_what_the_run_reports(splits: Splits) -> None:
+    run = make(splits)
+    *_, last = run.train()
+    found = evaluate(run.model, splits.validation, mean=splits.mean, std=splits.std)
+    assert found == (last.validation_loss, last.validation_accuracy)
+
+
+def test_a_model_in_float64_is_trained_in_float64(splits: Splits) -> None:
+    results = list(make(splits, lambda: build_mlp().double()).train())
+    single = list(make(splits).train())
+    assert results[0].train_loss != single[0].train_loss
+    assert results[0].train_loss == pytest.approx(single[0].train_loss, rel=1e-4)
+
+
+def test_bfloat16_keeps_weights_in_float32(splits: Splits) -> None:
+    run = make(splits, precision="bfloat16")
+    results = list(run.train())
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    assert results[0].train_loss != next(make(splits).train()).train_loss
+    assert math.isfinite(results[-1].validation_loss)
+
+
+def test_the_last_short_batch_is_dropped_and_a_small_part_is_one_batch() -> None:
+    assert [steps_per_epoch(images, 16) for images in (1, 15, 16, 17, 31, 32, 84)] == [1, 1, 1, 1, 1, 2, 5]
+
+
+def test_a_training_part_smaller_than_a_batch_is_trained_whole(splits: Splits) -> None:
+    seen: list[int] = []
+
+    class Counting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen.append(len(x))
+            return super().forward(x.flatten(1))
+
+    list(make(splits, lambda: Counting(64, 3), batch_size=1000).train())
+    assert seen == [84] * EPOCHS
+
+
+def test_stop_is_asked_before_every_batch(splits: Splits) -> None:
+    asked: list[None] = []
+    list(make(splits).train(lambda: asked.append(None) is not None))
+    assert len(asked) == EPOCHS * STEPS
+
+
+def test_a_finished_run_yields_nothing_more(splits: Splits) -> None:
+    run = make(splits)
+    assert not run.finished
+    assert [result.epoch for result in run.train()] == [1, 2, 3]
+    assert run.finished
+    assert list(run.train()) == []
+
+
+def test_a_loss_that_is_not_finite_is_reported_and_not_raised(splits: Splits) -> None:
+    model = initial_model(build_mlp, 0)
+    run = make(splits, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1e30))
+    results = list(run.train())
+    assert len(results) == EPOCHS
+    assert not math.isfinite(results[-1].train_loss)
+    assert not math.isfinite(results[-1].validation_loss)
+
+
+def test_the_state_may_be_taken_between_epochs_but_not_within_one(splits: Splits) -> None:
+    run = make(splits)
+    next(run.train())
+    assert run.state_dict()["batch"] == 0
+
+    def stop() -> bool:
+        run.state_dict()
+        return False
+
+    with pytest.raises(RuntimeError, match=r"amid epoch 2.*let `stop` end"):
+        list(run.train(stop))
+
+
+def test_time_spent_before_a_stop_counts(splits: Splits) -> None:
+    run = make(splits)
+    list(run.train(stop_at(STEPS - 1)))
+    spent = run.state_dict()["seconds"]
+    assert spent > 0
+    assert next(run.train()).seconds > spent
+    assert run.state_dict()["seconds"] == 0.0
+
+
+def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = initial_model(build_mlp, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert same(first.state_dict(), initial_model(build_mlp, 5).state_dict())
+    assert not same(first.state_dict(), initial_model(build_mlp, 6).state_dict())
+
+
+def test_initial_models_of_users_get_our_dropout() -> None:
+    model = initial_model(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), 0)
+    assert type(model[1]) is Dropout
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}])
+def test_a_run_over_nothing_is_refused(splits: Splits, changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        make(splits, **changes)
+
+
+def test_a_model_on_another_device_than_the_images_is_refused(splits: Splits) -> None:
+    model = build_mlp()
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the model is on meta, the images on cpu"):
+        make(splits, model=model.to("meta"), optimizer=optimizer)
