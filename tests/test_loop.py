@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -123,6 +124,41 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(splits: Splits, tmp_pa
     results += second.train()
     assert timeless(results) == expected
     assert same(state(second), state(unbroken))
+
+
+def test_a_state_that_was_loaded_is_not_changed_by_training_on(splits: Splits) -> None:
+    first = make(splits)
+    next(first.train())
+    left = copy.deepcopy(first.state_dict())
+    results = []
+    for _ in range(2):
+        run = make(splits)
+        run.load_state_dict(left)
+        results.append(timeless(list(run.train())))
+    assert results[0] == results[1]
+    assert same(left, first.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_resumes_amid_an_epoch(splits: Splits, tmp_path: Path) -> None:
+    def on_gpu() -> Run:
+        part = {
+            name: data.Split(images=getattr(splits, name).images.cuda(), labels=getattr(splits, name).labels.cuda())
+            for name in ("train", "validation")
+        }
+        there = dataclasses.replace(splits, mean=splits.mean.cuda(), std=splits.std.cuda(), **part)
+        model = initial_model(Noisy, 7).cuda()
+        return make(there, model=model, optimizer=OPTIMIZERS["adamw"](model.parameters(), lr=0.01))
+
+    expected = [result.validation_loss for result in on_gpu().train()]
+    first = on_gpu()
+    results = list(first.train(stop_at(STEPS + 2)))
+    digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
+    second = on_gpu()
+    second.load_state_dict(checkpoint.load(tmp_path / "run.pt", digest))
+    results += second.train()
+    assert [result.validation_loss for result in results] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_stopped_run_goes_on_in_place_even_batch_by_batch(splits: Splits) -> None:

@@ -7,6 +7,7 @@ loss that is not finite.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -171,9 +172,9 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that a run of the same configuration left."""
+        """Take up a state that a run of the same configuration left; the state itself is not written to later."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
         self.epoch = state["epoch"]
         self._batch = state["batch"]
         self._seconds = state["seconds"]
