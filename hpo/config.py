@@ -38,9 +38,7 @@ class Part(pydantic.BaseModel):
         paths = {key: f"{section}.{key}" for key in found}
         for key, value in branches(part).get(name, {}).items():
             if key in found:
-                raise SpecError(
-                    f"{section}.{name}.{key}: {section}.{key} is given as well; keep one of the two"
-                )
+                raise SpecError(f"{section}.{name}.{key}: {section}.{key} is given as well; keep one of the two")
             found[key], paths[key] = value, f"{section}.{name}.{key}"
         return cls(name=name, options=found, paths=paths)
 
@@ -74,16 +72,12 @@ class TrainConfig(pydantic.BaseModel):
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
         """Read a pinned tree of the five sections; SpecError names path, value and mend."""
-        parts = {
-            section: Part.from_tree(section, tree[section]) for section in SECTIONS if section != "training"
-        }
+        parts = {section: Part.from_tree(section, tree[section]) for section in SECTIONS if section != "training"}
         try:
             training = Training.model_validate(tree["training"])
         except pydantic.ValidationError as error:
             paths = {key: f"training.{key}" for key in tree["training"]}
-            raise SpecError(
-                "\n".join(options.explain(error, paths, "training", Training.model_fields))
-            ) from None
+            raise SpecError("\n".join(options.explain(error, paths, "training", Training.model_fields))) from None
         config = cls(training=training, **parts)
         config._refuse_two_owners_of_momentum()
         return config
@@ -101,6 +95,9 @@ class TrainConfig(pydantic.BaseModel):
 
 def with_sections(tree: Mapping[str, Any]) -> Tree:
     """Return the five sections of a tree, with the ones that may be left out filled in."""
-    return {"schedule": {"name": "constant"}, "training": {}} | {
-        key: tree[key] for key in SECTIONS if key in tree
-    }
+    return {"schedule": {"name": "constant"}, "training": {}} | {key: tree[key] for key in SECTIONS if key in tree}
+
+
+def training_defaults() -> Tree:
+    """Return what a training section says if it says nothing."""
+    return Training().model_dump(exclude_none=True)

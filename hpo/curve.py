@@ -24,8 +24,10 @@ class ValueRule:
     @classmethod
     def parse(cls, text: str, direction: Direction) -> ValueRule:
         """Read `last`, `best` or `mean of last k`; SpecError for anything else."""
-        if text == "last" or text == "best":
-            return cls(kind=text, direction=direction)
+        if text == "last":
+            return cls(kind="last", direction=direction)
+        if text == "best":
+            return cls(kind="best", direction=direction)
         if match := re.fullmatch(r"mean of last ([1-9]\d*)", text):
             return cls(kind="mean", last=int(match[1]), direction=direction)
         raise SpecError(f"value: {text!r} is no rule; use 'last', 'best' or 'mean of last 3'")

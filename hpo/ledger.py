@@ -117,9 +117,7 @@ class Ledger:
 
     def _lock_study(self, connection: sa.Connection) -> Any:
         """Lock the study's row, as Optuna does for a new trial, and return our row; StudyError if it is gone."""
-        connection.execute(
-            sa.select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update()
-        )
+        connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
         row = connection.execute(
             sa.select(hpo_studies)
             .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
@@ -131,15 +129,11 @@ class Ledger:
             )
         ).one_or_none()
         if row is None:
-            raise StudyError(
-                "the study was deleted while this worker ran; start `hpo run` again to make a new one"
-            )
+            raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
         return row
 
     def _take_over(self, connection: sa.Connection) -> Claim | None:
-        expired = sa.or_(
-            hpo_trials.c.lease_until.is_(None), hpo_trials.c.lease_until < storage.now(connection)
-        )
+        expired = sa.or_(hpo_trials.c.lease_until.is_(None), hpo_trials.c.lease_until < storage.now(connection))
         mine = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.settled.is_(False))
         candidates = connection.execute(
             sa.select(hpo_trials, trials.c.number)
@@ -150,9 +144,7 @@ class Ledger:
         for row in candidates:
             taken = connection.execute(
                 hpo_trials.update()
-                .where(
-                    mine, expired, hpo_trials.c.trial_id == row.trial_id, hpo_trials.c.attempt == row.attempt
-                )
+                .where(mine, expired, hpo_trials.c.trial_id == row.trial_id, hpo_trials.c.attempt == row.attempt)
                 .values(attempt=row.attempt + 1, worker=self.worker, lease_until=self._lease(connection))
             )
             if taken.rowcount == 1:
@@ -162,9 +154,7 @@ class Ledger:
                     checkpoint = Checkpoint(
                         epoch=row.checkpoint_epoch, path=row.checkpoint_path, digest=row.checkpoint_digest
                     )
-                return Claim(
-                    trial_id=row.trial_id, number=row.number, attempt=row.attempt + 1, checkpoint=checkpoint
-                )
+                return Claim(trial_id=row.trial_id, number=row.number, attempt=row.attempt + 1, checkpoint=checkpoint)
         return None
 
     def _cut_back(self, connection: sa.Connection, row: Any) -> None:
@@ -185,9 +175,7 @@ class Ledger:
         of_trial = trial_system_attributes.c.trial_id == row.trial_id
         if row.checkpoint_attributes is None:
             connection.execute(
-                trial_system_attributes.delete().where(
-                    of_trial, trial_system_attributes.c.key.like(RUNG_KEYS)
-                )
+                trial_system_attributes.delete().where(of_trial, trial_system_attributes.c.key.like(RUNG_KEYS))
             )
             return
         kept: dict[str, str] = json.loads(row.checkpoint_attributes)
@@ -278,6 +266,20 @@ class Ledger:
             }
             _upsert(connection, hpo_curves, point, {"value": None if math.isnan(number) else number})
 
+    def curve(self, claim: Claim, metric: str) -> list[float]:
+        """Return a trial's raw curve of a metric by epoch, as far as it is stored."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(hpo_curves.c.value)
+                .where(
+                    hpo_curves.c.study_uid == self.uid,
+                    hpo_curves.c.trial_id == claim.trial_id,
+                    hpo_curves.c.metric == metric,
+                )
+                .order_by(hpo_curves.c.epoch)
+            )
+            return [math.nan if value is None else value for (value,) in rows]
+
     def renew(self, claim: Claim) -> bool:
         """Renew a lease; False if it is no longer ours."""
         with storage.writing(self.engine) as connection:
@@ -290,9 +292,7 @@ class Ledger:
         )
         if renewed.rowcount != 1:
             return False
-        state = connection.execute(
-            sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)
-        ).scalar_one()
+        state = connection.execute(sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)).scalar_one()
         return bool(state == TrialState.RUNNING)
 
     def _of(self, claim: Claim) -> sa.ColumnElement[bool]:
@@ -340,15 +340,15 @@ class Ledger:
         with storage.writing(self.engine) as connection:
             connection.execute(hpo_trials.update().where(self._of(claim)).values(lease_until=None))
 
-    def park_all_of(self, worker: str) -> None:
-        """Give back every lease of a worker that is known to be dead."""
+    def park_all_of(self, prefix: str) -> None:
+        """Give back every lease of the workers whose names start so: of a process that is known to be dead."""
         with storage.writing(self.engine) as connection:
             connection.execute(
                 hpo_trials.update()
                 .where(
                     hpo_trials.c.study_uid == self.uid,
                     hpo_trials.c.settled.is_(False),
-                    hpo_trials.c.worker == worker,
+                    hpo_trials.c.worker.startswith(prefix, autoescape=True),
                 )
                 .values(lease_until=None)
             )
@@ -388,9 +388,7 @@ class Ledger:
                 .values(stop_reason=reason)
             )
 
-    def record_test_opening(
-        self, trial_number: int | None, metrics: Mapping[str, float], folder: str
-    ) -> None:
+    def record_test_opening(self, trial_number: int | None, metrics: Mapping[str, float], folder: str) -> None:
         """Record that the test split was opened, for which trial and with what result."""
         with storage.writing(self.engine) as connection:
             connection.execute(
@@ -419,10 +417,8 @@ def _stored(value: float) -> tuple[float | None, Any]:
     return value, INTERMEDIATE_TYPE.FINITE
 
 
-def _upsert(
-    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
+def _upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Insert a row, or overwrite the values of the one with this key: writing twice is writing once."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values({**key, **values})  # type: ignore[attr-defined]
+    statement = dialect.insert(table).values({**key, **values})
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

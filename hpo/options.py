@@ -31,15 +31,11 @@ def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = pydantic.ConfigDict(
-        extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=()
-    )
+    config = pydantic.ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
 
 
-def check(
-    function: Function, given: int, options: Mapping[str, Any], paths: Mapping[str, str], owner: str
-) -> None:
+def check(function: Function, given: int, options: Mapping[str, Any], paths: Mapping[str, str], owner: str) -> None:
     """Raise SpecError if the function does not take these options.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data import SOURCES
 from hpo import options, space, usercode
-from hpo.config import SECTIONS, Part, TrainConfig
+from hpo.config import Part, TrainConfig, training_defaults
 from hpo.errors import SpecError, nearest
 from hpo.options import Function
 from hpo.space import Choices, Tree
@@ -45,9 +45,7 @@ def function(section: str, name: str, folder: Path) -> Function:
         return usercode.load(name, folder, f"{section}.name")  # type: ignore[no-any-return]
     if name not in known:
         mend = nearest(name, known)
-        raise SpecError(
-            f'{section}.name: there is no {section} {name!r}{mend}; your own is "package.module:name"'
-        )
+        raise SpecError(f'{section}.name: there is no {section} {name!r}{mend}; your own is "package.module:name"')
     return known[name]
 
 
@@ -66,11 +64,9 @@ def check(config: TrainConfig, folder: Path) -> None:
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
-    if spec.objective:
-        usercode.load(spec.objective, folder, "objective")
-        return spec
     tree = spec.tree
     _refuse_branches_in_training(tree)
+    _refuse_a_search_over_data(tree)
     problems: dict[str, None] = {}
     for variant in space.variants(tree):
         try:
@@ -87,12 +83,17 @@ def _refuse_branches_in_training(tree: Tree) -> None:
         raise SpecError(f"training.{key}: is a table; training takes plain values and ranges")
 
 
+def _refuse_a_search_over_data(tree: Tree) -> None:
+    for path, parameter in space.parameters({"data": tree["data"]}):
+        raise SpecError(f"{path} = {parameter}: trials are compared on the same data; give one value")
+
+
 def _filled(tree: Tree, folder: Path) -> Tree:
     """Return the tree with the defaults of every part that can be taken, each under its own choice."""
     cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
     left_out = {"momentum", "beta1"} if cycles else set()  # the schedule owns these then
     return {
-        section: _filled_part(section, dict(part), folder, left_out) if section in KINDS else part
+        section: _filled_part(section, dict(part), folder, left_out) if section in KINDS else training_defaults() | part
         for section, part in tree.items()
     }
 
@@ -102,9 +103,7 @@ def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> 
     for choice in name.options if isinstance(name, Choices) else [name]:
         found = options.defaults(function(section, choice, folder), KINDS[section].given)
         branch = part.get(choice, {})
-        missing = {
-            key: value for key, value in found.items() if key not in part.keys() | branch.keys() | left_out
-        }
+        missing = {key: value for key, value in found.items() if key not in part.keys() | branch.keys() | left_out}
         if isinstance(name, Choices) and missing:
             part[choice] = branch | missing
         else:
@@ -117,17 +116,3 @@ def _paths(tree: Tree, path: str = "") -> list[str]:
     for key, value in tree.items():
         found += _paths(value, f"{path}.{key}") if isinstance(value, dict) else [f"{path}.{key}"]
     return found
-
-
-def references(spec: StudySpec) -> list[str]:
-    """Return every name in a spec that means code of the user's own."""
-    if spec.objective:
-        return [spec.objective]
-    names = [spec.tree[section]["name"] for section in SECTIONS if section in KINDS]
-    listed = [option for name in names for option in (name.options if isinstance(name, Choices) else [name])]
-    return [name for name in listed if usercode.is_reference(name)]
-
-
-def code_digest(spec: StudySpec, folder: Path) -> str:
-    """Return the digest of the user's own code that a spec names, "" if it names none."""
-    return usercode.digest(references(spec), folder)

@@ -34,9 +34,7 @@ def median(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
-    return optuna.pruners.MedianPruner(
-        n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials
-    )
+    return optuna.pruners.MedianPruner(n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials)
 
 
 def percentile(
@@ -117,9 +115,7 @@ def resolve(spec: StudySpec) -> StudySpec:
     return spec.model_copy(update={"pruner": {"name": name} | options.defaults(PRUNERS[name], 0) | given})
 
 
-def named(
-    table: dict[str, object], section: str, known: dict[str, options.Function]
-) -> tuple[str, dict[str, object]]:
+def named(table: dict[str, object], section: str, known: dict[str, options.Function]) -> tuple[str, dict[str, object]]:
     """Split a table into its name, which must be a known one, and the rest."""
     rest = {key: value for key, value in table.items() if key != "name"}
     name = table.get("name")

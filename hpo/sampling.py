@@ -144,12 +144,8 @@ def resolve(spec: StudySpec) -> StudySpec:
 
 def _check_grid(spec: StudySpec, given: dict[str, Any]) -> None:
     if spec.objective and "search_space" not in given:
-        raise SpecError(
-            "sampler.search_space: grid needs it with an objective of your own: { lr = [0.1, 0.01], ... }"
-        )
-    points = math.prod(
-        len(values) for values in (given.get("search_space") or space.grid(spec.tree)).values()
-    )
+        raise SpecError("sampler.search_space: grid needs it with an objective of your own: { lr = [0.1, 0.01], ... }")
+    points = math.prod(len(values) for values in (given.get("search_space") or space.grid(spec.tree)).values())
     if points > MAX_GRID:
         raise SpecError(
             f"sampler.name: the grid has {points:,} points, at most {MAX_GRID:,} are possible; widen the steps"
@@ -167,6 +163,4 @@ def grid_size(spec: StudySpec) -> int | None:
     """Return how many points a grid study has, None for another sampler."""
     if spec.sampler["name"] != "grid":
         return None
-    return math.prod(
-        len(values) for values in (spec.sampler.get("search_space") or space.grid(spec.tree)).values()
-    )
+    return math.prod(len(values) for values in (spec.sampler.get("search_space") or space.grid(spec.tree)).values())

@@ -38,9 +38,7 @@ class Range:
 
     def suggest(self, trial: optuna.Trial, path: str) -> float:
         if self.integer:
-            return trial.suggest_int(
-                path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log
-            )
+            return trial.suggest_int(path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(path, self.low, self.high, step=self.step, log=self.log)
 
     def ends(self) -> list[float]:
@@ -59,9 +57,7 @@ class Range:
     def values(self, path: str) -> list[float]:
         """Return every value, for a grid; SpecError where the range has no step."""
         if self.step is None and not self.integer:
-            raise SpecError(
-                f"{path}: a grid needs a step, got {self}; add step = ... or use {{ choices = [...] }}"
-            )
+            raise SpecError(f"{path}: a grid needs a step, got {self}; add step = ... or use {{ choices = [...] }}")
         step = self.step or 1
         count = round((self.high - self.low) / step)
         return [self.low + i * step for i in range(count + 1)]
@@ -122,14 +118,10 @@ def _lift_leaf(value: Any, path: str) -> Any:
 
 def _choices(table: Mapping[str, Any], path: str) -> Choices:
     for key in table.keys() - {"choices"}:
-        raise SpecError(
-            f"{path}: {key!r} does not go with choices; a choice is {{ choices = [...] }} and nothing else"
-        )
+        raise SpecError(f"{path}: {key!r} does not go with choices; a choice is {{ choices = [...] }} and nothing else")
     options = table["choices"]
     if not isinstance(options, list) or not options:
-        raise SpecError(
-            f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets"
-        )
+        raise SpecError(f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets")
     if len({json.dumps(option, sort_keys=True) for option in options}) < len(options):
         raise SpecError(f"{path}: choices = {options!r} names a value twice; keep each once")
     return Choices(options=tuple(options))
@@ -156,9 +148,7 @@ def _check_range(found: Range, path: str) -> None:
     if found.low > found.high:
         raise SpecError(f"{path}: low = {found.low} is above high = {found.high}; swap them")
     if found.log and found.low <= 0:
-        raise SpecError(
-            f"{path}: a log range cannot start at low = {found.low}; use a low above 0 or drop log"
-        )
+        raise SpecError(f"{path}: a log range cannot start at low = {found.low}; use a low above 0 or drop log")
     if found.step is None:
         return
     if found.log:
@@ -209,8 +199,7 @@ def branches(part: Mapping[str, Any]) -> dict[str, Tree]:
 def is_conditional(tree: Mapping[str, Any]) -> bool:
     """Say whether some parameter exists only under one choice of its part's name."""
     return any(
-        isinstance(part.get("name"), Choices)
-        and any(list(parameters(branch)) for branch in branches(part).values())
+        isinstance(part.get("name"), Choices) and any(list(parameters(branch)) for branch in branches(part).values())
         for part in tree.values()
         if isinstance(part, Mapping)
     )
@@ -264,28 +253,31 @@ def grid(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {path: parameter.values(path) for path, parameter in parameters(tree)}
 
 
+def middle(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> Tree:
+    """Return the tree with every parameter at its middle, but for the values taken by path."""
+    return pin(tree, lambda path, parameter: taken.get(path, parameter.middle()))
+
+
 def variants(tree: Mapping[str, Any]) -> Iterator[Tree]:
     """Yield pinned trees that between them hold both ends of every range and every choice, in every branch.
 
-    One tree for each (combination of part names, value of one parameter); all else stays at its middle.
+    One tree for each (combination of part names, end of one parameter); all else stays at its middle.
     """
-    parts = {
-        path: found for path, found in parameters(tree) if path.endswith(".name") and path.count(".") == 1
-    }
+    parts = {path: found for path, found in parameters(tree) if path.endswith(".name") and path.count(".") == 1}
     for names in itertools.product(*(found.ends() for found in parts.values())):
         taken = dict(zip(parts, names, strict=True))
-        seen: dict[str, Parameter] = {}
+        yield middle(tree, taken)
+        for path, parameter in _open(tree, taken).items():
+            yield from (middle(tree, {**taken, path: end}) for end in parameter.ends() if path not in taken)
 
-        def middle(path: str, parameter: Parameter, taken: dict[str, Any] = taken, seen: Any = seen) -> Any:
-            seen[path] = parameter
-            return taken.get(path, parameter.middle())
 
-        yield pin(tree, middle)
-        for varied, parameter in seen.items():
-            if varied in taken:
-                continue
-            for end in parameter.ends():
-                yield pin(
-                    tree,
-                    lambda path, p, v=varied, e=end, t=taken: e if path == v else t.get(path, p.middle()),
-                )
+def _open(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Return the parameters that are searched when the parts have these names."""
+    found: dict[str, Parameter] = {}
+
+    def pick(path: str, parameter: Parameter) -> Any:
+        found[path] = parameter
+        return taken.get(path, parameter.middle())
+
+    pin(tree, pick)
+    return found

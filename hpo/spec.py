@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge
 
-from hpo import options, space
+from hpo import options, space, usercode
 from hpo.config import SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.errors import SpecError
+from hpo.space import Choices
 
 FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
 UNIDENTIFYING = {"budget", "workers", "storage", "checkpoints"}  # may differ between two runs of one study
@@ -115,14 +116,10 @@ class StudySpec(pydantic.BaseModel):
                     f'{section}: missing; add [{section}] with name = "...", or objective = "file.py:function"'
                 )
         if self.params:
-            raise SpecError(
-                "params: goes with an objective of your own; write the values into their sections"
-            )
+            raise SpecError("params: goes with an objective of your own; write the values into their sections")
         direction = METRICS[self.metric]
         if self.direction not in (None, direction):
-            raise SpecError(
-                f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction"
-            )
+            raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
         filled = {"direction": direction, "value": self.value or "best"}
         return self.model_copy(
             update=filled | with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
@@ -143,6 +140,15 @@ class StudySpec(pydantic.BaseModel):
     def is_pinned(self) -> bool:
         """Say whether nothing is left to search."""
         return bool(self.params) if self.objective else not list(space.parameters(self.tree))
+
+    @property
+    def code_references(self) -> list[str]:
+        """Every name in the spec that means code of the user's own, such as "mine.py:objective"."""
+        if self.objective:
+            return [self.objective]
+        names = [part.get("name") for part in self.tree.values()]
+        listed = [option for name in names for option in (name.options if isinstance(name, Choices) else [name])]
+        return [name for name in listed if isinstance(name, str) and usercode.is_reference(name)]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -188,9 +194,7 @@ def seconds(text: str, path: str) -> float:
     """Read a duration such as "90s", "30m", "1h30m" or "2d"; SpecError for anything else or for nothing at all."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
     total = (
-        sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
-        if match
-        else 0
+        sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True)) if match else 0
     )
     if total <= 0:
         raise SpecError(f"{path}: {text!r} is no duration; write it like 90s, 30m or 1h30m")

@@ -63,9 +63,7 @@ def parse(text: str) -> URL:
             f"storage: {backend!r} is not supported; use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         )
     if url.database in (None, "", ":memory:"):
-        raise StorageError(
-            "storage: a SQLite database in memory cannot be shared by workers; use sqlite:///studies.db"
-        )
+        raise StorageError("storage: a SQLite database in memory cannot be shared by workers; use sqlite:///studies.db")
     assert url.database is not None
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
@@ -190,9 +188,7 @@ def _sqlite_mend(error: sqlite3.Error) -> str:
 
 
 def _probe_postgres(url: URL, *, create: bool) -> None:
-    engine = sa.create_engine(
-        url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": CONNECT_SECONDS}
-    )
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
     try:
         with engine.connect() as connection:
             has_tables = sa.inspect(connection).has_table("studies")

@@ -52,9 +52,7 @@ class Study:
 
     def ledger(self, worker: str, **settings: float) -> Ledger:
         """Return the writes of one worker to this study."""
-        return Ledger(
-            engine=self.storage.engine, study_id=self.study_id, uid=self.uid, worker=worker, **settings
-        )
+        return Ledger(engine=self.storage.engine, study_id=self.study_id, uid=self.uid, worker=worker, **settings)
 
 
 def create_or_join(
@@ -155,9 +153,7 @@ def check_data(study: Study, digest: str) -> None:
         if row is None:
             raise StudyError(f"study {study.name!r} was deleted")
         if row.data_digest is None:
-            connection.execute(
-                hpo_studies.update().where(hpo_studies.c.uid == study.uid).values(data_digest=digest)
-            )
+            connection.execute(hpo_studies.update().where(hpo_studies.c.uid == study.uid).values(data_digest=digest))
         elif row.data_digest != digest:
             raise MismatchError(
                 f"data: the study was made on {row.data_digest[:12]}, here the data is {digest[:12]}; "
@@ -267,9 +263,7 @@ def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: 
             "undo the change, start a new study with --name, or join with --allow-code-change, which is recorded"
         )
     connection.execute(
-        hpo_studies.update()
-        .where(hpo_studies.c.uid == row.uid)
-        .values(code_changes=json.dumps([*changes, digest]))
+        hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(code_changes=json.dumps([*changes, digest]))
     )
 
 

@@ -26,9 +26,7 @@ metadata = sa.MetaData()
 
 
 def _study_key() -> sa.Column[int]:
-    return sa.Column(
-        "study_id", sa.ForeignKey(studies.c.study_id, ondelete="CASCADE"), nullable=False, index=True
-    )
+    return sa.Column("study_id", sa.ForeignKey(studies.c.study_id, ondelete="CASCADE"), nullable=False, index=True)
 
 
 def _trial_key() -> sa.Column[int]:
@@ -46,9 +44,7 @@ hpo_studies = sa.Table(
     sa.Column("trials", sa.Integer, nullable=False),  # the budget: rows in any state but WAITING
     sa.Column("imported", sa.Integer, nullable=False, default=0),  # rows a fork brought along; not charged
     sa.Column("stop_reason", sa.Text),  # set: no new trial is started
-    sa.Column(
-        "code_folder", sa.Text, nullable=False
-    ),  # where the user's own code was found when the study was made
+    sa.Column("code_folder", sa.Text, nullable=False),  # where the user's own code was found when the study was made
     sa.Column("code_digest", sa.String(64), nullable=False),
     sa.Column("code_changes", sa.Text, nullable=False, default="[]"),  # JSON: other digests that were let in
     sa.Column("data_digest", sa.String(64)),
@@ -60,9 +56,7 @@ hpo_trials = sa.Table(
     metadata,
     sa.Column("study_uid", sa.String(32), primary_key=True),
     _trial_key(),
-    sa.Column(
-        "attempt", sa.Integer, nullable=False
-    ),  # how often the trial was taken up: the lease's fencing token
+    sa.Column("attempt", sa.Integer, nullable=False),  # how often the trial was taken up: the lease's fencing token
     sa.Column("settled", sa.Boolean, nullable=False),  # finished by us; nothing may take it up again
     sa.Column("worker", sa.String(200), nullable=False),
     sa.Column("lease_until", sa.Double),  # seconds since 1970 by the database's clock; NULL is parked

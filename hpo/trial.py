@@ -73,9 +73,7 @@ class LeasedTrial(optuna.trial.Trial):
         """
         self.curve.append(value)
         judged = self.desk.rule(self.curve) if self.desk.rule else value
-        lost = self.desk.ledger.report(
-            [Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)]
-        )
+        lost = self.desk.ledger.report([Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)])
         if lost:
             raise LostLease(f"trial {self.number}: another worker has taken it up")
         self._last_step = step
@@ -104,16 +102,12 @@ class LeasedTrial(optuna.trial.Trial):
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(
-                f"the objective returned {value!r}, a {type(value).__name__}; return one number"
-            ) from None
+            raise ValueError(f"the objective returned {value!r}, a {type(value).__name__}; return one number") from None
         if not math.isfinite(number):
             raise ValueError(f"the objective returned {number}; a trial's value must be a finite number")
         return number
 
-    def settle(
-        self, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
-    ) -> None:
+    def settle(self, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None) -> None:
         """Tell the sampler, then write the trial's end; LostLease if another worker owns it by now."""
         frozen = self._get_latest_trial()
         values = None if value is None else [value]

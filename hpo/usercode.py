@@ -44,9 +44,7 @@ def _module(location: str, folder: Path, path: str) -> ModuleType:
             return importlib.import_module(location)
         return _file_module(folder / location)
     except FileNotFoundError:
-        raise SpecError(
-            f"{path}: no file {folder / location}; paths are relative to the study file"
-        ) from None
+        raise SpecError(f"{path}: no file {folder / location}; paths are relative to the study file") from None
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise SpecError(
@@ -78,9 +76,7 @@ def digest(references: Iterable[str], folder: Path) -> str:
     files = sorted({_source(reference.partition(":")[0], folder) for reference in references})
     if not files:
         return ""
-    return hashlib.sha256(
-        b"\0".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
-    ).hexdigest()
+    return hashlib.sha256(b"\0".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _source(location: str, folder: Path) -> Path:

@@ -1,0 +1,55 @@
+"""A pinned config put together: its data loaded, its model, optimizer and schedule built, ready to train.
+
+The search, the final training, the replay and `hpo check` all come through here, so one config means one thing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import data
+from hpo import parts
+from hpo.config import TrainConfig
+from hpo.train import loop
+
+
+def pick_device() -> torch.device:
+    """Return the GPU that this process may see, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device's own name, for a receipt."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
+    """Return the config's training and validation data on the device; the test part stays shut."""
+    return data.load(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
+
+
+def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:
+    """Return the test part: for `final.py` alone."""
+    return data.load_test(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
+
+
+def build_run(config: TrainConfig, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> loop.Run:
+    """Return the run of a config under a trial's seed, at epoch 0."""
+    training = config.training
+    shape = tuple(splits.train.images.shape[1:])
+    model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
+    model = model.to(device)
+    steps = loop.steps_per_epoch(len(splits.train.labels), training.batch_size)
+    schedule_steps = steps * (training.schedule_epochs or training.epochs)
+    return loop.Run(
+        model=model,
+        optimizer=parts.call("optimizer", config.optimizer, folder, model.parameters()),
+        schedule=parts.call("schedule", config.schedule, folder, schedule_steps),
+        splits=splits,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        seed=seed,
+        precision=training.precision,
+    )

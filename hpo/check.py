@@ -1,0 +1,96 @@
+"""What a study file will do, before it does it: its space, its model, one measured epoch, what the budget will cost.
+
+Also the one lint that needs torch: a parameter that changes nothing, found by training a few steps at both of its ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchinfo
+
+import data
+from hpo import assembly, parts, seeds, space
+from hpo.config import TrainConfig
+from hpo.lint import lint
+from hpo.space import Choices, Parameter, Range, Tree
+from hpo.spec import StudySpec
+from hpo.train.loop import EpochResult
+
+TRIED_STEPS = 3  # momentum acts on the weights from the second step on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What `hpo check` tells of a declared study file."""
+
+    parameters: dict[str, Parameter]
+    model: str  # torchinfo's table
+    epoch: EpochResult  # the measured one, in the middle of the space
+    device: str
+    longest_trial_epochs: int
+    warnings: list[str]
+
+    def budget_seconds(self, trials: int, workers: int) -> float:
+        """Return the wall clock of the whole budget without pruning: the most it can take at the measured speed."""
+        return trials * self.longest_trial_epochs * self.epoch.seconds / workers
+
+
+def examine(spec: StudySpec, folder: Path) -> Findings:
+    """Build the middle of the space, train one epoch of it, and lint the whole."""
+    tree = spec.tree
+    device = assembly.pick_device()
+    config = TrainConfig.from_tree(space.middle(tree, {}))
+    splits = assembly.load_splits(config, spec.seed, folder, device)
+    seed = seeds.derive(spec.seed, "check")
+    torch.set_num_threads(config.training.threads)
+    run = assembly.build_run(config, splits, seed, folder, device)
+    shape = splits.train.images.shape[1:]
+    table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
+    run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
+    epochs = tree["training"]["epochs"]
+    return Findings(
+        parameters=dict(space.parameters(tree)),
+        model=str(table),
+        epoch=next(iter(run.train())),
+        device=assembly.device_name(device),
+        longest_trial_epochs=int(max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs),
+        warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
+    )
+
+
+def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:
+    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it."""
+    for path, parameter in space.parameters(tree):
+        section, *inside = path.split(".")
+        if section == "training" or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
+            continue
+        branch = {f"{section}.name": inside[0]} if len(inside) > 1 else {}
+        marks = [
+            _mark(
+                TrainConfig.from_tree(space.middle(tree, {**branch, path: end})), section, splits, seed, folder, device
+            )
+            for end in (parameter.ends()[0], parameter.ends()[-1])
+        ]
+        if marks[0] == marks[1]:
+            yield f"{path} = {parameter}: makes no difference to a training; nothing uses it, remove it"
+
+
+def _mark(
+    config: TrainConfig, section: str, splits: data.Splits, seed: int, folder: Path, device: torch.device
+) -> list[Any]:
+    """Return what a parameter of this section must change: a schedule its rates, anything else the trained weights."""
+    if section == "schedule":
+        length = 100
+        schedule = parts.call("schedule", config.schedule, folder, length)
+        return [schedule(step) for step in range(length)]
+    rows = TRIED_STEPS * config.training.batch_size
+    few = data.Split(images=splits.train.images[:rows], labels=splits.train.labels[:rows])
+    run = assembly.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
+    next(iter(run.train()))
+    return [value.tolist() for value in run.model.state_dict().values()]

@@ -1,0 +1,376 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json as jsons
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo import __version__
+from hpo.errors import Fault
+from hpo.signals import StopSignal
+
+if TYPE_CHECKING:
+    from hpo.final import Training
+    from hpo.spec import StudySpec
+    from hpo.study import Study
+    from hpo.train.loop import EpochResult
+
+app = typer.Typer(
+    name="hpo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hyperparameter search for PyTorch: one study, many workers, nothing lost, a config that trains.",
+)
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", help="sqlite:///FILE or postgresql://USER@HOST/DB; else $HPO_STORAGE, else sqlite:///studies.db"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program and nothing else.")]
+CodeOption = Annotated[Path | None, typer.Option("--code", help="Folder of your own code, if not the study file's.")]
+CodeChangeOption = Annotated[
+    bool, typer.Option("--allow-code-change", help="Go on although your own code changed; the study records it.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the study, instead of the file's.")]
+
+
+def main() -> None:
+    """Run the command line; a fault is one clear message and exit code 2, never a traceback."""
+    try:
+        app()
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version  # shown by its callback
+
+
+def storage_url(given: str | None, of_file: str | None = None) -> str:
+    """Return the storage to use: the option, else the environment, else the file, else studies.db here."""
+    return given or os.environ.get("HPO_STORAGE") or of_file or "sqlite:///studies.db"
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Path("study.toml")) -> None:
+    """Write a commented study file to start from."""
+    from importlib import resources
+
+    from hpo.errors import SpecError
+
+    template = resources.files("hpo").joinpath("templates/study.toml").read_text()
+    try:
+        with file.open("x") as handle:
+            handle.write(template.replace('"my-study"', jsons.dumps(file.stem)))
+    except FileExistsError:
+        raise SpecError(f"{file}: is there already; name another file") from None
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {file}; next: hpo check {file}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Study file.")],
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Workers to reckon the cost with.")] = None,
+    code: CodeOption = None,
+) -> None:
+    """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
+    from hpo import studyfile
+    from hpo.fleet.local import default_workers
+    from hpo.view import checked
+
+    found = studyfile.read(file, code_folder=code)
+    typer.echo(checked.spec_text(found.spec))
+    if found.spec.objective:
+        return
+    from hpo.check import examine
+
+    typer.echo(checked.findings_text(found.spec, examine(found.spec, found.code_folder), workers or default_workers()))
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Study file.")],
+    storage: StorageOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Local workers: one per GPU, else one per core; 0 only makes the study."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the study in all.")] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", help="Wall clock of this run, such as 30m.")] = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+    code: CodeOption = None,
+    allow_code_change: CodeChangeOption = False,
+) -> None:
+    """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
+    from hpo import search as searching
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo import studyfile
+    from hpo.errors import SpecError
+    from hpo.fleet.local import Fleet, default_workers, last_words
+    from hpo.results import summarize
+    from hpo.spec import seconds
+    from hpo.view.live import LiveView
+
+    limit = seconds(timeout, "--timeout") if timeout else None
+    found = studyfile.read(file, name=name, code_folder=code)
+    if found.spec.is_pinned:
+        raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
+    if limit is None and found.spec.budget.timeout:
+        limit = seconds(found.spec.budget.timeout, "budget.timeout")
+    quiet_optuna()
+    place = storages.connect(storage_url(storage, found.spec.storage), create=True)
+    study = studies.create_or_join(
+        place,
+        found.spec,
+        code_folder=found.code_folder,
+        code_digest=found.code_digest,
+        trials_budget=trials,
+        allow_code_change=allow_code_change,
+    )
+    count = default_workers() if workers is None and found.spec.workers is None else workers
+    count = found.spec.workers if count is None else count
+    code_of_exit, failed = 0, ""
+    if count and not searching.is_over(summarize(study)):
+        fleet = Fleet(study, count, allow_code_change=allow_code_change)
+        with_view = LiveView(json=json)
+        code_of_exit = searching.search(study, fleet, with_view, timeout=limit)
+        failed = last_words(fleet.failed) if not code_of_exit else ""
+        code_of_exit = code_of_exit or max((slot.exit_codes[-1] for slot in fleet.failed), key=abs, default=0)
+    report_end(studies.join(place, study.name), json=json, failed=failed)
+    raise typer.Exit(code_of_exit if code_of_exit >= 0 else 1)
+
+
+def report_end(study: Study, *, json: bool, failed: str) -> None:
+    """Print how a run ended: the winner and what to do with it, or why there is none."""
+    from hpo import results
+    from hpo.errors import StudyError
+    from hpo.view import live
+
+    summary = results.summarize(study)
+    if failed:
+        typer.echo(failed, err=True)
+    if json:
+        typer.echo(jsons.dumps(live.to_json(summary)))
+        return
+    typer.echo(live.status_text(summary))
+    try:
+        typer.echo(live.winner_text(study, results.best(study)[0]))
+    except StudyError as error:
+        typer.echo(str(error), err=True)
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Argument(help="Name of the study, or a study file to hold against it.")],
+    storage: StorageOption = None,
+    code: CodeOption = None,
+    allow_code_change: CodeChangeOption = False,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", hidden=True, help="Leave when the parent dies.")
+    ] = False,
+) -> None:
+    """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo import studyfile
+    from hpo import worker as workers
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    quiet_optuna()
+    stopping = StopSignal.installed()
+    mine = studyfile.read(Path(study), code_folder=code) if study.endswith(".toml") else None
+    place = storages.connect(storage_url(storage, mine.spec.storage if mine else None))
+    joined = studies.join(place, mine.spec.name if mine else study)
+    folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
+    objective_digest = studyfile.load_and_digest(joined.spec, folder)
+    studies.check_worker(
+        joined, mine=mine.spec if mine else None, code_digest=objective_digest, allow_code_change=allow_code_change
+    )
+    objective = workers.build_objective(joined, folder)
+    ledger = joined.ledger(workers.new_name())
+    raise typer.Exit(workers.work(joined, objective, ledger, stopping, with_parent=with_parent))
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if left out.")] = None,
+    storage: StorageOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
+    from hpo import results
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo.view import live
+
+    quiet_optuna()
+    place = storages.connect(storage_url(storage))
+    if study is None:
+        summaries = results.statuses(place)
+        typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
+        return
+    summary = results.summarize(studies.join(place, study))
+    typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
+
+
+@app.command()
+def dashboard(
+    storage: StorageOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    write: Annotated[bool, typer.Option("--write", help="Allow changes, by anybody who reaches the address.")] = False,
+) -> None:
+    """Serve optuna-dashboard for the storage, read-only."""
+    from hpo import storage as storages
+    from hpo.view import dashboard as web
+
+    quiet_optuna()
+    web.serve(storages.connect(storage_url(storage)), host, port, write)
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("best.toml"),
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="This trial instead of the best.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="The best K, as best.1.toml, best.2.toml, ...")] = 1,
+    storage: StorageOption = None,
+) -> None:
+    """Write the best trial's full config, every value pinned, with a receipt of what it was made from."""
+    from hpo import export as exporting
+    from hpo import storage as storages
+    from hpo import study as studies
+
+    quiet_optuna()
+    opened = studies.join(storages.connect(storage_url(storage)), study)
+    for path in exporting.export(opened, output, number=trial, top=top):
+        typer.echo(f"wrote {path}; next: hpo train {path} -o runs/{path.stem}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Pinned config, as `hpo export` writes it.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for weights, metrics, logs.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Another seed than the trial's.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Train the trial again and compare its curves; no test.")
+    ] = False,
+    storage: StorageOption = None,
+    code: CodeOption = None,
+) -> None:
+    """Train a pinned config to the end, open the test split once, leave weights, metrics and TensorBoard logs."""
+    from hpo import final
+
+    quiet_optuna()
+    spec = final.load_pinned(config)
+    folder = code or final.find_code_folder(spec, config)
+    if spec.objective:
+        train_own(spec, config, folder, replaying=replay)
+        return
+    training = final.prepare(config, seed=seed, code_folder=folder)
+    typer.echo(final.describe(training))
+    if replay:
+        raise typer.Exit(show_replay(training))
+    output = output or Path("runs") / config.stem
+    stopping = StopSignal.installed()
+    metrics = final.train(training, output, stop=stopping, progress=show_epoch)
+    if metrics is None:
+        typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
+        raise typer.Exit(stopping.exit_code)
+    from hpo import openings
+
+    unrecorded = openings.record(spec, metrics, output, storage_url(storage, spec.storage))
+    typer.echo(f"validation {spec.metric} {metrics['value']:.4f} at epoch {metrics['epoch']}")
+    typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened this once")
+    if unrecorded:
+        typer.echo(f"note: this opening is not in a ledger: {unrecorded}", err=True)
+    typer.echo(f"wrote {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
+
+
+def train_own(spec: StudySpec, config: Path, folder: Path, *, replaying: bool) -> None:
+    """Run an objective of the user's own once with its pinned parameters, or against the trial's value."""
+    from hpo import owntrain
+
+    value = owntrain.run(spec, config, folder)
+    typer.echo(f"the objective returned {value!r}")
+    if replaying:
+        same = value == spec.receipt.get("value")
+        typer.echo(
+            f"trial {spec.receipt.get('trial')}: value {spec.receipt.get('value')!r}, {'the same' if same else 'another'}"
+        )
+        raise typer.Exit(0 if same else 1)
+
+
+def show_replay(training: Training) -> int:
+    """Train the receipt's trial again and say whether its curves came out the same; return the exit code."""
+    from hpo import final
+
+    differences = final.replay(training, show_epoch)
+    for one in differences:
+        typer.echo(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", err=True)
+    trial, epochs = training.spec.receipt.get("trial"), final.curve_length(training)
+    verdict = "differ from the trial's" if differences else "equal the trial's bit for bit"
+    typer.echo(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
+    return 1 if differences else 0
+
+
+def show_epoch(result: EpochResult) -> None:
+    typer.echo(
+        f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
+        f"validation accuracy {result.validation_accuracy:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
+    )
+
+
+@app.command()
+def fork(
+    study: Annotated[str, typer.Argument(help="Name of the study to take trials from.")],
+    name: Annotated[str, typer.Argument(help="Name of the new study.")],
+    file: Annotated[Path, typer.Argument(help="Study file of the new study.")],
+    storage: StorageOption = None,
+    code: CodeOption = None,
+) -> None:
+    """Make a new study from a changed file and take along the finished trials that fit into its space."""
+    from hpo import forking, studyfile
+    from hpo import storage as storages
+    from hpo import study as studies
+
+    found = studyfile.read(file, name=name, code_folder=code)
+    quiet_optuna()
+    place = storages.connect(storage_url(storage, found.spec.storage))
+    taken, left = forking.fork(studies.join(place, study), found)
+    typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
+    typer.echo(f"next: hpo run {file} --name {name}")
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna's log lines out of ours, and its notes that what the study file chose by name is experimental."""
+    import optuna
+
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

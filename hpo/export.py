@@ -1,0 +1,101 @@
+"""A finished trial as a pinned config: the study file with the trial's values, without the branches not taken.
+
+Beside the values stands the receipt: what the trial was made from, and the curve that a replay must give again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hpo import space
+from hpo.errors import StudyError
+from hpo.results import TrialResult, best
+from hpo.space import Choices, Parameter
+from hpo.study import Study
+
+LEFT_OUT = {"sampler", "pruner", "budget", "workers", "storage", "checkpoints", "params"}  # of a search only
+
+
+def export(study: Study, output: Path, *, number: int | None = None, top: int = 1) -> list[Path]:
+    """Write the best trial, the one with this number, or the best `top`, which get the rank put into their file names.
+
+    Raises StudyError without a finished trial, or if the file cannot be written.
+    """
+    found = best(study, k=top, number=number)
+    if top == 1:
+        return [write(output, pinned(study, found[0]))]
+    return [
+        write(output.with_suffix(f".{rank}{output.suffix}"), pinned(study, result))
+        for rank, result in enumerate(found, start=1)
+    ]
+
+
+def pinned(study: Study, result: TrialResult) -> dict[str, Any]:
+    """Return the document of a trial: its training sections with every range pinned, and its receipt."""
+    document = {key: value for key, value in study.spec.document.items() if key not in LEFT_OUT}
+    if study.spec.objective:
+        document["params"] = result.params
+    else:
+        document |= space.pin(study.spec.tree, lambda path, parameter: _value(result, path, parameter))
+    return _scalars_first(document) | {"receipt": _receipt(study, result)}
+
+
+def _value(result: TrialResult, path: str, parameter: Parameter) -> Any:
+    """Return a parameter's value in a trial; what the trial never reached (it failed early) cannot be pinned."""
+    if path not in result.params:
+        raise StudyError(f"trial {result.number} has no value for {path}; it ended before one was drawn")
+    value = result.params[path]
+    if isinstance(parameter, Choices):
+        return parameter.options[[space.encode(option) for option in parameter.options].index(value)]
+    return value
+
+
+def _scalars_first(document: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(document.items(), key=lambda item: isinstance(item[1], dict)))
+
+
+def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
+    receipt = {
+        "study": study.name,
+        "study_uid": study.uid,
+        "storage": study.storage.shown,
+        "fingerprint": study.spec.fingerprint,
+        "trial": result.number,
+        "state": result.state,
+        "value": result.value,
+        "attempts": result.attempt,
+        "trials_tried": study.trials,
+        "code_folder": str(study.code_folder),
+        "test_split": "the user's own promise" if study.spec.objective else "sealed",
+        **result.receipt,
+        "curves": {metric: list(curve) for metric, curve in result.curves.items() if _repeats(metric)},
+    }
+    return {key: value for key, value in receipt.items() if value is not None and value != {}}
+
+
+def _repeats(metric: str) -> bool:
+    """Say whether a metric comes out the same when a trial is trained again: all but the time it took."""
+    return metric != "seconds"
+
+
+def write(path: Path, document: dict[str, Any]) -> Path:
+    """Write a TOML file whole or not at all."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.write_text(tomli_w.dumps(document))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with -o") from None
+    return path
+
+
+def same(one: float, other: float) -> bool:
+    """Say whether two values are the same number, bit for bit, or both none."""
+    return one == other or (math.isnan(one) and math.isnan(other))

@@ -1,0 +1,262 @@
+"""The final training: a pinned config trained from scratch, its weights kept, the test split opened once at the end.
+
+Also the replay: the same training, held against the validation curve in the config's receipt. The loop is the one of the
+search, so a config means the same in both. This is the only file that opens the test split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import data
+from hpo import assembly, parts, seeds, space
+from hpo.config import TrainConfig
+from hpo.errors import SpecError, StudyError
+from hpo.export import same
+from hpo.receipt import receipt
+from hpo.spec import StudySpec
+from hpo.train import checkpoint, loop
+from hpo.train.loop import EpochResult
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.pt"
+METRICS = "metrics.json"
+CONFIG = "config.toml"
+JUDGED = {"accuracy": "validation_accuracy", "loss": "validation_loss"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A pinned config ready to train: the spec, what it says, its data and its seed."""
+
+    path: Path
+    spec: StudySpec
+    config: TrainConfig
+    folder: Path
+    seed: int
+    device: torch.device
+    splits: data.Splits
+
+    def run(self) -> loop.Run:
+        return assembly.build_run(self.config, self.splits, self.seed, self.folder, self.device)
+
+    def judged(self, result: EpochResult) -> float:
+        return float(getattr(result, JUDGED[self.spec.metric]))
+
+
+def load_pinned(path: Path) -> StudySpec:
+    """Read a config in which nothing is left to search; SpecError lists the ranges of one where something is."""
+    spec = StudySpec.load(path)
+    if spec.objective or spec.is_pinned:
+        return spec
+    left = "\n".join(f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree))
+    raise SpecError(f"{left}\n{path}: search it with `hpo run {path}`, or give each of these one value")
+
+
+def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> Training:
+    """Read a pinned config and load its data; SpecError if it has ranges left or is not trainable.
+
+    The seed is the given one, else the receipt's, which repeats the trial, else one derived from the config's own.
+    """
+    spec = load_pinned(path)
+    folder = code_folder or find_code_folder(spec, path)
+    config = TrainConfig.from_tree(spec.tree)
+    parts.check(config, folder)
+    torch.set_num_threads(config.training.threads)
+    device = assembly.pick_device()
+    stored = spec.receipt.get("seed")
+    return Training(
+        path=path,
+        spec=spec,
+        config=config,
+        folder=folder,
+        seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
+        device=device,
+        splits=assembly.load_splits(config, spec.seed, folder, device),
+    )
+
+
+def find_code_folder(spec: StudySpec, path: Path) -> Path:
+    """Return where a pinned config's user code lies: beside the config if it is there, else where the study had it."""
+    beside = path.parent.absolute()
+    files = [reference.partition(":")[0] for reference in spec.code_references]
+    if all((beside / (file if file.endswith(".py") else file.split(".")[0])).exists() for file in files):
+        return beside
+    return Path(spec.receipt.get("code_folder", beside))
+
+
+def describe(training: Training) -> str:
+    """Return a line that says what will be trained, on what, from which seed."""
+    config, device = training.config, assembly.device_name(training.device)
+    return (
+        f"{training.path}: {config.model.name} on {config.data.name}, {config.optimizer.name} with {config.schedule.name} "
+        f"schedule, {config.training.epochs} epochs, seed {training.seed}, on {device}"
+    )
+
+
+def train(
+    training: Training, folder: Path, *, stop: Callable[[], bool], progress: Callable[[EpochResult], None]
+) -> dict[str, Any] | None:
+    """Train to the end, test once, and leave weights, metrics and TensorBoard logs in `folder`; return the metrics.
+
+    A training that was stopped (then None is returned) goes on from its checkpoint when called again.
+    Raises StudyError if the folder holds another training or a finished one.
+    """
+    _open_folder(training, folder)
+    run, kept = training.run(), _Kept()
+    if (folder / CHECKPOINT).exists():
+        kept.resume(run, folder / CHECKPOINT)
+    with SummaryWriter(log_dir=str(folder), purge_step=run.epoch + 1) as board:
+        for result in run.train(stop=stop):
+            kept.take(training, run, result)
+            for name, value in asdict(result).items():
+                board.add_scalar(name, value, result.epoch)
+            kept.save(run, folder / CHECKPOINT)
+            progress(result)
+        if not run.finished:
+            kept.save(run, folder / CHECKPOINT)
+            return None
+        metrics = _test(training, run, kept)
+        for name in ("test_loss", "test_accuracy"):
+            board.add_scalar(name, metrics[name], run.epoch)
+    checkpoint.save(folder / WEIGHTS, kept.weights)
+    write_json(folder / METRICS, metrics)
+    (folder / CHECKPOINT).unlink()
+    return metrics
+
+
+class _Kept:
+    """What a final training keeps beside the run: the judged curve, all metrics, and the weights that stand for it."""
+
+    def __init__(self) -> None:
+        self.curve: list[float] = []
+        self.history: list[dict[str, float]] = []
+        self.weights: dict[str, Any] = {}
+
+    def take(self, training: Training, run: loop.Run, result: EpochResult) -> None:
+        self.curve.append(training.judged(result))
+        self.history.append({key: float(value) for key, value in asdict(result).items()})
+        rule = training.spec.rule
+        if rule is None or rule.best_epoch(self.curve) == len(self.curve):
+            self.weights = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+
+    def save(self, run: loop.Run, path: Path) -> None:
+        state = {"run": run.state_dict(), "curve": self.curve, "history": self.history, "weights": self.weights}
+        checkpoint.save(path, state)
+
+    def resume(self, run: loop.Run, path: Path) -> None:
+        state = checkpoint.load(path)
+        run.load_state_dict(state["run"])
+        self.curve, self.history, self.weights = state["curve"], state["history"], state["weights"]
+
+
+def _open_folder(training: Training, folder: Path) -> None:
+    if (folder / METRICS).exists():
+        raise StudyError(f"{folder}: holds a finished training; name another folder with -o")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / CONFIG
+        if known.exists() and known.read_bytes() != training.path.read_bytes():
+            raise StudyError(f"{folder}: holds a training of another config; name another folder with -o")
+        if known.resolve() != training.path.resolve():
+            shutil.copyfile(training.path, known)
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
+
+
+def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
+    """Open the test split with the weights that the study's rule stands for, and return everything measured."""
+    run.model.load_state_dict(kept.weights)
+    rule = training.spec.rule
+    assert rule is not None
+    test = assembly.load_test(training.config, training.spec.seed, training.folder, training.device)
+    loss, accuracy = loop.evaluate(
+        run.model,
+        test,
+        mean=training.splits.mean,
+        std=training.splits.std,
+        precision=training.config.training.precision,
+    )
+    return {
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "test_images": len(test.labels),
+        "value": rule(kept.curve),
+        "epoch": rule.best_epoch(kept.curve),
+        "history": kept.history,
+        "receipt": receipt(
+            folder=training.folder,
+            device=assembly.device_name(training.device),
+            threads=training.config.training.threads,
+            executor="loop",
+            seed=training.seed,
+            split_seed=training.spec.seed,
+            data_digest=training.splits.digest,
+        ),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One epoch at which a replay left the trial's curve."""
+
+    epoch: int
+    metric: str
+    trial: float
+    replay: float
+
+
+def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[Difference]:
+    """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit.
+
+    Raises StudyError if the config has no curve in its receipt.
+    """
+    curves: dict[str, list[float]] = training.spec.receipt.get("curves", {})
+    epochs = curve_length(training)
+    if not epochs:
+        raise StudyError(f"{training.path}: has no curve in its receipt; `hpo export` writes one")
+    found: list[Difference] = []
+    for result in training.run().train():
+        found += _differences(result, curves)
+        progress(result)
+        if result.epoch == epochs:
+            break
+    return found
+
+
+def curve_length(training: Training) -> int:
+    """Return how many epochs the receipt's trial was trained."""
+    return max(map(len, training.spec.receipt.get("curves", {}).values()), default=0)
+
+
+def _differences(result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
+    for metric, curve in curves.items():
+        again = float(getattr(result, metric))
+        if result.epoch <= len(curve) and not same(again, curve[result.epoch - 1]):
+            yield Difference(epoch=result.epoch, metric=metric, trial=curve[result.epoch - 1], replay=again)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
+    os.replace(part, path)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the value with None for every number that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,97 @@
+"""A new study that starts with another one's finished trials, where these fit into the new space.
+
+Optuna refuses a changed choice and switches joint sampling off for a changed range; a fork is the way to change a space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo import space, storage
+from hpo import study as studies
+from hpo.errors import MismatchError, StudyError
+from hpo.space import Choices, Parameter, Tree
+from hpo.study import Study
+from hpo.studyfile import StudyFile
+from hpo.tables import hpo_studies
+
+
+def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
+    """Make the wanted study with the fitting trials of `source`; return how many were taken and how many left.
+
+    The trials taken are not charged to the new study's budget. StudyError if the name is in use.
+    """
+    if wanted.spec.name in optuna.get_all_study_names(source.storage.optuna):
+        raise StudyError(f"there is a study {wanted.spec.name!r} already; choose another name")
+    _refuse_another_yardstick(source, wanted)
+    finished = source.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    fitting = [copy for trial in finished if (copy := _fitted(trial, wanted.spec.tree)) is not None]
+    made = studies.create_or_join(
+        source.storage, wanted.spec, code_folder=wanted.code_folder, code_digest=wanted.code_digest
+    )
+    with storage.writing(made.storage.engine) as connection:  # before the rows: they must never be charged
+        _set_imported(connection, made, len(fitting))
+    made.optuna.add_trials(fitting)
+    return len(fitting), len(finished) - len(fitting)
+
+
+def _refuse_another_yardstick(source: Study, wanted: StudyFile) -> None:
+    old, new = source.spec, wanted.spec
+    for key in ("objective", "metric", "direction", "value", "data"):
+        if getattr(old, key) != getattr(new, key):
+            raise MismatchError(
+                f"{key}: study {old.name!r} has {getattr(old, key)!r}, the file has {getattr(new, key)!r}; "
+                "its values mean something else, so its trials cannot be taken along"
+            )
+    if old.objective:
+        raise MismatchError(f"study {old.name!r} has an objective of your own, whose space hpo does not know")
+
+
+def _fitted(trial: FrozenTrial, tree: Tree) -> FrozenTrial | None:
+    """Return a copy of the trial with the new space's distributions, None if its parameters are not exactly of it."""
+    distributions: dict[str, BaseDistribution] = {}
+
+    def pick(path: str, parameter: Parameter) -> Any:
+        distributions[path] = distribution_of(parameter)
+        value = trial.params[path]
+        if not distributions[path]._contains(distributions[path].to_internal_repr(value)):
+            raise ValueError(value)
+        return value
+
+    try:
+        space.pin(tree, pick)
+    except (KeyError, ValueError):
+        return None
+    if distributions.keys() != trial.params.keys():
+        return None
+    return optuna.trial.create_trial(
+        state=trial.state,
+        value=trial.value,
+        params=trial.params,
+        distributions=distributions,
+        intermediate_values=trial.intermediate_values,
+        user_attrs={**trial.user_attrs, "hpo:forked_from": trial.number},
+    )
+
+
+def distribution_of(parameter: Parameter) -> BaseDistribution:
+    """Return Optuna's distribution of a declared parameter, the same that its `suggest` makes."""
+    if isinstance(parameter, Choices):
+        return CategoricalDistribution([space.encode(option) for option in parameter.options])
+    if parameter.integer:
+        return IntDistribution(int(parameter.low), int(parameter.high), parameter.log, int(parameter.step or 1))
+    return FloatDistribution(parameter.low, parameter.high, parameter.log, parameter.step)
+
+
+def _set_imported(connection: sa.Connection, made: Study, count: int) -> None:
+    connection.execute(hpo_studies.update().where(hpo_studies.c.uid == made.uid).values(imported=count))

@@ -1,0 +1,99 @@
+"""What is legal in a study file and still likely a mistake; `hpo check` says so, nothing is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import optuna
+
+from hpo import pruning, space
+from hpo.curve import Direction
+from hpo.space import Choices, Range
+from hpo.spec import StudySpec
+
+LR_SPREAD = 10.0  # a learning rate searched over more than a factor of this belongs on a log scale
+
+
+def lint(spec: StudySpec) -> list[str]:
+    """Return one line for each likely mistake in a resolved declared spec."""
+    return [line for rule in RULES for line in rule(spec)]
+
+
+def linear_learning_rate(spec: StudySpec) -> Iterator[str]:
+    """A learning rate acts by its order of magnitude; drawn linearly, nearly every trial gets a large one."""
+    for path, found in space.parameters(spec.tree):
+        if not (path.endswith(".lr") and isinstance(found, Range)) or found.log or found.step is not None:
+            continue
+        if found.low <= 0 or found.high / found.low > LR_SPREAD:
+            yield f"{path} = {found}: searched on a linear scale; add log = true"
+
+
+def long_schedule(spec: StudySpec) -> Iterator[str]:
+    """A schedule longer than the training never reaches its end."""
+    training = spec.tree["training"]
+    length, epochs = training.get("schedule_epochs"), training["epochs"]
+    if length is None:
+        return
+    longest = max(length.ends()) if isinstance(length, Range | Choices) else length
+    shortest = min(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs
+    if longest > shortest:
+        yield f"training.schedule_epochs = {length}: the schedule is longer than training.epochs = {epochs}; shorten it"
+
+
+def idle_pruner(spec: StudySpec) -> Iterator[str]:
+    """A pruner that cannot act within the epochs and trials of the study."""
+    name = spec.pruner["name"]
+    if name == "none":
+        return
+    epochs = spec.tree["training"]["epochs"]
+    last = (
+        int(max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs) - 1
+    )  # the last epoch is not pruned
+    startup = spec.pruner.get("n_startup_trials", 0)
+    if startup >= spec.budget.trials:
+        budget = spec.budget.trials
+        yield f"pruner.n_startup_trials = {startup}: prunes only after so many complete trials, the budget is {budget}"
+    elif not _can_prune(pruning.build(spec), last, spec.direction or "minimize"):
+        yield f"pruner {name}: cannot prune anything within the first {last} of {last + 1} epochs; lower its warm-up or rungs"
+
+
+def _can_prune(pruner: optuna.pruners.BasePruner, epochs: int, direction: Direction) -> bool:
+    """Try the pruner itself: may it end a hopeless trial beside good ones at some epoch?"""
+    sign = 1.0 if direction == "maximize" else -1.0
+    with _quiet():
+        study = optuna.create_study(direction=direction, pruner=pruner, study_name="lint")
+        for _ in range(20):
+            good = study.ask()
+            for epoch in range(1, epochs + 1):
+                good.report(sign * epoch, epoch)
+                good.should_prune()
+            study.tell(good, sign * epochs)
+        for _ in range(12):  # Hyperband puts trials into brackets, the first of which may never prune
+            bad = study.ask()
+            for epoch in range(1, epochs + 1):
+                bad.report(-sign * 1e9, epoch)
+                if bad.should_prune():
+                    return True
+            study.tell(bad, state=optuna.trial.TrialState.FAIL)
+    return False
+
+
+class _quiet:
+    """Keep Optuna's log still for a while."""
+
+    def __enter__(self) -> None:
+        self.level = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        optuna.logging.set_verbosity(self.level)
+
+
+def owned_momentum(spec: StudySpec) -> Iterator[str]:
+    """A schedule that may cycle the momentum leaves the optimizer's own to chance."""
+    for path, found in space.parameters({"schedule": spec.tree["schedule"]}):
+        if path.endswith("cycle_momentum"):
+            yield f"{path} = {found}: some trials' momentum is the schedule's, some the optimizer's default; pin it"
+
+
+RULES: list[Callable[[StudySpec], Iterator[str]]] = [linear_learning_rate, long_schedule, idle_pruner, owned_momentum]

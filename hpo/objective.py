@@ -1,0 +1,121 @@
+"""The declared objective: a trial becomes a config, the config a curve. The one file that knows Optuna and torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+import torch
+
+from hpo import assembly, seeds, space
+from hpo import study as studies
+from hpo.config import TrainConfig
+from hpo.errors import Diverged, Parked
+from hpo.ledger import Checkpoint
+from hpo.receipt import receipt
+from hpo.study import Study
+from hpo.train import checkpoint
+from hpo.train.loop import EpochResult, Run
+from hpo.trial import LeasedTrial
+
+CHECKPOINT_SECONDS = 30.0  # a killed worker loses at most so much training and one epoch
+METRIC_FIELDS = {"accuracy": "validation_accuracy", "loss": "validation_loss"}
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """Return the seed from which everything random in a trial is derived."""
+    return seeds.derive(study_seed, "trial", number)
+
+
+def metrics_of(result: EpochResult) -> dict[str, float]:
+    """Return an epoch's raw metrics by name."""
+    return {key: float(value) for key, value in asdict(result).items() if key != "epoch"}
+
+
+def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
+    """Return the objective of a declared study; the data is loaded once, here, and must be the study's own."""
+    tree = study.spec.tree
+    device = assembly.pick_device()
+    first = TrainConfig.from_tree(next(space.variants(tree)))
+    splits = assembly.load_splits(first, study.spec.seed, folder, device)
+    studies.check_data(study, splits.digest)
+
+    def objective(trial: LeasedTrial) -> float:
+        config = TrainConfig.from_tree(space.suggest(tree, trial))
+        seed = trial_seed(study.spec.seed, trial.number)
+        torch.set_num_threads(config.training.threads)
+        run = assembly.build_run(config, splits, seed, folder, device)
+        saver = Saver(run, trial, study.checkpoints)
+        saver.resume()
+        trial.desk.ledger.record_receipt(
+            trial.desk.claim,
+            receipt(
+                folder=folder,
+                device=assembly.device_name(device),
+                threads=config.training.threads,
+                executor="loop",
+                seed=seed,
+                split_seed=study.spec.seed,
+                data_digest=splits.digest,
+            ),
+        )
+        return follow(run, trial, saver, METRIC_FIELDS[study.spec.metric])
+
+    return objective
+
+
+def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: str) -> float:
+    """Train to the end of the trial, whatever ends it, reporting every epoch; return the judged value.
+
+    Raises Diverged, TrialPruned, Parked (after a checkpoint) or LostLease.
+    """
+    for result in run.train(stop=trial.desk.stopping):
+        trial.report_epoch(result.epoch, getattr(result, metric), metrics_of(result))
+        if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
+            raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
+        if run.finished:
+            break  # nothing is left to save by pruning
+        if trial.pruner_says_stop():
+            raise optuna.TrialPruned(f"epoch {result.epoch}")
+        saver.save_if_due(result.epoch)
+    if not run.finished:
+        saver.save(run.epoch)
+        raise Parked(f"trial {trial.number}: parked after epoch {run.epoch}")
+    return trial.judge(None)
+
+
+class Saver:
+    """A trial's checkpoints: one file at a time, named after attempt and epoch so that no two workers write the same."""
+
+    def __init__(self, run: Run, trial: LeasedTrial, folder: Path) -> None:
+        self.run = run
+        self.trial = trial
+        self.folder = folder / f"trial-{trial.number:06d}"
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the claim's checkpoint, if it has one."""
+        found = self.trial.desk.claim.checkpoint
+        if found is not None:
+            self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
+
+    def save_if_due(self, epoch: int) -> None:
+        """Save if the last checkpoint is old enough."""
+        if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+            self.save(epoch)
+
+    def save(self, epoch: int) -> None:
+        """Write the run's state, record it in the ledger, and remove the files it replaces."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        attempt = self.trial.desk.claim.attempt
+        path = self.folder / f"attempt-{attempt}-epoch-{epoch}-{time.time_ns()}.pt"
+        digest = checkpoint.save(path, self.run.state_dict())
+        self.trial.record_checkpoint(Checkpoint(epoch=epoch, path=str(path), digest=digest))
+        self.saved_at = time.monotonic()
+        for older in self.folder.glob("*.pt"):
+            if older != path:
+                older.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""The final run of a user's own objective: once, with the winner's parameters, outside any study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from hpo import usercode
+from hpo.errors import SpecError, StudyError
+from hpo.spec import StudySpec
+
+
+def run(spec: StudySpec, path: Path, folder: Path) -> float:
+    """Call the objective with an `optuna.trial.FixedTrial` of the config's [params] and return what it returns.
+
+    Raises SpecError without [params] or if one that the objective asks for is missing.
+    """
+    assert spec.objective is not None
+    if not spec.params:
+        raise SpecError(f"{path}: has no [params]; `hpo export` writes them, or search with `hpo run {path}`")
+    objective = usercode.load(spec.objective, folder, "objective")
+    try:
+        returned: Any = objective(optuna.trial.FixedTrial(spec.params))
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        raise SpecError(f"{path}: params: {error}") from None
+    if not isinstance(returned, int | float):
+        raise StudyError(f"{path}: the objective returned {returned!r}, not a number")
+    return float(returned)

@@ -1,0 +1,79 @@
+"""What `hpo check` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from hpo import space
+from hpo.spec import StudySpec
+from hpo.view.words import duration, value_text
+
+if TYPE_CHECKING:
+    from hpo.check import Findings
+
+
+def spec_text(spec: StudySpec) -> str:
+    """Return the study's own settings and its resolved space, one line each."""
+    rule = f"{spec.value} epoch" if spec.value in ("best", "last") else spec.value or "as the objective returns it"
+    lines = [
+        f"study {spec.name}: {spec.direction} {spec.objective or 'validation ' + spec.metric}, value: {rule}, seed {spec.seed}",
+        f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
+        f"sampler: {_named(spec.sampler)}",
+        f"pruner: {_named(spec.pruner)}",
+        f"fingerprint: {spec.fingerprint[:12]}",
+    ]
+    if spec.objective:
+        return "\n".join([*lines, "space: in the objective's own suggest calls"])
+    found = dict(space.parameters(spec.tree))
+    width = max(map(len, found), default=0)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "space:",
+            *(f"  {path:<{width}}  {parameter}" for path, parameter in found.items()),
+            "",
+            "constants:",
+        ]
+        + [f"  {line}" for line in _constants(spec)]
+    )
+
+
+def _named(table: dict[str, object]) -> str:
+    options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items() if key != "name")
+    return f"{table['name']}" + (f" ({options})" if options else "")
+
+
+def _constants(spec: StudySpec) -> list[str]:
+    def walk(tree: space.Tree, path: str) -> list[str]:
+        lines = []
+        for key, value in tree.items():
+            here = f"{path}.{key}" if path else key
+            if isinstance(value, dict):
+                lines += walk(value, here)
+            elif not isinstance(value, space.Range | space.Choices):
+                lines.append(f"{here} = {json.dumps(value)}")
+        return lines
+
+    return walk(spec.tree, "")
+
+
+def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
+    """Return the model's table, the measured epoch, the cost of the budget, and the warnings."""
+    epoch = found.epoch
+    cost = found.budget_seconds(spec.budget.trials, workers)
+    lines = [
+        "",
+        "model (the middle of the space):",
+        found.model,
+        "",
+        f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
+        f"validation accuracy {value_text(epoch.validation_accuracy)}",
+        f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} "
+        f"with {workers} worker{'s' if workers > 1 else ''}; pruning makes it less",
+        "",
+        *(f"warning: {line}" for line in found.warnings),
+        *([] if found.warnings else ["no warnings"]),
+    ]
+    return "\n".join(lines)
