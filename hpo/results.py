@@ -355,9 +355,7 @@ def _failures(connection: sa.Connection, study: Study) -> list[Failure]:
                 sa.select(hpo_trials.c.trial_id, hpo_trials.c.reason).where(
                     hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id.in_([row.last for row in unusual])
                 )
-            )
-            .tuples()
-            .all()
+            ).all()
         )
     found = [Failure(outcome=row.outcome, count=row.times, reason=_last_line(reasons.get(row.last))) for row in unusual]
     return sorted(found, key=lambda failure: (-failure.count, failure.outcome))
@@ -460,18 +458,14 @@ def _finished_trials(connection: sa.Connection, study: Study, rows: Sequence[Any
                 sa.select(hpo_trials.c.trial_id, hpo_trials.c.outcome).where(
                     hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id.in_(chunk)
                 )
-            )
-            .tuples()
-            .all()
+            ).all()
         )
         epochs |= dict(
             connection.execute(
                 sa.select(intermediate_values.c.trial_id, sa.func.max(intermediate_values.c.step))
                 .where(intermediate_values.c.trial_id.in_(chunk))
                 .group_by(intermediate_values.c.trial_id)
-            )
-            .tuples()
-            .all()
+            ).all()
         )
     params = _params(connection, study, ids)
     return [
