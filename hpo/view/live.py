@@ -1,0 +1,299 @@
+"""A study in the terminal: the live view of a run, the plain lines when nobody watches, and `hpo status`.
+
+It draws what `results` read and knows no database; nothing heavy is imported for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpo.view.words import duration, value_text
+
+if TYPE_CHECKING:
+    from hpo.results import Best, FinishedTrial, RunningTrial, Summary, TrialResult
+    from hpo.study import Study
+
+LEVELS = "▁▂▃▄▅▆▇█"
+NOT_A_NUMBER = "×"
+RUNNING_SHOWN = 16  # running trials that get a line of their own
+#: state -> (how it is called, its colour), in the order of a trial's life
+STATES = {
+    "complete": ("complete", "green"),
+    "pruned": ("pruned", "yellow"),
+    "fail": ("failed", "red"),
+    "running": ("running", "cyan"),
+    "parked": ("parked", "magenta"),
+    "foreign": ("foreign", "blue"),
+    "waiting": ("queued", "dim"),
+}
+
+
+class LiveView:
+    """What `hpo run` shows: a picture that renews itself in a terminal, else one plain line per finished trial."""
+
+    def __init__(self, *, json: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout)
+        self.is_quiet = json
+        draws = self.console.is_terminal and not self.console.is_dumb_terminal and not json
+        # No refreshing thread: the caller updates several times a second anyway, and may then fork or exit as it likes.
+        self.live = Live(console=self.console, auto_refresh=False) if draws else None
+
+    def __enter__(self) -> LiveView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, summary: Summary, newly_finished: Sequence[FinishedTrial]) -> None:
+        """Show the study as it is now."""
+        if self.live:
+            self.live.update(render(summary, self.console.width), refresh=True)
+        elif not self.is_quiet:
+            first = summary.finished - len(newly_finished) + 1
+            for count, trial in enumerate(newly_finished, start=first):
+                print(finished_line(trial, summary, count), file=self.console.file, flush=True)
+
+    def say(self, text: str) -> None:
+        """Tell something in a line of its own, above the picture if there is one."""
+        if self.live:
+            self.console.print(text, style="yellow", markup=False, highlight=False)
+        elif not self.is_quiet:
+            print(text, file=self.console.file, flush=True)
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def render(summary: Summary, width: int) -> RenderableType:
+    """Draw a study on `width` columns."""
+    blocks: list[RenderableType] = [
+        _header(summary, width),
+        _bar(summary, width),
+        _states(summary),
+        _best_line(summary),
+    ]
+    if summary.stop_reason:
+        blocks.append(Text(f"stopped: {summary.stop_reason}", style="yellow", overflow="ellipsis", no_wrap=True))
+    for failure in summary.failures:
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(f"{failure.count} × {failure.outcome}", style="red")
+        line.append(f"  {failure.reason}", style="dim")
+        blocks.append(line)
+    if summary.running:
+        blocks += [Text(""), _running(summary.running, width)]
+    return Group(*blocks)
+
+
+def _header(summary: Summary, width: int) -> RenderableType:
+    left = Text.assemble(
+        (summary.name, "bold"), (f"  {summary.direction} · {summary.sampler} · {summary.pruner}", "dim")
+    )
+    right = Text(_clock(summary), style="dim")
+    left.truncate(max(10, width - right.cell_len - 2), overflow="ellipsis")
+    return Text.assemble(left, " " * max(2, width - left.cell_len - right.cell_len), right, no_wrap=True)
+
+
+def _clock(summary: Summary) -> str:
+    elapsed = duration(summary.seconds)
+    if not any(summary.counts[state] for state in ("running", "parked")) and summary.seconds_left == 0:
+        return f"done in {elapsed}"
+    return elapsed if summary.seconds_left is None else f"{elapsed} · about {duration(summary.seconds_left)} left"
+
+
+def _bar(summary: Summary, width: int) -> Text:
+    label = f" {summary.finished} of {summary.budget}"
+    cells = max(10, width - len(label))
+    budget = max(1, summary.budget)
+    done = min(cells, int(cells * summary.finished / budget))
+    begun = min(cells, math.ceil(cells * max(summary.finished, summary.spent) / budget)) - done
+    return Text.assemble(
+        ("━" * done, "green"), ("┅" * begun, "cyan"), ("─" * (cells - done - begun), "dim"), (label, "bold")
+    )
+
+
+def _states(summary: Summary) -> Text:
+    found = [
+        Text(f"{summary.counts[state]} {word}", style=style)
+        for state, (word, style) in STATES.items()
+        if summary.counts[state]
+    ]
+    return Text(" · ", style="dim").join(found) if found else Text("no trial has begun", style="dim")
+
+
+def _best_line(summary: Summary) -> Text:
+    if summary.best is None:
+        return Text("no trial is complete yet", style="dim")
+    return Text.assemble("best ", (value_text(summary.best.value), "bold green"), f" by trial {summary.best.number}")
+
+
+def _running(running: Sequence[RunningTrial], width: int) -> RenderableType:
+    shown = running[:RUNNING_SHOWN]
+    rows = [
+        (
+            f"{trial.number}",
+            f"epoch {trial.epochs}",
+            value_text(trial.curve[-1]) if trial.curve else "",
+            duration(trial.seconds),
+            _short(trial.worker) + (f", attempt {trial.attempt}" if trial.attempt > 1 else ""),
+        )
+        for trial in shown
+    ]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for justify, style in (("right", "cyan"), ("left", ""), ("right", "bold"), ("left", "green")):
+        table.add_column(justify=justify, style=style, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True, overflow="ellipsis", max_width=max(8, width // 4))
+    others = [max(len(row[column]) for row in rows) for column in range(4)]
+    worker = min(max(len(row[4]) for row in rows), max(8, width // 4))
+    room = max(8, width - sum(others) - worker - 12)
+    for trial, (number, epoch, value, seconds, name) in zip(shown, rows, strict=True):
+        table.add_row(number, epoch, value, sparkline(trial.curve, room), seconds, name)
+    if len(running) > len(shown):
+        return Group(table, Text(f"and {len(running) - len(shown)} more running", style="dim"))
+    return table
+
+
+def _short(worker: str) -> str:
+    """Return host:process of a worker's name; its random part tells nobody anything."""
+    return ":".join(worker.split(":")[:2])
+
+
+def sparkline(curve: Sequence[float], width: int) -> str:
+    """Draw a curve with blocks of eight heights, its lowest value at the bottom; × is not a number.
+
+    A curve longer than `width` is drawn by the means of neighbours.
+    """
+    points = _squeezed(curve, width)
+    finite = [value for value in points if math.isfinite(value)]
+    if not finite:
+        return NOT_A_NUMBER * len(points)
+    low, span = min(finite), max(finite) - min(finite)
+    return "".join(_block(value, low, span) for value in points)
+
+
+def _block(value: float, low: float, span: float) -> str:
+    if math.isnan(value):
+        return NOT_A_NUMBER
+    if math.isinf(value):
+        return LEVELS[-1] if value > 0 else LEVELS[0]
+    if span == 0:
+        return LEVELS[3]
+    return LEVELS[min(len(LEVELS) - 1, int((value - low) / span * len(LEVELS)))]
+
+
+def _squeezed(curve: Sequence[float], width: int) -> list[float]:
+    if len(curve) <= width:
+        return list(curve)
+    edges = [round(column * len(curve) / width) for column in range(width + 1)]
+    groups = [curve[start:end] for start, end in itertools.pairwise(edges)]
+    return [sum(group) / len(group) for group in groups]
+
+
+# --- plain text -------------------------------------------------------------------------------------------------------
+
+
+def finished_line(trial: FinishedTrial, summary: Summary, count: int) -> str:
+    """Tell in one line how a trial ended, what it was given, and how far the study is."""
+    params = " ".join(f"{name}={_param(value)}" for name, value in trial.params.items())
+    epochs = f"{trial.epochs} epoch{'' if trial.epochs == 1 else 's'}"
+    state = STATES[trial.state][0]
+    ending = state if trial.outcome in (trial.state, state) else f"{state} ({trial.outcome})"
+    value = value_text(trial.value)
+    told = [f"trial {trial.number}", ending, value, epochs, duration(trial.seconds)]
+    if params:
+        told.append(f" {params}")
+    if summary.best:
+        told.append(f" (best {_best(summary.best)})")
+    return "  ".join([*told, f"{count}/{summary.budget}"])
+
+
+def status_table(summaries: Sequence[Summary]) -> str:
+    """Tell every study in a line, in columns."""
+    if not summaries:
+        return "no studies yet; `hpo run FILE` makes one"
+    rows = [("STUDY", "TRIALS", "BEST", "TIME", "STATES")]
+    for summary in summaries:
+        stopped = " (stopped)" if summary.stop_reason else ""
+        best = value_text(summary.best.value) if summary.best else "-"
+        trials = f"{summary.finished}/{summary.budget}"
+        rows.append((summary.name, trials, best, _clock(summary), _states(summary).plain + stopped))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )
+
+
+def status_text(summary: Summary) -> str:
+    """Tell a study in plain lines."""
+    lines = [
+        f"{summary.name}  ({summary.direction}, sampler {summary.sampler}, pruner {summary.pruner})",
+        f"trials   {summary.finished} of {summary.budget} finished: {_states(summary).plain}",
+        f"best     {_best(summary.best) if summary.best else 'no trial is complete yet'}",
+        f"time     {_clock(summary)}",
+    ]
+    if summary.stop_reason:
+        lines.append(f"stopped  {summary.stop_reason}")
+    for failure in summary.failures:
+        lines.append(f"ended    {failure.count} by {failure.outcome}, the last: {failure.reason or 'no reason given'}")
+    for trial in summary.running:
+        value = value_text(trial.curve[-1]) if trial.curve else "-"
+        again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
+        lines.append(
+            f"running  trial {trial.number}, epoch {trial.epochs}, {value}, {duration(trial.seconds)}, "
+            f"{trial.worker}{again}"
+        )
+    for parked in summary.parked:
+        lines.append(f"parked   trial {parked.number}, goes on after epoch {parked.epoch}")
+    return "\n".join(lines)
+
+
+def winner_text(study: Study, winner: TrialResult) -> str:
+    """Tell the best trial's parameters, and what to do with them."""
+    longest = max((len(name) for name in winner.params), default=0)
+    return "\n".join(
+        [
+            f"winner   trial {winner.number} with {value_text(winner.value)}",
+            *(f"           {name.ljust(longest)}  {_param(value)}" for name, value in winner.params.items()),
+            f"next     hpo export {study.name} -o best.toml && hpo train best.toml -o runs/{study.name}",
+        ]
+    )
+
+
+def to_json(summary: Summary) -> dict[str, Any]:
+    """Return a summary in plain JSON types; a number that is none is None."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(summary))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _best(best: Best) -> str:
+    return f"{value_text(best.value)} by trial {best.number}"
+
+
+def _param(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
