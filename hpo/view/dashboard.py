@@ -1,0 +1,126 @@
+"""optuna-dashboard for one storage, behind a gate: read-only unless asked otherwise, and for this machine only.
+
+The dashboard has no login. Its gate refuses every method but GET, names of hosts that are not ours (a web page could
+otherwise reach it through a DNS name of its own that points here), and changes that another site's page sends.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import socket
+import sys
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna_dashboard
+import waitress
+
+from hpo.errors import Fault
+from hpo.storage import Storage
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
+THREADS = 4
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
+    """Return the dashboard as a WSGI application.
+
+    Args:
+        write: let requests through that change studies.
+        hosts: names and addresses it is served under besides those of the loopback; one of ANY_ADDRESS lets in every
+            address in numbers, which no DNS name can stand behind.
+    """
+    dashboard: App = optuna_dashboard.wsgi(place.optuna)
+
+    def gate(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        reason = _refusal(environ, write, hosts)
+        if reason is None:
+            return dashboard(environ, start_response)
+        body = json.dumps({"reason": reason}).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response("403 Forbidden", headers)
+        return [body]
+
+    return gate
+
+
+def _refusal(environ: Environ, write: bool, hosts: Collection[str]) -> str | None:
+    """Return why a request is refused, None if it is let in."""
+    host = environ.get("HTTP_HOST", "")
+    if not _is_ours(_name(f"//{host}"), hosts):
+        return f"the dashboard is not served under the name {host!r}; open it as http://127.0.0.1 with its port"
+    if environ["REQUEST_METHOD"] == "GET":
+        return None
+    if not write:
+        return "the dashboard is read-only; `hpo dashboard --write` lets changes in"
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return f"a page of {origin} may not change studies here"
+    return None
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # brackets that hold no address
+        return ""
+
+
+def _is_ours(name: str, hosts: Collection[str]) -> bool:
+    return name in LOOPBACK or name in hosts or (not ANY_ADDRESS.isdisjoint(hosts) and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool = False) -> None:
+    """Serve the dashboard until the process is told to end; Fault if the address cannot be taken."""
+    hosts = {host, *((socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else ())}
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise Fault(_mend(error, host, port)) from None
+    if not _is_loopback(host):
+        print(
+            f"warning: the dashboard has no login; whoever reaches {host} can "
+            + ("read and change" if write else "read")
+            + " every study in this storage",
+            file=sys.stderr,
+        )
+    shown = f"[{host}]" if ":" in host else host
+    rights = "changes are let in" if write else "read-only"
+    print(
+        f"dashboard of {place.shown}: http://{shown}:{listener.getsockname()[1]}/ ({rights}; Ctrl-C ends it)",
+        flush=True,
+    )
+    gated = app(place, write, {name.lower() for name in hosts})
+    server = waitress.create_server(gated, sockets=[listener], threads=THREADS)
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def _is_loopback(host: str) -> bool:
+    return host in LOOPBACK or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _mend(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"--port {port}: another program uses it on {host}; end that one or name another port"
+    if error.errno == errno.EACCES:
+        return f"--port {port}: may not be used without root; name one above 1023"
+    return f"--host {host}: cannot be served on: {error.strerror}; use 127.0.0.1 or an address of this machine"
