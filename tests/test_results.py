@@ -23,14 +23,9 @@ from hpo.trial import Desk, LeasedTrial
 START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Storage:
-    return storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-
-
 def make(place: Storage, tmp_path: Path, **document: Any) -> Study:
     base = {"name": "demo", "objective": "x.py:f", "direction": "maximize", "budget": {"trials": 10}}
-    spec = StudySpec.from_document(base | document)
+    spec = StudySpec.from_document({**base, "checkpoints": str(tmp_path / "checkpoints"), **document})
     return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
 
