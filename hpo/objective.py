@@ -49,7 +49,7 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
         seed = trial_seed(study.spec.seed, trial.number)
         torch.set_num_threads(config.training.threads)
         run = assembly.build_run(config, splits, seed, folder, device)
-        saver = Saver(run, trial, study.checkpoints)
+        saver = Saver(run, trial, study.trial_folder(trial.number))
         saver.resume()
         trial.desk.ledger.record_receipt(
             trial.desk.claim,
@@ -94,7 +94,7 @@ class Saver:
     def __init__(self, run: Run, trial: LeasedTrial, folder: Path) -> None:
         self.run = run
         self.trial = trial
-        self.folder = folder / f"trial-{trial.number:06d}"
+        self.folder = folder
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import optuna
 
 Tree = dict[str, Any]
+GRAMMAR = "a range is { low = ..., high = ... }, a choice is { choices = [...] }"  # for messages
+MAX_INTEGER = 2**53  # Optuna stores numbers as floats, which hold every integer up to here
 RANGE_KEYS = {"low", "high", "log", "step"}
 
 
@@ -47,7 +49,7 @@ class Range:
     def middle(self) -> float:
         """Return a value well inside the range: the geometric middle of a log range, else the arithmetic one."""
         if self.log:
-            value = math.sqrt(self.low * self.high)
+            value = math.sqrt(self.low) * math.sqrt(self.high)  # two roots: the product may overflow
         elif self.step:
             value = self.low + self.step * (round((self.high - self.low) / self.step) // 2)
         else:
@@ -56,11 +58,14 @@ class Range:
 
     def values(self, path: str) -> list[float]:
         """Return every value, for a grid; SpecError where the range has no step."""
+        step = self.step or 1
+        return [min(self.low + i * step, self.high) for i in range(self.count(path))]  # 3 * 0.1 is above 0.3
+
+    def count(self, path: str) -> int:
+        """Return how many values there are; SpecError where the range has no step."""
         if self.step is None and not self.integer:
             raise SpecError(f"{path}: a grid needs a step, got {self}; add step = ... or use {{ choices = [...] }}")
-        step = self.step or 1
-        count = round((self.high - self.low) / step)
-        return [self.low + i * step for i in range(count + 1)]
+        return round((self.high - self.low) / (self.step or 1)) + 1
 
     def __str__(self) -> str:
         extras = [
@@ -72,7 +77,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """A parameter that takes one of a few values; lists and tables are stored in Optuna as compact JSON text."""
+    """A parameter that takes one of a few values; lists are stored in Optuna as compact JSON text."""
 
     options: tuple[Any, ...]
 
@@ -88,6 +93,9 @@ class Choices:
 
     def values(self, path: str) -> list[Any]:  # noqa: ARG002  (the same signature as Range.values)
         return [encode(option) for option in self.options]
+
+    def count(self, path: str) -> int:  # noqa: ARG002  (the same signature as Range.count)
+        return len(self.options)
 
     def __str__(self) -> str:
         return "{ choices = [" + ", ".join(json.dumps(option) for option in self.options) + "] }"
@@ -122,7 +130,9 @@ def _choices(table: Mapping[str, Any], path: str) -> Choices:
     options = table["choices"]
     if not isinstance(options, list) or not options:
         raise SpecError(f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets")
-    if len({json.dumps(option, sort_keys=True) for option in options}) < len(options):
+    if any(isinstance(option, dict) for option in options):
+        raise SpecError(f"{path}: choices = {options!r} holds a table; a choice is a number, a text, true, false or a list")
+    if len({encode(option) for option in options}) < len(options):  # 1, 1.0 and true are one value to Optuna
         raise SpecError(f"{path}: choices = {options!r} names a value twice; keep each once")
     return Choices(options=tuple(options))
 
@@ -145,6 +155,10 @@ def _range(table: Mapping[str, Any], path: str) -> Range:
 
 
 def _check_range(found: Range, path: str) -> None:
+    if not math.isfinite(found.high - found.low):
+        raise SpecError(f"{path}: {found} is wider than a float can say; move its ends")
+    if found.integer and max(abs(found.low), abs(found.high)) > MAX_INTEGER:
+        raise SpecError(f"{path}: {found} leaves the integers that Optuna can store, up to 2**53; write floats")
     if found.low > found.high:
         raise SpecError(f"{path}: low = {found.low} is above high = {found.high}; swap them")
     if found.log and found.low <= 0:
@@ -156,8 +170,10 @@ def _check_range(found: Range, path: str) -> None:
     if found.step <= 0 or (found.integer and not isinstance(found.step, int)):
         raise SpecError(f"{path}.step: {found.step} must be above 0, and an int where both ends are ints")
     steps = (found.high - found.low) / found.step
+    if steps > MAX_INTEGER:
+        raise SpecError(f"{path}.step: {found.step} is too small for {found}; leave it out")
     if abs(steps - round(steps)) > 1e-8:
-        reached = found.low + math.floor(steps) * found.step
+        reached = round(found.low + math.floor(steps) * found.step, 12)
         raise SpecError(
             f"{path}: high = {found.high} is no whole number of steps of {found.step}; use high = {reached}"
         )
@@ -212,13 +228,21 @@ def check_branches(tree: Mapping[str, Any]) -> None:
             continue
         name = part.get("name")
         names = list(name.options) if isinstance(name, Choices) else [name]
-        for branch in branches(part):
+        for branch, table in branches(part).items():
+            if "name" not in part:
+                raise SpecError(f"{key}.{branch}: {_no_parameter(table)}")
             if branch not in names:
                 taken = ", ".join(map(repr, names))
                 raise SpecError(
                     f"{key}.{branch}: its table stands under no choice: {key}.name is {taken}; "
-                    f"add {branch!r} to the choices of {key}.name or remove [{key}.{branch}]"
+                    f"add {branch!r} to the choices of {key}.name or remove [{key}.{branch}]; {GRAMMAR}"
                 )
+            for inner, deeper in branches(table).items():
+                raise SpecError(f"{key}.{branch}.{inner}: {_no_parameter(deeper)}")
+
+
+def _no_parameter(table: Tree) -> str:
+    return f"{lower(table)} is neither a range nor a choice; {GRAMMAR}"
 
 
 def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: str = "") -> Tree:
@@ -245,12 +269,22 @@ def suggest(tree: Mapping[str, Any], trial: optuna.Trial) -> Tree:
 
 def grid(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return every parameter's values for a grid search; SpecError for a range without step or a conditional space."""
+    _refuse_a_conditional_grid(tree)
+    return {path: parameter.values(path) for path, parameter in parameters(tree)}
+
+
+def grid_points(tree: Mapping[str, Any]) -> int:
+    """Return how many points a grid has, without listing them; SpecError as `grid`."""
+    _refuse_a_conditional_grid(tree)
+    return math.prod(parameter.count(path) for path, parameter in parameters(tree))
+
+
+def _refuse_a_conditional_grid(tree: Mapping[str, Any]) -> None:
     if is_conditional(tree):
         raise SpecError(
             "sampler.name: grid cannot search a conditional space (a branch such as [optimizer.sgd] holds ranges); "
             "make the branch's values constants or use sampler tpe"
         )
-    return {path: parameter.values(path) for path, parameter in parameters(tree)}
 
 
 def middle(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> Tree:

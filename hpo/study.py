@@ -50,6 +50,10 @@ class Study:
     def study_id(self) -> int:
         return int(self.optuna._study_id)
 
+    def trial_folder(self, number: int) -> Path:
+        """Where the checkpoints of a trial lie while it may be gone on with."""
+        return self.checkpoints / f"trial-{number:06d}"
+
     def ledger(self, worker: str, **settings: float) -> Ledger:
         """Return the writes of one worker to this study."""
         return Ledger(engine=self.storage.engine, study_id=self.study_id, uid=self.uid, worker=worker, **settings)

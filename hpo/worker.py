@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
 import traceback
 import uuid
@@ -64,6 +65,7 @@ def run_trial(study: Study, objective: Objective, claim: Claim, ledger: Ledger, 
         with as_in_optimize(study.optuna):
             trial = open_trial(study, claim, ledger, stopping)
             settle(trial, objective)
+        shutil.rmtree(study.trial_folder(claim.number), ignore_errors=True)  # a settled trial goes on nowhere
     except Parked:
         ledger.park(claim)
         log.info("trial %d parked", claim.number, extra={"action": "trial_parked", "trial": claim.number})
