@@ -32,6 +32,8 @@ class Part(pydantic.BaseModel):
     def from_tree(cls, section: str, part: Mapping[str, Any]) -> Part:
         """Read `{ name, option, ..., <name> = { option, ... } }`; SpecError without a name or for a doubled option."""
         name = part.get("name")
+        if name is None:
+            raise SpecError(f'{section}.name: missing; write name = "..."')
         if not isinstance(name, str):
             raise SpecError(f'{section}.name: {name!r} is not the name of a {section}; write name = "..."')
         found = {key: value for key, value in part.items() if key != "name" and not isinstance(value, dict)}
@@ -77,7 +79,7 @@ class TrainConfig(pydantic.BaseModel):
             training = Training.model_validate(tree["training"])
         except pydantic.ValidationError as error:
             paths = {key: f"training.{key}" for key in tree["training"]}
-            raise SpecError("\n".join(options.explain(error, paths, "training", Training.model_fields))) from None
+            raise SpecError("\n".join(options.explain(error, paths, "training", Training))) from None
         config = cls(training=training, **parts)
         config._refuse_two_owners_of_momentum()
         return config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import pydantic
 from hpo.errors import SpecError, nearest
 
 Function = Callable[..., Any]
+TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
 def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
@@ -23,44 +25,70 @@ def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
     target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
     listed = list(inspect.signature(function).parameters.values())
+    _check_leading(listed, given)
     fields: dict[str, Any] = {}
     extra: typing.Literal["allow", "forbid"] = "forbid"
-    for parameter in listed[given:]:
+    stars = [index for index, parameter in enumerate(listed[:given]) if parameter.kind is parameter.VAR_POSITIONAL]
+    for parameter in listed[stars[0] + 1 if stars else given :]:
         if parameter.kind is parameter.VAR_KEYWORD:
             extra = "allow"
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
     config = pydantic.ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # an option may be called "copy" or "json", as pydantic's methods are
+        return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
 
 
-def check(function: Function, given: int, options: Mapping[str, Any], paths: Mapping[str, str], owner: str) -> None:
-    """Raise SpecError if the function does not take these options.
+def _check_leading(listed: list[inspect.Parameter], given: int) -> None:
+    """Raise TypeError if the leading arguments that we give would not all go by position."""
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in listed[: given + 1]):
+        return
+    by_position = [p for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_position) < given:
+        raise TypeError(f"it takes {len(by_position)} arguments by position, and is given {given} before its options")
+
+
+def check(
+    section: str, name: str, function: Function, given: int, options: Mapping[str, Any], paths: Mapping[str, str]
+) -> None:
+    """Raise SpecError if the function of this name in this section does not take these options.
 
     Args:
         paths: the dotted path at which each option stands in the file, for the message.
-        owner: what the options belong to, such as "optimizer sgd".
     """
-    model = model_of(function, given)
+    owner = f"{section} {name}"
+    try:
+        model = model_of(function, given)
+    except Exception as error:  # whatever the user's own annotations do when they are read
+        raise SpecError(f"{owner}: its parameters cannot be read: {type(error).__name__}: {error}") from error
+    paths = {key: f"{section}.{key}" for key in model.model_fields} | dict(paths)
     try:
         model.model_validate(dict(options))
     except pydantic.ValidationError as error:
-        raise SpecError("\n".join(explain(error, paths, owner, model.model_fields))) from None
+        raise SpecError("\n".join(explain(error, paths, owner, model))) from None
 
 
 def explain(
-    error: pydantic.ValidationError, paths: Mapping[str, str], owner: str, known: typing.Iterable[str]
+    error: pydantic.ValidationError, paths: Mapping[str, str], owner: str, model: type[pydantic.BaseModel]
 ) -> list[str]:
     """Return one line for each thing pydantic found: path, value, what is allowed."""
     lines = []
     for found in error.errors():
         key, *inside = [str(step) for step in found["loc"]] or [""]
         path = ".".join([paths.get(key, key), *inside])
-        if found["type"] == "extra_forbidden":
-            lines.append(f"{path}: {owner} takes no {key!r}{nearest(key, known)}")
+        if found["type"] == "extra_forbidden" and inside:  # in a section that is a model itself
+            section: typing.Any = model.model_fields[key].annotation
+            lines.append(f"{path}: {key} takes no {inside[-1]!r}{nearest(inside[-1], section.model_fields)}")
+        elif found["type"] == "extra_forbidden":
+            lines.append(f"{path}: {owner} takes no {key!r}{nearest(key, model.model_fields)}")
         elif found["type"] == "missing":
             lines.append(f"{path}: {owner} needs {key!r}; add it")
+        elif found["type"] in TABLE_ERRORS:
+            lines.append(f"{path} = {found['input']!r}: is no table; write its keys under [{path}]")
         else:
             lines.append(f"{path} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}")
     return lines

@@ -5,12 +5,16 @@ Here a study file's values get their meaning: every range end and every choice i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import SOURCES
+from torch import nn
+from torch.optim import Optimizer
+
+from data import SOURCES, Source
 from hpo import options, space, usercode
 from hpo.config import Part, TrainConfig, training_defaults
 from hpo.errors import SpecError, nearest
@@ -24,17 +28,18 @@ from models import MODELS
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of part: its functions by name, and how many leading arguments we give them."""
+    """One kind of part: its functions by name, how many leading arguments we give them, and what they return."""
 
     functions: Mapping[str, Function]
     given: int
+    returns: Any  # a class, or Callable
 
 
 KINDS = {
-    "data": Kind(functions=SOURCES, given=0),
-    "model": Kind(functions=MODELS, given=2),  # input_shape, num_classes
-    "optimizer": Kind(functions=OPTIMIZERS, given=1),  # parameters
-    "schedule": Kind(functions=SCHEDULES, given=1),  # length in optimizer steps
+    "data": Kind(functions=SOURCES, given=0, returns=Source),
+    "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
+    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer),  # parameters
+    "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
 }
 
 
@@ -50,8 +55,15 @@ def function(section: str, name: str, folder: Path) -> Function:
 
 
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
-    """Build a part: call its function with our arguments and its options."""
-    return function(section, part.name, folder)(*given, **part.options)
+    """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
+    try:
+        built = function(section, part.name, folder)(*given, **part.options)
+    except (ValueError, TypeError, OSError) as error:
+        raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
+    wanted = KINDS[section].returns
+    if not isinstance(built, wanted):
+        raise SpecError(f"{section} {part.name}: returned a {type(built).__name__}, not a {wanted.__name__}")
+    return built
 
 
 def check(config: TrainConfig, folder: Path) -> None:
@@ -59,13 +71,24 @@ def check(config: TrainConfig, folder: Path) -> None:
     for section, kind in KINDS.items():
         part: Part = getattr(config, section)
         found = function(section, part.name, folder)
-        options.check(found, kind.given, part.options, part.paths, f"{section} {part.name}")
+        options.check(section, part.name, found, kind.given, part.options, part.paths)
+    _refuse_a_cycle_without_momentum(config)
+
+
+def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
+    known = OPTIMIZERS.get(config.optimizer.name)  # what the user's own optimizer has shows when it is built
+    if not config.schedule.options.get("cycle_momentum") or known is None:
+        return
+    if not {"momentum", "beta1"} & inspect.signature(known).parameters.keys():
+        raise SpecError(
+            f"{config.schedule.paths['cycle_momentum']} = true: optimizer {config.optimizer.name} has no momentum; "
+            "set it to false or choose another optimizer"
+        )
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
     tree = spec.tree
-    _refuse_branches_in_training(tree)
     _refuse_a_search_over_data(tree)
     problems: dict[str, None] = {}
     for variant in space.variants(tree):
@@ -76,11 +99,6 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
-
-
-def _refuse_branches_in_training(tree: Tree) -> None:
-    for key in space.branches(tree["training"]):
-        raise SpecError(f"training.{key}: is a table; training takes plain values and ranges")
 
 
 def _refuse_a_search_over_data(tree: Tree) -> None:

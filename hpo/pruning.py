@@ -6,14 +6,14 @@ integers: Optuna's "auto" takes them from what one process happens to have seen,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from annotated_types import Ge, Le
 
 from hpo import options
 from hpo.errors import SpecError, nearest
-from hpo.space import Range
+from hpo.space import Choices, Range
 from hpo.spec import StudySpec
 
 Count = Annotated[int, Ge(0)]
@@ -106,13 +106,20 @@ def resolve(spec: StudySpec) -> StudySpec:
     table = dict(spec.pruner)
     if table.get("name") == "hyperband" and not spec.objective:
         epochs = spec.tree["training"].get("epochs", 20)
-        table.setdefault("max_resource", epochs.high if isinstance(epochs, Range) else epochs)
+        table.setdefault("max_resource", max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs)
     name, given = named(table, "pruner", PRUNERS)
     paths = {key: f"pruner.{key}" for key in given}
-    options.check(PRUNERS[name], 0, given, paths, f"pruner {name}")
+    options.check("pruner", name, PRUNERS[name], 0, given, paths)
     if name == "threshold" and not {"lower", "upper"} & given.keys():
         raise SpecError("pruner: threshold needs lower or upper; add one")
+    _check_order(given, "lower", "upper")
+    _check_order({"min_resource": 1} | given, "min_resource", "max_resource")
     return spec.model_copy(update={"pruner": {"name": name} | options.defaults(PRUNERS[name], 0) | given})
+
+
+def _check_order(given: dict[str, Any], lower: str, upper: str) -> None:
+    if lower in given and upper in given and given[lower] > given[upper]:
+        raise SpecError(f"pruner.{lower} = {given[lower]}: is above pruner.{upper} = {given[upper]}; lower it")
 
 
 def named(table: dict[str, object], section: str, known: dict[str, options.Function]) -> tuple[str, dict[str, object]]:

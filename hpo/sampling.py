@@ -8,12 +8,12 @@ these are seeded by the study alone. CMA-ES keeps its state in the storage and o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import optuna
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from hpo import options, seeds, space
 from hpo.errors import SpecError
@@ -23,6 +23,7 @@ from hpo.spec import StudySpec
 Sampler = optuna.samplers.BaseSampler
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
 MAX_GRID = 100_000  # points; a larger grid is a mistake, and Optuna holds all of them in memory
 
 
@@ -65,7 +66,7 @@ def gp(draw: Draw, *, n_startup_trials: Count = 10, deterministic_objective: boo
 
 
 def cmaes(
-    draw: Draw, *, n_startup_trials: Count = 1, sigma0: float | None = None, with_margin: bool = False
+    draw: Draw, *, n_startup_trials: Count = 1, sigma0: Annotated[float, Gt(0)] | None = None, with_margin: bool = False
 ) -> Sampler:
     """CMA-ES (Hansen, 2016) over the numeric parameters; choices are drawn at random."""
     return optuna.samplers.CmaEsSampler(
@@ -82,9 +83,9 @@ def nsga2(
     draw: Draw,
     *,
     population_size: Annotated[int, Ge(2)] = 50,
-    mutation_prob: float | None = None,
-    crossover_prob: float = 0.9,
-    swapping_prob: float = 0.5,
+    mutation_prob: Share | None = None,
+    crossover_prob: Share = 0.9,
+    swapping_prob: Share = 0.5,
 ) -> Sampler:
     """Genetic search (Deb et al., NSGA-II, 2002)."""
     return optuna.samplers.NSGAIISampler(
@@ -136,7 +137,9 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 def resolve(spec: StudySpec) -> StudySpec:
     """Return the spec with the sampler's defaults filled and checked; a grid must be finite and unconditional."""
     name, given = named(dict(spec.sampler), "sampler", SAMPLERS)
-    options.check(SAMPLERS[name], 1, given, {key: f"sampler.{key}" for key in given}, f"sampler {name}")
+    options.check("sampler", name, SAMPLERS[name], 1, given, {key: f"sampler.{key}" for key in given})
+    if given.get("group") and not given.get("multivariate", True):
+        raise SpecError("sampler.group = true: goes with multivariate = true only; change one of the two")
     if name == "grid":
         _check_grid(spec, given)
     return spec.model_copy(update={"sampler": {"name": name} | options.defaults(SAMPLERS[name], 1) | given})
@@ -145,11 +148,25 @@ def resolve(spec: StudySpec) -> StudySpec:
 def _check_grid(spec: StudySpec, given: dict[str, Any]) -> None:
     if spec.objective and "search_space" not in given:
         raise SpecError("sampler.search_space: grid needs it with an objective of your own: { lr = [0.1, 0.01], ... }")
-    points = math.prod(len(values) for values in (given.get("search_space") or space.grid(spec.tree)).values())
+    if not spec.objective and "search_space" in given:
+        raise SpecError(
+            "sampler.search_space: is for an objective of your own; a declared space lists its values itself"
+        )
+    for key, values in given.get("search_space", {}).items():
+        if not values or any(isinstance(value, list | dict) for value in values):
+            raise SpecError(f"sampler.search_space.{key} = {values!r}: give at least one value, no lists or tables")
+    if given.get("search_space") == {}:
+        raise SpecError("sampler.search_space: is empty; name the parameters: { lr = [0.1, 0.01], ... }")
+    points = _points(spec, given)
     if points > MAX_GRID:
         raise SpecError(
             f"sampler.name: the grid has {points:,} points, at most {MAX_GRID:,} are possible; widen the steps"
         )
+
+
+def _points(spec: StudySpec, given: Mapping[str, Any]) -> int:
+    listed = given.get("search_space")
+    return space.grid_points(spec.tree) if listed is None else math.prod(map(len, listed.values()))
 
 
 def build(spec: StudySpec, trial_number: int) -> Sampler:
@@ -163,4 +180,4 @@ def grid_size(spec: StudySpec) -> int | None:
     """Return how many points a grid study has, None for another sampler."""
     if spec.sampler["name"] != "grid":
         return None
-    return math.prod(len(values) for values in (spec.sampler.get("search_space") or space.grid(spec.tree)).values())
+    return _points(spec, spec.sampler)

@@ -131,7 +131,9 @@ def _choices(table: Mapping[str, Any], path: str) -> Choices:
     if not isinstance(options, list) or not options:
         raise SpecError(f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets")
     if any(isinstance(option, dict) for option in options):
-        raise SpecError(f"{path}: choices = {options!r} holds a table; a choice is a number, a text, true, false or a list")
+        raise SpecError(
+            f"{path}: choices = {options!r} holds a table; a choice is a number, a text, true, false or a list"
+        )
     if len({encode(option) for option in options}) < len(options):  # 1, 1.0 and true are one value to Optuna
         raise SpecError(f"{path}: choices = {options!r} names a value twice; keep each once")
     return Choices(options=tuple(options))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from hpo import options, space, usercode
 from hpo.config import SECTIONS, Positive, with_sections
@@ -23,8 +24,11 @@ from hpo.curve import Direction, ValueRule
 from hpo.errors import SpecError
 from hpo.space import Choices
 
+MAX_NAME = 200  # characters; Optuna's column holds 512
 FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
 UNIDENTIFYING = {"budget", "workers", "storage", "checkpoints"}  # may differ between two runs of one study
+MAX_SECONDS = 10 * 365 * 86400  # of a duration; a longer one is a mistake
+MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}
 
 
@@ -33,7 +37,7 @@ class Budget(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    trials: Positive = 64
+    trials: Annotated[int, Ge(1), Le(MAX_TRIALS)] = 64
     """Rows of the study in any state but WAITING, over all runs."""
     timeout: str | None = None
     """Wall clock of one `hpo run`, such as "30m"; what still runs is parked for the next one."""
@@ -44,9 +48,9 @@ class StudySpec(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, pydantic.StringConstraints(min_length=1, max_length=200)]
+    name: str
     seed: Annotated[int, Ge(0)] = 0
-    objective: str | None = None
+    objective: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
     """An Optuna objective of the user's own, "file.py:function"; then the five training sections are left out."""
     params: dict[str, Any] = {}
     """Pinned parameters of such an objective, as `hpo export` writes them."""
@@ -91,7 +95,9 @@ class StudySpec(pydantic.BaseModel):
         try:
             spec = cls.model_validate(dict(document))
         except pydantic.ValidationError as error:
-            raise SpecError("\n".join(options.explain(error, {}, "a study file", cls.model_fields))) from None
+            raise SpecError("\n".join(options.explain(error, {}, "a study file", cls))) from None
+        check_name(spec.name, "name")
+        _check_plain({key: value for key, value in document.items() if key not in ("params", "receipt")})
         spec = spec._with_objective_defaults() if spec.objective else spec._with_training_defaults()
         spec.rule  # noqa: B018  (an unknown rule is told now)
         if spec.budget.timeout:
@@ -134,7 +140,7 @@ class StudySpec(pydantic.BaseModel):
     @property
     def tree(self) -> space.Tree:
         """The five training sections with ranges and choices lifted out; empty for an objective of the user's own."""
-        return space.lift({section: getattr(self, section) for section in SECTIONS if getattr(self, section)})
+        return {} if self.objective else {section: space.lift(getattr(self, section), section) for section in SECTIONS}
 
     @property
     def is_pinned(self) -> bool:
@@ -167,6 +173,28 @@ class StudySpec(pydantic.BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_name(name: str, path: str) -> None:
+    """Refuse a study's name that a command line would take for something else."""
+    if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_NAME:
+        raise SpecError(f"{path} = {name!r}: is no name for a study; use 1 to {MAX_NAME} printable characters")
+    if name.startswith("-") or name.endswith(".toml"):
+        raise SpecError(f"{path} = {name!r}: a command would take it for an option or a file; choose another name")
+
+
+def _check_plain(tree: Any, path: str = "") -> None:
+    """Refuse what TOML can write and JSON cannot: dates, times, nan and inf."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _check_plain(value, f"{path}.{key}" if path else key)
+    elif isinstance(tree, list):
+        for value in tree:
+            _check_plain(value, path)
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise SpecError(f"{path}: {tree} is not a finite number")
+    elif tree is not None and not isinstance(tree, str | int | float):
+        raise SpecError(f"{path}: {tree} is a {type(tree).__name__}; write it as text in quotes")
+
+
 def differences(stored: StudySpec, mine: StudySpec) -> list[str]:
     """Return a line for each key in which two specs' identities differ: path, the study's value, the file's value."""
     old, new = _flat(stored.identity), _flat(mine.identity)
@@ -196,6 +224,6 @@ def seconds(text: str, path: str) -> float:
     total = (
         sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True)) if match else 0
     )
-    if total <= 0:
+    if not 0 < total <= MAX_SECONDS:
         raise SpecError(f"{path}: {text!r} is no duration; write it like 90s, 30m or 1h30m")
     return float(total)

@@ -6,6 +6,7 @@ it begins; Postgres gets a pool of two that is pinged before use. Passwords are 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def parse(text: str) -> URL:
         raise StorageError(
             f"storage: {_hidden(text)!r} is no database URL; use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
         ) from None
+    if url.host and "@" in url.host:
+        raise StorageError("storage: the password holds an @, which ends it; write it as %40")
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
@@ -65,12 +68,15 @@ def parse(text: str) -> URL:
     if url.database in (None, "", ":memory:"):
         raise StorageError("storage: a SQLite database in memory cannot be shared by workers; use sqlite:///studies.db")
     assert url.database is not None
+    if url.query or not url.database.isprintable():
+        raise StorageError(f"storage: {redacted(url)!r} has more to it than a file; use sqlite:///FILE")
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
 
 def redacted(url: URL) -> str:
     """Return the URL with *** for its password."""
-    return url.render_as_string(hide_password=True)
+    secret = {key: "***" for key in url.query if "pass" in key}
+    return url.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 def plain(url: URL) -> str:
@@ -80,6 +86,7 @@ def plain(url: URL) -> str:
 
 def _hidden(text: str) -> str:
     """Return a text that did not parse as a URL without what stands between ':' and '@'."""
+    text = re.sub(r"(?i)(pass\w*\s*=\s*)('[^']*'|[^\s&]+)", r"\1***", text)
     head, at, tail = text.rpartition("@")
     return f"{head.rpartition(':')[0]}:***@{tail}" if at else text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpo import pruning, sampling, usercode
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec import StudySpec, check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
     spec = StudySpec.load(path)
     folder = (code_folder or path.parent).absolute()
     if name is not None:
+        check_name(name, "--name")
         spec = spec.model_copy(update={"name": name})
     try:
         resolved = pruning.resolve(sampling.resolve(resolve_parts(spec, folder)))

@@ -26,38 +26,42 @@ def is_reference(name: str) -> bool:
 def load(reference: str, folder: Path, path: str) -> Any:
     """Import what a reference names; SpecError at `path` with the cause if that fails."""
     location, _, name = reference.partition(":")
+    if not location or not name or location.startswith("."):
+        raise SpecError(f'{path} = {reference!r}: names no code; write "file.py:function" or "package.module:function"')
     module = _module(location, folder, path)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise SpecError(f"{path} = {reference!r}: {location} has no {name!r}{nearest(name, public)}")
     found = getattr(module, name)
     if not callable(found):
-        raise SpecError(f"{path} = {reference!r}: is a {type(found).__name__}, not a function")
+        raise SpecError(f"{path} = {reference!r}: is no function, but of type {type(found).__name__}")
     return found
 
 
 def _module(location: str, folder: Path, path: str) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+    if location.endswith(".py") and not (folder / location).is_file():
+        raise SpecError(f"{path}: no file {folder / location}; paths are relative to the study file")
     try:
-        if not location.endswith(".py"):
-            return importlib.import_module(location)
-        return _file_module(folder / location)
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no file {folder / location}; paths are relative to the study file") from None
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        return _file_module(folder / location) if location.endswith(".py") else importlib.import_module(location)
+    except (Exception, SystemExit) as error:
         raise SpecError(
-            f"{path}: importing {location} failed: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            f"{path}: importing {location} failed: {type(error).__name__}: {error}{_where(error)}"
         ) from error
+
+
+def _where(error: BaseException) -> str:
+    """Return ' (file:line)' of the user's own line that failed, "" if the failure is not inside a file of theirs."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if f.filename not in (__file__, importlib.__file__) and not f.filename.startswith("<")]
+    return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
 
 
 def _file_module(file: Path) -> ModuleType:
     name = f"hpo_user_{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    if not file.is_file():
-        raise FileNotFoundError(file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -82,7 +86,7 @@ def digest(references: Iterable[str], folder: Path) -> str:
 def _source(location: str, folder: Path) -> Path:
     if location.endswith(".py"):
         return folder / location
-    origin = importlib.import_module(location).__file__  # already imported by `load`
+    origin = getattr(importlib.import_module(location), "__file__", None)  # already imported by `load`
     if origin is None:
-        raise SpecError(f"{location}: is a folder without __init__.py; name a module")
+        raise SpecError(f"{location}: has no file of its own (it is built in, or a folder without __init__.py)")
     return Path(origin)
