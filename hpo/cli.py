@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -153,32 +153,33 @@ def run(
         trials_budget=trials,
         allow_code_change=allow_code_change,
     )
-    count = default_workers() if workers is None and found.spec.workers is None else workers
-    count = found.spec.workers if count is None else count
-    code_of_exit, failed = 0, ""
+    count = next(n for n in (workers, found.spec.workers, default_workers()) if n is not None)
+    code_of_exit = 0
     if count and not searching.is_over(summarize(study)):
         fleet = Fleet(study, count, allow_code_change=allow_code_change)
-        with_view = LiveView(json=json)
-        code_of_exit = searching.search(study, fleet, with_view, timeout=limit)
-        failed = last_words(fleet.failed) if not code_of_exit else ""
-        code_of_exit = code_of_exit or max((slot.exit_codes[-1] for slot in fleet.failed), key=abs, default=0)
-    report_end(studies.join(place, study.name), json=json, failed=failed)
-    raise typer.Exit(code_of_exit if code_of_exit >= 0 else 1)
+        code_of_exit = searching.search(study, fleet, LiveView(json=json), timeout=limit)
+        if fleet.failed and not code_of_exit:
+            typer.echo(last_words(fleet.failed), err=True)
+            code_of_exit = fleet.exit_code
+    report_end(studies.join(place, study.name), json=json)
+    raise typer.Exit(code_of_exit)
 
 
-def report_end(study: Study, *, json: bool, failed: str) -> None:
-    """Print how a run ended: the winner and what to do with it, or why there is none."""
-    from hpo import results
+def report_end(study: Study, *, json: bool) -> None:
+    """Print how a run ended: the winner and what to do with it, why there is none, or how to go on."""
+    from hpo import results, search
     from hpo.errors import StudyError
     from hpo.view import live
 
     summary = results.summarize(study)
-    if failed:
-        typer.echo(failed, err=True)
     if json:
         typer.echo(jsons.dumps(live.to_json(summary)))
         return
-    typer.echo(live.status_text(summary))
+    if not sys.stdout.isatty():  # a terminal still shows the live view's last picture
+        typer.echo(live.status_text(summary))
+    if not search.is_over(summary):
+        typer.echo("next     the same command goes on where this run ended")
+        return
     try:
         typer.echo(live.winner_text(study, results.best(study)[0]))
     except StudyError as error:
@@ -298,6 +299,10 @@ def train(
     if replay:
         raise typer.Exit(show_replay(training))
     output = output or Path("runs") / config.stem
+    if before := final.finished(training, output):
+        typer.echo(f"{output} holds this training, finished; the test split stays shut")
+        show_result(spec, before)
+        return
     stopping = StopSignal.installed()
     metrics = final.train(training, output, stop=stopping, progress=show_epoch)
     if metrics is None:
@@ -306,11 +311,15 @@ def train(
     from hpo import openings
 
     unrecorded = openings.record(spec, metrics, output, storage_url(storage, spec.storage))
-    typer.echo(f"validation {spec.metric} {metrics['value']:.4f} at epoch {metrics['epoch']}")
-    typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened this once")
+    show_result(spec, metrics)
     if unrecorded:
         typer.echo(f"note: this opening is not in a ledger: {unrecorded}", err=True)
     typer.echo(f"wrote {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
+
+
+def show_result(spec: StudySpec, metrics: dict[str, Any]) -> None:
+    typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
+    typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
 
 
 def train_own(spec: StudySpec, config: Path, folder: Path, *, replaying: bool) -> None:

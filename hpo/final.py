@@ -104,13 +104,21 @@ def describe(training: Training) -> str:
     )
 
 
+def finished(training: Training, folder: Path) -> dict[str, Any] | None:
+    """Return the metrics of this very training if the folder holds it finished: the test split is not opened again."""
+    if not (folder / METRICS).exists() or (folder / CONFIG).read_bytes() != training.path.read_bytes():
+        return None
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    return metrics if metrics["receipt"]["seed"] == training.seed else None
+
+
 def train(
     training: Training, folder: Path, *, stop: Callable[[], bool], progress: Callable[[EpochResult], None]
 ) -> dict[str, Any] | None:
     """Train to the end, test once, and leave weights, metrics and TensorBoard logs in `folder`; return the metrics.
 
     A training that was stopped (then None is returned) goes on from its checkpoint when called again.
-    Raises StudyError if the folder holds another training or a finished one.
+    Raises StudyError if the folder holds another training.
     """
     _open_folder(training, folder)
     run, kept = training.run(), _Kept()
@@ -161,13 +169,13 @@ class _Kept:
 
 
 def _open_folder(training: Training, folder: Path) -> None:
-    if (folder / METRICS).exists():
-        raise StudyError(f"{folder}: holds a finished training; name another folder with -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / CONFIG
         if known.exists() and known.read_bytes() != training.path.read_bytes():
             raise StudyError(f"{folder}: holds a training of another config; name another folder with -o")
+        if (folder / METRICS).exists():
+            raise StudyError(f"{folder}: holds a finished training under another seed; name another folder with -o")
         if known.resolve() != training.path.resolve():
             shutil.copyfile(training.path, known)
     except OSError as error:

@@ -55,14 +55,15 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
         timeout: seconds of wall clock for this run; what still trains then is parked.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    seen = results.Cursor()
+    seen, summary = results.Cursor(), results.summarize(study)
     with catching_signals() as interrupt, view:
         fleet.start()
         try:
             asked = False
             while fleet.running:
                 fleet.tend()
-                view.update(results.summarize(study), results.finished(study, seen))
+                summary = results.summarize(study, summary)
+                view.update(summary, results.finished(study, seen))
                 time_is_up = deadline is not None and time.monotonic() >= deadline
                 if not asked and (interrupt.received or time_is_up):
                     asked = True
@@ -72,7 +73,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
             fleet.tend()
         finally:
             fleet.kill()
-        view.update(results.summarize(study), results.finished(study, seen))
+        view.update(results.summarize(study, summary), results.finished(study, seen))
     return interrupt.exit_code
 
 

@@ -125,6 +125,12 @@ class Fleet:
         """The slots whose last worker ended badly and is not coming back."""
         return [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
 
+    @property
+    def exit_code(self) -> int:
+        """What a run with failed workers ends with: 2 if one refused to work at all, else 1."""
+        codes = {slot.exit_codes[-1] for slot in self.failed}
+        return USAGE_ERROR if USAGE_ERROR in codes else int(bool(codes))
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Ask every worker to park its trial and leave."""
         for slot in self.slots:
