@@ -33,10 +33,15 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
         check_name(name, "--name")
         spec = spec.model_copy(update={"name": name})
     try:
-        resolved = pruning.resolve(sampling.resolve(resolve_parts(spec, folder)))
+        resolved = resolve(spec, folder)
     except SpecError as error:
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error.__cause__
     return StudyFile(path=path, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder))
+
+
+def resolve(spec: StudySpec, folder: Path) -> StudySpec:
+    """Return the spec with every default filled and every value checked; SpecError names key, value and mend."""
+    return pruning.resolve(sampling.resolve(resolve_parts(spec, folder)))
 
 
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:

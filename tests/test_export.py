@@ -1,0 +1,201 @@
+"""Export, final training and replay: a trial becomes a file, the file becomes the trial's curve again."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import tomli_w
+import torch
+from optuna.trial import TrialState
+
+from hpo import export, final, openings, owntrain, results, storage, studyfile, worker
+from hpo import study as studies
+from hpo.errors import SpecError, StudyError
+from hpo.objective import declared
+from hpo.signals import StopSignal
+from hpo.spec import StudySpec
+from hpo.study import Study
+from hpo.tables import hpo_test_openings
+from hpo.train import checkpoint
+from tests.test_objective import DOCUMENT
+
+TRIALS = 5
+
+
+def quiet(result: object) -> None:
+    del result
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A finished study of five trials on the digits, one of them failed."""
+    folder = tmp_path_factory.mktemp("searched")
+    place = storage.connect(f"sqlite:///{folder}/studies.db", create=True)
+    spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
+    study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
+    ledger = study.ledger("w")
+    failed = ledger.claim()
+    ledger.finish(failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
+    worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
+    return study
+
+
+@pytest.fixture
+def best_file(searched: Study, tmp_path: Path) -> Path:
+    return export.export(searched, tmp_path / "best.toml")[0]
+
+
+def test_the_best_trial_s_file_holds_its_values_and_only_its_branches(searched: Study, best_file: Path) -> None:
+    winner = results.best(searched)[0]
+    document = tomllib.loads(best_file.read_text())
+    name = winner.params["optimizer.name"]
+    assert document["optimizer"]["name"] == name
+    assert document["optimizer"]["lr"] == winner.params["optimizer.lr"]
+    assert document["model"]["dropout"] == winner.params["model.dropout"]
+    assert [key for key, value in document["optimizer"].items() if isinstance(value, dict)] == [name]
+    assert not {"budget", "sampler", "pruner"} & document.keys()
+    assert StudySpec.load(best_file).is_pinned
+    assert document["receipt"]["trial"] == winner.number
+    assert document["receipt"]["value"] == winner.value
+    assert document["receipt"]["seed"] == winner.receipt["seed"]
+    assert document["receipt"]["curves"]["validation_loss"] == winner.curves["validation_loss"]
+
+
+def test_the_same_trial_is_exported_to_the_same_bytes(searched: Study, best_file: Path, tmp_path: Path) -> None:
+    assert export.export(searched, tmp_path / "again.toml")[0].read_bytes() == best_file.read_bytes()
+
+
+def test_the_top_k_get_their_rank_in_the_name(searched: Study, tmp_path: Path) -> None:
+    written = export.export(searched, tmp_path / "best.toml", top=3)
+    assert [path.name for path in written] == ["best.1.toml", "best.2.toml", "best.3.toml"]
+    values = [tomllib.loads(path.read_text())["receipt"]["value"] for path in written]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_trial_without_a_result_is_not_exported(searched: Study, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="0"):
+        export.export(searched, tmp_path / "x.toml", number=0)
+    with pytest.raises(StudyError, match="99"):
+        export.export(searched, tmp_path / "x.toml", number=99)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_exported_trial_replays_bit_for_bit(searched: Study, tmp_path: Path) -> None:
+    for number in range(1, TRIALS):
+        (path,) = export.export(searched, tmp_path / f"{number}.toml", number=number)
+        assert final.replay(final.prepare(path), quiet) == []
+
+
+def test_a_replay_of_a_changed_config_says_where_it_differs(best_file: Path) -> None:
+    document = tomllib.loads(best_file.read_text())
+    document["optimizer"]["lr"] *= 1.01
+    best_file.write_text(tomli_w.dumps(document))
+    differences = final.replay(final.prepare(best_file), quiet)
+    assert differences[0].epoch == 1
+    assert {one.metric for one in differences} >= {"train_loss"}
+
+
+def test_the_final_training_leaves_weights_metrics_and_logs_and_tests_once(
+    searched: Study, best_file: Path, tmp_path: Path
+) -> None:
+    training, folder = final.prepare(best_file), tmp_path / "run"
+    metrics = final.train(training, folder, stop=lambda: False, progress=quiet)
+    assert metrics is not None
+    assert metrics["value"] == results.best(searched)[0].value
+    assert metrics["test_images"] == 270
+    assert 0.0 <= metrics["test_accuracy"] <= 1.0
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (folder / "config.toml").read_bytes() == best_file.read_bytes()
+    names = sorted(path.name.split(".")[0] for path in folder.iterdir())
+    assert names == ["config", "events", "metrics", "weights"]
+    run = training.run()
+    run.model.load_state_dict(checkpoint.load(folder / "weights.pt"))
+    assert final.finished(training, folder) == metrics
+    with pytest.raises(StudyError, match="another seed"):
+        final.train(final.prepare(best_file, seed=1), folder, stop=lambda: False, progress=quiet)
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(best_file: Path, tmp_path: Path) -> None:
+    training = final.prepare(best_file)
+    metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet)
+    assert metrics is not None
+    run = training.run()
+    for result in run.train():
+        if result.epoch == metrics["epoch"]:
+            break
+    kept = checkpoint.load(tmp_path / "run" / "weights.pt")
+    assert all(torch.equal(value, kept[name]) for name, value in run.model.state_dict().items())
+
+
+def test_a_stopped_final_training_goes_on_to_the_same_result(best_file: Path, tmp_path: Path) -> None:
+    training = final.prepare(best_file)
+    whole = final.train(training, tmp_path / "whole", stop=lambda: False, progress=quiet)
+    asked = iter(range(1000))
+    assert final.train(training, tmp_path / "broken", stop=lambda: next(asked) > 25, progress=quiet) is None
+    assert (tmp_path / "broken" / "checkpoint.pt").exists()
+    again = final.train(training, tmp_path / "broken", stop=lambda: False, progress=quiet)
+
+    def timeless(metrics: dict[str, Any] | None) -> Any:
+        assert metrics is not None
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics["history"]], metrics["test_loss"]
+
+    assert timeless(again) == timeless(whole)
+    assert not (tmp_path / "broken" / "checkpoint.pt").exists()
+
+
+def test_a_folder_of_another_training_is_left_alone(searched: Study, best_file: Path, tmp_path: Path) -> None:
+    final.train(final.prepare(best_file), tmp_path / "run", stop=lambda: False, progress=quiet)
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    others = [t for t in range(1, TRIALS) if t != results.best(searched)[0].number]
+    (other,) = export.export(searched, tmp_path / "other.toml", number=others[0])
+    with pytest.raises(StudyError, match="another config"):
+        final.train(final.prepare(other), tmp_path / "run", stop=lambda: False, progress=quiet)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before
+
+
+def test_a_config_with_ranges_is_not_trained_and_each_range_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(tomli_w.dumps(DOCUMENT))
+    with pytest.raises(SpecError) as refused:
+        final.prepare(path)
+    assert "model.dropout" in str(refused.value)
+    assert "optimizer.lr" in str(refused.value)
+    assert "hpo run" in str(refused.value)
+
+
+def test_an_opening_of_the_test_split_is_recorded_with_its_study(searched: Study, best_file: Path) -> None:
+    spec = StudySpec.load(best_file)
+    measured = {"test_accuracy": 0.5, "test_loss": 1.0, "value": 0.6}
+    assert openings.record(spec, measured, Path("run"), storage.plain(searched.storage.url)) is None
+    with searched.storage.engine.connect() as connection:
+        row = connection.execute(sa.select(hpo_test_openings)).one()
+    assert json.loads(row.metrics) == {"test_accuracy": 0.5, "test_loss": 1.0}
+    assert row.trial_number == results.best(searched)[0].number
+    assert "no such file" in (openings.record(spec, measured, Path("run"), "sqlite:////nowhere/x.db") or "")
+
+
+def test_an_own_objective_s_winner_is_exported_and_run_again(
+    make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2\n")
+    study = make_study(trials=3)
+    worker.work(study, worker.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
+    (path,) = export.export(study, tmp_path / "best.toml")
+    spec = final.load_pinned(path)
+    assert spec.params == results.best(study)[0].params
+    assert owntrain.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
+    assert spec.receipt["test_split"] == "the user's own promise"
+
+
+def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2\n")
+    path = tmp_path / "best.toml"
+    path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
+    with pytest.raises(SpecError, match="x"):
+        owntrain.run(final.load_pinned(path), path, tmp_path)

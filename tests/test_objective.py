@@ -1,0 +1,154 @@
+"""The declared objective in a worker: trials become configs, configs curves, curves rows; parked ones go on bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import results, studyfile, worker
+from hpo import study as studies
+from hpo.errors import MismatchError
+from hpo.objective import declared
+from hpo.signals import StopSignal
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+from hpo.tables import hpo_trials
+
+DOCUMENT: dict[str, Any] = {
+    "name": "digits",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "widths": [8], "dropout": {"low": 0.0, "high": 0.5}},
+    "training": {"epochs": 3, "batch_size": 64},
+    "optimizer": {
+        "name": {"choices": ["sgd", "adamw"]},
+        "lr": {"low": 1e-3, "high": 1e-1, "log": True},
+        "sgd": {"momentum": {"low": 0.0, "high": 0.9}},
+    },
+    "schedule": {"name": {"choices": ["constant", "cosine", "onecycle"]}},
+    "sampler": {"name": "random"},
+    "pruner": {"name": "none"},
+}
+
+
+@pytest.fixture
+def make_digits(place: Storage, tmp_path: Path) -> Callable[..., Study]:
+    def make(trials: int, **changes: Any) -> Study:
+        spec = StudySpec.from_document({**DOCUMENT, "budget": {"trials": trials}, **changes})
+        resolved = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
+        return studies.create_or_join(place, resolved, code_folder=tmp_path, code_digest="")
+
+    return make
+
+
+def work(study: Study, stopping: StopSignal | None = None) -> int:
+    return worker.work(study, declared(study, study.code_folder), study.ledger("w"), stopping or StopSignal())
+
+
+def curves(study: Study) -> list[list[float]]:
+    return [results.best(study, number=t.number)[0].curves["validation_accuracy"] for t in study.optuna.trials]
+
+
+def test_a_trial_s_config_curve_and_value_reach_the_database(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(3)
+    assert work(study) == 0
+    for trial in study.optuna.trials:
+        assert trial.state == TrialState.COMPLETE
+        branch = {"optimizer.sgd.momentum"} if trial.params["optimizer.name"] == "sgd" else set()
+        always = {"model.dropout", "optimizer.name", "optimizer.lr", "schedule.name"}
+        assert trial.params.keys() == always | branch
+        raw = results.best(study, number=trial.number)[0].curves
+        assert raw.keys() == {"train_loss", "validation_loss", "validation_accuracy", "learning_rate", "seconds"}
+        best_so_far = [max(raw["validation_accuracy"][: epoch + 1]) for epoch in range(3)]
+        assert trial.intermediate_values == dict(enumerate(best_so_far, start=1))
+        assert trial.value == best_so_far[-1]
+
+
+def test_a_receipt_names_seed_data_versions_and_device(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(1)
+    work(study)
+    receipt = results.best(study)[0].receipt
+    assert receipt["device"] == "cpu"
+    assert receipt["threads"] == 1
+    assert receipt["executor"] == "loop"
+    assert len(receipt["data_digest"]) == 64
+    assert receipt["versions"].keys() >= {"python", "torch", "optuna", "hpo"}
+    assert isinstance(receipt["seed"], int)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 20, 25, 40])
+def test_a_parked_trial_goes_on_to_the_very_curve_of_an_unbroken_one(
+    make_digits: Callable[..., Study], batches: int
+) -> None:
+    whole = make_digits(1, name="whole")
+    work(whole)
+    broken = make_digits(1, name="broken")
+    asked = iter(range(10_000))
+
+    class AfterBatches(StopSignal):
+        def __call__(self) -> bool:
+            return self.received is not None or next(asked) > batches  # the worker itself asks once before
+
+    stopping = AfterBatches()
+    work(broken, stopping)
+    assert [trial.state for trial in broken.optuna.trials] == [TrialState.RUNNING]
+    assert len(list(broken.trial_folder(0).glob("*.pt"))) == 1
+    assert work(broken) == 0
+    assert curves(broken) == curves(whole)
+    assert [trial.value for trial in broken.optuna.trials] == [trial.value for trial in whole.optuna.trials]
+    assert results.best(broken)[0].attempt == 2
+    assert not broken.trial_folder(0).exists()  # a settled trial keeps no checkpoint
+
+
+def test_a_diverged_trial_is_pruned_at_once_and_says_so(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(1, optimizer={"name": "sgd", "lr": {"low": 1e30, "high": 2e30}}, schedule={"name": "constant"})
+    work(study)
+    (trial,) = study.optuna.trials
+    assert trial.state == TrialState.PRUNED
+    with study.storage.engine.connect() as connection:
+        row = connection.execute(sa.select(hpo_trials)).one()
+    assert row.outcome == "diverged"
+    assert "loss" in row.reason
+    assert len(trial.intermediate_values) == 1
+
+
+def test_a_hopeless_trial_is_pruned_on_its_validation_curve(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(
+        4,
+        pruner={"name": "percentile", "percentile": 50.0, "n_startup_trials": 2, "n_min_trials": 1},
+        optimizer={"name": "sgd", "lr": {"low": 1e-6, "high": 1e-1, "log": True}},
+    )
+    for lr in (0.1, 0.1, 1e-6, 1e-6):
+        study.optuna.enqueue_trial({"optimizer.lr": lr, "model.dropout": 0.0, "schedule.name": "constant"})
+    work(studies.join(study.storage, study.name))
+    assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert [len(trial.intermediate_values) for trial in study.optuna.trials] == [3, 3, 1, 1]
+
+
+def test_two_studies_of_one_seed_train_the_same_curves_whatever_the_worker(make_digits: Callable[..., Study]) -> None:
+    one, other = make_digits(2, name="one"), make_digits(2, name="other")
+    work(one)
+    work(other)
+    assert curves(one) == curves(other)
+    assert curves(one)[0] != curves(one)[1]
+
+
+def test_other_data_is_refused_before_anything_is_trained(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(2)
+    studies.check_data(study, "0" * 64)
+    with pytest.raises(MismatchError, match="data"):
+        work(study)
+    assert study.optuna.trials == []
+
+
+def test_optuna_s_own_tools_read_the_trials(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(6)
+    work(study)
+    importances = optuna.importance.get_param_importances(study.optuna, params=["optimizer.lr", "model.dropout"])
+    assert importances.keys() == {"optimizer.lr", "model.dropout"}
