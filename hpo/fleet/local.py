@@ -53,6 +53,7 @@ class Fleet:
     def __init__(self, study: Study, workers: int, *, allow_code_change: bool = False) -> None:
         self.study = study
         self.allow_code_change = allow_code_change
+        self.asked_to_stop = False
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class Fleet:
             self._release(slot)
             slot.exit_codes.append(code)
             slot.process = None
-            if code in (0, USAGE_ERROR):
+            if code in (0, USAGE_ERROR) or self.asked_to_stop:
                 continue
             lived = time.monotonic() - slot.started_at
             slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
@@ -122,8 +123,8 @@ class Fleet:
 
     @property
     def failed(self) -> list[Slot]:
-        """The slots whose last worker ended badly and is not coming back."""
-        return [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
+        """The slots whose last worker ended badly, unasked, and is not coming back."""
+        return [] if self.asked_to_stop else [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
 
     @property
     def exit_code(self) -> int:
@@ -132,7 +133,8 @@ class Fleet:
         return USAGE_ERROR if USAGE_ERROR in codes else int(bool(codes))
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ask every worker to park its trial and leave."""
+        """Ask every worker to park its trial and leave; none is started again."""
+        self.asked_to_stop = True
         for slot in self.slots:
             if slot.running and slot.process is not None:
                 slot.process.send_signal(number)
