@@ -60,8 +60,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
         fleet.start()
         try:
             asked = False
-            while fleet.running:
-                fleet.tend()
+            while fleet.tend():
                 summary = results.summarize(study, summary)
                 view.update(summary, results.finished(study, seen))
                 time_is_up = deadline is not None and time.monotonic() >= deadline
@@ -70,7 +69,6 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
                     view.say("stopping: running trials are parked with a checkpoint; again to end at once")
                     stop(fleet, interrupt)
                 time.sleep(REFRESH_SECONDS)
-            fleet.tend()
         finally:
             fleet.kill()
         view.update(results.summarize(study, summary), results.finished(study, seen))

@@ -95,8 +95,8 @@ class Fleet:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before torch is loaded
         return {**os.environ, **own}
 
-    def tend(self) -> None:
-        """Look after the slots once: give a dead worker's trials back, restart it after a crash."""
+    def tend(self) -> int:
+        """Give dead workers' trials back, start crashed ones again, and return how many are alive after that."""
         for slot in self.slots:
             if slot.process is None or slot.process.poll() is None:
                 continue
@@ -110,6 +110,7 @@ class Fleet:
             slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
             if slot.crashes <= RESTARTS:
                 self._start(slot)
+        return self.running
 
     def _release(self, slot: Slot) -> None:
         """Park what a dead worker held, now rather than when its lease runs out."""

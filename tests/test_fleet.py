@@ -1,0 +1,130 @@
+"""Local workers: which device each gets, what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo.fleet import gpus
+from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
+from hpo.study import Study
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of nvidia-smi that lists two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return program
+
+
+def test_gpus_are_named_by_uuid_as_the_driver_lists_them(nvidia_smi: Path) -> None:
+    assert gpus.visible() == ["GPU-aaaa", "GPU-bbbb"]
+    assert default_workers() == 2
+    nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
+    assert gpus.visible() == []
+    assert default_workers() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("given", "devices"), [("1,3", ["1", "3"]), ("", []), ("-1", []), ("GPU-x", ["GPU-x"])])
+@pytest.mark.usefixtures("nvidia_smi")
+def test_the_user_s_own_choice_of_gpus_stands(
+    monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert gpus.visible() == devices
+
+
+def objective_file(study: Study, text: str) -> None:
+    (study.code_folder / "mine.py").write_text(text)
+
+
+def tend_to_the_end(fleet: Fleet) -> None:
+    deadline = time.monotonic() + 120
+    while fleet.tend():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.05)
+
+
+SEEN = """
+import os, pathlib
+def objective(trial):
+    pathlib.Path(__file__).with_name(f"seen-{os.getpid()}").write_text(
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']} {os.environ['HPO_STORAGE']}")
+    import time; time.sleep(0.5)
+    return 0.0
+"""
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: MakeStudy) -> None:
+    study = make_study(trials=12)
+    objective_file(study, SEEN)
+    fleet = Fleet(study, 2, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.failed == [], last_words(fleet.failed)
+    seen = sorted(path.read_text() for path in study.code_folder.glob("seen-*"))
+    url = study.storage.url.render_as_string(hide_password=False)
+    assert seen == [f"GPU-aaaa 1 {url}", f"GPU-bbbb 1 {url}"]
+
+
+CRASHING_ONCE = """
+import os, pathlib, signal
+def objective(trial):
+    mark = pathlib.Path(__file__).with_name("crashed")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(trial.number)
+"""
+
+
+def test_a_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, CRASHING_ONCE)
+    fleet = Fleet(study, 1, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [-signal.SIGKILL, 0]
+    assert fleet.failed == []
+    assert [(trial.state, trial.value) for trial in study.optuna.trials] == [
+        (TrialState.COMPLETE, 0.0),
+        (TrialState.COMPLETE, 1.0),
+    ]
+
+
+def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, "import os\ndef objective(trial):\n    os._exit(7)\n")
+    fleet = Fleet(study, 1, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [7] * (1 + RESTARTS)
+    assert [slot.index for slot in fleet.failed] == [0]
+    assert fleet.exit_code == 1
+    assert "worker 0 ended with exit code 7" in last_words(fleet.failed)
+
+
+def test_a_worker_that_refuses_is_not_started_again(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, "raise ImportError('no such thing')\n")
+    fleet = Fleet(study, 1)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [2]
+    assert fleet.exit_code == 2
+    assert "no such thing" in last_words(fleet.failed)
+    assert study.optuna.trials == []
