@@ -1,11 +1,13 @@
 """Pruners by name. All count in epochs: a step is the number of epochs finished, from 1.
 
+A warm-up of n means that the first n epochs are never pruned (Optuna counts steps from 0, hence the + 1 below).
 The names and defaults are Optuna's, but for Hyperband's and successive halving's resources, which are always explicit
 integers: Optuna's "auto" takes them from what one process happens to have seen, so two workers would disagree.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import optuna
@@ -34,7 +36,7 @@ def median(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
-    return optuna.pruners.MedianPruner(n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials)
+    return optuna.pruners.MedianPruner(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
 
 
 def percentile(
@@ -47,7 +49,7 @@ def percentile(
 ) -> optuna.pruners.BasePruner:
     """Keep the best `percentile` percent at each epoch."""
     return optuna.pruners.PercentilePruner(
-        percentile, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials
+        percentile, n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials
     )
 
 
@@ -76,18 +78,40 @@ def threshold(
     interval_steps: Positive = 1,
 ) -> optuna.pruners.BasePruner:
     """Prune a trial whose value leaves [lower, upper] or is no number."""
-    return optuna.pruners.ThresholdPruner(lower, upper, n_warmup_steps, interval_steps)
+    return optuna.pruners.ThresholdPruner(lower, upper, n_warmup_steps + 1, interval_steps)
 
 
 def patient(
     *,
-    patience: Count,
+    patience: Positive,
     min_delta: Annotated[float, Ge(0)] = 0.0,
     wrapped: Literal["none", "median", "percentile", "successive_halving"] = "none",
 ) -> optuna.pruners.BasePruner:
     """Prune when the value has not improved for `patience` epochs, and the wrapped pruner, if any, agrees."""
     inner = None if wrapped == "none" else PRUNERS[wrapped]()
-    return optuna.pruners.PatientPruner(inner, patience, min_delta)
+    return Patient(inner, patience, min_delta)
+
+
+class Patient(optuna.pruners.BasePruner):
+    """Prunes what does not improve. Optuna's own asks whether the value got worse, which a best so far never does."""
+
+    def __init__(self, wrapped: optuna.pruners.BasePruner | None, patience: int, min_delta: float) -> None:
+        self.wrapped = wrapped
+        self.patience = patience
+        self.min_delta = min_delta
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Say whether the last `patience` epochs are no better than the best before them by more than min_delta."""
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+        values = [sign * value for _, value in sorted(trial.intermediate_values.items())]
+        if len(values) <= self.patience:
+            return False
+        improved = _best(values[-self.patience :]) > _best(values[: -self.patience]) + self.min_delta
+        return not improved and (self.wrapped is None or self.wrapped.prune(study, trial))
+
+
+def _best(values: list[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
 
 PRUNERS: dict[str, options.Function] = {

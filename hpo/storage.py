@@ -76,7 +76,7 @@ def parse(text: str) -> URL:
 def redacted(url: URL) -> str:
     """Return the URL with *** for its password."""
     secret = {key: "***" for key in url.query if "pass" in key}
-    return url.update_query_dict(secret).render_as_string(hide_password=True)
+    return url.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
 
 def plain(url: URL) -> str:
