@@ -1,0 +1,109 @@
+"""What is legal in a study file and still likely a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpo import pruning, sampling
+from hpo.lint import lint
+from hpo.spec import StudySpec
+
+LOG = {"low": 1e-4, "high": 1e-1, "log": True}
+TRAINING = {"epochs": 9}
+
+
+def found(**changes: Any) -> list[str]:
+    document: dict[str, Any] = {
+        "name": "s",
+        "data": {"name": "d"},
+        "model": {"name": "m"},
+        "optimizer": {"name": "o", "lr": LOG},
+        "schedule": {"name": "c"},
+        "training": TRAINING,
+    }
+    spec = StudySpec.from_document(document | changes)
+    return lint(pruning.resolve(sampling.resolve(spec)))
+
+
+def test_a_sound_file_has_no_warning() -> None:
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("lr", "warned"),
+    [
+        ({"low": 1e-4, "high": 1e-1}, True),
+        ({"low": 0.0, "high": 1e-1}, True),
+        ({"low": 0.01, "high": 0.1}, False),
+        ({"low": 0.01, "high": 0.1001}, True),
+        ({"low": 0.1, "high": 2.1, "step": 0.5}, False),
+        ({"choices": [1e-4, 1e-1]}, False),
+        (LOG, False),
+        (0.1, False),
+    ],
+)
+def test_a_learning_rate_over_more_than_a_decade_belongs_on_a_log_scale(lr: Any, warned: bool) -> None:
+    lines = found(optimizer={"name": {"choices": ["o", "p"]}, "o": {"lr": lr}, "p": {"lr": 0.1}})
+    assert [line.split(" = ")[0] for line in lines] == (["optimizer.o.lr"] if warned else [])
+    assert all(line.endswith("searched on a linear scale; add log = true") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("training", "warned"),
+    [
+        ({"epochs": 9, "schedule_epochs": 9}, False),
+        ({"epochs": 9, "schedule_epochs": 10}, True),
+        ({"epochs": {"low": 5, "high": 20}, "schedule_epochs": 10}, True),
+        ({"epochs": {"low": 10, "high": 20}, "schedule_epochs": 10}, False),
+        ({"epochs": 9, "schedule_epochs": {"choices": [3, 12]}}, True),
+    ],
+)
+def test_a_schedule_longer_than_the_shortest_training_never_ends(training: Any, warned: bool) -> None:
+    lines = found(training=training)
+    assert [line.split(" = ")[0] for line in lines] == (["training.schedule_epochs"] if warned else [])
+
+
+@pytest.mark.parametrize(
+    ("pruner", "warned"),
+    [
+        ({"name": "none"}, False),
+        ({"name": "median"}, False),
+        ({"name": "median", "n_warmup_steps": 7}, False),
+        ({"name": "median", "n_warmup_steps": 8}, True),  # only the ninth and last epoch is left
+        ({"name": "median", "n_startup_trials": 64}, True),
+        ({"name": "percentile", "n_warmup_steps": 20}, True),
+        ({"name": "successive_halving"}, False),
+        ({"name": "successive_halving", "min_resource": 9}, True),
+        ({"name": "hyperband"}, False),
+        ({"name": "hyperband", "min_resource": 9}, True),
+        ({"name": "threshold", "lower": 0.2}, False),
+        ({"name": "patient", "patience": 3}, False),
+        ({"name": "patient", "patience": 8}, True),
+        ({"name": "patient", "patience": 3, "wrapped": "median"}, False),
+    ],
+)
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_pruner_that_can_never_prune_is_told(pruner: Any, warned: bool, metric: str) -> None:
+    pruner = {"upper" if key == "lower" and metric == "loss" else key: value for key, value in pruner.items()}
+    lines = found(pruner=pruner, metric=metric)
+    assert [line.split()[0] in ("pruner", "pruner.n_startup_trials") for line in lines] == [True] * warned
+
+
+def test_the_whole_warning_about_a_pruner_says_what_to_do() -> None:
+    assert found(pruner={"name": "median", "n_warmup_steps": 8}) == [
+        "pruner median: cannot prune anything within the first 8 of 9 epochs; lower its warm-up or rungs"
+    ]
+    assert found(pruner={"name": "median", "n_startup_trials": 5}, budget={"trials": 5}) == [
+        "pruner.n_startup_trials = 5: prunes only after so many complete trials, the budget is 5"
+    ]
+
+
+def test_a_momentum_that_some_trials_leave_to_chance_is_told() -> None:
+    schedule = {"name": "onecycle", "cycle_momentum": {"choices": [True, False]}}
+    assert found(schedule=schedule) == [
+        "schedule.cycle_momentum = { choices = [true, false] }: some trials' momentum is the schedule's, "
+        "some the optimizer's default; pin it"
+    ]
+    assert found(schedule=schedule | {"cycle_momentum": True}) == []

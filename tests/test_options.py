@@ -1,0 +1,98 @@
+"""The options of a function are read off its signature and checked strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pytest
+from annotated_types import Ge, Lt
+
+from hpo import options
+from hpo.errors import SpecError
+
+
+def part(
+    given: int,
+    *,
+    rate: Annotated[float, Ge(0), Lt(1)],
+    widths: Sequence[int] = (1, 2),
+    kind: Literal["a", "b"] = "a",
+    count: int | None = None,
+    flag: bool = False,
+) -> None:
+    del given, rate, widths, kind, count, flag
+
+
+class Net:
+    def __init__(self, shape: tuple[int, ...], classes: int, *, width: int = 8, copy: bool = True) -> None:
+        del shape, classes, width, copy
+
+
+def untyped(first, second, width=3, **more):  # type: ignore[no-untyped-def]
+    del first, second, width, more
+
+
+def starred(*given: Any, width: int = 3) -> None:
+    del given, width
+
+
+def faults(function: Any, given: int, found: dict[str, Any]) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        options.check("model", "part", function, given, found, {"rate": "model.part.rate"})
+    return str(caught.value).splitlines()
+
+
+def test_defaults_are_plain_values_and_none_is_left_out() -> None:
+    assert options.defaults(part, 1) == {"widths": [1, 2], "kind": "a", "flag": False}
+    assert options.defaults(Net, 2) == {"width": 8, "copy": True}
+    assert options.defaults(untyped, 2) == {"width": 3}
+    assert options.defaults(starred, 2) == {"width": 3}
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "found"),
+    [
+        (part, 1, {"rate": 0.5, "widths": [3], "kind": "b", "count": 7, "flag": True}),
+        (part, 1, {"rate": 0}),
+        (Net, 2, {"width": 3, "copy": False}),
+        (untyped, 2, {"width": "anything", "other": [1]}),
+        (starred, 2, {"width": 4}),
+    ],
+)
+def test_what_the_function_takes_is_right(function: Any, given: int, found: dict[str, Any]) -> None:
+    options.check("model", "part", function, given, found, {})
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        ({}, ["model.part.rate: model part needs 'rate'; add it"]),
+        ({"rate": 1.0}, ["model.part.rate = 1.0: input should be less than 1"]),
+        ({"rate": True}, ["model.part.rate = True: input should be a valid number"]),
+        ({"rate": 0.5, "flag": 1}, ["model.flag = 1: input should be a valid boolean"]),
+        ({"rate": 0.5, "widths": [1, "2"]}, ["model.widths.1 = '2': input should be a valid integer"]),
+        ({"rate": 0.5, "kind": "c"}, ["model.kind = 'c': input should be 'a' or 'b'"]),
+        ({"rate": 0.5, "width": [1]}, ["width: model part takes no 'width' (did you mean 'widths'?)"]),
+        ({"rate": 0.5, "given": 1}, ["given: model part takes no 'given' (known: count, flag, kind, rate, widths)"]),
+    ],
+)
+def test_what_it_does_not_take_is_told_with_path_and_value(found: dict[str, Any], lines: list[str]) -> None:
+    assert faults(part, 1, found) == lines
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    assert len(faults(part, 1, {"rate": 2.0, "kind": "c", "flag": "no"})) == 3
+
+
+def test_a_function_that_cannot_be_read_is_told_as_a_fault_of_the_file() -> None:
+    def without_arguments() -> None: ...
+
+    def misspelt(a: int, b: int, *, width: Nope = 1) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    start = "model part: its parameters cannot be read: "
+    assert faults(without_arguments, 2, {}) == [
+        f"{start}TypeError: it takes 0 arguments by position, and is given 2 before its options"
+    ]
+    assert faults(misspelt, 2, {}) == [f"{start}NameError: name 'Nope' is not defined"]
+    assert faults(int, 2, {})[0].startswith(f"{start}ValueError: no signature found for builtin type")

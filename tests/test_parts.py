@@ -1,0 +1,143 @@
+"""Parts by name: ours or the user's own, their defaults filled, each value checked by the part that takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpo import parts
+from hpo.config import Part, TrainConfig
+from hpo.errors import SpecError
+from hpo.spec import StudySpec
+from models import MODELS
+
+DOCUMENT: dict[str, Any] = {
+    "name": "s",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+}
+
+
+def resolved(folder: Path, **changes: Any) -> StudySpec:
+    return parts.resolve(StudySpec.from_document(DOCUMENT | changes), folder)
+
+
+def fault(folder: Path, **changes: Any) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        resolved(folder, **changes)
+    return str(caught.value).splitlines()
+
+
+def test_a_name_is_ours_or_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def net(shape, classes): pass\n")
+    assert parts.function("model", "mlp", tmp_path) is MODELS["mlp"]
+    assert parts.function("model", "mine.py:net", tmp_path).__name__ == "net"
+
+
+def test_the_defaults_of_each_choice_stand_in_its_own_branch(tmp_path: Path) -> None:
+    choice = {"choices": ["sgd", "adam"]}
+    optimizer = {"name": choice, "lr": 0.1, "weight_decay": {"low": 0.0, "high": 0.1}, "sgd": {"momentum": 0.5}}
+    assert resolved(tmp_path, optimizer=optimizer).optimizer == {
+        "name": choice,
+        "lr": 0.1,
+        "weight_decay": {"low": 0.0, "high": 0.1},
+        "sgd": {"momentum": 0.5, "nesterov": False},
+        "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    }
+
+
+def test_a_single_choice_and_a_plain_name_with_a_branch_are_filled_as_well(tmp_path: Path) -> None:
+    one = resolved(tmp_path, optimizer={"name": {"choices": ["sgd"]}, "lr": 0.1}).optimizer
+    assert one["sgd"] == {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+    plain = resolved(tmp_path, optimizer={"name": "sgd", "sgd": {"lr": 0.1}}).optimizer
+    assert plain == {"name": "sgd", "sgd": {"lr": 0.1}, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+
+
+def test_resolving_twice_changes_nothing_and_every_variant_still_fits(tmp_path: Path) -> None:
+    changes = {
+        "optimizer": {"name": {"choices": ["sgd", "adam", "adagrad"]}, "lr": {"low": 0.1, "high": 1.0}},
+        "schedule": {"name": {"choices": ["constant", "onecycle", "step"]}},
+        "model": {"name": {"choices": ["mlp", "cnn"]}},
+    }
+    once = resolved(tmp_path, **changes)
+    assert parts.resolve(once, tmp_path) == once
+
+
+def test_a_momentum_that_the_schedule_owns_is_not_filled_in(tmp_path: Path) -> None:
+    cycling = {"name": "onecycle", "cycle_momentum": True}
+    for name, key in (("sgd", "momentum"), ("adam", "beta1")):
+        found = resolved(tmp_path, schedule=cycling, optimizer={"name": name, "lr": 0.1})
+        assert key not in found.optimizer
+        assert parts.resolve(found, tmp_path) == found
+
+
+def test_the_users_own_part_has_its_options_checked_as_ours_are(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from typing import Annotated\nfrom annotated_types import Ge\n"
+        "def net(shape, classes, *, width: Annotated[int, Ge(1)], deep: bool = True): pass\n"
+    )
+    own = {"name": "mine.py:net", "width": {"low": 1, "high": 4}}
+    assert resolved(tmp_path, model=own).model == own | {"deep": True}
+    assert fault(tmp_path, model={"name": "mine.py:net"}) == ["model.width: model mine.py:net needs 'width'; add it"]
+    assert fault(tmp_path, model={"name": "mine.py:net", "width": {"choices": [0, 2]}}) == [
+        "model.width = 0: input should be greater than or equal to 1"
+    ]
+    assert fault(tmp_path, model=own | {"shape": 3}) == [
+        "model.shape: model mine.py:net takes no 'shape' (known: deep, width)"
+    ]
+
+
+def test_a_shared_option_must_fit_every_choice(tmp_path: Path) -> None:
+    optimizer = {"name": {"choices": ["sgd", "adam", "adagrad"]}, "lr": 0.1, "momentum": 0.9}
+    assert fault(tmp_path, optimizer=optimizer) == [
+        "optimizer.momentum: optimizer adam takes no 'momentum' (known: beta1, beta2, eps, lr, weight_decay)",
+        "optimizer.momentum: optimizer adagrad takes no 'momentum' (known: eps, lr, weight_decay)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "source", "message"),
+    [
+        ("model", "def f(s, c): raise ValueError('too deep')", "model mine.py:f: ValueError: too deep"),
+        ("model", "def f(s, c): return 3", "model mine.py:f: returned a int, not a Module"),
+        ("data", "def f(): return [1]", "data mine.py:f: returned a list, not a Source"),
+        (
+            "data",
+            "def f(): open('/no/such/x')",
+            "data mine.py:f: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/x'",
+        ),
+        ("optimizer", "def f(params): return None", "optimizer mine.py:f: returned a NoneType, not a Optimizer"),
+        ("schedule", "def f(length): return 1.0", "schedule mine.py:f: returned a float, not a Callable"),
+    ],
+)
+def test_a_part_that_refuses_or_returns_something_else_is_named(
+    section: str, source: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(source + "\n")
+    given = [None] * parts.KINDS[section].given
+    with pytest.raises(SpecError) as caught:
+        parts.call(section, Part(name="mine.py:f", options={}, paths={}), tmp_path, *given)
+    assert str(caught.value) == message
+
+
+def test_a_network_that_halves_its_image_away_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    part = Part(name="cnn", options={"channels": [4, 4, 4, 4]}, paths={})
+    with pytest.raises(SpecError, match=r"^model cnn: ValueError: channels = \[4, 4, 4, 4\] halves an image of 8x8"):
+        parts.call("model", part, tmp_path, (1, 8, 8), 10)
+
+
+def test_what_is_called_gets_our_arguments_and_its_options(tmp_path: Path) -> None:
+    model = parts.call("model", Part(name="mlp", options={"widths": [3]}, paths={}), tmp_path, (1, 2, 2), 5)
+    assert model(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
+    assert [p.shape[0] for p in model.parameters() if p.ndim == 2] == [3, 5]
+
+
+def test_a_pinned_config_is_checked_part_by_part(tmp_path: Path) -> None:
+    tree = {**{key: DOCUMENT[key] for key in ("data", "model")}, "schedule": {"name": "constant"}, "training": {}}
+    parts.check(TrainConfig.from_tree(tree | {"optimizer": {"name": "sgd", "lr": 0.1}}), tmp_path)
+    with pytest.raises(SpecError, match=r"^optimizer.lr = -1: input should be greater than 0$"):
+        parts.check(TrainConfig.from_tree(tree | {"optimizer": {"name": "sgd", "lr": -1}}), tmp_path)

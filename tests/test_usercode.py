@@ -1,0 +1,167 @@
+"""Code of the user's own: found beside the study file, never in front of ours, and its failures explained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo import usercode
+from hpo.errors import SpecError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for user code; what is imported from it and put on the path is taken back."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        module_file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith("hpo_user_") or module_file.startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def fails(reference: str, folder: Path) -> str:
+    with pytest.raises(SpecError) as caught:
+        usercode.load(reference, folder, "objective")
+    return str(caught.value)
+
+
+def test_a_name_is_a_reference_if_it_has_a_colon() -> None:
+    assert [usercode.is_reference(name) for name in ("a.py:f", "a.b:f", "mlp", "a.py")] == [True, True, False, False]
+
+
+def test_a_file_beside_the_study_file_is_loaded_whatever_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "elsewhere").mkdir()
+    (folder / "sub" / "mine.py").write_text("def f(): return 42\n")
+    monkeypatch.chdir(folder / "sub" / "elsewhere")
+    assert usercode.load("mine.py:f", folder / "sub", "objective")() == 42
+    assert usercode.load("sub/mine.py:f", folder, "objective")() == 42
+    assert usercode.load(f"{folder}/sub/mine.py:f", Path("/"), "objective")() == 42
+
+
+def test_a_module_of_a_package_resolves_against_the_folder_which_goes_last_on_the_path(folder: Path) -> None:
+    (folder / "user_pkg_a").mkdir()
+    (folder / "user_pkg_a" / "__init__.py").write_text("")
+    (folder / "user_pkg_a" / "deep.py").write_text("class Net: pass\n")
+    assert usercode.load("user_pkg_a.deep:Net", folder, "model.name").__name__ == "Net"
+    assert sys.path[-1] == str(folder)
+    usercode.load("user_pkg_a.deep:Net", folder, "model.name")
+    assert sys.path.count(str(folder)) == 1
+
+
+def test_a_file_may_import_its_neighbours_but_never_hides_our_packages(folder: Path) -> None:
+    (folder / "user_helper_a.py").write_text("VALUE = 7\n")
+    for name in ("models.py", "data.py"):
+        (folder / name).write_text("raise RuntimeError('the wrong package')\n")
+    (folder / "mine.py").write_text(
+        "import data, models, user_helper_a\ndef f(): return user_helper_a.VALUE, models.MODELS\n"
+    )
+    value, models = usercode.load("mine.py:f", folder, "objective")()
+    assert value == 7
+    assert "mlp" in models
+
+
+def test_two_files_of_one_name_in_two_folders_are_two_modules_and_a_file_is_run_once(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "mine.py").write_text(f"STATE = []\ndef f(): return {name!r}, STATE\n")
+    f, g = (usercode.load("mine.py:f", folder / name, "objective") for name in ("a", "b"))
+    assert (f()[0], g()[0]) == ("a", "b")
+    assert usercode.load("mine.py:f", folder / "a", "objective")()[1] is f()[1]
+
+
+def test_a_dataclass_in_a_file_finds_its_own_module(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass C:\n    x: int = 3\n"
+    )
+    assert usercode.load("mine.py:C", folder, "model.name")().x == 3
+
+
+@pytest.mark.parametrize("reference", ["mine.py", "mine.py:", ":f", ":", "..mine:f", ".mine:f"])
+def test_half_a_reference_is_refused(reference: str, folder: Path) -> None:
+    assert fails(reference, folder) == (
+        f'objective = {reference!r}: names no code; write "file.py:function" or "package.module:function"'
+    )
+
+
+def test_a_missing_file_is_named_with_its_full_path(folder: Path) -> None:
+    assert fails("nope.py:f", folder) == f"objective: no file {folder}/nope.py; paths are relative to the study file"
+    (folder / "folder.py").mkdir()
+    assert "no file" in fails("folder.py:f", folder)
+
+
+def test_a_missing_function_is_named_with_the_nearest_one(folder: Path) -> None:
+    (folder / "mine.py").write_text("import math\ndef objective(trial): pass\nNUMBER = 3\n")
+    assert fails("mine.py:objektive", folder) == (
+        "objective = 'mine.py:objektive': mine.py has no 'objektive' (did you mean 'objective'?)"
+    )
+    assert fails("mine.py:NUMBER", folder) == "objective = 'mine.py:NUMBER': is no function, but of type int"
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import math\nraise RuntimeError('no GPU here')\n", "RuntimeError: no GPU here ({file}:2)"),
+        ("import torchhvision\n", "ModuleNotFoundError: No module named 'torchhvision' ({file}:1)"),
+        ("def (:\n", "SyntaxError: invalid syntax (bad.py, line 1)"),
+        ("import sys\n\nsys.exit(3)\n", "SystemExit: 3 ({file}:3)"),
+        (
+            "open('/no/such/weights.pt')\n",
+            "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/weights.pt' ({file}:1)",
+        ),
+    ],
+)
+def test_an_import_that_fails_shows_its_cause_and_line_and_can_be_tried_again(
+    source: str, cause: str, folder: Path
+) -> None:
+    file = folder / "bad.py"
+    file.write_text(source)
+    assert fails("bad.py:f", folder) == f"objective: importing bad.py failed: {cause.format(file=file)}"
+    file.write_text("def f(): return 'a longer file that works now'\n")
+    assert usercode.load("bad.py:f", folder, "objective")() == "a longer file that works now"
+
+
+def test_a_module_that_is_not_there_is_told(folder: Path) -> None:
+    expected = "objective: importing no_such.mod failed: ModuleNotFoundError: No module named 'no_such'"
+    assert fails("no_such.mod:f", folder) == expected
+
+
+def test_an_interrupt_during_an_import_is_no_fault_of_the_study_file(folder: Path) -> None:
+    (folder / "slow.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        usercode.load("slow.py:f", folder, "objective")
+
+
+def test_the_digest_changes_with_the_file_and_with_nothing_else(folder: Path) -> None:
+    file = folder / "mine.py"
+    file.write_text("def f(): pass\ndef g(): pass\n")
+    before = usercode.digest(["mine.py:f"], folder)
+    assert len(before) == 64
+    assert usercode.digest(["mine.py:g", "mine.py:f"], folder) == before
+    (folder / "other.py").write_text("x = 1\n")
+    assert usercode.digest(["mine.py:f"], folder) == before
+    both = usercode.digest(["mine.py:f", "other.py:x"], folder)
+    assert both != before
+    assert usercode.digest(["other.py:x", "mine.py:f"], folder) == both
+    file.write_text("def f(): pass\ndef g(): pass \n")
+    assert usercode.digest(["mine.py:f"], folder) != before
+    assert usercode.digest([], folder) == ""
+
+
+def test_a_module_and_its_file_have_one_digest(folder: Path) -> None:
+    (folder / "user_mod_b.py").write_text("def f(): pass\n")
+    usercode.load("user_mod_b:f", folder, "objective")
+    assert usercode.digest(["user_mod_b:f"], folder) == usercode.digest(["user_mod_b.py:f"], folder)
+
+
+def test_built_in_code_has_no_digest_and_is_refused(folder: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        usercode.digest(["sys:exit"], folder)
+    assert str(caught.value) == "sys: has no file of its own (it is built in, or a folder without __init__.py)"
