@@ -441,14 +441,14 @@ def test_a_missing_a_binary_and_a_folder_are_no_study_files(tmp_path: Path) -> N
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"binary.toml: cannot be read: 'utf-8' codec"):
         studyfile.read(tmp_path / "binary.toml")
-    with pytest.raises(SpecError, match="cannot be read: .*Is a directory"):
+    with pytest.raises(SpecError, match=r"cannot be read: .*Is a directory"):
         studyfile.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a.toml", "a\nb", " a", "x" * 201])
 def test_a_name_given_on_the_command_line_is_checked_as_well(name: str, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(SMALL)
-    with pytest.raises(SpecError, match="^--name = "):
+    with pytest.raises(SpecError, match=r"^--name = "):
         studyfile.read(tmp_path / "s.toml", name=name)
     assert studyfile.read(tmp_path / "s.toml", name="a/b c").spec.name == "a/b c"
 

@@ -171,9 +171,14 @@ def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Stor
     with storage.writing(place.engine) as connection:
         connection.execute(sa.text("CREATE TABLE kept (x INTEGER)"))
         connection.execute(sa.text("INSERT INTO kept VALUES (1)"))
-    with pytest.raises(RuntimeError, match="on purpose"), storage.writing(place.engine) as connection:
-        connection.execute(sa.text("INSERT INTO kept VALUES (2)"))
-        raise RuntimeError("on purpose")
+
+    def fail_half_way() -> None:
+        with storage.writing(place.engine) as connection:
+            connection.execute(sa.text("INSERT INTO kept VALUES (2)"))
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_half_way()
     with place.engine.connect() as connection:
         assert connection.execute(sa.text("SELECT x FROM kept")).scalars().all() == [1]
 

@@ -1,0 +1,338 @@
+"""The command line: wrong input ends with exit code 2, one clear message, and nothing written."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import typer.main
+
+from hpo import cli, storage, study, studyfile
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "export", "train", "fork"]
+DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
+SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
+PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
+OWN = 'name = "own"\nobjective = "mine.py:objective"\ndirection = "minimize"\n'
+
+Hpo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty folder; return its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
+    for name in ("HPO_STORAGE", "HPO_CHECKPOINTS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpo", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, told.out, told.err
+
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return every file under a folder; what Python compiles on import is no output of ours."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(hpo: Hpo, folder: Path, *arguments: str) -> str:
+    """Run a command that must be refused; return its message, without 'error: '."""
+    before = content(folder)
+    code, out, err = hpo(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert content(folder) == before
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def make_study(folder: Path, text: str = OWN, name: str = "own.toml") -> study.Study:
+    """Make a study in the folder's studies.db, as `hpo run --workers 0` does."""
+    (folder / "mine.py").write_text("def objective(trial): return trial.suggest_float('x', 0.0, 1.0)\n")
+    (folder / name).write_text(text)
+    found = studyfile.read(folder / name)
+    place = storage.connect(f"sqlite:///{folder}/studies.db", create=True)
+    made = study.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
+    place.close()
+    return made
+
+
+# --- wrong study files ----------------------------------------------------------------------------------------------
+
+WRONG_FILES = {
+    "unknown key": ("sead = 1\n" + SMALL, "s.toml: sead: a study file takes no 'sead' (did you mean 'seed'?)"),
+    "range with low above high": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1.0, high = 0.1 }',
+        "s.toml: optimizer.lr: low = 1.0 is above high = 0.1; swap them",
+    ),
+    "log range from 0": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 0, high = 1, log = true }',
+        "s.toml: optimizer.lr: a log range cannot start at low = 0; use a low above 0 or drop log",
+    ),
+    "empty choices": (
+        DATA + MODEL + "[optimizer]\nname = { choices = [] }\nlr = 0.1",
+        "s.toml: optimizer.name: choices = [] is empty or no list; give at least one value in brackets",
+    ),
+    "child under no choice": (
+        SMALL + "[optimizer.adam]\nbeta1 = 0.5",
+        "s.toml: optimizer.adam: its table stands under no choice: optimizer.name is 'sgd'; add 'adam' to the choices "
+        "of optimizer.name or remove [optimizer.adam]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
+    ),
+    "unknown model": (
+        DATA + '[model]\nname = "mpl"\n[optimizer]\nname = "sgd"\nlr = 0.1',
+        "s.toml: model.name: there is no model 'mpl' (did you mean 'mlp'?); your own is \"package.module:name\"",
+    ),
+    "failing import": (
+        'objective = "bad.py:objective"\ndirection = "minimize"',
+        "s.toml: objective: importing bad.py failed: RuntimeError: no GPU here ({folder}/bad.py:1)",
+    ),
+    "broken TOML": ("a = = 1", "s.toml: not TOML: Invalid value (at line 1, column 5)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+@pytest.mark.parametrize("command", ["check", "run", "worker", "fork"])
+def test_a_wrong_study_file_is_refused_by_every_command_that_reads_it(
+    case: str, command: str, hpo: Hpo, tmp_path: Path
+) -> None:
+    text, message = WRONG_FILES[case]
+    (tmp_path / "s.toml").write_text(text)
+    (tmp_path / "bad.py").write_text("raise RuntimeError('no GPU here')\n")
+    arguments = ["old", "new", "s.toml"] if command == "fork" else ["s.toml"]
+    wanted = message.format(folder=tmp_path) if "{folder}" in message else message
+    assert refused(hpo, tmp_path, command, *arguments) == wanted
+
+
+@pytest.mark.parametrize("command", ["check", "run", "worker", "train"])
+def test_a_missing_file_is_refused(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    assert refused(hpo, tmp_path, command, "no.toml") == (
+        "no.toml: no such file; `hpo init no.toml` writes one to start from"
+    )
+
+
+def test_a_pinned_file_has_nothing_to_search_and_one_with_ranges_nothing_to_train(hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "pinned.toml").write_text(PINNED)
+    assert refused(hpo, tmp_path, "run", "pinned.toml") == (
+        "pinned.toml: holds no range, so there is nothing to search; train it with `hpo train pinned.toml`"
+    )
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "train", "s.toml") == (
+        "s.toml: optimizer.lr = { low = 0.001, high = 0.1, log = true }: is not pinned\n"
+        "s.toml: search it with `hpo run s.toml`, or give each of these one value"
+    )
+
+
+def test_a_wrong_value_in_a_pinned_file_is_refused_by_train(hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "pinned.toml").write_text(PINNED.replace("0.1", "-0.1"))
+    assert "optimizer.lr = -0.1: input should be greater than 0" in refused(hpo, tmp_path, "train", "pinned.toml")
+
+
+@pytest.mark.parametrize("timeout", ["5", "0s", "tomorrow"])
+def test_a_timeout_that_is_none_is_refused(timeout: str, hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "run", "s.toml", "--timeout", timeout) == (
+        f"--timeout: {timeout!r} is no duration; write it like 90s, 30m or 1h30m"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "-x", "x.toml"])
+def test_a_name_that_is_none_is_refused(name: str, hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "run", "s.toml", f"--name={name}").startswith(f"--name = {name!r}: ")
+
+
+def test_init_writes_a_file_that_is_right_and_never_over_another(hpo: Hpo, tmp_path: Path) -> None:
+    code, out, err = hpo("init", "mine.toml")
+    assert (code, out, err) == (0, "wrote mine.toml; next: hpo check mine.toml\n", "")
+    assert studyfile.read(tmp_path / "mine.toml").spec.name == "mine"
+    assert refused(hpo, tmp_path, "init", "mine.toml") == "mine.toml: is there already; name another file"
+    assert (
+        refused(hpo, tmp_path, "init", "no/mine.toml") == "no/mine.toml: cannot be written: No such file or directory"
+    )
+
+
+# --- storages -------------------------------------------------------------------------------------------------------
+
+STORAGES = {
+    "unreachable": (
+        "postgresql://u:hunter2@127.0.0.1:1/d",
+        r"^storage postgresql\+psycopg://u:\*\*\*@127.0.0.1:1/d: .*refused",
+    ),
+    "no URL": ("u:hunter2@127.0.0.1/d", r"^storage: 'u:\*\*\*@127.0.0.1/d' is no database URL; use "),
+    "not supported": ("mysql://u:hunter2@h/d", "^storage: 'mysql' is not supported; use "),
+    "in memory": ("sqlite://", "^storage: a SQLite database in memory cannot be shared by workers; use "),
+    "no folder": (
+        "sqlite:////no/such/x.db",
+        "^storage sqlite:////no/such/x.db: (there is no folder /no/such|no such file)",
+    ),
+    "no database": ("sqlite:///text.db", "^storage sqlite:///.*/text.db: file is not a database; is it a SQLite file"),
+    "locked": ("sqlite:///locked.db", "^storage sqlite:///.*/locked.db: database is locked for 0 s; another program"),
+}
+USERS = {
+    "run": ["run", "own.toml"],
+    "worker": ["worker", "own"],
+    "status": ["status"],
+    "export": ["export", "own"],
+    "dashboard": ["dashboard"],
+    "fork": ["fork", "own", "new", "own.toml"],
+}
+
+
+@pytest.mark.parametrize("case", STORAGES)
+@pytest.mark.parametrize("command", USERS)
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_storage_that_cannot_be_used_is_told_without_its_password(
+    case: str, command: str, way: str, hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, message = STORAGES[case]
+    (tmp_path / "mine.py").write_text("def objective(trial): return 1.0\n")
+    (tmp_path / "own.toml").write_text(OWN)
+    (tmp_path / "text.db").write_text("no database at all " * 100)
+    holder = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    arguments = USERS[command]
+    if way == "option":
+        arguments = [*arguments, "--storage", url]
+    else:
+        monkeypatch.setenv("HPO_STORAGE", url)
+    told = refused(hpo, tmp_path, *arguments)
+    holder.close()
+    assert re.search(message, told)
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("command", ["worker", "status", "export", "dashboard"])
+def test_nothing_but_run_makes_a_storage(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    assert refused(hpo, tmp_path, *USERS[command]) == (
+        f"storage sqlite:///{tmp_path}/studies.db: no such file; `hpo run` makes it, or name another with --storage"
+    )
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["worker", "status", "export"])
+def test_an_unknown_study_is_told_with_the_nearest_name(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path, OWN.replace('"own"', '"digits"'))
+    code, out, err = hpo(command, "digit")
+    assert (code, out) == (2, "")
+    assert err == f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n"
+
+
+def test_a_storage_with_no_study_of_ours_says_how_to_make_one(hpo: Hpo, tmp_path: Path) -> None:
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
+    assert hpo("worker", "plain")[2] == (
+        f"error: there is no study of hpo in sqlite:///{tmp_path}/studies.db; `hpo run FILE` makes one\n"
+    )
+
+
+def test_a_study_with_no_finished_trial_cannot_be_exported(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    code, out, err = hpo("export", "own")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: study 'own' has no finished trial yet (no trial at all); let `hpo run` finish one, "
+        "`hpo status own` shows how far it is\n"
+    )
+    assert not (tmp_path / "best.toml").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "own.toml", "--workers", "0"], ["worker", "own.toml"]])
+def test_a_study_made_from_another_file_is_refused_with_the_difference_and_the_ways_out(
+    command: list[str], hpo: Hpo, tmp_path: Path
+) -> None:
+    made = make_study(tmp_path)
+    (tmp_path / "own.toml").write_text("seed = 5\n" + OWN)
+    code, _, err = hpo(*command)
+    assert code == 2
+    assert err == (
+        "error: study 'own' was made with another spec:\n  seed: the study has 0, the file has 5\n"
+        "undo the change, start a new study with --name NEW, or take its trials along with `hpo fork own NEW FILE`\n"
+    )
+    place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
+    kept = study.join(place, "own")
+    assert (kept.uid, kept.spec) == (made.uid, made.spec)
+    assert study.names(place) == ["own"]
+    place.close()
+
+
+def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
+    assert hpo("run", "own.toml", "--workers", "0")[0] == 0
+    place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
+    assert study.join(place, "own").trials == 99
+    place.close()
+
+
+def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
+    code, _, err = hpo("run", "own.toml", "--workers", "0")
+    assert code == 2
+    assert err.startswith("error: your own code changed since the study was made (")
+    assert hpo("run", "own.toml", "--workers", "0", "--allow-code-change")[0] == 0
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_neither_torch_nor_optuna_nor_sqlalchemy(arguments: list[str]) -> None:
+    out = python(
+        "import sys\nfrom hpo import cli\n"
+        f"sys.argv = ['hpo', *{arguments!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print('heavy:', sorted({'torch', 'optuna', 'sqlalchemy', 'sklearn', 'numpy'} & sys.modules.keys()))"
+    )
+    assert out.endswith("heavy: []\n")
+
+
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(cli.app)
+    return dict(group.commands)  # type: ignore[attr-defined]
+
+
+def test_every_command_is_known_here_and_has_a_help_text() -> None:
+    assert sorted(commands()) == sorted(COMMANDS)
+    for name, command in commands().items():
+        assert command.help, name
+        for parameter in command.params:
+            if name == "dashboard" and parameter.name == "port":
+                continue
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in commands() if f"hpo {name}" not in readme] == []
+
+
+def test_no_command_and_an_unknown_one_are_usage_errors(hpo: Hpo, tmp_path: Path) -> None:
+    assert hpo("serch")[0] == 2
+    assert hpo("run")[0] == 2
+    assert content(tmp_path) == {}

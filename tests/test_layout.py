@@ -1,0 +1,206 @@
+"""The shape of the source: which packages a module may know, which way imports point, and what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("hpo", "models", "data")
+HEAVY = {"torch", "optuna", "sqlalchemy"}
+DATABASE = {"optuna", "sqlalchemy"}
+TORCH = {"torch", "torchinfo", "torchvision"}
+
+# One trial's way from the command line to a row, from the top down: a module imports only from layers below its own.
+LAYERS = [
+    ["hpo.__main__"],
+    ["hpo.cli"],
+    ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain"],
+    ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
+    ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
+    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial"],
+    ["hpo.results", "hpo.lease", "hpo.studyfile", "hpo.fleet.gpus"],
+    ["hpo.study", "hpo.parts"],
+    ["hpo.ledger", "hpo.sampling"],
+    ["hpo.pruning", "hpo.storage", "hpo.tables", "hpo.train.loop"],
+    ["hpo.spec", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
+    ["hpo.config"],
+    ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "data", "models"],
+    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.view.words"],
+    ["hpo", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
+]
+HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of ours by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, *, everywhere: bool = True) -> Iterator[str]:
+    """Yield the dotted names that a module imports, at its top or anywhere, but for those under TYPE_CHECKING."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not everywhere:
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            assert node.module is not None
+            # `from hpo import space` names a module, `from hpo.space import Range` something in one.
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in named)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child)
+
+    yield from walk(ast.parse(MODULES[module].read_text()))
+
+
+def roots(module: str, *, everywhere: bool = True) -> set[str]:
+    """Return the top-level packages that a module imports."""
+    return {name.partition(".")[0] for name in imports(module, everywhere=everywhere)}
+
+
+def group(*prefixes: str) -> list[str]:
+    return [name for name in MODULES if any(name == p or name.startswith(f"{p}.") for p in prefixes)]
+
+
+def test_our_packages_resolve_to_this_checkout() -> None:
+    import data
+    import hpo
+    import models
+
+    for package in (data, hpo, models):
+        assert Path(package.__file__ or "").parent.parent == ROOT
+
+
+@pytest.mark.parametrize("module", group("models", "data"))
+def test_models_and_data_know_torch_numpy_sklearn_and_nothing_of_studies(module: str) -> None:
+    own = module.partition(".")[0]
+    allowed = {"torch", "numpy", "sklearn", "annotated_types", own} | sys.stdlib_module_names
+    assert roots(module) - allowed == set()
+
+
+@pytest.mark.parametrize("module", group("hpo.train"))
+def test_training_knows_no_database(module: str) -> None:
+    allowed = {"torch", "annotated_types", "hpo", "models", "data"} | sys.stdlib_module_names
+    assert roots(module) - allowed == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["spec", "space", "curve", "config", "options", "usercode", "errors", "seeds", "signals"]
+)
+def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) -> None:
+    assert roots(f"hpo.{name}") & (HEAVY | TORCH) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["storage", "tables", "ledger", "study", "trial", "sampling", "pruning", "results", "forking", "worker", "lease"],
+)
+def test_what_writes_to_the_study_knows_no_torch(name: str) -> None:
+    assert roots(f"hpo.{name}") & (TORCH | {"models", "data"}) == set()
+
+
+def test_only_the_objective_knows_both_optuna_and_torch() -> None:
+    assert [name for name in MODULES if {"optuna", "torch"} <= roots(name)] == ["hpo.objective"]
+
+
+@pytest.mark.parametrize("module", [*group("hpo.cli", "hpo.__main__", "hpo.fleet"), "hpo"])
+def test_the_command_line_and_the_launcher_name_nothing_heavy_at_their_top(module: str) -> None:
+    assert roots(module, everywhere=False) & (HEAVY | TORCH) == set()
+
+
+def names_in(module: str, wanted: str) -> bool:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        found = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", None)
+        if found == wanted:
+            return True
+    return False
+
+
+def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
+    assert [module for module in group("hpo") if names_in(module, "load_test")] == ["hpo.assembly", "hpo.final"]
+    users = [
+        module for module in group("hpo") if module != "hpo.assembly" and "load_test" in MODULES[module].read_text()
+    ]
+    assert users == ["hpo.final"]
+
+
+def test_only_tables_knows_optunas_private_modules() -> None:
+    private = [
+        module for module in MODULES if any(part.startswith("_") for n in imports(module) for part in n.split("."))
+    ]
+    assert [m for m in private if any(n.startswith("optuna.") and "._" in n for n in imports(m))] == ["hpo.tables"]
+
+
+def test_every_module_has_its_layer() -> None:
+    ours = {module for module in MODULES if module.partition(".")[0] == "hpo"} | {"data", "models"}
+    assert sorted(HEIGHT) == sorted(ours)
+
+
+@pytest.mark.parametrize("module", group("hpo"))
+def test_imports_point_one_way(module: str) -> None:
+    upward = []
+    for name in set(imports(module)):
+        target = name.partition(".")[0] if name.startswith(("data", "models")) else name
+        package = module.startswith(f"{target}.")  # a package's own __init__, which imports nothing
+        if target in HEIGHT and not package and HEIGHT[target] >= HEIGHT[module]:
+            upward.append(target)
+    assert upward == []
+
+
+def isolated(code: str, *, path: Path | None = None) -> str:
+    """Run code in a fresh interpreter, from a folder without our packages; return what it prints."""
+    code = (f"import sys; sys.path.insert(0, {str(path)!r})\n" if path else "import sys\n") + code
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_launcher_never_loads_torch() -> None:
+    assert isolated("import hpo.search, hpo.fleet.local, hpo.view.live; print('torch' in sys.modules)") == "False"
+
+
+def test_importing_hpo_loads_nothing_heavy() -> None:
+    heavy = sorted(HEAVY | {"numpy", "pydantic", "rich"})
+    assert isolated(f"import hpo; print([name for name in {heavy} if name in sys.modules])") == "[]"
+
+
+@pytest.mark.timeout(300)
+def test_a_wheel_holds_the_three_packages_and_the_template_and_they_import_from_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "unpacked")
+    wanted = {str(file.relative_to(ROOT)) for file in MODULES.values()} | {"hpo/templates/study.toml"}
+    assert held == wanted
+    found = isolated(
+        "import data, hpo, models\nfrom importlib import resources\n"
+        "print(*[m.__file__ for m in (hpo, models, data)], resources.files('hpo') / 'templates/study.toml')",
+        path=tmp_path / "unpacked",
+    )
+    assert found.split() == [
+        f"{tmp_path}/unpacked/{name}"
+        for name in ("hpo/__init__.py", "models/__init__.py", "data/__init__.py", "hpo/templates/study.toml")
+    ]
