@@ -155,18 +155,24 @@ def run(
     )
     count = next(n for n in (workers, found.spec.workers, default_workers()) if n is not None)
     code_of_exit = 0
-    if count and not searching.is_over(summarize(study)):
+    if searching.is_over(summarize(study)):
+        typer.echo("nothing is left to do here; --trials N raises the study's budget", err=True)
+    elif count:
         fleet = Fleet(study, count, allow_code_change=allow_code_change)
         code_of_exit = searching.search(study, fleet, LiveView(json=json), timeout=limit)
         if fleet.failed and not code_of_exit:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = fleet.exit_code
-    report_end(studies.join(place, study.name), json=json)
+    report_end(studies.join(place, study.name), json=json, again=f" --storage {place.shown}" if storage else "")
     raise typer.Exit(code_of_exit)
 
 
-def report_end(study: Study, *, json: bool) -> None:
-    """Print how a run ended: the winner and what to do with it, why there is none, or how to go on."""
+def report_end(study: Study, *, json: bool, again: str) -> None:
+    """Print how a run ended: the winner and what to do with it, why there is none, or how to go on.
+
+    Args:
+        again: what the next commands need to find the storage.
+    """
     from hpo import results, search
     from hpo.errors import StudyError
     from hpo.view import live
@@ -181,7 +187,8 @@ def report_end(study: Study, *, json: bool) -> None:
         typer.echo("next     the same command goes on where this run ended")
         return
     try:
-        typer.echo(live.winner_text(study, results.best(study)[0]))
+        typer.echo(live.winner_text(results.best(study)[0]))
+        typer.echo(f"next     hpo export {study.name}{again} -o best.toml && hpo train best.toml -o runs/{study.name}")
     except StudyError as error:
         typer.echo(str(error), err=True)
 

@@ -22,7 +22,6 @@ from hpo.view.words import duration, value_text
 
 if TYPE_CHECKING:
     from hpo.results import Best, FinishedTrial, RunningTrial, Summary, TrialResult
-    from hpo.study import Study
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"
@@ -263,14 +262,13 @@ def status_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def winner_text(study: Study, winner: TrialResult) -> str:
-    """Tell the best trial's parameters, and what to do with them."""
+def winner_text(winner: TrialResult) -> str:
+    """Tell the best trial's value and parameters."""
     longest = max((len(name) for name in winner.params), default=0)
     return "\n".join(
         [
             f"winner   trial {winner.number} with {value_text(winner.value)}",
             *(f"           {name.ljust(longest)}  {_param(value)}" for name, value in winner.params.items()),
-            f"next     hpo export {study.name} -o best.toml && hpo train best.toml -o runs/{study.name}",
         ]
     )
 
