@@ -119,7 +119,9 @@ def run(
         int | None,
         typer.Option("--workers", min=0, help="Local workers: one per GPU, else one per core; 0 only makes the study."),
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Trials of the study in all.")] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, max=2**31 - 1, help="Trials of the study in all.")
+    ] = None,
     timeout: Annotated[str | None, typer.Option("--timeout", help="Wall clock of this run, such as 30m.")] = None,
     name: NameOption = None,
     json: JsonOption = False,
@@ -251,7 +253,7 @@ def status(
 def dashboard(
     storage: StorageOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to serve on.")] = 8080,
     write: Annotated[bool, typer.Option("--write", help="Allow changes, by anybody who reaches the address.")] = False,
 ) -> None:
     """Serve optuna-dashboard for the storage, read-only."""

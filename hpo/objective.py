@@ -43,6 +43,7 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
     first = TrainConfig.from_tree(next(space.variants(tree)))
     splits = assembly.load_splits(first, study.spec.seed, folder, device)
     studies.check_data(study, splits.digest)
+    assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
 
     def objective(trial: LeasedTrial) -> float:
         config = TrainConfig.from_tree(space.suggest(tree, trial))

@@ -322,8 +322,6 @@ def test_every_command_is_known_here_and_has_a_help_text() -> None:
     for name, command in commands().items():
         assert command.help, name
         for parameter in command.params:
-            if name == "dashboard" and parameter.name == "port":
-                continue
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 

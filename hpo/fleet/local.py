@@ -125,7 +125,11 @@ class Fleet:
     @property
     def failed(self) -> list[Slot]:
         """The slots whose last worker ended badly, unasked, and is not coming back."""
-        return [] if self.asked_to_stop else [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
+        return (
+            []
+            if self.asked_to_stop
+            else [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
+        )
 
     @property
     def exit_code(self) -> int:
