@@ -99,7 +99,7 @@ def objective(trial: optuna.Trial, train: TensorDataset, valid: TensorDataset) -
     scheduler = define_scheduler(trial, optimizer, EPOCHS * len(train_loader))
 
     accuracy = 0.0
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(EPOCHS):
         model.train()
         train_loss = 0.0
         for images, target in train_loader:

@@ -159,10 +159,16 @@ def timed(commands: Sequence[Command], folder: Path, env: dict[str, str]) -> tup
     logs = [folder / f"output-{index}.log" for index in range(len(commands))]
     used, started = cpu_of_children(), time.perf_counter()
     processes = []
-    for command, log in zip(commands, logs, strict=True):
-        with log.open("wb") as output:
-            processes.append(subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT))
-    codes = [process.wait() for process in processes]
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                processes.append(
+                    subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT)
+                )
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:  # only after a Ctrl-C is there one left
+            process.terminate()
     seconds, cpu_seconds = time.perf_counter() - started, cpu_of_children() - used
     for command, code, log in zip(commands, codes, logs, strict=True):
         if code:
