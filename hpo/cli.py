@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json as jsons
 import logging
 import os
@@ -51,6 +52,8 @@ def main() -> None:
     except Fault as fault:
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        gc.freeze()  # the interpreter's last collection would walk all of torch: up to 2 s of a worker's exit
 
 
 def show_version(wanted: bool) -> None:

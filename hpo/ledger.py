@@ -256,15 +256,14 @@ class Ledger:
         stored, kind = _stored(report.value)
         step = {"trial_id": report.claim.trial_id, "step": report.step}
         value = {"intermediate_value": stored, "intermediate_value_type": kind}
-        _upsert(connection, intermediate_values, step, value)
-        for metric, number in report.metrics.items():
-            point = {
-                "study_uid": self.uid,
-                "trial_id": report.claim.trial_id,
-                "metric": metric,
-                "epoch": report.step,
-            }
-            _upsert(connection, hpo_curves, point, {"value": None if math.isnan(number) else number})
+        _upsert(connection, intermediate_values, [step | value], key=list(step))
+        point = {"study_uid": self.uid, "trial_id": report.claim.trial_id, "epoch": report.step}
+        rows = [
+            {**point, "metric": metric, "value": None if math.isnan(number) else number}
+            for metric, number in report.metrics.items()
+        ]
+        if rows:
+            _upsert(connection, hpo_curves, rows, key=[*point, "metric"])
 
     def curve(self, claim: Claim, metric: str) -> list[float]:
         """Return a trial's raw curve of a metric by epoch, as far as it is stored."""
@@ -374,8 +373,8 @@ class Ledger:
             if settled.rowcount != 1 or finished.rowcount != 1:
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
             if value is not None:
-                key = {"trial_id": claim.trial_id, "objective": 0}
-                _upsert(connection, trial_values, key, {"value": value, "value_type": VALUE_TYPE.FINITE})
+                row = {"trial_id": claim.trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
+                _upsert(connection, trial_values, [row], key=["trial_id", "objective"])
 
     # --- the study --------------------------------------------------------------------------------------------------
 
@@ -417,8 +416,11 @@ def _stored(value: float) -> tuple[float | None, Any]:
     return value, INTERMEDIATE_TYPE.FINITE
 
 
-def _upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Insert a row, or overwrite the values of the one with this key: writing twice is writing once."""
+def _upsert(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str]
+) -> None:
+    """Insert rows, or overwrite the ones that have the same key: writing twice is writing once."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values({**key, **values})
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+    statement = dialect.insert(table).values(rows)
+    overwritten = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=overwritten))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from hpo import results
-from hpo.fleet.local import Fleet
+from hpo.fleet.local import GRACE_SECONDS, Fleet
 from hpo.results import Summary
 from hpo.study import Study
 from hpo.view.live import LiveView
@@ -68,7 +68,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
                     asked = True
                     view.say("stopping: running trials are parked with a checkpoint; again to end at once")
                     stop(fleet, interrupt)
-                time.sleep(REFRESH_SECONDS)
+                fleet.wait(REFRESH_SECONDS)
         finally:
             fleet.kill()
         view.update(results.summarize(study, summary), results.finished(study, seen))
@@ -79,7 +79,8 @@ def stop(fleet: Fleet, interrupt: Interrupt) -> None:
     """Ask the workers to park and wait for them; a second signal or the end of the grace ends them at once."""
     already = len(interrupt.received)
     fleet.stop()
-    fleet.wait(until=lambda: len(interrupt.received) > max(already, 1))
+    fleet.wait(GRACE_SECONDS, until=lambda: len(interrupt.received) > max(already, 1))
+    fleet.kill()
 
 
 def is_over(summary: Summary) -> bool:

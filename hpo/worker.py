@@ -30,7 +30,7 @@ from hpo.study import Study, as_in_optimize, stop_was_requested
 from hpo.trial import OWN_METRIC, Desk, LeasedTrial
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 0.5  # between two looks for a trial that another worker may have left
+IDLE_SECONDS = 0.2  # between two looks for a trial that another worker may have left
 Objective = Callable[[LeasedTrial], Any]
 
 

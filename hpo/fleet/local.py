@@ -144,12 +144,11 @@ class Fleet:
             if slot.running and slot.process is not None:
                 slot.process.send_signal(number)
 
-    def wait(self, until: Callable[[], bool] = lambda: False, seconds: float = GRACE_SECONDS) -> None:
-        """Wait for the workers to leave; kill what is left after the grace, or as soon as `until` says so."""
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Wait so long, or only until every worker has left or `until` says so."""
         deadline = time.monotonic() + seconds
         while self.running and time.monotonic() < deadline and not until():
-            time.sleep(0.05)
-        self.kill()
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """End every worker at once and give its trials back."""
