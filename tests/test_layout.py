@@ -26,6 +26,8 @@ LAYERS = [
     ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
     ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial"],
     ["hpo.results", "hpo.lease", "hpo.studyfile", "hpo.fleet.gpus"],
+    ["hpo.summary", "hpo.finished"],
+    ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
     ["hpo.ledger", "hpo.sampling"],
     ["hpo.pruning", "hpo.storage", "hpo.tables", "hpo.train.loop"],
@@ -113,7 +115,22 @@ def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) 
 
 @pytest.mark.parametrize(
     "name",
-    ["storage", "tables", "ledger", "study", "trial", "sampling", "pruning", "results", "forking", "worker", "lease"],
+    [
+        "storage",
+        "tables",
+        "ledger",
+        "study",
+        "trial",
+        "sampling",
+        "pruning",
+        "rows",
+        "summary",
+        "finished",
+        "results",
+        "forking",
+        "worker",
+        "lease",
+    ],
 )
 def test_what_writes_to_the_study_knows_no_torch(name: str) -> None:
     assert roots(f"hpo.{name}") & (TORCH | {"models", "data"}) == set()

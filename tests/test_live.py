@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpo.results import Best, Failure, FinishedTrial, ParkedTrial, RunningTrial, Summary
+from hpo.finished import FinishedTrial
+from hpo.summary import Best, Failure, ParkedTrial, RunningTrial, Summary
 from hpo.view import live
 from hpo.view.live import LiveView
 
@@ -47,6 +49,7 @@ def running(number: int, curve: list[float], attempt: int = 1) -> RunningTrial:
 
 def ended(number: int, **changes: Any) -> FinishedTrial:
     base: dict[str, Any] = {
+        "count": number + 1,
         "number": number,
         "state": "complete",
         "value": 0.963,
@@ -121,6 +124,19 @@ def test_a_finished_study_is_told_as_done() -> None:
     assert drawn(done, 60)[0].endswith("done in 12.0 s")
 
 
+def test_a_study_with_trials_to_go_is_not_told_as_done_whatever_its_pace() -> None:
+    fork = summary(counts={"running": 0}, spent=3, running=[], seconds=0.0, seconds_left=0.0)
+    assert "done" not in drawn(fork, 60)[0]
+    parked = summary(counts={"complete": 7, "running": 0, "parked": 1}, spent=8, running=[], seconds_left=0.0)
+    assert "done" not in drawn(parked, 60)[0]
+
+
+def test_a_stopped_study_is_told_as_done_once_nothing_is_open() -> None:
+    stopped = {"spent": 4, "running": [], "seconds_left": None, "stop_reason": "enough"}
+    assert "done" in drawn(summary(counts={"complete": 4, "running": 0}, **stopped), 60)[0]
+    assert "done" not in drawn(summary(counts={"running": 1}, **stopped), 60)[0]
+
+
 # --- sparklines -------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +181,55 @@ def test_without_a_terminal_each_finished_trial_is_one_plain_line() -> None:
         "trial 2  failed (exception)  -  1 epoch  1.3 s   (best 0.9741 by trial 2)  3/8\n"
         "stopping\n"
     )
+
+
+UNREAD = """
+import sys
+from rich.console import Console
+from hpo.view.live import LiveView
+from tests.test_live import ended, summary
+
+with LiveView(console=Console(file=sys.stdout, force_terminal={drawn})) as view:
+    for number in range(3):
+        view.update(summary(), [ended(number)])
+        view.say("stopping")
+    assert view.is_quiet and view.live is None
+print("no reader", flush=True)
+print("the search went on", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_reader_that_leaves_does_not_end_the_run(drawn: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", UNREAD.format(drawn=drawn)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "the search went on\n")
+
+
+def test_once_unheard_the_view_stays_silent() -> None:
+    class Full(io.StringIO):
+        tries = 0
+
+        def write(self, text: str) -> int:
+            self.tries += 1
+            raise OSError(28, "No space left on device")
+
+    file = Full()
+    view = LiveView(console=Console(file=file, force_terminal=False))
+    with view:
+        for number in range(3):
+            view.update(summary(), [ended(number)])
+            view.say("stopping")
+    assert file.tries == 1
 
 
 def test_json_keeps_the_view_silent() -> None:

@@ -1,6 +1,6 @@
 """A study in the terminal: the live view of a run, the plain lines when nobody watches, and `hpo status`.
 
-It draws what `results` read and knows no database; nothing heavy is imported for it.
+It draws what `summary`, `finished` and `results` read and knows no database; nothing heavy is imported for it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +20,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.view.words import duration, value_text
+from hpo.view.words import STATES, counted, duration, value_text
 
 if TYPE_CHECKING:
-    from hpo.results import Best, FinishedTrial, RunningTrial, Summary, TrialResult
+    from hpo.finished import FinishedTrial
+    from hpo.results import TrialResult
+    from hpo.summary import Best, RunningTrial, Summary
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"
 RUNNING_SHOWN = 16  # running trials that get a line of their own
-#: state -> (how it is called, its colour), in the order of a trial's life
-STATES = {
-    "complete": ("complete", "green"),
-    "pruned": ("pruned", "yellow"),
-    "fail": ("failed", "red"),
-    "running": ("running", "cyan"),
-    "parked": ("parked", "magenta"),
-    "foreign": ("foreign", "blue"),
-    "waiting": ("queued", "dim"),
+COLOURS = {
+    "complete": "green",
+    "pruned": "yellow",
+    "fail": "red",
+    "running": "cyan",
+    "parked": "magenta",
+    "foreign": "blue",
+    "waiting": "dim",
 }
 
 
@@ -50,30 +53,48 @@ class LiveView:
 
     def __enter__(self) -> LiveView:
         if self.live:
-            self.live.start()
+            with self._heard():
+                self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.stop()
+            with self._heard():
+                self.live.stop()
 
     def update(self, summary: Summary, newly_finished: Sequence[FinishedTrial]) -> None:
         """Show the study as it is now."""
-        if self.live:
-            self.live.update(render(summary, self.console.width), refresh=True)
-        elif not self.is_quiet:
-            first = summary.finished - len(newly_finished) + 1
-            for count, trial in enumerate(newly_finished, start=first):
-                print(finished_line(trial, summary, count), file=self.console.file, flush=True)
+        with self._heard():
+            if self.live:
+                self.live.update(render(summary, self.console.width), refresh=True)
+            elif not self.is_quiet:
+                for trial in newly_finished:
+                    print(finished_line(trial, summary), file=self.console.file, flush=True)
 
     def say(self, text: str) -> None:
         """Tell something in a line of its own, above the picture if there is one."""
-        if self.live:
-            self.console.print(text, style="yellow", markup=False, highlight=False)
-        elif not self.is_quiet:
-            print(text, file=self.console.file, flush=True)
+        with self._heard():
+            if self.live:
+                self.console.print(text, style="yellow", markup=False, highlight=False)
+            elif not self.is_quiet:
+                print(text, file=self.console.file, flush=True)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Fall silent for good once nobody reads, as after `hpo run ... | head`: the search goes on undisturbed."""
+        try:
+            yield
+        except (OSError, SystemExit):  # SystemExit is what rich makes of a broken pipe
+            self.is_quiet = True
+            live, self.live = self.live, None
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                # What is still buffered goes nowhere too; else flushing it would fail when the process exits.
+                os.dup2(nowhere.fileno(), self.console.file.fileno())
+            with suppress(OSError, SystemExit, IndexError):  # IndexError: rich, if it was broken off amid its start
+                if live:
+                    live.stop()
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
@@ -110,7 +131,7 @@ def _header(summary: Summary, width: int) -> RenderableType:
 
 def _clock(summary: Summary) -> str:
     elapsed = duration(summary.seconds)
-    if not any(summary.counts[state] for state in ("running", "parked")) and summary.seconds_left == 0:
+    if summary.is_over:
         return f"done in {elapsed}"
     return elapsed if summary.seconds_left is None else f"{elapsed} · about {duration(summary.seconds_left)} left"
 
@@ -127,11 +148,7 @@ def _bar(summary: Summary, width: int) -> Text:
 
 
 def _states(summary: Summary) -> Text:
-    found = [
-        Text(f"{summary.counts[state]} {word}", style=style)
-        for state, (word, style) in STATES.items()
-        if summary.counts[state]
-    ]
+    found = [Text(words, style=COLOURS[state]) for state, words in counted(summary.counts).items()]
     return Text(" · ", style="dim").join(found) if found else Text("no trial has begun", style="dim")
 
 
@@ -207,11 +224,11 @@ def _squeezed(curve: Sequence[float], width: int) -> list[float]:
 # --- plain text -------------------------------------------------------------------------------------------------------
 
 
-def finished_line(trial: FinishedTrial, summary: Summary, count: int) -> str:
+def finished_line(trial: FinishedTrial, summary: Summary) -> str:
     """Tell in one line how a trial ended, what it was given, and how far the study is."""
     params = " ".join(f"{name}={_param(value)}" for name, value in trial.params.items())
     epochs = f"{trial.epochs} epoch{'' if trial.epochs == 1 else 's'}"
-    state = STATES[trial.state][0]
+    state = STATES[trial.state]
     ending = state if trial.outcome in (trial.state, state) else f"{state} ({trial.outcome})"
     value = value_text(trial.value)
     told = [f"trial {trial.number}", ending, value, epochs, duration(trial.seconds)]
@@ -219,7 +236,7 @@ def finished_line(trial: FinishedTrial, summary: Summary, count: int) -> str:
         told.append(f" {params}")
     if summary.best:
         told.append(f" (best {_best(summary.best)})")
-    return "  ".join([*told, f"{count}/{summary.budget}"])
+    return "  ".join([*told, f"{trial.count}/{summary.budget}"])
 
 
 def status_table(summaries: Sequence[Summary]) -> str:

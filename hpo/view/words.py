@@ -1,8 +1,25 @@
-"""How numbers and times are written, the same everywhere."""
+"""How numbers, times and states are written, the same everywhere."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+#: state -> how it is called, in the order of a trial's life
+STATES = {
+    "complete": "complete",
+    "pruned": "pruned",
+    "fail": "failed",
+    "running": "running",
+    "parked": "parked",
+    "foreign": "foreign",
+    "waiting": "queued",
+}
+
+
+def counted(counts: Mapping[str, int]) -> dict[str, str]:
+    """Return {state: its count in words, such as "3 failed"} for the states that occur, in the order of `STATES`."""
+    return {state: f"{counts[state]} {word}" for state, word in STATES.items() if counts[state]}
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,131 @@
+"""What the readers of a study share: trials joined with what we know of them, and from columns to values."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.trial import TrialState
+
+from hpo import space
+from hpo.study import Study
+from hpo.tables import VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+SECONDS = "seconds"  # the metric in which our training tells how long an epoch took
+CHUNK = 500  # ids in one IN (...); SQLite takes 999 parameters at the least
+
+
+def with_ours(study: Study) -> sa.Join:
+    """Join trials with our row of each; its columns are NULL for a trial that is not ours."""
+    return sa.outerjoin(
+        trials, hpo_trials, sa.and_(hpo_trials.c.trial_id == trials.c.trial_id, hpo_trials.c.study_uid == study.uid)
+    )
+
+
+def with_value(study: Study) -> sa.Join:
+    """Join trials with our row and the value of each; its columns are NULL for a trial that has none."""
+    return with_ours(study).outerjoin(
+        trial_values, sa.and_(trial_values.c.trial_id == trials.c.trial_id, trial_values.c.objective == 0)
+    )
+
+
+def trained_seconds(study: Study) -> sa.Label[float | None]:
+    """Return the column that sums a trial's time in training, without its time parked; NULL where no epoch was timed."""
+    of_trial = sa.and_(
+        hpo_curves.c.study_uid == study.uid,
+        hpo_curves.c.trial_id == trials.c.trial_id,
+        hpo_curves.c.metric == SECONDS,
+    )
+    total = sa.select(sa.func.sum(hpo_curves.c.value)).where(of_trial).correlate(trials)
+    return total.scalar_subquery().label("trained_seconds")
+
+
+def ranked(connection: sa.Connection, study: Study, k: int) -> Sequence[Any]:
+    """Return the `k` best COMPLETE trials; infinite values (only foreign trials have them) in order, then by number."""
+    rank = sa.case(
+        (trial_values.c.value_type == VALUE_TYPE.INF_NEG, -1),
+        (trial_values.c.value_type == VALUE_TYPE.INF_POS, 1),
+        else_=0,
+    )
+    keys = [rank, trial_values.c.value]
+    order = [key.desc() for key in keys] if study.spec.direction == "maximize" else [key.asc() for key in keys]
+    return connection.execute(
+        results(study)
+        .where(trials.c.state == TrialState.COMPLETE, trial_values.c.value_type.is_not(None))
+        .order_by(*order, trials.c.number)
+        .limit(k)
+    ).all()
+
+
+def results(study: Study) -> sa.Select[Any]:
+    """Select what a trial's result is made from."""
+    return (
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            trials.c.state,
+            trial_values.c.value,
+            trial_values.c.value_type,
+            hpo_trials.c.attempt,
+            hpo_trials.c.receipt,
+        )
+        .select_from(with_value(study))
+        .where(trials.c.study_id == study.study_id)
+    )
+
+
+def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return {trial id: {parameter: value}} in the order of suggestion, lists and tables as the study file has them."""
+    found: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
+    if not ids:
+        return found
+    structured = {
+        path: {space.encode(option): option for option in parameter.options if isinstance(option, list | dict)}
+        for path, parameter in space.parameters(study.spec.tree)
+        if isinstance(parameter, space.Choices)
+    }
+    for chunk in chunks(ids):
+        for row in connection.execute(
+            sa.select(
+                trial_params.c.trial_id,
+                trial_params.c.param_name,
+                trial_params.c.param_value,
+                trial_params.c.distribution_json,
+            )
+            .where(trial_params.c.trial_id.in_(chunk))
+            .order_by(trial_params.c.param_id)
+        ):
+            value = _distribution(row.distribution_json).to_external_repr(row.param_value)
+            if isinstance(value, str):
+                value = structured.get(row.param_name, {}).get(value, value)
+            found[row.trial_id][row.param_name] = value
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def value_of(row: Any) -> float:
+    """Return a trial's value as a float, infinite ones included."""
+    if row.value_type == VALUE_TYPE.FINITE:
+        return float(row.value)
+    return math.inf if row.value_type == VALUE_TYPE.INF_POS else -math.inf
+
+
+def timestamp(moment: datetime | None) -> float:
+    """Return seconds since 1970 for a time as Optuna stores it, UTC without a zone; a missing one is now."""
+    return moment.replace(tzinfo=UTC).timestamp() if moment else time.time()
+
+
+def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut ids into pieces that fit into one statement."""
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))

@@ -1,0 +1,56 @@
+"""Trials as workers make them, in a study without a training: begun, reported, ended, at times of the test's choice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from hpo import storage, study
+from hpo.ledger import Claim, Ledger
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+from hpo.tables import trials
+from hpo.trial import Desk, LeasedTrial
+
+START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
+
+
+def make(place: Storage, tmp_path: Path, **document: Any) -> Study:
+    base = {"name": "demo", "objective": "x.py:f", "direction": "maximize", "budget": {"trials": 10}}
+    spec = StudySpec.from_document({**base, "checkpoints": str(tmp_path / "checkpoints"), **document})
+    return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+
+
+def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
+    ledger = demo.ledger(worker)
+    claim = ledger.claim()
+    assert isinstance(claim, Claim)
+    demo.optuna.get_trials(deepcopy=False)
+    desk = Desk(ledger=ledger, claim=claim, rule=None, stopping=lambda: False)
+    return ledger, claim, LeasedTrial(demo.optuna, desk)
+
+
+def run(
+    demo: Study, *curve: float, state: TrialState = TrialState.COMPLETE, outcome: str = "", reason: str = ""
+) -> None:
+    _, _, trial = begin(demo)
+    for step, value in enumerate(curve, start=1):
+        trial.report(value, step)
+    told = None if state == TrialState.FAIL else curve[-1]
+    trial.settle(state, told, outcome=outcome or state.name.lower(), reason=reason or None)
+
+
+def set_times(demo: Study, number: int, start: float, end: float | None = None) -> None:
+    def utc(seconds: float | None) -> datetime | None:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+    with storage.writing(demo.storage.engine) as connection:
+        connection.execute(
+            trials.update()
+            .where(trials.c.number == number, trials.c.study_id == demo.study_id)
+            .values(datetime_start=utc(start), datetime_complete=utc(end))
+        )
