@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import json as jsons
 import logging
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpo import __version__
-from hpo.errors import Fault
+from hpo.errors import Fault, StorageError
 from hpo.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ app = typer.Typer(
     help="Hyperparameter search for PyTorch: one study, many workers, nothing lost, a config that trains.",
 )
 
+DEFAULT_STORAGE = "sqlite:///studies.db"
 StorageOption = Annotated[
     str | None,
     typer.Option(
@@ -52,8 +52,8 @@ def main() -> None:
     except Fault as fault:
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
-    finally:
-        gc.freeze()  # the interpreter's last collection would walk all of torch: up to 2 s of a worker's exit
+    except KeyboardInterrupt:  # before a command has handlers of its own
+        sys.exit(130)
 
 
 def show_version(wanted: bool) -> None:
@@ -73,7 +73,7 @@ def options(
 
 def storage_url(given: str | None, of_file: str | None = None) -> str:
     """Return the storage to use: the option, else the environment, else the file, else studies.db here."""
-    return given or os.environ.get("HPO_STORAGE") or of_file or "sqlite:///studies.db"
+    return given or os.environ.get("HPO_STORAGE") or of_file or DEFAULT_STORAGE
 
 
 @app.command()
@@ -84,9 +84,10 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
     from hpo.errors import SpecError
 
     template = resources.files("hpo").joinpath("templates/study.toml").read_text()
+    placeholder = '"my-study"'
     try:
         with file.open("x") as handle:
-            handle.write(template.replace('"my-study"', jsons.dumps(file.stem)))
+            handle.write(template.replace(placeholder, jsons.dumps(file.stem).ljust(len(placeholder))))
     except FileExistsError:
         raise SpecError(f"{file}: is there already; name another file") from None
     except OSError as error:
@@ -138,8 +139,8 @@ def run(
     from hpo import studyfile
     from hpo.errors import SpecError
     from hpo.fleet.local import Fleet, default_workers, last_words
-    from hpo.results import summarize
     from hpo.spec import seconds
+    from hpo.summary import summarize
     from hpo.view.live import LiveView
 
     limit = seconds(timeout, "--timeout") if timeout else None
@@ -160,16 +161,31 @@ def run(
     )
     count = next(n for n in (workers, found.spec.workers, default_workers()) if n is not None)
     code_of_exit = 0
-    if searching.is_over(summarize(study)):
-        typer.echo("nothing is left to do here; --trials N raises the study's budget", err=True)
-    elif count:
+    again = again_option(storage, found.spec.storage, place.shown)
+    if summarize(study).is_over:
+        typer.echo(
+            f"nothing is left to do: {study.stop_reason or 'the budget is spent; --trials N raises it'}", err=True
+        )
+    elif not count:
+        typer.echo(
+            f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine, or hpo run {file}"
+        )
+        return
+    else:
         fleet = Fleet(study, count, allow_code_change=allow_code_change)
         code_of_exit = searching.search(study, fleet, LiveView(json=json), timeout=limit)
-        if fleet.failed and not code_of_exit:
+        if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
-            code_of_exit = fleet.exit_code
-    report_end(studies.join(place, study.name), json=json, again=f" --storage {place.shown}" if storage else "")
+            code_of_exit = code_of_exit or fleet.exit_code
+    report_end(studies.join(place, study.name), json=json, again=again)
     raise typer.Exit(code_of_exit)
+
+
+def again_option(given: str | None, of_file: str | None, shown: str) -> str:
+    """Return what the next commands need to find the storage; nothing where they find it as this one did."""
+    if given is None and ("HPO_STORAGE" in os.environ or of_file is None):
+        return ""
+    return ' --storage "$HPO_STORAGE"' if "***" in shown else f" --storage {shown}"
 
 
 def report_end(study: Study, *, json: bool, again: str) -> None:
@@ -178,21 +194,22 @@ def report_end(study: Study, *, json: bool, again: str) -> None:
     Args:
         again: what the next commands need to find the storage.
     """
-    from hpo import results, search
     from hpo.errors import StudyError
+    from hpo.results import best
+    from hpo.summary import summarize
     from hpo.view import live
 
-    summary = results.summarize(study)
+    summary = summarize(study)
     if json:
         typer.echo(jsons.dumps(live.to_json(summary)))
         return
     if not sys.stdout.isatty():  # a terminal still shows the live view's last picture
         typer.echo(live.status_text(summary))
-    if not search.is_over(summary):
-        typer.echo("next     the same command goes on where this run ended")
+    if not summary.is_over:
+        typer.echo("next     the same command goes on from here")
         return
     try:
-        typer.echo(live.winner_text(results.best(study)[0]))
+        typer.echo(live.winner_text(best(study)[0]))
         typer.echo(f"next     hpo export {study.name}{again} -o best.toml && hpo train best.toml -o runs/{study.name}")
     except StudyError as error:
         typer.echo(str(error), err=True)
@@ -204,9 +221,8 @@ def worker(
     storage: StorageOption = None,
     code: CodeOption = None,
     allow_code_change: CodeChangeOption = False,
-    with_parent: Annotated[
-        bool, typer.Option("--with-parent", hidden=True, help="Leave when the parent dies.")
-    ] = False,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True, help="Leave when this process dies.")] = None,
+    name: Annotated[str | None, typer.Option("--as", hidden=True, help="Name to hold leases under.")] = None,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
     from hpo import storage as storages
@@ -218,16 +234,27 @@ def worker(
     quiet_optuna()
     stopping = StopSignal.installed()
     mine = studyfile.read(Path(study), code_folder=code) if study.endswith(".toml") else None
-    place = storages.connect(storage_url(storage, mine.spec.storage if mine else None))
-    joined = studies.join(place, mine.spec.name if mine else study)
-    folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
-    objective_digest = studyfile.load_and_digest(joined.spec, folder)
-    studies.check_worker(
-        joined, mine=mine.spec if mine else None, code_digest=objective_digest, allow_code_change=allow_code_change
-    )
-    objective = workers.build_objective(joined, folder)
-    ledger = joined.ledger(workers.new_name())
-    raise typer.Exit(workers.work(joined, objective, ledger, stopping, with_parent=with_parent))
+    url = storage_url(storage, mine.spec.storage if mine else None)
+    try:
+        place = storages.connect(url, patience=storages.BUSY_SECONDS if parent else None)
+        joined = studies.join(place, mine.spec.name if mine else study)
+        folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
+        digest = studyfile.load_and_digest(joined.spec, folder)
+        studies.check_worker(
+            joined, mine=mine.spec if mine else None, code_digest=digest, allow_code_change=allow_code_change
+        )
+        ledger = joined.ledger(name or workers.new_name())
+        logging.info("joined study %r in %s as %s", joined.name, place.shown, ledger.worker)
+        code_of_exit = workers.work(joined, workers.build_objective(joined, folder), ledger, stopping, parent=parent)
+    except StorageError as error:
+        if parent is None:
+            raise
+        logging.error("%s", error)
+        code_of_exit = workers.TRY_AGAIN  # the fleet starts another worker after a while
+    logging.info("leaving with exit code %d", code_of_exit)
+    if parent is not None:
+        workers.leave(code_of_exit)
+    raise typer.Exit(code_of_exit)
 
 
 @app.command()
@@ -237,18 +264,18 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
-    from hpo import results
     from hpo import storage as storages
     from hpo import study as studies
+    from hpo.summary import statuses, summarize
     from hpo.view import live
 
     quiet_optuna()
     place = storages.connect(storage_url(storage))
     if study is None:
-        summaries = results.statuses(place)
+        summaries = statuses(place)
         typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
         return
-    summary = results.summarize(studies.join(place, study))
+    summary = summarize(studies.join(place, study))
     typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
 
 
@@ -279,7 +306,10 @@ def export(
     from hpo import export as exporting
     from hpo import storage as storages
     from hpo import study as studies
+    from hpo.errors import SpecError
 
+    if trial is not None and top > 1:
+        raise SpecError(f"--trial {trial} and --top {top} do not go together; leave one out")
     quiet_optuna()
     opened = studies.join(storages.connect(storage_url(storage)), study)
     for path in exporting.export(opened, output, number=trial, top=top):
@@ -303,49 +333,69 @@ def train(
     quiet_optuna()
     spec = final.load_pinned(config)
     folder = code or final.find_code_folder(spec, config)
+    output = output or Path("runs") / config.stem
     if spec.objective:
-        train_own(spec, config, folder, replaying=replay)
-        return
+        raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay))
     training = final.prepare(config, seed=seed, code_folder=folder)
     typer.echo(final.describe(training))
     if replay:
         raise typer.Exit(show_replay(training))
-    output = output or Path("runs") / config.stem
-    if before := final.finished(training, output):
+    from hpo import openings
+
+    url = storage_url(storage, seen(spec.receipt.get("storage")))
+    metrics = final.finished(training, output)
+    if metrics is not None:
         typer.echo(f"{output} holds this training, finished; the test split stays shut")
-        show_result(spec, before)
-        return
-    stopping = StopSignal.installed()
-    metrics = final.train(training, output, stop=stopping, progress=show_epoch)
+    else:
+        stopping = StopSignal.installed()
+        metrics = final.train(
+            training,
+            output,
+            stop=stopping,
+            progress=show_epoch,
+            before_test=lambda: note_unrecorded(openings.record(spec, output, url)),
+        )
     if metrics is None:
         typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
         raise typer.Exit(stopping.exit_code)
-    from hpo import openings
-
-    unrecorded = openings.record(spec, metrics, output, storage_url(storage, spec.storage))
-    show_result(spec, metrics)
-    if unrecorded:
-        typer.echo(f"note: this opening is not in a ledger: {unrecorded}", err=True)
-    typer.echo(f"wrote {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
-
-
-def show_result(spec: StudySpec, metrics: dict[str, Any]) -> None:
+    openings.record(spec, output, url, metrics)
     typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
     typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
+    typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
 
 
-def train_own(spec: StudySpec, config: Path, folder: Path, *, replaying: bool) -> None:
-    """Run an objective of the user's own once with its pinned parameters, or against the trial's value."""
+def seen(url: str | None) -> str | None:
+    """Return a receipt's storage if it is whole: a password is not in it."""
+    return url if url and "***" not in url else None
+
+
+def note_unrecorded(reason: str | None) -> None:
+    if reason:
+        typer.echo(f"note: the opening of the test split is in no ledger: {reason}", err=True)
+
+
+def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
+    """Run an objective of the user's own once with its pinned parameters; return the exit code."""
     from hpo import owntrain
+    from hpo.errors import SpecError
+    from hpo.jsonfile import write_json
+    from hpo.receipt import receipt
 
+    if seed is not None:
+        raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
     value = owntrain.run(spec, config, folder)
     typer.echo(f"the objective returned {value!r}")
     if replaying:
-        same = value == spec.receipt.get("value")
+        repeats = owntrain.repeats(spec, config, value)
         typer.echo(
-            f"trial {spec.receipt.get('trial')}: value {spec.receipt.get('value')!r}, {'the same' if same else 'another'}"
+            f"trial {spec.receipt['trial']} had {spec.receipt['value']!r}: {'the same' if repeats else 'another'}"
         )
-        raise typer.Exit(0 if same else 1)
+        return 0 if repeats else 1
+    output.mkdir(parents=True, exist_ok=True)
+    made = receipt(folder=folder, device="of the objective's choice", threads=None)
+    write_json(output / "metrics.json", {"value": value, "params": spec.params, "receipt": made})
+    typer.echo(f"in {output}: metrics.json")
+    return 0
 
 
 def show_replay(training: Training) -> int:

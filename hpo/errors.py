@@ -4,13 +4,15 @@ HpoError
 ├── Diverged              an outcome: the trial's loss is no number any more; the study learns of it as PRUNED
 └── Fault                 the user or the machine must mend it; the command ends with exit code 2
     ├── SpecError         the study file (or a pinned config) says something impossible
+    ├── CheckpointError   a checkpoint file is missing, damaged, or not the one that was recorded
     ├── StorageError      the database cannot be reached, opened or trusted
     ├── StudyError        the study is not there, has nothing to show, or its state forbids what was asked
     └── MismatchError     the study was made with another spec, other data or other code
 
 Signal (BaseException)    not errors: how a trial learns, inside a report, that it must let go
 ├── Parked                it was asked to stop and keeps its place: checkpoint, release the lease, go on later
-└── LostLease             another worker owns it by now: drop it, write nothing
+├── LostLease             another worker owns it by now: drop it, write nothing
+└── Outage                the storage failed under it: not the trial's fault, it keeps its place
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ class SpecError(Fault):
     """Raised when a study file or a pinned config cannot be used as it stands."""
 
 
+class CheckpointError(Fault):
+    """Raised when a checkpoint file is missing, damaged, or not the one that was recorded."""
+
+
 class StorageError(Fault):
     """Raised when the storage cannot be reached, opened or trusted."""
 
@@ -57,6 +63,10 @@ class Parked(Signal):
 
 class LostLease(Signal):
     """Raised when a trial's lease went to another worker; nothing more may be written for it."""
+
+
+class Outage(Signal):
+    """Raised when the storage failed while a trial wrote to it; the trial is not to blame and keeps its place."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

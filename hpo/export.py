@@ -5,7 +5,6 @@ Beside the values stands the receipt: what the trial was made from, and the curv
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 import tomli_w
 
 from hpo import space
+from hpo.config import SECTIONS
 from hpo.errors import StudyError
 from hpo.results import TrialResult, best
 from hpo.space import Choices, Parameter
 from hpo.study import Study
+from hpo.summary import summarize
 
 LEFT_OUT = {"sampler", "pruner", "budget", "workers", "storage", "checkpoints", "params"}  # of a search only
 
@@ -40,7 +41,8 @@ def pinned(study: Study, result: TrialResult) -> dict[str, Any]:
     """Return the document of a trial: its training sections with every range pinned, and its receipt."""
     document = {key: value for key, value in study.spec.document.items() if key not in LEFT_OUT}
     if study.spec.objective:
-        document["params"] = result.params
+        unused = {"metric", *SECTIONS}
+        document = {key: value for key, value in document.items() if key not in unused} | {"params": result.params}
     else:
         document |= space.pin(study.spec.tree, lambda path, parameter: _value(result, path, parameter))
     return _scalars_first(document) | {"receipt": _receipt(study, result)}
@@ -70,7 +72,7 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "state": result.state,
         "value": result.value,
         "attempts": result.attempt,
-        "trials_tried": study.trials,
+        "trials_tried": summarize(study).finished,
         "code_folder": str(study.code_folder),
         "test_split": "the user's own promise" if study.spec.objective else "sealed",
         **result.receipt,
@@ -94,8 +96,3 @@ def write(path: Path, document: dict[str, Any]) -> Path:
         part.unlink(missing_ok=True)
         raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with -o") from None
     return path
-
-
-def same(one: float, other: float) -> bool:
-    """Say whether two values are the same number, bit for bit, or both none."""
-    return one == other or (math.isnan(one) and math.isnan(other))

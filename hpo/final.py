@@ -6,10 +6,10 @@ search, so a config means the same in both. This is the only file that opens the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 import data
 from hpo import assembly, parts, seeds, space
 from hpo.config import TrainConfig
-from hpo.errors import SpecError, StudyError
-from hpo.export import same
+from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import StudySpec
 from hpo.train import checkpoint, loop
@@ -47,6 +47,11 @@ class Training:
     device: torch.device
     splits: data.Splits
 
+    @property
+    def identity(self) -> str:
+        """What makes this training what it is: the SHA-256 of the config, receipt aside, and of the seed."""
+        return hashlib.sha256(json.dumps([self.spec.document, self.seed], sort_keys=True).encode()).hexdigest()
+
     def run(self) -> loop.Run:
         return assembly.build_run(self.config, self.splits, self.seed, self.folder, self.device)
 
@@ -56,6 +61,8 @@ class Training:
 
 def load_pinned(path: Path) -> StudySpec:
     """Read a config in which nothing is left to search; SpecError lists the ranges of one where something is."""
+    if not path.exists():
+        raise SpecError(f"{path}: no such file; `hpo export STUDY -o {path}` writes one")
     spec = StudySpec.load(path)
     if spec.objective or spec.is_pinned:
         return spec
@@ -106,34 +113,41 @@ def describe(training: Training) -> str:
 
 def finished(training: Training, folder: Path) -> dict[str, Any] | None:
     """Return the metrics of this very training if the folder holds it finished: the test split is not opened again."""
-    if not (folder / METRICS).exists() or (folder / CONFIG).read_bytes() != training.path.read_bytes():
+    if not (folder / METRICS).exists():
         return None
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics if metrics["receipt"]["seed"] == training.seed else None
+    return metrics if metrics.get("identity") == training.identity else None
 
 
 def train(
-    training: Training, folder: Path, *, stop: Callable[[], bool], progress: Callable[[EpochResult], None]
+    training: Training,
+    folder: Path,
+    *,
+    stop: Callable[[], bool],
+    progress: Callable[[EpochResult], None],
+    before_test: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Train to the end, test once, and leave weights, metrics and TensorBoard logs in `folder`; return the metrics.
 
-    A training that was stopped (then None is returned) goes on from its checkpoint when called again.
-    Raises StudyError if the folder holds another training.
+    A training that was stopped (then None is returned) goes on from its checkpoint when called again. `before_test` is
+    called when the test split is about to be opened. Raises StudyError if the folder holds another training, and
+    CheckpointError if the checkpoint in it cannot be read.
     """
-    _open_folder(training, folder)
     run, kept = training.run(), _Kept()
+    _open_folder(training, folder)
     if (folder / CHECKPOINT).exists():
-        kept.resume(run, folder / CHECKPOINT)
+        kept.resume(training, run, folder / CHECKPOINT)
     with SummaryWriter(log_dir=str(folder), purge_step=run.epoch + 1) as board:
         for result in run.train(stop=stop):
             kept.take(training, run, result)
             for name, value in asdict(result).items():
                 board.add_scalar(name, value, result.epoch)
-            kept.save(run, folder / CHECKPOINT)
+            kept.save(training, run, folder / CHECKPOINT)
             progress(result)
         if not run.finished:
-            kept.save(run, folder / CHECKPOINT)
+            kept.save(training, run, folder / CHECKPOINT)
             return None
+        before_test()
         metrics = _test(training, run, kept)
         for name in ("test_loss", "test_accuracy"):
             board.add_scalar(name, metrics[name], run.epoch)
@@ -158,26 +172,29 @@ class _Kept:
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
             self.weights = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
 
-    def save(self, run: loop.Run, path: Path) -> None:
-        state = {"run": run.state_dict(), "curve": self.curve, "history": self.history, "weights": self.weights}
-        checkpoint.save(path, state)
+    def save(self, training: Training, run: loop.Run, path: Path) -> None:
+        kept = {"curve": self.curve, "history": self.history, "weights": self.weights}
+        checkpoint.save(path, {"identity": training.identity, "run": run.state_dict(), **kept})
 
-    def resume(self, run: loop.Run, path: Path) -> None:
-        state = checkpoint.load(path)
+    def resume(self, training: Training, run: loop.Run, path: Path) -> None:
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\nremove {path} to train from the start") from None
+        if state["identity"] != training.identity:
+            raise StudyError(f"{path.parent}: holds another training, unfinished; name another folder with -o")
         run.load_state_dict(state["run"])
         self.curve, self.history, self.weights = state["curve"], state["history"], state["weights"]
 
 
 def _open_folder(training: Training, folder: Path) -> None:
+    if (folder / METRICS).exists():
+        raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
+    copy, part = folder / CONFIG, folder / f"{CONFIG}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = folder / CONFIG
-        if known.exists() and known.read_bytes() != training.path.read_bytes():
-            raise StudyError(f"{folder}: holds a training of another config; name another folder with -o")
-        if (folder / METRICS).exists():
-            raise StudyError(f"{folder}: holds a finished training under another seed; name another folder with -o")
-        if known.resolve() != training.path.resolve():
-            shutil.copyfile(training.path, known)
+        part.write_bytes(training.path.read_bytes())
+        os.replace(part, copy)
     except OSError as error:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
@@ -196,6 +213,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
         precision=training.config.training.precision,
     )
     return {
+        "identity": training.identity,
         "test_accuracy": accuracy,
         "test_loss": loss,
         "test_images": len(test.labels),
@@ -254,17 +272,6 @@ def _differences(result: EpochResult, curves: dict[str, list[float]]) -> Iterato
             yield Difference(epoch=result.epoch, metric=metric, trial=curve[result.epoch - 1], replay=again)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return the value with None for every number that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def same(one: float, other: float) -> bool:
+    """Say whether two values are the same number, bit for bit, or both none."""
+    return one == other or (math.isnan(one) and math.isnan(other))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -37,11 +36,17 @@ def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
     finished = source.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     fitting = [copy for trial in finished if (copy := _fitted(trial, wanted.spec.tree)) is not None]
     made = studies.create_or_join(
-        source.storage, wanted.spec, code_folder=wanted.code_folder, code_digest=wanted.code_digest
+        source.storage,
+        wanted.spec,
+        code_folder=wanted.code_folder,
+        code_digest=wanted.code_digest,
+        stop_reason="a fork into it was cut off; delete it with `optuna delete-study` and fork again",
     )
-    with storage.writing(made.storage.engine) as connection:  # before the rows: they must never be charged
-        _set_imported(connection, made, len(fitting))
     made.optuna.add_trials(fitting)
+    with storage.writing(made.storage.engine) as connection:  # only now may a worker start a trial in it
+        connection.execute(
+            hpo_studies.update().where(hpo_studies.c.uid == made.uid).values(imported=len(fitting), stop_reason=None)
+        )
     return len(fitting), len(finished) - len(fitting)
 
 
@@ -91,7 +96,3 @@ def distribution_of(parameter: Parameter) -> BaseDistribution:
     if parameter.integer:
         return IntDistribution(int(parameter.low), int(parameter.high), parameter.log, int(parameter.step or 1))
     return FloatDistribution(parameter.low, parameter.high, parameter.log, parameter.step)
-
-
-def _set_imported(connection: sa.Connection, made: Study, count: int) -> None:
-    connection.execute(hpo_studies.update().where(hpo_studies.c.uid == made.uid).values(imported=count))

@@ -24,7 +24,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpo import storage
 from hpo.errors import LostLease, StudyError
 from hpo.tables import (
-    INTERMEDIATE_TYPE,
     UID_KEY,
     VALUE_TYPE,
     hpo_curves,
@@ -32,6 +31,8 @@ from hpo.tables import (
     hpo_test_openings,
     hpo_trials,
     intermediate_values,
+    living_row,
+    stored,
     studies,
     study_user_attributes,
     trial_system_attributes,
@@ -40,6 +41,7 @@ from hpo.tables import (
 )
 
 LEASE_SECONDS = 60.0  # renewed three times as often; a worker silent for longer loses its trial
+GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
 RUNG_KEYS = "completed_rung_%"  # what Optuna's halving pruners leave in a trial's system attributes
 
 
@@ -88,6 +90,7 @@ class Ledger:
     uid: str
     worker: str
     lease_seconds: float = LEASE_SECONDS
+    grid_points: int | None = None  # how many points there are, if the study's sampler is a grid
 
     # --- claim ------------------------------------------------------------------------------------------------------
 
@@ -101,61 +104,60 @@ class Ledger:
             if taken := self._take_over(connection):
                 return taken
             if study.stop_reason is None and self._spent(connection) < study.trials + study.imported:
-                trial_id, number = self._queued(connection) or self._new(connection)
-                connection.execute(
-                    hpo_trials.insert().values(
-                        study_uid=self.uid,
-                        trial_id=trial_id,
-                        attempt=1,
-                        settled=False,
-                        worker=self.worker,
-                        lease_until=self._lease(connection),
-                    )
-                )
-                return Claim(trial_id=trial_id, number=number, attempt=1)
+                if found := self._queued(connection) or self._new(connection):
+                    return self._lease_out(connection, *found)
+                if not self._running(connection):
+                    self._write_stop(connection, "every point of the grid was tried")
             return Idle.WAIT if self._running(connection) else Idle.DONE
+
+    def _lease_out(self, connection: sa.Connection, trial_id: int, number: int) -> Claim:
+        connection.execute(
+            hpo_trials.insert().values(
+                study_uid=self.uid,
+                trial_id=trial_id,
+                attempt=1,
+                settled=False,
+                worker=self.worker,
+                lease_until=self._lease(connection),
+            )
+        )
+        return Claim(trial_id=trial_id, number=number, attempt=1)
 
     def _lock_study(self, connection: sa.Connection) -> Any:
         """Lock the study's row, as Optuna does for a new trial, and return our row; StudyError if it is gone."""
         connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
-        row = connection.execute(
-            sa.select(hpo_studies)
-            .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
-            .where(
-                hpo_studies.c.uid == self.uid,
-                hpo_studies.c.study_id == self.study_id,
-                study_user_attributes.c.key == UID_KEY,
-                study_user_attributes.c.value_json == json.dumps(self.uid),
-            )
-        ).one_or_none()
-        if row is None:
+        row = living_row(connection, self.study_id)
+        if row is None or row.uid != self.uid:
             raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
         return row
 
     def _take_over(self, connection: sa.Connection) -> Claim | None:
-        expired = sa.or_(hpo_trials.c.lease_until.is_(None), hpo_trials.c.lease_until < storage.now(connection))
-        mine = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.settled.is_(False))
-        candidates = connection.execute(
+        row = connection.execute(
             sa.select(hpo_trials, trials.c.number)
             .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
-            .where(mine, expired, trials.c.state == TrialState.RUNNING)
-            .order_by(trials.c.number)
-        ).all()
-        for row in candidates:
-            taken = connection.execute(
-                hpo_trials.update()
-                .where(mine, expired, hpo_trials.c.trial_id == row.trial_id, hpo_trials.c.attempt == row.attempt)
-                .values(attempt=row.attempt + 1, worker=self.worker, lease_until=self._lease(connection))
+            .where(
+                hpo_trials.c.study_uid == self.uid,
+                hpo_trials.c.settled.is_(False),
+                sa.or_(hpo_trials.c.lease_until.is_(None), hpo_trials.c.lease_until < storage.now(connection)),
+                trials.c.state == TrialState.RUNNING,
             )
-            if taken.rowcount == 1:
-                self._cut_back(connection, row)
-                checkpoint = None
-                if row.checkpoint_epoch is not None:
-                    checkpoint = Checkpoint(
-                        epoch=row.checkpoint_epoch, path=row.checkpoint_path, digest=row.checkpoint_digest
-                    )
-                return Claim(trial_id=row.trial_id, number=row.number, attempt=row.attempt + 1, checkpoint=checkpoint)
-        return None
+            .order_by(trials.c.number)
+            .limit(1)
+            # Locked as it is read: its owner may wake up and record another checkpoint. What it holds just now is skipped.
+            .with_for_update(of=hpo_trials, skip_locked=True)
+        ).one_or_none()
+        if row is None:
+            return None
+        connection.execute(
+            hpo_trials.update()
+            .where(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id == row.trial_id)
+            .values(attempt=row.attempt + 1, worker=self.worker, lease_until=self._lease(connection))
+        )
+        self._cut_back(connection, row)
+        checkpoint = None
+        if row.checkpoint_epoch is not None:
+            checkpoint = Checkpoint(epoch=row.checkpoint_epoch, path=row.checkpoint_path, digest=row.checkpoint_digest)
+        return Claim(trial_id=row.trial_id, number=row.number, attempt=row.attempt + 1, checkpoint=checkpoint)
 
     def _cut_back(self, connection: sa.Connection, row: Any) -> None:
         """Forget what was reported after the checkpoint, and what the pruner remembers of it."""
@@ -221,8 +223,13 @@ class Ledger:
                 return trial_id, number
         return None
 
-    def _new(self, connection: sa.Connection) -> tuple[int, int]:
-        """Insert a trial numbered max + 1: safe under the study's lock, since trial rows are never deleted."""
+    def _new(self, connection: sa.Connection) -> tuple[int, int] | None:
+        """Insert a trial numbered max + 1: safe under the study's lock, since trial rows are never deleted.
+
+        None if the study is a grid of which every point is dealt out.
+        """
+        if self.grid_points is not None and self._dealt(connection) >= self.grid_points:
+            return None
         last = connection.execute(
             sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == self.study_id)
         ).scalar_one()
@@ -235,6 +242,24 @@ class Ledger:
         primary_key = inserted.inserted_primary_key
         assert primary_key is not None
         return primary_key[0], number
+
+    def _dealt(self, connection: sa.Connection) -> int:
+        """Count the grid points that a trial has or is about to get: Optuna deals a point out again while it runs."""
+        of_study = trials.join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)
+        points = (
+            sa.select(sa.func.count(sa.distinct(trial_system_attributes.c.value_json)))
+            .select_from(of_study)
+            .where(trials.c.study_id == self.study_id, trial_system_attributes.c.key == GRID_KEY)
+        )
+        has_point = sa.exists().where(
+            trial_system_attributes.c.trial_id == hpo_trials.c.trial_id, trial_system_attributes.c.key == GRID_KEY
+        )
+        about_to = (
+            sa.select(sa.func.count())
+            .select_from(hpo_trials)
+            .where(hpo_trials.c.study_uid == self.uid, hpo_trials.c.settled.is_(False), ~has_point)
+        )
+        return int(connection.execute(points).scalar_one()) + int(connection.execute(about_to).scalar_one())
 
     def _lease(self, connection: sa.Connection) -> sa.ColumnElement[float]:
         return storage.now(connection) + self.lease_seconds
@@ -253,10 +278,10 @@ class Ledger:
         return lost
 
     def _write_report(self, connection: sa.Connection, report: Report) -> None:
-        stored, kind = _stored(report.value)
+        value, kind = stored(report.value)
         step = {"trial_id": report.claim.trial_id, "step": report.step}
-        value = {"intermediate_value": stored, "intermediate_value_type": kind}
-        _upsert(connection, intermediate_values, [step | value], key=list(step))
+        row = step | {"intermediate_value": value, "intermediate_value_type": kind}
+        _upsert(connection, intermediate_values, [row], key=list(step))
         point = {"study_uid": self.uid, "trial_id": report.claim.trial_id, "epoch": report.step}
         rows = [
             {**point, "metric": metric, "value": None if math.isnan(number) else number}
@@ -291,15 +316,26 @@ class Ledger:
         )
         if renewed.rowcount != 1:
             return False
-        state = connection.execute(sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)).scalar_one()
+        state = connection.execute(
+            sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)
+        ).scalar_one_or_none()
         return bool(state == TrialState.RUNNING)
 
     def _of(self, claim: Claim) -> sa.ColumnElement[bool]:
+        """Select the claim's row while the claim stands: not settled, taken over or given back, its study still there."""
+        study_is_alive = sa.exists().where(
+            trials.c.trial_id == claim.trial_id,  # SQLite gives the ids of a deleted study's trials to the next one's
+            study_user_attributes.c.study_id == trials.c.study_id,
+            study_user_attributes.c.key == UID_KEY,
+            study_user_attributes.c.value_json == json.dumps(self.uid),
+        )
         return sa.and_(
             hpo_trials.c.study_uid == self.uid,
             hpo_trials.c.trial_id == claim.trial_id,
             hpo_trials.c.attempt == claim.attempt,
             hpo_trials.c.settled.is_(False),
+            hpo_trials.c.lease_until.is_not(None),
+            study_is_alive,
         )
 
     def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
@@ -339,18 +375,31 @@ class Ledger:
         with storage.writing(self.engine) as connection:
             connection.execute(hpo_trials.update().where(self._of(claim)).values(lease_until=None))
 
-    def park_all_of(self, prefix: str) -> None:
-        """Give back every lease of the workers whose names start so: of a process that is known to be dead."""
+    def park_all_of(self, worker: str) -> None:
+        """Give back every lease of a worker that is known to be dead."""
         with storage.writing(self.engine) as connection:
             connection.execute(
                 hpo_trials.update()
                 .where(
                     hpo_trials.c.study_uid == self.uid,
                     hpo_trials.c.settled.is_(False),
-                    hpo_trials.c.worker.startswith(prefix, autoescape=True),
+                    hpo_trials.c.worker == worker,
                 )
                 .values(lease_until=None)
             )
+
+    def start_over(self, claim: Claim) -> None:
+        """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
+        with storage.writing(self.engine) as connection:
+            self._hold_or_raise(connection, claim)
+            forgotten = {"checkpoint_epoch": None, "checkpoint_path": None, "checkpoint_digest": None}
+            connection.execute(
+                hpo_trials.update().where(self._of(claim)).values(**forgotten, checkpoint_attributes=None)
+            )
+            row = connection.execute(
+                sa.select(hpo_trials).where(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id == claim.trial_id)
+            ).one()
+            self._cut_back(connection, row)
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
@@ -363,7 +412,7 @@ class Ledger:
             settled = connection.execute(
                 hpo_trials.update()
                 .where(self._of(claim))
-                .values(settled=True, lease_until=None, outcome=outcome, reason=reason)
+                .values(settled=True, lease_until=None, outcome=outcome, reason=reason and _storable(reason))
             )
             finished = connection.execute(
                 trials.update()
@@ -381,25 +430,35 @@ class Ledger:
     def stop(self, reason: str) -> None:
         """Start no new trial in this study from now on; what runs or is parked is still finished."""
         with storage.writing(self.engine) as connection:
-            connection.execute(
-                hpo_studies.update()
-                .where(hpo_studies.c.uid == self.uid, hpo_studies.c.stop_reason.is_(None))
-                .values(stop_reason=reason)
-            )
+            self._write_stop(connection, reason)
 
-    def record_test_opening(self, trial_number: int | None, metrics: Mapping[str, float], folder: str) -> None:
-        """Record that the test split was opened, for which trial and with what result."""
+    def _write_stop(self, connection: sa.Connection, reason: str) -> None:
+        connection.execute(
+            hpo_studies.update()
+            .where(hpo_studies.c.uid == self.uid, hpo_studies.c.stop_reason.is_(None))
+            .values(stop_reason=_storable(reason))
+        )
+
+    def record_test_opening(self, trial_number: int | None, folder: str, metrics: Mapping[str, float] | None) -> None:
+        """Record that the test split is opened for a training in this folder; once known, with what result."""
+        known = sa.and_(
+            hpo_test_openings.c.study_uid == self.uid,
+            hpo_test_openings.c.trial_number == trial_number,
+            hpo_test_openings.c.folder == folder,
+        )
         with storage.writing(self.engine) as connection:
-            connection.execute(
-                hpo_test_openings.insert().values(
-                    study_uid=self.uid,
-                    study_id=self.study_id,
-                    trial_number=trial_number,
-                    opened_at=storage.now(connection),
-                    metrics=json.dumps(metrics),
-                    folder=folder,
+            if connection.execute(sa.select(hpo_test_openings.c.opening_id).where(known)).first() is None:
+                connection.execute(
+                    hpo_test_openings.insert().values(
+                        study_uid=self.uid,
+                        study_id=self.study_id,
+                        trial_number=trial_number,
+                        opened_at=storage.now(connection),
+                        folder=folder,
+                    )
                 )
-            )
+            if metrics is not None:
+                connection.execute(hpo_test_openings.update().where(known).values(metrics=json.dumps(metrics)))
 
 
 def _utc() -> datetime:
@@ -407,13 +466,9 @@ def _utc() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _stored(value: float) -> tuple[float | None, Any]:
-    """Return a value and its type as Optuna's table of intermediate values holds them."""
-    if math.isnan(value):
-        return None, INTERMEDIATE_TYPE.NAN
-    if math.isinf(value):
-        return None, INTERMEDIATE_TYPE.INF_POS if value > 0 else INTERMEDIATE_TYPE.INF_NEG
-    return value, INTERMEDIATE_TYPE.FINITE
+def _storable(text: str) -> str:
+    """Return the text without what a database cannot hold: Postgres no NUL, neither of them a lone surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _upsert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from hpo import assembly, seeds, space
 from hpo import study as studies
 from hpo.config import TrainConfig
-from hpo.errors import Diverged, Parked
+from hpo.errors import CheckpointError, Diverged, Parked
 from hpo.ledger import Checkpoint
 from hpo.receipt import receipt
 from hpo.study import Study
@@ -22,6 +23,7 @@ from hpo.train import checkpoint
 from hpo.train.loop import EpochResult, Run
 from hpo.trial import LeasedTrial
 
+log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0  # a killed worker loses at most so much training and one epoch
 METRIC_FIELDS = {"accuracy": "validation_accuracy", "loss": "validation_loss"}
 
@@ -96,13 +98,20 @@ class Saver:
         self.run = run
         self.trial = trial
         self.folder = folder
+        found = trial.desk.claim.checkpoint
+        self.latest = None if found is None else Path(found.path)
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the claim's checkpoint, if it has one."""
+        """Go on from the claim's checkpoint, if it has one; from epoch 0 if that cannot be read."""
         found = self.trial.desk.claim.checkpoint
-        if found is not None:
+        if found is None:
+            return
+        try:
             self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
+        except CheckpointError as error:
+            log.warning("trial %d starts over: %s", self.trial.number, error)
+            self.trial.start_over()
 
     def save_if_due(self, epoch: int) -> None:
         """Save if the last checkpoint is old enough."""
@@ -110,13 +119,12 @@ class Saver:
             self.save(epoch)
 
     def save(self, epoch: int) -> None:
-        """Write the run's state, record it in the ledger, and remove the files it replaces."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the run's state, record it in the ledger, and only then remove the file that it replaces."""
         attempt = self.trial.desk.claim.attempt
         path = self.folder / f"attempt-{attempt}-epoch-{epoch}-{time.time_ns()}.pt"
         digest = checkpoint.save(path, self.run.state_dict())
         self.trial.record_checkpoint(Checkpoint(epoch=epoch, path=str(path), digest=digest))
         self.saved_at = time.monotonic()
-        for older in self.folder.glob("*.pt"):
-            if older != path:
-                older.unlink(missing_ok=True)
+        if self.latest is not None:  # not all that lies there: another attempt may own the trial by now
+            self.latest.unlink(missing_ok=True)
+        self.latest = path

@@ -15,14 +15,15 @@ from hpo.spec import StudySpec
 def run(spec: StudySpec, path: Path, folder: Path) -> float:
     """Call the objective with an `optuna.trial.FixedTrial` of the config's [params] and return what it returns.
 
-    Raises SpecError without [params] or if one that the objective asks for is missing.
+    The trial has the number of the receipt's, from which many an objective takes its seed. Raises SpecError without
+    [params] or if one that the objective asks for is missing, StudyError if it does not return a number.
     """
     assert spec.objective is not None
     if not spec.params:
         raise SpecError(f"{path}: has no [params]; `hpo export` writes them, or search with `hpo run {path}`")
     objective = usercode.load(spec.objective, folder, "objective")
     try:
-        returned: Any = objective(optuna.trial.FixedTrial(spec.params))
+        returned: Any = objective(optuna.trial.FixedTrial(spec.params, number=spec.receipt.get("trial", 0)))
     except ValueError as error:
         if "not found" not in str(error):
             raise
@@ -30,3 +31,13 @@ def run(spec: StudySpec, path: Path, folder: Path) -> float:
     if not isinstance(returned, int | float):
         raise StudyError(f"{path}: the objective returned {returned!r}, not a number")
     return float(returned)
+
+
+def repeats(spec: StudySpec, path: Path, returned: float) -> bool:
+    """Say whether the objective returned the trial's value again; StudyError if the trial has none to compare with."""
+    receipt = spec.receipt
+    if receipt.get("state") != "complete":
+        raise StudyError(
+            f"{path}: trial {receipt.get('trial')} was {receipt.get('state')}; its value cannot be compared"
+        )
+    return bool(returned == receipt["value"])

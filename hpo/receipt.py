@@ -56,10 +56,14 @@ def processor() -> str:
     )
 
 
-def receipt(*, folder: Path, device: str, threads: int, **more: Any) -> dict[str, Any]:
-    """Return the receipt of a trial that this process trains, with whatever else the caller knows."""
+def receipt(*, folder: Path, device: str, threads: int | None, **more: Any) -> dict[str, Any]:
+    """Return the receipt of a trial that this process trains, with whatever else the caller knows.
+
+    Two commits: of the folder of the study's own code, and of `hpo` where it runs from a checkout.
+    """
     return {
         "commit": git_commit(folder),
+        "hpo_commit": git_commit(Path(__file__).parent),
         "versions": versions(),
         "device": device,
         "processor": processor(),

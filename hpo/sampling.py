@@ -32,6 +32,7 @@ class Draw:
     """For whom a sampler is made: the spec, and the seeds of the study and of the trial."""
 
     spec: StudySpec
+    number: int
     study_seed: int
     trial_seed: int
 
@@ -114,13 +115,28 @@ def grid(draw: Draw, *, search_space: dict[str, list[Any]] | None = None) -> Sam
 
 def qmc(draw: Draw, *, qmc_type: Literal["sobol", "halton"] = "sobol", scramble: bool = True) -> Sampler:
     """Low-discrepancy sequence (Bergstra and Bengio, 2012), one for all workers."""
-    return optuna.samplers.QMCSampler(
+    return _NumberedQMC(
+        number=draw.number,
         qmc_type=qmc_type,
         scramble=scramble,
         seed=draw.study_seed % 2**32,
         independent_sampler=optuna.samplers.RandomSampler(seed=draw.trial_seed),
         warn_independent_sampling=False,
     )
+
+
+class _NumberedQMC(optuna.samplers.QMCSampler):
+    """QMC that takes the trial's number for its place in the sequence.
+
+    Optuna counts places in a study attribute that it reads and writes without a lock: parallel workers get one place twice.
+    """
+
+    def __init__(self, *, number: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Any) -> int:  # noqa: ARG002  (Optuna's own signature)
+        return self.number
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -173,7 +189,7 @@ def build(spec: StudySpec, trial_number: int) -> Sampler:
     """Return the sampler for one trial of the study."""
     name, given = named(dict(spec.sampler), "sampler", SAMPLERS)
     trial_seed = seeds.derive(spec.seed, "sampler", trial_number) % 2**32  # numpy's seeds have 32 bits
-    return SAMPLERS[name](Draw(spec=spec, study_seed=spec.seed, trial_seed=trial_seed), **given)
+    return SAMPLERS[name](Draw(spec=spec, number=trial_number, study_seed=spec.seed, trial_seed=trial_seed), **given)
 
 
 def grid_size(spec: StudySpec) -> int | None:

@@ -5,31 +5,37 @@ The order of an end: no new trial is claimed, running trials park with a checkpo
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
-from hpo import results
-from hpo.fleet.local import GRACE_SECONDS, Fleet
-from hpo.results import Summary
+from hpo.finished import Cursor, finished
+from hpo.fleet.local import Fleet
+from hpo.signals import ASKING
 from hpo.study import Study
+from hpo.summary import summarize
 from hpo.view.live import LiveView
 
 REFRESH_SECONDS = 0.25
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
 class Interrupt:
-    """The signals that reached this process so far."""
+    """What signals do to a run: the first asks it to stop, the next kills the workers, one more ends it at once."""
 
-    received: list[int] = field(default_factory=list)
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.received: list[int] = []
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
         self.received.append(number)
+        if len(self.received) > 2:
+            os._exit(128 + number)  # even from amid a statement that waits for the database
+        if len(self.received) > 1 or self.fleet.stop_asked_at is not None:
+            self.fleet.kill_processes()
 
     @property
     def exit_code(self) -> int:
@@ -37,10 +43,10 @@ class Interrupt:
 
 
 @contextmanager
-def catching_signals() -> Iterator[Interrupt]:
-    """Collect SIGINT and SIGTERM instead of dying of them."""
-    interrupt = Interrupt()
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+def catching_signals(fleet: Fleet) -> Iterator[Interrupt]:
+    """Handle the signals that ask a process to leave, and put the old handlers back."""
+    interrupt = Interrupt(fleet)
+    before = {number: signal.signal(number, interrupt) for number in ASKING}
     try:
         yield interrupt
     finally:
@@ -54,36 +60,21 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
     Args:
         timeout: seconds of wall clock for this run; what still trains then is parked.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    seen, summary = results.Cursor(), results.summarize(study)
-    with catching_signals() as interrupt, view:
-        fleet.start()
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    seen, summary = Cursor.at_now(study), summarize(study)
+    with catching_signals(fleet) as interrupt, view:
         try:
-            asked = False
+            fleet.start()
             while fleet.tend():
-                summary = results.summarize(study, summary)
-                view.update(summary, results.finished(study, seen))
-                time_is_up = deadline is not None and time.monotonic() >= deadline
-                if not asked and (interrupt.received or time_is_up):
-                    asked = True
-                    view.say("stopping: running trials are parked with a checkpoint; again to end at once")
-                    stop(fleet, interrupt)
+                ended = finished(study, seen)  # read first: the summary must know every trial that a line tells of
+                summary = summarize(study, summary)
+                view.update(summary, ended)
+                if fleet.stop_asked_at is None and (interrupt.received or time.monotonic() >= deadline):
+                    view.say("stopping: running trials are parked with a checkpoint; Ctrl-C to end at once")
+                    fleet.stop()
                 fleet.wait(REFRESH_SECONDS)
         finally:
-            fleet.kill()
-        view.update(results.summarize(study, summary), results.finished(study, seen))
+            fleet.end()
+        ended = finished(study, seen)
+        view.update(summarize(study, summary), ended)
     return interrupt.exit_code
-
-
-def stop(fleet: Fleet, interrupt: Interrupt) -> None:
-    """Ask the workers to park and wait for them; a second signal or the end of the grace ends them at once."""
-    already = len(interrupt.received)
-    fleet.stop()
-    fleet.wait(GRACE_SECONDS, until=lambda: len(interrupt.received) > max(already, 1))
-    fleet.kill()
-
-
-def is_over(summary: Summary) -> bool:
-    """Say whether a run has nothing to do: no trial to go on with, and no new one allowed."""
-    unfinished = summary.counts["parked"] + summary.counts["running"]
-    return not unfinished and (summary.spent >= summary.budget or summary.stop_reason is not None)

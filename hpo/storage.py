@@ -6,23 +6,27 @@ it begins; Postgres gets a pool of two that is pinged before use. Passwords are 
 
 from __future__ import annotations
 
+import random
 import re
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
+from hpo import tables
 from hpo.errors import StorageError
 
-DEFAULT_URL = "sqlite:///studies.db"
+Made = TypeVar("Made")
 BUSY_SECONDS = 60.0  # how long a SQLite statement waits for another process's write
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
+CREATION_TRIES = 8  # to make the tables, against other processes that do the same
 CONNECT_SECONDS = 10  # how long a command waits for Postgres to answer
 
 
@@ -91,23 +95,38 @@ def _hidden(text: str) -> str:
     return f"{head.rpartition(':')[0]}:***@{tail}" if at else text
 
 
-def connect(text: str, *, create: bool = False) -> Storage:
+def connect(text: str, *, create: bool = False, patience: float | None = None) -> Storage:
     """Open a storage; StorageError, without the password, if it is missing, locked, unreachable or not Optuna's.
 
     Args:
-        create: make the SQLite file and Optuna's tables if they are not there; else a missing one is an error.
+        create: make the SQLite file and the tables, Optuna's and ours, if they are not there; else that is an error.
+        patience: how many seconds to wait for a locked SQLite file; a person's, if not given.
     """
     url = parse(text)
-    _probe(url, create=create)
+    _probe(url, create=create, patience=PROBE_SECONDS if patience is None else patience)
     try:
-        backend = optuna.storages.RDBStorage(
-            plain(url), engine_kwargs=_engine_arguments(url), skip_table_creation=not create
+        backend = _creating(
+            lambda: optuna.storages.RDBStorage(
+                plain(url), engine_kwargs=_engine_arguments(url), skip_table_creation=not create
+            )
         )
+        if create:
+            _creating(lambda: tables.create(backend.engine))
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted(url)}: {error}") from None
     except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StorageError(f"storage {redacted(url)}: {_cause(error)}") from None
+        raise StorageError(f"storage {redacted(url)}: {cause(error)}") from None
     return Storage(url=url, engine=backend.engine, optuna=optuna.storages.get_storage(backend))
+
+
+def _creating(make: Callable[[], Made]) -> Made:
+    """Make tables where they are missing; a process that makes them at the same moment is waited for, not failed on."""
+    for _ in range(CREATION_TRIES - 1):
+        try:
+            return make()
+        except (sa.exc.OperationalError, sa.exc.IntegrityError, sa.exc.ProgrammingError):
+            time.sleep(random.uniform(0.05, 0.3))
+    return make()
 
 
 def _engine_arguments(url: URL) -> dict[str, Any]:
@@ -154,15 +173,15 @@ def now(connection: sa.Connection) -> sa.ColumnElement[float]:
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)
 
 
-def _probe(url: URL, *, create: bool) -> None:
-    """Fail early and clearly: before anything is written, and without waiting a worker's patience out."""
+def _probe(url: URL, *, create: bool, patience: float) -> None:
+    """Fail early and clearly: before anything is written."""
     if url.get_backend_name() == "sqlite":
-        _probe_sqlite(url, create=create)
+        _probe_sqlite(url, create=create, patience=patience)
     else:
         _probe_postgres(url, create=create)
 
 
-def _probe_sqlite(url: URL, *, create: bool) -> None:
+def _probe_sqlite(url: URL, *, create: bool, patience: float) -> None:
     file = Path(url.database or "")
     if not file.exists():
         if not create:
@@ -173,7 +192,7 @@ def _probe_sqlite(url: URL, *, create: bool) -> None:
             raise StorageError(f"storage {redacted(url)}: there is no folder {file.parent}; make it first")
         return
     try:
-        connection = sqlite3.connect(file, timeout=PROBE_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(file, timeout=patience, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
             has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
@@ -181,16 +200,16 @@ def _probe_sqlite(url: URL, *, create: bool) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise StorageError(f"storage {redacted(url)}: {error}{_sqlite_mend(error)}") from None
+        raise StorageError(f"storage {redacted(url)}: {error}{_sqlite_mend(error, patience)}") from None
     if not has_tables and not create:
         raise StorageError(
             f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 
-def _sqlite_mend(error: sqlite3.Error) -> str:
+def _sqlite_mend(error: sqlite3.Error, patience: float) -> str:
     if "locked" in str(error):
-        return f" for {PROBE_SECONDS:.0f} s; another program holds it: end that one and try again"
+        return f" for {patience:.0f} s; another program holds it: end that one and try again"
     return "; is it a SQLite file that you may write?"
 
 
@@ -200,14 +219,14 @@ def _probe_postgres(url: URL, *, create: bool) -> None:
         with engine.connect() as connection:
             has_tables = sa.inspect(connection).has_table("studies")
     except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"storage {redacted(url)}: {_cause(error)}") from None
+        raise StorageError(f"storage {redacted(url)}: {cause(error)}") from None
     if not has_tables and not create:
         raise StorageError(
             f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """Return the driver's own words in one line, without SQLAlchemy's background links."""
     inner = getattr(error, "orig", None) or error.__cause__ or error
     return " ".join(str(inner).split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,12 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from hpo import pruning, sampling, spec, storage, tables
+from hpo import pruning, sampling, spec, storage
 from hpo.errors import MismatchError, StudyError, nearest
-from hpo.ledger import Ledger
+from hpo.ledger import LEASE_SECONDS, Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
-from hpo.tables import UID_KEY, hpo_studies, studies, study_user_attributes, trials
+from hpo.tables import UID_KEY, hpo_studies, living_row, studies, study_user_attributes, trials
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
@@ -37,7 +38,7 @@ class Study:
     optuna: optuna.Study
     uid: str
     spec: StudySpec
-    trials: int  # the budget, with rows that a fork brought along on top
+    budget: int  # trials in all, with the rows that a fork brought along on top
     stop_reason: str | None
     checkpoints: Path
     code_folder: Path
@@ -54,9 +55,16 @@ class Study:
         """Where the checkpoints of a trial lie while it may be gone on with."""
         return self.checkpoints / f"trial-{number:06d}"
 
-    def ledger(self, worker: str, **settings: float) -> Ledger:
+    def ledger(self, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> Ledger:
         """Return the writes of one worker to this study."""
-        return Ledger(engine=self.storage.engine, study_id=self.study_id, uid=self.uid, worker=worker, **settings)
+        return Ledger(
+            engine=self.storage.engine,
+            study_id=self.study_id,
+            uid=self.uid,
+            worker=worker,
+            lease_seconds=lease_seconds,
+            grid_points=sampling.grid_size(self.spec),
+        )
 
 
 def create_or_join(
@@ -67,24 +75,26 @@ def create_or_join(
     code_digest: str,
     trials_budget: int | None = None,
     allow_code_change: bool = False,
+    stop_reason: str | None = None,
 ) -> Study:
     """Make the study, or join the one that is there if its identity is the same.
 
     Args:
         trials_budget: sets the study's budget; without it the larger of the stored and the file's own stands.
+        stop_reason: makes a new study in which nothing is started yet.
 
     Raises MismatchError with each difference if the stored study is another one.
     """
-    tables.create(place.engine)
     assert wanted.direction is not None
+    root = checkpoint_root(place, wanted)
     made = optuna.create_study(
         storage=place.optuna, study_name=wanted.name, direction=wanted.direction, load_if_exists=True
     )
     with storage.writing(place.engine) as connection:
         row = _lock_and_read(connection, made._study_id)
         if row is None:
-            _refuse_a_plain_optuna_study(connection, made._study_id, wanted)
-            _insert(connection, place, made._study_id, wanted, code_folder, code_digest)
+            _refuse_a_plain_optuna_study(connection, made, wanted)
+            _insert(connection, made._study_id, wanted, root, code_folder, code_digest, stop_reason)
             row = _lock_and_read(connection, made._study_id)
         _check_identity(row, wanted)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
@@ -103,7 +113,7 @@ def join(place: Storage, name: str) -> Study:
         study_id = connection.execute(
             sa.select(studies.c.study_id).where(studies.c.study_name == name)
         ).scalar_one_or_none()
-        row = None if study_id is None else _read(connection, study_id)
+        row = None if study_id is None else living_row(connection, study_id)
     if row is None:
         raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, names(place))}")
     stored = StudySpec.from_document(json.loads(row.spec))
@@ -115,7 +125,7 @@ def join(place: Storage, name: str) -> Study:
         optuna=opened,
         uid=row.uid,
         spec=stored,
-        trials=row.trials + row.imported,
+        budget=row.trials + row.imported,
         stop_reason=row.stop_reason,
         checkpoints=Path(row.checkpoints),
         code_folder=Path(row.code_folder),
@@ -130,7 +140,7 @@ def names(place: Storage) -> list[str]:
         rows = connection.execute(
             sa.select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
         ).all()
-        return [row.study_name for row in rows if _read(connection, row.study_id) is not None]
+        return [row.study_name for row in rows if living_row(connection, row.study_id) is not None]
 
 
 def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allow_code_change: bool) -> None:
@@ -165,26 +175,18 @@ def check_data(study: Study, digest: str) -> None:
             )
 
 
-def _read(connection: sa.Connection, study_id: int) -> Any:
-    """Return our row of a study, None if there is none or only a dead one."""
-    uid = connection.execute(
-        sa.select(study_user_attributes.c.value_json).where(
-            study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == UID_KEY
-        )
-    ).scalar_one_or_none()
-    if uid is None:
-        return None
-    return connection.execute(
-        sa.select(hpo_studies).where(hpo_studies.c.study_id == study_id, hpo_studies.c.uid == json.loads(uid))
-    ).one_or_none()
-
-
 def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
     connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
-    return _read(connection, study_id)
+    return living_row(connection, study_id)
 
 
-def _refuse_a_plain_optuna_study(connection: sa.Connection, study_id: int, wanted: StudySpec) -> None:
+def _refuse_a_plain_optuna_study(connection: sa.Connection, made: optuna.Study, wanted: StudySpec) -> None:
+    study_id, directions = made._study_id, [direction.name.lower() for direction in made.directions]
+    if directions != [wanted.direction]:
+        raise MismatchError(
+            f"study {wanted.name!r} is there already, was not made by hpo and is to {', '.join(directions)}; "
+            "choose another name with --name"
+        )
     held = connection.execute(
         sa.select(sa.func.count()).where(
             trials.c.study_id == study_id, trials.c.state != optuna.trial.TrialState.WAITING
@@ -198,11 +200,12 @@ def _refuse_a_plain_optuna_study(connection: sa.Connection, study_id: int, wante
 
 def _insert(
     connection: sa.Connection,
-    place: Storage,
     study_id: int,
     wanted: StudySpec,
+    checkpoints: Path,
     code_folder: Path,
     code_digest: str,
+    stop_reason: str | None,
 ) -> None:
     uid = uuid.uuid4().hex
     connection.execute(
@@ -214,7 +217,8 @@ def _insert(
             trials=wanted.budget.trials,
             code_folder=str(code_folder.absolute()),
             code_digest=code_digest,
-            checkpoints=str(_checkpoint_folder(place, wanted, uid)),
+            checkpoints=str(checkpoints / uid),
+            stop_reason=stop_reason,
         )
     )
     connection.execute(
@@ -226,23 +230,26 @@ def _insert(
     )
 
 
-def _checkpoint_folder(place: Storage, wanted: StudySpec, uid: str) -> Path:
+def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
+    """Return the folder that holds the studies' checkpoint folders, made now; StudyError if it cannot be written."""
     given = wanted.checkpoints or os.environ.get("HPO_CHECKPOINTS")
-    if given:
-        return Path(given).absolute() / uid
     beside = Path(place.url.database or "").parent if place.is_sqlite else Path.cwd()
-    return beside.absolute() / ".hpo" / uid
+    root = Path(given or beside / ".hpo").absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"checkpoints {root}: cannot be written: {error.strerror}; "
+            "name another folder by `checkpoints = PATH` in the study file or HPO_CHECKPOINTS"
+        ) from None
+    return root
 
 
 def _place_probe_file(study: Study) -> None:
-    try:
-        study.checkpoints.mkdir(parents=True, exist_ok=True)
-        (study.checkpoints / PROBE_FILE).write_text(study.uid)
-    except OSError as error:
-        raise StudyError(
-            f"checkpoints {study.checkpoints}: cannot be written: {error.strerror}; "
-            "name another folder by `checkpoints = PATH` in the study file or HPO_CHECKPOINTS"
-        ) from None
+    study.checkpoints.mkdir(parents=True, exist_ok=True)
+    (study.checkpoints / PROBE_FILE).write_text(study.uid)
 
 
 def _check_identity(row: Any, wanted: StudySpec) -> None:

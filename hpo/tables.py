@@ -6,6 +6,9 @@ not there is dead: SQLite gives the ids of a deleted study to the next one, and 
 
 from __future__ import annotations
 
+import json
+import math
+
 import sqlalchemy as sa
 from optuna.storages._rdb import models  # Optuna's schema, version 12; the only place that imports it
 
@@ -23,6 +26,25 @@ VALUE_TYPE = models.TrialValueModel.TrialValueType
 INTERMEDIATE_TYPE = models.TrialIntermediateValueModel.TrialIntermediateValueType
 
 metadata = sa.MetaData()
+
+
+def stored(value: float) -> tuple[float | None, INTERMEDIATE_TYPE]:
+    """Return a value and its type as Optuna's table of intermediate values holds them."""
+    if math.isnan(value):
+        return None, INTERMEDIATE_TYPE.NAN
+    if math.isinf(value):
+        return None, INTERMEDIATE_TYPE.INF_POS if value > 0 else INTERMEDIATE_TYPE.INF_NEG
+    return value, INTERMEDIATE_TYPE.FINITE
+
+
+def restored(value: float | None, kind: INTERMEDIATE_TYPE) -> float:
+    """Return the value that `stored` took apart."""
+    special = {
+        INTERMEDIATE_TYPE.NAN: math.nan,
+        INTERMEDIATE_TYPE.INF_POS: math.inf,
+        INTERMEDIATE_TYPE.INF_NEG: -math.inf,
+    }
+    return special[kind] if value is None else value
 
 
 def _study_key() -> sa.Column[int]:
@@ -87,11 +109,24 @@ hpo_test_openings = sa.Table(
     _study_key(),
     sa.Column("trial_number", sa.Integer),
     sa.Column("opened_at", sa.Double, nullable=False),
-    sa.Column("metrics", sa.Text, nullable=False),  # JSON
     sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("metrics", sa.Text),  # JSON; NULL if the training was cut off between opening the split and here
 )
 
 
 def create(engine: sa.Engine) -> None:
     """Make our tables where they are missing."""
     metadata.create_all(engine)
+
+
+def living_row(connection: sa.Connection, study_id: int) -> sa.Row[tuple[object, ...]] | None:
+    """Return our row of a study, None if it has none or only a dead one."""
+    uid = sa.select(study_user_attributes.c.value_json).where(
+        study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == UID_KEY
+    )
+    text = connection.execute(uid).scalar_one_or_none()
+    if text is None:
+        return None
+    return connection.execute(
+        sa.select(hpo_studies).where(hpo_studies.c.study_id == study_id, hpo_studies.c.uid == json.loads(text))
+    ).one_or_none()

@@ -6,6 +6,7 @@ a trial learns that it must let go: Parked when the worker was asked to stop, Lo
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,11 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.curve import ValueRule
-from hpo.errors import LostLease, Parked
+from hpo.errors import LostLease, Outage, Parked
 from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.storage import cause
+from hpo.study import stop_was_requested
+
+log = logging.getLogger(__name__)
 
 OWN_METRIC = "value"  # how the curve of a user's own objective is called in the ledger
 
@@ -73,7 +79,10 @@ class LeasedTrial(optuna.trial.Trial):
         """
         self.curve.append(value)
         judged = self.desk.rule(self.curve) if self.desk.rule else value
-        lost = self.desk.ledger.report([Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)])
+        try:
+            lost = self.desk.ledger.report([Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)])
+        except sa.exc.SQLAlchemyError as error:
+            raise Outage(cause(error)) from error
         if lost:
             raise LostLease(f"trial {self.number}: another worker has taken it up")
         self._last_step = step
@@ -88,6 +97,12 @@ class LeasedTrial(optuna.trial.Trial):
     def pruner_says_stop(self) -> bool:
         """Ask the study's pruner, whatever the worker is up to: for who parks at a moment of its own choice."""
         return super().should_prune()
+
+    def start_over(self) -> None:
+        """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
+        self.desk.ledger.start_over(self.desk.claim)
+        self.curve.clear()
+        self._cached_frozen_trial.intermediate_values.clear()
 
     def record_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record a checkpoint file from which another worker can go on."""
@@ -111,6 +126,11 @@ class LeasedTrial(optuna.trial.Trial):
         """Tell the sampler, then write the trial's end; LostLease if another worker owns it by now."""
         frozen = self._get_latest_trial()
         values = None if value is None else [value]
-        filtered = optuna.pruners._filter_study(self.study, frozen)
-        self.study.sampler.after_trial(filtered, frozen, state, values)
+        try:
+            filtered = optuna.pruners._filter_study(self.study, frozen)
+            self.study.sampler.after_trial(filtered, frozen, state, values)
+        except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
+            log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
+        if stop_was_requested(self.study):  # before the trial ends: a kill in between must not lose it
+            self.desk.ledger.stop("the objective or the sampler called study.stop()")
         self.desk.ledger.finish(self.desk.claim, state, value, outcome=outcome, reason=reason)

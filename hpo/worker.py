@@ -6,30 +6,35 @@ takes the trial up where its last checkpoint stands.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import platform
 import shutil
+import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import optuna
+import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import sampling, usercode
-from hpo.errors import Diverged, LostLease, Parked
+from hpo.errors import Diverged, LostLease, Outage, Parked, Signal, StorageError
 from hpo.lease import Keeper
 from hpo.ledger import Claim, Idle, Ledger
 from hpo.signals import StopSignal
-from hpo.study import Study, as_in_optimize, stop_was_requested
+from hpo.storage import cause
+from hpo.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, Desk, LeasedTrial
 
 log = logging.getLogger(__name__)
+TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 IDLE_SECONDS = 0.2  # between two looks for a trial that another worker may have left
 Objective = Callable[[LeasedTrial], Any]
 
@@ -39,21 +44,36 @@ def new_name() -> str:
     return f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSignal, *, with_parent: bool = False) -> int:
-    """Run trials until the study has none left for this worker; return the exit code: 0, or 128 + a signal's number."""
-    with Keeper(ledger, orphaned=stopping.request if with_parent else None) as keeper:
-        while not stopping():
-            claim = ledger.claim()
-            if claim is Idle.DONE:
-                break
-            if isinstance(claim, Idle):
-                time.sleep(IDLE_SECONDS)
-                continue
-            keeper.hold(claim)
-            run_trial(study, objective, claim, ledger, stopping)
-            keeper.hold(None)
-            if stop_was_requested(study.optuna):
-                ledger.stop("the objective or the sampler called study.stop()")
+def leave(code: int) -> NoReturn:
+    """End this process now: an interpreter that has loaded torch takes up to 2 s to take itself apart."""
+    atexit._run_exitfuncs()  # what the user's code registered
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSignal, *, parent: int | None = None) -> int:
+    """Run trials until the study has none left for this worker; return the exit code: 0, or 128 + a signal's number.
+
+    Args:
+        parent: the process that started this worker and without which it does not want to go on.
+
+    Raises StorageError if the storage fails; what was at hand keeps its place.
+    """
+    try:
+        with Keeper(ledger, parent=parent, orphaned=stopping.request) as keeper:
+            while not stopping():
+                claim = ledger.claim()
+                if claim is Idle.DONE:
+                    break
+                if isinstance(claim, Idle):
+                    time.sleep(IDLE_SECONDS)
+                    continue
+                keeper.hold(claim)
+                run_trial(study, objective, claim, ledger, stopping)
+                keeper.hold(None)
+    except (Outage, sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
     return stopping.exit_code
 
 
@@ -63,14 +83,29 @@ def run_trial(study: Study, objective: Objective, claim: Claim, ledger: Ledger, 
     study.optuna.get_trials(deepcopy=False)  # Optuna's cache must know the new row before a parameter is set
     try:
         with as_in_optimize(study.optuna):
-            trial = open_trial(study, claim, ledger, stopping)
-            settle(trial, objective)
+            run_to_its_end(study, objective, claim, ledger, stopping)
         shutil.rmtree(study.trial_folder(claim.number), ignore_errors=True)  # a settled trial goes on nowhere
     except Parked:
         ledger.park(claim)
         log.info("trial %d parked", claim.number, extra={"action": "trial_parked", "trial": claim.number})
     except LostLease as lost:
         log.warning("%s", lost, extra={"action": "lease_lost", "trial": claim.number})
+
+
+def run_to_its_end(
+    study: Study, objective: Objective, claim: Claim, ledger: Ledger, stopping: Callable[[], bool]
+) -> None:
+    """Open the trial, run the objective on it and settle it; a sampler that fails at its start fails the trial."""
+    if stopping():
+        raise Parked(f"trial {claim.number}: claimed as the worker was asked to stop")
+    try:
+        trial = open_trial(study, claim, ledger, stopping)
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        raise
+    except Exception:
+        ledger.finish(claim, TrialState.FAIL, None, outcome="exception", reason=traceback.format_exc())
+    else:
+        settle(trial, objective)
 
 
 def open_trial(study: Study, claim: Claim, ledger: Ledger, stopping: Callable[[], bool]) -> LeasedTrial:
@@ -84,11 +119,15 @@ def settle(trial: LeasedTrial, objective: Objective) -> None:
     """Run the objective and settle the trial by how it ended."""
     try:
         value = trial.judge(objective(trial))
+    except Signal:
+        raise
+    except optuna.exceptions.StorageInternalError as error:
+        raise Outage(str(error)) from error
     except optuna.TrialPruned as pruned:
         trial.settle(TrialState.PRUNED, last_value(trial), outcome="pruned", reason=str(pruned) or None)
     except Diverged as diverged:
         trial.settle(TrialState.PRUNED, last_value(trial), outcome="diverged", reason=str(diverged))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
         log.warning("trial %d failed: %s: %s", trial.number, type(error).__name__, error)
         trial.settle(TrialState.FAIL, None, outcome="exception", reason=traceback.format_exc())
     else:
@@ -97,10 +136,9 @@ def settle(trial: LeasedTrial, objective: Objective) -> None:
 
 
 def last_value(trial: LeasedTrial) -> float | None:
-    """Return what was last reported to Optuna, if it is a number a sampler can use: the value of a pruned trial."""
+    """Return the last number reported to Optuna that a sampler can use: the value of a pruned trial."""
     reported = trial._cached_frozen_trial.intermediate_values
-    value = reported[max(reported)] if reported else None
-    return value if value is not None and math.isfinite(value) else None
+    return next((value for _, value in sorted(reported.items(), reverse=True) if math.isfinite(value)), None)
 
 
 def build_objective(study: Study, folder: Path) -> Objective:

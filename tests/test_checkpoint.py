@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from hpo.errors import CheckpointError
 from hpo.train import checkpoint
-from hpo.train.checkpoint import CheckpointError
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from optuna.trial import TrialState
 
-from hpo import results, storage, study
+from hpo import storage, study
 from hpo.errors import Fault, StudyError
 from hpo.ledger import Claim
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.summary import summarize
 from hpo.trial import Desk, LeasedTrial
 from hpo.view import dashboard
 
@@ -83,12 +84,12 @@ def caller(app: dashboard.App) -> Call:
 
 
 @pytest.fixture
-def read_only(place: Storage, demo: Study) -> Call:  # noqa: ARG001  (the study must be there)
+def read_only(place: Storage, demo: Study) -> Call:
     return caller(dashboard.app(place, write=False))
 
 
 @pytest.fixture
-def writable(place: Storage, demo: Study) -> Call:  # noqa: ARG001
+def writable(place: Storage, demo: Study) -> Call:
     return caller(dashboard.app(place, write=True))
 
 
@@ -124,29 +125,29 @@ def test_pages_and_data_are_served(read_only: Call, demo: Study) -> None:
 def test_whatever_is_no_get_is_forbidden_and_changes_nothing(
     read_only: Call, demo: Study, method: str, path: str, body: Any
 ) -> None:
-    before = results.summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")
+    before = summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")
     status, answer = read_only(method, path, body)
     assert status == 403
     assert json.loads(answer) == {"reason": "the dashboard is read-only; `hpo dashboard --write` lets changes in"}
-    assert (results.summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")) == before
+    assert (summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")) == before
 
 
 def test_looking_on_disturbs_neither_lease_nor_ledger(read_only: Call, demo: Study) -> None:
-    before = results.summarize(demo, clock=lambda: 0.0)
+    before = summarize(demo, clock=lambda: 0.0)
     for path in ("/api/studies", "/api/studies/1", "/api/studies/1/param_importances", "/csv/1", "/api/meta"):
         assert read_only("GET", path)[0] == 200, path
-    assert results.summarize(demo, clock=lambda: 0.0) == before
+    assert summarize(demo, clock=lambda: 0.0) == before
 
 
 def test_with_write_a_trial_is_told(writable: Call, demo: Study) -> None:
     assert writable("POST", "/api/trials/2/tell", {"state": "Fail"})[0] == 204
-    assert results.summarize(demo).counts["fail"] == 1
+    assert summarize(demo).counts["fail"] == 1
 
 
 def test_with_write_a_study_is_deleted_with_our_rows_dead(writable: Call, demo: Study) -> None:
     assert writable("DELETE", "/api/studies/1", {})[0] == 204
     with pytest.raises(StudyError, match="was deleted"):
-        results.summarize(demo)
+        summarize(demo)
 
 
 @pytest.mark.parametrize(

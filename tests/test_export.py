@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from hpo import export, final, openings, owntrain, results, storage, studyfile, worker
 from hpo import study as studies
-from hpo.errors import SpecError, StudyError
+from hpo.errors import CheckpointError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
@@ -29,7 +29,11 @@ TRIALS = 5
 
 
 def quiet(result: object) -> None:
-    del result
+    """Show no progress."""
+
+
+def nothing() -> None:
+    """Record no opening."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_the_final_training_leaves_weights_metrics_and_logs_and_tests_once(
     searched: Study, best_file: Path, tmp_path: Path
 ) -> None:
     training, folder = final.prepare(best_file), tmp_path / "run"
-    metrics = final.train(training, folder, stop=lambda: False, progress=quiet)
+    metrics = final.train(training, folder, stop=lambda: False, progress=quiet, before_test=nothing)
     assert metrics is not None
     assert metrics["value"] == results.best(searched)[0].value
     assert metrics["test_images"] == 270
@@ -117,13 +121,13 @@ def test_the_final_training_leaves_weights_metrics_and_logs_and_tests_once(
     run = training.run()
     run.model.load_state_dict(checkpoint.load(folder / "weights.pt"))
     assert final.finished(training, folder) == metrics
-    with pytest.raises(StudyError, match="another seed"):
-        final.train(final.prepare(best_file, seed=1), folder, stop=lambda: False, progress=quiet)
+    with pytest.raises(StudyError, match="another finished training"):
+        final.train(final.prepare(best_file, seed=1), folder, stop=lambda: False, progress=quiet, before_test=nothing)
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(best_file: Path, tmp_path: Path) -> None:
     training = final.prepare(best_file)
-    metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet)
+    metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
     assert metrics is not None
     run = training.run()
     for result in run.train():
@@ -135,11 +139,14 @@ def test_the_weights_kept_are_those_of_the_best_epoch(best_file: Path, tmp_path:
 
 def test_a_stopped_final_training_goes_on_to_the_same_result(best_file: Path, tmp_path: Path) -> None:
     training = final.prepare(best_file)
-    whole = final.train(training, tmp_path / "whole", stop=lambda: False, progress=quiet)
+    whole = final.train(training, tmp_path / "whole", stop=lambda: False, progress=quiet, before_test=nothing)
     asked = iter(range(1000))
-    assert final.train(training, tmp_path / "broken", stop=lambda: next(asked) > 25, progress=quiet) is None
+    assert (
+        final.train(training, tmp_path / "broken", stop=lambda: next(asked) > 25, progress=quiet, before_test=nothing)
+        is None
+    )
     assert (tmp_path / "broken" / "checkpoint.pt").exists()
-    again = final.train(training, tmp_path / "broken", stop=lambda: False, progress=quiet)
+    again = final.train(training, tmp_path / "broken", stop=lambda: False, progress=quiet, before_test=nothing)
 
     def timeless(metrics: dict[str, Any] | None) -> Any:
         assert metrics is not None
@@ -150,12 +157,12 @@ def test_a_stopped_final_training_goes_on_to_the_same_result(best_file: Path, tm
 
 
 def test_a_folder_of_another_training_is_left_alone(searched: Study, best_file: Path, tmp_path: Path) -> None:
-    final.train(final.prepare(best_file), tmp_path / "run", stop=lambda: False, progress=quiet)
+    final.train(final.prepare(best_file), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     others = [t for t in range(1, TRIALS) if t != results.best(searched)[0].number]
     (other,) = export.export(searched, tmp_path / "other.toml", number=others[0])
-    with pytest.raises(StudyError, match="another config"):
-        final.train(final.prepare(other), tmp_path / "run", stop=lambda: False, progress=quiet)
+    with pytest.raises(StudyError, match="another finished training"):
+        final.train(final.prepare(other), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
 
 
@@ -169,25 +176,72 @@ def test_a_config_with_ranges_is_not_trained_and_each_range_is_named(tmp_path: P
     assert "hpo run" in str(refused.value)
 
 
-def test_an_opening_of_the_test_split_is_recorded_with_its_study(searched: Study, best_file: Path) -> None:
-    spec = StudySpec.load(best_file)
+def test_an_opening_is_recorded_before_the_split_is_opened_and_once(searched: Study, best_file: Path) -> None:
+    spec, url = StudySpec.load(best_file), storage.plain(searched.storage.url)
+
+    def rows() -> list[Any]:
+        with searched.storage.engine.connect() as connection:
+            return list(connection.execute(sa.select(hpo_test_openings)))
+
+    assert openings.record(spec, Path("run"), url) is None
+    assert [row.metrics for row in rows()] == [None]
     measured = {"test_accuracy": 0.5, "test_loss": 1.0, "value": 0.6}
-    assert openings.record(spec, measured, Path("run"), storage.plain(searched.storage.url)) is None
-    with searched.storage.engine.connect() as connection:
-        row = connection.execute(sa.select(hpo_test_openings)).one()
+    for _ in range(2):
+        assert openings.record(spec, Path("run"), url, measured) is None
+    (row,) = rows()
     assert json.loads(row.metrics) == {"test_accuracy": 0.5, "test_loss": 1.0}
     assert row.trial_number == results.best(searched)[0].number
-    assert "no such file" in (openings.record(spec, measured, Path("run"), "sqlite:////nowhere/x.db") or "")
+    assert "no such file" in (openings.record(spec, Path("run"), "sqlite:////nowhere/x.db") or "")
 
 
-def test_an_own_objective_s_winner_is_exported_and_run_again(
-    make_study: Callable[..., Study], tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text("def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2\n")
+def test_the_opening_is_announced_after_the_last_epoch_and_before_the_result(best_file: Path, tmp_path: Path) -> None:
+    seen: list[object] = []
+    final.train(
+        final.prepare(best_file),
+        tmp_path / "run",
+        stop=lambda: False,
+        progress=lambda result: seen.append(result.epoch),
+        before_test=lambda: seen.append((tmp_path / "run" / "metrics.json").exists()),
+    )
+    assert seen == [1, 2, 3, False]
+
+
+def test_another_seed_does_not_go_on_from_this_one_s_checkpoint(best_file: Path, tmp_path: Path) -> None:
+    asked = iter(range(1000))
+    first = final.prepare(best_file, seed=1)
+    stopped = final.train(first, tmp_path / "run", stop=lambda: next(asked) > 25, progress=quiet, before_test=nothing)
+    assert stopped is None
+    with pytest.raises(StudyError, match="another training, unfinished"):
+        final.train(
+            final.prepare(best_file, seed=2), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing
+        )
+
+
+def test_a_damaged_checkpoint_of_a_final_training_is_told_with_the_mend(best_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"remove .*checkpoint\.pt"):
+        final.train(final.prepare(best_file), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
+
+
+def test_a_config_that_only_has_another_receipt_is_the_same_training(best_file: Path, tmp_path: Path) -> None:
+    metrics = final.train(
+        final.prepare(best_file), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing
+    )
+    best_file.write_text(best_file.read_text().replace("trials_tried = 5", "trials_tried = 99"))
+    assert final.finished(final.prepare(best_file), tmp_path / "run") == metrics
+
+
+def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2 + trial.number\n"
+    )
     study = make_study(trials=3)
+    study.ledger("w").finish(study.ledger("w").claim(), TrialState.FAIL, None, outcome="exception")  # the best is not 0
     worker.work(study, worker.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
     (path,) = export.export(study, tmp_path / "best.toml")
     spec = final.load_pinned(path)
+    assert not {"data", "model", "training", "metric"} & tomllib.loads(path.read_text()).keys()
     assert spec.params == results.best(study)[0].params
     assert owntrain.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
     assert spec.receipt["test_split"] == "the user's own promise"

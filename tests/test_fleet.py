@@ -40,9 +40,7 @@ def test_gpus_are_named_by_uuid_as_the_driver_lists_them(nvidia_smi: Path) -> No
 
 @pytest.mark.parametrize(("given", "devices"), [("1,3", ["1", "3"]), ("", []), ("-1", []), ("GPU-x", ["GPU-x"])])
 @pytest.mark.usefixtures("nvidia_smi")
-def test_the_user_s_own_choice_of_gpus_stands(
-    monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]
-) -> None:
+def test_the_user_s_own_choice_of_gpus_stands(monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert gpus.visible() == devices
 

@@ -30,11 +30,11 @@ LAYERS = [
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
     ["hpo.ledger", "hpo.sampling"],
-    ["hpo.pruning", "hpo.storage", "hpo.tables", "hpo.train.loop"],
-    ["hpo.spec", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
+    ["hpo.pruning", "hpo.storage", "hpo.train.loop"],
+    ["hpo.spec", "hpo.tables", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
     ["hpo.config"],
     ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "data", "models"],
-    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.view.words"],
+    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.jsonfile", "hpo.view.words"],
     ["hpo", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
 ]
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}

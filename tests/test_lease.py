@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,10 @@ MakeStudy = Callable[..., Study]
 @pytest.fixture(autouse=True)
 def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "TICK_SECONDS", 0.02)
+
+
+def never() -> None:
+    pytest.fail("nobody's parent died")
 
 
 def until(study: Study) -> float | None:
@@ -39,7 +44,7 @@ def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_stud
     claim = ledger.claim()
     assert isinstance(claim, Claim)
     first = until(study)
-    with lease.Keeper(ledger) as keeper:
+    with lease.Keeper(ledger, parent=None, orphaned=never) as keeper:
         keeper.hold(claim)
         wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
         keeper.hold(None)
@@ -63,7 +68,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 
     monkeypatch.setattr(Ledger, "renew", failing_at_first)
     first = until(study)
-    with lease.Keeper(ledger) as keeper:
+    with lease.Keeper(ledger, parent=None, orphaned=never) as keeper:
         keeper.hold(claim)
         wait_for(lambda: (until(study) or 0) > (first or 0))
     assert "could not be renewed" in caplog.text
@@ -71,7 +76,15 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 
 def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     noticed: list[bool] = []
-    with lease.Keeper(make_study().ledger("w"), orphaned=lambda: noticed.append(True)):
-        monkeypatch.setattr(lease.os, "getppid", lambda: 1)
+    parent = os.getppid()
+    with lease.Keeper(make_study().ledger("w"), parent=parent, orphaned=lambda: noticed.append(True)):
+        assert noticed == []
+        monkeypatch.setattr(os, "getppid", lambda: 1)
         wait_for(lambda: bool(noticed))
     assert noticed == [True]
+
+
+def test_a_parent_that_died_before_the_keeper_began_is_noticed_at_once(make_study: MakeStudy) -> None:
+    noticed: list[bool] = []
+    with lease.Keeper(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
+        assert noticed == [True]

@@ -293,9 +293,9 @@ def test_a_stopped_study_starts_nothing_new_and_finishes_what_is_parked(make_stu
 
 def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy) -> None:
     study = make_study(trials=3)
-    for worker in ("host:12:aa", "host:123:bb", "h%st:12:cc"):
+    for worker in ("host:1:aa", "host:1:ab", "host:2:aa"):
         taken(study.ledger(worker))
-    study.ledger("launcher").park_all_of("host:12:")
+    study.ledger("launcher").park_all_of("host:1:aa")
     again = taken(study.ledger("new"))
     assert again.number == 0
     assert study.ledger("new").claim() is Idle.WAIT
@@ -319,12 +319,58 @@ def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) 
         ledger.claim()
 
 
+def test_a_worker_of_a_deleted_study_writes_nothing_into_the_one_made_again(make_study: MakeStudy) -> None:
+    old = make_study(trials=3)
+    ledger = old.ledger("old")
+    stale = taken(ledger)
+    optuna.delete_study(study_name=old.name, storage=old.storage.optuna)
+    assert ledger.report([said(stale, 1, -1e9)]) == [stale]
+    new = make_study(trials=3)
+    fresh = taken(new.ledger("new"))
+    assert ledger.report([said(stale, 1, -1e9)]) == [stale]
+    with pytest.raises(LostLease):
+        finish(ledger, stale, value=-1e9)
+    assert new.ledger("new").report([said(fresh, 1, 0.5)]) == []
+    finish(new.ledger("new"), fresh, value=0.5)
+    assert [trial.value for trial in new.optuna.trials] == [0.5]
+
+
+def test_a_lease_that_was_given_back_is_not_renewed(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    ledger.park(claim)
+    assert not ledger.renew(claim)
+    assert taken(study.ledger("other")).number == 0
+
+
+@pytest.mark.parametrize("reason", ["a file called \udcff", "a NUL \0 in it", "plain"])
+def test_any_reason_can_be_stored(make_study: MakeStudy, reason: str) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    ledger.finish(claim, TrialState.FAIL, None, outcome="exception", reason=reason)
+    assert row_of(study, claim).reason == reason.replace("\udcff", "\\udcff").replace("\0", "\\0")
+
+
+def test_starting_over_forgets_the_checkpoint_and_the_curve(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    ledger = study.ledger("w")
+    claim = taken(ledger)
+    ledger.report([said(claim, 1, 1.0)])
+    ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="/c.pt", digest="abc"))
+    ledger.start_over(claim)
+    assert trial_of(study, 0).intermediate_values == {}
+    ledger.park(claim)
+    assert taken(ledger).checkpoint is None
+
+
 def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy, place: storage.Storage) -> None:
     study = make_study(trials=3)
     ledger = study.ledger("w")
     claim = taken(ledger)
     ledger.report([said(claim, 1, 1.0)])
-    ledger.record_test_opening(0, {"test_accuracy": 0.5}, "/runs/x")
+    ledger.record_test_opening(0, "/runs/x", {"test_accuracy": 0.5})
     optuna.delete_study(study_name=study.name, storage=place.optuna)
     assert optuna.get_all_study_names(place.optuna) == []
     if not place.is_sqlite:

@@ -9,17 +9,21 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 from optuna.trial import TrialState
 
-from hpo import results, studyfile, worker
+from hpo import assembly, results, space, studyfile, worker
 from hpo import study as studies
-from hpo.errors import MismatchError
-from hpo.objective import declared
+from hpo.config import TrainConfig
+from hpo.errors import LostLease, MismatchError
+from hpo.ledger import Claim, Ledger
+from hpo.objective import Saver, declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.tables import hpo_trials
+from hpo.trial import LeasedTrial
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
@@ -93,7 +97,7 @@ def test_a_parked_trial_goes_on_to_the_very_curve_of_an_unbroken_one(
 
     class AfterBatches(StopSignal):
         def __call__(self) -> bool:
-            return self.received is not None or next(asked) > batches  # the worker itself asks once before
+            return self.received is not None or next(asked) > batches + 1  # the worker itself asks twice before
 
     stopping = AfterBatches()
     work(broken, stopping)
@@ -152,3 +156,52 @@ def test_optuna_s_own_tools_read_the_trials(make_digits: Callable[..., Study]) -
     work(study)
     importances = optuna.importance.get_param_importances(study.optuna, params=["optimizer.lr", "model.dropout"])
     assert importances.keys() == {"optimizer.lr", "model.dropout"}
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_the_epochs_and_not_the_trial(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(1)
+    asked = iter(range(10_000))
+
+    class AfterBatches(StopSignal):
+        def __call__(self) -> bool:
+            return self.received is not None or next(asked) > 42
+
+    work(study, AfterBatches())
+    (file,) = study.trial_folder(0).glob("*.pt")
+    file.write_bytes(b"not a checkpoint")
+    assert work(study) == 0
+    (trial,) = study.optuna.trials
+    assert trial.state == TrialState.COMPLETE
+    whole = make_digits(1, name="whole")
+    work(whole)
+    assert curves(study) == curves(whole)
+
+
+def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoint(
+    make_digits: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_digits(1)
+    old, new = study.ledger("old"), study.ledger("new")
+
+    def open_at(ledger: Ledger) -> LeasedTrial:
+        claim = ledger.claim()
+        assert isinstance(claim, Claim)
+        study.optuna.get_trials(deepcopy=False)
+        return worker.open_trial(study, claim, ledger, lambda: False)
+
+    config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
+    splits = assembly.load_splits(config, 0, tmp_path, torch.device("cpu"))
+
+    def saver_of(trial: LeasedTrial) -> Saver:
+        run = assembly.build_run(config, splits, 0, tmp_path, torch.device("cpu"))
+        return Saver(run, trial, study.trial_folder(0))
+
+    slow = saver_of(open_at(old))
+    slow.save(1)
+    old.park(slow.trial.desk.claim)
+    fast = saver_of(open_at(new))
+    fast.save(2)
+    with pytest.raises(LostLease):
+        slow.save(3)
+    assert fast.latest is not None
+    assert fast.latest.exists()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 
+from hpo import storage
 from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
 from hpo.spec import StudySpec
@@ -17,6 +20,7 @@ from hpo.tables import UID_KEY
 from tests.conftest import OWN_OBJECTIVE
 
 MakeStudy = Callable[..., Study]
+ROOT = Path(__file__).parents[1]
 
 
 def spec_of(study: Study, **changes: object) -> StudySpec:
@@ -31,7 +35,7 @@ def join_again(study: Study, wanted: StudySpec, **settings: object) -> Study:
 def test_a_study_is_joined_with_the_spec_it_was_made_with(make_study: MakeStudy) -> None:
     made = make_study(trials=7, seed=3)
     joined = studies.join(made.storage, "own")
-    assert (joined.uid, joined.spec, joined.trials) == (made.uid, made.spec, 7)
+    assert (joined.uid, joined.spec, joined.budget) == (made.uid, made.spec, 7)
     assert joined.spec.fingerprint == made.spec.fingerprint
     assert made.optuna.user_attrs[UID_KEY] == made.uid
 
@@ -54,13 +58,13 @@ def test_another_spec_is_refused_with_each_difference_and_the_ways_out(make_stud
 
 def test_a_larger_budget_is_no_disagreement_and_stays(make_study: MakeStudy) -> None:
     made = make_study(trials=5)
-    assert join_again(made, spec_of(made, budget={"trials": 9})).trials == 9
-    assert join_again(made, spec_of(made, budget={"trials": 5})).trials == 9
+    assert join_again(made, spec_of(made, budget={"trials": 9})).budget == 9
+    assert join_again(made, spec_of(made, budget={"trials": 5})).budget == 9
 
 
 def test_a_budget_given_by_hand_is_taken_as_it_is(make_study: MakeStudy) -> None:
     made = make_study(trials=5)
-    assert join_again(made, made.spec, trials_budget=3).trials == 3
+    assert join_again(made, made.spec, trials_budget=3).budget == 3
 
 
 def test_workers_storage_and_checkpoints_may_differ(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -85,9 +89,15 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(make_study: MakeStud
         studies.join(made.storage, "digit")
 
 
-def test_a_storage_without_our_tables_is_said_to_hold_no_study(place: Storage) -> None:
+def test_a_storage_without_our_tables_is_said_to_hold_no_study(url: str) -> None:
+    theirs = optuna.storages.RDBStorage(storage.plain(storage.parse(url)))
+    optuna.create_study(study_name="own", storage=theirs)
+    theirs.engine.dispose()
+    place = storage.connect(url)
+    assert studies.names(place) == []
     with pytest.raises(StudyError, match="no study of hpo"):
         studies.join(place, "own")
+    place.close()
 
 
 def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_study: MakeStudy) -> None:
@@ -121,11 +131,49 @@ def test_a_worker_s_own_file_must_agree(make_study: MakeStudy) -> None:
         studies.check_worker(made, mine=spec_of(made, seed=1), code_digest="", allow_code_change=False)
 
 
-def test_a_checkpoint_folder_that_cannot_be_made_is_told(place: Storage, tmp_path: Path) -> None:
+def test_a_checkpoint_folder_that_cannot_be_made_is_told_and_nothing_is_written(place: Storage, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    document = {**OWN_OBJECTIVE, "checkpoints": str(tmp_path / "file")}
+    wrong = StudySpec.from_document({**OWN_OBJECTIVE, "checkpoints": str(tmp_path / "file")})
     with pytest.raises(StudyError, match="checkpoints"):
-        studies.create_or_join(place, StudySpec.from_document(document), code_folder=tmp_path, code_digest="")
+        studies.create_or_join(place, wrong, code_folder=tmp_path, code_digest="")
+    assert optuna.get_all_study_names(place.optuna) == []
+    mended = wrong.model_copy(update={"checkpoints": str(tmp_path / "folder")})
+    made = studies.create_or_join(place, mended, code_folder=tmp_path, code_digest="")
+    assert made.checkpoints == tmp_path / "folder" / made.uid
+
+
+def test_a_study_of_plain_optuna_in_the_other_direction_is_not_adopted(place: Storage, make_study: MakeStudy) -> None:
+    optuna.create_study(study_name="own", storage=place.optuna, direction="maximize")
+    with pytest.raises(MismatchError, match="is to maximize"):
+        make_study()
+
+
+CREATE = """
+import sys
+from pathlib import Path
+from hpo import storage, study
+from hpo.spec import StudySpec
+from tests.conftest import OWN_OBJECTIVE
+print("ready", flush=True)
+sys.stdin.readline()
+place = storage.connect(sys.argv[1], create=True)
+spec = StudySpec.from_document({**OWN_OBJECTIVE, "checkpoints": sys.argv[2]})
+print(study.create_or_join(place, spec, code_folder=Path(sys.argv[2]), code_digest="").uid)
+"""
+
+
+def test_processes_that_make_the_same_storage_and_study_at_once_all_get_it(url: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CREATE, url, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    makers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]  # type: ignore[call-overload]
+    for maker in makers:
+        assert maker.stdout.readline() == "ready\n"
+    for maker in makers:
+        maker.stdin.write("go\n")
+        maker.stdin.flush()
+    uids = {maker.communicate(timeout=60)[0].strip() for maker in makers}
+    assert [maker.returncode for maker in makers] == [0] * 4
+    assert len(uids) == 1
 
 
 def test_study_stop_is_allowed_only_inside_our_loop_and_is_seen(make_study: MakeStudy) -> None:

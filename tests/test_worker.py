@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -12,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage, worker
-from hpo.ledger import Idle
+from hpo import sampling, storage, worker
+from hpo.errors import StorageError
+from hpo.ledger import Claim, Idle, Ledger
 from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
@@ -252,6 +255,109 @@ def test_an_objective_may_stop_the_study(make_study: MakeStudy) -> None:
     assert "study.stop()" in (join_study(study.storage, study.name).stop_reason or "")
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_whatever_an_objective_raises_is_the_end_of_its_trial_alone(
+    make_study: MakeStudy, error: type[BaseException]
+) -> None:
+    study = make_study(trials=2)
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 0:
+            raise error
+        return 1.0
+
+    assert work(study, objective) == 0
+    assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
+
+
+def test_a_queued_trial_beside_a_grid_ends_neither_the_worker_nor_the_grid(make_study: MakeStudy) -> None:
+    study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2, 3]}})
+    study.optuna.enqueue_trial({"x": 9})
+
+    def objective(trial: optuna.Trial) -> float:
+        return trial.suggest_int("x", 1, 9)
+
+    assert work(study, objective) == 0
+    assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2, 3, 9]
+    assert study.ledger("other").claim() is Idle.DONE
+
+
+def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(make_study: MakeStudy) -> None:
+    study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2]}})
+    slow, quick = study.ledger("slow"), study.ledger("quick")
+    claims = [slow.claim(), quick.claim()]
+    assert quick.claim() is Idle.WAIT  # both points are dealt out, if not drawn yet
+    for claim, ledger in zip(claims, (slow, quick), strict=True):
+        assert isinstance(claim, Claim)
+        study.optuna.sampler = sampling.build(study.spec, claim.number)
+        study.optuna.get_trials(deepcopy=False)
+        worker.open_trial(study, claim, ledger, lambda: False).suggest_int("x", 1, 2)
+    assert quick.claim() is Idle.WAIT
+    for claim, ledger in zip(claims, (slow, quick), strict=True):
+        assert isinstance(claim, Claim)
+        ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+    assert quick.claim() is Idle.DONE  # though nobody told the study to stop
+    assert join_study(study.storage, study.name).stop_reason == "every point of the grid was tried"
+    assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2]
+
+
+def test_a_sampler_that_fails_before_a_trial_fails_that_trial(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=2)
+
+    class Broken(optuna.samplers.RandomSampler):
+        def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            if trial.number == 0:
+                raise RuntimeError("a sampler's bug")
+
+        def after_trial(self, *arguments: object) -> None:
+            raise RuntimeError("another one")
+
+    monkeypatch.setitem(sampling.SAMPLERS, "random", lambda draw: Broken(seed=draw.trial_seed))
+    assert work(study, lambda trial: trial.suggest_float("x", 0, 1)) == 0
+    assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
+    assert "a sampler's bug" in (outcomes(study)[0][1] or "")
+
+
+def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeStudy) -> None:
+    study = make_study(trials=12, sampler={"name": "qmc"})
+    ledger = study.ledger("w")
+    drawn = []
+    for start in range(0, 12, 4):
+        claims = [ledger.claim() for _ in range(4)]
+        opened = []
+        for claim in claims:
+            assert isinstance(claim, Claim)
+            study.optuna.sampler = sampling.build(study.spec, claim.number)
+            study.optuna.get_trials(deepcopy=False)
+            opened.append(worker.open_trial(study, claim, ledger, lambda: False))
+            drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
+        for trial in opened:
+            trial.settle(TrialState.COMPLETE, float(start), outcome="complete")
+    assert len(set(drawn)) == 12
+
+
+def test_a_storage_error_under_a_report_is_not_the_trial_s_failure(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=1)
+
+    def broken(self: Ledger, reports: object) -> list[Claim]:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+
+    def objective(trial: optuna.Trial) -> float:
+        with contextlib.suppress(Exception):
+            trial.report(1.0, 1)
+        pytest.fail("an outage must end the trial")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", broken)
+        with pytest.raises(StorageError, match="the server closed the connection"):
+            work(study, objective)
+    assert [trial.state for trial in trials(study)] == [TrialState.RUNNING]
+
+
 def test_a_grid_runs_every_point_once_and_ends_the_study(make_study: MakeStudy) -> None:
     grid = {"x": [1, 2, 3], "kind": ["a", "b"]}
     study = make_study(trials=50, sampler={"name": "grid", "search_space": grid})
@@ -282,7 +388,10 @@ def test_the_same_seed_and_history_give_the_same_suggestions(make_study: MakeStu
     def objective(trial: optuna.Trial) -> float:
         return trial.suggest_float("x", -1, 1) ** 2
 
-    one, other = make_study(trials=14, sampler={"name": "tpe"}), make_study(trials=14, name="b", sampler={"name": "tpe"})
+    one, other = (
+        make_study(trials=14, sampler={"name": "tpe"}),
+        make_study(trials=14, name="b", sampler={"name": "tpe"}),
+    )
     for study in (one, other):
         work(study, objective)
     assert [trial.params for trial in trials(one)] == [trial.params for trial in trials(other)]

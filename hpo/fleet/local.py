@@ -6,13 +6,14 @@ them to park; what they print goes to a log file each. They find the storage, wi
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from hpo import storage
 from hpo.fleet import gpus
 from hpo.study import Study
 
+log = logging.getLogger(__name__)
 RESTARTS = 3  # crashes of one slot in a row before it stays empty
+RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
 GRACE_SECONDS = 30.0  # from the request to park until workers are killed
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
@@ -34,9 +37,12 @@ class Slot:
     gpu: str | None
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
+    restart_at: float | None = None  # when a crashed worker is started again
     crashes: int = 0
     exit_codes: list[int] = field(default_factory=list)
+    given_up: bool = False
 
     @property
     def running(self) -> bool:
@@ -53,7 +59,7 @@ class Fleet:
     def __init__(self, study: Study, workers: int, *, allow_code_change: bool = False) -> None:
         self.study = study
         self.allow_code_change = allow_code_change
-        self.asked_to_stop = False
+        self.stop_asked_at: float | None = None
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,8 +78,9 @@ class Fleet:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
-        command = [sys.executable, "-P", "-m", "hpo", "worker", self.study.name, "--with-parent"]
-        command += ["--code", str(self.study.code_folder)]
+        slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
+        command = [sys.executable, "-P", "-m", "hpo", "worker", self.study.name]
+        command += ["--parent", str(os.getpid()), "--as", slot.worker, "--code", str(self.study.code_folder)]
         command += ["--allow-code-change"] if self.allow_code_change else []
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
@@ -84,52 +91,54 @@ class Fleet:
                 env=self._environment(slot),
                 start_new_session=True,
             )
-        slot.started_at = time.monotonic()
+        slot.started_at, slot.restart_at = time.monotonic(), None
 
     def _environment(self, slot: Slot) -> dict[str, str]:
-        threads = str(self.study.spec.training.get("threads", 1)) if not self.study.spec.objective else "1"
-        threads = threads if threads.isdigit() else "1"
+        threads = str(self.study.spec.training.get("threads", 1))
+        threads = threads if threads.isdigit() else "1"  # where it is searched, each trial sets its own
         own = {"HPO_STORAGE": storage.plain(self.study.storage.url), "PYTHONUNBUFFERED": "1"}
-        own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}  # one trial, one core
+        own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if slot.gpu is not None:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before torch is loaded
         return {**os.environ, **own}
 
     def tend(self) -> int:
-        """Give dead workers' trials back, start crashed ones again, and return how many are alive after that."""
+        """Look after every slot once; return how many workers are alive or about to be started again."""
+        if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > GRACE_SECONDS:
+            self.kill_processes()
         for slot in self.slots:
-            if slot.process is None or slot.process.poll() is None:
-                continue
-            code = slot.process.returncode
-            self._release(slot)
-            slot.exit_codes.append(code)
-            slot.process = None
-            if code in (0, USAGE_ERROR) or self.asked_to_stop:
-                continue
-            lived = time.monotonic() - slot.started_at
-            slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
-            if slot.crashes <= RESTARTS:
+            if slot.process is not None and slot.process.poll() is not None:
+                self._bury(slot)
+            if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
                 self._start(slot)
-        return self.running
+        return sum(slot.process is not None or slot.restart_at is not None for slot in self.slots)
+
+    def _bury(self, slot: Slot) -> None:
+        """Give a dead worker's trials back; after a crash have another one started, with a growing pause."""
+        assert slot.process is not None
+        code = slot.process.returncode
+        slot.process = None
+        slot.exit_codes.append(code)
+        self._release(slot)
+        if code == 0 or self.stop_asked_at is not None:
+            return
+        lived = time.monotonic() - slot.started_at
+        slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
+        slot.given_up = code == USAGE_ERROR or slot.crashes > RESTARTS
+        if not slot.given_up:
+            slot.restart_at = time.monotonic() + RESTART_SECONDS * 2 ** (slot.crashes - 1)
 
     def _release(self, slot: Slot) -> None:
-        """Park what a dead worker held, now rather than when its lease runs out."""
-        assert slot.process is not None
-        self.study.ledger("launcher").park_all_of(f"{platform.node()}:{slot.process.pid}:")
-
-    @property
-    def running(self) -> int:
-        """How many workers are alive."""
-        return sum(slot.running for slot in self.slots)
+        """Park what a dead worker held, now rather than when its lease runs out, which would do as well."""
+        try:
+            self.study.ledger("launcher").park_all_of(slot.worker)
+        except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
+            log.warning("the leases of %s could not be given back; they run out by themselves", slot.name)
 
     @property
     def failed(self) -> list[Slot]:
-        """The slots whose last worker ended badly, unasked, and is not coming back."""
-        return (
-            []
-            if self.asked_to_stop
-            else [slot for slot in self.slots if not slot.running and slot.exit_codes and slot.exit_codes[-1] != 0]
-        )
+        """The slots whose workers kept crashing, or refused to work."""
+        return [slot for slot in self.slots if slot.given_up]
 
     @property
     def exit_code(self) -> int:
@@ -137,30 +146,36 @@ class Fleet:
         codes = {slot.exit_codes[-1] for slot in self.failed}
         return USAGE_ERROR if USAGE_ERROR in codes else int(bool(codes))
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ask every worker to park its trial and leave; none is started again."""
-        self.asked_to_stop = True
+    def stop(self) -> None:
+        """Ask every worker to park its trial and leave; none is started again, and what stays is killed after the grace."""
+        self.stop_asked_at = time.monotonic()
         for slot in self.slots:
+            slot.restart_at = None
             if slot.running and slot.process is not None:
-                slot.process.send_signal(number)
+                slot.process.terminate()
 
-    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Wait so long, or only until every worker has left or `until` says so."""
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or only until some worker has left."""
         deadline = time.monotonic() + seconds
-        while self.running and time.monotonic() < deadline and not until():
+        alive = sum(slot.running for slot in self.slots)
+        while time.monotonic() < deadline and alive and sum(slot.running for slot in self.slots) == alive:
             time.sleep(0.02)
 
-    def kill(self) -> None:
-        """End every worker at once and give its trials back."""
+    def kill_processes(self) -> None:
+        """Kill every worker, and nothing else: safe in a signal handler."""
         for slot in self.slots:
-            if slot.process is None:
-                continue
-            if slot.process.poll() is None:
+            if slot.process is not None:
                 slot.process.kill()
+
+    def end(self) -> None:
+        """Leave no worker behind, whatever happened: kill what is left and give its trials back."""
+        self.stop_asked_at = self.stop_asked_at or time.monotonic()
+        self.kill_processes()
+        for slot in self.slots:
+            slot.restart_at = None
+            if slot.process is not None:
                 slot.process.wait()
-            self._release(slot)
-            slot.exit_codes.append(slot.process.returncode)
-            slot.process = None
+                self._bury(slot)
 
 
 def default_workers() -> int:

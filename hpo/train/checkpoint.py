@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 
+from hpo.errors import CheckpointError
+
 PLAIN = (bool, int, float, str, type(None))
-
-
-class CheckpointError(ValueError):
-    """Raised when a state cannot be a checkpoint, or a file is not the checkpoint that was asked for."""
 
 
 def save(path: Path | str, state: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from hpo.storage import Storage
 from hpo.study import Study
 from hpo.tables import hpo_trials
 
-OBJECTIVE = '''
+OBJECTIVE = """
 import os
 import time
 
@@ -36,7 +36,7 @@ def objective(trial):
         if trial.should_prune():
             pass
     return x
-'''
+"""
 
 STUDY = """
 name = "many"
@@ -68,10 +68,10 @@ def make_many(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return make
 
 
-def start_worker(study: Study) -> subprocess.Popen[str]:
+def start_worker(study: Study, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "HPO_STORAGE": storages.plain(study.storage.url)}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hpo", "worker", study.name],
+        [sys.executable, "-P", "-m", "hpo", "worker", study.name, *arguments],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -145,7 +145,9 @@ def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_tria
     study = make_many(60, sleep=0.02)
     url = storages.plain(study.storage.url)
     plain = [
-        subprocess.Popen([sys.executable, "-c", PLAIN, url], text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", PLAIN, url], text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE
+        )
         for _ in range(2)
     ]
     ours = [start_worker(study) for _ in range(2)]
@@ -165,11 +167,11 @@ def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_tria
 
 def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy) -> None:
     study = make_many(3, sleep=0.4)
-    first = start_worker(study)
+    first = start_worker(study, "--as", "first")
     wait_for(lambda: any(trial.intermediate_values for trial in trials(study)))
     first.kill()
     leave([first])
-    study.ledger("launcher").park_all_of(f"{os.uname().nodename}:{first.pid}:")
+    study.ledger("launcher").park_all_of("first")
     assert leave([start_worker(study)]) == [0]
     assert [trial.state for trial in trials(study)] == [TrialState.COMPLETE] * 3
     assert len(trials(study)) == 3
@@ -204,4 +206,12 @@ def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy)
     assert worker.returncode == 2
     assert "your own code changed" in said
     assert "Traceback" not in said
+    assert trials(study) == []
+
+
+def test_a_worker_whose_parent_died_while_it_started_claims_nothing(make_many: MakeStudy) -> None:
+    study = make_many(3)
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    assert leave([start_worker(study, "--parent", str(gone.pid))]) == [128 + signal.SIGTERM]
     assert trials(study) == []
