@@ -18,7 +18,7 @@ import data
 from hpo import assembly, parts, seeds, space
 from hpo.config import TrainConfig
 from hpo.lint import lint
-from hpo.space import Choices, Parameter, Range, Tree
+from hpo.space import Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult
 
@@ -59,7 +59,7 @@ def examine(spec: StudySpec, folder: Path) -> Findings:
         model=str(table),
         epoch=next(iter(run.train())),
         device=assembly.device_name(device),
-        longest_trial_epochs=int(max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs),
+        longest_trial_epochs=int(max(space.ends_of(epochs))),
         warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
     )
 

@@ -32,7 +32,6 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
-JUDGED = {"accuracy": "validation_accuracy", "loss": "validation_loss"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +53,6 @@ class Training:
 
     def run(self) -> loop.Run:
         return assembly.build_run(self.config, self.splits, self.seed, self.folder, self.device)
-
-    def judged(self, result: EpochResult) -> float:
-        return float(getattr(result, JUDGED[self.spec.metric]))
 
 
 def load_pinned(path: Path) -> StudySpec:
@@ -166,7 +162,7 @@ class _Kept:
         self.weights: dict[str, Any] = {}
 
     def take(self, training: Training, run: loop.Run, result: EpochResult) -> None:
-        self.curve.append(training.judged(result))
+        self.curve.append(result.judged(training.spec.metric))
         self.history.append({key: float(value) for key, value in asdict(result).items()})
         rule = training.spec.rule
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
@@ -250,7 +246,9 @@ def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[
     curves: dict[str, list[float]] = training.spec.receipt.get("curves", {})
     epochs = curve_length(training)
     if not epochs:
-        raise StudyError(f"{training.path}: has no curve in its receipt; `hpo export` writes one")
+        raise StudyError(
+            f"{training.path}: has no curve in its receipt: it is no export, or of a trial that was not trained in its study"
+        )
     found: list[Difference] = []
     for result in training.run().train():
         found += _differences(result, curves)

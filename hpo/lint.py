@@ -8,15 +8,15 @@ import optuna
 
 from hpo import pruning, space
 from hpo.curve import Direction
-from hpo.space import Choices, Range
+from hpo.space import Range
 from hpo.spec import StudySpec
 
 LR_SPREAD = 10.0  # a learning rate searched over more than a factor of this belongs on a log scale
 
 
 def lint(spec: StudySpec) -> list[str]:
-    """Return one line for each likely mistake in a resolved declared spec."""
-    return [line for rule in RULES for line in rule(spec)]
+    """Return one line for each likely mistake in a resolved spec; of a user's own objective only the pruner is known."""
+    return [line for rule in ([idle_pruner] if spec.objective else RULES) for line in rule(spec)]
 
 
 def linear_learning_rate(spec: StudySpec) -> Iterator[str]:
@@ -34,9 +34,7 @@ def long_schedule(spec: StudySpec) -> Iterator[str]:
     length, epochs = training.get("schedule_epochs"), training["epochs"]
     if length is None:
         return
-    longest = max(length.ends()) if isinstance(length, Range | Choices) else length
-    shortest = min(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs
-    if longest > shortest:
+    if max(space.ends_of(length)) > min(space.ends_of(epochs)):
         yield f"training.schedule_epochs = {length}: the schedule is longer than training.epochs = {epochs}; shorten it"
 
 
@@ -45,16 +43,16 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     name = spec.pruner["name"]
     if name == "none":
         return
-    epochs = spec.tree["training"]["epochs"]
-    last = (
-        int(max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs) - 1
-    )  # the last epoch is not pruned
     startup = spec.pruner.get("n_startup_trials", 0)
     if startup >= spec.budget.trials:
         budget = spec.budget.trials
         yield f"pruner.n_startup_trials = {startup}: prunes only after so many complete trials, the budget is {budget}"
-    elif not _can_prune(pruning.build(spec), last, spec.direction or "minimize"):
-        yield f"pruner {name}: cannot prune anything within the first {last} of {last + 1} epochs; lower its warm-up or rungs"
+        return
+    # Of an objective of the user's own only Hyperband says how long it is.
+    epochs = spec.pruner.get("max_resource") if spec.objective else max(space.ends_of(spec.tree["training"]["epochs"]))
+    last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
+    if last is not None and not _can_prune(pruning.build(spec), last, spec.direction or "minimize"):
+        yield f"pruner {name}: cannot prune anything within the first {last} of {epochs} epochs; lower its warm-up or rungs"
 
 
 def _can_prune(pruner: optuna.pruners.BasePruner, epochs: int, direction: Direction) -> bool:

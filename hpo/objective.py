@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import torch
@@ -25,7 +26,6 @@ from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0  # a killed worker loses at most so much training and one epoch
-METRIC_FIELDS = {"accuracy": "validation_accuracy", "loss": "validation_loss"}
 
 
 def trial_seed(study_seed: int, number: int) -> int:
@@ -66,18 +66,18 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
                 data_digest=splits.digest,
             ),
         )
-        return follow(run, trial, saver, METRIC_FIELDS[study.spec.metric])
+        return follow(run, trial, saver, study.spec.metric)
 
     return objective
 
 
-def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: str) -> float:
+def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy", "loss"]) -> float:
     """Train to the end of the trial, whatever ends it, reporting every epoch; return the judged value.
 
     Raises Diverged, TrialPruned, Parked (after a checkpoint) or LostLease.
     """
     for result in run.train(stop=trial.desk.stopping):
-        trial.report_epoch(result.epoch, getattr(result, metric), metrics_of(result))
+        trial.report_epoch(result.epoch, result.judged(metric), metrics_of(result))
         if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
             raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
         if run.finished:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -58,7 +59,9 @@ def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
     """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
     try:
         built = function(section, part.name, folder)(*given, **part.options)
-    except (ValueError, TypeError, OSError) as error:
+    except torch.OutOfMemoryError:
+        raise  # no fault of the file's
+    except Exception as error:
         raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
     wanted = KINDS[section].returns
     if not isinstance(built, wanted):

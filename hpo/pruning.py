@@ -14,8 +14,9 @@ import optuna
 from annotated_types import Ge, Le
 
 from hpo import options
+from hpo.config import training_defaults
 from hpo.errors import SpecError, nearest
-from hpo.space import Choices, Range
+from hpo.space import ends_of
 from hpo.spec import StudySpec
 
 Count = Annotated[int, Ge(0)]
@@ -129,8 +130,8 @@ def resolve(spec: StudySpec) -> StudySpec:
     """Return the spec with the pruner's defaults filled and checked; Hyperband's max_resource is the epochs of a trial."""
     table = dict(spec.pruner)
     if table.get("name") == "hyperband" and not spec.objective:
-        epochs = spec.tree["training"].get("epochs", 20)
-        table.setdefault("max_resource", max(epochs.ends()) if isinstance(epochs, Range | Choices) else epochs)
+        epochs = (training_defaults() | spec.tree["training"])["epochs"]
+        table.setdefault("max_resource", max(ends_of(epochs)))
     name, given = named(table, "pruner", PRUNERS)
     paths = {key: f"pruner.{key}" for key in given}
     options.check("pruner", name, PRUNERS[name], 0, given, paths)

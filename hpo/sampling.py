@@ -43,7 +43,7 @@ def tpe(
     n_startup_trials: Count = 10,
     n_ei_candidates: Positive = 24,
     multivariate: bool = True,
-    group: bool | None = None,
+    group: bool = False,
     constant_liar: bool = True,
 ) -> Sampler:
     """Tree-structured Parzen estimator (Bergstra et al., 2011); `group` is on when the space is conditional."""
@@ -51,7 +51,7 @@ def tpe(
         n_startup_trials=n_startup_trials,
         n_ei_candidates=n_ei_candidates,
         multivariate=multivariate,
-        group=multivariate and (space.is_conditional(draw.spec.tree) if group is None else group),
+        group=group,
         constant_liar=constant_liar,
         seed=draw.trial_seed,
     )
@@ -156,6 +156,8 @@ def resolve(spec: StudySpec) -> StudySpec:
     options.check("sampler", name, SAMPLERS[name], 1, given, {key: f"sampler.{key}" for key in given})
     if given.get("group") and not given.get("multivariate", True):
         raise SpecError("sampler.group = true: goes with multivariate = true only; change one of the two")
+    if name == "tpe" and "group" not in given:
+        given["group"] = given.get("multivariate", True) and space.is_conditional(spec.tree)
     if name == "grid":
         _check_grid(spec, given)
     return spec.model_copy(update={"sampler": {"name": name} | options.defaults(SAMPLERS[name], 1) | given})

@@ -104,6 +104,11 @@ class Choices:
 Parameter = Range | Choices
 
 
+def ends_of(value: Any) -> list[Any]:
+    """Return the values at a leaf's ends: both of a range, all of a choice, the one of a constant."""
+    return value.ends() if isinstance(value, Range | Choices) else [value]
+
+
 def encode(option: Any) -> Any:
     """Return what Optuna stores for a choice: scalars as they are, lists and tables as compact JSON text."""
     return json.dumps(option, separators=(",", ":")) if isinstance(option, list | dict) else option

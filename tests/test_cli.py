@@ -125,9 +125,12 @@ def test_a_wrong_study_file_is_refused_by_every_command_that_reads_it(
 
 @pytest.mark.parametrize("command", ["check", "run", "worker", "train"])
 def test_a_missing_file_is_refused(command: str, hpo: Hpo, tmp_path: Path) -> None:
-    assert refused(hpo, tmp_path, command, "no.toml") == (
-        "no.toml: no such file; `hpo init no.toml` writes one to start from"
+    mend = (
+        "hpo export STUDY -o no.toml` writes one"
+        if command == "train"
+        else "hpo init no.toml` writes one to start from"
     )
+    assert refused(hpo, tmp_path, command, "no.toml") == f"no.toml: no such file; `{mend}"
 
 
 def test_a_pinned_file_has_nothing_to_search_and_one_with_ranges_nothing_to_train(hpo: Hpo, tmp_path: Path) -> None:
@@ -281,7 +284,7 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
     assert hpo("run", "own.toml", "--workers", "0")[0] == 0
     place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
-    assert study.join(place, "own").trials == 99
+    assert study.join(place, "own").budget == 99
     place.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from hpo.fleet import gpus
 from hpo.study import Study
 
 log = logging.getLogger(__name__)
+STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it
 RESTARTS = 3  # crashes of one slot in a row before it stays empty
 RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
@@ -185,8 +187,9 @@ def default_workers() -> int:
 
 def last_words(slots: Sequence[Slot]) -> str:
     """Return the end of the failed workers' logs, where their reasons stand."""
-    shown = []
+    shown: dict[str, list[str]] = {}
     for slot in slots:
         lines = slot.log.read_text(errors="replace").splitlines()[-12:] if slot.log.exists() else []
-        shown.append("\n".join([f"{slot.name} ended with exit code {slot.exit_codes[-1]} (log: {slot.log})", *lines]))
-    return "\n".join(shown)
+        said = "\n".join(line for line in lines if not STAMPED.match(line))
+        shown.setdefault(said, []).append(f"{slot.name} ended with exit code {slot.exit_codes[-1]} (log: {slot.log})")
+    return "\n".join("\n".join([*names, said]) for said, names in shown.items())

@@ -44,6 +44,10 @@ class EpochResult:
     learning_rate: float  # of the epoch's last step, first parameter group
     seconds: float  # training and validation
 
+    def judged(self, metric: Literal["accuracy", "loss"]) -> float:
+        """Return the validation part's value of the metric that a study judges by."""
+        return self.validation_accuracy if metric == "accuracy" else self.validation_loss
+
 
 def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build a model on the CPU from weights that depend on the seed alone, with our dropout in place of

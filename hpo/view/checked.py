@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo import space
@@ -73,7 +74,11 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} "
         f"with {workers} worker{'s' if workers > 1 else ''}; pruning makes it less",
         "",
-        *(f"warning: {line}" for line in found.warnings),
-        *([] if found.warnings else ["no warnings"]),
+        warnings_text(found.warnings),
     ]
     return "\n".join(lines)
+
+
+def warnings_text(warnings: Sequence[str]) -> str:
+    """Return a line for each warning, or that there is none."""
+    return "\n".join(f"warning: {line}" for line in warnings) or "no warnings"
