@@ -160,7 +160,9 @@ def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_tria
         rows = connection.execute(sa.select(hpo_trials).where(hpo_trials.c.study_uid == study.uid)).all()
     ours_by_number = sorted(trial.number for trial in made if trial._trial_id in {row.trial_id for row in rows})
     theirs = optuna.storages.RDBStorage(url)
-    assert [trial.number for trial in optuna.load_study(study_name="many", storage=theirs).trials] == [t.number for t in made]
+    assert [trial.number for trial in optuna.load_study(study_name="many", storage=theirs).trials] == [
+        t.number for t in made
+    ]
     theirs.engine.dispose()
     assert len(made) - len(rows) == 24  # the foreign ones: not adopted, and all there
     assert {row.attempt for row in rows} == {1}
