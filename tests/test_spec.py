@@ -58,6 +58,7 @@ def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
             "n_ei_candidates": 24,
             "multivariate": True,
             "constant_liar": True,
+            "group": False,
         },
         "pruner": {
             "name": "median",
