@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsons
 import logging
 import os
@@ -147,7 +148,8 @@ def run(
     from hpo.view.live import LiveView
 
     limit = seconds(timeout, "--timeout") if timeout else None
-    found = studyfile.read(file, name=name, code_folder=code)
+    with contextlib.redirect_stdout(sys.stderr):  # what your own code prints when it is imported is no result
+        found = studyfile.read(file, name=name, code_folder=code)
     if found.spec.is_pinned:
         raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
     if limit is None and found.spec.budget.timeout:
@@ -165,22 +167,19 @@ def run(
     count = next(n for n in (workers, found.spec.workers, default_workers()) if n is not None)
     code_of_exit = 0
     again = again_option(storage, found.spec.storage, place.shown)
+    view = LiveView(json=json)
     if summarize(study).is_over:
-        typer.echo(
-            f"nothing is left to do: {study.stop_reason or 'the budget is spent; --trials N raises it'}", err=True
-        )
+        reason = study.stop_reason or "the budget is spent; --trials N raises it"
+        typer.echo(f"nothing is left to do: {reason}", err=True)
     elif not count:
-        typer.echo(
-            f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine, or hpo run {file}"
-        )
-        return
+        typer.echo(f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine", err=True)
     else:
-        fleet = Fleet(study, count, allow_code_change=allow_code_change)
-        code_of_exit = searching.search(study, fleet, LiveView(json=json), timeout=limit)
+        fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
+        code_of_exit = searching.search(study, fleet, view, timeout=limit)
         if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = code_of_exit or fleet.exit_code
-    report_end(studies.join(place, study.name), json=json, again=again)
+    report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
     raise typer.Exit(code_of_exit)
 
 
@@ -191,10 +190,11 @@ def again_option(given: str | None, of_file: str | None, shown: str) -> str:
     return ' --storage "$HPO_STORAGE"' if "***" in shown else f" --storage {shown}"
 
 
-def report_end(study: Study, *, json: bool, again: str) -> None:
+def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> None:
     """Print how a run ended: the winner and what to do with it, why there is none, or how to go on.
 
     Args:
+        drawn: the terminal still shows the live view's last picture.
         again: what the next commands need to find the storage.
     """
     from hpo.errors import StudyError
@@ -206,10 +206,10 @@ def report_end(study: Study, *, json: bool, again: str) -> None:
     if json:
         typer.echo(jsons.dumps(live.to_json(summary)))
         return
-    if not sys.stdout.isatty():  # a terminal still shows the live view's last picture
+    if not drawn:
         typer.echo(live.status_text(summary))
     if not summary.is_over:
-        typer.echo("next     the same command goes on from here")
+        typer.echo("next     the same command goes on from here, or hpo status for what holds it up")
         return
     try:
         typer.echo(live.winner_text(best(study)[0]))
@@ -232,6 +232,7 @@ def worker(
     from hpo import study as studies
     from hpo import studyfile
     from hpo import worker as workers
+    from hpo.fleet.local import TRY_AGAIN
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     quiet_optuna()
@@ -253,7 +254,7 @@ def worker(
         if parent is None:
             raise
         logging.error("%s", error)
-        code_of_exit = workers.TRY_AGAIN  # the fleet starts another worker after a while
+        code_of_exit = TRY_AGAIN  # the fleet starts another worker after a while
     logging.info("leaving with exit code %d", code_of_exit)
     if parent is not None:
         workers.leave(code_of_exit)
@@ -356,12 +357,12 @@ def train(
             output,
             stop=stopping,
             progress=show_epoch,
-            before_test=lambda: note_unrecorded(openings.record(spec, output, url)),
+            before_test=lambda: note_unrecorded(openings.announce(spec, output, url)),
         )
     if metrics is None:
         typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
         raise typer.Exit(stopping.exit_code)
-    openings.record(spec, output, url, metrics)
+    openings.complete(spec, output, url, metrics)
     typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
     typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
     typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
@@ -380,7 +381,7 @@ def note_unrecorded(reason: str | None) -> None:
 def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
     """Run an objective of the user's own once with its pinned parameters; return the exit code."""
     from hpo import owntrain
-    from hpo.errors import SpecError
+    from hpo.errors import SpecError, StudyError
     from hpo.jsonfile import write_json
     from hpo.receipt import receipt
 
@@ -394,7 +395,10 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
             f"trial {spec.receipt['trial']} had {spec.receipt['value']!r}: {'the same' if repeats else 'another'}"
         )
         return 0 if repeats else 1
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made = receipt(folder=folder, device="of the objective's choice", threads=None)
     write_json(output / "metrics.json", {"value": value, "params": spec.params, "receipt": made})
     typer.echo(f"in {output}: metrics.json")
@@ -439,7 +443,8 @@ def fork(
     place = storages.connect(storage_url(storage, found.spec.storage))
     taken, left = forking.fork(studies.join(place, study), found)
     typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
-    typer.echo(f"next: hpo run {file} --name {name}")
+    again = again_option(storage, found.spec.storage, place.shown)
+    typer.echo(f"next: hpo run {file} --name {name}{again}")
 
 
 def quiet_optuna() -> None:

@@ -130,9 +130,11 @@ def train(
     CheckpointError if the checkpoint in it cannot be read.
     """
     run, kept = training.run(), _Kept()
-    _open_folder(training, folder)
+    if (folder / METRICS).exists():
+        raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
     if (folder / CHECKPOINT).exists():
         kept.resume(training, run, folder / CHECKPOINT)
+    _open_folder(training, folder)
     with SummaryWriter(log_dir=str(folder), purge_step=run.epoch + 1) as board:
         for result in run.train(stop=stop):
             kept.take(training, run, result)
@@ -184,8 +186,6 @@ class _Kept:
 
 
 def _open_folder(training: Training, folder: Path) -> None:
-    if (folder / METRICS).exists():
-        raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
     copy, part = folder / CONFIG, folder / f"{CONFIG}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -439,26 +439,35 @@ class Ledger:
             .values(stop_reason=_storable(reason))
         )
 
-    def record_test_opening(self, trial_number: int | None, folder: str, metrics: Mapping[str, float] | None) -> None:
-        """Record that the test split is opened for a training in this folder; once known, with what result."""
-        known = sa.and_(
-            hpo_test_openings.c.study_uid == self.uid,
-            hpo_test_openings.c.trial_number == trial_number,
-            hpo_test_openings.c.folder == folder,
-        )
+    def announce_test_opening(self, trial_number: int | None, folder: str) -> None:
+        """Record that a training in this folder is about to open the test split."""
         with storage.writing(self.engine) as connection:
-            if connection.execute(sa.select(hpo_test_openings.c.opening_id).where(known)).first() is None:
-                connection.execute(
-                    hpo_test_openings.insert().values(
-                        study_uid=self.uid,
-                        study_id=self.study_id,
-                        trial_number=trial_number,
-                        opened_at=storage.now(connection),
-                        folder=folder,
-                    )
+            connection.execute(
+                hpo_test_openings.insert().values(
+                    study_uid=self.uid,
+                    study_id=self.study_id,
+                    trial_number=trial_number,
+                    opened_at=storage.now(connection),
+                    folder=folder,
                 )
-            if metrics is not None:
-                connection.execute(hpo_test_openings.update().where(known).values(metrics=json.dumps(metrics)))
+            )
+
+    def complete_test_opening(self, trial_number: int | None, folder: str, metrics: Mapping[str, float]) -> None:
+        """Record the result of the latest opening that has none yet, if there is such a one."""
+        with storage.writing(self.engine) as connection:
+            latest = connection.execute(
+                sa.select(sa.func.max(hpo_test_openings.c.opening_id)).where(
+                    hpo_test_openings.c.study_uid == self.uid,
+                    hpo_test_openings.c.trial_number == trial_number,
+                    hpo_test_openings.c.folder == folder,
+                    hpo_test_openings.c.metrics.is_(None),
+                )
+            ).scalar_one()
+            connection.execute(
+                hpo_test_openings.update()
+                .where(hpo_test_openings.c.opening_id == latest)
+                .values(metrics=json.dumps(metrics))
+            )
 
 
 def _utc() -> datetime:

@@ -54,8 +54,7 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
         run = assembly.build_run(config, splits, seed, folder, device)
         saver = Saver(run, trial, study.trial_folder(trial.number))
         saver.resume()
-        trial.desk.ledger.record_receipt(
-            trial.desk.claim,
+        trial.record_receipt(
             receipt(
                 folder=folder,
                 device=assembly.device_name(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,20 @@ def run(spec: StudySpec, path: Path, folder: Path) -> float:
         if "not found" not in str(error):
             raise
         raise SpecError(f"{path}: params: {error}") from None
-    if not isinstance(returned, int | float):
-        raise StudyError(f"{path}: the objective returned {returned!r}, not a number")
-    return float(returned)
+    try:
+        value = float(returned)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise StudyError(f"{path}: the objective returned {returned!r}, not a finite number")
+    return value
 
 
 def repeats(spec: StudySpec, path: Path, returned: float) -> bool:
     """Say whether the objective returned the trial's value again; StudyError if the trial has none to compare with."""
     receipt = spec.receipt
+    if spec.rule is not None:
+        raise StudyError(f"{path}: the trial's value is the {spec.value} of its curve, which this run does not see")
     if receipt.get("state") != "complete":
         raise StudyError(
             f"{path}: trial {receipt.get('trial')} was {receipt.get('state')}; its value cannot be compared"

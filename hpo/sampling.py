@@ -106,6 +106,8 @@ def random(draw: Draw) -> Sampler:
 def grid(draw: Draw, *, search_space: dict[str, list[Any]] | None = None) -> Sampler:
     """Every point once, in an order shuffled by the study's seed; the study ends when all are done.
 
+    Trials that were queued take no point, and then parallel workers may run one of the last points twice.
+
     Args:
         search_space: values by parameter, for an objective of the user's own; a declared space lists them itself.
     """

@@ -13,14 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import sqlalchemy as sa
+
+from hpo.errors import StorageError
 from hpo.finished import Cursor, finished
 from hpo.fleet.local import Fleet
 from hpo.signals import ASKING
+from hpo.storage import cause
 from hpo.study import Study
 from hpo.summary import summarize
 from hpo.view.live import LiveView
 
 REFRESH_SECONDS = 0.25
+OUTAGE_SECONDS = 600.0  # how long a run waits for a storage that fails
 
 
 class Interrupt:
@@ -61,14 +66,21 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
         timeout: seconds of wall clock for this run; what still trains then is parked.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
+    outage_since: float | None = None
     seen, summary = Cursor.at_now(study), summarize(study)
     with catching_signals(fleet) as interrupt, view:
         try:
             fleet.start()
             while fleet.tend():
-                ended = finished(study, seen)  # read first: the summary must know every trial that a line tells of
-                summary = summarize(study, summary)
-                view.update(summary, ended)
+                try:
+                    ended = finished(study, seen)  # read first: the summary must know every trial that a line tells of
+                    summary = summarize(study, summary)
+                    view.update(summary, ended)
+                    outage_since = None
+                except sa.exc.SQLAlchemyError as error:  # the workers look after themselves; there is nothing to show
+                    outage_since = outage_since or time.monotonic()
+                    if time.monotonic() - outage_since > OUTAGE_SECONDS:
+                        raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
                 if fleet.stop_asked_at is None and (interrupt.received or time.monotonic() >= deadline):
                     view.say("stopping: running trials are parked with a checkpoint; Ctrl-C to end at once")
                     fleet.stop()

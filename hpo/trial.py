@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,15 @@ class Desk:
     claim: Claim
     rule: ValueRule | None
     stopping: Callable[[], bool]
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Turn an error of the storage into an Outage: inside an objective it would pass for the objective's own."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        raise Outage(cause(error)) from error
 
 
 class LeasedTrial(optuna.trial.Trial):
@@ -79,10 +89,8 @@ class LeasedTrial(optuna.trial.Trial):
         """
         self.curve.append(value)
         judged = self.desk.rule(self.curve) if self.desk.rule else value
-        try:
+        with storing():
             lost = self.desk.ledger.report([Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)])
-        except sa.exc.SQLAlchemyError as error:
-            raise Outage(cause(error)) from error
         if lost:
             raise LostLease(f"trial {self.number}: another worker has taken it up")
         self._last_step = step
@@ -100,13 +108,20 @@ class LeasedTrial(optuna.trial.Trial):
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
-        self.desk.ledger.start_over(self.desk.claim)
+        with storing():
+            self.desk.ledger.start_over(self.desk.claim)
         self.curve.clear()
         self._cached_frozen_trial.intermediate_values.clear()
 
     def record_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Record a checkpoint file from which another worker can go on."""
-        self.desk.ledger.record_checkpoint(self.desk.claim, checkpoint)
+        with storing():
+            self.desk.ledger.record_checkpoint(self.desk.claim, checkpoint)
+
+    def record_receipt(self, receipt: Mapping[str, Any]) -> None:
+        """Record what the trial is being made from."""
+        with storing():
+            self.desk.ledger.record_receipt(self.desk.claim, receipt)
 
     def judge(self, returned: Any) -> float:
         """Return the trial's value: the rule on its curve if there is one, else what the objective returned.

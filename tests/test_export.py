@@ -176,22 +176,22 @@ def test_a_config_with_ranges_is_not_trained_and_each_range_is_named(tmp_path: P
     assert "hpo run" in str(refused.value)
 
 
-def test_an_opening_is_recorded_before_the_split_is_opened_and_once(searched: Study, best_file: Path) -> None:
+def test_every_opening_is_recorded_before_it_happens_and_gets_its_own_result(searched: Study, best_file: Path) -> None:
     spec, url = StudySpec.load(best_file), storage.plain(searched.storage.url)
 
-    def rows() -> list[Any]:
+    def results_of_openings() -> list[Any]:
         with searched.storage.engine.connect() as connection:
-            return list(connection.execute(sa.select(hpo_test_openings)))
+            rows = connection.execute(sa.select(hpo_test_openings).order_by(hpo_test_openings.c.opening_id)).all()
+        assert {row.trial_number for row in rows} == {results.best(searched)[0].number}
+        return [row.metrics and json.loads(row.metrics)["test_accuracy"] for row in rows]
 
-    assert openings.record(spec, Path("run"), url) is None
-    assert [row.metrics for row in rows()] == [None]
-    measured = {"test_accuracy": 0.5, "test_loss": 1.0, "value": 0.6}
-    for _ in range(2):
-        assert openings.record(spec, Path("run"), url, measured) is None
-    (row,) = rows()
-    assert json.loads(row.metrics) == {"test_accuracy": 0.5, "test_loss": 1.0}
-    assert row.trial_number == results.best(searched)[0].number
-    assert "no such file" in (openings.record(spec, Path("run"), "sqlite:////nowhere/x.db") or "")
+    for accuracy, after in ((0.5, [0.5]), (0.75, [0.5, 0.75])):
+        assert openings.announce(spec, Path("run"), url) is None
+        assert results_of_openings() == [*after[:-1], None]
+        for _ in range(2):  # said again when the finished training is asked for: changes nothing
+            openings.complete(spec, Path("run"), url, {"test_accuracy": accuracy, "test_loss": 1.0})
+        assert results_of_openings() == after
+    assert "no such file" in (openings.announce(spec, Path("run"), "sqlite:////nowhere/x.db") or "")
 
 
 def test_the_opening_is_announced_after_the_last_epoch_and_before_the_result(best_file: Path, tmp_path: Path) -> None:
@@ -211,10 +211,13 @@ def test_another_seed_does_not_go_on_from_this_one_s_checkpoint(best_file: Path,
     first = final.prepare(best_file, seed=1)
     stopped = final.train(first, tmp_path / "run", stop=lambda: next(asked) > 25, progress=quiet, before_test=nothing)
     assert stopped is None
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    best_file.write_text(best_file.read_text() + "\n# changed\n")
     with pytest.raises(StudyError, match="another training, unfinished"):
         final.train(
             final.prepare(best_file, seed=2), tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing
         )
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_of_a_final_training_is_told_with_the_mend(best_file: Path, tmp_path: Path) -> None:
@@ -245,6 +248,18 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
     assert spec.params == results.best(study)[0].params
     assert owntrain.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
     assert spec.receipt["test_split"] == "the user's own promise"
+
+
+@pytest.mark.parametrize(("returned", "value"), [("np.float32(0.5)", 0.5), ("'0.25'", 0.25), ("1", 1.0)])
+def test_an_own_objective_s_number_is_what_a_search_takes_for_one(tmp_path: Path, returned: str, value: float) -> None:
+    (tmp_path / "mine.py").write_text(f"import numpy as np\ndef objective(trial):\n    return {returned}\n")
+    path = tmp_path / "best.toml"
+    path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
+    assert owntrain.run(final.load_pinned(path), path, tmp_path) == value
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text("def objective(trial):\n    return float('nan')\n")
+    with pytest.raises(StudyError, match="not a finite number"):
+        owntrain.run(final.load_pinned(path), path, tmp_path / "other")
 
 
 def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def objective(trial):
 def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: MakeStudy) -> None:
     study = make_study(trials=12)
     objective_file(study, SEEN)
-    fleet = Fleet(study, 2, allow_code_change=True)
+    fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     tend_to_the_end(fleet)
     assert fleet.failed == [], last_words(fleet.failed)
@@ -93,7 +93,7 @@ def objective(trial):
 def test_a_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     objective_file(study, CRASHING_ONCE)
-    fleet = Fleet(study, 1, allow_code_change=True)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     tend_to_the_end(fleet)
     assert fleet.slots[0].exit_codes == [-signal.SIGKILL, 0]
@@ -107,7 +107,7 @@ def test_a_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(make_st
 def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     objective_file(study, "import os\ndef objective(trial):\n    os._exit(7)\n")
-    fleet = Fleet(study, 1, allow_code_change=True)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     tend_to_the_end(fleet)
     assert fleet.slots[0].exit_codes == [7] * (1 + RESTARTS)
@@ -119,7 +119,7 @@ def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeS
 def test_a_worker_that_refuses_is_not_started_again(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     objective_file(study, "raise ImportError('no such thing')\n")
-    fleet = Fleet(study, 1)
+    fleet = Fleet(study, 1, code_folder=study.code_folder)
     fleet.start()
     tend_to_the_end(fleet)
     assert fleet.slots[0].exit_codes == [2]

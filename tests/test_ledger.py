@@ -370,7 +370,8 @@ def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy,
     ledger = study.ledger("w")
     claim = taken(ledger)
     ledger.report([said(claim, 1, 1.0)])
-    ledger.record_test_opening(0, "/runs/x", {"test_accuracy": 0.5})
+    ledger.announce_test_opening(0, "/runs/x")
+    ledger.complete_test_opening(0, "/runs/x", {"test_accuracy": 0.5})
     optuna.delete_study(study_name=study.name, storage=place.optuna)
     assert optuna.get_all_study_names(place.optuna) == []
     if not place.is_sqlite:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from hpo import assembly, results, space, studyfile, worker
 from hpo import study as studies
 from hpo.config import TrainConfig
-from hpo.errors import LostLease, MismatchError
+from hpo.errors import LostLease, MismatchError, StorageError
 from hpo.ledger import Claim, Ledger
 from hpo.objective import Saver, declared
 from hpo.signals import StopSignal
@@ -205,3 +205,20 @@ def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoi
         slow.save(3)
     assert fast.latest is not None
     assert fast.latest.exists()
+
+
+def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
+    make_digits: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_digits(1)
+
+    def broken(self: Ledger, *arguments: object) -> None:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "record_receipt", broken)
+        with pytest.raises(StorageError, match="closed the connection"):
+            work(study)
+    study.ledger("launcher").park_all_of("w")
+    assert work(study) == 0
+    assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE]

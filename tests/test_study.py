@@ -102,11 +102,20 @@ def test_a_storage_without_our_tables_is_said_to_hold_no_study(url: str) -> None
 
 def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_study: MakeStudy) -> None:
     made = make_study()
+    made.ledger("w").claim()
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="b" * 64)
     join_again(made, made.spec, code_digest="b" * 64, allow_code_change=True)
     join_again(made, made.spec, code_digest="b" * 64)  # recorded: no longer unknown
     join_again(made, made.spec, code_digest="")
+
+
+def test_code_that_no_trial_has_run_may_still_be_mended(make_study: MakeStudy) -> None:
+    made = make_study()
+    join_again(made, made.spec, code_digest="b" * 64)
+    made.ledger("w").claim()
+    with pytest.raises(MismatchError, match="--allow-code-change"):
+        join_again(made, made.spec, code_digest="")
 
 
 def test_the_first_worker_s_data_is_the_study_s_data(make_study: MakeStudy) -> None:

@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it
 RESTARTS = 3  # crashes of one slot in a row before it stays empty
 RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
+LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
 GRACE_SECONDS = 30.0  # from the request to park until workers are killed
+TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
 
 
@@ -58,8 +60,9 @@ class Slot:
 class Fleet:
     """The local workers of one `hpo run`."""
 
-    def __init__(self, study: Study, workers: int, *, allow_code_change: bool = False) -> None:
+    def __init__(self, study: Study, workers: int, *, code_folder: Path, allow_code_change: bool = False) -> None:
         self.study = study
+        self.code_folder = code_folder
         self.allow_code_change = allow_code_change
         self.stop_asked_at: float | None = None
         devices = gpus.visible()
@@ -82,7 +85,7 @@ class Fleet:
     def _start(self, slot: Slot) -> None:
         slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
         command = [sys.executable, "-P", "-m", "hpo", "worker", self.study.name]
-        command += ["--parent", str(os.getpid()), "--as", slot.worker, "--code", str(self.study.code_folder)]
+        command += ["--parent", str(os.getpid()), "--as", slot.worker, "--code", str(self.code_folder)]
         command += ["--allow-code-change"] if self.allow_code_change else []
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(
@@ -126,9 +129,9 @@ class Fleet:
             return
         lived = time.monotonic() - slot.started_at
         slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
-        slot.given_up = code == USAGE_ERROR or slot.crashes > RESTARTS
+        slot.given_up = code == USAGE_ERROR or (code != TRY_AGAIN and slot.crashes > RESTARTS)
         if not slot.given_up:
-            slot.restart_at = time.monotonic() + RESTART_SECONDS * 2 ** (slot.crashes - 1)
+            slot.restart_at = time.monotonic() + min(RESTART_SECONDS * 2 ** (slot.crashes - 1), LONGEST_PAUSE_SECONDS)
 
     def _release(self, slot: Slot) -> None:
         """Park what a dead worker held, now rather than when its lease runs out, which would do as well."""
@@ -160,7 +163,7 @@ class Fleet:
         """Wait so long, or only until some worker has left."""
         deadline = time.monotonic() + seconds
         alive = sum(slot.running for slot in self.slots)
-        while time.monotonic() < deadline and alive and sum(slot.running for slot in self.slots) == alive:
+        while time.monotonic() < deadline and sum(slot.running for slot in self.slots) == alive:
             time.sleep(0.02)
 
     def kill_processes(self) -> None:

@@ -50,6 +50,7 @@ class LiveView:
         draws = self.console.is_terminal and not self.console.is_dumb_terminal and not json
         # No refreshing thread: the caller updates several times a second anyway, and may then fork or exit as it likes.
         self.live = Live(console=self.console, auto_refresh=False) if draws else None
+        self.has_drawn = False  # a picture stands in the terminal
 
     def __enter__(self) -> LiveView:
         if self.live:
@@ -69,6 +70,7 @@ class LiveView:
         with self._heard():
             if self.live:
                 self.live.update(render(summary, self.console.width), refresh=True)
+                self.has_drawn = True
             elif not self.is_quiet:
                 for trial in newly_finished:
                     print(finished_line(trial, summary), file=self.console.file, flush=True)
