@@ -289,7 +289,9 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
 
 
 def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> None:
-    make_study(tmp_path)
+    made = make_study(tmp_path)
+    made.ledger("w").claim()  # code that no trial has run may change
+    made.storage.close()
     (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
     code, _, err = hpo("run", "own.toml", "--workers", "0")
     assert code == 2
