@@ -83,7 +83,7 @@ Command = list[str]
 Space = frozenset[str]  # the distributions that were drawn from, as Optuna's JSON
 
 
-def commands_of_optuna(options: Options, url: str, name: str, seed: int, folder: Path) -> list[Command]:  # noqa: ARG001
+def commands_of_optuna(options: Options, url: str, name: str, seed: int, folder: Path) -> list[Command]:  # noqa: ARG001  (both sides are called alike)
     """Return the commands that a user of Optuna alone starts side by side."""
     common = [sys.executable, str(HERE / "plain_optuna.py"), "--storage", plain(parse(url)), "--study", name]
     common += ["--trials", str(options.trials), "--seed", str(seed), "--pruner", options.pruner]

@@ -55,6 +55,12 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:  # before a command has handlers of its own
         sys.exit(130)
+    except Exception as error:
+        storages = sys.modules.get("hpo.storage")  # not imported yet: then it was not the storage
+        if storages is None or not isinstance(error, storages.FAILURES):
+            raise
+        print(f"error: the storage failed: {storages.cause(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def show_version(wanted: bool) -> None:

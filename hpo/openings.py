@@ -9,16 +9,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import optuna
-import sqlalchemy as sa
-
 from hpo import storage as storages
 from hpo import study as studies
 from hpo.errors import Fault, StudyError
 from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 
-TROUBLE = (Fault, sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+TROUBLE = (Fault, *storages.FAILURES)
 
 
 def announce(spec: StudySpec, folder: Path, url: str) -> str | None:

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import sqlalchemy as sa
-
 from hpo.errors import StorageError
 from hpo.finished import Cursor, finished
 from hpo.fleet.local import Fleet
 from hpo.signals import ASKING
-from hpo.storage import cause
+from hpo.storage import FAILURES, cause
 from hpo.study import Study
 from hpo.summary import summarize
 from hpo.view.live import LiveView
@@ -77,7 +75,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
                     summary = summarize(study, summary)
                     view.update(summary, ended)
                     outage_since = None
-                except sa.exc.SQLAlchemyError as error:  # the workers look after themselves; there is nothing to show
+                except FAILURES as error:  # the workers look after themselves; there is nothing to show
                     outage_since = outage_since or time.monotonic()
                     if time.monotonic() - outage_since > OUTAGE_SECONDS:
                         raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error

@@ -24,6 +24,10 @@ from hpo import tables
 from hpo.errors import StorageError
 
 Made = TypeVar("Made")
+FAILURES = (
+    sa.exc.SQLAlchemyError,
+    optuna.exceptions.StorageInternalError,
+)  # what a failing storage raises, ours or Optuna's
 BUSY_SECONDS = 60.0  # how long a SQLite statement waits for another process's write
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
 CREATION_TRIES = 8  # to make the tables, against other processes that do the same
@@ -114,7 +118,7 @@ def connect(text: str, *, create: bool = False, patience: float | None = None) -
             _creating(lambda: tables.create(backend.engine))
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted(url)}: {error}") from None
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except FAILURES as error:
         raise StorageError(f"storage {redacted(url)}: {cause(error)}") from None
     return Storage(url=url, engine=backend.engine, optuna=optuna.storages.get_storage(backend))
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import sampling, usercode
@@ -30,7 +29,7 @@ from hpo.errors import Diverged, LostLease, Outage, Parked, Signal, StorageError
 from hpo.lease import Keeper
 from hpo.ledger import Claim, Idle, Ledger
 from hpo.signals import StopSignal
-from hpo.storage import cause
+from hpo.storage import FAILURES, cause
 from hpo.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, Desk, LeasedTrial
 
@@ -76,7 +75,7 @@ def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSigna
                 keeper.hold(claim)
                 run_trial(study, objective, claim, ledger, stopping)
                 keeper.hold(None)
-    except (Outage, sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (Outage, *FAILURES) as error:
         raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
     return stopping.exit_code
 
@@ -104,7 +103,7 @@ def run_to_its_end(
         raise Parked(f"trial {claim.number}: claimed as the worker was asked to stop")
     try:
         trial = open_trial(study, claim, ledger, stopping)
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+    except FAILURES:
         raise
     except Exception:
         ledger.finish(claim, TrialState.FAIL, None, outcome="exception", reason=traceback.format_exc())

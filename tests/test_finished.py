@@ -10,7 +10,7 @@ from hpo.finished import Cursor, finished
 from hpo.ledger import Checkpoint
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import START, begin, make, run, set_times
+from tests.trials import START, begin, make, run, set_times, with_a_list_chosen
 
 
 @pytest.fixture
@@ -107,19 +107,6 @@ def test_a_cursor_at_now_tells_nothing_of_before_and_counts_on_from_there(demo: 
     assert [(trial.number, trial.count) for trial in finished(demo, cursor)] == [(0, 3), (3, 4)]
 
 
-def test_lists_and_tables_among_the_choices_are_shown_as_the_study_file_has_them(
-    place: Storage, tmp_path: Path
-) -> None:
-    demo = make(
-        place,
-        tmp_path,
-        objective=None,
-        direction=None,
-        data={"name": "digits"},
-        model={"name": "mlp", "widths": {"choices": [[32], [64, 32]]}},
-        optimizer={"name": "sgd", "lr": 0.1},
-    )
-    _, _, trial = begin(demo)
-    trial.suggest_categorical("model.widths", ["[32]", "[64,32]"])
-    trial.settle(TrialState.COMPLETE, 0.5, outcome="complete")
+def test_lists_among_the_choices_are_shown_as_the_study_file_has_them(place: Storage, tmp_path: Path) -> None:
+    demo = with_a_list_chosen(place, tmp_path)
     assert finished(demo, Cursor())[0].params["model.widths"] in ([32], [64, 32])

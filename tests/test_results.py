@@ -11,7 +11,7 @@ from hpo.errors import StudyError
 from hpo.results import best
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import begin, make, run
+from tests.trials import begin, make, run, with_a_list_chosen
 
 
 @pytest.fixture
@@ -40,19 +40,8 @@ def test_a_result_carries_curves_receipt_and_attempt(demo: Study) -> None:
     assert result.receipt == {"seed": 3}
 
 
-def test_choices_that_are_lists_or_tables_come_back_as_such(place: Storage, tmp_path: Path) -> None:
-    demo = make(
-        place,
-        tmp_path,
-        objective=None,
-        direction=None,
-        data={"name": "digits"},
-        model={"name": "mlp", "widths": {"choices": [[32], [64, 32]]}},
-        optimizer={"name": "sgd", "lr": 0.1},
-    )
-    _, _, trial = begin(demo)
-    trial.suggest_categorical("model.widths", ["[32]", "[64,32]"])
-    trial.settle(TrialState.COMPLETE, 0.5, outcome="complete")
+def test_choices_that_are_lists_come_back_as_such(place: Storage, tmp_path: Path) -> None:
+    demo = with_a_list_chosen(place, tmp_path)
     assert best(demo)[0].params["model.widths"] in ([32], [64, 32])
 
 

@@ -54,3 +54,20 @@ def set_times(demo: Study, number: int, start: float, end: float | None = None) 
             .where(trials.c.number == number, trials.c.study_id == demo.study_id)
             .values(datetime_start=utc(start), datetime_complete=utc(end))
         )
+
+
+def with_a_list_chosen(place: Storage, tmp_path: Path) -> Study:
+    """Return a study with one finished trial, whose parameter is a list among the choices of a declared space."""
+    demo = make(
+        place,
+        tmp_path,
+        objective=None,
+        direction=None,
+        data={"name": "digits"},
+        model={"name": "mlp", "widths": {"choices": [[32], [64, 32]]}},
+        optimizer={"name": "sgd", "lr": 0.1},
+    )
+    _, _, trial = begin(demo)
+    trial.suggest_categorical("model.widths", ["[32]", "[64,32]"])
+    trial.settle(TrialState.COMPLETE, 0.5, outcome="complete")
+    return demo

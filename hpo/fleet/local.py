@@ -173,8 +173,12 @@ class Fleet:
                 slot.process.kill()
 
     def end(self) -> None:
-        """Leave no worker behind, whatever happened: kill what is left and give its trials back."""
-        self.stop_asked_at = self.stop_asked_at or time.monotonic()
+        """Leave no worker behind, whatever happened: those still alive may park within the grace, then they are killed."""
+        if self.stop_asked_at is None:
+            self.stop()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(slot.running for slot in self.slots) and time.monotonic() < deadline:
+            self.wait(deadline - time.monotonic())
         self.kill_processes()
         for slot in self.slots:
             slot.restart_at = None
