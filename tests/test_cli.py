@@ -299,6 +299,17 @@ def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> Non
     assert hpo("run", "own.toml", "--workers", "0", "--allow-code-change")[0] == 0
 
 
+def test_a_storage_that_fails_under_a_command_is_told_without_a_traceback(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("DROP TABLE hpo_curves")
+    connection.execute("DROP TABLE trials")
+    connection.close()
+    code, _, err = hpo("status", "own")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err == "error: the storage failed: no such table: trials\n"
+
+
 # --- help -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from hpo.fleet import gpus
 from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
+from hpo.ledger import Claim
 from hpo.study import Study
 
 MakeStudy = Callable[..., Study]
@@ -126,3 +127,32 @@ def test_a_worker_that_refuses_is_not_started_again(make_study: MakeStudy) -> No
     assert fleet.exit_code == 2
     assert "no such thing" in last_words(fleet.failed)
     assert study.optuna.trials == []
+
+
+REPORTING = """
+import time
+def objective(trial):
+    for step in range(1, 1000):
+        trial.report(1.0, step)
+        trial.should_prune()
+        time.sleep(0.05)
+"""
+
+
+def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, REPORTING)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not any(trial.intermediate_values for trial in study.optuna.get_trials(deepcopy=False)):
+            assert fleet.tend() == 1
+            assert time.monotonic() < deadline, "gave up waiting"
+            time.sleep(0.05)
+    finally:
+        fleet.end()
+    assert fleet.slots[0].exit_codes == [128 + signal.SIGTERM]
+    again = study.ledger("next").claim()
+    assert isinstance(again, Claim)
+    assert (again.number, again.attempt) == (0, 2)
