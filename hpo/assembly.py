@@ -35,8 +35,10 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
     return data.load_test(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
 
 
-def build_run(config: TrainConfig, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> loop.Run:
-    """Return the run of a config under a trial's seed, at epoch 0."""
+def build_run(
+    config: TrainConfig, splits: data.Splits, seed: int, folder: Path, device: torch.device, *, accumulation: int = 1
+) -> loop.Run:
+    """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches."""
     training = config.training
     shape = tuple(splits.train.images.shape[1:])
     model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
@@ -52,4 +54,5 @@ def build_run(config: TrainConfig, splits: data.Splits, seed: int, folder: Path,
         batch_size=training.batch_size,
         seed=seed,
         precision=training.precision,
+        accumulation=accumulation,
     )

@@ -5,14 +5,16 @@ HpoError
 └── Fault                 the user or the machine must mend it; the command ends with exit code 2
     ├── SpecError         the study file (or a pinned config) says something impossible
     ├── CheckpointError   a checkpoint file is missing, damaged, or not the one that was recorded
-    ├── StorageError      the database cannot be reached, opened or trusted
+    ├── StorageError      the database cannot be reached, opened or trusted; StorageBusy: it has no room just now
     ├── StudyError        the study is not there, has nothing to show, or its state forbids what was asked
     └── MismatchError     the study was made with another spec, other data or other code
 
 Signal (BaseException)    not errors: how a trial learns, inside a report, that it must let go
 ├── Parked                it was asked to stop and keeps its place: checkpoint, release the lease, go on later
+├── Stopped               a person ended it: it keeps the value it has
+├── TimeUp                it trained for longer than a trial may
 ├── LostLease             another worker owns it by now: drop it, write nothing
-└── Outage                the storage failed under it: not the trial's fault, it keeps its place
+└── Outage                the storage failed for too long: not the trial's fault, it keeps its place
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ class StorageError(Fault):
     """Raised when the storage cannot be reached, opened or trusted."""
 
 
+class StorageBusy(StorageError):
+    """Raised when the storage is there and has no room just now: worth another try."""
+
+
 class StudyError(Fault):
     """Raised when a study is missing or not in a state that allows what was asked."""
 
@@ -61,12 +67,20 @@ class Parked(Signal):
     """Raised when a trial was asked to stop and keeps its place for a later worker."""
 
 
+class Stopped(Signal):
+    """Raised when a person ended the trial with `hpo stop`."""
+
+
+class TimeUp(Signal):
+    """Raised when a trial has trained for longer than `budget.trial_timeout`."""
+
+
 class LostLease(Signal):
     """Raised when a trial's lease went to another worker; nothing more may be written for it."""
 
 
 class Outage(Signal):
-    """Raised when the storage failed while a trial wrote to it; the trial is not to blame and keeps its place."""
+    """Raised when the storage failed for longer than a worker bears; the trial is not to blame and keeps its place."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -17,10 +17,11 @@ from hpo.config import SECTIONS
 from hpo.errors import StudyError
 from hpo.results import TrialResult, best
 from hpo.space import Choices, Parameter
+from hpo.spec import UNIDENTIFYING
 from hpo.study import Study
 from hpo.summary import summarize
 
-LEFT_OUT = {"sampler", "pruner", "budget", "workers", "storage", "checkpoints", "params"}  # of a search only
+LEFT_OUT = {"sampler", "pruner", *UNIDENTIFYING, "params"}  # of a search only
 
 
 def export(study: Study, output: Path, *, number: int | None = None, top: int = 1) -> list[Path]:

@@ -36,7 +36,7 @@ CONFIG = "config.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A pinned config ready to train: the spec, what it says, its data and its seed."""
+    """A pinned config ready to train: the spec, what it says, its data, its seed and its micro-batches."""
 
     path: Path
     spec: StudySpec
@@ -45,14 +45,21 @@ class Training:
     seed: int
     device: torch.device
     splits: data.Splits
+    accumulation: int  # micro-batches to a batch
 
     @property
     def identity(self) -> str:
-        """What makes this training what it is: the SHA-256 of the config, receipt aside, and of the seed."""
-        return hashlib.sha256(json.dumps([self.spec.document, self.seed], sort_keys=True).encode()).hexdigest()
+        """What makes this training what it is: the SHA-256 of the config, receipt aside, of the seed and of
+        micro-batches, if any.
+        """
+        # Whole batches add nothing: folders from before there were micro-batches stay recognised.
+        made_of = [self.spec.document, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def run(self) -> loop.Run:
-        return assembly.build_run(self.config, self.splits, self.seed, self.folder, self.device)
+        return assembly.build_run(
+            self.config, self.splits, self.seed, self.folder, self.device, accumulation=self.accumulation
+        )
 
 
 def load_pinned(path: Path) -> StudySpec:
@@ -69,7 +76,8 @@ def load_pinned(path: Path) -> StudySpec:
 def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> Training:
     """Read a pinned config and load its data; SpecError if it has ranges left or is not trainable.
 
-    The seed is the given one, else the receipt's, which repeats the trial, else one derived from the config's own.
+    The seed is the given one, else the receipt's, which repeats the trial, else one derived from the config's own. The
+    receipt's micro-batches are kept under any seed: the trial's memory did not hold a whole batch, whatever its draws.
     """
     spec = load_pinned(path)
     folder = code_folder or find_code_folder(spec, path)
@@ -86,6 +94,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
         device=device,
         splits=assembly.load_splits(config, spec.seed, folder, device),
+        accumulation=spec.receipt.get("accumulation", 1),
     )
 
 
@@ -224,6 +233,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
             seed=training.seed,
             split_seed=training.spec.seed,
             data_digest=training.splits.digest,
+            accumulation=training.accumulation,
         ),
     }
 

@@ -40,12 +40,14 @@ def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
         wanted.spec,
         code_folder=wanted.code_folder,
         code_digest=wanted.code_digest,
-        stop_reason="a fork into it was cut off; delete it with `optuna delete-study` and fork again",
+        forking="a fork into it was cut off; delete it with `optuna delete-study` and fork again",
     )
     made.optuna.add_trials(fitting)
     with storage.writing(made.storage.engine) as connection:  # only now may a worker start a trial in it
         connection.execute(
-            hpo_studies.update().where(hpo_studies.c.uid == made.uid).values(imported=len(fitting), stop_reason=None)
+            hpo_studies.update()
+            .where(hpo_studies.c.uid == made.uid)
+            .values(imported=len(fitting), stop_reason=None, hold=None)
         )
     return len(fitting), len(finished) - len(fitting)
 

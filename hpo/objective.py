@@ -13,7 +13,7 @@ from typing import Literal
 import optuna
 import torch
 
-from hpo import assembly, seeds, space
+from hpo import assembly, handover, retention, seeds, space
 from hpo import study as studies
 from hpo.config import TrainConfig
 from hpo.errors import CheckpointError, Diverged, Parked
@@ -21,11 +21,10 @@ from hpo.ledger import Checkpoint
 from hpo.receipt import receipt
 from hpo.study import Study
 from hpo.train import checkpoint
-from hpo.train.loop import EpochResult, Run
+from hpo.train.loop import EpochResult, Run, can_halve
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
-CHECKPOINT_SECONDS = 30.0  # a killed worker loses at most so much training and one epoch
 
 
 def trial_seed(study_seed: int, number: int) -> int:
@@ -51,8 +50,11 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
         config = TrainConfig.from_tree(space.suggest(tree, trial))
         seed = trial_seed(study.spec.seed, trial.number)
         torch.set_num_threads(config.training.threads)
-        run = assembly.build_run(config, splits, seed, folder, device)
-        saver = Saver(run, trial, study.trial_folder(trial.number))
+        accumulation = trial.lease.claim.accumulation
+        if can_halve(config.training.batch_size, accumulation):
+            trial.finer_accumulation = 2 * accumulation
+        run = assembly.build_run(config, splits, seed, folder, device, accumulation=accumulation)
+        saver = Saver(study, run, trial)
         saver.resume()
         trial.record_receipt(
             receipt(
@@ -60,6 +62,7 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
                 device=assembly.device_name(device),
                 threads=config.training.threads,
                 executor="loop",
+                accumulation=accumulation,
                 seed=seed,
                 split_seed=study.spec.seed,
                 data_digest=splits.digest,
@@ -73,9 +76,9 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
 def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy", "loss"]) -> float:
     """Train to the end of the trial, whatever ends it, reporting every epoch; return the judged value.
 
-    Raises Diverged, TrialPruned, Parked (after a checkpoint) or LostLease.
+    Raises Diverged, TrialPruned, or the Signal for which the trial must let go, after a checkpoint.
     """
-    for result in run.train(stop=trial.desk.stopping):
+    for result in run.train(stop=trial.lease.must_end):
         trial.report_epoch(result.epoch, result.judged(metric), metrics_of(result))
         if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
             raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
@@ -86,24 +89,27 @@ def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy
         saver.save_if_due(result.epoch)
     if not run.finished:
         saver.save(run.epoch)
+        trial.lease.let_go()
         raise Parked(f"trial {trial.number}: parked after epoch {run.epoch}")
-    return trial.judge(None)
+    value = trial.judge(None)
+    saver.save_if_leading(value)
+    return value
 
 
 class Saver:
-    """A trial's checkpoints: one file at a time, named after attempt and epoch so that no two workers write the same."""
+    """A trial's checkpoints: one file at a time, replaced only once the next one is recorded."""
 
-    def __init__(self, run: Run, trial: LeasedTrial, folder: Path) -> None:
+    def __init__(self, study: Study, run: Run, trial: LeasedTrial) -> None:
+        self.study = study
         self.run = run
         self.trial = trial
-        self.folder = folder
-        found = trial.desk.claim.checkpoint
-        self.latest = None if found is None else Path(found.path)
+        self.folder = study.trial_folder(trial.number)
+        self.every = study.spec.recovery.checkpoint_seconds
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
         """Go on from the claim's checkpoint, if it has one; from epoch 0 if that cannot be read."""
-        found = self.trial.desk.claim.checkpoint
+        found = self.trial.lease.claim.checkpoint
         if found is None:
             return
         try:
@@ -114,16 +120,28 @@ class Saver:
 
     def save_if_due(self, epoch: int) -> None:
         """Save if the last checkpoint is old enough."""
-        if time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+        if time.monotonic() - self.saved_at >= self.every:
             self.save(epoch)
 
+    def save_if_leading(self, value: float) -> None:
+        """Save the state at a finished trial's end if it is among the best, whose checkpoints are kept."""
+        lease = self.trial.lease
+        if lease.patience(lambda: retention.leads(self.study, value)):
+            self.save(self.run.epoch)
+
     def save(self, epoch: int) -> None:
-        """Write the run's state, record it in the ledger, and only then remove the file that it replaces."""
-        attempt = self.trial.desk.claim.attempt
-        path = self.folder / f"attempt-{attempt}-epoch-{epoch}-{time.time_ns()}.pt"
-        digest = checkpoint.save(path, self.run.state_dict())
-        self.trial.record_checkpoint(Checkpoint(epoch=epoch, path=str(path), digest=digest))
+        """Write the run's state and record it in the ledger, or leave it to the next attempt if the storage is away.
+
+        A disk that is full costs the checkpoint, not the trial: the one recorded before still stands.
+        """
+        lease = self.trial.lease
+        path = self.folder / retention.file_name(lease.claim.attempt, epoch, time.time_ns())
         self.saved_at = time.monotonic()
-        if self.latest is not None:  # not all that lies there: another attempt may own the trial by now
-            self.latest.unlink(missing_ok=True)
-        self.latest = path
+        try:
+            found = Checkpoint(epoch=epoch, path=str(path), digest=checkpoint.save(path, self.run.state_dict()))
+            if lease.record_checkpoint(found):
+                retention.tidy(self.folder, lease.claim.attempt, keep=path)
+            else:
+                handover.leave(self.folder, lease, found)
+        except OSError as error:
+            log.warning("trial %d: no checkpoint of epoch %d: %s", self.trial.number, epoch, error)

@@ -6,14 +6,19 @@ It is written before the split is opened, and again with the result: a training 
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from hpo import storage as storages
 from hpo import study as studies
 from hpo.errors import Fault, StudyError
-from hpo.ledger import Ledger
 from hpo.spec import StudySpec
+from hpo.study import Study
+from hpo.tables import hpo_test_openings
 
 TROUBLE = (Fault, *storages.FAILURES)
 
@@ -24,26 +29,48 @@ def announce(spec: StudySpec, folder: Path, url: str) -> str | None:
     A config may be trained on a machine that does not see the study: no trouble with its storage is raised.
     """
     try:
-        _ledger(spec, url).announce_test_opening(spec.receipt.get("trial"), str(folder.absolute()))
+        with _opened(spec, url) as study, storages.writing(study.storage.engine) as connection:
+            opened = {"study_id": study.study_id, "opened_at": storages.now(connection), **_which(study, spec, folder)}
+            connection.execute(hpo_test_openings.insert().values(opened))
     except TROUBLE as error:
         return str(error)
     return None
 
 
 def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -> None:
-    """Record the result of an opening that was announced; nothing happens where it could not be."""
+    """Record the result of the latest opening that was announced; nothing happens where it could not be."""
     measured = {key: metrics[key] for key in ("test_accuracy", "test_loss")}
-    with contextlib.suppress(*TROUBLE):
-        _ledger(spec, url).complete_test_opening(spec.receipt.get("trial"), str(folder.absolute()), measured)
+    with contextlib.suppress(*TROUBLE), _opened(spec, url) as study:
+        same = [hpo_test_openings.c[key] == value for key, value in _which(study, spec, folder).items()]
+        latest = sa.select(sa.func.max(hpo_test_openings.c.opening_id)).where(
+            *same, hpo_test_openings.c.metrics.is_(None)
+        )
+        with storages.writing(study.storage.engine) as connection:
+            connection.execute(
+                hpo_test_openings.update()
+                .where(hpo_test_openings.c.opening_id == latest.scalar_subquery())
+                .values(metrics=json.dumps(measured))
+            )
 
 
-def _ledger(spec: StudySpec, url: str) -> Ledger:
+def _which(study: Study, spec: StudySpec, folder: Path) -> dict[str, Any]:
+    return {
+        "study_uid": study.uid,
+        "trial_number": spec.receipt.get("trial"),
+        "folder": str(folder.absolute()),
+    }
+
+
+@contextlib.contextmanager
+def _opened(spec: StudySpec, url: str) -> Iterator[Study]:
     receipt = spec.receipt
     if "study_uid" not in receipt:
         raise StudyError("the config has no receipt of a study")
-    study = studies.join(storages.connect(url), receipt["study"])
-    if study.uid != receipt["study_uid"]:
-        raise StudyError(
-            f"study {receipt['study']!r} in {study.storage.shown} is not the one that the config came from"
-        )
-    return study.ledger("final")
+    place = storages.connect(url)
+    try:
+        study = studies.join(place, receipt["study"])
+        if study.uid != receipt["study_uid"]:
+            raise StudyError(f"study {receipt['study']!r} in {place.shown} is not the one that the config came from")
+        yield study
+    finally:
+        place.close()

@@ -81,8 +81,11 @@ def explain(
         key, *inside = [str(step) for step in found["loc"]] or [""]
         path = ".".join([paths.get(key, key), *inside])
         if found["type"] == "extra_forbidden" and inside:  # in a section that is a model itself
-            section: typing.Any = model.model_fields[key].annotation
-            lines.append(f"{path}: {key} takes no {inside[-1]!r}{nearest(inside[-1], section.model_fields)}")
+            section: typing.Any = model
+            for step in (key, *inside[:-1]):
+                section = section.model_fields[step].annotation
+            where = path.rpartition(".")[0]
+            lines.append(f"{path}: {where} takes no {inside[-1]!r}{nearest(inside[-1], section.model_fields)}")
         elif found["type"] == "extra_forbidden":
             lines.append(f"{path}: {owner} takes no {key!r}{nearest(key, model.model_fields)}")
         elif found["type"] == "missing":

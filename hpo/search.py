@@ -10,12 +10,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from hpo import presence
 from hpo.errors import StorageError
 from hpo.finished import Cursor, finished
 from hpo.fleet.local import Fleet
+from hpo.reaping import Reaper
 from hpo.signals import ASKING
 from hpo.storage import FAILURES, cause
 from hpo.study import Study
@@ -23,7 +25,6 @@ from hpo.summary import summarize
 from hpo.view.live import LiveView
 
 REFRESH_SECONDS = 0.25
-OUTAGE_SECONDS = 600.0  # how long a run waits for a storage that fails
 
 
 class Interrupt:
@@ -66,18 +67,23 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     outage_since: float | None = None
     seen, summary = Cursor.at_now(study), summarize(study)
+    ledger = study.ledger(f"launcher:{presence.new_name()}")
+    presence.enter(ledger)
+    reaper = Reaper(ledger)
     with catching_signals(fleet) as interrupt, view:
         try:
             fleet.start()
             while fleet.tend():
                 try:
+                    if reaper.is_due:
+                        reaper()
                     ended = finished(study, seen)  # read first: the summary must know every trial that a line tells of
                     summary = summarize(study, summary)
                     view.update(summary, ended)
                     outage_since = None
                 except FAILURES as error:  # the workers look after themselves; there is nothing to show
                     outage_since = outage_since or time.monotonic()
-                    if time.monotonic() - outage_since > OUTAGE_SECONDS:
+                    if time.monotonic() - outage_since > study.spec.recovery.outage_seconds:
                         raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
                 if fleet.stop_asked_at is None and (interrupt.received or time.monotonic() >= deadline):
                     view.say("stopping: running trials are parked with a checkpoint; Ctrl-C to end at once")
@@ -85,6 +91,8 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
                 fleet.wait(REFRESH_SECONDS)
         finally:
             fleet.end()
+            with suppress(*FAILURES):
+                presence.leave(ledger)
         ended = finished(study, seen)
         view.update(summarize(study, summary), ended)
     return interrupt.exit_code

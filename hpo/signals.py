@@ -1,12 +1,26 @@
-"""Signals as a request: the first asks to checkpoint and leave, the second ends the process."""
+"""Signals as a request: the first asks to checkpoint and leave, the second ends the process.
+
+A thread of its own reads them, so they are noticed however deep in C code the main thread is, and ends a process that
+does not come to an end within its grace. Only C code that keeps the interpreter lock holds that thread up as well.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
+log = logging.getLogger(__name__)
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1 is Slurm's notice before a time limit
+LAST_ACT_SECONDS = 2.0  # how long the last act may hold up the end
+LOOK_SECONDS = 1.0  # how soon a grace is seen that was set without a word to the thread
+SAME_SECONDS = 0.1  # signals of one number so close are one request: timeout(1) sends its signal twice
 
 
 class StopSignal:
@@ -14,23 +28,43 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.grace: float | None = None  # seconds from the request until the process is ended; None leaves it alone
+        self._received_at = 0.0
+        self._last_act: Callable[[], None] | None = None
+        self._writer: socket.socket | None = None  # its bytes are signals' numbers; 0 only wakes the thread
+        self._masks = threading.local()
 
     @classmethod
-    def installed(cls) -> StopSignal:
-        """Return one that handles this process's signals from now on."""
+    def installed(cls, *, grace: float | None = None) -> StopSignal:
+        """Return one that handles this process's signals from now on; the main thread must call it."""
         stopping = cls()
+        stopping.grace = grace
+        reader, stopping._writer = socket.socketpair()
+        stopping._writer.setblocking(False)
+        threading.Thread(target=stopping._watch, args=(reader,), name="stop-signal", daemon=True).start()
+        signal.set_wakeup_fd(stopping._writer.fileno(), warn_on_full_buffer=False)
         for number in ASKING:
-            signal.signal(number, stopping._receive)
+            signal.signal(number, stopping._handle)
+        os.register_at_fork(
+            before=stopping._block, after_in_parent=stopping._unblock, after_in_child=stopping._be_a_mere_flag
+        )
         return stopping
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
-        if self.received is not None:
-            os._exit(128 + number)  # now: nothing is tidied up; a lease runs out by itself
-        self.received = number
-
     def request(self) -> None:
-        """Ask for the same from inside the process."""
-        self.received = self.received or signal.SIGTERM
+        """Ask for the same from inside the process, from any thread."""
+        if self.received is None:
+            self._note(signal.SIGTERM)
+        self._tell(0)
+
+    def end_within(self, grace: float, last_act: Callable[[], None] | None = None) -> None:
+        """End the process so many seconds after the request, which may have come already, unless it has ended by then.
+
+        Args:
+            last_act: called before that end in a thread of its own, and waited for LAST_ACT_SECONDS.
+        """
+        self._last_act = last_act  # first: the thread calls it once the grace is over
+        self.grace = grace
+        self._tell(0)
 
     def __call__(self) -> bool:
         return self.received is not None
@@ -39,3 +73,85 @@ class StopSignal:
     def exit_code(self) -> int:
         """0 if nothing was received, else 128 + the signal's number."""
         return 128 + self.received if self.received else 0
+
+    def _note(self, number: int) -> None:
+        self._received_at = time.monotonic()  # first: the thread reads it once there is a number
+        self.received = number
+
+    def _tell(self, byte: int) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(BlockingIOError):  # full: the thread has enough to wake up for
+                self._writer.send(bytes([byte]))
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
+        """Do nothing, for the thread knows; but an event loop in user code takes the wakeup descriptor, then drops it."""
+        assert self._writer is not None
+        own = self._writer.fileno()
+        current = signal.set_wakeup_fd(own, warn_on_full_buffer=False)
+        if current == own:
+            return
+        self._tell(number)
+        if current != -1:
+            signal.set_wakeup_fd(current)
+
+    def _watch(self, reader: socket.socket) -> None:
+        while (left := self._seconds_left()) > 0:
+            reader.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                for number in reader.recv(4096):
+                    self._receive(number)
+        self._end()
+
+    def _seconds_left(self) -> float:
+        if self.received is None or self.grace is None:
+            return LOOK_SECONDS
+        return min(self._received_at + self.grace - time.monotonic(), LOOK_SECONDS)
+
+    def _receive(self, number: int) -> None:
+        if number not in ASKING:  # every signal with a handler comes by, such as the SIGCHLD that torch handles
+            return
+        if self.received is None:
+            self._note(number)
+        elif number != self.received or time.monotonic() - self._received_at >= SAME_SECONDS:
+            os._exit(128 + number)  # now: nothing is tidied up; a lease runs out by itself
+
+    def _end(self) -> None:
+        """End the process; whoever holds the log's lock may hang as well, so saying it is not waited for either."""
+        try:
+            acts = [act for act in (self._say_late, self._last_act) if act is not None]
+            threads = [threading.Thread(target=attempt, args=(act,), daemon=True) for act in acts]
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + LAST_ACT_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            os._exit(self.exit_code)
+
+    def _say_late(self) -> None:
+        late = "asked to stop, the process did not come to an end within %g s: ending it now"
+        log.warning(late, self.grace, extra={"action": "grace_over"})
+
+    def _block(self) -> None:
+        """Hold signals back around a fork: until the child is a mere flag, its signals would count as the parent's."""
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def _be_a_mere_flag(self) -> None:
+        """Leave a forked child its own signals: torch's DataLoader, for one, ends its workers with SIGTERM."""
+        if self._writer is not None:
+            signal.set_wakeup_fd(-1)
+            for number in ASKING:
+                if signal.getsignal(number) == self._handle:  # a handler of user code stays
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            self._writer.close()
+            self._writer = None
+        self._unblock()
+
+
+def attempt(act: Callable[[], None]) -> None:
+    """Do it; a failure is no reason to put off the end."""
+    with contextlib.suppress(BaseException):
+        act()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +20,15 @@ from annotated_types import Ge, Le
 from hpo import options, space, usercode
 from hpo.config import SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
+from hpo.durations import seconds
 from hpo.errors import SpecError
+from hpo.failures import Policies
 from hpo.space import Choices
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
 FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
-UNIDENTIFYING = {"budget", "workers", "storage", "checkpoints"}  # may differ between two runs of one study
-MAX_SECONDS = 10 * 365 * 86400  # of a duration; a longer one is a mistake
+MANAGED = ("budget", "recovery", "failures")  # how a study is run, not what it is: the last `hpo run` sets them
+UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}
 
@@ -41,6 +42,49 @@ class Budget(pydantic.BaseModel):
     """Rows of the study in any state but WAITING, over all runs."""
     timeout: str | None = None
     """Wall clock of one `hpo run`, such as "30m"; what still runs is parked for the next one."""
+    trial_timeout: str | None = None
+    """Training time of one trial, attempts added up; what happens then is failures.time_limit's to say."""
+
+    @property
+    def trial_seconds(self) -> float | None:
+        return seconds(self.trial_timeout, "budget.trial_timeout") if self.trial_timeout else None
+
+
+class Recovery(pydantic.BaseModel):
+    """How workers hold on to trials, and let go of them."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    lease: str = "60s"
+    """A worker that is silent for longer loses its trial; renewed three times as often."""
+    grace: str = "30s"
+    """From the signal that asks a worker to stop until its process is gone, parked or not."""
+    outage_patience: str = "10m"
+    """How long a worker bears a failing storage, training on meanwhile, before it leaves."""
+    checkpoint_every: str = "30s"
+    """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
+    keep_checkpoints: Annotated[int, Ge(0)] = 1
+    """Of how many finished trials, the best ones, the last checkpoint is kept."""
+    recycle_trials: Positive = 1000
+    """Trials after which a worker's process starts afresh."""
+    recycle_growth_mb: Positive = 2048
+    """Growth of a worker's resident memory, in MiB, likewise."""
+
+    @property
+    def lease_seconds(self) -> float:
+        return seconds(self.lease, "recovery.lease")
+
+    @property
+    def grace_seconds(self) -> float:
+        return seconds(self.grace, "recovery.grace")
+
+    @property
+    def outage_seconds(self) -> float:
+        return seconds(self.outage_patience, "recovery.outage_patience")
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        return seconds(self.checkpoint_every, "recovery.checkpoint_every", zero=True)
 
 
 class StudySpec(pydantic.BaseModel):
@@ -66,6 +110,8 @@ class StudySpec(pydantic.BaseModel):
     sampler: dict[str, Any] = {"name": "tpe"}
     pruner: dict[str, Any] = {"name": "median"}
     budget: Budget = Budget()
+    recovery: Recovery = Recovery()
+    failures: Policies = Policies()
     workers: Positive | None = None
     storage: str | None = None
     checkpoints: str | None = None
@@ -100,8 +146,7 @@ class StudySpec(pydantic.BaseModel):
         _check_plain({key: value for key, value in document.items() if key not in ("params", "receipt")})
         spec = spec._with_objective_defaults() if spec.objective else spec._with_training_defaults()
         spec.rule  # noqa: B018  (an unknown rule is told now)
-        if spec.budget.timeout:
-            seconds(spec.budget.timeout, "budget.timeout")
+        _check_durations(spec)
         space.check_branches(spec.tree)
         return spec
 
@@ -166,11 +211,23 @@ class StudySpec(pydantic.BaseModel):
         """The part of the document that two workers of one study must share."""
         return {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
 
+    def managed_by(self, other: StudySpec) -> StudySpec:
+        """Return this spec with the other's settings for how a study is run."""
+        return self.model_copy(update={key: getattr(other, key) for key in MANAGED})
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the identity, the format version in front."""
         text = json.dumps([FORMAT, self.identity], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_durations(spec: StudySpec) -> None:
+    for key in ("timeout", "trial_timeout"):
+        if text := getattr(spec.budget, key):
+            seconds(text, f"budget.{key}")
+    for key in ("lease_seconds", "grace_seconds", "outage_seconds", "checkpoint_seconds"):
+        getattr(spec.recovery, key)
 
 
 def check_name(name: str, path: str) -> None:
@@ -216,14 +273,3 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
     return json.dumps(flat[key]) if key in flat else "nothing"
-
-
-def seconds(text: str, path: str) -> float:
-    """Read a duration such as "90s", "30m", "1h30m" or "2d"; SpecError for anything else or for nothing at all."""
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
-    total = (
-        sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True)) if match else 0
-    )
-    if not 0 < total <= MAX_SECONDS:
-        raise SpecError(f"{path}: {text!r} is no duration; write it like 90s, 30m or 1h30m")
-    return float(total)

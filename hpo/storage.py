@@ -10,7 +10,7 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +18,33 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
-from hpo import tables
-from hpo.errors import StorageError
+from hpo import filesystem, tables
+from hpo.errors import StorageBusy, StorageError
 
 Made = TypeVar("Made")
 FAILURES = (
     sa.exc.SQLAlchemyError,
     optuna.exceptions.StorageInternalError,
 )  # what a failing storage raises, ours or Optuna's
-BUSY_SECONDS = 60.0  # how long a SQLite statement waits for another process's write
+#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Tried again by `outage`.
+OUTAGES = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+    sa.exc.TimeoutError,
+    sa.exc.PendingRollbackError,
+    optuna.exceptions.StorageInternalError,
+)
+BUSY_SECONDS = 10.0  # how long a SQLite statement waits for another process's write, a Postgres one for a lock
+BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
 CREATION_TRIES = 8  # to make the tables, against other processes that do the same
 CONNECT_SECONDS = 10  # how long a command waits for Postgres to answer
+IDLE_SECONDS = 30.0  # after which Postgres ends a transaction whose process does nothing
+POOL_SIZE = 2  # connections of one process at most: of what it does, and of the thread that keeps its lease
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +112,16 @@ def _hidden(text: str) -> str:
     return f"{head.rpartition(':')[0]}:***@{tail}" if at else text
 
 
-def connect(text: str, *, create: bool = False, patience: float | None = None) -> Storage:
-    """Open a storage; StorageError, without the password, if it is missing, locked, unreachable or not Optuna's.
+def connect(text: str, *, create: bool = False) -> Storage:
+    """Open a storage; StorageError, without the password, if it is missing, unreachable, not Optuna's or not to be trusted.
 
     Args:
         create: make the SQLite file and the tables, Optuna's and ours, if they are not there; else that is an error.
-        patience: how many seconds to wait for a locked SQLite file; a person's, if not given.
+
+    Raises StorageBusy if the storage is locked, starting up, or has no connection left.
     """
     url = parse(text)
-    _probe(url, create=create, patience=PROBE_SECONDS if patience is None else patience)
+    _probe(url, create=create)
     try:
         backend = _creating(
             lambda: optuna.storages.RDBStorage(
@@ -118,8 +132,9 @@ def connect(text: str, *, create: bool = False, patience: float | None = None) -
             _creating(lambda: tables.create(backend.engine))
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted(url)}: {error}") from None
+        _refuse_old_tables(backend.engine, url)
     except FAILURES as error:
-        raise StorageError(f"storage {redacted(url)}: {cause(error)}") from None
+        raise _unreachable(url, error) from None
     return Storage(url=url, engine=backend.engine, optuna=optuna.storages.get_storage(backend))
 
 
@@ -145,14 +160,24 @@ def _engine_arguments(url: URL) -> dict[str, Any]:
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,  # milliseconds that what was sent may stay unanswered by the other machine
     }
     return {
         "connect_args": connect_args,
-        "pool_size": 2,
+        "pool_events": [(_set_timeouts, "connect")],
+        "pool_size": POOL_SIZE,
         "max_overflow": 0,
         "pool_pre_ping": True,
         "pool_recycle": 1800,
     }
+
+
+def _set_timeouts(connection: Any, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
+    """Let no process that is frozen amid a transaction, or cut off, hold up the others for long."""
+    connection.autocommit = True  # by statements, not by the connection's options, which poolers refuse
+    connection.execute(f"SET lock_timeout = {BUSY_SECONDS * 1000:.0f}")
+    connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
+    connection.autocommit = False
 
 
 def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
@@ -170,6 +195,21 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.commit()
 
 
+def upsert(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str]
+) -> None:
+    """Insert rows, or overwrite the ones that have the same key: writing twice is writing once."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(table).values(rows)
+    overwritten = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=overwritten))
+
+
+def storable(text: str) -> str:
+    """Return the text without what a database cannot hold: Postgres no NUL, neither of them a lone surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
 def now(connection: sa.Connection) -> sa.ColumnElement[float]:
     """Return the database's own clock as an SQL expression: seconds since 1970, with fractions."""
     if connection.dialect.name == "sqlite":
@@ -177,16 +217,36 @@ def now(connection: sa.Connection) -> sa.ColumnElement[float]:
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)
 
 
-def _probe(url: URL, *, create: bool, patience: float) -> None:
+def _refuse_old_tables(engine: sa.Engine, url: URL) -> None:
+    if lacking := tables.missing(engine):
+        names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
+        raise StorageError(
+            f"storage {redacted(url)}: was made by an earlier hpo (it lacks {names}); `hpo run` adds them"
+        )
+
+
+def _unreachable(url: URL, error: Exception) -> StorageError:
+    """Return the error that a failed connection means."""
+    said = cause(error)
+    kind = StorageBusy if any(word in said for word in BUSY_WORDS) else StorageError
+    return kind(f"storage {redacted(url)}: {said}")
+
+
+def _probe(url: URL, *, create: bool) -> None:
     """Fail early and clearly: before anything is written."""
     if url.get_backend_name() == "sqlite":
-        _probe_sqlite(url, create=create, patience=patience)
+        _probe_sqlite(url, create=create)
     else:
         _probe_postgres(url, create=create)
 
 
-def _probe_sqlite(url: URL, *, create: bool, patience: float) -> None:
+def _probe_sqlite(url: URL, *, create: bool) -> None:
     file = Path(url.database or "")
+    if (served := filesystem.kind_of(file)) in filesystem.NETWORK:
+        raise StorageError(
+            f"storage {redacted(url)}: lies on a network file system ({served}), on which SQLite loses data; "
+            "use a local disk, or Postgres for workers on several machines"
+        )
     if not file.exists():
         if not create:
             raise StorageError(
@@ -196,7 +256,7 @@ def _probe_sqlite(url: URL, *, create: bool, patience: float) -> None:
             raise StorageError(f"storage {redacted(url)}: there is no folder {file.parent}; make it first")
         return
     try:
-        connection = sqlite3.connect(file, timeout=patience, isolation_level=None)
+        connection = sqlite3.connect(file, timeout=PROBE_SECONDS, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
             has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
@@ -204,16 +264,17 @@ def _probe_sqlite(url: URL, *, create: bool, patience: float) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise StorageError(f"storage {redacted(url)}: {error}{_sqlite_mend(error, patience)}") from None
+        kind = StorageBusy if "locked" in str(error) else StorageError
+        raise kind(f"storage {redacted(url)}: {error}{_sqlite_mend(error)}") from None
     if not has_tables and not create:
         raise StorageError(
             f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 
-def _sqlite_mend(error: sqlite3.Error, patience: float) -> str:
+def _sqlite_mend(error: sqlite3.Error) -> str:
     if "locked" in str(error):
-        return f" for {patience:.0f} s; another program holds it: end that one and try again"
+        return f" for {PROBE_SECONDS:.0f} s; another program holds it: end that one and try again"
     return "; is it a SQLite file that you may write?"
 
 
@@ -223,10 +284,33 @@ def _probe_postgres(url: URL, *, create: bool) -> None:
         with engine.connect() as connection:
             has_tables = sa.inspect(connection).has_table("studies")
     except sa.exc.SQLAlchemyError as error:
-        raise StorageError(f"storage {redacted(url)}: {cause(error)}") from None
+        raise _unreachable(url, error) from None
     if not has_tables and not create:
         raise StorageError(
             f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
+        )
+
+
+def check_connections(place: Storage, workers: int) -> None:
+    """Refuse more workers than Postgres has connections left for; StorageError with the numbers."""
+    if place.is_sqlite:
+        return
+    with place.engine.connect() as connection:
+        limit, reserved, used = connection.execute(
+            sa.text(
+                "SELECT current_setting('max_connections')::int,"
+                " current_setting('superuser_reserved_connections')::int"
+                " + coalesce(current_setting('reserved_connections', true), '0')::int,"
+                " (SELECT sum(numbackends) FROM pg_stat_database)::int"
+            )
+        ).one()
+    left = limit - reserved - (used - 1)  # without this one
+    needed = POOL_SIZE * (workers + 1)
+    if needed > left:
+        raise StorageError(
+            f"storage {place.shown}: {workers} workers and this process take up to {needed} connections, {POOL_SIZE} each; "
+            f"Postgres has {left} left (max_connections {limit}, {reserved} reserved, {used - 1} in use): "
+            f"start at most {max(0, left // POOL_SIZE - 1)} workers, or raise max_connections"
         )
 
 

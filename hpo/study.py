@@ -21,10 +21,10 @@ import sqlalchemy as sa
 
 from hpo import pruning, sampling, spec, storage
 from hpo.errors import MismatchError, StudyError, nearest
-from hpo.ledger import LEASE_SECONDS, Ledger
+from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
-from hpo.tables import UID_KEY, hpo_studies, living_row, studies, study_user_attributes, trials
+from hpo.tables import UID_KEY, Hold, hpo_studies, living_row, studies, study_user_attributes, trials
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
@@ -55,15 +55,16 @@ class Study:
         """Where the checkpoints of a trial lie while it may be gone on with."""
         return self.checkpoints / f"trial-{number:06d}"
 
-    def ledger(self, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> Ledger:
+    def ledger(self, worker: str, *, lease_seconds: float | None = None) -> Ledger:
         """Return the writes of one worker to this study."""
         return Ledger(
             engine=self.storage.engine,
             study_id=self.study_id,
             uid=self.uid,
             worker=worker,
-            lease_seconds=lease_seconds,
+            lease_seconds=self.spec.recovery.lease_seconds if lease_seconds is None else lease_seconds,
             grid_points=sampling.grid_size(self.spec),
+            policies=self.spec.failures,
         )
 
 
@@ -75,13 +76,13 @@ def create_or_join(
     code_digest: str,
     trials_budget: int | None = None,
     allow_code_change: bool = False,
-    stop_reason: str | None = None,
+    forking: str | None = None,
 ) -> Study:
     """Make the study, or join the one that is there if its identity is the same.
 
     Args:
         trials_budget: sets the study's budget; without it the larger of the stored and the file's own stands.
-        stop_reason: makes a new study in which nothing is started yet.
+        forking: makes a new study in which nothing is started before this reason is taken away.
 
     Raises MismatchError with each difference if the stored study is another one.
     """
@@ -94,11 +95,16 @@ def create_or_join(
         row = _lock_and_read(connection, made._study_id)
         if row is None:
             _refuse_a_plain_optuna_study(connection, made, wanted)
-            _insert(connection, made._study_id, wanted, root, code_folder, code_digest, stop_reason)
+            _insert(connection, made._study_id, wanted, root, code_folder, code_digest, forking)
             row = _lock_and_read(connection, made._study_id)
         _check_identity(row, wanted)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
-        connection.execute(hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(trials=budget))
+        managed = StudySpec.from_document(json.loads(row.spec)).managed_by(wanted)
+        connection.execute(
+            hpo_studies.update()
+            .where(hpo_studies.c.uid == row.uid)
+            .values(trials=budget, spec=json.dumps(managed.document))
+        )
         _check_code(connection, row, code_digest, allow_code_change)
     study = join(place, wanted.name)
     _place_probe_file(study)
@@ -205,7 +211,7 @@ def _insert(
     checkpoints: Path,
     code_folder: Path,
     code_digest: str,
-    stop_reason: str | None,
+    forking: str | None,
 ) -> None:
     uid = uuid.uuid4().hex
     connection.execute(
@@ -218,7 +224,8 @@ def _insert(
             code_folder=str(code_folder.absolute()),
             code_digest=code_digest,
             checkpoints=str(checkpoints / uid),
-            stop_reason=stop_reason,
+            stop_reason=forking,
+            hold=Hold.FORKING if forking else None,
         )
     )
     connection.execute(

@@ -19,11 +19,11 @@ from optuna.trial import TrialState
 from hpo import rows, storage
 from hpo import study as studies
 from hpo.errors import StudyError
+from hpo.failures import Verdict
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_trials, intermediate_values, living_row, restored, trials
+from hpo.tables import hpo_failures, hpo_trials, intermediate_values, living_row, restored, trials
 
-ORDINARY = ("complete", "pruned")  # outcomes that nobody needs to be told the reason of
 WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs
 #: Not of those that a fork brought along: Optuna gives a trial that is added finished one time as its start and its end.
 RAN = trials.c.datetime_start.is_distinct_from(trials.c.datetime_complete)
@@ -58,12 +58,13 @@ class ParkedTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A kind of ending other than complete or pruned: how often, and the last line of the last one's reason."""
+class FailureCount:
+    """A kind of failure: how often attempts failed by it, how often that ended the trial, and what the last one said."""
 
-    outcome: str
+    kind: str
     count: int
-    reason: str
+    ended: int
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,10 @@ class Summary:
     spent: int  # rows in any state but WAITING
     best: Best | None
     stop_reason: str | None
+    hold: str | None  # set: nothing is claimed, not even what is parked; see `tables.Hold`
     running: list[RunningTrial]
     parked: list[ParkedTrial]
-    failures: list[Failure]
+    failures: list[FailureCount]
     seconds: float  # from the first trial's start to now, or to the last trial's end if none runs
     seconds_per_trial: float | None  # of the last ones, side by side as they ran; None until two have finished
     seconds_left: float | None  # likewise
@@ -122,11 +124,11 @@ def summarize(study: Study, previous: Summary | None = None, *, clock: Callable[
             "foreign": len(open_trials) - len(live) - len(parked),
             "waiting": times[TrialState.WAITING],
         }
+        failures = _failures(connection, study, counts["fail"])
         if previous and all(previous.counts[state] == counts[state] for state in ("complete", "pruned", "fail")):
-            best, failures, pace = previous.best, previous.failures, previous.seconds_per_trial
+            best, pace = previous.best, previous.seconds_per_trial
         else:
-            best, failures = _best(connection, study), _failures(connection, study)
-            pace = _pace(_spans(connection, study))
+            best, pace = _best(connection, study), _pace(_spans(connection, study))
     budget = row.trials + row.imported
     return Summary(
         name=study.name,
@@ -138,6 +140,7 @@ def summarize(study: Study, previous: Summary | None = None, *, clock: Callable[
         spent=sum(counts.values()) - counts["waiting"],
         best=best,
         stop_reason=row.stop_reason,
+        hold=row.hold,
         running=[_running(trial, curves[trial.trial_id], clock()) for trial in live],
         parked=[ParkedTrial(number=trial.number, epoch=trial.checkpoint_epoch or 0) for trial in parked],
         failures=failures,
@@ -224,37 +227,49 @@ def _best(connection: sa.Connection, study: Study) -> Best | None:
     return Best(number=found[0].number, value=rows.value_of(found[0])) if found else None
 
 
-def _failures(connection: sa.Connection, study: Study) -> list[Failure]:
-    """Return how trials ended otherwise than complete or pruned, the most frequent kind first."""
-    outcome = sa.func.coalesce(hpo_trials.c.outcome, "foreign")  # FAIL without a word from us: somebody else's trial
-    unusual = connection.execute(
+def _failures(connection: sa.Connection, study: Study, fails: int) -> list[FailureCount]:
+    """Return the kinds of failure that occurred, the most frequent first.
+
+    Args:
+        fails: how many trials are FAIL.
+    """
+    ours = hpo_failures.c.study_uid == study.uid
+    kinds = connection.execute(
         sa.select(
-            outcome.label("outcome"), sa.func.count().label("times"), sa.func.max(trials.c.trial_id).label("last")
+            hpo_failures.c.kind,
+            sa.func.count().label("times"),
+            sa.func.sum(sa.case((hpo_failures.c.verdict.in_((Verdict.PRUNE, Verdict.FAIL)), 1), else_=0)).label(
+                "ended"
+            ),
         )
-        .select_from(rows.with_ours(study))
-        .where(
-            trials.c.study_id == study.study_id,
-            trials.c.state.in_((TrialState.PRUNED, TrialState.FAIL)),
-            sa.or_(trials.c.state == TrialState.FAIL, hpo_trials.c.outcome.not_in(ORDINARY)),
-        )
-        .group_by(outcome)
+        .where(ours)
+        .group_by(hpo_failures.c.kind)
     ).all()
-    reasons: dict[int, str | None] = {}
-    if unusual:
-        reasons = dict(
-            connection.execute(
-                sa.select(hpo_trials.c.trial_id, hpo_trials.c.reason).where(
-                    hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id.in_([row.last for row in unusual])
-                )
-            ).all()
+    found = [
+        FailureCount(
+            kind=row.kind, count=row.times, ended=int(row.ended), message=_last_message(connection, ours, row.kind)
         )
-    found = [Failure(outcome=row.outcome, count=row.times, reason=_last_line(reasons.get(row.last))) for row in unusual]
-    return sorted(found, key=lambda failure: (-failure.count, failure.outcome))
+        for row in kinds
+    ]
+    if fails and (foreign := _foreign_failures(connection, study)):
+        found.append(FailureCount(kind="foreign", count=foreign, ended=foreign, message=""))
+    return sorted(found, key=lambda failure: (-failure.count, failure.kind))
 
 
-def _last_line(reason: str | None) -> str:
-    lines = (reason or "").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def _last_message(connection: sa.Connection, ours: sa.ColumnElement[bool], kind: str) -> str:
+    last = hpo_failures.c.failed_at.desc(), hpo_failures.c.trial_id.desc()
+    found = sa.select(hpo_failures.c.message).where(ours, hpo_failures.c.kind == kind).order_by(*last).limit(1)
+    return str(connection.execute(found).scalar_one())
+
+
+def _foreign_failures(connection: sa.Connection, study: Study) -> int:
+    """Count the FAIL trials that have no outcome of ours: somebody else's."""
+    found = (
+        sa.select(sa.func.count())
+        .select_from(rows.with_ours(study))
+        .where(trials.c.study_id == study.study_id, trials.c.state == TrialState.FAIL, hpo_trials.c.outcome.is_(None))
+    )
+    return int(connection.execute(found).scalar_one())
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

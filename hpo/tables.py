@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models  # Optuna's schema, version 12; the only place that imports it
@@ -66,6 +69,9 @@ hpo_studies = sa.Table(
     sa.Column("trials", sa.Integer, nullable=False),  # the budget: rows in any state but WAITING
     sa.Column("imported", sa.Integer, nullable=False, default=0),  # rows a fork brought along; not charged
     sa.Column("stop_reason", sa.Text),  # set: no new trial is started
+    sa.Column("hold", sa.String(10)),  # set: nothing is claimed at all; see `Hold`
+    sa.Column("streak_kind", sa.String(40)),  # the kind of failure that ended the last trials,
+    sa.Column("streak", sa.Integer, nullable=False, server_default="0"),  # so many of them one after the other
     sa.Column("code_folder", sa.Text, nullable=False),  # where the user's own code was found when the study was made
     sa.Column("code_digest", sa.String(64), nullable=False),
     sa.Column("code_changes", sa.Text, nullable=False, default="[]"),  # JSON: other digests that were let in
@@ -82,13 +88,44 @@ hpo_trials = sa.Table(
     sa.Column("settled", sa.Boolean, nullable=False),  # finished by us; nothing may take it up again
     sa.Column("worker", sa.String(200), nullable=False),
     sa.Column("lease_until", sa.Double),  # seconds since 1970 by the database's clock; NULL is parked
+    sa.Column("stop_requested", sa.Boolean, nullable=False, server_default=sa.false()),  # by a person
+    sa.Column("accumulation", sa.Integer, nullable=False, server_default="1"),  # micro-batches to a batch
     sa.Column("checkpoint_epoch", sa.Integer),
     sa.Column("checkpoint_path", sa.Text),
     sa.Column("checkpoint_digest", sa.String(64)),
     sa.Column("checkpoint_attributes", sa.Text),  # JSON: the trial's system attributes at that epoch
-    sa.Column("outcome", sa.String(40)),  # why it ended: complete, pruned, diverged, exception, ...
-    sa.Column("reason", sa.Text),  # in words; a traceback for an exception
+    sa.Column("outcome", sa.String(40)),  # why it ended: complete, pruned, stopped, or the kind of its last failure
+    sa.Column("reason", sa.Text),  # in words, a line
     sa.Column("receipt", sa.Text),  # JSON: seeds, versions, device, ... of the last attempt
+)
+
+hpo_failures = sa.Table(
+    "hpo_failures",
+    metadata,
+    sa.Column("study_uid", sa.String(32), primary_key=True),
+    _trial_key(),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(40), primary_key=True),
+    sa.Column("verdict", sa.String(10), nullable=False),
+    sa.Column("failed_at", sa.Double, nullable=False),
+    sa.Column("worker", sa.String(200), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),  # a line
+    sa.Column("traceback", sa.Text),
+)
+
+hpo_workers = sa.Table(
+    "hpo_workers",
+    metadata,
+    sa.Column("study_uid", sa.String(32), primary_key=True),
+    sa.Column("worker", sa.String(200), primary_key=True),
+    _study_key(),
+    sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Column("left_at", sa.Double),
+    sa.Column("clock_skew", sa.Double, nullable=False),  # seconds that its clock is ahead of the database's
+    sa.Column("versions", sa.Text, nullable=False),  # JSON
 )
 
 hpo_curves = sa.Table(
@@ -114,9 +151,40 @@ hpo_test_openings = sa.Table(
 )
 
 
+class Hold(StrEnum):
+    """Why nothing of a study is claimed, not even what is parked."""
+
+    PAUSED = "paused"  #: by a person: running trials are parked, workers wait
+    BROKEN = "broken"  #: too many trials failed in a row: running ones may end, workers leave
+    FORKING = "forking"  #: trials of another study are still being copied into it
+
+
 def create(engine: sa.Engine) -> None:
-    """Make our tables where they are missing."""
+    """Make our tables where they are missing, and the columns that tables of an earlier version lack."""
     metadata.create_all(engine)
+    for column in missing(engine):
+        described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {described}")
+
+
+def missing(engine: sa.Engine) -> list[sa.Column[Any]]:
+    """Return the columns that our tables, where they are there, do not have yet."""
+    inspector = sa.inspect(engine)
+    there = set(inspector.get_table_names())
+    return [
+        column
+        for table in metadata.sorted_tables
+        if table.name in there
+        for known in [{found["name"] for found in inspector.get_columns(table.name)}]
+        for column in table.columns
+        if column.name not in known
+    ]
+
+
+def utc() -> datetime:
+    """Return the time as Optuna 5 stores it: UTC, without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def living_row(connection: sa.Connection, study_id: int) -> sa.Row[tuple[object, ...]] | None:

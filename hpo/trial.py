@@ -1,7 +1,7 @@
-"""The trial that an objective gets: Optuna's own, whose reports go through the ledger.
+"""The trial that an objective gets: Optuna's own, whose reports go through the lease it is held under.
 
-It is an `optuna.Trial` in every respect. A report also renews the lease, and both `report` and `should_prune` are where
-a trial learns that it must let go: Parked when the worker was asked to stop, LostLease when another one owns it.
+It is an `optuna.Trial` in every respect. Both `report` and `should_prune` are where a trial learns that it must let go, by
+one of the Signals in `errors.py`; a storage that fails holds up neither.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.curve import ValueRule
-from hpo.errors import LostLease, Outage, Parked
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
-from hpo.storage import cause
+from hpo.errors import Diverged
+from hpo.failures import Failure, Verdict
+from hpo.lease import Lease
+from hpo.ledger import Report
+from hpo.storage import OUTAGES
 from hpo.study import stop_was_requested
 
 log = logging.getLogger(__name__)
@@ -29,35 +29,27 @@ log = logging.getLogger(__name__)
 OWN_METRIC = "value"  # how the curve of a user's own objective is called in the ledger
 
 
-@dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What a trial needs of its worker: the claim, the writes, the rule for its value, and whether to stop."""
-
-    ledger: Ledger
-    claim: Claim
-    rule: ValueRule | None
-    stopping: Callable[[], bool]
-
-
-@contextmanager
-def storing() -> Iterator[None]:
-    """Turn an error of the storage into an Outage: inside an objective it would pass for the objective's own."""
-    try:
-        yield
-    except sa.exc.SQLAlchemyError as error:
-        raise Outage(cause(error)) from error
-
-
 class LeasedTrial(optuna.trial.Trial):
     """A trial held under a lease."""
 
-    def __init__(self, study: optuna.Study, desk: Desk, curve: list[float] | None = None) -> None:
-        """Open a claimed trial; `curve` is what it reported before, up to its checkpoint."""
-        super().__init__(study, desk.claim.trial_id)
-        self.desk = desk
+    def __init__(
+        self, study: optuna.Study, lease: Lease, rule: ValueRule | None, curve: list[float] | None = None
+    ) -> None:
+        """Open a claimed trial.
+
+        Args:
+            rule: makes of a curve the value that Optuna sees; without one values are kept as reported.
+            curve: what the trial reported before, up to its checkpoint.
+        """
+        super().__init__(study, lease.claim.trial_id)
+        self.lease = lease
+        self.rule = rule
         self.curve = list(curve or [])  # the judged metric, raw, by epoch
+        self.finer_accumulation: int | None = None  # micro-batches with which it could be tried if memory runs out
         self._first_step: int | None = None
         self._last_step = -1
+
+    # --- what an objective calls ------------------------------------------------------------------------------------
 
     def report(self, value: float, step: int) -> None:
         """Report a value as `optuna.Trial.report` does; a first report at step 0 shifts the trial's steps by one.
@@ -71,6 +63,7 @@ class LeasedTrial(optuna.trial.Trial):
             warnings.warn(f"trial {self.number}: step {step} was reported already; ignored", stacklevel=2)
             return
         self.report_epoch(step, number, {OWN_METRIC: number})
+        self.lease.let_go()
 
     @staticmethod
     def _checked(value: Any, step: Any) -> tuple[float, int]:
@@ -82,70 +75,108 @@ class LeasedTrial(optuna.trial.Trial):
             raise ValueError(f"report: step {step} is negative; count epochs from 1")
         return number, int(step)
 
+    def should_prune(self) -> bool:
+        """Ask the study's pruner; one of the Signals if the trial must let go."""
+        self.lease.let_go()
+        return self.pruner_says_stop()
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self.lease.check()  # Optuna's own writes are not fenced
+        return super()._suggest(name, distribution)
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set an attribute as `optuna.Trial.set_user_attr` does."""
+        self.lease.check()
+        super().set_user_attr(key, value)
+
+    # --- what our own objective calls -------------------------------------------------------------------------------
+
     def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> None:
-        """Report the judged metric's raw value at a step and the raw metrics beside it, and renew the lease.
+        """Report the judged metric's raw value at a step and the raw metrics beside it; LostLease alone is raised.
 
         What Optuna sees at a step is the study's rule applied to the curve so far.
         """
         self.curve.append(value)
-        judged = self.desk.rule(self.curve) if self.desk.rule else value
-        with storing():
-            lost = self.desk.ledger.report([Report(claim=self.desk.claim, step=step, value=judged, metrics=metrics)])
-        if lost:
-            raise LostLease(f"trial {self.number}: another worker has taken it up")
+        judged = self.rule(self.curve) if self.rule else value
+        self.lease.report(Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics))
         self._last_step = step
         self._cached_frozen_trial.intermediate_values[step] = judged
 
-    def should_prune(self) -> bool:
-        """Ask the study's pruner; Parked if the worker is stopping."""
-        if self.desk.stopping():
-            raise Parked(f"trial {self.number}: the worker is stopping")
-        return self.pruner_says_stop()
-
     def pruner_says_stop(self) -> bool:
-        """Ask the study's pruner, whatever the worker is up to: for who parks at a moment of its own choice."""
-        return super().should_prune()
+        """Ask the study's pruner, whatever else is wanted of the trial: for who lets go at a moment of its own choice.
+
+        While the storage is away it does not say so; it is asked again at the next epoch.
+        """
+        if self.lease.is_cut_off:
+            return False
+        try:
+            with self.lease.patience.suspended():
+                return super().should_prune()
+        except OUTAGES as error:
+            self.lease.note_failure(error)
+            return False
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
-        with storing():
-            self.desk.ledger.start_over(self.desk.claim)
+        self.lease.patience(lambda: self.lease.ledger.start_over(self.lease.claim))
         self.curve.clear()
         self._cached_frozen_trial.intermediate_values.clear()
 
-    def record_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint file from which another worker can go on."""
-        with storing():
-            self.desk.ledger.record_checkpoint(self.desk.claim, checkpoint)
-
     def record_receipt(self, receipt: Mapping[str, Any]) -> None:
         """Record what the trial is being made from."""
-        with storing():
-            self.desk.ledger.record_receipt(self.desk.claim, receipt)
+        self.lease.patience(lambda: self.lease.ledger.record_receipt(self.lease.claim, receipt))
+
+    # --- its end ----------------------------------------------------------------------------------------------------
 
     def judge(self, returned: Any) -> float:
         """Return the trial's value: the rule on its curve if there is one, else what the objective returned.
 
-        Raises ValueError for what is no finite number.
+        Raises ValueError for what is no number, Diverged for one that is not finite.
         """
-        value = self.desk.rule(self.curve) if self.desk.rule and self.curve else returned
+        value = self.rule(self.curve) if self.rule and self.curve else returned
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"the objective returned {value!r}, a {type(value).__name__}; return one number") from None
         if not math.isfinite(number):
-            raise ValueError(f"the objective returned {number}; a trial's value must be a finite number")
+            raise Diverged(f"the objective returned {number}; a trial's value must be a finite number")
         return number
 
-    def settle(self, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None) -> None:
-        """Tell the sampler, then write the trial's end; LostLease if another worker owns it by now."""
+    def finish(self, state: TrialState, value: float | None, *, reason: str | None = None) -> None:
+        """Tell the sampler, then write the end of a trial that did not fail; LostLease if another worker owns it by now."""
+        self.lease.flush()
+        self._tell_the_sampler(state, value)
+        ledger, claim, outcome = self.lease.ledger, self.lease.claim, state.name.lower()
+        self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason))
+
+    def fail(self, failure: Failure) -> Verdict:
+        """Write a failed attempt and do what the study's policy says; LostLease if another worker owns it by now."""
+        self.lease.flush()
+        ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
+        verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
+        if verdict is Verdict.PRUNE:
+            self._tell_the_sampler(TrialState.PRUNED, self.last_value())
+        elif verdict is Verdict.FAIL:
+            self._tell_the_sampler(TrialState.FAIL, None)
+        return verdict
+
+    def end_as_stopped(self) -> None:
+        """Write the end of a trial that a person ended: it keeps its last value."""
+        self.lease.flush()
+        self.lease.patience(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
+
+    def last_value(self) -> float | None:
+        """Return the last number reported to Optuna that a sampler can use: the value of a pruned trial."""
+        reported = sorted(self._cached_frozen_trial.intermediate_values.items(), reverse=True)
+        return next((value for _, value in reported if math.isfinite(value)), None)
+
+    def _tell_the_sampler(self, state: TrialState, value: float | None) -> None:
         frozen = self._get_latest_trial()
-        values = None if value is None else [value]
         try:
             filtered = optuna.pruners._filter_study(self.study, frozen)
-            self.study.sampler.after_trial(filtered, frozen, state, values)
+            self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value])
         except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
             log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
         if stop_was_requested(self.study):  # before the trial ends: a kill in between must not lose it
-            self.desk.ledger.stop("the objective or the sampler called study.stop()")
-        self.desk.ledger.finish(self.desk.claim, state, value, outcome=outcome, reason=reason)
+            reason = "the objective or the sampler called study.stop()"
+            self.lease.patience(lambda: self.lease.ledger.stop(reason))

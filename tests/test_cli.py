@@ -14,10 +14,11 @@ import optuna
 import pytest
 import typer.main
 
-from hpo import cli, storage, study, studyfile
+from hpo import claiming, cli, storage, study, studyfile
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "export", "train", "fork"]
+COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "pause", "resume", "stop", "doctor"]
+COMMANDS += ["export", "train", "fork"]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
@@ -198,11 +199,17 @@ USERS = {
     "export": ["export", "own"],
     "dashboard": ["dashboard"],
     "fork": ["fork", "own", "new", "own.toml"],
+    "pause": ["pause", "own"],
+    "resume": ["resume", "own"],
+    "stop": ["stop", "own"],
+    "doctor": ["doctor"],
 }
 
 
-@pytest.mark.parametrize("case", STORAGES)
-@pytest.mark.parametrize("command", USERS)
+@pytest.mark.parametrize(
+    ("command", "case"),
+    [(command, case) for command in USERS for case in STORAGES if (command, case) != ("worker", "locked")],
+)  # a worker waits for a locked one
 @pytest.mark.parametrize("way", ["option", "environment"])
 def test_a_storage_that_cannot_be_used_is_told_without_its_password(
     case: str, command: str, way: str, hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -290,7 +297,7 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
 
 def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> None:
     made = make_study(tmp_path)
-    made.ledger("w").claim()  # code that no trial has run may change
+    claiming.claim(made.ledger("w"))  # code that no trial has run may change
     made.storage.close()
     (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
     code, _, err = hpo("run", "own.toml", "--workers", "0")

@@ -17,14 +17,15 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from optuna.trial import TrialState
 
-from hpo import storage, study
+from hpo import claiming, storage, study
 from hpo.errors import Fault, StudyError
+from hpo.lease import Lease
 from hpo.ledger import Claim
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import summarize
-from hpo.trial import Desk, LeasedTrial
+from hpo.trial import LeasedTrial
 from hpo.view import dashboard
 
 
@@ -41,15 +42,15 @@ def demo(place: Storage, tmp_path: Path) -> Study:
     claims = []
     for _ in range(3):
         ledger = made.ledger("w")
-        claim = ledger.claim()
+        claim = claiming.claim(ledger)
         assert isinstance(claim, Claim)
         made.optuna.get_trials(deepcopy=False)
-        trial = LeasedTrial(made.optuna, Desk(ledger=ledger, claim=claim, rule=None, stopping=lambda: False))
+        trial = LeasedTrial(made.optuna, Lease(ledger, claim), None)
         trial.suggest_float("x", 0, 1)
         trial.report(0.25, 1)
         trial.report(0.5, 2)
         if claim.number == 0:
-            trial.settle(TrialState.COMPLETE, 0.5, outcome="complete")
+            trial.finish(TrialState.COMPLETE, 0.5)
         claims.append(claim)
     ledger.park(claims[2])
     return made

@@ -14,7 +14,7 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import export, final, openings, owntrain, results, storage, studyfile, worker
+from hpo import claiming, export, final, openings, owntrain, results, storage, studyfile, worker
 from hpo import study as studies
 from hpo.errors import CheckpointError, SpecError, StudyError
 from hpo.objective import declared
@@ -44,7 +44,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
-    failed = ledger.claim()
+    failed = claiming.claim(ledger)
     ledger.finish(failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
     worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
@@ -240,7 +240,9 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
         "def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2 + trial.number\n"
     )
     study = make_study(trials=3)
-    study.ledger("w").finish(study.ledger("w").claim(), TrialState.FAIL, None, outcome="exception")  # the best is not 0
+    study.ledger("w").finish(
+        claiming.claim(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
+    )  # the best is not 0
     worker.work(study, worker.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
     (path,) = export.export(study, tmp_path / "best.toml")
     spec = final.load_pinned(path)

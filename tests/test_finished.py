@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from hpo.failures import Kind
 from hpo.finished import Cursor, finished
 from hpo.ledger import Checkpoint
 from hpo.storage import Storage
@@ -21,7 +22,7 @@ def demo(place: Storage, tmp_path: Path) -> Study:
 def test_each_finished_trial_is_told_once(demo: Study) -> None:
     cursor = Cursor()
     run(demo, 0.5, 0.6)
-    run(demo, 0.1, state=TrialState.FAIL, outcome="exception")
+    run(demo, 0.1, kind=Kind.EXCEPTION)
     told = finished(demo, cursor)
     assert [(trial.number, trial.state, trial.value, trial.outcome, trial.epochs) for trial in told] == [
         (0, "complete", 0.6, "complete", 2),
@@ -37,7 +38,7 @@ def test_a_trial_that_ends_late_is_told_although_later_ones_were(demo: Study) ->
     run(demo, 0.6)
     assert [trial.number for trial in finished(demo, cursor)] == [1, 2]
     assert finished(demo, cursor) == []
-    slow.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    slow.finish(TrialState.COMPLETE, 0.9)
     run(demo, 0.7)
     set_times(demo, 0, START, START + 1)  # by a clock that is behind all others
     assert [trial.number for trial in finished(demo, cursor)] == [0, 3]
@@ -50,7 +51,7 @@ def test_the_cursor_forgets_single_trials_once_all_before_them_are_finished(demo
     run(demo, 0.5)
     finished(demo, cursor)
     assert len(cursor.seen) == 1
-    slow.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    slow.finish(TrialState.COMPLETE, 0.9)
     finished(demo, cursor)
     assert cursor.seen == set()
 
@@ -60,7 +61,7 @@ def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: St
     x = trial.suggest_float("x", 1e-3, 1.0, log=True)
     kind = trial.suggest_categorical("kind", ["sgd", "adamw"])
     width = trial.suggest_int("width", 8, 64)
-    trial.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    trial.finish(TrialState.COMPLETE, 0.9)
     set_times(demo, 0, START, START + 1.5)
     (told,) = finished(demo, Cursor())
     assert told.seconds == 1.5
@@ -75,7 +76,7 @@ def test_a_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: S
     ledger.park(claim)
     _, _, trial = begin(demo)
     trial.report_epoch(2, 0.6, {"seconds": 0.5})
-    trial.settle(TrialState.COMPLETE, 0.6, outcome="complete")
+    trial.finish(TrialState.COMPLETE, 0.6)
     set_times(demo, 0, START, START + 593)
     (told,) = finished(demo, Cursor())
     assert told.seconds == 1.75
@@ -102,7 +103,7 @@ def test_a_cursor_at_now_tells_nothing_of_before_and_counts_on_from_there(demo: 
     run(demo, 0.5)
     cursor = Cursor.at_now(demo)
     assert finished(demo, cursor) == []
-    slow.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    slow.finish(TrialState.COMPLETE, 0.9)
     run(demo, 0.5)
     assert [(trial.number, trial.count) for trial in finished(demo, cursor)] == [(0, 3), (3, 4)]
 

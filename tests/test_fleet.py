@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from hpo import claiming
 from hpo.fleet import gpus
 from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
 from hpo.ledger import Claim
@@ -153,6 +154,6 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
     finally:
         fleet.end()
     assert fleet.slots[0].exit_codes == [128 + signal.SIGTERM]
-    again = study.ledger("next").claim()
+    again = claiming.claim(study.ledger("next"))
     assert isinstance(again, Claim)
     assert (again.number, again.attempt) == (0, 2)

@@ -21,20 +21,24 @@ TORCH = {"torch", "torchinfo", "torchvision"}
 LAYERS = [
     ["hpo.__main__"],
     ["hpo.cli"],
-    ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain"],
+    ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using"],
+    ["hpo.cli.app"],
+    ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
     ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
     ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
-    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial"],
-    ["hpo.results", "hpo.lease", "hpo.studyfile", "hpo.fleet.gpus"],
-    ["hpo.summary", "hpo.finished"],
+    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.handover", "hpo.retention"],
+    ["hpo.results", "hpo.lease", "hpo.reaping", "hpo.control", "hpo.studyfile", "hpo.fleet.gpus"],
+    ["hpo.summary", "hpo.finished", "hpo.claiming", "hpo.presence"],
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
     ["hpo.ledger", "hpo.sampling"],
+    ["hpo.settling", "hpo.outage"],
     ["hpo.pruning", "hpo.storage", "hpo.train.loop"],
+    ["hpo.recycling"],
     ["hpo.spec", "hpo.tables", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
     ["hpo.config"],
-    ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "data", "models"],
-    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.jsonfile", "hpo.view.words"],
+    ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
+    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.jsonfile", "hpo.filesystem", "hpo.view.words"],
     ["hpo", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
 ]
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
@@ -107,7 +111,8 @@ def test_training_knows_no_database(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["spec", "space", "curve", "config", "options", "usercode", "errors", "seeds", "signals"]
+    "name",
+    ["spec", "space", "curve", "config", "options", "usercode", "errors", "seeds", "signals", "failures", "durations"],
 )
 def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) -> None:
     assert roots(f"hpo.{name}") & (HEAVY | TORCH) == set()
@@ -130,6 +135,17 @@ def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) 
         "forking",
         "worker",
         "lease",
+        "claiming",
+        "settling",
+        "reaping",
+        "presence",
+        "control",
+        "keeper",
+        "outage",
+        "handover",
+        "retention",
+        "recycling",
+        "doctor",
     ],
 )
 def test_what_writes_to_the_study_knows_no_torch(name: str) -> None:

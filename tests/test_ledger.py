@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,17 +12,19 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage
+from hpo import claiming, openings, presence, reaping, storage
+from hpo.claiming import Idle
 from hpo.errors import LostLease, StudyError
-from hpo.ledger import Checkpoint, Claim, Idle, Ledger, Report
+from hpo.failures import Failure, Kind
+from hpo.ledger import Checkpoint, Claim, Ledger, Report
 from hpo.study import Study
-from hpo.tables import hpo_curves, hpo_test_openings, hpo_trials
+from hpo.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 
 MakeStudy = Callable[..., Study]
 
 
 def taken(ledger: Ledger) -> Claim:
-    claim = ledger.claim()
+    claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     return claim
 
@@ -48,7 +51,12 @@ def row_of(study: Study, claim: Claim) -> Any:
 def expire(study: Study) -> None:
     """Let every lease run out, as if its worker had been silent for long enough."""
     with storage.writing(study.storage.engine) as connection:
-        connection.execute(hpo_trials.update().values(lease_until=0.0))
+        connection.execute(hpo_trials.update().where(hpo_trials.c.lease_until.is_not(None)).values(lease_until=0.0))
+
+
+def reap(study: Study) -> int:
+    with storage.writing(study.storage.engine) as connection:
+        return reaping.reap(connection, study.ledger("reaper"))
 
 
 def test_new_trials_are_numbered_from_zero_without_gaps(make_study: MakeStudy) -> None:
@@ -60,7 +68,7 @@ def test_the_budget_is_reserved_before_a_trial_starts(make_study: MakeStudy) -> 
     study = make_study(trials=3)
     one, other = study.ledger("one"), study.ledger("other")
     taken(one), taken(other), taken(one)
-    assert other.claim() is Idle.WAIT
+    assert claiming.claim(other) is Idle.WAIT
     assert len(study.optuna.get_trials()) == 3
 
 
@@ -72,7 +80,7 @@ def test_a_failed_trial_is_charged_and_a_taken_over_one_only_once(make_study: Ma
     again = taken(ledger)
     assert (again.number, again.attempt) == (1, 2)
     finish(ledger, again)
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
@@ -82,9 +90,9 @@ def test_foreign_trials_are_charged_and_never_adopted(make_study: MakeStudy) -> 
     ledger = study.ledger("w")
     mine = taken(ledger)
     assert mine.trial_id != foreign._trial_id
-    assert ledger.claim() is Idle.WAIT  # for mine
+    assert claiming.claim(ledger) is Idle.WAIT  # for mine
     finish(ledger, mine)
-    assert ledger.claim() is Idle.DONE  # a foreign trial that still runs is not waited for
+    assert claiming.claim(ledger) is Idle.DONE  # a foreign trial that still runs is not waited for
     assert trial_of(study, foreign.number).state == TrialState.RUNNING
 
 
@@ -113,7 +121,7 @@ def test_queued_trials_beyond_the_budget_stay_queued(make_study: MakeStudy) -> N
         study.optuna.enqueue_trial({"x": x})
     ledger = study.ledger("w")
     finish(ledger, taken(ledger))
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
@@ -160,8 +168,11 @@ def test_a_live_lease_is_not_taken_and_an_expired_one_is(make_study: MakeStudy) 
     study = make_study(trials=1)
     first = taken(study.ledger("first"))
     second = study.ledger("second")
-    assert second.claim() is Idle.WAIT
+    assert claiming.claim(second) is Idle.WAIT
     expire(study)
+    assert claiming.claim(second) is Idle.WAIT  # taking a lease away is the reaper's affair
+    assert reap(study) == 1
+    assert reap(study) == 0
     again = taken(second)
     assert (again.trial_id, again.number, again.attempt) == (first.trial_id, first.number, 2)
     assert row_of(study, again).worker == "second"
@@ -173,7 +184,7 @@ def test_renewing_keeps_a_lease_that_would_have_run_out(make_study: MakeStudy) -
     claim = taken(ledger)
     expire(study)
     assert ledger.renew(claim)
-    assert study.ledger("other").claim() is Idle.WAIT
+    assert claiming.claim(study.ledger("other")) is Idle.WAIT
 
 
 def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: MakeStudy) -> None:
@@ -181,6 +192,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     old, new = study.ledger("old"), study.ledger("new")
     stale = taken(old)
     expire(study)
+    reap(study)
     fresh = taken(new)
     assert old.report([said(stale, 1, 9.0)]) == [stale]
     assert not old.renew(stale)
@@ -191,7 +203,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     with pytest.raises(LostLease):
         old.record_receipt(stale, {"seed": 1})
     old.park(stale)
-    assert old.claim() is Idle.WAIT  # the park did not touch the new lease
+    assert claiming.claim(old) is Idle.WAIT  # the park did not touch the new lease
     assert trial_of(study, 0).intermediate_values == {}
     finish(new, fresh, value=2.0)
     assert trial_of(study, 0).value == 2.0
@@ -202,10 +214,12 @@ def test_a_trial_finished_once_cannot_be_finished_or_taken_again(make_study: Mak
     ledger = study.ledger("w")
     claim = taken(ledger)
     finish(ledger, claim, value=1.0)
+    finish(ledger, claim, value=2.0)  # as after a commit whose answer was lost: what is written stands
+    other = study.ledger("other")
     with pytest.raises(LostLease):
-        finish(ledger, claim, value=2.0)
+        finish(other, claim, value=2.0)
     assert trial_of(study, 0).value == 1.0
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE
 
 
 def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study: MakeStudy) -> None:
@@ -216,7 +230,7 @@ def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study
     assert ledger.report([said(claim, 1, 1.0)]) == [claim]
     with pytest.raises(LostLease):
         finish(ledger, claim)
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE
     assert trial_of(study, 0).state == TrialState.FAIL
 
 
@@ -230,6 +244,7 @@ def test_taking_over_cuts_the_curve_back_to_the_checkpoint(make_study: MakeStudy
     for step in (3, 4):
         ledger.report([said(claim, step, float(step))])
     expire(study)
+    reap(study)
     again = taken(study.ledger("other"))
     assert again.checkpoint == Checkpoint(epoch=2, path="/c.pt", digest="abc")
     assert trial_of(study, 0).intermediate_values == {1: 1.0, 2: 2.0}
@@ -287,7 +302,7 @@ def test_a_stopped_study_starts_nothing_new_and_finishes_what_is_parked(make_stu
     ledger.stop("enough")
     ledger.stop("again")  # the first reason stands
     finish(ledger, taken(ledger))
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE
     assert len(study.optuna.get_trials()) == 1
 
 
@@ -295,10 +310,10 @@ def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy)
     study = make_study(trials=3)
     for worker in ("host:1:aa", "host:1:ab", "host:2:aa"):
         taken(study.ledger(worker))
-    study.ledger("launcher").park_all_of("host:1:aa")
+    reaping.park_all_of(study.ledger("launcher"), "host:1:aa")
     again = taken(study.ledger("new"))
     assert again.number == 0
-    assert study.ledger("new").claim() is Idle.WAIT
+    assert claiming.claim(study.ledger("new")) is Idle.WAIT
 
 
 def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) -> None:
@@ -309,14 +324,14 @@ def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) 
     ledger.park(taken(ledger))
     optuna.delete_study(study_name=old.name, storage=old.storage.optuna)
     with pytest.raises(StudyError, match="deleted"):
-        ledger.claim()
+        claiming.claim(ledger)
     new = make_study(trials=3)
     assert new.uid != old.uid
     fresh = taken(new.ledger("w"))
     assert (fresh.number, fresh.attempt, fresh.checkpoint) == (0, 1, None)
     assert new.ledger("w").curve(fresh, "value") == []
     with pytest.raises(StudyError, match="deleted"):
-        ledger.claim()
+        claiming.claim(ledger)
 
 
 def test_a_worker_of_a_deleted_study_writes_nothing_into_the_one_made_again(make_study: MakeStudy) -> None:
@@ -365,22 +380,26 @@ def test_starting_over_forgets_the_checkpoint_and_the_curve(make_study: MakeStud
     assert taken(ledger).checkpoint is None
 
 
-def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy, place: storage.Storage) -> None:
+def test_deleting_a_study_by_optuna_works_beside_our_rows(
+    make_study: MakeStudy, place: storage.Storage, url: str
+) -> None:
     study = make_study(trials=3)
     ledger = study.ledger("w")
     claim = taken(ledger)
     ledger.report([said(claim, 1, 1.0)])
-    ledger.announce_test_opening(0, "/runs/x")
-    ledger.complete_test_opening(0, "/runs/x", {"test_accuracy": 0.5})
+    ledger.fail(claim, Failure(kind=Kind.LOST_WORKER, message="killed"))
+    presence.enter(ledger)
+    receipt = {"study": study.name, "study_uid": study.uid, "trial": 0}
+    assert openings.announce(study.spec.model_copy(update={"receipt": receipt}), Path("/runs/x"), url) is None
     optuna.delete_study(study_name=study.name, storage=place.optuna)
     assert optuna.get_all_study_names(place.optuna) == []
     if not place.is_sqlite:
         with place.engine.connect() as connection:
             left = [
                 connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-                for table in (hpo_trials, hpo_curves, hpo_test_openings)
+                for table in (hpo_trials, hpo_curves, hpo_failures, hpo_workers, hpo_test_openings)
             ]
-        assert left == [0, 0, 0]
+        assert left == [0, 0, 0, 0, 0]
 
 
 def test_datetimes_are_stored_as_optuna_stores_them(make_study: MakeStudy) -> None:
@@ -394,4 +413,4 @@ def test_datetimes_are_stored_as_optuna_stores_them(make_study: MakeStudy) -> No
     started = (trial_of(study, 0).datetime_start, trial_of(raised, 0).datetime_start)
     assert abs((started[0] - started[1]).total_seconds()) < 600  # not an hour, let alone a time zone, apart
     assert trial_of(raised, 0).duration.total_seconds() >= 0
-    assert ledger.claim() is Idle.DONE
+    assert claiming.claim(ledger) is Idle.DONE

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from hpo.finished import FinishedTrial
-from hpo.summary import Best, Failure, ParkedTrial, RunningTrial, Summary
+from hpo.summary import Best, FailureCount, ParkedTrial, RunningTrial, Summary
 from hpo.view import live
 from hpo.view.live import LiveView
 
@@ -31,6 +31,7 @@ def summary(**changes: Any) -> Summary:
         "spent": 4,
         "best": Best(number=2, value=0.97411),
         "stop_reason": None,
+        "hold": None,
         "running": [running(3, [0.5, 0.75, 1.0])],
         "parked": [],
         "failures": [],
@@ -85,14 +86,14 @@ def test_the_picture_shows_time_budget_states_best_and_the_running_curves() -> N
 def test_the_picture_tells_failures_and_a_stop() -> None:
     lines = drawn(
         summary(
-            failures=[Failure(outcome="exception", count=2, reason="ValueError: no")],
+            failures=[FailureCount(kind="exception", count=2, ended=1, message="ValueError: no")],
             stop_reason="enough",
             counts={"fail": 2},
         ),
         80,
     )
     assert "stopped: enough" in lines
-    assert "2 × exception  ValueError: no" in lines
+    assert "2 × exception (1 tried again)  ValueError: no" in lines
 
 
 @pytest.mark.parametrize("width", [40, 80, 140])
@@ -100,7 +101,7 @@ def test_no_line_of_the_picture_is_wider_than_the_terminal(width: int) -> None:
     one = summary(
         name="a-very-long-name-" * 5,
         running=[running(number, [number / 100] * 300, attempt=3) for number in range(100)],
-        failures=[Failure(outcome="exception", count=1, reason="x" * 500)],
+        failures=[FailureCount(kind="exception", count=1, ended=1, message="x" * 500)],
         stop_reason="y" * 500,
     )
     lines = drawn(one, width)
@@ -267,7 +268,7 @@ def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
         counts={"parked": 1, "pruned": 1},
         parked=[ParkedTrial(number=5, epoch=4)],
         running=[running(3, [0.5], attempt=2)],
-        failures=[Failure(outcome="diverged", count=1, reason="")],
+        failures=[FailureCount(kind="diverged", count=1, ended=1, message="")],
         stop_reason="enough",
     )
     assert live.status_text(one).splitlines() == [
@@ -276,7 +277,7 @@ def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
         "best     0.9741 by trial 2",
         "time     12.0 s · about 18.0 s left",
         "stopped  enough",
-        "ended    1 by diverged, the last: no reason given",
+        "failures 1 × diverged, the last: no reason given",
         "running  trial 3, epoch 1, 0.5000, 2.0 s, box:41:1f2e, attempt 2",
         "parked   trial 5, goes on after epoch 4",
     ]

@@ -16,7 +16,7 @@ import data
 from data import Source, Splits
 from hpo.seeds import derive
 from hpo.train import checkpoint, loop
-from hpo.train.loop import EpochResult, Run, evaluate, initial_model, steps_per_epoch
+from hpo.train.loop import EpochResult, Run, can_halve, evaluate, initial_model, steps_per_epoch
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.schedule import constant, cosine, onecycle
 from models import Dropout, cnn, mlp
@@ -103,6 +103,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "user model rmsprop": {"build": Noisy, "kind": "rmsprop"},
     "mlp adagrad": {"kind": "adagrad", "schedule": constant(1)},
     "mlp bfloat16": {"precision": "bfloat16"},
+    "cnn in micro-batches": {"build": build_cnn, "accumulation": 2},
+    "user model in micro-batches": {"build": Noisy, "accumulation": 3},
 }
 
 
@@ -330,6 +332,110 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
 def test_initial_models_of_users_get_our_dropout() -> None:
     model = initial_model(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), 0)
     assert type(model[1]) is Dropout
+
+
+class Recorder(nn.Module):
+    """A model without noise or norm, which notes how many images each forward pass takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.taken: dict[bool, list[int]] = {True: [], False: []}  # by whether the model was in train mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.taken[self.training].append(len(x))
+        return self.layers(x)
+
+
+def make_plain(splits: Splits, kind: str = "sgd", **changes: Any) -> Run:
+    """Make a run in float64 whose curve depends on micro-batches by rounding alone."""
+    model = initial_model(lambda: Recorder().double(), 7)
+    options = {"lr": 0.1, "momentum": 0.9} if kind == "sgd" else {"lr": 0.01}
+    return make(splits, model=model, optimizer=OPTIMIZERS[kind](model.parameters(), **options), **changes)
+
+
+def numbers(results: list[EpochResult]) -> list[float]:
+    return [value for result in results for value in dataclasses.astuple(dataclasses.replace(result, seconds=0.0))]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("accumulation", [2, 3, 4])
+def test_micro_batches_train_as_whole_batches_do(splits: Splits, kind: str, accumulation: int) -> None:
+    whole, pieces = make_plain(splits, kind), make_plain(splits, kind, accumulation=accumulation)
+    expected = numbers(list(whole.train()))
+    assert numbers(list(pieces.train())) == pytest.approx(expected, rel=0, abs=1e-10)
+    for one, other in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+def test_a_batch_that_does_not_divide_evenly_weighs_each_row_the_same(splits: Splits) -> None:
+    runs = [make_plain(splits, batch_size=7, accumulation=pieces) for pieces in (1, 3)]
+    for run in runs:
+        assert list(run.train(stop_at(1))) == []  # one batch, its gradients still there
+    for one, other in zip(*(run.model.parameters() for run in runs), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-14)
+    assert [run.model.taken[True] for run in runs] == [[7], [3, 2, 2]]
+
+
+def test_an_accumulation_of_one_changes_no_bit(splits: Splits) -> None:
+    plain, one = make(splits), make(splits, accumulation=1)
+    assert timeless(list(one.train())) == timeless(list(plain.train()))
+    assert same(state(one), state(plain))
+
+
+def test_stop_is_asked_before_every_batch_and_not_before_every_micro_batch(splits: Splits) -> None:
+    asked: list[None] = []
+    list(make(splits, accumulation=4).train(lambda: asked.append(None) is not None))
+    assert len(asked) == EPOCHS * STEPS
+
+
+def test_a_micro_batch_has_two_images_where_the_training_part_is_smaller_than_a_batch(splits: Splits) -> None:
+    few = data.Split(images=splits.train.images[:5], labels=splits.train.labels[:5])
+    run = make_plain(dataclasses.replace(splits, train=few), accumulation=8)
+    list(run.train())
+    assert run.model.taken[True] == [3, 2] * EPOCHS
+
+
+def test_validation_takes_fewer_images_at_once_with_micro_batches(splits: Splits, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 9)
+    images = len(splits.validation.labels)
+    for accumulation, size in ((1, 9), (2, 4), (4, 2)):
+        run = make_plain(splits, accumulation=accumulation)
+        next(run.train())
+        assert run.model.taken[False] == [min(size, images - start) for start in range(0, images, size)]
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 1)
+    run = make_plain(splits, accumulation=4)
+    next(run.train())
+    assert run.model.taken[False] == [1] * images
+
+
+@pytest.mark.parametrize(("accumulation", "last"), [(0, 8), (-1, 8), (9, 8), (16, 8), (1000, 8)])
+def test_an_accumulation_that_leaves_fewer_than_two_images_is_refused(
+    splits: Splits, accumulation: int, last: int
+) -> None:
+    make(splits, accumulation=last)
+    with pytest.raises(ValueError, match=rf"accumulation = {accumulation} with batch_size = 16; .*from 1 to {last}$"):
+        make(splits, accumulation=accumulation)
+
+
+def test_a_batch_of_one_image_is_trained_whole_and_never_cut(splits: Splits) -> None:
+    next(make(splits, Noisy, batch_size=1).train())
+    with pytest.raises(ValueError, match=r"from 1 to 1$"):
+        make(splits, batch_size=1, accumulation=2)
+
+
+def test_a_run_can_be_halved_while_each_half_has_two_images(splits: Splits) -> None:
+    assert [size for size in range(1, 9) if can_halve(size, 1)] == [4, 5, 6, 7, 8]
+    assert [pieces for pieces in range(1, 20) if can_halve(16, pieces)] == [1, 2, 3, 4]
+    for size in range(1, 20):
+        accumulation = 1
+        while can_halve(size, accumulation):
+            accumulation *= 2
+            make(splits, batch_size=size, accumulation=accumulation)
+        with pytest.raises(ValueError, match="accumulation"):
+            make(splits, batch_size=size, accumulation=2 * accumulation)
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"batch_size": 0}])

@@ -11,7 +11,8 @@ import pytest
 
 from hpo import spec, studyfile
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.failures import Policies
+from hpo.spec import Recovery, StudySpec
 
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 OPTIMIZER = '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
@@ -60,6 +61,8 @@ def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
             "constant_liar": True,
             "group": False,
         },
+        "recovery": Recovery().model_dump(),
+        "failures": Policies().model_dump(),
         "pruner": {
             "name": "median",
             "n_startup_trials": 5,

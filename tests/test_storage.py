@@ -148,7 +148,7 @@ def test_sqlite_writes_ahead_waits_and_locks_when_a_transaction_begins(tmp_path:
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "busy_timeout", "synchronous")
         }
-    assert pragmas == {"journal_mode": "wal", "busy_timeout": 60_000, "synchronous": 1}
+    assert pragmas == {"journal_mode": "wal", "busy_timeout": 10_000, "synchronous": 1}
     other = sqlite3.connect(tmp_path / "studies.db", timeout=0.01, isolation_level=None)
     with storage.writing(place.engine), pytest.raises(sqlite3.OperationalError, match="locked"):
         other.execute("BEGIN IMMEDIATE")

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo import storage
+from hpo import claiming, storage
 from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
 from hpo.spec import StudySpec
@@ -102,7 +102,7 @@ def test_a_storage_without_our_tables_is_said_to_hold_no_study(url: str) -> None
 
 def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_study: MakeStudy) -> None:
     made = make_study()
-    made.ledger("w").claim()
+    claiming.claim(made.ledger("w"))
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="b" * 64)
     join_again(made, made.spec, code_digest="b" * 64, allow_code_change=True)
@@ -113,7 +113,7 @@ def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_stud
 def test_code_that_no_trial_has_run_may_still_be_mended(make_study: MakeStudy) -> None:
     made = make_study()
     join_again(made, made.spec, code_digest="b" * 64)
-    made.ledger("w").claim()
+    claiming.claim(made.ledger("w"))
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="")
 

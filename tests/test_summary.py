@@ -10,10 +10,11 @@ from optuna.trial import TrialState
 
 from hpo import storage
 from hpo.errors import StudyError
+from hpo.failures import Failure, Kind
 from hpo.ledger import Checkpoint
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.summary import Best, Failure, ParkedTrial, statuses, summarize
+from hpo.summary import Best, FailureCount, ParkedTrial, statuses, summarize
 from hpo.tables import hpo_studies, hpo_trials
 from tests.trials import START, begin, make, run, set_times
 
@@ -41,7 +42,7 @@ def test_a_new_study_has_nothing_to_show(demo: Study) -> None:
 def test_every_trial_is_counted_in_exactly_one_state(demo: Study) -> None:
     run(demo, 0.5)
     run(demo, 0.4, state=TrialState.PRUNED)
-    run(demo, 0.3, state=TrialState.FAIL, outcome="exception", reason="Traceback\n  File\nValueError: no\n")
+    run(demo, 0.3, kind=Kind.EXCEPTION, reason="ValueError: no")
     ledger, parked, trial = begin(demo)
     trial.report(0.1, 1)
     begin(demo, "alive")  # before the other is parked, else this would take it over
@@ -105,17 +106,21 @@ def test_the_best_trial_of_a_study_that_minimizes_is_the_lowest(place: Storage, 
     assert summarize(demo).best == Best(number=1, value=0.2)
 
 
-def test_failures_are_told_by_kind_with_the_last_line_of_the_last_reason(demo: Study) -> None:
-    run(demo, 0.1, state=TrialState.FAIL, outcome="exception", reason="Traceback\nValueError: first")
-    run(demo, 0.1, state=TrialState.PRUNED, outcome="diverged", reason="loss is nan")
-    run(demo, 0.1, state=TrialState.FAIL, outcome="exception", reason="Traceback\nValueError: second\n\n")
+def test_failures_are_told_by_kind_with_the_last_one_s_message(demo: Study) -> None:
+    run(demo, 0.1, kind=Kind.EXCEPTION, reason="ValueError: first")
+    run(demo, 0.1, kind=Kind.DIVERGED, reason="loss is nan")
+    run(demo, 0.1, kind=Kind.EXCEPTION, reason="ValueError: second")
+    ledger, claim, _ = begin(demo)
+    ledger.fail(claim, Failure(kind=Kind.LOST_WORKER, message="killed"))
+    ledger.finish(begin(demo)[1], TrialState.COMPLETE, 0.1, outcome="complete")
     run(demo, 0.1, state=TrialState.PRUNED, reason="the pruner said so")
     foreign = demo.optuna.ask()
     demo.optuna.tell(foreign, state=TrialState.FAIL)
     assert summarize(demo).failures == [
-        Failure(outcome="exception", count=2, reason="ValueError: second"),
-        Failure(outcome="diverged", count=1, reason="loss is nan"),
-        Failure(outcome="foreign", count=1, reason=""),
+        FailureCount(kind="exception", count=2, ended=2, message="ValueError: second"),
+        FailureCount(kind="diverged", count=1, ended=1, message="loss is nan"),
+        FailureCount(kind="foreign", count=1, ended=1, message=""),
+        FailureCount(kind="lost_worker", count=1, ended=0, message="killed"),
     ]
 
 
@@ -163,7 +168,7 @@ def test_nothing_is_left_of_a_stopped_study_but_what_has_begun(demo: Study) -> N
 
 def test_a_summary_made_from_the_previous_one_is_the_same_as_a_fresh_one(demo: Study) -> None:
     run(demo, 0.5)
-    run(demo, 0.1, state=TrialState.FAIL, outcome="exception", reason="no")
+    run(demo, 0.1, kind=Kind.EXCEPTION, reason="no")
     before = summarize(demo)
     begin(demo)
     demo.optuna.enqueue_trial({"x": 1})
@@ -189,7 +194,7 @@ def test_a_summary_takes_a_fixed_number_of_statements(place: Storage, tmp_path: 
     for _ in range(5):
         run(demo, 0.5, 0.6)
         begin(demo)
-    assert count() == few <= 8
+    assert count() == few <= 9
 
 
 def test_another_studys_trials_are_not_counted(place: Storage, tmp_path: Path, demo: Study) -> None:
@@ -246,7 +251,7 @@ def test_a_study_is_over_when_nothing_is_open_and_nothing_may_begin(place: Stora
     ledger.park(claim)
     assert not summarize(demo).is_over
     _, _, trial = begin(demo)
-    trial.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    trial.finish(TrialState.COMPLETE, 0.9)
     assert summarize(demo).is_over
 
 
@@ -254,5 +259,5 @@ def test_a_stopped_study_is_over_when_nothing_is_open(demo: Study) -> None:
     _, _, trial = begin(demo)
     demo.ledger("w").stop("enough")
     assert not summarize(demo).is_over
-    trial.settle(TrialState.COMPLETE, 0.9, outcome="complete")
+    trial.finish(TrialState.COMPLETE, 0.9)
     assert summarize(demo).is_over

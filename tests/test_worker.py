@@ -14,9 +14,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import sampling, storage, worker
+from hpo import claiming, reaping, sampling, storage, worker
+from hpo.claiming import Idle
 from hpo.errors import StorageError
-from hpo.ledger import Claim, Idle, Ledger
+from hpo.lease import Lease
+from hpo.ledger import Claim, Ledger
 from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
@@ -84,13 +86,32 @@ def test_a_system_exit_in_an_objective_fails_the_trial_and_leaves_no_zombie(make
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
 
 
-@pytest.mark.parametrize("returned", [math.inf, -math.inf, math.nan, None, "a word", (1.0, 2.0), [1.0]])
-def test_what_is_no_finite_number_never_becomes_a_value(make_study: MakeStudy, returned: Any) -> None:
+@pytest.mark.parametrize("returned", [None, "a word", (1.0, 2.0), [1.0]])
+def test_what_is_no_number_never_becomes_a_value(make_study: MakeStudy, returned: Any) -> None:
     study = make_study(trials=1)
     work(study, lambda trial: returned)
     (trial,) = trials(study)
     assert (trial.state, trial.values) == (TrialState.FAIL, None)
     assert "the objective returned" in (outcomes(study)[0][1] or "")
+
+
+@pytest.mark.parametrize("returned", [math.inf, -math.inf, math.nan, "inf"])
+@pytest.mark.parametrize("reported", [[], [3.0, 2.0], [3.0, math.inf]])
+def test_a_number_that_is_not_finite_is_pruned_as_diverged_with_the_last_finite_report(
+    make_study: MakeStudy, returned: Any, reported: list[float]
+) -> None:
+    study = make_study(trials=1)
+
+    def objective(trial: optuna.Trial) -> Any:
+        for step, value in enumerate(reported, start=1):
+            trial.report(value, step)
+        return returned
+
+    work(study, objective)
+    (trial,) = trials(study)
+    finite = [value for value in reported if math.isfinite(value)]
+    assert (trial.state, trial.value) == (TrialState.PRUNED, finite[-1] if finite else None)
+    assert outcomes(study)[0][0] == "diverged"
 
 
 def test_a_number_in_a_string_is_a_number(make_study: MakeStudy) -> None:
@@ -211,7 +232,7 @@ def test_a_worker_that_is_asked_to_stop_parks_its_trial_and_leaves_with_the_sign
     attempts = []
 
     def second(trial: LeasedTrial) -> float:
-        attempts.append((trial.number, trial.desk.claim.attempt))
+        attempts.append((trial.number, trial.lease.claim.attempt))
         assert trials(study)[0].intermediate_values == {}
         return 5.0
 
@@ -229,7 +250,8 @@ def test_a_trial_that_was_taken_meanwhile_is_dropped_and_the_worker_goes_on(make
         if trial.number == 0 and not stolen:
             with storage.writing(study.storage.engine) as connection:
                 connection.execute(hpo_trials.update().values(lease_until=0.0))
-            stolen.append(thief.claim())
+                reaping.reap(connection, thief)
+            stolen.append(claiming.claim(thief))
             trial.report(1.0, 1)
             pytest.fail("a report under a lost lease must end the trial")
         if len(stolen) == 1:  # now our worker has the second trial: the thief ends the first one
@@ -251,7 +273,7 @@ def test_an_objective_may_stop_the_study(make_study: MakeStudy) -> None:
 
     assert work(study, objective) == 0
     assert len(trials(study)) == 3
-    assert study.ledger("other").claim() is Idle.DONE
+    assert claiming.claim(study.ledger("other")) is Idle.DONE
     assert "study.stop()" in (join_study(study.storage, study.name).stop_reason or "")
 
 
@@ -279,24 +301,24 @@ def test_a_queued_trial_beside_a_grid_ends_neither_the_worker_nor_the_grid(make_
 
     assert work(study, objective) == 0
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2, 3, 9]
-    assert study.ledger("other").claim() is Idle.DONE
+    assert claiming.claim(study.ledger("other")) is Idle.DONE
 
 
 def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(make_study: MakeStudy) -> None:
     study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2]}})
     slow, quick = study.ledger("slow"), study.ledger("quick")
-    claims = [slow.claim(), quick.claim()]
-    assert quick.claim() is Idle.WAIT  # both points are dealt out, if not drawn yet
+    claims = [claiming.claim(slow), claiming.claim(quick)]
+    assert claiming.claim(quick) is Idle.WAIT  # both points are dealt out, if not drawn yet
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
         study.optuna.sampler = sampling.build(study.spec, claim.number)
         study.optuna.get_trials(deepcopy=False)
-        worker.open_trial(study, claim, ledger, lambda: False).suggest_int("x", 1, 2)
-    assert quick.claim() is Idle.WAIT
+        worker.open_trial(study, Lease(ledger, claim)).suggest_int("x", 1, 2)
+    assert claiming.claim(quick) is Idle.WAIT
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
         ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
-    assert quick.claim() is Idle.DONE  # though nobody told the study to stop
+    assert claiming.claim(quick) is Idle.DONE  # though nobody told the study to stop
     assert join_study(study.storage, study.name).stop_reason == "every point of the grid was tried"
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2]
 
@@ -325,23 +347,23 @@ def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeSt
     ledger = study.ledger("w")
     drawn = []
     for start in range(0, 12, 4):
-        claims = [ledger.claim() for _ in range(4)]
+        claims = [claiming.claim(ledger) for _ in range(4)]
         opened = []
         for claim in claims:
             assert isinstance(claim, Claim)
             study.optuna.sampler = sampling.build(study.spec, claim.number)
             study.optuna.get_trials(deepcopy=False)
-            opened.append(worker.open_trial(study, claim, ledger, lambda: False))
+            opened.append(worker.open_trial(study, Lease(ledger, claim)))
             drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
         for trial in opened:
-            trial.settle(TrialState.COMPLETE, float(start), outcome="complete")
+            trial.finish(TrialState.COMPLETE, float(start))
     assert len(set(drawn)) == 12
 
 
 def test_a_storage_error_under_a_report_is_not_the_trial_s_failure(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study(trials=1)
+    study = make_study(trials=1, recovery={"outage_patience": "1s"})
 
     def broken(self: Ledger, reports: object) -> list[Claim]:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))

@@ -8,13 +8,15 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo import storage, study
+from hpo import claiming, storage, study
+from hpo.failures import Failure, Kind
+from hpo.lease import Lease
 from hpo.ledger import Claim, Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.tables import trials
-from hpo.trial import Desk, LeasedTrial
+from hpo.trial import LeasedTrial
 
 START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
 
@@ -27,21 +29,23 @@ def make(place: Storage, tmp_path: Path, **document: Any) -> Study:
 
 def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
     ledger = demo.ledger(worker)
-    claim = ledger.claim()
+    claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     demo.optuna.get_trials(deepcopy=False)
-    desk = Desk(ledger=ledger, claim=claim, rule=None, stopping=lambda: False)
-    return ledger, claim, LeasedTrial(demo.optuna, desk)
+    return ledger, claim, LeasedTrial(demo.optuna, Lease(ledger, claim), None)
 
 
 def run(
-    demo: Study, *curve: float, state: TrialState = TrialState.COMPLETE, outcome: str = "", reason: str = ""
+    demo: Study, *curve: float, state: TrialState = TrialState.COMPLETE, kind: Kind | None = None, reason: str = ""
 ) -> None:
+    """Run a trial to its end: by a failure of this kind, else in this state."""
     _, _, trial = begin(demo)
     for step, value in enumerate(curve, start=1):
         trial.report(value, step)
-    told = None if state == TrialState.FAIL else curve[-1]
-    trial.settle(state, told, outcome=outcome or state.name.lower(), reason=reason or None)
+    if kind is not None:
+        trial.fail(Failure(kind=kind, message=reason))
+    else:
+        trial.finish(state, curve[-1], reason=reason or None)
 
 
 def set_times(demo: Study, number: int, start: float, end: float | None = None) -> None:
@@ -69,5 +73,5 @@ def with_a_list_chosen(place: Storage, tmp_path: Path) -> Study:
     )
     _, _, trial = begin(demo)
     trial.suggest_categorical("model.widths", ["[32]", "[64,32]"])
-    trial.settle(TrialState.COMPLETE, 0.5, outcome="complete")
+    trial.finish(TrialState.COMPLETE, 0.5)
     return demo

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,19 +19,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpo import storage
+from hpo import reaping, storage
 from hpo.fleet import gpus
+from hpo.signals import ASKING
 from hpo.study import Study
 
 log = logging.getLogger(__name__)
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it
-RESTARTS = 3  # crashes of one slot in a row before it stays empty
+RESTARTS = 5  # crashes of one slot in a row before it stays empty: more than one trial that kills its workers may cause
 RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
-GRACE_SECONDS = 30.0  # from the request to park until workers are killed
+KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themselves
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
+LEFT_IN_ORDER = frozenset({0, TRY_AGAIN, USAGE_ERROR, *(128 + number for number in ASKING)})
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Fleet:
         self.code_folder = code_folder
         self.allow_code_change = allow_code_change
         self.stop_asked_at: float | None = None
+        self.grace = study.spec.recovery.grace_seconds + KILL_SECONDS
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,7 @@ class Fleet:
 
     def tend(self) -> int:
         """Look after every slot once; return how many workers are alive or about to be started again."""
-        if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > GRACE_SECONDS:
+        if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.grace:
             self.kill_processes()
         for slot in self.slots:
             if slot.process is not None and slot.process.poll() is not None:
@@ -124,7 +128,7 @@ class Fleet:
         code = slot.process.returncode
         slot.process = None
         slot.exit_codes.append(code)
-        self._release(slot)
+        self._release(slot, code)
         if code == 0 or self.stop_asked_at is not None:
             return
         lived = time.monotonic() - slot.started_at
@@ -133,10 +137,14 @@ class Fleet:
         if not slot.given_up:
             slot.restart_at = time.monotonic() + min(RESTART_SECONDS * 2 ** (slot.crashes - 1), LONGEST_PAUSE_SECONDS)
 
-    def _release(self, slot: Slot) -> None:
-        """Park what a dead worker held, now rather than when its lease runs out, which would do as well."""
+    def _release(self, slot: Slot, code: int) -> None:
+        """Take what a dead worker held, now rather than when its lease runs out, which would do as well."""
+        ledger = self.study.ledger("launcher")
         try:
-            self.study.ledger("launcher").park_all_of(slot.worker)
+            if code in LEFT_IN_ORDER or self.stop_asked_at is not None:
+                reaping.park_all_of(ledger, slot.worker)
+            else:
+                reaping.bury(ledger, slot.worker, died_of(code))
         except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
             log.warning("the leases of %s could not be given back; they run out by themselves", slot.name)
 
@@ -176,7 +184,7 @@ class Fleet:
         """Leave no worker behind, whatever happened: those still alive may park within the grace, then they are killed."""
         if self.stop_asked_at is None:
             self.stop()
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + self.grace
         while any(slot.running for slot in self.slots) and time.monotonic() < deadline:
             self.wait(deadline - time.monotonic())
         self.kill_processes()
@@ -185,6 +193,11 @@ class Fleet:
             if slot.process is not None:
                 slot.process.wait()
                 self._bury(slot)
+
+
+def died_of(code: int) -> str:
+    """Return in words what a process with this exit code died of."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def default_workers() -> int:

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -23,7 +23,7 @@ def save(path: Path | str, state: dict[str, Any]) -> str:
     """Write the state to a file that appears whole or not at all, and return the SHA-256 of the file as hex.
 
     Folders are made. When this returns, the file has reached the disk. CheckpointError if `load` could not
-    read it back.
+    read it back; OSError if the disk does not take it, and then what stood there before still does.
     """
     path = Path(path)
     _refuse_objects(state, "state")
@@ -31,7 +31,7 @@ def save(path: Path | str, state: dict[str, Any]) -> str:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same folder, so that the rename is atomic
     try:
         with open(unfinished, "x+b") as file:
-            torch.save(state, file)
+            _write(state, file)
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
@@ -42,6 +42,13 @@ def save(path: Path | str, state: dict[str, Any]) -> str:
         raise
     _sync_folder(path.parent)
     return digest
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # in which torch wraps what the disk had to say
+        raise OSError(f"the state could not be written: {error.__context__ or error}") from error
 
 
 def load(path: Path | str, digest: str | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from models import adopt_dropout, use_generator
 Precision = Literal["float32", "bfloat16"]
 
 EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
+SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
 FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
 
 
@@ -71,12 +72,18 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
+def can_halve(batch_size: int, accumulation: int) -> bool:
+    """Return whether a run may take its batches in twice as many micro-batches: each keeps at least 2 images."""
+    return batch_size // (2 * accumulation) >= SMALLEST_PIECE
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, *, mean: Tensor, std: Tensor, precision: Precision = "float32"
 ) -> tuple[float, float]:
     """Return mean loss and accuracy over one part; the model is left in eval mode."""
-    loss, accuracy = _evaluate(model, _Pixels(split.images, mean, std, _dtype(model)), split.labels, precision).tolist()
+    images = _Pixels(split.images, mean, std, _dtype(model))
+    loss, accuracy = _evaluate(model, images, split.labels, precision, EVALUATION_BATCH).tolist()
     return loss, accuracy
 
 
@@ -87,6 +94,13 @@ class Run:
     Images and labels stay on their device as the splits hold them. `optimizer` comes fresh: its learning
     rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch); see
     `train`.
+
+    `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
+    gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
+    fewer images at once by the same factor. What differs from whole batches, beyond rounding: batch norm
+    normalises, and moves its running statistics, by micro-batches, and dropout masks are drawn for each. A
+    training part smaller than a batch is taken in fewer, so that none has one image. It belongs to the
+    configuration that a saved state asks for.
     """
 
     def __init__(
@@ -100,9 +114,15 @@ class Run:
         batch_size: int,
         seed: int,
         precision: Precision = "float32",
+        accumulation: int = 1,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
+        if accumulation < 1 or (accumulation > 1 and batch_size // accumulation < SMALLEST_PIECE):
+            raise ValueError(
+                f"accumulation = {accumulation} with batch_size = {batch_size}; a micro-batch needs at least "
+                f"{SMALLEST_PIECE} images: give from 1 to {max(1, batch_size // SMALLEST_PIECE)}"
+            )
         device = splits.train.images.device
         strangers = {p.device for p in model.parameters()} - {device}
         if strangers:
@@ -116,7 +136,9 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
         self._schedule = schedule
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._batch_size = batch_size
+        self._batch_size = min(batch_size, len(splits.train.labels))
+        self._pieces = min(accumulation, max(1, self._batch_size // SMALLEST_PIECE))
+        self._evaluation_batch = max(1, EVALUATION_BATCH // accumulation)
         self._seed = seed
         self._precision: Precision = precision
         self._device = device
@@ -200,27 +222,32 @@ class Run:
         loss_sum, autocast = self._loss_sum, _autocast(self._device, self._precision)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         first = self.epoch * self.steps_per_epoch
-        batches = self._batches(self._batch)
+        batches, whole, pieces = self._batches(self._batch), self._batch_size, self._pieces
         for batch in range(self._batch, self.steps_per_epoch):
             if stop():
                 self._batch = batch
                 self._random = self._generator_states() if batch else {}
                 self._in_step = False
                 return False
-            images, labels = next(batches)
             schedules.apply(optimizer, base_lrs, schedule(first + batch))
-            with autocast:
-                loss = F.cross_entropy(model(images), labels)
             for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
                 parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
+            for rows in next(batches):
+                images, labels = self._take(rows)
+                with autocast:
+                    loss = F.cross_entropy(model(images), labels)
+                if pieces > 1:
+                    loss = loss * (len(rows) / whole)
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()  # stays on the device: a read here would wait for it at every step
             optimizer.step()
-            loss_sum += loss.detach()  # stays on the device: a read here would wait for it at every step
         return True
 
     @torch.no_grad()
     def _finish_epoch(self, started: float) -> EpochResult:
-        validation = _evaluate(self.model, self._validation_images, self._validation_labels, self._precision)
+        validation = _evaluate(
+            self.model, self._validation_images, self._validation_labels, self._precision, self._evaluation_batch
+        )
         train_loss = self._loss_sum / self.steps_per_epoch
         losses = torch.stack([train_loss, *validation]).tolist()  # the one wait for the device in an epoch
         seconds = self._seconds + time.perf_counter() - started
@@ -235,14 +262,17 @@ class Run:
             seconds=seconds,
         )
 
-    def _batches(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the epoch's batches from one on; the order is drawn on the CPU, so that it is the same on
-        every device.
+    def _batches(self, first: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the rows of the epoch's batches from one on, in micro-batches; the order is drawn on the CPU,
+        so that it is the same on every device.
         """
         generator = torch.Generator().manual_seed(derive(self._seed, "order", self.epoch))
         order = torch.randperm(len(self._labels), generator=generator).to(self._device)
         for rows in torch.split(order, self._batch_size)[first : self.steps_per_epoch]:
-            yield self._images.take(rows), self._labels.index_select(0, rows)
+            yield torch.tensor_split(rows, self._pieces) if self._pieces > 1 else (rows,)
+
+    def _take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self._images.take(rows), self._labels.index_select(0, rows)
 
     def _seed_generators(self) -> None:
         self._dropout.manual_seed(derive(self._seed, "dropout", self.epoch))
@@ -291,14 +321,14 @@ class _Pixels:
         return images
 
 
-def _evaluate(model: nn.Module, images: _Pixels, labels: Tensor, precision: Precision) -> Tensor:
+def _evaluate(model: nn.Module, images: _Pixels, labels: Tensor, precision: Precision, batch: int) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
 
     Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
     """
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=labels.device)
-    for x, y in zip(images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True):
+    for x, y in zip(images.split(batch), torch.split(labels, batch), strict=True):
         with _autocast(y.device, precision):
             logits = model(x)
             loss = F.cross_entropy(logits, y, reduction="sum")

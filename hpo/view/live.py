@@ -25,7 +25,7 @@ from hpo.view.words import STATES, counted, duration, value_text
 if TYPE_CHECKING:
     from hpo.finished import FinishedTrial
     from hpo.results import TrialResult
-    from hpo.summary import Best, RunningTrial, Summary
+    from hpo.summary import Best, FailureCount, RunningTrial, Summary
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"
@@ -110,16 +110,31 @@ def render(summary: Summary, width: int) -> RenderableType:
         _states(summary),
         _best_line(summary),
     ]
-    if summary.stop_reason:
-        blocks.append(Text(f"stopped: {summary.stop_reason}", style="yellow", overflow="ellipsis", no_wrap=True))
+    if why := held(summary):
+        blocks.append(Text(why, style="yellow", overflow="ellipsis", no_wrap=True))
     for failure in summary.failures:
         line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(f"{failure.count} × {failure.outcome}", style="red")
-        line.append(f"  {failure.reason}", style="dim")
+        line.append(_failed(failure), style="red")
+        line.append(f"  {failure.message}", style="dim")
         blocks.append(line)
     if summary.running:
         blocks += [Text(""), _running(summary.running, width)]
     return Group(*blocks)
+
+
+def held(summary: Summary) -> str:
+    """Return why nothing new is started, "" if it is."""
+    if summary.hold and not summary.stop_reason:
+        return f"{summary.hold}: workers wait; hpo resume {summary.name}"
+    if not summary.stop_reason:
+        return ""
+    return f"stopped: {summary.stop_reason}" + (f"; hpo resume {summary.name}" if summary.hold else "")
+
+
+def _failed(failure: FailureCount) -> str:
+    """Return how often attempts failed by a kind, and how many of them were not the trial's end."""
+    again = failure.count - failure.ended
+    return f"{failure.count} × {failure.kind}" + (f" ({again} tried again)" if again else "")
 
 
 def _header(summary: Summary, width: int) -> RenderableType:
@@ -247,7 +262,7 @@ def status_table(summaries: Sequence[Summary]) -> str:
         return "no studies yet; `hpo run FILE` makes one"
     rows = [("STUDY", "TRIALS", "BEST", "TIME", "STATES")]
     for summary in summaries:
-        stopped = " (stopped)" if summary.stop_reason else ""
+        stopped = " (stopped)" if summary.stop_reason else " (paused)" if summary.hold else ""
         best = value_text(summary.best.value) if summary.best else "-"
         trials = f"{summary.finished}/{summary.budget}"
         rows.append((summary.name, trials, best, _clock(summary), _states(summary).plain + stopped))
@@ -265,10 +280,11 @@ def status_text(summary: Summary) -> str:
         f"best     {_best(summary.best) if summary.best else 'no trial is complete yet'}",
         f"time     {_clock(summary)}",
     ]
-    if summary.stop_reason:
-        lines.append(f"stopped  {summary.stop_reason}")
+    if why := held(summary):
+        word, _, why = why.partition(": ")
+        lines.append(f"{word.ljust(9)}{why}")
     for failure in summary.failures:
-        lines.append(f"ended    {failure.count} by {failure.outcome}, the last: {failure.reason or 'no reason given'}")
+        lines.append(f"failures {_failed(failure)}, the last: {failure.message or 'no reason given'}")
     for trial in summary.running:
         value = value_text(trial.curve[-1]) if trial.curve else "-"
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""

@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo import claiming, reaping, studyfile
 from hpo import storage as storages
 from hpo import study as studies
-from hpo import studyfile
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.tables import hpo_trials
@@ -176,7 +176,7 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy
     wait_for(lambda: any(trial.intermediate_values for trial in trials(study)))
     first.kill()
     leave([first])
-    study.ledger("launcher").park_all_of("first")
+    reaping.park_all_of(study.ledger("launcher"), "first")
     assert leave([start_worker(study)]) == [0]
     assert [trial.state for trial in trials(study)] == [TrialState.COMPLETE] * 3
     assert len(trials(study)) == 3
@@ -205,7 +205,7 @@ def test_start_up_points_never_repeat_across_workers(make_many: MakeStudy, sampl
 
 def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy) -> None:
     study = make_many(2)
-    study.ledger("first").claim()
+    claiming.claim(study.ledger("first"))
     (study.code_folder / "mine.py").write_text("def objective(trial):\n    return 0.0\n")
     worker = start_worker(study)
     said, _ = worker.communicate(timeout=60)

@@ -1,0 +1,88 @@
+"""The command line's frame: the application, its ends, and the options that several commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo import __version__
+from hpo.errors import Fault
+
+app = typer.Typer(
+    name="hpo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hyperparameter search for PyTorch: one study, many workers, nothing lost, a config that trains.",
+)
+
+DEFAULT_STORAGE = "sqlite:///studies.db"
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", help="sqlite:///FILE or postgresql://USER@HOST/DB; else $HPO_STORAGE, else sqlite:///studies.db"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program and nothing else.")]
+CodeOption = Annotated[Path | None, typer.Option("--code", help="Folder of your own code, if not the study file's.")]
+CodeChangeOption = Annotated[
+    bool, typer.Option("--allow-code-change", help="Go on although your own code changed; the study records it.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the study, instead of the file's.")]
+
+
+def main() -> None:
+    """Run the command line; a fault is one clear message and exit code 2, never a traceback."""
+    try:
+        app()
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before a command has handlers of its own
+        sys.exit(130)
+    except Exception as error:
+        storages = sys.modules.get("hpo.storage")  # not imported yet: then it was not the storage
+        if storages is None or not isinstance(error, storages.FAILURES):
+            raise
+        print(f"error: the storage failed: {storages.cause(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version  # shown by its callback
+
+
+def storage_url(given: str | None, of_file: str | None = None) -> str:
+    """Return the storage to use: the option, else the environment, else the file, else studies.db here."""
+    return given or os.environ.get("HPO_STORAGE") or of_file or DEFAULT_STORAGE
+
+
+def again_option(given: str | None, of_file: str | None, shown: str) -> str:
+    """Return what the next commands need to find the storage; nothing where they find it as this one did."""
+    if given is None and ("HPO_STORAGE" in os.environ or of_file is None):
+        return ""
+    return ' --storage "$HPO_STORAGE"' if "***" in shown else f" --storage {shown}"
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna's log lines out of ours, and its notes that what the study file chose by name is experimental."""
+    import optuna
+
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,0 +1,47 @@
+"""Commands that show studies: status, dashboard."""
+
+from __future__ import annotations
+
+import json as jsons
+from typing import Annotated
+
+import typer
+
+from hpo.cli.app import JsonOption, StorageOption, app, quiet_optuna, storage_url
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if left out.")] = None,
+    storage: StorageOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo.summary import statuses, summarize
+    from hpo.view import live
+
+    quiet_optuna()
+    place = storages.connect(storage_url(storage))
+    if study is None:
+        summaries = statuses(place)
+        typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
+        return
+    summary = summarize(studies.join(place, study))
+    typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
+
+
+@app.command()
+def dashboard(
+    storage: StorageOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to serve on.")] = 8080,
+    write: Annotated[bool, typer.Option("--write", help="Allow changes, by anybody who reaches the address.")] = False,
+) -> None:
+    """Serve optuna-dashboard for the storage, read-only."""
+    from hpo import storage as storages
+    from hpo.view import dashboard as web
+
+    quiet_optuna()
+    web.serve(storages.connect(storage_url(storage)), host, port, write)

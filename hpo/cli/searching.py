@@ -1,0 +1,257 @@
+"""Commands that make and run a study: init, check, run, worker. Nothing heavy is imported before one of them needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsons
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hpo.cli.app import (
+    CodeChangeOption,
+    CodeOption,
+    JsonOption,
+    NameOption,
+    StorageOption,
+    again_option,
+    app,
+    quiet_optuna,
+    storage_url,
+)
+from hpo.errors import StorageError
+from hpo.signals import StopSignal
+
+if TYPE_CHECKING:
+    from hpo.study import Study
+    from hpo.studyfile import StudyFile
+    from hpo.summary import Summary
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Path("study.toml")) -> None:
+    """Write a commented study file to start from."""
+    from importlib import resources
+
+    from hpo.errors import SpecError
+
+    template = resources.files("hpo").joinpath("templates/study.toml").read_text()
+    placeholder = '"my-study"'
+    try:
+        with file.open("x") as handle:
+            handle.write(template.replace(placeholder, jsons.dumps(file.stem).ljust(len(placeholder))))
+    except FileExistsError:
+        raise SpecError(f"{file}: is there already; name another file") from None
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {file}; next: hpo check {file}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Study file.")],
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Workers to reckon the cost with.")] = None,
+    code: CodeOption = None,
+) -> None:
+    """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
+    from hpo import studyfile
+    from hpo.fleet.local import default_workers
+    from hpo.view import checked
+
+    found = studyfile.read(file, code_folder=code)
+    typer.echo(checked.spec_text(found.spec))
+    if found.spec.objective:
+        from hpo.lint import lint
+
+        typer.echo(checked.warnings_text(lint(found.spec)))
+        return
+    from hpo.check import examine
+
+    typer.echo(checked.findings_text(found.spec, examine(found.spec, found.code_folder), workers or default_workers()))
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Study file.")],
+    storage: StorageOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Local workers: one per GPU, else one per core; 0 only makes the study."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, max=2**31 - 1, help="Trials of the study in all.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", help="Wall clock of this run, such as 30m.")] = None,
+    name: NameOption = None,
+    json: JsonOption = False,
+    code: CodeOption = None,
+    allow_code_change: CodeChangeOption = False,
+) -> None:
+    """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
+    from hpo import search as searching
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo import studyfile
+    from hpo.durations import seconds
+    from hpo.errors import SpecError
+    from hpo.fleet.local import Fleet, default_workers, last_words
+    from hpo.summary import summarize
+    from hpo.tables import Hold
+    from hpo.view import live
+    from hpo.view.live import LiveView
+
+    limit = seconds(timeout, "--timeout") if timeout else None
+    with contextlib.redirect_stdout(sys.stderr):  # what your own code prints when it is imported is no result
+        found = studyfile.read(file, name=name, code_folder=code)
+    if found.spec.is_pinned:
+        raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
+    if limit is None and found.spec.budget.timeout:
+        limit = seconds(found.spec.budget.timeout, "budget.timeout")
+    quiet_optuna()
+    place = storages.connect(storage_url(storage, found.spec.storage), create=True)
+    study = studies.create_or_join(
+        place,
+        found.spec,
+        code_folder=found.code_folder,
+        code_digest=found.code_digest,
+        trials_budget=trials,
+        allow_code_change=allow_code_change,
+    )
+    count = next(n for n in (workers, found.spec.workers, default_workers()) if n is not None)
+    code_of_exit = 0
+    again = again_option(storage, found.spec.storage, place.shown)
+    view = LiveView(json=json)
+    standing = summarize(study)
+    if standing.hold:
+        typer.echo(f"nothing is started: {live.held(standing)}", err=True)
+    elif standing.is_over:
+        reason = study.stop_reason or "the budget is spent; --trials N raises it"
+        typer.echo(f"nothing is left to do: {reason}", err=True)
+    elif not count:
+        typer.echo(f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine", err=True)
+    else:
+        storages.check_connections(place, count)
+        fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
+        code_of_exit = searching.search(study, fleet, view, timeout=limit)
+        if fleet.failed:
+            typer.echo(last_words(fleet.failed), err=True)
+            code_of_exit = code_of_exit or fleet.exit_code
+    summary = report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
+    raise typer.Exit(code_of_exit or int(summary.hold == Hold.BROKEN))
+
+
+def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
+    """Print how a run ended, the winner and what to do with it, why there is none, or how to go on; return the summary.
+
+    Args:
+        drawn: the terminal still shows the live view's last picture.
+        again: what the next commands need to find the storage.
+    """
+    from hpo.errors import StudyError
+    from hpo.results import best
+    from hpo.summary import summarize
+    from hpo.view import live
+
+    summary = summarize(study)
+    if json:
+        typer.echo(jsons.dumps(live.to_json(summary)))
+        return summary
+    if not drawn:
+        typer.echo(live.status_text(summary))
+    if summary.hold:
+        typer.echo(f"next     hpo resume {study.name}{again}, then the same command")
+        return summary
+    if not summary.is_over:
+        typer.echo("next     the same command goes on from here, or hpo status for what holds it up")
+        return summary
+    try:
+        typer.echo(live.winner_text(best(study)[0]))
+        typer.echo(f"next     hpo export {study.name}{again} -o best.toml && hpo train best.toml -o runs/{study.name}")
+    except StudyError as error:
+        typer.echo(str(error), err=True)
+    return summary
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Argument(help="Name of the study, or a study file to hold against it.")],
+    storage: StorageOption = None,
+    code: CodeOption = None,
+    allow_code_change: CodeChangeOption = False,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True, help="Leave when this process dies.")] = None,
+    name: Annotated[str | None, typer.Option("--as", hidden=True, help="Name to hold leases under.")] = None,
+) -> None:
+    """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
+    from hpo import presence, reaping, recycling, studyfile
+    from hpo import worker as workers
+    from hpo.errors import Outage
+    from hpo.fleet.local import TRY_AGAIN
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    quiet_optuna()
+    stopping = StopSignal.installed()
+    mine = studyfile.read(Path(study), code_folder=code) if study.endswith(".toml") else None
+    url = storage_url(storage, mine.spec.storage if mine else None)
+    try:
+        joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
+        ledger = joined.ledger(name or presence.new_name())
+        stopping.end_within(
+            joined.spec.recovery.grace_seconds, last_act=lambda: reaping.park_all_of(ledger, ledger.worker)
+        )
+        logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
+        code_of_exit = workers.work(joined, objective, ledger, stopping, parent=parent)
+    except (StorageError, Outage) as error:
+        if parent is None and not stopping():
+            raise StorageError(str(error)) from error
+        logging.error("%s", error)
+        code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while
+    if code_of_exit == workers.RECYCLE:
+        recycling.wind_up()
+        recycling.start_afresh()
+    logging.info("leaving with exit code %d", code_of_exit)
+    if parent is not None:
+        recycling.leave(code_of_exit)
+    raise typer.Exit(code_of_exit)
+
+
+def enlist(
+    url: str,
+    name: str,
+    mine: StudyFile | None,
+    code: Path | None,
+    stopping: StopSignal,
+    *,
+    allow_code_change: bool,
+) -> tuple[Study, Callable[..., Any]]:
+    """Join the study and make its objective ready; a storage that has no room just now is waited for, one that is not
+    there is an error at once.
+    """
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo import studyfile
+    from hpo import worker as workers
+    from hpo.errors import StorageBusy
+    from hpo.outage import Patience
+    from hpo.spec import Recovery
+
+    def attempt() -> tuple[Study, Callable[..., Any]]:
+        with contextlib.ExitStack() as undone:
+            place = storages.connect(url)
+            undone.callback(place.close)
+            joined = studies.join(place, mine.spec.name if mine else name)
+            folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
+            digest = studyfile.load_and_digest(joined.spec, folder)
+            studies.check_worker(
+                joined, mine=mine.spec if mine else None, code_digest=digest, allow_code_change=allow_code_change
+            )
+            objective = workers.build_objective(joined, folder)
+            undone.pop_all()
+        return joined, objective
+
+    # The study's own patience is not known before the study is read.
+    patience = Patience(Recovery().outage_seconds, stopping, passing=(StorageBusy, *storages.OUTAGES))
+    return patience(attempt)

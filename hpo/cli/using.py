@@ -1,0 +1,165 @@
+"""Commands that use a study's result: export, train, fork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optuna, storage_url
+from hpo.signals import StopSignal
+
+if TYPE_CHECKING:
+    from hpo.final import Training
+    from hpo.spec import StudySpec
+    from hpo.train.loop import EpochResult
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("best.toml"),
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="This trial instead of the best.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="The best K, as best.1.toml, best.2.toml, ...")] = 1,
+    storage: StorageOption = None,
+) -> None:
+    """Write the best trial's full config, every value pinned, with a receipt of what it was made from."""
+    from hpo import export as exporting
+    from hpo import storage as storages
+    from hpo import study as studies
+    from hpo.errors import SpecError
+
+    if trial is not None and top > 1:
+        raise SpecError(f"--trial {trial} and --top {top} do not go together; leave one out")
+    quiet_optuna()
+    opened = studies.join(storages.connect(storage_url(storage)), study)
+    for path in exporting.export(opened, output, number=trial, top=top):
+        typer.echo(f"wrote {path}; next: hpo train {path} -o runs/{path.stem}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Pinned config, as `hpo export` writes it.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for weights, metrics, logs.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Another seed than the trial's.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Train the trial again and compare its curves; no test.")
+    ] = False,
+    storage: StorageOption = None,
+    code: CodeOption = None,
+) -> None:
+    """Train a pinned config to the end, open the test split once, leave weights, metrics and TensorBoard logs."""
+    from hpo import final
+
+    quiet_optuna()
+    spec = final.load_pinned(config)
+    folder = code or final.find_code_folder(spec, config)
+    output = output or Path("runs") / config.stem
+    if spec.objective:
+        raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay))
+    training = final.prepare(config, seed=seed, code_folder=folder)
+    typer.echo(final.describe(training))
+    if replay:
+        raise typer.Exit(show_replay(training))
+    from hpo import openings
+
+    url = storage_url(storage, seen(spec.receipt.get("storage")))
+    metrics = final.finished(training, output)
+    if metrics is not None:
+        typer.echo(f"{output} holds this training, finished; the test split stays shut")
+    else:
+        stopping = StopSignal.installed()
+        metrics = final.train(
+            training,
+            output,
+            stop=stopping,
+            progress=show_epoch,
+            before_test=lambda: note_unrecorded(openings.announce(spec, output, url)),
+        )
+    if metrics is None:
+        typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
+        raise typer.Exit(stopping.exit_code)
+    openings.complete(spec, output, url, metrics)
+    typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
+    typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
+    typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
+
+
+def seen(url: str | None) -> str | None:
+    """Return a receipt's storage if it is whole: a password is not in it."""
+    return url if url and "***" not in url else None
+
+
+def note_unrecorded(reason: str | None) -> None:
+    if reason:
+        typer.echo(f"note: the opening of the test split is in no ledger: {reason}", err=True)
+
+
+def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
+    """Run an objective of the user's own once with its pinned parameters; return the exit code."""
+    from hpo import owntrain
+    from hpo.errors import SpecError, StudyError
+    from hpo.jsonfile import write_json
+    from hpo.receipt import receipt
+
+    if seed is not None:
+        raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
+    value = owntrain.run(spec, config, folder)
+    typer.echo(f"the objective returned {value!r}")
+    if replaying:
+        repeats = owntrain.repeats(spec, config, value)
+        typer.echo(
+            f"trial {spec.receipt['trial']} had {spec.receipt['value']!r}: {'the same' if repeats else 'another'}"
+        )
+        return 0 if repeats else 1
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
+    made = receipt(folder=folder, device="of the objective's choice", threads=None)
+    write_json(output / "metrics.json", {"value": value, "params": spec.params, "receipt": made})
+    typer.echo(f"in {output}: metrics.json")
+    return 0
+
+
+def show_replay(training: Training) -> int:
+    """Train the receipt's trial again and say whether its curves came out the same; return the exit code."""
+    from hpo import final
+
+    differences = final.replay(training, show_epoch)
+    for one in differences:
+        typer.echo(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", err=True)
+    trial, epochs = training.spec.receipt.get("trial"), final.curve_length(training)
+    verdict = "differ from the trial's" if differences else "equal the trial's bit for bit"
+    typer.echo(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
+    return 1 if differences else 0
+
+
+def show_epoch(result: EpochResult) -> None:
+    typer.echo(
+        f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
+        f"validation accuracy {result.validation_accuracy:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
+    )
+
+
+@app.command()
+def fork(
+    study: Annotated[str, typer.Argument(help="Name of the study to take trials from.")],
+    name: Annotated[str, typer.Argument(help="Name of the new study.")],
+    file: Annotated[Path, typer.Argument(help="Study file of the new study.")],
+    storage: StorageOption = None,
+    code: CodeOption = None,
+) -> None:
+    """Make a new study from a changed file and take along the finished trials that fit into its space."""
+    from hpo import forking, studyfile
+    from hpo import storage as storages
+    from hpo import study as studies
+
+    found = studyfile.read(file, name=name, code_folder=code)
+    quiet_optuna()
+    place = storages.connect(storage_url(storage, found.spec.storage))
+    taken, left = forking.fork(studies.join(place, study), found)
+    typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
+    again = again_option(storage, found.spec.storage, place.shown)
+    typer.echo(f"next: hpo run {file} --name {name}{again}")

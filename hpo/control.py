@@ -1,0 +1,140 @@
+"""What people order: stop a study or one trial of it, pause it, go on, end a trial that is not ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import settling, storage
+from hpo.errors import StudyError
+from hpo.study import Study
+from hpo.tables import Hold, hpo_studies, hpo_trials, living_row, trials, utc
+
+
+def stop(study: Study, *, now: bool = False) -> int:
+    """Start no new trial from now on; return how many trials of ours are still open.
+
+    Args:
+        now: end those too: parked ones at once, running ones at their next batch or report.
+    """
+    with storage.writing(study.storage.engine) as connection:
+        _living(connection, study)
+        found = _open(connection, study)
+        if now:
+            for row in found:
+                _end(connection, row)
+        settling.write_stop(connection, study.uid, settling.BY_HAND)
+        return len(_open(connection, study))
+
+
+def stop_trial(study: Study, number: int) -> bool:
+    """End one trial; return whether it has ended, or will at its next batch or report.
+
+    A queued trial becomes FAIL. StudyError if it is finished, not there, or not ours.
+    """
+    with storage.writing(study.storage.engine) as connection:
+        _living(connection, study)
+        trial = _numbered(connection, study, number)
+        row = next((row for row in _open(connection, study) if row.trial_id == trial.trial_id), None)
+        if row is not None:
+            return _end(connection, row)
+        if trial.state == TrialState.RUNNING:
+            raise StudyError(
+                f"trial {number} of study {study.name!r} was started by another program than hpo; end that one, or "
+                f"`hpo doctor {study.name} --fail {number}`"
+            )
+        if not _fail_plain(connection, trial, TrialState.WAITING):
+            raise StudyError(f"trial {number} of study {study.name!r} is {trial.state.name.lower()} already")
+        return True
+
+
+def fail_foreign(study: Study, number: int) -> None:
+    """Make a RUNNING trial that is not ours FAIL; StudyError if it is ours, or not RUNNING."""
+    with storage.writing(study.storage.engine) as connection:
+        _living(connection, study)
+        trial = _numbered(connection, study, number)
+        if any(row.trial_id == trial.trial_id for row in _open(connection, study)):
+            raise StudyError(
+                f"trial {number} of study {study.name!r} is ours; `hpo stop {study.name} --trial {number}`"
+            )
+        if not _fail_plain(connection, trial, TrialState.RUNNING):
+            raise StudyError(f"trial {number} of study {study.name!r} does not run: {trial.state.name.lower()}")
+
+
+def pause(study: Study) -> None:
+    """Let workers park what they run and wait."""
+    with storage.writing(study.storage.engine) as connection:
+        row = _living(connection, study)
+        if row.hold is None:
+            connection.execute(_of(study).values(hold=Hold.PAUSED))
+
+
+def resume(study: Study) -> str | None:
+    """Go on with a study that was paused or stopped; return what had stopped it, None if nothing had."""
+    with storage.writing(study.storage.engine) as connection:
+        row = _living(connection, study)
+        if row.hold == Hold.FORKING:
+            raise StudyError(f"study {study.name!r}: {row.stop_reason}")
+        connection.execute(_of(study).values(hold=None, stop_reason=None, streak=0))
+        was: str | None = row.stop_reason or row.hold
+        return was
+
+
+def _living(connection: sa.Connection, study: Study) -> Any:
+    row = living_row(connection, study.study_id)
+    if row is None or row.uid != study.uid:
+        raise StudyError(f"study {study.name!r} was deleted")
+    return row
+
+
+def _of(study: Study) -> sa.Update:
+    return hpo_studies.update().where(hpo_studies.c.uid == study.uid)
+
+
+def _open(connection: sa.Connection, study: Study) -> list[Any]:
+    """Return our rows, locked, of the trials that run or are parked."""
+    found = connection.execute(
+        sa.select(hpo_trials)
+        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
+        .where(
+            hpo_trials.c.study_uid == study.uid,
+            hpo_trials.c.settled.is_(False),
+            trials.c.state == TrialState.RUNNING,
+        )
+        .order_by(hpo_trials.c.trial_id)
+        .with_for_update(of=hpo_trials)
+    )
+    return list(found)
+
+
+def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
+    row = connection.execute(
+        sa.select(trials).where(trials.c.study_id == study.study_id, trials.c.number == number)
+    ).one_or_none()
+    if row is None:
+        raise StudyError(f"study {study.name!r} has no trial {number}; `hpo status {study.name}` lists those that run")
+    return row
+
+
+def _end(connection: sa.Connection, row: Any) -> bool:
+    """End a parked trial, or ask the worker that holds it; return whether it has ended."""
+    if row.lease_until is None:
+        settling.end_as_stopped(connection, row)
+        return True
+    connection.execute(
+        hpo_trials.update()
+        .where(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)
+        .values(stop_requested=True)
+    )
+    return False
+
+
+def _fail_plain(connection: sa.Connection, trial: Any, state: TrialState) -> bool:
+    failed = connection.execute(
+        trials.update()
+        .where(trials.c.trial_id == trial.trial_id, trials.c.state == state)
+        .values(state=TrialState.FAIL, datetime_complete=utc())
+    )
+    return failed.rowcount == 1

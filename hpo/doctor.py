@@ -1,0 +1,272 @@
+"""What ails a study and its storage, and what mends it: read with plain statements, repaired only where nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import filesystem, reaping, retention, rows, storage, studyfile
+from hpo import study as studies
+from hpo.errors import Fault, StorageError
+from hpo.storage import Storage
+from hpo.study import PROBE_FILE, Study
+from hpo.summary import summarize
+from hpo.tables import hpo_studies, hpo_trials, hpo_workers, trials
+
+MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
+MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was found."""
+
+    where: str  # a study's name, or the storage
+    what: str
+    mend: str
+    is_ill: bool = True  # something to mend; else merely good to know
+    is_repaired: bool = False
+
+
+def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
+    """Yield what is wrong with the storage itself.
+
+    Args:
+        workers: how many it is to carry, if that is planned.
+    """
+    if place.is_sqlite:
+        with place.engine.connect() as connection:
+            said = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check")]
+        if said != ["ok"]:
+            yield Finding(where=place.shown, what=f"the file is damaged: {said[0]}", mend="restore a copy of it")
+    elif workers is not None:
+        try:
+            storage.check_connections(place, workers)
+        except StorageError as error:
+            yield Finding(where=place.shown, what=str(error), mend="see there")
+
+
+def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
+    """Return what is wrong with a study; StudyError if there is no such study."""
+    try:
+        study = studies.join(place, name)
+    except Fault as error:
+        if name not in studies.names(place):
+            raise
+        return [
+            Finding(
+                where=name, what=f"no worker can load its spec: {error}", mend="use the version of hpo that made it"
+            )
+        ]
+    return [finding for check in CHECKS for finding in check(study, repair)]
+
+
+def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)
+    summary = summarize(study)
+    if summary.hold:
+        reason = summary.stop_reason or "by `hpo pause`"
+        yield Finding(
+            where=study.name,
+            what=f"{summary.hold}: {reason}",
+            mend=f"hpo resume {study.name}",
+            is_ill=summary.hold == "broken",
+        )
+    for parked in summary.parked:
+        yield Finding(
+            where=study.name,
+            what=f"trial {parked.number} is parked after epoch {parked.epoch}",
+            mend="hpo run, or hpo worker, goes on with it",
+            is_ill=False,
+        )
+
+
+def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
+    """RUNNING trials of ours whose lease has run out and that nobody has taken yet."""
+    with study.storage.engine.connect() as connection:
+        expired = connection.execute(
+            _ours(study).where(
+                hpo_trials.c.settled.is_(False),
+                trials.c.state == TrialState.RUNNING,
+                hpo_trials.c.lease_until < storage.now(connection),
+            )
+        ).all()
+    if expired and repair:
+        with storage.writing(study.storage.engine) as connection:
+            reaping.reap(connection, study.ledger("doctor"))
+    for row in expired:
+        yield Finding(
+            where=study.name,
+            what=f"trial {row.number} is RUNNING without a live lease; its worker was {row.worker}",
+            mend="hpo doctor --repair, or any worker, parks it",
+            is_repaired=repair,
+            is_ill=not repair,
+        )
+
+
+def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """RUNNING trials without a row of ours: a notebook's, or the orphans that plain Optuna leaves on a full disk."""
+    with study.storage.engine.connect() as connection:
+        found = connection.execute(
+            sa.select(trials.c.number, trials.c.datetime_start)
+            .select_from(rows.with_ours(study))
+            .where(
+                trials.c.study_id == study.study_id,
+                trials.c.state == TrialState.RUNNING,
+                hpo_trials.c.trial_id.is_(None),
+            )
+            .order_by(trials.c.number)
+        ).all()
+    for row in found:
+        yield Finding(
+            where=study.name,
+            what=f"trial {row.number} was started by another program at {row.datetime_start:%Y-%m-%d %H:%M:%S} UTC",
+            mend=f"if that is dead: hpo doctor {study.name} --fail {row.number}",
+        )
+
+
+def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
+    """Trials that something else, the dashboard for one, ended under our lease."""
+    is_open = sa.and_(hpo_trials.c.settled.is_(False), trials.c.state.in_(rows.FINISHED))
+    with storage.writing(study.storage.engine) as connection:
+        found = connection.execute(_ours(study).where(is_open)).all()
+        for row in found if repair else ():
+            connection.execute(
+                hpo_trials.update()
+                .where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == row.trial_id)
+                .values(settled=True, lease_until=None, outcome="ended elsewhere")
+            )
+    for row in found:
+        yield Finding(
+            where=study.name,
+            what=f"trial {row.number} was ended by another program; our row of it is still open",
+            mend="hpo doctor --repair closes it",
+            is_repaired=repair,
+            is_ill=not repair,
+        )
+
+
+def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """The user's own code, as a worker on this machine would load it."""
+    try:
+        digest = studyfile.load_and_digest(study.spec, study.code_folder)
+        studyfile.resolve(study.spec, study.code_folder)
+    except Fault as error:
+        yield Finding(where=study.name, what=f"no worker here can load it: {error}", mend="mend that, or --code FOLDER")
+        return
+    with study.storage.engine.connect() as connection:
+        row = connection.execute(sa.select(hpo_studies).where(hpo_studies.c.uid == study.uid)).one()
+    if digest not in {row.code_digest, *json.loads(row.code_changes)}:
+        yield Finding(
+            where=study.name,
+            what=f"your own code in {study.code_folder} changed since the study was made",
+            mend="undo the change, or run with --allow-code-change",
+        )
+
+
+def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """Living workers whose clock differs from the database's, or whose versions differ from the others'."""
+    lease = study.spec.recovery.lease_seconds
+    with study.storage.engine.connect() as connection:
+        living = connection.execute(
+            sa.select(hpo_workers).where(
+                hpo_workers.c.study_uid == study.uid,
+                hpo_workers.c.left_at.is_(None),
+                hpo_workers.c.seen_at > storage.now(connection) - lease,
+            )
+        ).all()
+    for row in living:
+        if abs(row.clock_skew) > MAX_SKEW_SECONDS:
+            yield Finding(
+                where=study.name,
+                what=f"the clock of {row.host} is {row.clock_skew:+.1f} s off the database's (worker {row.worker})",
+                mend="set it, by NTP for one: leases are safe, times in logs and receipts are not",
+            )
+    usual = Counter(row.versions for row in living).most_common(1)
+    for row in living:
+        if differences := _differences(json.loads(usual[0][0]), json.loads(row.versions)):
+            yield Finding(
+                where=study.name,
+                what=f"worker {row.worker} has other versions than the most: {differences}",
+                mend="install the same: curves repeat bit for bit only under one version of everything",
+            )
+
+
+def _differences(usual: dict[str, str], found: dict[str, str]) -> str:
+    keys = sorted(key for key in usual.keys() | found.keys() if usual.get(key) != found.get(key))
+    return ", ".join(f"{key} {found.get(key, 'none')} for {usual.get(key, 'none')}" for key in keys)
+
+
+def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
+    """The folder of checkpoints: there, with room, and without what nobody needs any more."""
+    probe = study.checkpoints / PROBE_FILE
+    if not probe.is_file() or probe.read_text() != study.uid:
+        yield Finding(
+            where=study.name,
+            what=f"this machine does not see the study's checkpoints in {study.checkpoints}",
+            mend="mount the folder; workers here refuse to join",
+        )
+        return
+    if (free := shutil.disk_usage(study.checkpoints).free) < MIN_FREE_BYTES:
+        yield Finding(
+            where=study.name,
+            what=f"the disk of {study.checkpoints} has {free / 2**20:.0f} MiB left",
+            mend="free some: a checkpoint that cannot be written costs the epochs since the last one",
+        )
+    stale = retention.sweep(study) if repair else retention.stale(study)
+    if stale:
+        yield Finding(
+            where=study.name,
+            what=f"checkpoints of {len(stale)} finished trials are left in {study.checkpoints}",
+            mend="hpo doctor --repair removes them",
+            is_repaired=repair,
+            is_ill=not repair,
+        )
+
+
+def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """Checkpoints of several machines need a path that all of them see."""
+    with study.storage.engine.connect() as connection:
+        hosts = set(
+            connection.execute(
+                sa.select(hpo_workers.c.host).where(
+                    hpo_workers.c.study_uid == study.uid, hpo_workers.c.left_at.is_(None)
+                )
+            ).scalars()
+        )
+    kind = filesystem.kind_of(study.checkpoints)
+    if len(hosts) > 1 and kind and kind not in filesystem.NETWORK:
+        yield Finding(
+            where=study.name,
+            what=f"workers of {len(hosts)} machines share {study.checkpoints}, which is on a local disk here ({kind})",
+            mend="make sure that it is one folder for all of them, or set HPO_CHECKPOINTS to one that is",
+            is_ill=False,
+        )
+
+
+def _ours(study: Study) -> sa.Select[Any]:
+    return (
+        sa.select(trials.c.trial_id, trials.c.number, hpo_trials.c.worker)
+        .join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
+        .where(hpo_trials.c.study_uid == study.uid)
+        .order_by(trials.c.number)
+    )
+
+
+#: In the order in which they are told.
+CHECKS: list[Callable[[Study, bool], Iterator[Finding]]] = [
+    _standing,
+    _dead_leases,
+    _ended_elsewhere,
+    _foreign,
+    _code,
+    _workers,
+    _checkpoints,
+    _filesystem,
+]

@@ -1,0 +1,112 @@
+"""The worker's second thread: it keeps the lease while an epoch lasts, reaps the dead, and hears what others want.
+
+Nothing ends it: whatever a storage throws at one of its duties, the others are done and the next tick tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from hpo import presence
+from hpo.lease import Lease
+from hpo.ledger import Ledger
+from hpo.reaping import Reaper
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 1.0
+RENEWALS_PER_LEASE = 3
+
+
+class Keeper:
+    """Does for a worker what must not wait for its training thread."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        parent: int | None = None,
+        orphaned: Callable[[], None] = lambda: None,
+        overdue: Callable[[Lease], None] = lambda _: None,
+    ) -> None:
+        """Keep leases of `ledger`.
+
+        Args:
+            parent: the process that must stay this one's parent, if one is named; else `orphaned` is called.
+            overdue: called when a trial's time is up and its training thread does not notice within a lease.
+        """
+        self._ledger = ledger
+        self._parent = parent
+        self._orphaned = orphaned
+        self._overdue = overdue
+        self._reaper = Reaper(ledger)
+        self._lease: Lease | None = None
+        self._renewed_at = time.monotonic()
+        self._failing: set[str] = set()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def __enter__(self) -> Keeper:
+        self._look_for_the_parent()  # it may have died while this process was starting
+        self._try("enter", lambda: presence.enter(self._ledger))
+        self._try("reap", self._reap)  # before the first claim: what is parked goes before what is new
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+        self._try("leave", lambda: presence.leave(self._ledger))
+
+    def hold(self, lease: Lease | None) -> None:
+        """Keep this lease from now on; None when there is no trial at hand."""
+        self._renewed_at = time.monotonic()
+        self._lease = lease
+
+    def _run(self) -> None:
+        while not self._done.wait(TICK_SECONDS):
+            self._look_for_the_parent()
+            lease = self._lease
+            if lease is not None:
+                self._keep(lease)
+            if self._reaper.is_due:
+                self._try("reap", self._reap)
+
+    def _keep(self, lease: Lease) -> None:
+        if lease.is_cut_off:
+            self._try("send", lease.send)
+        self._try("obey", lease.obey)
+        if time.monotonic() - self._renewed_at >= self._ledger.lease_seconds / RENEWALS_PER_LEASE:
+            self._try("renew", lambda: self._renew(lease))
+        if lease.seconds_left is not None and lease.seconds > lease.seconds_left + self._ledger.lease_seconds:
+            self._try("overdue", lambda: self._overdue(lease))
+
+    def _renew(self, lease: Lease) -> None:
+        lease.renew()
+        self._renewed_at = time.monotonic()
+
+    def _reap(self) -> None:
+        taken = self._reaper()
+        if taken:
+            log.info("took %d trials from workers that are gone", taken, extra={"action": "reaped"})
+
+    def _look_for_the_parent(self) -> None:
+        if self._parent is not None and os.getppid() != self._parent:
+            self._parent = None
+            self._orphaned()
+
+    def _try(self, duty: str, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception as error:  # an outage, or anything else: the next tick tries again
+            if duty not in self._failing:
+                log.warning("keeper: %s failed, trying again: %s", duty, error, exc_info=not duty)
+            self._failing.add(duty)
+        else:
+            self._failing.discard(duty)

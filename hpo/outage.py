@@ -1,0 +1,88 @@
+"""A failing storage borne for a while: what it refuses is tried again, until it has refused for too long.
+
+Every call may be repeated: each is one transaction, and each writes the same when it is written twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from optuna.storages import BaseStorage
+
+from hpo.errors import Outage
+from hpo.storage import OUTAGES, cause
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Patience:
+    """How long this process bears a failing storage, and whether it is asked to stop meanwhile."""
+
+    def __init__(
+        self,
+        seconds: float,
+        stopping: Callable[[], bool] = lambda: False,
+        *,
+        passing: tuple[type[Exception], ...] = OUTAGES,
+    ) -> None:
+        """Bear a failing storage for so many seconds.
+
+        Args:
+            stopping: whether the process was asked to stop: then it bears nothing any more.
+            passing: the errors that are borne.
+        """
+        self.seconds = seconds
+        self.stopping = stopping
+        self._passing = passing
+        self._bears = True
+
+    def __call__(self, action: Callable[[], Result]) -> Result:
+        """Do it, again and again while the storage fails; Outage if it does so for too long, or if asked to stop."""
+        failing_since: float | None = None
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return action()
+            except self._passing as error:
+                if not self._bears:
+                    raise
+                if failing_since is None:
+                    failing_since = time.monotonic()
+                    log.warning("the storage fails, waiting for it: %s", cause(error))
+                if self.stopping() or time.monotonic() - failing_since >= self.seconds:
+                    raise Outage(cause(error)) from error
+            time.sleep(random.uniform(0.5, 1.0) * pause)  # apart from the others that wait
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let errors of the storage through at once, for what can be left undone."""
+        self._bears = False
+        try:
+            yield
+        finally:
+            self._bears = True
+
+
+def patient(backend: BaseStorage, patience: Patience) -> BaseStorage:
+    """Return Optuna's storage with every call under this patience."""
+
+    def bearing(name: str) -> Callable[..., Any]:
+        method = getattr(backend, name)
+
+        def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001  (a method of the class below)
+            return patience(lambda: method(*args, **kwargs))
+
+        return call
+
+    public = [name for name, member in vars(BaseStorage).items() if callable(member) and not name.startswith("_")]
+    kind = type("PatientStorage", (BaseStorage,), {name: bearing(name) for name in public})
+    return cast(BaseStorage, kind())

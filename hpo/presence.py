@@ -1,0 +1,58 @@
+"""Who works on a study: a row for each process, with its clock and its versions, stamped while it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import uuid
+
+import sqlalchemy as sa
+
+from hpo import storage
+from hpo.ledger import Ledger
+from hpo.receipt import versions
+from hpo.tables import hpo_workers
+
+
+def new_name() -> str:
+    """Return a name that no other process has: host, process, and a random part since process ids come again."""
+    return f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def enter(ledger: Ledger) -> None:
+    """Write this process down; again after it was recycled."""
+    with storage.writing(ledger.engine) as connection:
+        before = time.time()
+        now = float(connection.execute(sa.select(storage.now(connection))).scalar_one())
+        skew = (before + time.time()) / 2 - now
+        row = {
+            "study_uid": ledger.uid,
+            "worker": ledger.worker,
+            "study_id": ledger.study_id,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started_at": now,
+            "seen_at": now,
+            "left_at": None,
+            "clock_skew": skew,
+            "versions": json.dumps(versions()),
+        }
+        storage.upsert(connection, hpo_workers, [row], key=["study_uid", "worker"])
+
+
+def stamp(connection: sa.Connection, ledger: Ledger) -> None:
+    """Say that this process lives."""
+    connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=storage.now(connection)))
+
+
+def leave(ledger: Ledger) -> None:
+    """Say that this process ends."""
+    with storage.writing(ledger.engine) as connection:
+        now = storage.now(connection)
+        connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=now, left_at=now))
+
+
+def _me(ledger: Ledger) -> sa.ColumnElement[bool]:
+    return sa.and_(hpo_workers.c.study_uid == ledger.uid, hpo_workers.c.worker == ledger.worker)

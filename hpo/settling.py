@@ -1,0 +1,174 @@
+"""The end of an attempt, in the transaction of whoever ends it: the trial's holder, a reaper, a person.
+
+The caller has our row of the trial locked; of a trial that is settled already nothing is written again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import storage
+from hpo.errors import LostLease
+from hpo.failures import Failure, Kind, Policies, Verdict
+from hpo.tables import (
+    INTERMEDIATE_TYPE,
+    VALUE_TYPE,
+    Hold,
+    hpo_failures,
+    hpo_studies,
+    hpo_trials,
+    intermediate_values,
+    trial_values,
+    trials,
+    utc,
+)
+
+NO_CHECKPOINT = {
+    "checkpoint_epoch": None,
+    "checkpoint_path": None,
+    "checkpoint_digest": None,
+    "checkpoint_attributes": None,
+}
+BY_HAND = "by `hpo stop`"
+STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
+
+
+def settle(
+    connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
+) -> None:
+    """Write a trial's end; LostLease, so that nothing is written, if it has one already.
+
+    Args:
+        row: our row of the trial, as it was locked.
+    """
+    settled = connection.execute(
+        hpo_trials.update()
+        .where(_of(row), hpo_trials.c.settled.is_(False))
+        .values(settled=True, lease_until=None, outcome=outcome, reason=reason and storage.storable(reason))
+    )
+    finished = connection.execute(
+        trials.update()
+        .where(trials.c.trial_id == row.trial_id, trials.c.state == TrialState.RUNNING)
+        .values(state=state, datetime_complete=utc())
+    )
+    if settled.rowcount != 1 or finished.rowcount != 1:
+        raise LostLease("the trial was ended by another process")
+    if value is not None:
+        found = {"trial_id": row.trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
+        storage.upsert(connection, trial_values, [found], key=["trial_id", "objective"])
+
+
+def succeed(
+    connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
+) -> None:
+    """Settle a trial that did not fail: a row of failures, if there is one, ends with it."""
+    settle(connection, row, state, value, outcome=outcome, reason=reason)
+    connection.execute(
+        hpo_studies.update().where(hpo_studies.c.uid == row.study_uid, hpo_studies.c.streak > 0).values(streak=0)
+    )
+
+
+def fail(
+    connection: sa.Connection, row: Any, failure: Failure, policies: Policies, *, accumulation: int | None = None
+) -> Verdict:
+    """Record a failed attempt and do what the policy says: park the trial for another one, or settle it.
+
+    Args:
+        accumulation: micro-batches to a batch with which another attempt may do, if the trial can be trained so.
+    """
+    policy = policies.of(failure.kind)
+    if _failed_before(connection, row, failure.kind) < policy.retries:
+        verdict = Verdict.RETRY
+    else:
+        verdict = Verdict.PRUNE if policy.then == "prune" else Verdict.FAIL
+    identity = {"study_uid": row.study_uid, "trial_id": row.trial_id, "attempt": row.attempt, "worker": row.worker}
+    record(connection, failure, verdict, **identity)
+    if verdict is Verdict.RETRY:
+        halved = getattr(policy, "halve", False) and accumulation is not None
+        # Over from the start: a curve must come from one way of training.
+        restart = {"accumulation": accumulation, **NO_CHECKPOINT} if halved else {}
+        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))
+    else:
+        value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None
+        settle(connection, row, STATES[verdict], value, outcome=failure.kind, reason=failure.message)
+        _count(connection, row.study_uid, failure, policies.in_a_row)
+    return verdict
+
+
+def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **identity: Any) -> None:
+    """Write a failure down, once for each attempt and kind.
+
+    Args:
+        identity: study_uid, trial_id, attempt and worker of the attempt that failed.
+    """
+    found = {
+        **identity,
+        "kind": failure.kind,
+        "verdict": verdict,
+        "failed_at": storage.now(connection),
+        "message": storage.storable(failure.message),
+        "traceback": failure.traceback and storage.storable(failure.traceback),
+    }
+    storage.upsert(connection, hpo_failures, [found], key=["study_uid", "trial_id", "attempt", "kind"])
+
+
+def end_as_stopped(connection: sa.Connection, row: Any) -> None:
+    """Settle a trial that a person ended: PRUNED with the last value it reported, FAIL if it has none."""
+    value = last_finite(connection, row.trial_id)
+    state = TrialState.FAIL if value is None else TrialState.PRUNED
+    settle(connection, row, state, value, outcome="stopped", reason=BY_HAND)
+
+
+def last_finite(connection: sa.Connection, trial_id: int) -> float | None:
+    """Return the last number reported for Optuna that a sampler can use: the value of a pruned trial."""
+    return connection.execute(
+        sa.select(intermediate_values.c.intermediate_value)
+        .where(
+            intermediate_values.c.trial_id == trial_id,
+            intermediate_values.c.intermediate_value_type == INTERMEDIATE_TYPE.FINITE,
+        )
+        .order_by(intermediate_values.c.step.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+def write_stop(connection: sa.Connection, uid: str, reason: str, *, hold: Hold | None = None) -> None:
+    """Start no new trial in this study from now on; the first reason stands."""
+    connection.execute(
+        hpo_studies.update()
+        .where(hpo_studies.c.uid == uid, hpo_studies.c.stop_reason.is_(None))
+        .values(stop_reason=storage.storable(reason), hold=sa.func.coalesce(hpo_studies.c.hold, hold))
+    )
+
+
+def _count(connection: sa.Connection, uid: str, failure: Failure, in_a_row: int) -> None:
+    """Count a trial that ended by a failure; too many of one kind in a row stop the study."""
+    of_study = hpo_studies.c.uid == uid
+    longer = sa.case((hpo_studies.c.streak_kind == failure.kind, hpo_studies.c.streak + 1), else_=1)
+    connection.execute(hpo_studies.update().where(of_study).values(streak=longer, streak_kind=failure.kind))
+    streak = connection.execute(sa.select(hpo_studies.c.streak).where(of_study)).scalar_one()
+    if streak >= in_a_row:
+        reason = f"{streak} trials in a row ended by {failure.kind}, the last: {failure.message}"
+        write_stop(connection, uid, reason, hold=Hold.BROKEN)
+
+
+def _failed_before(connection: sa.Connection, row: Any, kind: Kind) -> int:
+    """Count the failures of a kind in the trial's earlier attempts."""
+    earlier = (
+        sa.select(sa.func.count())
+        .select_from(hpo_failures)
+        .where(
+            hpo_failures.c.study_uid == row.study_uid,
+            hpo_failures.c.trial_id == row.trial_id,
+            hpo_failures.c.kind == kind,
+            hpo_failures.c.attempt < row.attempt,
+        )
+    )
+    return int(connection.execute(earlier).scalar_one())
+
+
+def _of(row: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)

@@ -1,0 +1,166 @@
+"""The thread that keeps a lease while an epoch lasts, reaps the dead, and brings orders."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from hpo import claiming, control, keeper, reaping, storage
+from hpo.errors import Parked, Stopped
+from hpo.keeper import Keeper
+from hpo.lease import Lease
+from hpo.ledger import Claim, Ledger, Report
+from hpo.study import Study
+from hpo.tables import hpo_trials
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture(autouse=True)
+def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+
+
+def never() -> None:
+    pytest.fail("nobody's parent died")
+
+
+def until(study: Study) -> float | None:
+    with study.storage.engine.connect() as connection:
+        return connection.execute(sa.select(hpo_trials.c.lease_until)).scalar_one()
+
+
+def reaped(study: Study) -> int:
+    with storage.writing(study.storage.engine) as connection:
+        return reaping.reap(connection, study.ledger("other"))
+
+
+def taken(ledger: Ledger) -> Claim:
+    claim = claiming.claim(ledger)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.02)
+
+
+def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger = study.ledger("w", lease_seconds=0.3)
+    claim = claiming.claim(ledger)
+    assert isinstance(claim, Claim)
+    first = until(study)
+    with Keeper(ledger, orphaned=never) as keeping:
+        keeping.hold(Lease(ledger, claim))
+        wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
+        keeping.hold(None)
+    wait_for(lambda: reaped(study) == 1)
+
+
+def test_an_error_of_the_storage_does_not_end_the_renewing(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_study()
+    ledger = study.ledger("w", lease_seconds=0.3)
+    claim = claiming.claim(ledger)
+    assert isinstance(claim, Claim)
+    renew, failures = Ledger.renew, iter(range(100))
+
+    def failing_at_first(self: Ledger, claim: Claim) -> bool:
+        if next(failures) < 2:
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
+        return renew(self, claim)
+
+    monkeypatch.setattr(Ledger, "renew", failing_at_first)
+    first = until(study)
+    with Keeper(ledger, orphaned=never) as keeping:
+        keeping.hold(Lease(ledger, claim))
+        wait_for(lambda: (until(study) or 0) > (first or 0))
+    assert "renew failed, trying again: " in caplog.text
+    assert caplog.text.count("renew failed") == 1  # told once, not at every tick
+
+
+def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    noticed: list[bool] = []
+    parent = os.getppid()
+    with Keeper(make_study().ledger("w"), parent=parent, orphaned=lambda: noticed.append(True)):
+        assert noticed == []
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        wait_for(lambda: bool(noticed))
+    assert noticed == [True]
+
+
+def test_a_parent_that_died_before_the_keeper_began_is_noticed_at_once(make_study: MakeStudy) -> None:
+    noticed: list[bool] = []
+    with Keeper(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
+        assert noticed == [True]
+
+
+def test_a_trial_that_another_worker_has_lost_is_parked_without_anybody_asking_for_a_trial(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(trials=1)
+    dead = taken(study.ledger("dead", lease_seconds=0.1))
+    with Keeper(study.ledger("living", lease_seconds=0.3)):
+        wait_for(lambda: until(study) is None)
+    again = taken(study.ledger("next"))
+    assert (again.trial_id, again.attempt) == (dead.trial_id, 2)
+
+
+def test_a_keeper_takes_what_is_expired_before_its_first_tick(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
+    study = make_study(trials=1)
+    taken(study.ledger("dead", lease_seconds=-1.0))
+    with Keeper(study.ledger("living")):
+        assert until(study) is None
+
+
+def test_orders_of_people_reach_the_trial_at_hand(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    ledger = study.ledger("w")
+    lease = Lease(ledger, taken(ledger))
+    with Keeper(ledger) as keeping:
+        keeping.hold(lease)
+        control.pause(study)
+        wait_for(lease.must_end)
+        with pytest.raises(Parked):
+            lease.let_go()
+        control.resume(study)
+        wait_for(lambda: not lease.must_end())
+        assert not control.stop_trial(study, 0)
+        wait_for(lease.must_end)
+        with pytest.raises(Stopped):
+            lease.let_go()
+
+
+def test_what_was_reported_while_the_storage_was_away_is_sent_in_order_once_it_is_back(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    lease = Lease(ledger, taken(ledger))
+
+    def refused(*arguments: object) -> list[Claim]:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+
+    with Keeper(ledger) as keeping:
+        keeping.hold(lease)
+        with monkeypatch.context() as patched:
+            patched.setattr(Ledger, "report", refused)
+            patched.setattr(Ledger, "renew", refused)
+            for step in (1, 2, 3):
+                lease.report(Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)}))
+            assert lease.is_cut_off
+        wait_for(lambda: not lease.is_cut_off)
+    assert study.optuna.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert ledger.curve(lease.claim, "value") == [1.0, 2.0, 3.0]
