@@ -15,7 +15,7 @@ from types import TracebackType
 from hpo import presence
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.reaping import Reaper
+from hpo.reaping import TICKS_PER_LEASE, Reaper
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -47,6 +47,7 @@ class Keeper:
         self._lease: Lease | None = None
         self._renewed_at = time.monotonic()
         self._failing: set[str] = set()
+        self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
@@ -70,7 +71,7 @@ class Keeper:
         self._lease = lease
 
     def _run(self) -> None:
-        while not self._done.wait(TICK_SECONDS):
+        while not self._done.wait(self._tick_seconds):
             self._look_for_the_parent()
             lease = self._lease
             if lease is not None:

@@ -6,6 +6,7 @@ too often. Doing it twice is doing it once: a lease that was given back is nobod
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ class Reaper:
         self._ledger = ledger
         self._clock = clock
         self._written_at = clock()  # the last time that this process was seen to reach the storage
-        self._not_before = -float("inf")
+        self._not_before = -math.inf
 
     @property
     def is_due(self) -> bool:
@@ -39,14 +40,21 @@ class Reaper:
 
         The stamp is a write: it waits out a lock or fails in an outage, and the time that it took tells of either.
         """
-        lease = self._ledger.lease_seconds
         with storage.writing(self._ledger.engine) as connection:
             presence.stamp(connection, self._ledger)
-            now = self._clock()
-            if now - self._written_at > lease / 2:
-                self._not_before = now + lease
-            self._written_at = now
-            return reap(connection, self._ledger) if now >= self._not_before else 0
+            reached_at = self._clock()
+            self._hold_off(reached_at)
+            taken = reap(connection, self._ledger) if reached_at >= self._not_before else 0
+        self._written_at = reached_at  # only now is it known that what was written stands
+        return taken
+
+    def _hold_off(self, now: float) -> None:
+        """Wait for a lease after a time in which nobody could renew; not again right after, or a storage that is always
+        slow would keep the dead alive.
+        """
+        lease = self._ledger.lease_seconds
+        if now - self._written_at > lease / 2 and now >= self._not_before + lease:
+            self._not_before = now + lease
 
 
 def reap(connection: sa.Connection, ledger: Ledger) -> int:

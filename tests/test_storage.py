@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from hpo import storage
-from hpo.errors import StorageError
+from hpo.errors import StorageBusy, StorageError
+from tests.postgres import PostgresServer
 
 SECRET = "hunter2"
 USE = "use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
@@ -199,3 +206,157 @@ def test_one_engine_serves_optuna_and_us_and_a_second_opening_finds_the_same(url
         assert connection.execute(sa.text("SELECT study_name FROM studies")).scalars().all() == ["here"]
     place.close()
     again.close()
+
+
+# --- network file systems -------------------------------------------------------------------------------------------
+
+
+def mount(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
+    """Let the system say that a folder is a mount of this kind."""
+    mounts = psutil.disk_partitions(all=True)
+    mounts.append(mounts[0]._replace(mountpoint=str(folder), fstype=kind))
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs"])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not there"])
+@pytest.mark.parametrize("create", [True, False])
+def test_sqlite_is_refused_on_a_network_file_system(
+    kind: str, there: bool, create: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    if there:
+        storage.connect(url, create=True).close()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    mount(monkeypatch, tmp_path, kind)
+    assert fault(url, create=create) == (
+        f"storage {url}: lies on a network file system ({kind}), on which SQLite loses data; "
+        "use a local disk, or Postgres for workers on several machines"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_a_network_file_system_is_refused_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "share")
+    mount(monkeypatch, tmp_path / "share", "nfs4")
+    assert "lies on a network file system (nfs4)" in fault(f"sqlite:///{tmp_path}/here/studies.db")
+    storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True).close()
+
+
+def test_sqlite_is_taken_where_the_file_system_is_local_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("xfs", "tmpfs", "overlay"):
+        mount(monkeypatch, tmp_path, kind)
+        storage.connect(f"sqlite:///{tmp_path}/{kind}.db", create=True).close()
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [])
+    storage.connect(f"sqlite:///{tmp_path}/unknown.db", create=True).close()
+
+
+def test_postgres_does_not_care_where_the_command_runs(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mount(monkeypatch, tmp_path, "nfs4")
+    storage.connect(postgres_url, create=True).close()
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+REFUSAL = (
+    r"storage .*: (\d+) workers and this process take up to (\d+) connections, 2 each; Postgres has (\d+) left "
+    r"\(max_connections (\d+), (\d+) reserved, (\d+) in use\): start at most (\d+) workers, or raise max_connections"
+)
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """A Postgres with room for twelve connections."""
+    folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+    with PostgresServer(folder, max_connections=12) as running:
+        yield running
+
+
+def too_many(place: storage.Storage, workers: int) -> list[int]:
+    """Return the numbers of the refusal: workers, needed, left, limit, reserved, used, advised."""
+    with pytest.raises(StorageError) as caught:
+        storage.check_connections(place, workers)
+    match = re.fullmatch(REFUSAL, str(caught.value))
+    assert match, str(caught.value)
+    return [int(number) for number in match.groups()]
+
+
+def test_more_workers_than_postgres_has_connections_for_are_refused_with_the_numbers(server: PostgresServer) -> None:
+    place = storage.connect(server.url, create=True)
+    workers, needed, left, limit, reserved, used, advised = too_many(place, 100)
+    assert (workers, needed, limit, reserved) == (100, 202, 15, 3)
+    assert left == limit - reserved - used
+    assert used <= 1  # what this process's pool holds beside the connection that asks
+    assert advised == left // 2 - 1
+    storage.check_connections(place, advised)
+    assert too_many(place, advised + 1)[0] == advised + 1
+    place.close()
+
+
+def test_connections_of_others_are_counted(server: PostgresServer) -> None:
+    place = storage.connect(server.url, create=True)
+    free = too_many(place, 100)
+    database = server.database("another")
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(psycopg.connect(database.replace("+psycopg", "")))
+        taken = too_many(place, 100)
+    assert (taken[2], taken[5], taken[6]) == (free[2] - 4, free[5] + 4, free[6] - 2)
+    place.close()
+
+
+def test_where_there_is_hardly_a_connection_no_worker_is_advised(server: PostgresServer) -> None:
+    place = storage.connect(server.url, create=True)
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(psycopg.connect(server.url.replace("+psycopg", "")))
+        assert too_many(place, 1)[6] == 0
+    place.close()
+
+
+def test_a_handful_of_workers_passes(place: storage.Storage) -> None:
+    storage.check_connections(place, 8)
+
+
+def test_sqlite_has_no_connections_to_run_out_of(tmp_path: Path) -> None:
+    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    storage.check_connections(place, 100_000)
+    place.close()
+
+
+def test_a_postgres_without_a_connection_left_is_busy_and_not_broken(server: PostgresServer) -> None:
+    storage.connect(server.url, create=True).close()
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(psycopg.connect(server.url.replace("+psycopg", "")))
+        for create in (True, False):
+            with pytest.raises(StorageBusy) as caught:
+                storage.connect(server.url, create=create)
+            assert str(caught.value).startswith(f"storage {server.url}: ")
+            assert "connection slots are reserved" in str(caught.value)
+            assert "\n" not in str(caught.value)
+    storage.connect(server.url).close()
+
+
+def test_a_locked_sqlite_is_busy_and_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
+    url = f"sqlite:///{tmp_path}/studies.db"
+    place = storage.connect(url, create=True)
+    with storage.writing(place.engine), pytest.raises(StorageBusy):
+        storage.connect(url)
+    place.close()
+
+
+def test_what_does_not_pass_by_itself_is_not_busy(tmp_path: Path, postgres_url: str) -> None:
+    (tmp_path / "text.db").write_text("no database at all " * 100)
+    missing = storage.plain(storage.parse(postgres_url).set(database="not_there"))
+    for url in (f"sqlite:///{tmp_path}/text.db", missing, "postgresql://u@127.0.0.1:1/d"):
+        with pytest.raises(StorageError) as caught:
+            storage.connect(url)
+        assert not isinstance(caught.value, StorageBusy)

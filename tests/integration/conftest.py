@@ -1,0 +1,55 @@
+"""Fixtures of the tests that start processes: studies, crews of workers, a shell, a Postgres to stop and start."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpo.storage import Storage
+from hpo.study import Study
+from tests.integration.crew import Crew
+from tests.integration.digits import MakeStudy, made
+from tests.integration.shell import Shell
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture
+def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
+    """Make a study that trains the digits; keywords go into its document."""
+    return lambda trials, **changes: made(place, tmp_path, trials, **changes)
+
+
+@pytest.fixture
+def hire(tmp_path: Path) -> Iterator[Callable[[Study], Crew]]:
+    """Make a crew of workers for a study; none of them outlives the test."""
+    crews = []
+
+    def crew_of(study: Study) -> Crew:
+        folder = tmp_path / f"logs-{len(crews)}"
+        folder.mkdir()
+        crews.append(Crew(study, folder))
+        return crews[-1]
+
+    yield crew_of
+    for crew in crews:
+        crew.end()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, url: str) -> Iterator[Shell]:
+    found = Shell(tmp_path, url)
+    yield found
+    for process in found.running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """A Postgres of the test's own, to stop and to start."""
+    folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+    with PostgresServer(folder) as running:
+        yield running

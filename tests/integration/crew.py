@@ -1,0 +1,137 @@
+"""Worker processes for fault tests: `hpo worker` itself, forked from a server that has torch loaded already.
+
+Only the interpreter's start is saved: fifty killed workers would else load torch fifty times. A worker started this way
+cannot recycle itself, since there is no command line to repeat; tests of that start a real process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial
+
+from hpo import storage as storages
+from hpo.study import Study
+from hpo.tables import hpo_curves, hpo_failures, hpo_trials, trials
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# What a declared study needs, the optimizers' own imports among it.
+CONTEXT.set_forkserver_preload(
+    ["hpo.cli", "hpo.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
+)
+
+
+def main(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """Be `hpo ARGUMENTS`; what it says goes to a log file."""
+    os.environ.update(environment)
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.argv = ["hpo", *arguments]
+    from hpo.cli import main
+
+    main()
+
+
+class Crew:
+    """Workers of one study, and what they said."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study = study
+        self.folder = folder
+        self.started: list[ForkServerProcess] = []
+
+    def start(self) -> ForkServerProcess:
+        environment = {"HPO_STORAGE": storages.plain(self.study.storage.url)}
+        log = self.folder / f"worker-{len(self.started)}.log"
+        worker = CONTEXT.Process(target=main, args=(["worker", self.study.name], environment, str(log)))
+        worker.start()
+        self.started.append(worker)
+        return worker
+
+    def leave(self, workers: Sequence[ForkServerProcess], seconds: float = 120.0) -> list[int | None]:
+        """Wait until these workers have left by themselves; return their exit codes."""
+        deadline = time.monotonic() + seconds
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        codes = [worker.exitcode for worker in workers]
+        assert None not in codes, f"still there after {seconds} s:\n{self.said[-4000:]}"
+        return codes
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for worker in self.started:
+            worker.kill()
+            worker.join()
+
+    @property
+    def said(self) -> str:
+        return "\n".join(log.read_text() for log in sorted(self.folder.glob("worker-*.log")))
+
+
+def rows(study: Study) -> list[Any]:
+    """Return our rows of the study's trials, by number."""
+    with study.storage.engine.connect() as connection:
+        return list(
+            connection.execute(
+                sa.select(hpo_trials, trials.c.number, trials.c.state)
+                .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
+                .where(hpo_trials.c.study_uid == study.uid)
+                .order_by(trials.c.number)
+            )
+        )
+
+
+def failures(study: Study) -> list[Any]:
+    """Return the failures that were recorded, with the number of the trial of each, in their order."""
+    with study.storage.engine.connect() as connection:
+        return list(
+            connection.execute(
+                sa.select(hpo_failures, trials.c.number)
+                .join(trials, trials.c.trial_id == hpo_failures.c.trial_id)
+                .where(hpo_failures.c.study_uid == study.uid)
+                .order_by(hpo_failures.c.failed_at)
+            )
+        )
+
+
+def curves(study: Study) -> dict[int, dict[str, list[float]]]:
+    """Return the raw curves of every trial by number and metric, but for the times."""
+    found: dict[int, dict[str, list[float]]] = {}
+    with study.storage.engine.connect() as connection:
+        for row in connection.execute(
+            sa.select(hpo_curves, trials.c.number)
+            .join(trials, trials.c.trial_id == hpo_curves.c.trial_id)
+            .where(hpo_curves.c.study_uid == study.uid, hpo_curves.c.metric != "seconds")
+            .order_by(trials.c.number, hpo_curves.c.metric, hpo_curves.c.epoch)
+        ):
+            found.setdefault(row.number, {}).setdefault(row.metric, []).append(row.value)
+    return found
+
+
+def reported(study: Study) -> int:
+    """Return how many epochs the study's trials have reported so far."""
+    with study.storage.engine.connect() as connection:
+        of_study = sa.select(sa.func.count()).where(
+            hpo_curves.c.study_uid == study.uid, hpo_curves.c.metric.in_(("train_loss", "value"))
+        )
+        return int(connection.execute(of_study).scalar_one())
+
+
+def trials_of(study: Study) -> list[FrozenTrial]:
+    return study.optuna.get_trials(deepcopy=False)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.02)

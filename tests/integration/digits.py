@@ -1,0 +1,81 @@
+"""Studies that train scikit-learn's digits, one thread each, and their trials trained again by themselves.
+
+"Right" means bit for bit here: the curve of an undisturbed run with the same config. Times are scaled: a lease is a second
+or two, an outage a few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpo import assembly, space, studyfile
+from hpo import study as studies
+from hpo.config import TrainConfig
+from hpo.objective import metrics_of, trial_seed
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+from tests.integration.crew import Crew, failures, rows, trials_of
+
+DOCUMENT: dict[str, Any] = {
+    "name": "digits",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "widths": [16], "dropout": {"low": 0.0, "high": 0.5}},
+    "training": {"epochs": 12, "batch_size": 32},
+    "optimizer": {
+        "name": {"choices": ["sgd", "adamw"]},
+        "lr": {"low": 1e-3, "high": 1e-1, "log": True},
+        "sgd": {"momentum": {"low": 0.0, "high": 0.9}},
+    },
+    "schedule": {"name": {"choices": ["constant", "cosine", "onecycle"]}},
+    "sampler": {"name": "random"},
+    "pruner": {"name": "none"},
+    "recovery": {"lease": "2s", "checkpoint_every": "0s"},
+    "failures": {"lost_worker": {"retries": 100}},
+}
+MakeStudy = Callable[..., Study]
+
+
+def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
+    spec = StudySpec.from_document({**DOCUMENT, "budget": {"trials": trials}, **changes})
+    resolved = studyfile.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
+    digest = studyfile.digest_code(resolved, folder)
+    return studies.create_or_join(place, resolved, code_folder=folder, code_digest=digest)
+
+
+def alone(study: Study, number: int) -> dict[str, list[float]]:
+    """Train a trial's config again, by itself and without a study, as far as the trial went; return its curves."""
+    trial = trials_of(study)[number]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: trial.params[path]))
+        cpu = torch.device("cpu")
+        splits = assembly.load_splits(config, study.spec.seed, study.code_folder, cpu)
+        run = assembly.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
+        found: dict[str, list[float]] = {}
+        for result in run.train():
+            for metric, value in metrics_of(result).items():
+                found.setdefault(metric, []).append(value)
+            if result.epoch == max(trial.intermediate_values):
+                break
+    finally:
+        torch.set_num_threads(threads)
+    del found["seconds"]
+    return found
+
+
+def assert_finished_once(study: Study, crew: Crew, number_of_trials: int) -> None:
+    """Every trial was settled, and by one worker only; no number is missing or doubled."""
+    assert [trial.number for trial in trials_of(study)] == list(range(number_of_trials))
+    assert all(
+        row.settled and row.state == trial.state for row, trial in zip(rows(study), trials_of(study), strict=True)
+    )
+    settled = Counter(line.split("trial ")[1] for line in crew.said.splitlines() if line.endswith(" settled"))
+    assert set(settled.values()) <= {1}
+    assert sum(settled.values()) >= number_of_trials - len(failures(study))  # a worker may die before it says so

@@ -1,0 +1,188 @@
+"""Workers killed, frozen and told to go, on SQLite and on a real Postgres: no trial is lost or done twice, no curve bent."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from hpo.storage import Storage
+from hpo.study import Study
+from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
+from tests.integration.digits import MakeStudy, alone, assert_finished_once
+from tests.integration.shell import Shell
+
+
+def kill_at_random_instants(crew: Crew, times: int, workers: int, seed: int) -> None:
+    """Keep so many workers running and kill one after the other of them, each at a moment of its own."""
+    draw = random.Random(seed)
+    crew_now = [crew.start() for _ in range(workers)]
+    for _ in range(times):
+        time.sleep(draw.uniform(0.1, 0.7))
+        place = draw.randrange(workers)
+        crew_now[place].kill()
+        crew_now[place] = crew.start()
+    crew.leave(crew_now)
+
+
+KILLS = [
+    pytest.param(12, 12, id="twelve kills"),
+    pytest.param(50, 40, id="fifty kills", marks=pytest.mark.soak),
+]
+
+
+@pytest.mark.parametrize(("kills", "trials"), KILLS)
+def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
+    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int
+) -> None:
+    study = make_digits(trials)
+    crew = hire(study)
+    kill_at_random_instants(crew, kills, workers=4, seed=0)
+    assert_finished_once(study, crew, trials)
+    assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
+    assert {row.kind for row in failures(study)} == {"lost_worker"}  # some did hit a trial
+    undisturbed = make_digits(trials, name="undisturbed")
+    other = hire(undisturbed)
+    assert other.leave([other.start(), other.start()]) == [0, 0]
+    assert [trial.params for trial in trials_of(study)] == [trial.params for trial in trials_of(undisturbed)]
+    assert curves(study) == curves(undisturbed)
+    assert [trial.value for trial in trials_of(study)] == [trial.value for trial in trials_of(undisturbed)]
+
+
+@pytest.mark.parametrize(("kills", "trials"), KILLS)
+def test_with_tpe_and_hyperband_killed_trials_are_still_the_replay_of_their_configs(
+    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int
+) -> None:
+    study = make_digits(trials, sampler={"name": "tpe", "n_startup_trials": 4}, pruner={"name": "hyperband"})
+    crew = hire(study)
+    kill_at_random_instants(crew, kills, workers=4, seed=1)
+    assert_finished_once(study, crew, trials)
+    assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert {row.kind for row in failures(study)} == {"lost_worker"}
+    for number, found in curves(study).items():
+        assert found == alone(study, number), number
+
+
+# --- one worker, one trial --------------------------------------------------------------------------------------------
+
+
+def leases(study: Study) -> list[float | None]:
+    return [row.lease_until for row in rows(study)]
+
+
+SLOW = """
+import os, pathlib, time
+def objective(trial):
+    pathlib.Path(__file__).with_name(f"begun-{trial.number}").open("a").write(f"{os.getpid()}\\n")
+    for step in range(1, 21):
+        trial.report(1.0 / step, step)
+        time.sleep(0.1)
+    return float(trial.number)
+"""
+
+
+def begun(shell: Shell, number: int) -> list[int]:
+    """Return the processes that began a trial, in their order."""
+    file = shell.folder / f"begun-{number}"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def test_the_only_worker_is_killed_on_the_last_trial_and_the_run_finishes_it(shell: Shell, place: Storage) -> None:
+    shell.write(SLOW, trials=1)
+    run = shell.start("run", "own.toml", "--workers", "1")
+    wait_for(lambda: bool(begun(shell, 0)))
+    os.kill(begun(shell, 0)[0], signal.SIGKILL)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    study = shell.study(place)
+    assert [trial.value for trial in trials_of(study)] == [0.0]
+    assert len(begun(shell, 0)) == 2
+    assert [(row.kind, row.verdict, row.attempt) for row in failures(study)] == [("lost_worker", "retry", 1)]
+
+
+def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_the_budget_is_spent(
+    shell: Shell, place: Storage
+) -> None:
+    shell.write(SLOW, trials=1, more='[recovery]\nlease = "2s"\n')
+    shell.run("run", "own.toml", "--workers", "0")
+    worker = shell.start("worker", "own")
+    wait_for(lambda: bool(begun(shell, 0)))
+    worker.kill()
+    shell.run("worker", "own")
+    study = shell.study(place)
+    assert [(trial.number, trial.state) for trial in trials_of(study)] == [(0, TrialState.COMPLETE)]
+    assert len(begun(shell, 0)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_amid_an_epoch_parks_the_trial_there_and_it_goes_on_bit_for_bit(
+    make_digits: MakeStudy, hire: Callable[[Study], Crew], number: signal.Signals
+) -> None:
+    study = make_digits(1, training={"epochs": 16, "batch_size": 4}, recovery={"checkpoint_every": "30s"})
+    crew = hire(study)
+    batches = 0
+    while not batches:  # again, should the signal have come just between two epochs
+        known = reported(study)
+        worker = crew.start()
+        wait_for(lambda known=known: reported(study) >= known + 2)
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+        assert crew.leave([worker]) == [128 + number]
+        (row,) = rows(study)
+        assert (row.lease_until, row.settled, row.checkpoint_epoch) == (None, False, reported(study))
+        batches = torch.load(row.checkpoint_path, weights_only=True)["batch"]
+    assert crew.leave([crew.start()]) == [0]
+    assert failures(study) == []
+    assert curves(study)[0] == alone(study, 0)
+
+
+DEAF = """
+import pathlib, time
+def objective(trial):
+    pathlib.Path(__file__).with_name("begun").touch()
+    time.sleep(600)
+"""
+
+
+def test_a_worker_whose_objective_never_looks_up_is_gone_within_the_grace_and_its_trial_is_parked(
+    shell: Shell, place: Storage
+) -> None:
+    shell.write(DEAF, trials=1, more='[recovery]\ngrace = "1s"\n')
+    shell.run("run", "own.toml", "--workers", "0")
+    worker = shell.start("worker", "own")
+    wait_for((shell.folder / "begun").exists)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=60)
+    assert worker.returncode == 128 + signal.SIGTERM
+    assert leases(shell.study(place)) == [None]
+
+
+def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_trial(
+    make_digits: MakeStudy, hire: Callable[[Study], Crew]
+) -> None:
+    study = make_digits(
+        4, training={"epochs": 40, "batch_size": 16}, recovery={"lease": "1s", "checkpoint_every": "0s"}
+    )
+    crew = hire(study)
+    frozen = crew.start()
+    wait_for(lambda: reported(study) >= 2)
+    assert frozen.pid is not None
+    os.kill(frozen.pid, signal.SIGSTOP)
+    other = crew.start()
+    wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
+    wait_for(lambda: reported(study) > 0)
+    os.kill(frozen.pid, signal.SIGCONT)
+    assert crew.leave([frozen, other]) == [0, 0]
+    assert_finished_once(study, crew, 4)
+    lost = failures(study)
+    assert [(row.number, row.kind, row.attempt) for row in lost] == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
+    assert {row.worker for row in rows(study)} == {row.worker for row in lost} | {rows(study)[0].worker}
+    assert {number: found == alone(study, number) for number, found in curves(study).items()} == dict.fromkeys(
+        range(4), True
+    )

@@ -1,0 +1,166 @@
+"""Failures by kind: what is tried again and how, what ends a trial, a process or a study; a worker that starts afresh."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo.storage import Storage
+from tests.integration.crew import failures, rows, trials_of
+from tests.integration.shell import Shell
+
+OUT_OF_MEMORY = """
+import json, os, pathlib, uuid
+import psutil
+import torch
+PROCESS = uuid.uuid4().hex  # another one after the process started afresh
+KEPT = []
+
+def objective(trial):
+    size = psutil.Process().memory_info().rss
+    with pathlib.Path(__file__).with_name("seen.jsonl").open("a") as seen:
+        seen.write(json.dumps([trial.number, os.getpid(), PROCESS, size]) + "\\n")
+    first = pathlib.Path(__file__).with_name("first")
+    if trial.number == 1 and not first.exists():
+        first.touch()
+        KEPT.append(torch.ones(50_000_000))  # 200 MB that nothing frees
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    return float(trial.number)
+"""
+
+
+def seen(shell: Shell) -> list[list[object]]:
+    return [json.loads(line) for line in (shell.folder / "seen.jsonl").read_text().splitlines()]
+
+
+def test_after_an_out_of_memory_the_process_starts_afresh_and_the_trial_is_tried_again(
+    shell: Shell, place: Storage
+) -> None:
+    shell.write(OUT_OF_MEMORY, trials=3)
+    said = shell.run("run", "own.toml", "--workers", "1")
+    assert "1 × out_of_memory (1 tried again)" in said
+    study = shell.study(place)
+    assert [(trial.state, trial.value) for trial in trials_of(study)] == [
+        (TrialState.COMPLETE, float(n)) for n in range(3)
+    ]
+    assert [(row.number, row.kind, row.verdict) for row in failures(study)] == [(1, "out_of_memory", "retry")]
+    assert "CUDA out of memory" in failures(study)[0].traceback
+    numbers, pids, processes, sizes = zip(*seen(shell), strict=True)
+    assert numbers == (0, 1, 1, 2)
+    assert len(set(pids)) == 1  # the same process for whoever watches it,
+    assert processes[0] == processes[1] != processes[2] == processes[3]  # and a new one inside
+    assert abs(sizes[2] - sizes[0]) < 60e6  # the next trial starts with the memory that the first one had
+
+
+ALWAYS = """
+def objective(trial):
+    raise RuntimeError(f"no luck with trial {trial.number}")
+"""
+
+
+def test_an_objective_that_always_raises_stops_the_study_and_goes_on_once_it_is_mended(
+    shell: Shell, place: Storage
+) -> None:
+    shell.write(ALWAYS, trials=30)
+    said = shell.run("run", "own.toml", "--workers", "1", code=1)
+    assert "10 trials in a row ended by exception, the last: RuntimeError: no luck with trial 9" in said
+    assert "hpo resume own" in said
+    study = shell.study(place)
+    assert [trial.state for trial in trials_of(study)] == [TrialState.FAIL] * 10
+    assert "nothing is started: stopped: 10 trials in a row" in shell.run("run", "own.toml", "--workers", "1", code=1)
+    assert len(trials_of(study)) == 10
+    shell.write("def objective(trial):\n    return 1.0\n", trials=30)
+    assert "goes on" in shell.run("resume", "own")
+    shell.run("run", "own.toml", "--workers", "1", "--allow-code-change")
+    assert [trial.state.name for trial in trials_of(study)] == ["FAIL"] * 10 + ["COMPLETE"] * 20
+
+
+KILLER = """
+import os, signal
+def objective(trial):
+    if trial.number == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return float(trial.number)
+"""
+
+
+def test_a_trial_that_kills_its_worker_each_time_ends_and_the_others_go_on(shell: Shell, place: Storage) -> None:
+    shell.write(KILLER, trials=4)
+    said = shell.run("run", "own.toml", "--workers", "1")
+    assert "3 × lost_worker (2 tried again)" in said
+    study = shell.study(place)
+    assert [trial.state.name for trial in trials_of(study)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [(row.number, row.attempt, row.verdict) for row in failures(study)] == [
+        (1, 1, "retry"), (1, 2, "retry"), (1, 3, "fail"),
+    ]  # fmt: skip
+    assert signal.SIGSEGV.name in failures(study)[0].message
+
+
+HUNG = """
+import pathlib, time
+def objective(trial):
+    if trial.number == 0:
+        trial.report(3.0, 1)
+        time.sleep(600)
+    return float(trial.number)
+"""
+
+
+def test_a_trial_that_hangs_beyond_its_time_is_ended_from_outside_and_the_others_go_on(
+    shell: Shell, place: Storage
+) -> None:
+    shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
+    file = shell.folder / "own.toml"
+    file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "1s"'))
+    shell.run("run", "own.toml", "--workers", "1")
+    study = shell.study(place)
+    assert [(trial.state.name, trial.value) for trial in trials_of(study)] == [("PRUNED", 3.0), ("COMPLETE", 1.0)]
+    assert [(row.kind, row.verdict) for row in failures(study)] == [("time_limit", "prune")]
+
+
+DUMMY = """
+import json, os, pathlib, uuid
+import psutil
+PROCESS = uuid.uuid4().hex
+KEPT = []
+
+def objective(trial):
+    x = trial.suggest_float("x", 0, 1)
+    size = psutil.Process().memory_info().rss
+    with pathlib.Path(__file__).with_name("seen.jsonl").open("a") as seen:
+        seen.write(json.dumps([trial.number, os.getpid(), PROCESS, size]) + "\\n")
+    for step in range(1, 4):
+        trial.report(x / step, step)
+        trial.should_prune()
+    KEPT.append(b"x" * LEAK)
+    return x
+"""
+
+
+def test_two_hundred_trials_grow_a_worker_by_less_than_fifty_megabytes(shell: Shell) -> None:
+    shell.write(DUMMY.replace("LEAK", "0"), trials=200)
+    shell.run("run", "own.toml", "--workers", "0")
+    shell.run("worker", "own")
+    _, _, processes, sizes = zip(*seen(shell), strict=True)
+    assert len(set(processes)) == 1
+    assert sizes[-1] - sizes[0] < 50e6
+
+
+@pytest.mark.parametrize(
+    ("limit", "leak", "runs"),
+    [("recycle_trials = 3", 0, [3, 3, 1]), ("recycle_growth_mb = 100", 60 * 2**20, [2, 2, 2, 1])],
+)
+def test_a_worker_starts_afresh_after_a_set_number_of_trials_or_growth(
+    shell: Shell, place: Storage, limit: str, leak: int, runs: list[int]
+) -> None:
+    shell.write(DUMMY.replace("LEAK", str(leak)), trials=7, more=f"[recovery]\n{limit}\n")
+    shell.run("run", "own.toml", "--workers", "0")
+    shell.run("worker", "own")
+    numbers, pids, processes, _ = zip(*seen(shell), strict=True)
+    assert numbers == tuple(range(7))
+    assert len(set(pids)) == 1
+    assert [processes.count(process) for process in dict.fromkeys(processes)] == runs
+    assert [row.attempt for row in rows(shell.study(place))] == [1] * 7

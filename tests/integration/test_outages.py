@@ -1,0 +1,175 @@
+"""The storage taken away from running workers and given back: a pause, in which training goes on and nobody dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo import storage
+from hpo.storage import Storage
+from hpo.study import Study
+from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
+from tests.integration.digits import alone, assert_finished_once, made
+from tests.postgres import PostgresServer
+
+
+def assert_nothing_happened(study: Study, crew: Crew, codes: list[int | None], number_of_trials: int) -> None:
+    """No worker died, no trial was taken up twice, every curve is whole and right: as if there had been no fault."""
+    assert codes == [0] * len(codes), crew.said[-3000:]
+    assert_finished_once(study, crew, number_of_trials)
+    assert [row.attempt for row in rows(study)] == [1] * number_of_trials
+    assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
+    assert failures(study) == []
+    for number, found in curves(study).items():
+        assert found == alone(study, number), number
+
+
+def test_postgres_stopped_amid_a_study_is_a_pause(
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    place = storage.connect(server.url, create=True)
+    study = made(place, tmp_path, 6, training={"epochs": 24, "batch_size": 16}, recovery={"lease": "2s"})
+    crew = hire(study)
+    workers = [crew.start() for _ in range(4)]
+    wait_for(lambda: reported(study) >= 8)
+    before = curves(study)
+    server.stop("immediate")
+    time.sleep(5.0)  # two leases and a half
+    server.start()
+    codes = crew.leave(workers)
+    assert_nothing_happened(study, crew, codes, 6)
+    for number, found in before.items():  # what was acknowledged is still there
+        for metric, values in found.items():
+            assert curves(study)[number][metric][: len(values)] == values
+    assert "the storage fails, training goes on" in crew.said
+    place.close()
+
+
+def test_backends_terminated_amid_a_study_are_not_noticed(
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    place = storage.connect(server.url, create=True)
+    study = made(place, tmp_path, 6, training={"epochs": 20, "batch_size": 16})
+    crew = hire(study)
+    workers = [crew.start() for _ in range(3)]
+    for epochs in (6, 25, 45):
+        wait_for(lambda epochs=epochs: reported(study) >= epochs)
+        assert server.terminate_backends() >= 3
+    assert_nothing_happened(study, crew, crew.leave(workers), 6)
+    place.close()
+
+
+def test_more_workers_than_postgres_has_connections_wait_for_their_turn(
+    tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+    with PostgresServer(folder, max_connections=6) as running:
+        place = storage.connect(running.url, create=True)
+        study = made(place, tmp_path, 8)
+        place.close()  # its connections are for the workers, who need eight
+        crew = hire(study)
+        codes = crew.leave([crew.start() for _ in range(4)])
+        assert_nothing_happened(study, crew, codes, 8)
+        assert "connection slots" in crew.said or "too many clients" in crew.said
+        place.close()
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> Iterator[Storage]:
+    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    yield place
+    place.close()
+
+
+def test_sqlite_locked_for_longer_than_a_lease_and_the_busy_timeout_is_a_pause(
+    sqlite_place: Storage, tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    study = made(sqlite_place, tmp_path, 4, training={"epochs": 30, "batch_size": 16}, recovery={"lease": "2s"})
+    crew = hire(study)
+    workers = [crew.start() for _ in range(2)]
+    wait_for(lambda: reported(study) >= 4)
+    holder = sqlite3.connect(tmp_path / "studies.db", timeout=30, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    time.sleep(storage.BUSY_SECONDS + 3.0)
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert_nothing_happened(study, crew, crew.leave(workers), 4)
+    assert "database is locked" in crew.said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_that_is_freed_again_is_a_pause(
+    small_disk: Path, tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    place = storage.connect(f"sqlite:///{small_disk}/studies.db", create=True)
+    study = made(
+        place,
+        small_disk,
+        4,
+        training={"epochs": 30, "batch_size": 16},
+        recovery={"lease": "2s", "checkpoint_every": "0s"},
+    )
+    crew = hire(study)
+    workers = [crew.start() for _ in range(2)]
+    wait_for(lambda: reported(study) >= 4)
+    before = curves(study)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(b"\0" * 4096)
+            except OSError:
+                break
+    wait_for(lambda: "disk is full" in crew.said or "No space left" in crew.said)
+    time.sleep(5.0)  # two leases and a half
+    ballast.unlink()
+    assert_nothing_happened(study, crew, crew.leave(workers), 4)
+    for number, found in before.items():
+        for metric, values in found.items():
+            assert curves(study)[number][metric][: len(values)] == values
+    assert "the storage fails" in crew.said
+    place.close()
+
+
+def test_a_storage_away_for_longer_than_the_patience_leaves_the_trial_where_it_was(
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+) -> None:
+    place = storage.connect(server.url, create=True)
+    recovery = {"lease": "2s", "outage_patience": "2s", "checkpoint_every": "30s"}
+    study = made(place, tmp_path, 1, training={"epochs": 2000, "batch_size": 64}, recovery=recovery)
+    crew = hire(study)
+    worker = crew.start()
+    wait_for(lambda: reported(study) >= 4)
+    server.stop("immediate")
+    assert crew.leave([worker]) == [2]
+    server.start()
+    known = reported(study)
+    last = crew.start()
+    wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
+    wait_for(lambda: (rows(study)[0].checkpoint_epoch or 0) > known)  # further than what the storage had heard of
+    assert last.pid is not None
+    os.kill(last.pid, signal.SIGTERM)
+    assert crew.leave([last]) == [128 + signal.SIGTERM]
+    assert curves(study)[0] == alone(study, 0)
+    place.close()
