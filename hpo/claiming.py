@@ -15,7 +15,7 @@ from hpo import storage
 from hpo.errors import StudyError
 from hpo.ledger import Checkpoint, Claim, Ledger, cut_back
 from hpo.settling import write_stop
-from hpo.tables import hpo_trials, living_row, studies, trial_system_attributes, trials, utc
+from hpo.tables import Hold, hpo_trials, living_row, studies, trial_system_attributes, trials, utc
 
 GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
 
@@ -24,7 +24,9 @@ class Idle(Enum):
     """Why there is nothing to claim."""
 
     WAIT = "wait"  # others still run trials of ours, one of which may yet be parked; or the study is paused
-    DONE = "done"  # the budget is spent or the study stopped, and no trial of ours is RUNNING; or it is broken
+    DONE = (
+        "done"  # the budget is spent or the study stopped, and no trial of ours is RUNNING; or its failures stopped it
+    )
 
 
 def claim(ledger: Ledger) -> Claim | Idle:
@@ -32,7 +34,7 @@ def claim(ledger: Ledger) -> Claim | Idle:
     with storage.writing(ledger.engine) as connection:
         study = lock_study(connection, ledger)
         if study.hold is not None:
-            return Idle.WAIT if study.stop_reason is None else Idle.DONE
+            return Idle.WAIT if study.hold == Hold.PAUSED else Idle.DONE
         if taken := _take_over(connection, ledger):
             return taken
         if study.stop_reason is None and _spent(connection, ledger) < study.trials + study.imported:

@@ -66,9 +66,8 @@ def fail_foreign(study: Study, number: int) -> None:
 def pause(study: Study) -> None:
     """Let workers park what they run and wait."""
     with storage.writing(study.storage.engine) as connection:
-        row = _living(connection, study)
-        if row.hold is None:
-            connection.execute(_of(study).values(hold=Hold.PAUSED))
+        _living(connection, study)
+        connection.execute(_of(study).where(hpo_studies.c.hold.is_(None)).values(hold=Hold.PAUSED))
 
 
 def resume(study: Study) -> str | None:
@@ -121,8 +120,7 @@ def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
 def _end(connection: sa.Connection, row: Any) -> bool:
     """End a parked trial, or ask the worker that holds it; return whether it has ended."""
     if row.lease_until is None:
-        settling.end_as_stopped(connection, row)
-        return True
+        return settling.end_as_stopped(connection, row)
     connection.execute(
         hpo_trials.update()
         .where(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import filesystem, reaping, retention, rows, storage, studyfile
+from hpo import filesystem, reaping, retention, rows, settling, storage, studyfile
 from hpo import study as studies
 from hpo.errors import Fault, StorageError
 from hpo.storage import Storage
@@ -134,14 +134,12 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     """Trials that something else, the dashboard for one, ended under our lease."""
     is_open = sa.and_(hpo_trials.c.settled.is_(False), trials.c.state.in_(rows.FINISHED))
-    with storage.writing(study.storage.engine) as connection:
+    with study.storage.engine.connect() as connection:
         found = connection.execute(_ours(study).where(is_open)).all()
-        for row in found if repair else ():
-            connection.execute(
-                hpo_trials.update()
-                .where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == row.trial_id)
-                .values(settled=True, lease_until=None, outcome="ended elsewhere")
-            )
+    if found and repair:
+        with storage.writing(study.storage.engine) as connection:
+            for row in found:
+                settling.close(connection, row, outcome="ended elsewhere", reason=None)
     for row in found:
         yield Finding(
             where=study.name,
@@ -172,15 +170,8 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 
 def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Living workers whose clock differs from the database's, or whose versions differ from the others'."""
-    lease = study.spec.recovery.lease_seconds
     with study.storage.engine.connect() as connection:
-        living = connection.execute(
-            sa.select(hpo_workers).where(
-                hpo_workers.c.study_uid == study.uid,
-                hpo_workers.c.left_at.is_(None),
-                hpo_workers.c.seen_at > storage.now(connection) - lease,
-            )
-        ).all()
+        living = connection.execute(_living(connection, study, *hpo_workers.c)).all()
     for row in living:
         if abs(row.clock_skew) > MAX_SKEW_SECONDS:
             yield Finding(
@@ -196,6 +187,15 @@ def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
                 what=f"worker {row.worker} has other versions than the most: {differences}",
                 mend="install the same: curves repeat bit for bit only under one version of everything",
             )
+
+
+def _living(connection: sa.Connection, study: Study, *columns: sa.Column[Any]) -> sa.Select[Any]:
+    """Select of the processes that were seen within the last lease and have not said that they leave."""
+    return sa.select(*columns).where(
+        hpo_workers.c.study_uid == study.uid,
+        hpo_workers.c.left_at.is_(None),
+        hpo_workers.c.seen_at > storage.now(connection) - study.spec.recovery.lease_seconds,
+    )
 
 
 def _differences(usual: dict[str, str], found: dict[str, str]) -> str:
@@ -233,13 +233,7 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
 def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Checkpoints of several machines need a path that all of them see."""
     with study.storage.engine.connect() as connection:
-        hosts = set(
-            connection.execute(
-                sa.select(hpo_workers.c.host).where(
-                    hpo_workers.c.study_uid == study.uid, hpo_workers.c.left_at.is_(None)
-                )
-            ).scalars()
-        )
+        hosts = set(connection.execute(_living(connection, study, hpo_workers.c.host)).scalars())
     kind = filesystem.kind_of(study.checkpoints)
     if len(hosts) > 1 and kind and kind not in filesystem.NETWORK:
         yield Finding(
@@ -252,7 +246,7 @@ def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG00
 
 def _ours(study: Study) -> sa.Select[Any]:
     return (
-        sa.select(trials.c.trial_id, trials.c.number, hpo_trials.c.worker)
+        sa.select(hpo_trials.c.study_uid, hpo_trials.c.trial_id, trials.c.number, hpo_trials.c.worker)
         .join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
         .where(hpo_trials.c.study_uid == study.uid)
         .order_by(trials.c.number)

@@ -1,6 +1,7 @@
 """Everything that can go wrong, in one tree.
 
 HpoError
+├── NoAnswer              the storage hangs; borne like every outage
 ├── Diverged              an outcome: the trial's loss is no number any more; the study learns of it as PRUNED
 └── Fault                 the user or the machine must mend it; the command ends with exit code 2
     ├── SpecError         the study file (or a pinned config) says something impossible
@@ -49,6 +50,10 @@ class StorageError(Fault):
 
 class StorageBusy(StorageError):
     """Raised when the storage is there and has no room just now: worth another try."""
+
+
+class NoAnswer(HpoError):
+    """Raised when the storage says neither yes nor no for too long: an outage like any other."""
 
 
 class StudyError(Fault):

@@ -74,6 +74,7 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "value": result.value,
         "attempts": result.attempt,
         "trials_tried": summarize(study).finished,
+        "checkpoint": result.checkpoint,
         "code_folder": str(study.code_folder),
         "test_split": "the user's own promise" if study.spec.objective else "sealed",
         **result.receipt,

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo.errors import Diverged, TimeUp
+from hpo.errors import Diverged, Signal, TimeUp
+
+LONGEST_MESSAGE = 500  # characters of a failure's line; the traceback has them all
 
 
 class Kind(StrEnum):
@@ -76,7 +78,8 @@ class Policies(pydantic.BaseModel):
         """Let a file change a part of a policy."""
         assert info.field_name is not None
         default = cls.model_fields[info.field_name].default
-        return {**default.model_dump(), **given} if isinstance(given, dict) else given
+        fills = isinstance(given, dict) and isinstance(default, Policy)
+        return {**default.model_dump(), **given} if fills else given
 
     def of(self, kind: Kind) -> Policy:
         """Return the policy of a kind."""
@@ -95,9 +98,8 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Return the failure that an exception means."""
-        message = traceback.format_exception_only(error)[-1].strip()
         told = "".join(traceback.format_exception(error))
-        return cls(kind=kind_of(error), message=message, traceback=told)
+        return cls(kind=kind_of(error), message=_in_a_line(error), traceback=told)
 
 
 class Verdict(StrEnum):
@@ -112,6 +114,19 @@ class Verdict(StrEnum):
 def kind_of(error: BaseException) -> Kind:
     """Return the kind of the first exception, from the raised one to its causes, that shows one; else EXCEPTION."""
     return next((kind for one in _chain(error) for kind, shows in SIGNS.items() if shows(one)), Kind.EXCEPTION)
+
+
+def signal_behind(error: BaseException) -> Signal | None:
+    """Return the Signal that an exception came after, as from user code that cleans up when a trial must let go."""
+    return next((one for one in _chain(error) if isinstance(one, Signal)), None)
+
+
+def _in_a_line(error: BaseException) -> str:
+    name = type(error).__qualname__
+    module = type(error).__module__
+    said = str(error).strip().splitlines()
+    named = name if module in ("builtins", "__main__") else f"{module}.{name}"
+    return f"{named}: {said[0]}"[:LONGEST_MESSAGE] if said else named
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -53,7 +53,7 @@ class Training:
         micro-batches, if any.
         """
         # Whole batches add nothing: folders from before there were micro-batches stay recognised.
-        made_of = [self.spec.document, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
+        made_of = [self.spec.identity, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def run(self) -> loop.Run:
@@ -85,7 +85,12 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     parts.check(config, folder)
     torch.set_num_threads(config.training.threads)
     device = assembly.pick_device()
-    stored = spec.receipt.get("seed")
+    stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
+    if accumulation > 1 and config.training.batch_size // accumulation < loop.SMALLEST_PIECE:
+        raise SpecError(
+            f"{path}: receipt.accumulation = {accumulation}: cannot cut training.batch_size = "
+            f"{config.training.batch_size} into so many micro-batches; remove it"
+        )
     return Training(
         path=path,
         spec=spec,
@@ -94,7 +99,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
         device=device,
         splits=assembly.load_splits(config, spec.seed, folder, device),
-        accumulation=spec.receipt.get("accumulation", 1),
+        accumulation=accumulation,
     )
 
 
@@ -216,6 +221,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
         mean=training.splits.mean,
         std=training.splits.std,
         precision=training.config.training.precision,
+        accumulation=training.accumulation,
     )
     return {
         "identity": training.identity,

@@ -1,6 +1,7 @@
 """The worker's second thread: it keeps the lease while an epoch lasts, reaps the dead, and hears what others want.
 
-Nothing ends it: whatever a storage throws at one of its duties, the others are done and the next tick tries again.
+Whatever a storage throws at one of its duties, the others are done and the next tick tries again; a storage that hangs
+holds up all of them.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 
-from hpo import presence
+from hpo import clocks, presence
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reaping import TICKS_PER_LEASE, Reaper
+from hpo.storage import FAILURES, cause
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -45,7 +46,8 @@ class Keeper:
         self._overdue = overdue
         self._reaper = Reaper(ledger)
         self._lease: Lease | None = None
-        self._renewed_at = time.monotonic()
+        self._renewed_at = clocks.awake_or_asleep()
+        self._is_entered = False
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
         self._done = threading.Event()
@@ -53,7 +55,7 @@ class Keeper:
 
     def __enter__(self) -> Keeper:
         self._look_for_the_parent()  # it may have died while this process was starting
-        self._try("enter", lambda: presence.enter(self._ledger))
+        self._try("enter", self._enter)
         self._try("reap", self._reap)  # before the first claim: what is parked goes before what is new
         self._thread.start()
         return self
@@ -67,7 +69,7 @@ class Keeper:
 
     def hold(self, lease: Lease | None) -> None:
         """Keep this lease from now on; None when there is no trial at hand."""
-        self._renewed_at = time.monotonic()
+        self._renewed_at = clocks.awake_or_asleep()
         self._lease = lease
 
     def _run(self) -> None:
@@ -76,6 +78,8 @@ class Keeper:
             lease = self._lease
             if lease is not None:
                 self._keep(lease)
+            if not self._is_entered:
+                self._try("enter", self._enter)
             if self._reaper.is_due:
                 self._try("reap", self._reap)
 
@@ -83,14 +87,23 @@ class Keeper:
         if lease.is_cut_off:
             self._try("send", lease.send)
         self._try("obey", lease.obey)
-        if time.monotonic() - self._renewed_at >= self._ledger.lease_seconds / RENEWALS_PER_LEASE:
+        if clocks.awake_or_asleep() - self._renewed_at >= self._ledger.lease_seconds / RENEWALS_PER_LEASE:
             self._try("renew", lambda: self._renew(lease))
-        if lease.seconds_left is not None and lease.seconds > lease.seconds_left + self._ledger.lease_seconds:
+        if self._is_overdue(lease):
             self._try("overdue", lambda: self._overdue(lease))
+
+    def _is_overdue(self, lease: Lease) -> bool:
+        if lease.seconds_left is None or lease.is_cut_off or lease.patience.is_waiting:
+            return False
+        return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
+
+    def _enter(self) -> None:
+        presence.enter(self._ledger)
+        self._is_entered = True
 
     def _renew(self, lease: Lease) -> None:
         lease.renew()
-        self._renewed_at = time.monotonic()
+        self._renewed_at = clocks.awake_or_asleep()
 
     def _reap(self) -> None:
         taken = self._reaper()
@@ -105,9 +118,10 @@ class Keeper:
     def _try(self, duty: str, do: Callable[[], object]) -> None:
         try:
             do()
-        except Exception as error:  # an outage, or anything else: the next tick tries again
+        except BaseException as error:  # an outage, or anything else: the next tick tries again
             if duty not in self._failing:
-                log.warning("keeper: %s failed, trying again: %s", duty, error, exc_info=not duty)
+                unexpected = not isinstance(error, FAILURES)
+                log.warning("keeper: %s failed, trying again: %s", duty, cause(error), exc_info=unexpected)
             self._failing.add(duty)
         else:
             self._failing.discard(duty)

@@ -1,8 +1,8 @@
 """A worker's hold on one trial: what it has yet to write, and why it must let go.
 
 Two threads share it. The training thread reports, and asks whether it may go on; the keeper's thread renews the lease,
-brings the orders of others, and sends what was reported while the storage was away. Training never waits for a storage
-that fails: reports are kept in their order until it is back.
+brings the orders of others, and sends what was reported while the storage was away. Training waits for a storage that
+fails or hangs for some seconds once, then it goes on: reports are kept in their order until the storage is back.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from hpo.errors import LostLease, Outage, Parked, Signal, Stopped, TimeUp
+from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.failures import Kind
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
-from hpo.outage import Patience
+from hpo.ledger import Checkpoint, Claim, Ledger, Orders, Report
+from hpo.outage import Patience, Result, within
 from hpo.storage import OUTAGES, cause
 
 log = logging.getLogger(__name__)
+ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
 
 
 class Lease:
@@ -31,27 +32,25 @@ class Lease:
         *,
         stopping: Callable[[], bool] = lambda: False,
         patience: Patience | None = None,
-        seconds_left: float | None = None,
     ) -> None:
         """Hold a claim.
 
         Args:
             stopping: whether the worker was asked to stop.
             patience: how long the storage may fail.
-            seconds_left: how long the trial may still train, if there is a limit.
         """
         self.ledger = ledger
         self.claim = claim
         self.patience = patience or Patience(0.0)
-        self.since_checkpoint: list[Report] = []  # what whoever goes on from the next checkpoint needs to know
         self.started_at = time.monotonic()
-        self.seconds_left = seconds_left
+        self.seconds_left: float | None = None  # how long this attempt may last, if there is a limit
         self.failed_by: Kind | None = None  # what ended the attempt, if that was a failure
         self._stopping = stopping
+        self._orders = Orders(lost=False, stop=False, park=False)
+        self._lost = False
         self._unsent: list[Report] = []
         self._sending = threading.Lock()
         self._failing_since: float | None = None
-        self._lost = self._stop = self._park = False
 
     # --- asked by the training thread -------------------------------------------------------------------------------
 
@@ -67,21 +66,26 @@ class Lease:
 
     def check(self) -> None:
         """Raise LostLease if the trial is known to be in other hands."""
-        if self._lost:
+        if self._lost or self._orders.lost:
             raise self._lost_lease()
+
+    @property
+    def keeps_its_place(self) -> bool:
+        """Whether somebody may go on with the trial after this attempt: it is neither lost nor ended by a person."""
+        return not (self._lost or self._orders.lost or self._orders.stop)
 
     def _why(self) -> Signal | None:
         number = self.claim.number
-        if self._lost:
+        if self._lost or self._orders.lost:
             return self._lost_lease()
-        if self._stop:
+        if self._orders.stop:
             return Stopped(f"trial {number}: ended by `hpo stop`")
-        if self._stopping() or self._park:
+        if self._stopping() or self._orders.park:
             return Parked(f"trial {number}: the worker is stopping, or the study is paused")
         if self.seconds_left is not None and self.seconds > self.seconds_left:
             return TimeUp(f"trained for longer than budget.trial_timeout, in this attempt {self.seconds:.0f} s")
         if self._failing_since is not None and time.monotonic() - self._failing_since > self.patience.seconds:
-            return Outage(f"trial {number}: the storage has failed for {self.patience.seconds:.0f} s")
+            return Outage(f"the storage has failed for {self.patience.seconds:.0f} s")
         return None
 
     def _lost_lease(self) -> LostLease:
@@ -94,54 +98,47 @@ class Lease:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the storage failed at the last try."""
+        """Whether the storage failed, or did not answer, at the last try."""
         return self._failing_since is not None
 
     def report(self, report: Report) -> None:
-        """Write a report, or keep it until the storage is back; LostLease if the trial is in other hands."""
+        """Write a report, or keep it until the storage is back; LostLease if the trial is in other hands.
+
+        What the database refuses for good, such as a step that no column holds, is forgotten and raised.
+        """
         self._unsent.append(report)
-        self.since_checkpoint.append(report)
         if not self.is_cut_off:
-            self.send()
+            self.ask(self._deliver)
         self.check()
 
     def record_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Record a checkpoint file, if the storage lets us; LostLease if the trial is in other hands."""
-        if self.is_cut_off or not self.send():
-            return False
-        try:
-            self.ledger.record_checkpoint(self.claim, checkpoint)
-        except OUTAGES as error:
-            self.note_failure(error)
-            return False
-        self.since_checkpoint.clear()
-        return True
 
-    # --- done by the keeper's thread, or when the storage is back ----------------------------------------------------
-
-    def send(self) -> bool:
-        """Write what is unsent, in order; False if the storage fails."""
-        try:
+        def record() -> bool:
             self._deliver()
+            self.ledger.record_checkpoint(self.claim, checkpoint)
+            return True
+
+        return not self.is_cut_off and bool(self.ask(record))
+
+    def ask(self, action: Callable[[], Result]) -> Result | None:
+        """Do something with the storage for the training thread; None, and cut off, if it fails or hangs."""
+        try:
+            return within(ANSWER_SECONDS, action)
         except OUTAGES as error:
-            self.note_failure(error)
-            return False
-        return True
+            self._note_failure(error)
+            return None
 
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; LostLease if the trial is in other hands."""
         self.patience(self._deliver)
         self.check()
 
-    def _deliver(self) -> None:
-        with self._sending:
-            unsent = list(self._unsent)
-            if unsent:
-                self._lost = bool(self.ledger.report(unsent)) or self._lost
-                del self._unsent[: len(unsent)]
-            elif self.is_cut_off:
-                self.renew()  # as good a question as any whether the storage is back
-            self._note_success()
+    # --- done by the keeper's thread --------------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Try to write what was kept; errors of the storage pass."""
+        self._deliver()
 
     def renew(self) -> None:
         """Renew the lease, or find that it is lost; errors of the storage pass."""
@@ -150,17 +147,38 @@ class Lease:
 
     def obey(self) -> None:
         """Ask the database what others want of the trial; errors of the storage pass."""
-        orders = self.ledger.orders(self.claim)
-        self._lost = self._lost or orders.lost
-        self._stop, self._park = orders.stop, orders.park
+        self._orders = self.ledger.orders(self.claim)
 
-    def note_failure(self, error: BaseException) -> None:
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        """Write what is unsent, in order; NoAnswer while another thread still waits for the storage with it."""
+        if not self._sending.acquire(blocking=False):
+            raise NoAnswer("the storage has not answered yet")
+        try:
+            unsent = list(self._unsent)
+            if unsent:
+                self._lost = bool(self._written(unsent)) or self._lost
+                del self._unsent[: len(unsent)]
+            elif self.is_cut_off:
+                self.renew()  # as good a question as any whether the storage is back
+        finally:
+            self._sending.release()
+        if self.is_cut_off:
+            log.info("trial %d: the storage is back", self.claim.number)
+        self._failing_since = None
+
+    def _written(self, unsent: list[Report]) -> list[Claim]:
+        try:
+            return self.ledger.report(unsent)
+        except OUTAGES:
+            raise
+        except Exception:  # else it would be refused again with every report to come, and at the trial's end
+            del self._unsent[: len(unsent)]
+            raise
+
+    def _note_failure(self, error: BaseException) -> None:
         """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             log.warning("trial %d: the storage fails, training goes on: %s", self.claim.number, cause(error))
-
-    def _note_success(self) -> None:
-        if self._failing_since is not None:
-            log.info("trial %d: the storage is back", self.claim.number)
-        self._failing_since = None

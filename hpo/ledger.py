@@ -29,6 +29,7 @@ from hpo.tables import (
     UID_KEY,
     Hold,
     hpo_curves,
+    hpo_failures,
     hpo_studies,
     hpo_trials,
     intermediate_values,
@@ -227,37 +228,50 @@ class Ledger:
     def park(self, claim: Claim) -> None:
         """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it."""
         with storage.writing(self.engine) as connection:
-            connection.execute(hpo_trials.update().where(self._of(claim)).values(lease_until=None))
+            row = self._lock(connection, claim)
+            if row is not None:
+                settling.release(connection, row)
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
     ) -> None:
         """Settle a trial that did not fail: its state, its value if it has a finite one, and why.
 
-        Raises LostLease before anything is written. A second call, after a commit whose answer was lost, changes nothing.
+        Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
         """
         with storage.writing(self.engine) as connection:
             row = self._lock(connection, claim)
-            if row is not None:
-                settling.succeed(connection, row, state, value, outcome=outcome, reason=reason)
+            done = row is not None and settling.succeed(connection, row, state, value, outcome=outcome, reason=reason)
+            if not done and not self._has_ended(connection, claim, outcome):
+                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
 
     def fail(self, claim: Claim, failure: Failure, *, accumulation: int | None = None) -> Verdict:
         """Record a failed attempt, and park or settle the trial as the study's policy says; return which.
 
-        Raises LostLease before anything is written. A second call, after a commit whose answer was lost, changes nothing.
+        Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing and
+        returns the same.
         """
         with storage.writing(self.engine) as connection:
             row = self._lock(connection, claim)
-            if row is None:
-                return Verdict.DROP
-            return settling.fail(connection, row, failure, self.policies, accumulation=accumulation)
+            if row is not None:
+                return settling.fail(connection, row, failure, self.policies, accumulation=accumulation)
+            verdict = self._verdict(connection, claim, failure.kind)
+            if verdict is None:
+                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+            return verdict
 
     def end_as_stopped(self, claim: Claim) -> None:
         """Settle a trial that a person ended; LostLease if the claim fell."""
         with storage.writing(self.engine) as connection:
             row = self._lock(connection, claim)
-            if row is not None:
-                settling.end_as_stopped(connection, row)
+            done = row is not None and settling.end_as_stopped(connection, row)
+            if not done and not self._has_ended(connection, claim, settling.STOPPED):
+                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+
+    def last_value(self, claim: Claim) -> float | None:
+        """Return the last number that the trial reported for Optuna and that a sampler can use."""
+        with self.engine.connect() as connection:
+            return settling.last_finite(connection, claim.trial_id)
 
     def drop(self, claim: Claim, message: str) -> None:
         """Record that this worker found its trial in other hands; the trial itself is not touched."""
@@ -268,14 +282,27 @@ class Ledger:
                 settling.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
-        """Lock the claim's row and return it; None if the claim has settled or parked it itself; else LostLease."""
-        row = connection.execute(sa.select(hpo_trials).where(self._of(claim)).with_for_update()).one_or_none()
-        if row is not None:
-            return row
-        left = self._row(connection, claim)
-        if left is not None and left.attempt == claim.attempt and left.worker == self.worker and left.settled:
-            return None
-        raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+        """Lock the claim's row and return it; None if the claim does not stand."""
+        return connection.execute(sa.select(hpo_trials).where(self._of(claim)).with_for_update()).one_or_none()
+
+    def _has_ended(self, connection: sa.Connection, claim: Claim, outcome: str) -> bool:
+        """Say whether this very claim has been settled so already."""
+        row = self._row(connection, claim)
+        mine = row is not None and row.attempt == claim.attempt and row.worker == self.worker
+        return bool(mine and row.settled and row.outcome == outcome)
+
+    def _verdict(self, connection: sa.Connection, claim: Claim, kind: Kind) -> Verdict | None:
+        """Return what was done about this claim's failure of this kind, None if there is none."""
+        found = connection.execute(
+            sa.select(hpo_failures.c.verdict).where(
+                hpo_failures.c.study_uid == self.uid,
+                hpo_failures.c.trial_id == claim.trial_id,
+                hpo_failures.c.attempt == claim.attempt,
+                hpo_failures.c.kind == kind,
+                hpo_failures.c.worker == self.worker,
+            )
+        ).scalar_one_or_none()
+        return None if found is None else Verdict(found)
 
     def _row(self, connection: sa.Connection, claim: Claim) -> Any:
         return connection.execute(

@@ -17,7 +17,7 @@ from hpo import assembly, handover, retention, seeds, space
 from hpo import study as studies
 from hpo.config import TrainConfig
 from hpo.errors import CheckpointError, Diverged, Parked
-from hpo.ledger import Checkpoint
+from hpo.ledger import Checkpoint, Report
 from hpo.receipt import receipt
 from hpo.study import Study
 from hpo.train import checkpoint
@@ -51,7 +51,7 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
         seed = trial_seed(study.spec.seed, trial.number)
         torch.set_num_threads(config.training.threads)
         accumulation = trial.lease.claim.accumulation
-        if can_halve(config.training.batch_size, accumulation):
+        if can_halve(min(config.training.batch_size, len(splits.train.labels)), accumulation):
             trial.finer_accumulation = 2 * accumulation
         run = assembly.build_run(config, splits, seed, folder, device, accumulation=accumulation)
         saver = Saver(study, run, trial)
@@ -79,7 +79,7 @@ def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy
     Raises Diverged, TrialPruned, or the Signal for which the trial must let go, after a checkpoint.
     """
     for result in run.train(stop=trial.lease.must_end):
-        trial.report_epoch(result.epoch, result.judged(metric), metrics_of(result))
+        saver.unrecorded.append(trial.report_epoch(result.epoch, result.judged(metric), metrics_of(result)))
         if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
             raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
         if run.finished:
@@ -88,16 +88,19 @@ def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy
             raise optuna.TrialPruned(f"epoch {result.epoch}")
         saver.save_if_due(result.epoch)
     if not run.finished:
-        saver.save(run.epoch)
+        if trial.lease.keeps_its_place:
+            saver.save(run.epoch)
         trial.lease.let_go()
         raise Parked(f"trial {trial.number}: parked after epoch {run.epoch}")
+    if trial.lease.is_cut_off:
+        saver.save(run.epoch)  # the end may be long in coming
     value = trial.judge(None)
     saver.save_if_leading(value)
     return value
 
 
 class Saver:
-    """A trial's checkpoints: one file at a time, replaced only once the next one is recorded."""
+    """A trial's checkpoints: one file that is recorded, and one that could not be while the storage is away."""
 
     def __init__(self, study: Study, run: Run, trial: LeasedTrial) -> None:
         self.study = study
@@ -106,6 +109,10 @@ class Saver:
         self.folder = study.trial_folder(trial.number)
         self.every = study.spec.recovery.checkpoint_seconds
         self.saved_at = time.monotonic()
+        self.is_failing = False  # the last one could not be written
+        self.unrecorded: list[Report] = []  # what was reported since the last recorded one
+        found = trial.lease.claim.checkpoint
+        self.recorded = None if found is None else Path(found.path)
 
     def resume(self) -> None:
         """Go on from the claim's checkpoint, if it has one; from epoch 0 if that cannot be read."""
@@ -115,6 +122,8 @@ class Saver:
         try:
             self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
         except CheckpointError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise  # a disk that fails to read just now: a data error, tried again, with the checkpoint kept
             log.warning("trial %d starts over: %s", self.trial.number, error)
             self.trial.start_over()
 
@@ -126,7 +135,7 @@ class Saver:
     def save_if_leading(self, value: float) -> None:
         """Save the state at a finished trial's end if it is among the best, whose checkpoints are kept."""
         lease = self.trial.lease
-        if lease.patience(lambda: retention.leads(self.study, value)):
+        if lease.patience(lambda: retention.leads(self.study, self.trial.number, value)):
             self.save(self.run.epoch)
 
     def save(self, epoch: int) -> None:
@@ -140,8 +149,14 @@ class Saver:
         try:
             found = Checkpoint(epoch=epoch, path=str(path), digest=checkpoint.save(path, self.run.state_dict()))
             if lease.record_checkpoint(found):
-                retention.tidy(self.folder, lease.claim.attempt, keep=path)
+                self.recorded = path
+                self.unrecorded.clear()
+                kept = {path}
             else:
-                handover.leave(self.folder, lease, found)
+                kept = {path, handover.leave(self.folder, self.trial, found, self.unrecorded)}
+            retention.tidy(self.folder, lease.claim.attempt, keep=kept | {self.recorded or path})
+            self.is_failing = False
         except OSError as error:
-            log.warning("trial %d: no checkpoint of epoch %d: %s", self.trial.number, epoch, error)
+            if not self.is_failing:
+                log.warning("trial %d: no checkpoint of epoch %d: %s", self.trial.number, epoch, error)
+            self.is_failing = True

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, NoReturn, TypeVar, cast
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 
-from hpo.errors import Outage
+from hpo.errors import NoAnswer, Outage
 from hpo.storage import OUTAGES, cause
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
+STOPPING_SECONDS = 5.0  # borne by a process that was asked to stop
 
 
 class Patience:
@@ -36,13 +40,14 @@ class Patience:
         """Bear a failing storage for so many seconds.
 
         Args:
-            stopping: whether the process was asked to stop: then it bears nothing any more.
+            stopping: whether the process was asked to stop: then it bears little any more.
             passing: the errors that are borne.
         """
         self.seconds = seconds
         self.stopping = stopping
         self._passing = passing
         self._bears = True
+        self.is_waiting = False  # for a storage that fails
 
     def __call__(self, action: Callable[[], Result]) -> Result:
         """Do it, again and again while the storage fails; Outage if it does so for too long, or if asked to stop."""
@@ -57,9 +62,12 @@ class Patience:
                 if failing_since is None:
                     failing_since = time.monotonic()
                     log.warning("the storage fails, waiting for it: %s", cause(error))
-                if self.stopping() or time.monotonic() - failing_since >= self.seconds:
+                borne = min(self.seconds, STOPPING_SECONDS) if self.stopping() else self.seconds
+                if time.monotonic() - failing_since >= borne:
                     raise Outage(cause(error)) from error
+            self.is_waiting = True
             time.sleep(random.uniform(0.5, 1.0) * pause)  # apart from the others that wait
+            self.is_waiting = False
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     @contextmanager
@@ -72,6 +80,40 @@ class Patience:
             self._bears = True
 
 
+def within(seconds: float, action: Callable[[], Result]) -> Result:
+    """Do something in a thread of its own and wait for it; NoAnswer if it takes longer, and then it may still be done."""
+    outcome: list[Callable[[], Result]] = []
+
+    def run() -> None:
+        try:
+            result = action()
+        except BaseException as error:
+            outcome.append(partial(_raised, error))
+        else:
+            outcome.append(lambda: result)
+
+    thread = threading.Thread(target=run, name="storage", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise NoAnswer(f"no answer from the storage for {seconds:g} s")
+    return outcome[0]()
+
+
+def _raised(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _unwrapped(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call Optuna's storage; what it wraps is raised as what it is: an outage, or an error that no waiting mends."""
+    try:
+        return method(*args, **kwargs)
+    except StorageInternalError as error:
+        if isinstance(error.__cause__, OUTAGES):
+            raise error.__cause__ from None
+        raise
+
+
 def patient(backend: BaseStorage, patience: Patience) -> BaseStorage:
     """Return Optuna's storage with every call under this patience."""
 
@@ -79,7 +121,7 @@ def patient(backend: BaseStorage, patience: Patience) -> BaseStorage:
         method = getattr(backend, name)
 
         def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001  (a method of the class below)
-            return patience(lambda: method(*args, **kwargs))
+            return patience(lambda: _unwrapped(method, *args, **kwargs))
 
         return call
 

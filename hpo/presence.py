@@ -47,6 +47,18 @@ def stamp(connection: sa.Connection, ledger: Ledger) -> None:
     connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=storage.now(connection)))
 
 
+def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
+    """Say whether a process that has worked for a while reached the storage within the last lease: it was not away."""
+    now, lease = storage.now(connection), ledger.lease_seconds
+    fresh = sa.select(sa.func.count()).where(
+        hpo_workers.c.study_uid == ledger.uid,
+        hpo_workers.c.worker != ledger.worker,
+        hpo_workers.c.seen_at > now - lease,
+        hpo_workers.c.started_at < now - lease / 2,
+    )
+    return bool(connection.execute(fresh).scalar_one())
+
+
 def leave(ledger: Ledger) -> None:
     """Say that this process ends."""
     with storage.writing(ledger.engine) as connection:

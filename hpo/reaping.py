@@ -7,33 +7,35 @@ too often. Doing it twice is doing it once: a lease that was given back is nobod
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import presence, settling, storage
+from hpo import clocks, presence, settling, storage
 from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.tables import hpo_trials, trials
 
-TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease at the latest
+TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
+LONGEST_WAITS = 5  # pauses in a row, each of a lease at most
 
 
 class Reaper:
     """Takes expired leases away, unless the storage itself was away: then everybody gets a lease's time to come back."""
 
-    def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = clocks.awake_or_asleep) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._written_at = clock()  # the last time that this process was seen to reach the storage
+        self._written_at: float | None = None  # the last time that this process is known to have reached the storage
         self._not_before = -math.inf
+        self._waits = 0  # one after the other, without reaping in between
 
     @property
     def is_due(self) -> bool:
-        return self._clock() - self._written_at >= self._ledger.lease_seconds / TICKS_PER_LEASE
+        since = math.inf if self._written_at is None else self._clock() - self._written_at
+        return since >= self._ledger.lease_seconds / TICKS_PER_LEASE
 
     def __call__(self) -> int:
         """Stamp this process's row and take what is expired; return how many trials were taken.
@@ -42,19 +44,26 @@ class Reaper:
         """
         with storage.writing(self._ledger.engine) as connection:
             presence.stamp(connection, self._ledger)
-            reached_at = self._clock()
-            self._hold_off(reached_at)
-            taken = reap(connection, self._ledger) if reached_at >= self._not_before else 0
-        self._written_at = reached_at  # only now is it known that what was written stands
+            now = self._clock()
+            pause = self._pause(connection, now)
+            is_held_off = pause > 0 or now < self._not_before
+            taken = 0 if is_held_off else reap(connection, self._ledger)
+        self._written_at = now  # only now is it known that what was written stands
+        self._not_before = max(self._not_before, now + pause)
+        self._waits = 0 if not is_held_off else self._waits + (pause > 0)
         return taken
 
-    def _hold_off(self, now: float) -> None:
-        """Wait for a lease after a time in which nobody could renew; not again right after, or a storage that is always
-        slow would keep the dead alive.
+    def _pause(self, connection: sa.Connection, now: float) -> float:
+        """Return how long to leave everybody alone, for a time before this in which perhaps nobody could renew.
+
+        Not for ever: a storage that is always slow must not keep the dead alive.
         """
         lease = self._ledger.lease_seconds
-        if now - self._written_at > lease / 2 and now >= self._not_before + lease:
-            self._not_before = now + lease
+        if self._waits >= LONGEST_WAITS:
+            return 0.0
+        if self._written_at is None:  # just started: maybe as the storage came back
+            return 0.0 if presence.anybody_else(connection, self._ledger) else lease / 2
+        return lease if now - self._written_at > lease / 2 else 0.0
 
 
 def reap(connection: sa.Connection, ledger: Ledger) -> int:
@@ -76,19 +85,26 @@ def bury(ledger: Ledger, worker: str, how: str) -> int:
 def park_all_of(ledger: Ledger, worker: str) -> None:
     """Give back every lease of a worker that has left, or that cannot know what it holds; no failure of the trials."""
     with storage.writing(ledger.engine) as connection:
-        connection.execute(
-            hpo_trials.update()
-            .where(
-                hpo_trials.c.study_uid == ledger.uid,
-                hpo_trials.c.settled.is_(False),
-                hpo_trials.c.worker == worker,
-            )
-            .values(lease_until=None)
-        )
+        for row in _held(connection, ledger, hpo_trials.c.worker == worker):
+            settling.release(connection, row)
 
 
 def _lose(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool], how: str) -> int:
-    lost = connection.execute(
+    lost = _held(connection, ledger, whose)
+    for row in lost:
+        if row.stop_requested:
+            settling.end_as_stopped(connection, row)
+            continue
+        failure = Failure(kind=Kind.LOST_WORKER, message=f"{how} ({row.worker})")
+        settling.fail(connection, row, failure, ledger.policies)
+    return len(lost)
+
+
+def _held(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool]) -> Sequence[Any]:
+    """Return our rows of the trials that are leased, locked as they are read: an owner may wake up. What it holds just
+    now is skipped.
+    """
+    return connection.execute(
         sa.select(hpo_trials)
         .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
         .where(
@@ -99,16 +115,5 @@ def _lose(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[boo
             whose,
         )
         .order_by(hpo_trials.c.trial_id)
-        # Locked as it is read: its owner may wake up. What it holds just now is skipped.
         .with_for_update(of=hpo_trials, skip_locked=True)
     ).all()
-    for row in lost:
-        _lose_one(connection, ledger, row, how)
-    return len(lost)
-
-
-def _lose_one(connection: sa.Connection, ledger: Ledger, row: Any, how: str) -> None:
-    if row.stop_requested:
-        settling.end_as_stopped(connection, row)
-    else:
-        settling.fail(connection, row, Failure(kind=Kind.LOST_WORKER, message=f"{how} ({row.worker})"), ledger.policies)

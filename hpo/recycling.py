@@ -8,16 +8,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 from typing import NoReturn
 
 import psutil
 
 from hpo.failures import SPOILING, Kind
+from hpo.signals import ASKING, StopSignal
 from hpo.spec import Recovery
 
 MIB = 2**20
+FOLDER = os.getcwd()  # in which the command was given, whatever user code does later
+THREADS_SECONDS = 5.0  # that threads of user code may take to end
+NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal`
+CANNOT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: whoever started this process may try again
 
 
 class Wear:
@@ -26,7 +33,7 @@ class Wear:
     def __init__(self, recovery: Recovery) -> None:
         self._recovery = recovery
         self._trials = 0
-        self._first_size = resident()
+        self._first_size: int | None = None  # after the first trial, with the data and libraries that every one needs
 
     def reason(self, failed_by: Kind | None) -> str | None:
         """Count a trial and return why the process should start afresh, None if it should not.
@@ -39,6 +46,8 @@ class Wear:
             return f"after {failed_by}"
         if self._trials >= self._recovery.recycle_trials:
             return f"after {self._trials} trials"
+        if self._first_size is None:
+            self._first_size = resident()
         grown = (resident() - self._first_size) // MIB
         return f"after growing by {grown} MiB" if grown >= self._recovery.recycle_growth_mb else None
 
@@ -48,25 +57,50 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def wind_up() -> None:
-    """Do what the interpreter does for user code at its end: join threads, run exit handlers, flush streams."""
-    threading._shutdown()  # type: ignore[attr-defined]
+def leave(code: int) -> NoReturn:
+    """End this process without taking the interpreter apart, which with torch loaded takes up to 2 s."""
+    _wind_up()
+    os._exit(code)
+
+
+def start_afresh(stopping: StopSignal, *, at_once: bool = False) -> None:
+    """Replace this process; open files, CUDA's among them, and child processes do not outlive it.
+
+    Returns if the process was asked to stop, up to the last instant; a signal after that reaches the fresh interpreter.
+
+    Args:
+        at_once: leave out what user code wants done at its end, because the main thread hangs.
+    """
+    if not at_once:
+        _wind_up()
+    _kill_children()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # from here they wait for the fresh interpreter
+    time.sleep(NOTICE_SECONDS)
+    if stopping():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+        return
+    try:
+        os.chdir(FOLDER)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # with them go the driver's contexts, and the memory they hold
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    finally:
+        os._exit(CANNOT_RESTART)
+
+
+def _kill_children() -> None:
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def _wind_up() -> None:
+    """Do what the interpreter does for user code at its end, but wait for its threads only so long."""
+    deadline = time.monotonic() + THREADS_SECONDS
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk
             stream.flush()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process without taking the interpreter apart, which with torch loaded takes up to 2 s."""
-    wind_up()
-    os._exit(code)
-
-
-def start_afresh() -> NoReturn:
-    """Replace this process; open files, CUDA's among them, and child processes do not outlive it."""
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # with them go the driver's contexts, and the memory they hold
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

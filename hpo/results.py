@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ class TrialResult:
     curves: dict[str, list[float]]  # raw, by epoch; of a trial that was not ours: none
     receipt: dict[str, Any]
     attempt: int  # 0 for a trial that was not ours
+    checkpoint: str | None  # the file with its last state, while it is kept
 
 
 def best(study: Study, k: int = 1, number: int | None = None) -> list[TrialResult]:
@@ -56,6 +58,7 @@ def best(study: Study, k: int = 1, number: int | None = None) -> list[TrialResul
             curves=curves[row.trial_id],
             receipt=json.loads(row.receipt or "{}"),
             attempt=row.attempt or 0,
+            checkpoint=row.checkpoint_path if row.checkpoint_path and Path(row.checkpoint_path).exists() else None,
         )
         for row in found
     ]

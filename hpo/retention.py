@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,7 +15,8 @@ from hpo.study import Study
 from hpo.tables import hpo_trials, trials
 
 log = logging.getLogger(__name__)
-OF_ATTEMPT = re.compile(r"\.?attempt-(\d+)-")  # a file of an attempt; with a dot in front while it is written
+OF_TRIAL = re.compile(r"trial-(\d+)")
+OF_ATTEMPT = re.compile(r"\.?attempt-(\d+)-.*")  # a file of an attempt; with a dot in front while it is written
 
 
 def file_name(attempt: int, epoch: int, stamp: int) -> str:
@@ -22,18 +24,18 @@ def file_name(attempt: int, epoch: int, stamp: int) -> str:
     return f"attempt-{attempt}-epoch-{epoch}-{stamp}.pt"
 
 
-def tidy(folder: Path, attempt: int, keep: Path) -> None:
-    """Remove what this attempt and the ones before it left in a trial's folder, but for the file recorded just now.
+def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
+    """Remove what this attempt and the ones before it left in a trial's folder, but for these files.
 
     Earlier attempts can record nothing any more; what a later one has written is not touched.
     """
     for file in folder.iterdir() if folder.exists() else ():
-        match = OF_ATTEMPT.match(file.name)
-        if match and int(match[1]) <= attempt and file != keep:
+        match = OF_ATTEMPT.fullmatch(file.name)
+        if match and int(match[1]) <= attempt and file not in keep:
             file.unlink(missing_ok=True)
 
 
-def leads(study: Study, value: float) -> bool:
+def leads(study: Study, number: int, value: float) -> bool:
     """Say whether a trial that ends with this value is among those whose checkpoint is kept."""
     keep = study.spec.recovery.keep_checkpoints
     if not keep:
@@ -42,8 +44,8 @@ def leads(study: Study, value: float) -> bool:
         best = rows.ranked(connection, study, keep)
     if len(best) < keep:
         return True
-    last = rows.value_of(best[-1])
-    return value > last if study.spec.direction == "maximize" else value < last
+    sign = 1.0 if study.spec.direction == "maximize" else -1.0
+    return (sign * value, -number) > (sign * rows.value_of(best[-1]), -best[-1].number)
 
 
 def sweep(study: Study) -> list[Path]:
@@ -55,15 +57,23 @@ def sweep(study: Study) -> list[Path]:
 
 
 def stale(study: Study) -> list[Path]:
-    """Return the folders of settled trials that do not lead."""
-    folders = {int(folder.name.removeprefix("trial-")): folder for folder in study.checkpoints.glob("trial-[0-9]*")}
+    """Return the folders of settled trials that do not lead; none if the folder of checkpoints cannot be read."""
+    try:
+        folders = {
+            int(match[1]): file for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))
+        }
+    except OSError as error:
+        log.warning("%s cannot be read: %s", study.checkpoints, error)
+        return []
     if not folders:
         return []
+    ours = sa.select(trials.c.number).join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
     with study.storage.engine.connect() as connection:
-        leading = {row.number for row in rows.ranked(connection, study, study.spec.recovery.keep_checkpoints)}
         settled = connection.execute(
-            sa.select(trials.c.number)
-            .join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
-            .where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.settled.is_(True), trials.c.number.in_(folders))
-        )
-        return [folders[number] for (number,) in settled if number not in leading]
+            ours.where(
+                hpo_trials.c.study_uid == study.uid, hpo_trials.c.settled.is_(True), trials.c.number.in_(folders)
+            )
+        ).scalars()
+        ended = set(settled)  # read first: a trial that ends as the best in between is not among them
+        leading = {row.number for row in rows.ranked(connection, study, study.spec.recovery.keep_checkpoints)}
+    return [folders[number] for number in sorted(ended - leading)]

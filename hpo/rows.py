@@ -75,6 +75,7 @@ def results(study: Study) -> sa.Select[Any]:
             trial_values.c.value_type,
             hpo_trials.c.attempt,
             hpo_trials.c.receipt,
+            hpo_trials.c.checkpoint_path,
         )
         .select_from(with_value(study))
         .where(trials.c.study_id == study.study_id)

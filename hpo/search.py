@@ -93,6 +93,10 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
             fleet.end()
             with suppress(*FAILURES):
                 presence.leave(ledger)
-        ended = finished(study, seen)
-        view.update(summarize(study, summary), ended)
+        try:
+            ended = finished(study, seen)
+            view.update(summarize(study, summary), ended)
+        except FAILURES:
+            if not interrupt.received:
+                raise
     return interrupt.exit_code

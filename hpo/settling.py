@@ -1,6 +1,6 @@
 """The end of an attempt, in the transaction of whoever ends it: the trial's holder, a reaper, a person.
 
-The caller has our row of the trial locked; of a trial that is settled already nothing is written again.
+The caller has our row of the trial locked. A trial that has an end already, ours or another program's, is left as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import storage
-from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
 from hpo.tables import (
     INTERMEDIATE_TYPE,
@@ -33,42 +32,58 @@ NO_CHECKPOINT = {
     "checkpoint_attributes": None,
 }
 BY_HAND = "by `hpo stop`"
+STOPPED = "stopped"  # the outcome of a trial that a person ended
 STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
 
 
-def settle(
+def _is_open(connection: sa.Connection, row: Any) -> bool:
+    """Lock Optuna's row of the trial and say whether the trial still runs, by its row and by ours."""
+    state = connection.execute(
+        sa.select(trials.c.state).where(trials.c.trial_id == row.trial_id).with_for_update()
+    ).scalar_one_or_none()
+    return bool(state == TrialState.RUNNING) and not row.settled
+
+
+def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> None:
-    """Write a trial's end; LostLease, so that nothing is written, if it has one already.
-
-    Args:
-        row: our row of the trial, as it was locked.
-    """
-    settled = connection.execute(
-        hpo_trials.update()
-        .where(_of(row), hpo_trials.c.settled.is_(False))
-        .values(settled=True, lease_until=None, outcome=outcome, reason=reason and storage.storable(reason))
+    """Write the end of a trial that is open."""
+    close(connection, row, outcome=outcome, reason=reason)
+    connection.execute(
+        trials.update().where(trials.c.trial_id == row.trial_id).values(state=state, datetime_complete=utc())
     )
-    finished = connection.execute(
-        trials.update()
-        .where(trials.c.trial_id == row.trial_id, trials.c.state == TrialState.RUNNING)
-        .values(state=state, datetime_complete=utc())
-    )
-    if settled.rowcount != 1 or finished.rowcount != 1:
-        raise LostLease("the trial was ended by another process")
     if value is not None:
         found = {"trial_id": row.trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
         storage.upsert(connection, trial_values, [found], key=["trial_id", "objective"])
 
 
+def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | None) -> None:
+    """Close our row of a trial: nothing may take it up again."""
+    reason = reason and storage.storable(reason)
+    connection.execute(
+        hpo_trials.update().where(_of(row)).values(settled=True, lease_until=None, outcome=outcome, reason=reason)
+    )
+
+
+def release(connection: sa.Connection, row: Any) -> None:
+    """Park a trial; one that a person has ended meanwhile ends instead."""
+    if row.stop_requested:
+        end_as_stopped(connection, row)
+    else:
+        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None))
+
+
 def succeed(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
-) -> None:
-    """Settle a trial that did not fail: a row of failures, if there is one, ends with it."""
-    settle(connection, row, state, value, outcome=outcome, reason=reason)
+) -> bool:
+    """Settle a trial that did not fail, with which a row of failures ends; False if it was not open any more."""
+    if not _is_open(connection, row):
+        return False
+    _settle(connection, row, state, value, outcome=outcome, reason=reason)
     connection.execute(
         hpo_studies.update().where(hpo_studies.c.uid == row.study_uid, hpo_studies.c.streak > 0).values(streak=0)
     )
+    return True
 
 
 def fail(
@@ -76,9 +91,13 @@ def fail(
 ) -> Verdict:
     """Record a failed attempt and do what the policy says: park the trial for another one, or settle it.
 
+    DROP, and nothing is written, if the trial is not open any more.
+
     Args:
         accumulation: micro-batches to a batch with which another attempt may do, if the trial can be trained so.
     """
+    if not _is_open(connection, row):
+        return Verdict.DROP
     policy = policies.of(failure.kind)
     if _failed_before(connection, row, failure.kind) < policy.retries:
         verdict = Verdict.RETRY
@@ -93,7 +112,7 @@ def fail(
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))
     else:
         value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None
-        settle(connection, row, STATES[verdict], value, outcome=failure.kind, reason=failure.message)
+        _settle(connection, row, STATES[verdict], value, outcome=failure.kind, reason=failure.message)
         _count(connection, row.study_uid, failure, policies.in_a_row)
     return verdict
 
@@ -115,11 +134,16 @@ def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **iden
     storage.upsert(connection, hpo_failures, [found], key=["study_uid", "trial_id", "attempt", "kind"])
 
 
-def end_as_stopped(connection: sa.Connection, row: Any) -> None:
-    """Settle a trial that a person ended: PRUNED with the last value it reported, FAIL if it has none."""
+def end_as_stopped(connection: sa.Connection, row: Any) -> bool:
+    """Settle a trial that a person ended: PRUNED with the last value it reported, FAIL if it has none; False if it was
+    not open any more.
+    """
+    if not _is_open(connection, row):
+        return False
     value = last_finite(connection, row.trial_id)
     state = TrialState.FAIL if value is None else TrialState.PRUNED
-    settle(connection, row, state, value, outcome="stopped", reason=BY_HAND)
+    _settle(connection, row, state, value, outcome=STOPPED, reason=BY_HAND)
+    return True
 
 
 def last_finite(connection: sa.Connection, trial_id: int) -> float | None:

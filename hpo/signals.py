@@ -29,16 +29,23 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self.grace: float | None = None  # seconds from the request until the process is ended; None leaves it alone
+        self._second_ends = True
         self._received_at = 0.0
         self._last_act: Callable[[], None] | None = None
         self._writer: socket.socket | None = None  # its bytes are signals' numbers; 0 only wakes the thread
         self._masks = threading.local()
 
     @classmethod
-    def installed(cls, *, grace: float | None = None) -> StopSignal:
-        """Return one that handles this process's signals from now on; the main thread must call it."""
+    def installed(cls, *, grace: float | None = None, second_ends: bool = True) -> StopSignal:
+        """Return one that handles this process's signals from now on; the main thread must call it.
+
+        Args:
+            second_ends: whether a second signal ends the process at once. Not where a parent passes on what reaches the
+                whole group, as Slurm's notice does: it would be taken for a second one. That parent can kill.
+        """
         stopping = cls()
         stopping.grace = grace
+        stopping._second_ends = second_ends
         reader, stopping._writer = socket.socketpair()
         stopping._writer.setblocking(False)
         threading.Thread(target=stopping._watch, args=(reader,), name="stop-signal", daemon=True).start()
@@ -48,6 +55,7 @@ class StopSignal:
         os.register_at_fork(
             before=stopping._block, after_in_parent=stopping._unblock, after_in_child=stopping._be_a_mere_flag
         )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # a process that started afresh holds them back until here
         return stopping
 
     def request(self) -> None:
@@ -112,7 +120,7 @@ class StopSignal:
             return
         if self.received is None:
             self._note(number)
-        elif number != self.received or time.monotonic() - self._received_at >= SAME_SECONDS:
+        elif self._second_ends and (number != self.received or time.monotonic() - self._received_at >= SAME_SECONDS):
             os._exit(128 + number)  # now: nothing is tidied up; a lease runs out by itself
 
     def _end(self) -> None:

@@ -22,21 +22,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from hpo import filesystem, tables
-from hpo.errors import StorageBusy, StorageError
+from hpo.errors import NoAnswer, StorageBusy, StorageError
 
 Made = TypeVar("Made")
 FAILURES = (
     sa.exc.SQLAlchemyError,
+    NoAnswer,
     optuna.exceptions.StorageInternalError,
 )  # what a failing storage raises, ours or Optuna's
-#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Tried again by `outage`.
+#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Borne by `outage`.
 OUTAGES = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,
     sa.exc.InternalError,
     sa.exc.TimeoutError,
     sa.exc.PendingRollbackError,
-    optuna.exceptions.StorageInternalError,
+    NoAnswer,
 )
 BUSY_SECONDS = 10.0  # how long a SQLite statement waits for another process's write, a Postgres one for a lock
 BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")

@@ -299,6 +299,11 @@ def as_in_optimize(study: optuna.Study) -> Iterator[None]:
         study._thread_local.in_optimize_loop = False
 
 
+def forget_stop(study: optuna.Study) -> None:
+    """Take note that a stop was passed on: the study may be resumed while this process lives."""
+    study._stop_flag = False
+
+
 def stop_was_requested(study: optuna.Study) -> bool:
     """Say whether a sampler or an objective called `study.stop()` in this process."""
     return bool(study._stop_flag)

@@ -21,11 +21,12 @@ from hpo.errors import Diverged
 from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
 from hpo.ledger import Report
-from hpo.storage import OUTAGES
-from hpo.study import stop_was_requested
+from hpo.settling import STATES
+from hpo.study import forget_stop, stop_was_requested
 
 log = logging.getLogger(__name__)
 
+MAX_STEP = 2**31 - 1  # what an integer column of Postgres holds
 OWN_METRIC = "value"  # how the curve of a user's own objective is called in the ledger
 
 
@@ -71,8 +72,8 @@ class LeasedTrial(optuna.trial.Trial):
             number = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"report: value {value!r} is a {type(value).__name__}, not a number") from None
-        if int(step) < 0:
-            raise ValueError(f"report: step {step} is negative; count epochs from 1")
+        if not 0 <= int(step) < MAX_STEP:
+            raise ValueError(f"report: step {step} is not in 0..{MAX_STEP - 1}; count epochs from 1")
         return number, int(step)
 
     def should_prune(self) -> bool:
@@ -91,16 +92,23 @@ class LeasedTrial(optuna.trial.Trial):
 
     # --- what our own objective calls -------------------------------------------------------------------------------
 
-    def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> None:
-        """Report the judged metric's raw value at a step and the raw metrics beside it; LostLease alone is raised.
+    def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
+        """Report the judged metric's raw value at a step and the raw metrics beside it, and return what was reported;
+        of the Signals only LostLease is raised.
 
         What Optuna sees at a step is the study's rule applied to the curve so far.
         """
         self.curve.append(value)
         judged = self.rule(self.curve) if self.rule else value
-        self.lease.report(Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics))
-        self._last_step = step
-        self._cached_frozen_trial.intermediate_values[step] = judged
+        report = Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics)
+        self.write(report)
+        return report
+
+    def write(self, report: Report) -> None:
+        """Write a report as it is, and let Optuna's trial know of it."""
+        self.lease.report(report)
+        self._last_step = report.step
+        self._cached_frozen_trial.intermediate_values[report.step] = report.value
 
     def pruner_says_stop(self) -> bool:
         """Ask the study's pruner, whatever else is wanted of the trial: for who lets go at a moment of its own choice.
@@ -109,12 +117,8 @@ class LeasedTrial(optuna.trial.Trial):
         """
         if self.lease.is_cut_off:
             return False
-        try:
-            with self.lease.patience.suspended():
-                return super().should_prune()
-        except OUTAGES as error:
-            self.lease.note_failure(error)
-            return False
+        with self.lease.patience.suspended():
+            return bool(self.lease.ask(super().should_prune))
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
@@ -146,29 +150,32 @@ class LeasedTrial(optuna.trial.Trial):
         """Tell the sampler, then write the end of a trial that did not fail; LostLease if another worker owns it by now."""
         self.lease.flush()
         self._tell_the_sampler(state, value)
+        self._pass_on_a_stop()
         ledger, claim, outcome = self.lease.ledger, self.lease.claim, state.name.lower()
         self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason))
+
+    def finish_as_pruned(self, reason: str | None) -> None:
+        """Write the end of a trial that the pruner ended, with the last finite value that it reported."""
+        self.lease.flush()
+        value = self.lease.patience(lambda: self.lease.ledger.last_value(self.lease.claim))
+        self.finish(TrialState.PRUNED, value, reason=reason)
 
     def fail(self, failure: Failure) -> Verdict:
         """Write a failed attempt and do what the study's policy says; LostLease if another worker owns it by now."""
         self.lease.flush()
+        self._pass_on_a_stop()
         ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
         verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
-        if verdict is Verdict.PRUNE:
-            self._tell_the_sampler(TrialState.PRUNED, self.last_value())
-        elif verdict is Verdict.FAIL:
-            self._tell_the_sampler(TrialState.FAIL, None)
+        if verdict in STATES:
+            value = self.lease.patience(lambda: ledger.last_value(claim)) if verdict is Verdict.PRUNE else None
+            self._tell_the_sampler(STATES[verdict], value)
+            self._pass_on_a_stop()
         return verdict
 
     def end_as_stopped(self) -> None:
         """Write the end of a trial that a person ended: it keeps its last value."""
         self.lease.flush()
         self.lease.patience(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
-
-    def last_value(self) -> float | None:
-        """Return the last number reported to Optuna that a sampler can use: the value of a pruned trial."""
-        reported = sorted(self._cached_frozen_trial.intermediate_values.items(), reverse=True)
-        return next((value for _, value in reported if math.isfinite(value)), None)
 
     def _tell_the_sampler(self, state: TrialState, value: float | None) -> None:
         frozen = self._get_latest_trial()
@@ -177,6 +184,10 @@ class LeasedTrial(optuna.trial.Trial):
             self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value])
         except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
             log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
-        if stop_was_requested(self.study):  # before the trial ends: a kill in between must not lose it
+
+    def _pass_on_a_stop(self) -> None:
+        """Stop the study if the objective or the sampler said so: before the trial ends, or a kill in between loses it."""
+        if stop_was_requested(self.study):
             reason = "the objective or the sampler called study.stop()"
             self.lease.patience(lambda: self.lease.ledger.stop(reason))
+            forget_stop(self.study)

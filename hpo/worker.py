@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo import claiming, handover, reaping, recycling, retention, sampling, usercode
-from hpo.errors import LostLease, Outage, Parked, Signal, Stopped, StorageError, TimeUp
-from hpo.failures import Failure, Kind
+from hpo.errors import LostLease, Outage, Parked, Stopped, StorageError, TimeUp
+from hpo.failures import Failure, Kind, Verdict, signal_behind
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Claim, Ledger
@@ -31,7 +32,8 @@ from hpo.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, LeasedTrial
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 0.2  # between two looks for a trial that another worker may have left
+IDLE_SECONDS = 0.2  # until the first other look for a trial that another worker may have left
+LONGEST_IDLE_SECONDS = 2.0  # each look takes the study's lock
 RECYCLE = -1  # in the place of an exit code: the process is to start afresh
 Objective = Callable[[LeasedTrial], Any]
 
@@ -46,19 +48,21 @@ def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSigna
     """
     patience = Patience(study.spec.recovery.outage_seconds, stopping)
     wear = recycling.Wear(study.spec.recovery)
+    idle = IDLE_SECONDS
     try:
         study = bearing(study, patience)
-        with Keeper(ledger, parent=parent, orphaned=stopping.request, overdue=end_overdue) as keeper:
+        overdue = partial(end_overdue, stopping)
+        with Keeper(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as keeper:
             while not stopping():
                 claim = next_claim(ledger, patience)
                 if claim is claiming.Idle.DONE:
                     break
                 if isinstance(claim, claiming.Idle):
-                    time.sleep(IDLE_SECONDS)
+                    time.sleep(idle)
+                    idle = min(1.5 * idle, LONGEST_IDLE_SECONDS)
                     continue
-                lease = Lease(
-                    ledger, claim, stopping=stopping, patience=patience, seconds_left=seconds_left(study, ledger, claim)
-                )
+                idle = IDLE_SECONDS
+                lease = Lease(ledger, claim, stopping=stopping, patience=patience)
                 keeper.hold(lease)
                 run_trial(study, objective, lease)
                 keeper.hold(None)
@@ -68,6 +72,7 @@ def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSigna
     except (Outage, *FAILURES) as error:
         if not stopping():
             raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
+        log.warning("stopping while the storage fails: %s", cause(error))
     return stopping.exit_code
 
 
@@ -92,19 +97,15 @@ def next_claim(ledger: Ledger, patience: Patience) -> Claim | claiming.Idle:
     return patience(attempt)
 
 
-def seconds_left(study: Study, ledger: Ledger, claim: Claim) -> float | None:
-    """Return how long the trial may still train, None if there is no limit."""
-    limit = study.spec.budget.trial_seconds
-    if limit is None or claim.checkpoint is None:
-        return limit
-    return limit - sum(ledger.curve(claim, SECONDS))
-
-
-def end_overdue(lease: Lease) -> None:
-    """End a trial whose training thread hangs, and this process with it."""
+def end_overdue(stopping: StopSignal, lease: Lease) -> None:
+    """End a trial whose training thread hangs, and this process with it; a process that is to stop ends by its grace."""
     said = f"trained for longer than budget.trial_timeout, and for {lease.seconds:.0f} s it has not looked up"
-    lease.ledger.fail(lease.claim, Failure(kind=Kind.TIME_LIMIT, message=said))
-    recycling.start_afresh()
+    try:
+        if stopping() or lease.ledger.fail(lease.claim, Failure(kind=Kind.TIME_LIMIT, message=said)) is Verdict.DROP:
+            return
+    except LostLease:
+        log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
+    recycling.start_afresh(stopping, at_once=True)
 
 
 def run_trial(study: Study, objective: Objective, lease: Lease) -> None:
@@ -126,45 +127,56 @@ def run_trial(study: Study, objective: Objective, lease: Lease) -> None:
 
 def run_to_its_end(study: Study, objective: Objective, lease: Lease) -> None:
     """Open the trial, run the objective on it and settle it; a sampler that fails at its start fails the trial."""
-    lease.let_go()
-    lease.claim = lease.patience(lambda: handover.take(study.trial_folder(lease.claim.number), lease))
-    study.optuna.get_trials(deepcopy=False)  # Optuna's cache must know the new row before a parameter is set
     try:
         trial = open_trial(study, lease)
     except Exception as error:
         failure = Failure.of(error)
-        lease.patience(lambda: lease.ledger.fail(lease.claim, failure))
+        note(lease, failure, lease.patience(lambda: lease.ledger.fail(lease.claim, failure)))
     else:
         settle(trial, objective)
 
 
 def open_trial(study: Study, lease: Lease) -> LeasedTrial:
-    """Return the claimed trial with the curve it has so far."""
+    """Return the claimed trial with the curve it has so far, what an earlier attempt could not record included."""
+    study.optuna.get_trials(deepcopy=False)  # Optuna's cache must know the new row before a parameter is set
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
     curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
-    return LeasedTrial(study.optuna, lease, study.spec.rule, curve)
+    trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve)
+    handover.take(study.trial_folder(trial.number), trial)
+    limit = study.spec.budget.trial_seconds
+    if limit is not None:
+        spent = lease.patience(lambda: sum(lease.ledger.curve(lease.claim, SECONDS)))
+        lease.seconds_left = limit - spent
+    return trial
 
 
 def settle(trial: LeasedTrial, objective: Objective) -> None:
     """Run the objective and settle the trial by how it ended."""
     failure: Failure | None = None
     try:
+        trial.lease.let_go()
         value = trial.judge(objective(trial))
-    except Stopped:
-        trial.end_as_stopped()
     except optuna.TrialPruned as pruned:
-        trial.finish(TrialState.PRUNED, trial.last_value(), reason=str(pruned) or None)
+        trial.finish_as_pruned(str(pruned) or None)
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
-        if isinstance(error, Signal) and not isinstance(error, TimeUp):
-            raise
-        failure = Failure.of(error)
+        why = signal_behind(error)
+        if isinstance(why, Stopped):
+            trial.end_as_stopped()
+        elif why is not None and not isinstance(why, TimeUp):
+            raise why from None
+        else:
+            failure = Failure.of(why or error)
     else:
         trial.finish(TrialState.COMPLETE, value)
     if failure is not None:  # outside of the handler: the exception's frames, and what they hold, are gone
-        trial.lease.failed_by = failure.kind
-        verdict = trial.fail(failure)
-        log.warning("trial %d: %s (%s): %s", trial.number, failure.kind, verdict, failure.message)
+        note(trial.lease, failure, trial.fail(failure))
     log.info("trial %d settled", trial.number, extra={"action": "trial_settled", "trial": trial.number})
+
+
+def note(lease: Lease, failure: Failure, verdict: Verdict) -> None:
+    """Say what an attempt failed by and what was done about it."""
+    lease.failed_by = failure.kind
+    log.warning("trial %d: %s (%s): %s", lease.claim.number, failure.kind, verdict, failure.message)
 
 
 def build_objective(study: Study, folder: Path) -> Objective:

@@ -15,6 +15,8 @@ import pytest
 import typer.main
 
 from hpo import claiming, cli, storage, study, studyfile
+from hpo.tables import hpo_studies
+from tests.trials import begin
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "pause", "resume", "stop", "doctor"]
@@ -356,4 +358,207 @@ def test_every_command_stands_in_the_readme() -> None:
 def test_no_command_and_an_unknown_one_are_usage_errors(hpo: Hpo, tmp_path: Path) -> None:
     assert hpo("serch")[0] == 2
     assert hpo("run")[0] == 2
+    assert content(tmp_path) == {}
+
+
+# --- steering -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    assert hpo("pause", "own") == (
+        0, "paused: running trials of 'own' are parked at their next batch or report; next: hpo resume own\n", "",
+    )  # fmt: skip
+    assert claiming.claim(made.ledger("w")) is claiming.Idle.WAIT
+    assert hpo("resume", "own") == (0, "'own' goes on (it was stopped: paused)\n", "")
+    assert hpo("resume", "own") == (0, "'own' was neither paused nor stopped\n", "")
+    made.storage.close()
+
+
+def test_a_study_is_stopped_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    assert hpo("stop", "own") == (0, "stopped: no new trial is started in 'own'\n", "")
+    assert claiming.claim(made.ledger("w")) is claiming.Idle.DONE
+    assert hpo("resume", "own") == (0, "'own' goes on (it was stopped: by `hpo stop`)\n", "")
+    begin(made)
+    ledger, claim, _ = begin(made)
+    ledger.park(claim)
+    assert hpo("stop", "own")[:2] == (
+        0, "stopped: no new trial is started in 'own'; 2 open trials are still finished\n",
+    )  # fmt: skip
+    assert hpo("stop", "own", "--now")[:2] == (
+        0, "stopped: no new trial is started in 'own'; 1 open trials end at their next batch or report\n",
+    )  # fmt: skip
+    made.storage.close()
+
+
+def test_one_trial_is_stopped(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    ledger, claim, _ = begin(made)
+    assert hpo("stop", "own", "--trial", "0") == (0, "trial 0 ends at its next batch or report\n", "")
+    ledger.park(claim)
+    hpo("stop", "own", "--trial", "0")
+    assert hpo("stop", "own", "--trial", "0")[0] == 2  # it is finished
+    assert hpo("stop", "own", "--trial", "7") == (
+        2, "", "error: study 'own' has no trial 7; `hpo status own` lists those that run\n",
+    )  # fmt: skip
+    assert hpo("status", "own")[0] == 0
+    begun, _, _ = begin(made)  # the study itself goes on
+    assert begun.uid == made.uid
+    made.storage.close()
+
+
+@pytest.mark.parametrize(
+    "command", [["pause"], ["resume"], ["stop"], ["stop", "--now"], ["doctor"], ["doctor", "--fail", "0"]]
+)
+def test_orders_to_an_unknown_study_are_refused_with_the_nearest_name(
+    command: list[str], hpo: Hpo, tmp_path: Path
+) -> None:
+    make_study(tmp_path, OWN.replace('"own"', '"digits"'))
+    name, *options = command
+    assert hpo(name, "digit", *options) == (
+        2, "", f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n",
+    )  # fmt: skip
+
+
+def test_a_fork_that_was_cut_off_is_not_resumed(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    with storage.writing(made.storage.engine) as connection:
+        connection.execute(hpo_studies.update().values(hold="forking", stop_reason="a fork into it was cut off"))
+    assert hpo("resume", "own") == (2, "", "error: study 'own': a fork into it was cut off\n")
+    made.storage.close()
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_storage_that_is_well_has_nothing_to_mend(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path).storage.close()
+    for arguments in (["doctor"], ["doctor", "own"], ["doctor", "--repair"], ["doctor", "--workers", "1000"]):
+        assert hpo(*arguments) == (0, "nothing to mend\n", "")
+
+
+def test_what_is_ill_is_told_with_its_mend_and_exit_code_1_until_it_is_repaired(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    claiming.claim(made.ledger("dead", lease_seconds=-1.0))
+    what = "own: trial 0 is RUNNING without a live lease; its worker was dead\n"
+    ill = f"ill     {what}        hpo doctor --repair, or any worker, parks it\n"
+    for _ in range(2):
+        code, out, err = hpo("doctor")
+        assert (code, err) == (1, "")
+        assert out.endswith(f"{ill}1 to mend\n")
+    code, out, _ = hpo("doctor", "own", "--repair")
+    assert code == 0
+    assert out.endswith(f"mended  {what}nothing to mend\n")
+    code, out, _ = hpo("doctor")
+    assert (code, out) == (
+        0,
+        "note    own: trial 0 is parked after epoch 0\n        hpo run, or hpo worker, goes on with it\nnothing to mend\n",
+    )
+    made.storage.close()
+
+
+def test_a_trial_of_another_program_is_failed_by_hand_alone(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    made.optuna.ask()
+    code, out, _ = hpo("doctor", "--repair")
+    assert code == 1
+    assert out.startswith("ill     own: trial 0 was started by another program at ")
+    assert out.endswith(" UTC\n        if that is dead: hpo doctor own --fail 0\n1 to mend\n")
+    assert hpo("doctor", "--fail", "0") == (
+        2, "", "error: --fail 0: name the study of the trial: hpo doctor STUDY --fail 0\n",
+    )  # fmt: skip
+    assert hpo("doctor", "own", "--fail", "0") == (0, "trial 0 of 'own' is FAIL now\nnothing to mend\n", "")
+    assert hpo("doctor", "own", "--fail", "0") == (
+        2, "", "error: trial 0 of study 'own' does not run: fail\n",
+    )  # fmt: skip
+    made.storage.close()
+
+
+def test_one_study_is_looked_at_if_it_is_named_and_all_of_them_if_not(hpo: Hpo, tmp_path: Path) -> None:
+    for name in ("one", "other", "third"):
+        made = make_study(tmp_path, OWN.replace('"own"', f'"{name}"'), f"{name}.toml")
+        if name != "third":
+            made.optuna.ask()
+        made.storage.close()
+    assert hpo("doctor", "third")[:2] == (0, "nothing to mend\n")
+    assert hpo("doctor", "one")[0] == 1
+    code, out, _ = hpo("doctor")
+    assert (code, out.splitlines()[-1]) == (1, "2 to mend")
+    assert "ill     one: " in out
+    assert "ill     other: " in out
+
+
+def test_a_study_whose_spec_cannot_be_read_does_not_hide_the_others(hpo: Hpo, tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        made = make_study(tmp_path, OWN.replace('"own"', f'"{name}"'), f"{name}.toml")
+    with storage.writing(made.storage.engine) as connection:
+        connection.execute(hpo_studies.update().where(hpo_studies.c.uid != made.uid).values(spec="garbage"))
+    made.optuna.ask()
+    made.storage.close()
+    code, out, _ = hpo("doctor", "--repair")
+    assert code == 1
+    assert "ill     bad: no worker can load its spec: " in out
+    assert "ill     good: trial 0 was started by another program" in out
+
+
+@pytest.mark.parametrize("table", ["filler", "trials"])
+def test_a_damaged_file_is_told_whatever_else_can_still_be_read(table: str, hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    begin(made)
+    made.storage.close()
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("CREATE TABLE filler (x INTEGER)")
+    connection.execute("INSERT INTO filler VALUES (1)")
+    connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with (tmp_path / "studies.db").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    code, out, _ = hpo("doctor")
+    assert code == 1
+    assert f"sqlite:///{tmp_path}/studies.db: the file is damaged: " in out
+    assert "restore a copy of it" in out
+
+
+def test_a_postgres_that_cannot_carry_the_workers_planned_is_ill(postgres_url: str) -> None:
+    storage.connect(postgres_url, create=True).close()
+
+    def doctor(workers: int) -> tuple[int, str]:
+        command = [sys.executable, "-P", "-m", "hpo", "doctor", "--workers", str(workers), "--storage", postgres_url]
+        done = subprocess.run(command, capture_output=True, text=True)  # a process that ends gives back its connections
+        return done.returncode, done.stdout + done.stderr
+
+    assert doctor(8) == (0, "nothing to mend\n")
+    code, told = doctor(1000)
+    assert code == 1
+    assert "1000 workers and this process take up to 2002 connections, 2 each; Postgres has " in told
+    assert told.endswith("1 to mend\n")
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "pause"])
+def test_a_storage_of_an_earlier_version_is_refused_until_a_run_has_mended_it(
+    command: str, hpo: Hpo, tmp_path: Path
+) -> None:
+    make_study(tmp_path).storage.close()
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("ALTER TABLE hpo_trials DROP COLUMN accumulation")
+    connection.close()
+    assert hpo(*USERS[command]) == (
+        2,
+        "",
+        f"error: storage sqlite:///{tmp_path}/studies.db: was made by an earlier hpo (it lacks hpo_trials.accumulation); "
+        "`hpo run` adds them\n",
+    )
+    assert hpo("run", "own.toml", "--workers", "0")[0] == 0
+    assert hpo(*USERS[command])[0] == 0
+
+
+@pytest.mark.parametrize("option", [["--fail", "-1"], ["--workers", "0"], ["--trial", "-1"]])
+def test_a_number_out_of_range_is_a_usage_error(option: list[str], hpo: Hpo, tmp_path: Path) -> None:
+    command = "stop" if option[0] == "--trial" else "doctor"
+    assert hpo(command, "own", *option)[0] == 2
     assert content(tmp_path) == {}

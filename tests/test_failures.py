@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hpo.errors import Diverged, SpecError, TimeUp
-from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Policy, kind_of
+from hpo.errors import Diverged, LostLease, Outage, Parked, Signal, SpecError, Stopped, TimeUp
+from hpo.failures import LONGEST_MESSAGE, Failure, Kind, MemoryPolicy, Policies, Policy, kind_of, signal_behind
 from hpo.spec import StudySpec
 from tests.conftest import OWN_OBJECTIVE
 
@@ -163,6 +163,16 @@ def test_a_chain_that_bites_its_tail_ends() -> None:
     assert Failure.of(one).message == "ValueError: one"
 
 
+@pytest.mark.parametrize("how", ["cause", "context"])
+@pytest.mark.parametrize("signal", [Parked, Stopped, TimeUp, LostLease, Outage])
+def test_a_signal_is_found_behind_what_user_code_raised_as_it_cleaned_up(how: str, signal: type[Signal]) -> None:
+    inner = signal("let go")
+    assert signal_behind(inner) is inner
+    assert signal_behind(over(over(inner, "context"), how)) is inner
+    assert signal_behind(over(inner, "hidden")) is None
+    assert signal_behind(over(ValueError(), how)) is None
+
+
 class Mute(Exception):
     """An error that cannot be told."""
 
@@ -205,6 +215,14 @@ def test_the_message_is_one_line_that_names_the_error(error: BaseException, star
     message = Failure.of(error).message
     assert message.startswith(start)
     assert len(message.splitlines()) == 1
+
+
+def test_a_message_is_cut_where_a_table_could_not_hold_it_and_the_traceback_has_all_of_it() -> None:
+    failure = Failure.of(ValueError("x" * 100_000))
+    assert len(failure.message) == LONGEST_MESSAGE
+    assert failure.message.startswith("ValueError: xxx")
+    assert failure.traceback is not None
+    assert "x" * 100_000 in failure.traceback
 
 
 def test_a_note_on_an_error_does_not_take_the_place_of_its_message() -> None:

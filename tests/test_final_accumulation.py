@@ -13,6 +13,7 @@ import torch
 
 from hpo import assembly, final
 from hpo.config import TrainConfig
+from hpo.errors import SpecError
 from hpo.spec import StudySpec
 
 PINNED: dict[str, Any] = {
@@ -81,5 +82,10 @@ def test_micro_batches_make_another_training_and_whole_batches_keep_the_old_iden
     ways = [trial | {"accumulation": 1}, trial, trial | {"accumulation": 4}]
     trainings = [final.prepare(write(tmp_path / f"{i}.toml", **way)) for i, way in enumerate(ways)]
     assert len({training.identity for training in trainings}) == 3
-    whole = json.dumps([trainings[0].spec.document, 11], sort_keys=True)  # as it was before there were micro-batches
+    whole = json.dumps([trainings[0].spec.identity, 11], sort_keys=True)  # as it was before there were micro-batches
     assert trainings[0].identity == hashlib.sha256(whole.encode()).hexdigest()
+
+
+def test_micro_batches_that_the_batch_cannot_be_cut_into_are_refused(trial: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"receipt.accumulation = 1000: cannot cut training.batch_size = \d+"):
+        final.prepare(write(tmp_path / "a.toml", **(trial | {"accumulation": 1000})))

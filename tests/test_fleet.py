@@ -108,7 +108,7 @@ def test_a_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(make_st
 
 def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
-    objective_file(study, "import os\ndef objective(trial):\n    os._exit(7)\n")
+    objective_file(study, "import os\nos._exit(7)\n")  # before it has a trial that could be to blame
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     tend_to_the_end(fleet)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from hpo import claiming, control, keeper, reaping, storage
+from hpo import claiming, control, keeper, presence, reaping, storage
 from hpo.errors import Parked, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Claim, Ledger, Report
 from hpo.study import Study
-from hpo.tables import hpo_trials
+from hpo.tables import hpo_trials, hpo_workers
 
 MakeStudy = Callable[..., Study]
 
@@ -37,6 +37,12 @@ def until(study: Study) -> float | None:
 def reaped(study: Study) -> int:
     with storage.writing(study.storage.engine) as connection:
         return reaping.reap(connection, study.ledger("other"))
+
+
+def worked_for_hours(ledger: Ledger) -> None:
+    presence.enter(ledger)
+    with storage.writing(ledger.engine) as connection:
+        connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
 
 
 def taken(ledger: Ledger) -> Claim:
@@ -121,8 +127,20 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
     monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("dead", lease_seconds=-1.0))
+    worked_for_hours(study.ledger("another"))
     with Keeper(study.ledger("living")):
         assert until(study) is None
+
+
+def test_a_keeper_that_comes_as_the_storage_may_have_come_back_takes_nothing_yet(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
+    study = make_study(trials=1)
+    taken(study.ledger("away", lease_seconds=-1.0))
+    presence.enter(study.ledger("as new"))  # says nothing of the time before
+    with Keeper(study.ledger("living")):
+        assert until(study) is not None
 
 
 def test_orders_of_people_reach_the_trial_at_hand(make_study: MakeStudy) -> None:

@@ -26,9 +26,10 @@ LAYERS = [
     ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
     ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
     ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
-    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.handover", "hpo.retention"],
+    ["hpo.handover"],
+    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.results", "hpo.lease", "hpo.reaping", "hpo.control", "hpo.studyfile", "hpo.fleet.gpus"],
-    ["hpo.summary", "hpo.finished", "hpo.claiming", "hpo.presence"],
+    ["hpo.summary", "hpo.finished", "hpo.history", "hpo.claiming", "hpo.presence"],
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
     ["hpo.ledger", "hpo.sampling"],
@@ -38,7 +39,16 @@ LAYERS = [
     ["hpo.spec", "hpo.tables", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
     ["hpo.config"],
     ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
-    ["hpo.errors", "hpo.seeds", "hpo.signals", "hpo.receipt", "hpo.jsonfile", "hpo.filesystem", "hpo.view.words"],
+    [
+        "hpo.errors",
+        "hpo.seeds",
+        "hpo.signals",
+        "hpo.receipt",
+        "hpo.jsonfile",
+        "hpo.filesystem",
+        "hpo.clocks",
+        "hpo.view.words",
+    ],
     ["hpo", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
 ]
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
@@ -131,6 +141,7 @@ def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) 
         "rows",
         "summary",
         "finished",
+        "history",
         "results",
         "forking",
         "worker",

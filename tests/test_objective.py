@@ -17,7 +17,7 @@ from hpo import study as studies
 from hpo.config import TrainConfig
 from hpo.errors import LostLease, MismatchError, StorageError
 from hpo.lease import Lease
-from hpo.ledger import Claim, Ledger
+from hpo.ledger import Checkpoint, Claim, Ledger
 from hpo.objective import Saver, declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
@@ -228,3 +228,129 @@ def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
     reaping.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE]
+
+
+GREEDY = """
+import torch
+from torch import nn
+
+class Greedy(nn.Module):
+    def __init__(self, inputs, num_classes):
+        super().__init__()
+        self.layer = nn.Linear(inputs, num_classes)
+
+    def forward(self, images):
+        if self.training and len(images) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.layer(images.flatten(1))
+
+def greedy(input_shape, num_classes, *, unused: int = 0):
+    return Greedy(input_shape[0] * input_shape[1] * input_shape[2], num_classes)
+"""
+
+
+def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_the_same_batch(
+    make_digits: Callable[..., Study], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(GREEDY)
+    study = make_digits(1, model={"name": "mine:greedy"}, training={"epochs": 2, "batch_size": 64})
+    codes = []
+    while not codes or codes[-1] == worker.RECYCLE:
+        codes.append(work(study))
+    assert codes == [worker.RECYCLE, worker.RECYCLE, 0]  # 64 rows at once, 32, 16
+    (result,) = results.best(study)
+    assert (result.attempt, result.receipt["accumulation"]) == (3, 4)
+    config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: result.params[path]))
+    cpu = torch.device("cpu")
+    splits = assembly.load_splits(config, 0, tmp_path, cpu)
+    run = assembly.build_run(config, splits, result.receipt["seed"], tmp_path, cpu, accumulation=4)
+    assert [epoch.validation_accuracy for epoch in run.train()] == result.curves["validation_accuracy"]
+
+
+def test_a_trial_that_trains_for_too_long_is_pruned_with_what_it_has(make_digits: Callable[..., Study]) -> None:
+    budget = {"trials": 1, "trial_timeout": "1s"}
+    study = make_digits(1, training={"epochs": 100_000, "batch_size": 64}, budget=budget)
+    work(study)
+    (trial,) = study.optuna.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.value == max(trial.intermediate_values.values())
+    assert new_row(study).outcome == "time_limit"
+
+
+def test_time_trained_before_a_pause_counts_towards_the_limit(make_digits: Callable[..., Study]) -> None:
+    budget = {"trials": 1, "trial_timeout": "10s"}
+    study = make_digits(1, training={"epochs": 100_000, "batch_size": 64}, budget=budget)
+
+    class AfterAnEpoch(StopSignal):
+        def __call__(self) -> bool:
+            return bool(study.optuna.trials and study.optuna.trials[0].intermediate_values)
+
+    work(study, AfterAnEpoch())
+    claim = claiming.claim(study.ledger("w"))
+    assert isinstance(claim, Claim)
+    study.optuna.get_trials(deepcopy=False)
+    left = worker.open_trial(study, Lease(study.ledger("w"), claim)).lease.seconds_left
+    assert left is not None
+    assert 0.0 < left < 10.0
+
+
+def test_the_best_trials_keep_their_last_checkpoint_and_no_other_does(make_digits: Callable[..., Study]) -> None:
+    study = make_digits(6, recovery={"keep_checkpoints": 2, "checkpoint_every": "0s"})
+    work(study)
+    ranked = sorted(study.optuna.trials, key=lambda trial: (-(trial.value or 0.0), trial.number))
+    kept = sorted(folder.name for folder in study.checkpoints.glob("trial-*"))
+    assert kept == sorted(f"trial-{trial.number:06d}" for trial in ranked[:2])
+    best = results.best(study)[0]
+    assert best.checkpoint is not None
+    assert torch.load(best.checkpoint, weights_only=True)["epoch"] == 3
+
+
+def test_a_checkpoint_on_a_disk_that_takes_none_costs_no_trial(
+    make_digits: Callable[..., Study], caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_digits(1, recovery={"checkpoint_every": "0s"})
+    study.trial_folder(0).touch()  # a file where the folder should be
+    assert work(study) == 0
+    assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE]
+    assert caplog.text.count("no checkpoint of epoch") == 1  # told once
+
+
+@pytest.mark.parametrize("pruner", ["median", "successive_halving"])  # hyperband: the name decides on the bracket
+def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
+    make_digits: Callable[..., Study], pruner: str
+) -> None:
+    """One curve in two studies: unbroken, and lost after a fine epoch that the checkpoint does not hold."""
+    settings = {"name": pruner} | ({"n_startup_trials": 2, "n_min_trials": 1} if pruner == "median" else {})
+    curve = [0.5, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+
+    def attempt(study: Study, values: list[float], first: int) -> tuple[Ledger, LeasedTrial, list[bool]]:
+        ledger = study.ledger("w")
+        claim = claiming.claim(ledger)
+        assert isinstance(claim, Claim)
+        study.optuna.get_trials(deepcopy=False)
+        trial = worker.open_trial(study, Lease(ledger, claim))
+        decisions = []
+        for step, value in enumerate(values, start=first):
+            trial.report_epoch(step, value, {"validation_accuracy": value})
+            decisions.append(trial.pruner_says_stop())
+        return ledger, trial, decisions
+
+    def with_history(name: str) -> Study:
+        study = make_digits(9, name=name, pruner=settings, value="last", training={"epochs": 9, "batch_size": 64})
+        study = studies.join(study.storage, name)
+        for height in (0.3, 0.4, 0.6, 0.7):
+            _, trial, _ = attempt(study, [height] * 9, 1)
+            trial.finish(TrialState.COMPLETE, height)
+        return study
+
+    _, _, unbroken = attempt(with_history("unbroken"), curve, 1)
+    broken = with_history("broken")
+    ledger, lost, before = attempt(broken, curve[:2], 1)
+    assert lost.lease.record_checkpoint(Checkpoint(epoch=2, path="/c.pt", digest="d"))
+    for step in (3, 4, 5, 6, 7):  # values that would have passed every rung
+        lost.report_epoch(step, 0.99, {"validation_accuracy": 0.99})
+        lost.pruner_says_stop()
+    reaping.bury(ledger, "w", "killed")
+    _, trial, after = attempt(broken, curve[2:], 3)
+    assert before + after == unbroken
+    assert trial.curve == curve

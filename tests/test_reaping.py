@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, control, presence, reaping, settling, storage
+from hpo import claiming, control, presence, reaping, settling, storage, tables
 from hpo.claiming import Idle
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind
@@ -225,73 +225,112 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_reaper_takes_what_is_expired_as_soon_as_it_starts(make_study: MakeStudy, clock: Clock) -> None:
+def beside_another(study: Study) -> None:
+    """Let another process have worked on the study for a while: then the storage was not away."""
+    other = study.ledger("another")
+    presence.enter(other)
+    with storage.writing(other.engine) as connection:
+        connection.execute(hpo_workers.update().values(started_at=1.0))
+
+
+def begun(study: Study, clock: Clock) -> Reaper:
+    """Return a reaper that has been at work just now, and a trial that it could take from now on."""
+    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
+    beside_another(study)
+    assert reaper() == 0
+    taken(study)
+    return reaper
+
+
+def test_a_reaper_beside_others_takes_what_is_expired_as_soon_as_it_starts(make_study: MakeStudy, clock: Clock) -> None:
     study = make_study()
     taken(study)
-    assert Reaper(study.ledger("w"), clock=clock)() == 1
+    beside_another(study)
+    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
+    assert reaper.is_due
+    assert reaper() == 1
+
+
+@pytest.mark.parametrize("company", ["none", "itself", "one that just came", "one long silent", "another study's"])
+def test_a_reaper_that_starts_alone_waits_half_a_lease(company: str, make_study: MakeStudy, clock: Clock) -> None:
+    study = make_study()
+    taken(study)
+    ledger = study.ledger("w", lease_seconds=LEASE)
+    if company == "itself":
+        presence.enter(ledger)
+    elif company == "another study's":
+        beside_another(make_study(name="other"))
+    elif company != "none":
+        beside_another(study)
+    silent = {
+        "itself": {"started_at": 1.0},
+        "one that just came": {"started_at": 1e12},
+        "one long silent": {"seen_at": 2.0},
+    }
+    with storage.writing(study.storage.engine) as connection:
+        if values := silent.get(company):
+            connection.execute(hpo_workers.update().values(**values))
+    reaper = Reaper(ledger, clock=clock)
+    took = [reaper()]
+    for _ in range(3):
+        clock.seconds += LEASE / 6
+        took.append(reaper())
+    assert took == [0, 0, 0, 1]
 
 
 def test_a_reaper_is_due_six_times_a_lease(make_study: MakeStudy, clock: Clock) -> None:
-    reaper = Reaper(make_study().ledger("w", lease_seconds=LEASE), clock=clock)
+    reaper = begun(make_study(), clock)
     assert not reaper.is_due
     clock.seconds += LEASE / 6 - 0.1
     assert not reaper.is_due
     clock.seconds += 0.2
     assert reaper.is_due
-    reaper()
+    assert reaper() == 1
     assert not reaper.is_due
 
 
 def test_a_reaper_that_was_away_itself_gives_everybody_a_lease_s_time(make_study: MakeStudy, clock: Clock) -> None:
-    study = make_study()
-    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
-    assert reaper() == 0
-    taken(study)
+    reaper = begun(make_study(), clock)
     clock.seconds += LEASE / 2 + 1  # the storage was away, or this process was: others may have been silent for it
-    assert reaper() == 0
-    for _ in range(5):
+    took = [reaper()]
+    for _ in range(6):
         clock.seconds += LEASE / 6
-        assert reaper() == 0
-    clock.seconds += LEASE / 6
-    assert reaper() == 1
+        took.append(reaper())
+    assert took == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_a_gap_of_half_a_lease_is_none(make_study: MakeStudy, clock: Clock) -> None:
-    study = make_study()
-    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
-    taken(study)
+    reaper = begun(make_study(), clock)
     clock.seconds += LEASE / 2
     assert reaper() == 1
 
 
 def test_a_storage_that_is_always_slow_does_not_keep_the_dead_alive(make_study: MakeStudy, clock: Clock) -> None:
-    study = make_study()
-    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
-    taken(study)
+    reaper = begun(make_study(), clock)
     took = []
-    for _ in range(4):
-        clock.seconds += LEASE - 1
+    for _ in range(6):
+        clock.seconds += LEASE + 1
         took.append(reaper())
-    assert took == [0, 0, 1, 0]
+    assert took == [0, 0, 0, 0, 0, 1]
 
 
-def test_a_gap_long_after_another_one_is_a_gap_again(make_study: MakeStudy, clock: Clock) -> None:
+def test_a_gap_after_the_dead_were_reaped_is_a_gap_again(make_study: MakeStudy, clock: Clock) -> None:
     study = make_study()
-    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
-    for _ in range(2):
-        taken(study)
+    reaper = begun(study, clock)
+    for _ in range(3):
         clock.seconds += 10 * LEASE
         assert reaper() == 0
-        clock.seconds += LEASE
+        clock.seconds += LEASE / 2
+        assert reaper() == 0
+        clock.seconds += LEASE / 2
         assert reaper() == 1
+        taken(study)
 
 
 def test_the_time_that_a_reaper_waits_for_the_storage_is_a_gap(
     make_study: MakeStudy, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study()
-    reaper = Reaper(study.ledger("w", lease_seconds=LEASE), clock=clock)
-    taken(study)
+    reaper = begun(make_study(), clock)
     stamp = presence.stamp
 
     def slow(connection: sa.Connection, ledger: Ledger) -> None:
@@ -300,12 +339,32 @@ def test_the_time_that_a_reaper_waits_for_the_storage_is_a_gap(
 
     with monkeypatch.context() as patched:
         patched.setattr(presence, "stamp", slow)
-        assert reaper() == 0
-    assert reaper() == 0
-    clock.seconds += LEASE / 2
-    assert reaper() == 0
-    clock.seconds += LEASE / 2
-    assert reaper() == 1
+        took = [reaper()]
+    for _ in range(3):
+        took.append(reaper())
+        clock.seconds += LEASE / 2
+    assert took == [0, 0, 0, 1]
+
+
+def test_an_attempt_that_the_storage_refused_does_not_end_a_gap(
+    make_study: MakeStudy, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaper = begun(make_study(), clock)
+
+    def refused(connection: sa.Connection, ledger: Ledger) -> None:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+
+    for _ in range(6):
+        clock.seconds += LEASE / 6
+        with monkeypatch.context() as patched:
+            patched.setattr(presence, "stamp", refused)
+            with pytest.raises(sa.exc.OperationalError):
+                reaper()
+    took = [reaper()]
+    for _ in range(2):
+        clock.seconds += LEASE / 2
+        took.append(reaper())
+    assert took == [0, 0, 1]
 
 
 def test_a_reaper_stamps_its_worker_s_row_even_while_it_holds_off(make_study: MakeStudy, clock: Clock) -> None:
@@ -314,9 +373,7 @@ def test_a_reaper_stamps_its_worker_s_row_even_while_it_holds_off(make_study: Ma
     presence.enter(ledger)
     with storage.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(seen_at=1.0))
-    reaper = Reaper(ledger, clock=clock)
-    clock.seconds += LEASE
-    reaper()
+    Reaper(ledger, clock=clock)()
     with ledger.engine.connect() as connection:
         assert connection.execute(sa.select(hpo_workers.c.seen_at)).scalar_one() > 1e9
 
@@ -344,6 +401,7 @@ def test_two_reapers_at_one_instant_take_each_trial_once(make_study: MakeStudy, 
     study = make_study(trials=20)
     for _ in range(20):
         taken(study)
+    beside_another(study)
     reapers = [Reaper(study.ledger(worker), clock=clock) for worker in ("one", "other")]
     counts = together(*reapers)
     left = reap(study)  # what one had locked as the other looked was skipped
@@ -364,8 +422,20 @@ def test_a_reaper_and_a_parent_that_buries_take_a_trial_once(make_study: MakeStu
 
 def reaped_while(study: Study, write: Callable[[sa.Connection], object]) -> object:
     """Return what a reaper takes that begins while another transaction has written this and not yet committed."""
+    return while_written(study, write, lambda: reap(study))
+
+
+def while_written(study: Study, write: Callable[[sa.Connection], object], act: Callable[[], object]) -> object:
+    """Return what comes of an act, an error included, that begins while this is written and not yet committed."""
     found: list[object] = []
-    reaper = threading.Thread(target=lambda: found.append(reap(study)))
+
+    def run() -> None:
+        try:
+            found.append(act())
+        except BaseException as error:
+            found.append(error)
+
+    reaper = threading.Thread(target=run)
     with storage.writing(study.storage.engine) as connection:
         write(connection)
         reaper.start()
@@ -410,3 +480,30 @@ def test_a_lease_that_is_renewed_while_the_reaper_waits_is_not_taken(make_study:
     assert reap(study) == 0
     assert failures(study) == []
     assert rows(study)[0].lease_until is not None
+
+
+@pytest.mark.parametrize("way", ["reap", "bury", "hpo stop --now"])
+def test_a_trial_that_something_else_ends_at_that_instant_does_not_save_the_others(
+    way: str, make_study: MakeStudy
+) -> None:
+    study = make_study(failures={"lost_worker": {"retries": 0}})
+    told, lost = taken(study), taken(study)
+    if way == "hpo stop --now":
+        for claim in (told, lost):
+            study.ledger("dead").park(claim)
+    acts: dict[str, Callable[[], object]] = {
+        "reap": lambda: reap(study),
+        "bury": lambda: reaping.bury(study.ledger("launcher"), "dead", "killed"),
+        "hpo stop --now": lambda: control.stop(study, now=True),
+    }
+
+    def tell(connection: sa.Connection) -> None:  # as the dashboard does
+        ended = {"state": TrialState.COMPLETE, "datetime_complete": tables.utc()}
+        connection.execute(tables.trials.update().where(tables.trials.c.trial_id == told.trial_id).values(**ended))
+
+    found = while_written(study, tell, acts[way])
+    assert isinstance(found, int), repr(
+        found
+    )  # a Signal would end the keeper's thread, or the command with a traceback
+    acts[way]()
+    assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE", "FAIL"]

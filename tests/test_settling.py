@@ -203,7 +203,7 @@ def test_failing_twice_for_one_attempt_is_failing_once(failed: Failure, make_stu
     ledger, claim, _ = begin(study)
     first = ledger.fail(claim, failed)
     before = row_of(study, claim), failures(study), standing(study)
-    assert ledger.fail(claim, failed) in (DROP, first)  # the commit's answer was lost, and the call is made again
+    assert ledger.fail(claim, failed) is first  # the commit's answer was lost, and the call is made again
     assert (row_of(study, claim), failures(study), standing(study)) == before
 
 
@@ -211,8 +211,13 @@ def test_a_second_end_of_another_kind_changes_nothing(make_study: MakeStudy) -> 
     study = make_study(trials=1)
     ledger, claim, _ = begin(study)
     ledger.fail(claim, AN_EXCEPTION)
-    assert ledger.fail(claim, failure(Kind.DIVERGED)) is DROP
-    ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+    for end in (
+        lambda: ledger.fail(claim, failure(Kind.DIVERGED)),
+        lambda: ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete"),
+        lambda: ledger.end_as_stopped(claim),
+    ):
+        with pytest.raises(LostLease):
+            end()
     assert failures(study) == [(1, "exception", "fail")]
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.FAIL, None)
 
@@ -229,12 +234,12 @@ def test_a_failure_of_a_trial_that_another_worker_has_by_now_is_not_written(make
     assert trial_of(study, 0).state == TrialState.RUNNING
 
 
-def test_a_failure_of_a_trial_that_was_ended_elsewhere_is_not_written(make_study: MakeStudy) -> None:
+@pytest.mark.parametrize("failed", [AN_EXCEPTION, NO_DATA], ids=["at its end", "with retries left"])
+def test_a_failure_of_a_trial_that_was_ended_elsewhere_is_not_written(failed: Failure, make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     ledger, claim, _ = begin(study)
     study.optuna.tell(0, 0.5)
-    with pytest.raises(LostLease):
-        ledger.fail(claim, AN_EXCEPTION)
+    assert ledger.fail(claim, failed) is DROP
     assert failures(study) == []
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.COMPLETE, 0.5)
 

@@ -13,23 +13,33 @@ from hpo.cli.app import JsonOption, StorageOption, app, quiet_optuna, storage_ur
 @app.command()
 def status(
     study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if left out.")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", min=0, help="This trial in full, with its failures' tracebacks.")
+    ] = None,
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
     from hpo import storage as storages
     from hpo import study as studies
+    from hpo.errors import SpecError
+    from hpo.history import history
     from hpo.summary import statuses, summarize
     from hpo.view import live
 
+    if trial is not None and study is None:
+        raise SpecError(f"--trial {trial}: name the study of the trial: hpo status STUDY --trial {trial}")
     quiet_optuna()
     place = storages.connect(storage_url(storage))
     if study is None:
         summaries = statuses(place)
         typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
-        return
-    summary = summarize(studies.join(place, study))
-    typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
+    elif trial is None:
+        summary = summarize(studies.join(place, study))
+        typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
+    else:
+        found = history(studies.join(place, study), trial)
+        typer.echo(jsons.dumps(live.to_json(found)) if json else live.history_text(found))
 
 
 @app.command()

@@ -140,7 +140,12 @@ def run(
         if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = code_of_exit or fleet.exit_code
-    summary = report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
+    try:
+        summary = report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
+    except storages.FAILURES:
+        if not code_of_exit:
+            raise
+        raise typer.Exit(code_of_exit) from None
     raise typer.Exit(code_of_exit or int(summary.hold == Hold.BROKEN))
 
 
@@ -190,10 +195,11 @@ def worker(
     from hpo import worker as workers
     from hpo.errors import Outage
     from hpo.fleet.local import TRY_AGAIN
+    from hpo.spec import Recovery
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     quiet_optuna()
-    stopping = StopSignal.installed()
+    stopping = StopSignal.installed(grace=Recovery().grace_seconds, second_ends=parent is None)
     mine = studyfile.read(Path(study), code_folder=code) if study.endswith(".toml") else None
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
@@ -210,8 +216,8 @@ def worker(
         logging.error("%s", error)
         code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while
     if code_of_exit == workers.RECYCLE:
-        recycling.wind_up()
-        recycling.start_afresh()
+        recycling.start_afresh(stopping)
+        code_of_exit = stopping.exit_code
     logging.info("leaving with exit code %d", code_of_exit)
     if parent is not None:
         recycling.leave(code_of_exit)

@@ -26,7 +26,7 @@ from hpo.study import Study
 
 log = logging.getLogger(__name__)
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it
-RESTARTS = 5  # crashes of one slot in a row before it stays empty: more than one trial that kills its workers may cause
+RESTARTS = 3  # crashes of one slot in a row that cost no trial before it stays empty
 RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
@@ -60,6 +60,19 @@ class Slot:
         return f"worker {self.index}" + (f" on GPU {self.gpu}" if self.gpu else "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dead:
+    """A worker that is gone: the name under which it held leases, its exit code, whether it was asked to leave."""
+
+    worker: str
+    code: int
+    asked: bool
+
+    @property
+    def left_in_order(self) -> bool:
+        return self.asked or self.code in LEFT_IN_ORDER
+
+
 class Fleet:
     """The local workers of one `hpo run`."""
 
@@ -68,6 +81,7 @@ class Fleet:
         self.code_folder = code_folder
         self.allow_code_change = allow_code_change
         self.stop_asked_at: float | None = None
+        self._unreleased: list[Dead] = []  # their leases could not be taken yet
         self.grace = study.spec.recovery.grace_seconds + KILL_SECONDS
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
@@ -115,6 +129,9 @@ class Fleet:
         """Look after every slot once; return how many workers are alive or about to be started again."""
         if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.grace:
             self.kill_processes()
+        unreleased, self._unreleased = self._unreleased, []
+        for dead in unreleased:
+            self._release(dead)
         for slot in self.slots:
             if slot.process is not None and slot.process.poll() is not None:
                 self._bury(slot)
@@ -128,25 +145,35 @@ class Fleet:
         code = slot.process.returncode
         slot.process = None
         slot.exit_codes.append(code)
-        self._release(slot, code)
+        cost_a_trial = self._release(Dead(worker=slot.worker, code=code, asked=self.stop_asked_at is not None))
         if code == 0 or self.stop_asked_at is not None:
             return
         lived = time.monotonic() - slot.started_at
-        slot.crashes = 1 if lived >= HEALTHY_SECONDS else slot.crashes + 1
+        if lived >= HEALTHY_SECONDS:
+            slot.crashes = 0
+        if (
+            not cost_a_trial
+        ):  # else the trial's own count of lost workers, and the study's of failures, put an end to it
+            slot.crashes += 1
         slot.given_up = code == USAGE_ERROR or (code != TRY_AGAIN and slot.crashes > RESTARTS)
         if not slot.given_up:
-            slot.restart_at = time.monotonic() + min(RESTART_SECONDS * 2 ** (slot.crashes - 1), LONGEST_PAUSE_SECONDS)
+            pause = RESTART_SECONDS * 2 ** max(0, slot.crashes - 1)
+            slot.restart_at = time.monotonic() + min(pause, LONGEST_PAUSE_SECONDS)
 
-    def _release(self, slot: Slot, code: int) -> None:
-        """Take what a dead worker held, now rather than when its lease runs out, which would do as well."""
+    def _release(self, dead: Dead) -> bool:
+        """Take what a dead worker held, now rather than when its lease runs out; return whether it held something.
+
+        If the storage fails, it is tried again: a worker that left because of an outage has lost its trial to nobody.
+        """
         ledger = self.study.ledger("launcher")
         try:
-            if code in LEFT_IN_ORDER or self.stop_asked_at is not None:
-                reaping.park_all_of(ledger, slot.worker)
-            else:
-                reaping.bury(ledger, slot.worker, died_of(code))
+            if dead.left_in_order:
+                reaping.park_all_of(ledger, dead.worker)
+                return False
+            return reaping.bury(ledger, dead.worker, died_of(dead.code)) > 0
         except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
-            log.warning("the leases of %s could not be given back; they run out by themselves", slot.name)
+            self._unreleased.append(dead)
+            return False
 
     @property
     def failed(self) -> list[Slot]:

@@ -72,6 +72,10 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
+def _evaluation_batch(accumulation: int) -> int:
+    return max(1, EVALUATION_BATCH // accumulation)
+
+
 def can_halve(batch_size: int, accumulation: int) -> bool:
     """Return whether a run may take its batches in twice as many micro-batches: each keeps at least 2 images."""
     return batch_size // (2 * accumulation) >= SMALLEST_PIECE
@@ -79,11 +83,19 @@ def can_halve(batch_size: int, accumulation: int) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, *, mean: Tensor, std: Tensor, precision: Precision = "float32"
+    model: nn.Module,
+    split: Split,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    precision: Precision = "float32",
+    accumulation: int = 1,
 ) -> tuple[float, float]:
-    """Return mean loss and accuracy over one part; the model is left in eval mode."""
+    """Return mean loss and accuracy over one part, in batches as small as a run's with this accumulation; the model is
+    left in eval mode.
+    """
     images = _Pixels(split.images, mean, std, _dtype(model))
-    loss, accuracy = _evaluate(model, images, split.labels, precision, EVALUATION_BATCH).tolist()
+    loss, accuracy = _evaluate(model, images, split.labels, precision, _evaluation_batch(accumulation)).tolist()
     return loss, accuracy
 
 
@@ -138,7 +150,7 @@ class Run:
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._batch_size = min(batch_size, len(splits.train.labels))
         self._pieces = min(accumulation, max(1, self._batch_size // SMALLEST_PIECE))
-        self._evaluation_batch = max(1, EVALUATION_BATCH // accumulation)
+        self._evaluation_batch = _evaluation_batch(accumulation)
         self._seed = seed
         self._precision: Precision = precision
         self._device = device

@@ -24,6 +24,7 @@ from hpo.view.words import STATES, counted, duration, value_text
 
 if TYPE_CHECKING:
     from hpo.finished import FinishedTrial
+    from hpo.history import History
     from hpo.results import TrialResult
     from hpo.summary import Best, FailureCount, RunningTrial, Summary
 
@@ -297,6 +298,26 @@ def status_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def history_text(found: History) -> str:
+    """Tell one trial in full, the tracebacks of its failures last."""
+    lines = [
+        f"trial    {found.number}, {STATES[found.state]}"
+        + (f" ({found.outcome})" if found.outcome not in (None, found.state) else ""),
+        f"value    {value_text(found.value)} after {found.epochs} epoch{'' if found.epochs == 1 else 's'}",
+    ]
+    if found.reason:
+        lines.append(f"reason   {found.reason}")
+    if found.attempt:
+        lines.append(f"attempt  {found.attempt}, by {found.worker}")
+    if found.checkpoint:
+        lines.append(f"saved    {found.checkpoint}")
+    lines += [f"param    {name} = {_param(value)}" for name, value in found.params.items()]
+    for failed in found.failures:
+        lines.append(f"failed   attempt {failed.attempt} by {failed.kind}, then {failed.verdict}: {failed.message}")
+        lines += [f"           {line}" for line in (failed.traceback or "").splitlines()]
+    return "\n".join(lines)
+
+
 def winner_text(winner: TrialResult) -> str:
     """Tell the best trial's value and parameters."""
     longest = max((len(name) for name in winner.params), default=0)
@@ -308,9 +329,9 @@ def winner_text(winner: TrialResult) -> str:
     )
 
 
-def to_json(summary: Summary) -> dict[str, Any]:
-    """Return a summary in plain JSON types; a number that is none is None."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(summary))
+def to_json(shown: Summary | History) -> dict[str, Any]:
+    """Return what is shown in plain JSON types; a number that is none is None."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(shown))
     return plain
 
 

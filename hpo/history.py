@@ -1,0 +1,108 @@
+"""One trial in full, whatever its state: what it was given, how its attempts ended, and where they failed. Read only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import rows, storage
+from hpo.errors import StudyError
+from hpo.study import Study
+from hpo.tables import hpo_failures, hpo_trials, intermediate_values, trial_values, trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedAttempt:
+    """An attempt that failed."""
+
+    attempt: int
+    kind: str
+    verdict: str
+    worker: str
+    message: str
+    traceback: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """One trial in full."""
+
+    number: int
+    state: str  # as `Summary.counts` calls them: complete, pruned, fail, running, parked, foreign, waiting
+    outcome: str | None
+    reason: str | None
+    value: float | None
+    epochs: int
+    attempt: int  # 0 for a trial that is not ours
+    worker: str | None
+    checkpoint: str | None
+    params: dict[str, Any]
+    failures: list[FailedAttempt]
+
+
+def history(study: Study, number: int) -> History:
+    """Read a trial's history; StudyError if there is no such trial."""
+    epochs = sa.select(sa.func.max(intermediate_values.c.step)).where(
+        intermediate_values.c.trial_id == trials.c.trial_id
+    )
+    with study.storage.engine.connect() as connection:
+        row = connection.execute(
+            sa.select(
+                trials.c.trial_id,
+                trials.c.number,
+                trials.c.state,
+                trial_values.c.value,
+                trial_values.c.value_type,
+                hpo_trials.c.outcome,
+                hpo_trials.c.reason,
+                hpo_trials.c.attempt,
+                hpo_trials.c.worker,
+                hpo_trials.c.checkpoint_path,
+                (hpo_trials.c.lease_until >= storage.now(connection)).label("live"),
+                epochs.correlate(trials).scalar_subquery().label("epochs"),
+            )
+            .select_from(rows.with_value(study))
+            .where(trials.c.study_id == study.study_id, trials.c.number == number)
+        ).one_or_none()
+        if row is None:
+            raise StudyError(f"study {study.name!r} has no trial {number}")
+        failed = connection.execute(
+            sa.select(hpo_failures)
+            .where(hpo_failures.c.study_uid == study.uid, hpo_failures.c.trial_id == row.trial_id)
+            .order_by(hpo_failures.c.attempt, hpo_failures.c.failed_at)
+        ).all()
+        params = rows.params(connection, study, [row.trial_id])
+    return History(
+        number=number,
+        state=_state(row),
+        outcome=row.outcome,
+        reason=row.reason,
+        value=None if row.value_type is None else rows.value_of(row),
+        epochs=row.epochs or 0,
+        attempt=row.attempt or 0,
+        worker=row.worker,
+        checkpoint=row.checkpoint_path,
+        params=params[row.trial_id],
+        failures=[
+            FailedAttempt(
+                attempt=one.attempt,
+                kind=one.kind,
+                verdict=one.verdict,
+                worker=one.worker,
+                message=one.message,
+                traceback=one.traceback,
+            )
+            for one in failed
+        ],
+    )
+
+
+def _state(row: Any) -> str:
+    if row.state != TrialState.RUNNING:
+        return str(row.state.name.lower())
+    if row.attempt is None:
+        return "foreign"
+    return "running" if row.live else "parked"
