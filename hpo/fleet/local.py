@@ -30,6 +30,7 @@ RESTARTS = 3  # crashes of one slot in a row that cost no trial before it stays 
 RESTART_SECONDS = 0.5  # until the first restart; twice as long before each next one
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
+RELEASE_SECONDS = 2.0  # between two tries to take the leases of the dead from a storage that fails
 KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themselves
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
@@ -82,6 +83,7 @@ class Fleet:
         self.allow_code_change = allow_code_change
         self.stop_asked_at: float | None = None
         self._unreleased: list[Dead] = []  # their leases could not be taken yet
+        self._release_at = 0.0
         self.grace = study.spec.recovery.grace_seconds + KILL_SECONDS
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
@@ -129,9 +131,11 @@ class Fleet:
         """Look after every slot once; return how many workers are alive or about to be started again."""
         if self.stop_asked_at is not None and time.monotonic() - self.stop_asked_at > self.grace:
             self.kill_processes()
-        unreleased, self._unreleased = self._unreleased, []
-        for dead in unreleased:
-            self._release(dead)
+        if self._unreleased and time.monotonic() >= self._release_at:
+            unreleased, self._unreleased = self._unreleased, []
+            for dead in unreleased:
+                self._release(dead)
+            self._release_at = time.monotonic() + RELEASE_SECONDS
         for slot in self.slots:
             if slot.process is not None and slot.process.poll() is not None:
                 self._bury(slot)
@@ -151,9 +155,7 @@ class Fleet:
         lived = time.monotonic() - slot.started_at
         if lived >= HEALTHY_SECONDS:
             slot.crashes = 0
-        if (
-            not cost_a_trial
-        ):  # else the trial's own count of lost workers, and the study's of failures, put an end to it
+        if not cost_a_trial:  # else the trial's own count of lost workers, or the study's of failures, ends it
             slot.crashes += 1
         slot.given_up = code == USAGE_ERROR or (code != TRY_AGAIN and slot.crashes > RESTARTS)
         if not slot.given_up:
