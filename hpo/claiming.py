@@ -33,11 +33,14 @@ def claim(ledger: Ledger) -> Claim | Idle:
     """Take up a trial; StudyError if the study was deleted meanwhile."""
     with storage.writing(ledger.engine) as connection:
         study = lock_study(connection, ledger)
-        if study.hold is not None:
-            return Idle.WAIT if study.hold == Hold.PAUSED else Idle.DONE
+        if study.hold not in (None, Hold.PAUSED):
+            return Idle.DONE
+        may_begin = study.stop_reason is None and _spent(connection, ledger) < study.trials + study.imported
+        if study.hold == Hold.PAUSED:
+            return Idle.WAIT if may_begin or _running(connection, ledger) else Idle.DONE
         if taken := _take_over(connection, ledger):
             return taken
-        if study.stop_reason is None and _spent(connection, ledger) < study.trials + study.imported:
+        if may_begin:
             if found := _queued(connection, ledger) or _new(connection, ledger):
                 return _lease_out(connection, ledger, *found)
             if not _running(connection, ledger):

@@ -11,6 +11,7 @@ from hpo import settling, storage
 from hpo.errors import StudyError
 from hpo.study import Study
 from hpo.tables import Hold, hpo_studies, hpo_trials, living_row, trials, utc
+from hpo.view.words import STATES
 
 
 def stop(study: Study, *, now: bool = False) -> int:
@@ -46,7 +47,7 @@ def stop_trial(study: Study, number: int) -> bool:
                 f"`hpo doctor {study.name} --fail {number}`"
             )
         if not _fail_plain(connection, trial, TrialState.WAITING):
-            raise StudyError(f"trial {number} of study {study.name!r} is {trial.state.name.lower()} already")
+            raise StudyError(f"trial {number} of study {study.name!r} is {STATES[trial.state.name.lower()]} already")
         return True
 
 
@@ -60,13 +61,17 @@ def fail_foreign(study: Study, number: int) -> None:
                 f"trial {number} of study {study.name!r} is ours; `hpo stop {study.name} --trial {number}`"
             )
         if not _fail_plain(connection, trial, TrialState.RUNNING):
-            raise StudyError(f"trial {number} of study {study.name!r} does not run: {trial.state.name.lower()}")
+            raise StudyError(
+                f"trial {number} of study {study.name!r} does not run: it is {STATES[trial.state.name.lower()]}"
+            )
 
 
 def pause(study: Study) -> None:
-    """Let workers park what they run and wait."""
+    """Let workers park what they run and wait; StudyError if the study starts nothing anyway."""
     with storage.writing(study.storage.engine) as connection:
-        _living(connection, study)
+        row = _living(connection, study)
+        if row.hold not in (None, Hold.PAUSED):
+            raise StudyError(f"study {study.name!r} has stopped already: {row.stop_reason}")
         connection.execute(_of(study).where(hpo_studies.c.hold.is_(None)).values(hold=Hold.PAUSED))
 
 
@@ -77,8 +82,7 @@ def resume(study: Study) -> str | None:
         if row.hold == Hold.FORKING:
             raise StudyError(f"study {study.name!r}: {row.stop_reason}")
         connection.execute(_of(study).values(hold=None, stop_reason=None, streak=0))
-        was: str | None = row.stop_reason or row.hold
-        return was
+        return f"stopped: {row.stop_reason}" if row.stop_reason else row.hold and str(row.hold)
 
 
 def _living(connection: sa.Connection, study: Study) -> Any:

@@ -18,7 +18,7 @@ from hpo.errors import Fault, StorageError
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from hpo.summary import summarize
-from hpo.tables import hpo_studies, hpo_trials, hpo_workers, trials
+from hpo.tables import Hold, hpo_studies, hpo_trials, hpo_workers, trials
 
 MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
 MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
@@ -35,6 +35,18 @@ class Finding:
     is_repaired: bool = False
 
 
+def findings(place: Storage, name: str | None, *, repair: bool, workers: int | None) -> Iterator[Finding]:
+    """Yield what is wrong with the storage and with one study, or with all of them; StudyError for an unknown name."""
+    yield from examine_storage(place, workers)
+    try:
+        names = [name] if name else studies.names(place)
+    except storage.FAILURES as error:
+        yield Finding(where=place.shown, what=f"no study can be read: {storage.cause(error)}", mend="see above")
+        return
+    for one in names:
+        yield from examine(place, one, repair=repair)
+
+
 def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
     """Yield what is wrong with the storage itself.
 
@@ -42,10 +54,8 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
         workers: how many it is to carry, if that is planned.
     """
     if place.is_sqlite:
-        with place.engine.connect() as connection:
-            said = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check")]
-        if said != ["ok"]:
-            yield Finding(where=place.shown, what=f"the file is damaged: {said[0]}", mend="restore a copy of it")
+        if (said := _quick_check(place)) != "ok":
+            yield Finding(where=place.shown, what=f"the file is damaged: {said}", mend="restore a copy of it")
     elif workers is not None:
         try:
             storage.check_connections(place, workers)
@@ -53,19 +63,27 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
             yield Finding(where=place.shown, what=str(error), mend="see there")
 
 
+def _quick_check(place: Storage) -> str:
+    try:
+        with place.engine.connect() as connection:
+            said = connection.exec_driver_sql("PRAGMA quick_check").scalars().first()
+    except storage.FAILURES as error:  # so badly damaged that it cannot be looked at
+        said = storage.cause(error)
+    return " ".join(str(said).split())
+
+
 def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
-    """Return what is wrong with a study; StudyError if there is no such study."""
+    """Return what is wrong with a study, as far as it can be read; StudyError if there is no such study."""
     try:
         study = studies.join(place, name)
+        return [finding for check in CHECKS for finding in check(study, repair)]
+    except storage.FAILURES as error:
+        return [Finding(where=name, what=f"cannot be read: {storage.cause(error)}", mend="see to the storage first")]
     except Fault as error:
         if name not in studies.names(place):
             raise
-        return [
-            Finding(
-                where=name, what=f"no worker can load its spec: {error}", mend="use the version of hpo that made it"
-            )
-        ]
-    return [finding for check in CHECKS for finding in check(study, repair)]
+        mend = "use the version of hpo that made it"
+        return [Finding(where=name, what=f"no worker can load its spec: {error}", mend=mend)]
 
 
 def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)
@@ -75,8 +93,8 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
         yield Finding(
             where=study.name,
             what=f"{summary.hold}: {reason}",
-            mend=f"hpo resume {study.name}",
-            is_ill=summary.hold == "broken",
+            mend="see there" if summary.hold == Hold.FORKING else f"hpo resume {study.name}",
+            is_ill=summary.hold != Hold.PAUSED,
         )
     for parked in summary.parked:
         yield Finding(
@@ -160,7 +178,7 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
         return
     with study.storage.engine.connect() as connection:
         row = connection.execute(sa.select(hpo_studies).where(hpo_studies.c.uid == study.uid)).one()
-    if digest not in {row.code_digest, *json.loads(row.code_changes)}:
+    if not studies.lets_in(row, digest) and summarize(study).spent:
         yield Finding(
             where=study.name,
             what=f"your own code in {study.code_folder} changed since the study was made",

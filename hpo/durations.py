@@ -15,7 +15,7 @@ def seconds(text: str, path: str, *, zero: bool = False) -> float:
     Args:
         zero: whether "0s" means something.
     """
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,12})d)?(?:(\d{1,12})h)?(?:(\d{1,12})m)?(?:(\d{1,12})s)?", text.strip())
     given = match.groups() if match and text.strip() else (None,)
     total = sum(int(n or 0) * unit for n, unit in zip(given, (86400, 3600, 60, 1), strict=False))
     if given == (None,) or not (zero or total) or total > MAX_SECONDS:

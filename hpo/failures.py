@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo.errors import Diverged, Signal, TimeUp
+from hpo.errors import Diverged, HpoError, Signal, TimeUp
 
 LONGEST_MESSAGE = 500  # characters of a failure's line; the traceback has them all
 
@@ -108,7 +108,7 @@ class Verdict(StrEnum):
     RETRY = "retry"  #: parked: the next claim makes another attempt
     PRUNE = "prune"  #: settled as PRUNED
     FAIL = "fail"  #: settled as FAIL
-    DROP = "drop"  #: nothing: the trial is in other hands
+    DROP = "drop"  #: nothing: the trial is in other hands, or a person has ended it
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -121,10 +121,20 @@ def signal_behind(error: BaseException) -> Signal | None:
     return next((one for one in _chain(error) if isinstance(one, Signal)), None)
 
 
+def _text(error: BaseException) -> str:
+    """Return what an exception says, whatever its own code for that does."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def _in_a_line(error: BaseException) -> str:
     name = type(error).__qualname__
     module = type(error).__module__
-    said = str(error).strip().splitlines()
+    said = _text(error).strip().splitlines()
+    if isinstance(error, HpoError | Signal) and said:
+        return said[0][:LONGEST_MESSAGE]  # ours say what was wrong, the value and the mend
     named = name if module in ("builtins", "__main__") else f"{module}.{name}"
     return f"{named}: {said[0]}"[:LONGEST_MESSAGE] if said else named
 
@@ -144,7 +154,7 @@ def _named(error: BaseException, name: str) -> bool:
 
 
 def _says(error: BaseException, *texts: str) -> bool:
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return isinstance(error, RuntimeError) and any(text in _text(error) for text in texts)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -154,12 +164,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_cuda_error(error: BaseException) -> bool:
-    texts = ("CUDA error", "CUDNN_STATUS", "cuDNN error", "CUBLAS_STATUS", "CUSOLVER_STATUS", "NCCL error")
+    texts = (
+        "CUDA error",
+        "CUDA driver error",
+        "CUDNN_STATUS",
+        "cuDNN error",
+        "CUBLAS_STATUS",
+        "CUSOLVER_STATUS",
+        "NCCL error",
+    )
     return _named(error, "AcceleratorError") or _says(error, *texts)
 
 
 def _is_data_error(error: BaseException) -> bool:
-    if isinstance(error, OSError | EOFError) or "in DataLoader worker process" in str(error):
+    if isinstance(error, OSError | EOFError) or "in DataLoader worker process" in _text(error):
         return True
     return _says(error, "DataLoader worker")
 

@@ -69,7 +69,7 @@ class Reaper:
 def reap(connection: sa.Connection, ledger: Ledger) -> int:
     """Take away every lease that has run out by the database's clock; return how many."""
     expired = hpo_trials.c.lease_until < storage.now(connection)
-    return _lose(connection, ledger, expired, "its worker fell silent for longer than its lease")
+    return _lose(connection, ledger, expired, "its worker fell silent for longer than its lease", skip_locked=True)
 
 
 def bury(ledger: Ledger, worker: str, how: str) -> int:
@@ -89,20 +89,23 @@ def park_all_of(ledger: Ledger, worker: str) -> None:
             settling.release(connection, row)
 
 
-def _lose(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool], how: str) -> int:
-    lost = _held(connection, ledger, whose)
+def _lose(
+    connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool], how: str, *, skip_locked: bool = False
+) -> int:
+    lost = _held(connection, ledger, whose, skip_locked=skip_locked)
     for row in lost:
-        if row.stop_requested:
-            settling.end_as_stopped(connection, row)
-            continue
         failure = Failure(kind=Kind.LOST_WORKER, message=f"{how} ({row.worker})")
         settling.fail(connection, row, failure, ledger.policies)
     return len(lost)
 
 
-def _held(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool]) -> Sequence[Any]:
-    """Return our rows of the trials that are leased, locked as they are read: an owner may wake up. What it holds just
-    now is skipped.
+def _held(
+    connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool], *, skip_locked: bool = False
+) -> Sequence[Any]:
+    """Return our rows of the trials that are leased, locked as they are read: an owner may wake up.
+
+    Args:
+        skip_locked: leave out what somebody writes to just now: it lives.
     """
     return connection.execute(
         sa.select(hpo_trials)
@@ -115,5 +118,5 @@ def _held(connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[boo
             whose,
         )
         .order_by(hpo_trials.c.trial_id)
-        .with_for_update(of=hpo_trials, skip_locked=True)
+        .with_for_update(of=hpo_trials, skip_locked=skip_locked)
     ).all()

@@ -91,7 +91,7 @@ def fail(
 ) -> Verdict:
     """Record a failed attempt and do what the policy says: park the trial for another one, or settle it.
 
-    DROP, and nothing is written, if the trial is not open any more.
+    DROP if there is nothing to do: the trial is not open any more, or a person has ended it, who is obeyed.
 
     Args:
         accumulation: micro-batches to a batch with which another attempt may do, if the trial can be trained so.
@@ -99,13 +99,17 @@ def fail(
     if not _is_open(connection, row):
         return Verdict.DROP
     policy = policies.of(failure.kind)
-    if _failed_before(connection, row, failure.kind) < policy.retries:
+    if row.stop_requested:
+        verdict = Verdict.DROP
+    elif _failed_before(connection, row, failure.kind) < policy.retries:
         verdict = Verdict.RETRY
     else:
         verdict = Verdict.PRUNE if policy.then == "prune" else Verdict.FAIL
     identity = {"study_uid": row.study_uid, "trial_id": row.trial_id, "attempt": row.attempt, "worker": row.worker}
     record(connection, failure, verdict, **identity)
-    if verdict is Verdict.RETRY:
+    if verdict is Verdict.DROP:
+        end_as_stopped(connection, row)
+    elif verdict is Verdict.RETRY:
         halved = getattr(policy, "halve", False) and accumulation is not None
         # Over from the start: a curve must come from one way of training.
         restart = {"accumulation": accumulation, **NO_CHECKPOINT} if halved else {}

@@ -133,9 +133,13 @@ def connect(text: str, *, create: bool = False) -> Storage:
             _creating(lambda: tables.create(backend.engine))
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted(url)}: {error}") from None
-        _refuse_old_tables(backend.engine, url)
     except FAILURES as error:
         raise _unreachable(url, error) from None
+    try:
+        _refuse_old_tables(backend.engine, url)
+    except BaseException:
+        backend.engine.dispose()
+        raise
     return Storage(url=url, engine=backend.engine, optuna=optuna.storages.get_storage(backend))
 
 
@@ -219,7 +223,11 @@ def now(connection: sa.Connection) -> sa.ColumnElement[float]:
 
 
 def _refuse_old_tables(engine: sa.Engine, url: URL) -> None:
-    if lacking := tables.missing(engine):
+    try:
+        lacking = tables.missing(engine)
+    except FAILURES as error:
+        raise _unreachable(url, error) from None
+    if lacking:
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(
             f"storage {redacted(url)}: was made by an earlier hpo (it lacks {names}); `hpo run` adds them"

@@ -20,7 +20,7 @@ import optuna
 import sqlalchemy as sa
 
 from hpo import pruning, sampling, spec, storage
-from hpo.errors import MismatchError, StudyError, nearest
+from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
@@ -99,7 +99,7 @@ def create_or_join(
             row = _lock_and_read(connection, made._study_id)
         _check_identity(row, wanted)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
-        managed = StudySpec.from_document(json.loads(row.spec)).managed_by(wanted)
+        managed = _stored_spec(row, wanted.name).managed_by(wanted)
         connection.execute(
             hpo_studies.update()
             .where(hpo_studies.c.uid == row.uid)
@@ -122,7 +122,7 @@ def join(place: Storage, name: str) -> Study:
         row = None if study_id is None else living_row(connection, study_id)
     if row is None:
         raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, names(place))}")
-    stored = StudySpec.from_document(json.loads(row.spec))
+    stored = _stored_spec(row, name)
     opened = optuna.load_study(
         study_name=name, storage=place.optuna, sampler=sampling.build(stored, 0), pruner=pruning.build(stored)
     )
@@ -136,6 +136,13 @@ def join(place: Storage, name: str) -> Study:
         checkpoints=Path(row.checkpoints),
         code_folder=Path(row.code_folder),
     )
+
+
+def _stored_spec(row: Any, name: str) -> StudySpec:
+    try:
+        return StudySpec.from_document(json.loads(row.spec))
+    except (SpecError, ValueError, TypeError) as error:
+        raise StudyError(f"study {name!r}: its spec in the database cannot be read: {error}") from None
 
 
 def names(place: Storage) -> list[str]:
@@ -262,7 +269,7 @@ def _place_probe_file(study: Study) -> None:
 def _check_identity(row: Any, wanted: StudySpec) -> None:
     if row.fingerprint == wanted.fingerprint:
         return
-    stored = StudySpec.from_document(json.loads(row.spec))
+    stored = _stored_spec(row, wanted.name)
     lines = spec.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
     shown = "\n".join(f"  {line}" for line in lines)
     raise MismatchError(
@@ -271,9 +278,13 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
     )
 
 
+def lets_in(row: Any, digest: str) -> bool:
+    """Say whether the study, by our row of it, knows code with this digest."""
+    return digest in {row.code_digest, *json.loads(row.code_changes)}
+
+
 def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: bool) -> None:
-    changes: list[str] = json.loads(row.code_changes)
-    if digest in {row.code_digest, *changes}:
+    if lets_in(row, digest):
         return
     begun = sa.select(sa.func.count()).where(trials.c.study_id == row.study_id)
     if not connection.execute(begun).scalar_one():  # code that no trial has run may still be mended
@@ -285,7 +296,9 @@ def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: 
             "undo the change, start a new study with --name, or join with --allow-code-change, which is recorded"
         )
     connection.execute(
-        hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(code_changes=json.dumps([*changes, digest]))
+        hpo_studies.update()
+        .where(hpo_studies.c.uid == row.uid)
+        .values(code_changes=json.dumps([*json.loads(row.code_changes), digest]))
     )
 
 

@@ -370,7 +370,7 @@ def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
         0, "paused: running trials of 'own' are parked at their next batch or report; next: hpo resume own\n", "",
     )  # fmt: skip
     assert claiming.claim(made.ledger("w")) is claiming.Idle.WAIT
-    assert hpo("resume", "own") == (0, "'own' goes on (it was stopped: paused)\n", "")
+    assert hpo("resume", "own") == (0, "'own' goes on; it was paused\n", "")
     assert hpo("resume", "own") == (0, "'own' was neither paused nor stopped\n", "")
     made.storage.close()
 
@@ -379,7 +379,7 @@ def test_a_study_is_stopped_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
     made = make_study(tmp_path)
     assert hpo("stop", "own") == (0, "stopped: no new trial is started in 'own'\n", "")
     assert claiming.claim(made.ledger("w")) is claiming.Idle.DONE
-    assert hpo("resume", "own") == (0, "'own' goes on (it was stopped: by `hpo stop`)\n", "")
+    assert hpo("resume", "own") == (0, "'own' goes on; it was stopped: by `hpo stop`\n", "")
     begin(made)
     ledger, claim, _ = begin(made)
     ledger.park(claim)
@@ -470,7 +470,7 @@ def test_a_trial_of_another_program_is_failed_by_hand_alone(hpo: Hpo, tmp_path: 
     )  # fmt: skip
     assert hpo("doctor", "own", "--fail", "0") == (0, "trial 0 of 'own' is FAIL now\nnothing to mend\n", "")
     assert hpo("doctor", "own", "--fail", "0") == (
-        2, "", "error: trial 0 of study 'own' does not run: fail\n",
+        2, "", "error: trial 0 of study 'own' does not run: it is failed\n",
     )  # fmt: skip
     made.storage.close()
 

@@ -223,7 +223,7 @@ def test_a_trial_that_was_ended_elsewhere_is_finished_already(make_study: MakeSt
     study = make_study()
     begin(study)
     study.optuna.tell(0, state=TrialState.FAIL)
-    with pytest.raises(StudyError, match="trial 0 of study 'own' is fail already"):
+    with pytest.raises(StudyError, match="trial 0 of study 'own' is failed already"):
         control.stop_trial(study, 0)
 
 
@@ -271,7 +271,7 @@ def test_resuming_takes_a_stop_back_and_tells_its_reason(make_study: MakeStudy) 
     study = make_study()
     control.stop(study)
     assert claiming.claim(study.ledger("w")) is Idle.DONE
-    assert control.resume(study) == BY_HAND
+    assert control.resume(study) == f"stopped: {BY_HAND}"
     assert begin(study)[1].number == 0
 
 
@@ -286,14 +286,15 @@ def test_resuming_mends_a_broken_study_and_tells_what_broke_it(make_study: MakeS
     study = make_study(failures={"in_a_row": 1})
     reason = break_it(study)
     assert standing(study) == (reason, Hold.BROKEN)
-    assert control.resume(study) == reason
+    assert control.resume(study) == f"stopped: {reason}"
     assert standing(study) == (None, None)
 
 
-def test_a_pause_of_a_broken_study_leaves_it_broken(make_study: MakeStudy) -> None:
+def test_a_pause_of_a_broken_study_is_refused_and_leaves_it_broken(make_study: MakeStudy) -> None:
     study = make_study(failures={"in_a_row": 1})
     reason = break_it(study)
-    control.pause(study)
+    with pytest.raises(StudyError, match="study 'own' has stopped already: 1 trials in a row"):
+        control.pause(study)
     assert standing(study) == (reason, Hold.BROKEN)
 
 
@@ -307,7 +308,8 @@ def test_a_fork_that_was_cut_off_is_not_resumed(make_study: MakeStudy) -> None:
     hold_for_a_fork(study)
     with pytest.raises(StudyError, match="study 'own': a fork into it was cut off"):
         control.resume(study)
-    control.pause(study)
+    with pytest.raises(StudyError, match="has stopped already: a fork into it was cut off"):
+        control.pause(study)
     control.stop(study)
     assert standing(study) == ("a fork into it was cut off", Hold.FORKING)
 
@@ -331,8 +333,8 @@ def test_a_running_trial_of_another_program_is_failed(make_study: MakeStudy) -> 
     [
         (RUNNING, "trial 0 of study 'own' is ours; `hpo stop own --trial 0`"),
         (PARKED, "trial 1 of study 'own' is ours; `hpo stop own --trial 1`"),
-        (FINISHED, "trial 2 of study 'own' does not run: complete"),
-        (QUEUED, "trial 4 of study 'own' does not run: waiting"),
+        (FINISHED, "trial 2 of study 'own' does not run: it is complete"),
+        (QUEUED, "trial 4 of study 'own' does not run: it is queued"),
         (99, "study 'own' has no trial 99; `hpo status own` lists those that run"),
     ],
     ids=["running", "parked", "finished", "queued", "unknown"],

@@ -252,8 +252,8 @@ def greedy(input_shape, num_classes, *, unused: int = 0):
 def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_the_same_batch(
     make_digits: Callable[..., Study], tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text(GREEDY)
-    study = make_digits(1, model={"name": "mine:greedy"}, training={"epochs": 2, "batch_size": 64})
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    study = make_digits(1, model={"name": "greedy:greedy"}, training={"epochs": 2, "batch_size": 64})
     codes = []
     while not codes or codes[-1] == worker.RECYCLE:
         codes.append(work(study))

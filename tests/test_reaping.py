@@ -205,7 +205,7 @@ def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
         assert reap(study) == 1
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (state, value)
     assert (rows(study)[0].settled, rows(study)[0].outcome) == (True, "stopped")
-    assert failures(study) == []
+    assert [(row.kind, row.verdict) for row in failures(study)] == [("lost_worker", "drop")]
 
 
 # --- the timer --------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def resume(study: StudyArgument, storage: StorageOption = None) -> None:
 
     quiet_optuna()
     was = control.resume(studies.join(storages.connect(storage_url(storage)), study))
-    typer.echo(f"{study!r} goes on (it was stopped: {was})" if was else f"{study!r} was neither paused nor stopped")
+    typer.echo(f"{study!r} goes on; it was {was}" if was else f"{study!r} was neither paused nor stopped")
 
 
 @app.command()
@@ -90,11 +90,9 @@ def doctor(
             raise SpecError(f"--fail {fail}: name the study of the trial: hpo doctor STUDY --fail {fail}")
         control.fail_foreign(studies.join(place, study), fail)
         typer.echo(f"trial {fail} of {study!r} is FAIL now")
-    found = [*doctor.examine_storage(place, workers)]
-    for name in [study] if study else studies.names(place):
-        found += doctor.examine(place, name, repair=repair)
-    for finding in found:
+    ills = 0
+    for finding in doctor.findings(place, study, repair=repair, workers=workers):
         typer.echo(finding_text(finding))
-    ills = [finding for finding in found if finding.is_ill]
-    typer.echo(f"{len(ills)} to mend" if ills else "nothing to mend")
+        ills += finding.is_ill
+    typer.echo(f"{ills} to mend" if ills else "nothing to mend")
     raise typer.Exit(1 if ills else 0)

@@ -167,7 +167,7 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     make_digits: MakeStudy, hire: Callable[[Study], Crew]
 ) -> None:
     study = make_digits(
-        4, training={"epochs": 40, "batch_size": 16}, recovery={"lease": "1s", "checkpoint_every": "0s"}
+        8, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "1s", "checkpoint_every": "0s"}
     )
     crew = hire(study)
     frozen = crew.start()
@@ -176,13 +176,14 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     os.kill(frozen.pid, signal.SIGSTOP)
     other = crew.start()
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
-    wait_for(lambda: reported(study) > 0)
     os.kill(frozen.pid, signal.SIGCONT)
     assert crew.leave([frozen, other]) == [0, 0]
-    assert_finished_once(study, crew, 4)
-    lost = failures(study)
-    assert [(row.number, row.kind, row.attempt) for row in lost] == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
-    assert {row.worker for row in rows(study)} == {row.worker for row in lost} | {rows(study)[0].worker}
-    assert {number: found == alone(study, number) for number, found in curves(study).items()} == dict.fromkeys(
-        range(4), True
-    )
+    assert_finished_once(study, crew, 8)
+    found = [(row.number, row.kind, row.attempt) for row in failures(study)]
+    assert found == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
+    assert {row.attempt for row in rows(study)[1:]} == {1}
+    woken = (crew.folder / "worker-0.log").read_text()
+    assert "trial 0: another worker has taken it up" in woken
+    assert " settled" in woken  # it went on
+    for number, curve in curves(study).items():
+        assert curve == alone(study, number), number

@@ -1,0 +1,485 @@
+"""A worker's hold on a trial: reports in their order through every failure, and why a trial must let go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo import claiming, control, lease
+from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
+from hpo.lease import Lease
+from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.outage import Patience
+from hpo.study import Study
+from hpo.tables import hpo_trials
+
+MakeStudy = Callable[..., Study]
+AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+
+
+def held(study: Study, worker: str = "w", **settings: Any) -> Lease:
+    ledger = study.ledger(worker)
+    claim = claiming.claim(ledger)
+    assert isinstance(claim, Claim)
+    return Lease(ledger, claim, **settings)
+
+
+def said(lease: Lease, step: int) -> Report:
+    return Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)})
+
+
+def stored(lease: Lease, study: Study) -> list[float]:
+    """Return what both tables hold of the trial's reports, in order of steps."""
+    curve = lease.ledger.curve(lease.claim, "value")
+    assert study.optuna.get_trials(deepcopy=False)[0].intermediate_values == {int(step): step for step in curve}
+    return curve
+
+
+def recorded(study: Study) -> tuple[int | None, str | None]:
+    with study.storage.engine.connect() as connection:
+        row = connection.execute(sa.select(hpo_trials)).one()
+        return row.checkpoint_epoch, row.checkpoint_path
+
+
+def lose(lease: Lease) -> None:
+    """Let another worker have the trial."""
+    lease.ledger.park(lease.claim)
+    taken = claiming.claim(Ledger(**{**vars(lease.ledger), "worker": "thief"}))
+    assert isinstance(taken, Claim)
+    assert taken.trial_id == lease.claim.trial_id
+
+
+def at(epoch: int) -> Checkpoint:
+    return Checkpoint(epoch=epoch, path=f"/epoch-{epoch}.pt", digest="abc")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.01)
+
+
+def refused(*arguments: object) -> Any:
+    raise AN_OUTAGE
+
+
+class Hanging:
+    """A method of the ledger whose first calls do not answer until they are told to; what they do is done then."""
+
+    def __init__(self, patched: pytest.MonkeyPatch, name: str, *, calls: int = 1) -> None:
+        self.answer = threading.Event()
+        self.entered = 0
+        self.left = 0
+        real = getattr(Ledger, name)
+
+        def method(ledger: Ledger, *arguments: object) -> object:
+            self.entered += 1
+            if self.entered <= calls:
+                assert self.answer.wait(60)
+            try:
+                return real(ledger, *arguments)
+            finally:
+                self.left += 1
+
+        patched.setattr(Ledger, name, method)
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hanging]]:
+    made: list[Hanging] = []
+
+    def of(name: str) -> Hanging:
+        monkeypatch.setattr(lease, "ANSWER_SECONDS", 0.2)
+        made.append(Hanging(monkeypatch, name))
+        return made[-1]
+
+    yield of
+    for hanging in made:
+        hanging.answer.set()
+        wait_for(lambda hanging=hanging: hanging.left == hanging.entered)  # before the database goes
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_reports_reach_the_database_as_they_are_made(make_study: MakeStudy) -> None:
+    study = make_study()
+    holding = held(study)
+    for step in (1, 2, 3):
+        holding.report(said(holding, step))
+        assert stored(holding, study) == [float(n) for n in range(1, step + 1)]
+    assert not holding.is_cut_off
+
+
+def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    written: list[int] = []
+    report = Ledger.report
+
+    def noting(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+        lost = report(ledger, reports)
+        written.extend(one.step for one in reports)
+        return lost
+
+    for step in range(1, 10):
+        with monkeypatch.context() as patched:
+            patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
+            if holding.is_cut_off and step % 3 == 1:
+                holding.send()  # as the keeper does
+            holding.report(said(holding, step))
+            assert holding.is_cut_off == (step % 3 != 1)
+    monkeypatch.setattr(Ledger, "report", noting)
+    holding.flush()
+    assert not holding.is_cut_off
+    assert written == list(range(1, 10))
+    assert stored(holding, study) == [float(n) for n in range(1, 10)]
+
+
+def test_a_failing_storage_is_asked_once_and_not_for_every_report(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    holding = held(make_study(), patience=Patience(60.0))
+    asked: list[int] = []
+
+    def failing(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+        asked.append(len(reports))
+        raise AN_OUTAGE
+
+    monkeypatch.setattr(Ledger, "report", failing)
+    for step in (1, 2, 3):
+        holding.report(said(holding, step))
+    assert asked == [1]
+    assert caplog.text.count("the storage fails, training goes on: the server closed the connection") == 1
+    with pytest.raises(sa.exc.OperationalError):  # to the keeper they are raised
+        holding.send()
+    assert asked == [1, 3]
+
+
+def test_a_report_whose_answer_was_lost_is_in_the_database_once(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    report, answers = Ledger.report, iter([False])
+
+    def unheard(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+        lost = report(ledger, reports)
+        if not next(answers, True):
+            raise AN_OUTAGE
+        return lost
+
+    monkeypatch.setattr(Ledger, "report", unheard)
+    holding.report(said(holding, 1))
+    assert holding.is_cut_off
+    holding.report(said(holding, 2))
+    holding.flush()
+    assert stored(holding, study) == [1.0, 2.0]
+
+
+def test_a_storage_that_hangs_lets_training_go_on_and_gets_everything_once_and_in_order(
+    make_study: MakeStudy, hang: Callable[[str], Hanging]
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    hanging = hang("report")
+    started = time.monotonic()
+    holding.report(said(holding, 1))
+    assert holding.is_cut_off
+    holding.report(said(holding, 2))
+    holding.report(said(holding, 3))
+    assert time.monotonic() - started < 10
+    assert hanging.entered == 1
+    hanging.answer.set()
+    wait_for(lambda: not holding.is_cut_off)
+    assert stored(holding, study) == [1.0]
+    holding.report(said(holding, 4))
+    wait_for(lambda: hanging.left == 2)
+    assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0]
+    assert hanging.entered == 2
+
+
+def test_while_one_sender_waits_for_an_answer_another_gets_none_instead_of_writing_twice(
+    make_study: MakeStudy, hang: Callable[[str], Hanging]
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    hanging = hang("report")
+    holding.report(said(holding, 1))
+    with pytest.raises(NoAnswer):
+        holding.send()
+    assert hanging.entered == 1
+    hanging.answer.set()
+    wait_for(lambda: not holding.is_cut_off)
+    holding.send()
+    assert hanging.entered == 1  # nothing was left to send
+    assert stored(holding, study) == [1.0]
+
+
+def test_flushing_waits_for_a_sender_that_hangs(make_study: MakeStudy, hang: Callable[[str], Hanging]) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    hanging = hang("report")
+    holding.report(said(holding, 1))
+    holding.report(said(holding, 2))
+    threading.Timer(0.3, hanging.answer.set).start()
+    holding.flush()
+    assert stored(holding, study) == [1.0, 2.0]
+
+
+def test_flushing_a_storage_that_stays_away_is_an_outage(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(0.2))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        holding.report(said(holding, 1))
+        with pytest.raises(Outage, match="the server closed the connection"):
+            holding.flush()
+    holding.flush()
+    assert stored(holding, study) == [1.0]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the database refuse this step for good, and with it the transaction that it comes in."""
+    report = Ledger.report
+
+    def selective(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+        if step in [one.step for one in reports]:
+            raise sa.exc.DataError("INSERT", {}, Exception("integer out of range"))
+        return report(ledger, reports)
+
+    monkeypatch.setattr(Ledger, "report", selective)
+
+
+def test_a_report_that_the_database_refuses_for_good_is_raised_and_forgotten(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study)
+    refusing(monkeypatch, 2)
+    holding.report(said(holding, 1))
+    with pytest.raises(sa.exc.DataError):
+        holding.report(said(holding, 2))
+    assert not holding.is_cut_off
+    holding.report(said(holding, 3))
+    holding.flush()
+    assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
+
+
+def test_what_was_kept_beside_a_report_that_the_database_refuses_is_written(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        for step in (1, 2, 3):
+            holding.report(said(holding, step))
+    refusing(monkeypatch, 2)
+    with pytest.raises(sa.exc.DataError):
+        holding.send()
+    holding.flush()
+    assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_recorded_after_the_reports_that_it_holds_and_not_while_cut_off(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        holding.report(said(holding, 1))
+        assert not holding.record_checkpoint(at(1))
+    assert recorded(study) == (None, None)
+    assert not holding.record_checkpoint(at(1))  # the keeper did not get through yet
+    holding.send()
+    assert holding.record_checkpoint(at(1))
+    assert recorded(study) == (1, "/epoch-1.pt")
+    assert stored(holding, study) == [1.0]
+
+
+def test_a_storage_that_fails_at_a_checkpoint_is_a_storage_that_fails(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "record_checkpoint", refused)
+        assert not holding.record_checkpoint(at(1))
+    assert holding.is_cut_off
+    holding.send()  # nothing to send: it renews the lease, and so finds the storage back
+    assert not holding.is_cut_off
+    assert holding.record_checkpoint(at(1))
+
+
+def test_a_checkpoint_of_a_lost_trial_is_not_recorded(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    holding = held(study)
+    lose(holding)
+    with pytest.raises(LostLease):
+        holding.record_checkpoint(at(1))
+    assert recorded(study) == (None, None)
+
+
+def test_a_checkpoint_whose_recording_hung_does_not_take_the_place_of_a_later_one(
+    make_study: MakeStudy, hang: Callable[[str], Hanging], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study, patience=Patience(60.0))
+    hanging = hang("record_checkpoint")
+    assert not holding.record_checkpoint(at(5))
+    monkeypatch.setattr(lease, "ANSWER_SECONDS", 10.0)
+    holding.send()  # over another connection the storage answers
+    assert holding.record_checkpoint(at(8))
+    hanging.answer.set()
+    wait_for(lambda: hanging.left == 2)
+    assert recorded(study) == (8, "/epoch-8.pt")  # the file of epoch 5 was removed when that of epoch 8 was recorded
+
+
+# --- why a trial must let go ------------------------------------------------------------------------------------------
+
+
+def raised_by(holding: Lease) -> type[Signal] | None:
+    """Return the kind of Signal that tells the trial to let go."""
+    try:
+        holding.let_go()
+    except Signal as signal:
+        assert holding.must_end()
+        return type(signal)
+    assert not holding.must_end()
+    return None
+
+
+def test_a_trial_that_nobody_wants_anything_of_goes_on(make_study: MakeStudy) -> None:
+    holding = held(make_study())
+    holding.obey()
+    holding.renew()
+    holding.check()
+    assert raised_by(holding) is None
+    assert holding.keeps_its_place
+
+
+def test_of_several_reasons_to_let_go_the_gravest_counts(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=1)
+    holding = held(study, patience=Patience(0.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        holding.report(said(holding, 1))
+    assert raised_by(holding) is Outage
+    holding.seconds_left = -1.0
+    assert raised_by(holding) is TimeUp
+    control.pause(study)
+    holding.obey()
+    assert raised_by(holding) is Parked
+    assert holding.keeps_its_place
+    assert not control.stop_trial(study, 0)
+    holding.obey()
+    assert raised_by(holding) is Stopped
+    assert not holding.keeps_its_place
+    holding.check()
+    study.optuna.tell(0, state=TrialState.FAIL)
+    holding.renew()
+    assert raised_by(holding) is LostLease
+    assert not holding.keeps_its_place
+
+
+def test_a_worker_that_was_asked_to_stop_parks_its_trial_before_anything_but_its_end(make_study: MakeStudy) -> None:
+    study = make_study()
+    asked: list[bool] = []
+    holding = held(study, stopping=lambda: bool(asked))
+    holding.seconds_left = -1.0
+    assert raised_by(holding) is TimeUp
+    asked.append(True)
+    assert raised_by(holding) is Parked
+    assert holding.keeps_its_place
+    assert not control.stop_trial(study, 0)
+    holding.obey()
+    assert raised_by(holding) is Stopped
+
+
+def test_an_outage_ends_a_trial_only_after_the_storage_failed_for_too_long(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding = held(make_study(), patience=Patience(0.3))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        holding.report(said(holding, 1))
+    assert raised_by(holding) is None
+    time.sleep(0.35)
+    assert raised_by(holding) is Outage
+    assert holding.keeps_its_place
+    holding.send()  # it came back just in time
+    assert raised_by(holding) is None
+
+
+@pytest.mark.parametrize("seen_by", ["report", "renew", "obey"])
+def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    holding = held(study)
+    lose(holding)
+    holding.check()  # nobody has told it yet
+    if seen_by == "report":
+        with pytest.raises(LostLease):
+            holding.report(said(holding, 1))
+    else:
+        getattr(holding, seen_by)()
+    for look in (holding.check, holding.let_go, holding.flush, lambda: holding.report(said(holding, 2))):
+        with pytest.raises(LostLease, match="trial 0: another worker has taken it up"):
+            look()
+    assert holding.must_end()
+    assert not holding.keeps_its_place
+    assert holding.ledger.curve(holding.claim, "value") == []
+
+
+def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    holding = held(study)
+    other = study.ledger("other")
+    holding.ledger.park(holding.claim)
+    holding.renew()
+    taken = claiming.claim(other)
+    assert isinstance(taken, Claim)
+    other.park(taken)
+    holding.obey()
+    with pytest.raises(LostLease):
+        holding.check()
+
+
+def test_a_lease_that_was_lost_during_an_outage_is_found_so_when_the_storage_is_back(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=1)
+    holding = held(study, patience=Patience(60.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "report", refused)
+        holding.report(said(holding, 1))
+    lose(holding)
+    holding.report(said(holding, 2))
+    holding.send()
+    with pytest.raises(LostLease):
+        holding.check()
+    assert holding.ledger.curve(holding.claim, "value") == []
+
+
+def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: MakeStudy) -> None:
+    study = make_study()
+    holding = held(study)
+    assert not control.stop_trial(study, 0)
+    holding.obey()
+    holding.report(said(holding, 1))
+    assert stored(holding, study) == [1.0]

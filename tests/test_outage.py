@@ -1,0 +1,400 @@
+"""A failing storage is borne for a while, and nothing is done twice for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from hpo import outage, storage, worker
+from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
+from hpo.outage import Patience, patient, within
+from hpo.storage import OUTAGES, Storage
+from hpo.study import Study
+from tests.trials import begin
+
+MakeStudy = Callable[..., Study]
+FLOAT = optuna.distributions.FloatDistribution(0, 1)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(outage, "LONGEST_PAUSE_SECONDS", 0.04)
+
+
+def closed() -> sa.exc.OperationalError:
+    return sa.exc.OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+
+class Failing:
+    """An action that fails so often, and then works."""
+
+    def __init__(self, times: float, error: Callable[[], BaseException] = closed) -> None:
+        self.times = times
+        self.error = error
+        self.calls = 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error()
+        return "done"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.01)
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_works_is_done_once() -> None:
+    action = Failing(0)
+    assert Patience(60.0)(action) == "done"
+    assert action.calls == 1
+
+
+def of_kind(kind: type[Exception]) -> Exception:
+    return kind("SELECT", {}, Exception("boom")) if issubclass(kind, sa.exc.DBAPIError) else kind("boom")
+
+
+@pytest.mark.parametrize("kind", OUTAGES)
+def test_every_kind_of_outage_is_borne_until_the_storage_works_again(kind: type[Exception]) -> None:
+    action = Failing(3, lambda: of_kind(kind))
+    assert Patience(60.0)(action) == "done"
+    assert action.calls == 4
+
+
+def test_an_outage_is_told_once_and_in_the_driver_s_words(caplog: pytest.LogCaptureFixture) -> None:
+    patience = Patience(60.0)
+    patience(Failing(3))
+    assert caplog.text.count("the storage fails, waiting for it: the server closed the connection") == 1
+    patience(Failing(1))
+    assert caplog.text.count("waiting for it") == 2  # another outage
+
+
+def test_patience_ends_with_an_outage_that_names_the_cause() -> None:
+    action = Failing(float("inf"))
+    started = time.monotonic()
+    with pytest.raises(Outage, match=r"^the server closed the connection$") as raised:
+        Patience(0.3)(action)
+    assert 0.3 <= time.monotonic() - started < 10
+    assert isinstance(raised.value.__cause__, sa.exc.OperationalError)
+    assert action.calls > 3
+
+
+def test_no_patience_is_one_try() -> None:
+    action = Failing(1)
+    with pytest.raises(Outage):
+        Patience(0.0)(action)
+    assert action.calls == 1
+
+
+def test_patience_begins_anew_with_every_action() -> None:
+    patience = Patience(0.2)
+    for _ in range(3):
+        with pytest.raises(Outage):
+            patience(Failing(float("inf")))
+        assert patience(Failing(2)) == "done"
+
+
+def test_a_process_that_was_asked_to_stop_bears_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "STOPPING_SECONDS", 0.2)
+    started = time.monotonic()
+    with pytest.raises(Outage):
+        Patience(3600.0, lambda: True)(Failing(float("inf")))
+    assert 0.2 <= time.monotonic() - started < 10
+    assert Patience(3600.0, lambda: True)(Failing(2)) == "done"  # but not nothing
+
+
+def test_a_process_that_stops_bears_no_more_than_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "STOPPING_SECONDS", 3600.0)
+    with pytest.raises(Outage):
+        Patience(0.1, lambda: True)(Failing(float("inf")))
+
+
+def test_a_stop_that_comes_amid_an_outage_shortens_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "STOPPING_SECONDS", 0.1)
+    action = Failing(float("inf"))
+    with pytest.raises(Outage):
+        Patience(3600.0, lambda: action.calls > 3)(action)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: sa.exc.DataError("INSERT", {}, Exception("value too long")),
+        lambda: sa.exc.IntegrityError("INSERT", {}, Exception("not unique")),
+        lambda: sa.exc.ProgrammingError("SELECT", {}, Exception("no such table")),
+        lambda: StorageInternalError("no outage behind it"),
+        lambda: KeyError("no trial"),
+        lambda: LostLease("another has it"),
+        KeyboardInterrupt,
+    ],
+)
+def test_what_no_waiting_mends_passes_at_once(error: Callable[[], BaseException]) -> None:
+    action = Failing(1, error)
+    with pytest.raises(type(error())):
+        Patience(60.0)(action)
+    assert action.calls == 1
+
+
+def test_another_error_after_an_outage_passes_as_well() -> None:
+    errors = iter([closed(), closed(), KeyError("no trial")])
+    with pytest.raises(KeyError):
+        Patience(60.0)(Failing(3, lambda: next(errors)))
+
+
+def test_what_is_borne_can_be_chosen() -> None:
+    patience = Patience(60.0, passing=(StorageBusy,))
+    assert patience(Failing(2, lambda: StorageBusy("starting up"))) == "done"
+    with pytest.raises(sa.exc.OperationalError):
+        patience(Failing(2))
+
+
+def test_suspended_patience_lets_an_outage_through_and_is_itself_again_after() -> None:
+    patience = Patience(60.0)
+    action = Failing(1)
+    with pytest.raises(sa.exc.OperationalError), patience.suspended():
+        patience(action)
+    assert action.calls == 1
+    assert patience(Failing(2)) == "done"
+
+
+def test_patience_waits_only_between_two_tries() -> None:
+    patience, seen, failing = Patience(60.0), [], threading.Event()
+
+    def action() -> None:
+        seen.append(patience.is_waiting)
+        if not failing.is_set():
+            raise closed()
+
+    thread = threading.Thread(target=patience, args=(action,), daemon=True)
+    assert not patience.is_waiting
+    thread.start()
+    wait_for(lambda: patience.is_waiting)
+    failing.set()
+    thread.join(20)
+    assert not patience.is_waiting
+    assert set(seen) == {False}
+
+
+def test_patience_that_ended_waits_no_more() -> None:
+    patience = Patience(0.1)
+    with pytest.raises(Outage):
+        patience(Failing(float("inf")))
+    assert not patience.is_waiting
+
+
+# --- an answer in time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("result", [1, None, False])
+def test_a_result_in_time_is_returned(result: object) -> None:
+    assert within(20.0, lambda: result) is result
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), closed(), LostLease("lost"), SystemExit(3)])
+def test_an_error_in_time_is_raised(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        within(20.0, fail)
+    assert raised.value is error
+
+
+def test_no_answer_in_time_is_an_outage_and_the_action_may_still_be_done() -> None:
+    answer, done = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        answer.wait(20)
+        done.set()
+
+    with pytest.raises(NoAnswer, match=r"no answer from the storage for 0\.1 s"):
+        within(0.1, slow)
+    assert not done.is_set()
+    answer.set()
+    assert done.wait(20)
+    assert NoAnswer in OUTAGES
+
+
+def test_an_error_after_the_time_disturbs_nobody() -> None:
+    answer, threads = threading.Event(), []
+
+    def late() -> None:
+        threads.append(threading.current_thread())
+        answer.wait(20)
+        raise ValueError("too late")
+
+    with pytest.raises(NoAnswer):
+        within(0.1, late)
+    answer.set()
+    threads[0].join(20)  # what a thread raises unheard is an error of every test here
+
+
+# --- Optuna's storage -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cut(place: Storage, *, times: float, statement: str) -> Iterator[list[str]]:
+    """Cut the connection at so many statements that begin like this; yield those that were asked for."""
+    asked: list[str] = []
+
+    def fail(_: object, __: object, text: str, *others: object) -> None:
+        if text.startswith(statement):
+            asked.append(text)
+            if len(asked) <= times:
+                raise closed()
+
+    sa.event.listen(place.engine, "before_cursor_execute", fail)
+    try:
+        yield asked
+    finally:
+        sa.event.remove(place.engine, "before_cursor_execute", fail)
+
+
+def test_every_public_method_of_optuna_s_storages_is_under_patience(place: Storage) -> None:
+    wrapped = patient(place.optuna, Patience(60.0))
+    public = {name for name in dir(BaseStorage) if not name.startswith("_") and callable(getattr(BaseStorage, name))}
+    assert vars(type(wrapped)).keys() >= public
+    assert public >= {"get_all_trials", "set_trial_param", "get_n_trials", "remove_session"}
+
+
+def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
+    wrapped = patient(place.optuna, Patience(60.0))
+    study_id = wrapped.create_new_study([optuna.study.StudyDirection.MAXIMIZE], study_name="demo")
+    trial_id = wrapped.create_new_trial(study_id, template_trial=None)
+    wrapped.set_trial_param(trial_id, "x", 0.25, FLOAT)
+    wrapped.set_trial_intermediate_value(trial_id, step=3, intermediate_value=0.5)
+    wrapped.set_trial_user_attr(trial_id, key="mine", value=[1, "two"])
+    wrapped.set_trial_system_attr(trial_id, "theirs", {"three": 4})
+    wrapped.set_study_user_attr(study_id, "note", "text")
+    assert wrapped.set_trial_state_values(trial_id, TrialState.COMPLETE, values=[0.75])
+    assert wrapped.get_study_id_from_name("demo") == study_id
+    assert wrapped.get_study_directions(study_id) == [optuna.study.StudyDirection.MAXIMIZE]
+    assert wrapped.get_n_trials(study_id, (TrialState.COMPLETE,)) == 1
+    assert wrapped.get_trial_param(trial_id, "x") == 0.25
+    assert wrapped.get_best_trial(study_id) == place.optuna.get_trial(trial_id)
+    (trial,) = wrapped.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+    assert (trial.params, trial.intermediate_values, trial.value) == ({"x": 0.25}, {3: 0.5}, 0.75)
+    assert (trial.user_attrs, trial.system_attrs) == ({"mine": [1, "two"]}, {"theirs": {"three": 4}})
+
+
+def test_an_outage_that_optuna_wraps_is_borne(make_study: MakeStudy) -> None:
+    study = make_study()
+    _, claim, _ = begin(study)
+    with cut(study.storage, times=1, statement="INSERT INTO trial_user_attributes"), pytest.raises(Exception) as raised:
+        study.storage.optuna.set_trial_user_attr(claim.trial_id, "key", "value")
+    assert isinstance(raised.value, StorageInternalError)  # so it looks without patience
+    with cut(study.storage, times=3, statement="INSERT INTO trial_user_attributes") as asked:
+        patient(study.storage.optuna, Patience(60.0)).set_trial_user_attr(claim.trial_id, "key", "value")
+    assert len(asked) == 4
+    assert study.optuna.trials[0].user_attrs == {"key": "value"}
+
+
+def test_an_outage_that_optuna_wraps_ends_patience_with_the_driver_s_words(make_study: MakeStudy) -> None:
+    study = make_study()
+    _, claim, _ = begin(study)
+    wrapped = patient(study.storage.optuna, Patience(0.1))
+    with (
+        cut(study.storage, times=float("inf"), statement="INSERT INTO trial_user_attributes"),
+        pytest.raises(Outage, match=r"^the server closed the connection$"),
+    ):
+        wrapped.set_trial_user_attr(claim.trial_id, "key", "value")
+
+
+def test_a_read_that_fails_is_borne_as_well(make_study: MakeStudy) -> None:
+    study = make_study()
+    begin(study)
+    with cut(study.storage, times=2, statement="SELECT"):
+        (trial,) = patient(study.storage.optuna, Patience(60.0)).get_all_trials(study.study_id)
+    assert trial.state == TrialState.RUNNING
+
+
+def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> None:
+    place = storage.connect(postgres_url, create=True)
+    try:
+        wrapped = patient(place.optuna, Patience(3600.0))
+        study_id = wrapped.create_new_study([optuna.study.StudyDirection.MINIMIZE])
+        trial_id = wrapped.create_new_trial(study_id)
+        with cut(place, times=0, statement="INSERT INTO trial_user_attributes") as asked:
+            with pytest.raises(StorageInternalError) as raised:
+                wrapped.set_trial_user_attr(trial_id, "k" * 600, "value")
+            assert isinstance(raised.value.__cause__, sa.exc.DataError)
+        assert len(asked) == 1
+        wrapped.set_trial_user_attr(trial_id, "k", "value")
+        assert wrapped.get_trial_user_attrs(trial_id) == {"k": "value"}
+    finally:
+        place.close()
+
+
+def test_what_optuna_itself_refuses_is_raised_at_once(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger, claim, _ = begin(study)
+    wrapped = patient(study.storage.optuna, Patience(3600.0))
+    with pytest.raises(KeyError):
+        wrapped.get_trial(10**6)
+    ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        wrapped.set_trial_user_attr(claim.trial_id, "key", "value")
+
+
+@pytest.mark.parametrize("name", ["set_trial_param", "set_trial_user_attr", "set_trial_system_attr"])
+def test_a_write_whose_answer_was_lost_is_made_again_and_stands_once(
+    name: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    _, claim, _ = begin(study)
+    backend = study.storage.optuna
+    write, calls = getattr(backend, name), []
+
+    def unheard(*arguments: Any) -> None:
+        write(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise closed()
+
+    monkeypatch.setattr(backend, name, unheard)
+    value = (0.25, FLOAT) if name == "set_trial_param" else ("value",)
+    getattr(patient(backend, Patience(60.0)), name)(claim.trial_id, "key", *value)
+    assert len(calls) == 2
+    (trial,) = study.optuna.get_trials()
+    found = {"set_trial_param": trial.params, "set_trial_user_attr": trial.user_attrs}.get(name, trial.system_attrs)
+    assert found == {"key": value[0]}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "qmc"])
+def test_a_suggestion_is_the_same_whether_or_not_the_storage_failed_under_it(
+    sampler: str, make_study: MakeStudy
+) -> None:
+    """A sampler that were asked twice would draw twice, and give the second point."""
+
+    def objective(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_float("y", -1, 1)
+
+    settings: dict[str, Any] = {"trials": 14, "sampler": {"name": sampler}}
+    steady, shaken = make_study(name="steady", **settings), make_study(name="shaken", **settings)
+    worker.work(steady, objective, steady.ledger("w"), lambda: False)  # type: ignore[arg-type]
+    for _ in range(14):
+        claim = worker.next_claim(shaken.ledger("w"), Patience(60.0))
+        assert isinstance(claim, worker.Claim)
+        bearing = worker.bearing(shaken, Patience(60.0))
+        with cut(shaken.storage, times=2, statement="INSERT INTO trial_params") as asked:
+            worker.run_trial(bearing, objective, worker.Lease(shaken.ledger("w"), claim, patience=Patience(60.0)))
+        assert len(asked) == 4
+    assert [trial.params for trial in shaken.optuna.trials] == [trial.params for trial in steady.optuna.trials]
+    assert [trial.value for trial in shaken.optuna.trials] == [trial.value for trial in steady.optuna.trials]
