@@ -313,12 +313,15 @@ def check_connections(place: Storage, workers: int) -> None:
                 " (SELECT sum(numbackends) FROM pg_stat_database)::int"
             )
         ).one()
-    left = limit - reserved - (used - 1)  # without this one
+        pool = place.engine.pool
+        assert isinstance(pool, sa.pool.QueuePool)
+        others = used - pool.checkedin() - pool.checkedout()
+    left = limit - reserved - others
     needed = POOL_SIZE * (workers + 1)
     if needed > left:
         raise StorageError(
             f"storage {place.shown}: {workers} workers and this process take up to {needed} connections, {POOL_SIZE} each; "
-            f"Postgres has {left} left (max_connections {limit}, {reserved} reserved, {used - 1} in use): "
+            f"Postgres has {left} left (max_connections {limit}, {reserved} reserved, {others} in use by others): "
             f"start at most {max(0, left // POOL_SIZE - 1)} workers, or raise max_connections"
         )
 

@@ -18,11 +18,13 @@ from optuna.trial import TrialState
 from hpo import outage, storage, worker
 from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
 from hpo.outage import Patience, patient, within
+from hpo.signals import StopSignal
 from hpo.storage import OUTAGES, Storage
 from hpo.study import Study
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]
+ATTRIBUTE = "INSERT INTO trial_user_attributes"
 FLOAT = optuna.distributions.FloatDistribution(0, 1)
 
 
@@ -250,19 +252,19 @@ def test_an_error_after_the_time_disturbs_nobody() -> None:
 
 
 @contextmanager
-def cut(place: Storage, *, times: float, statement: str) -> Iterator[list[str]]:
-    """Cut the connection at so many statements that begin like this; yield those that were asked for."""
-    asked: list[str] = []
+def cut(place: Storage, statement: str, at: Callable[[int], bool]) -> Iterator[list[str]]:
+    """Cut the connection before statements that begin like this, by their number from 1; yield those that were tried."""
+    tried: list[str] = []
 
     def fail(_: object, __: object, text: str, *others: object) -> None:
         if text.startswith(statement):
-            asked.append(text)
-            if len(asked) <= times:
+            tried.append(text)
+            if at(len(tried)):
                 raise closed()
 
     sa.event.listen(place.engine, "before_cursor_execute", fail)
     try:
-        yield asked
+        yield tried
     finally:
         sa.event.remove(place.engine, "before_cursor_execute", fail)
 
@@ -297,12 +299,11 @@ def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
 def test_an_outage_that_optuna_wraps_is_borne(make_study: MakeStudy) -> None:
     study = make_study()
     _, claim, _ = begin(study)
-    with cut(study.storage, times=1, statement="INSERT INTO trial_user_attributes"), pytest.raises(Exception) as raised:
-        study.storage.optuna.set_trial_user_attr(claim.trial_id, "key", "value")
-    assert isinstance(raised.value, StorageInternalError)  # so it looks without patience
-    with cut(study.storage, times=3, statement="INSERT INTO trial_user_attributes") as asked:
+    with cut(study.storage, ATTRIBUTE, lambda n: n == 1), pytest.raises(StorageInternalError):
+        study.storage.optuna.set_trial_user_attr(claim.trial_id, "key", "value")  # so it looks without patience
+    with cut(study.storage, ATTRIBUTE, lambda n: n <= 3) as tried:
         patient(study.storage.optuna, Patience(60.0)).set_trial_user_attr(claim.trial_id, "key", "value")
-    assert len(asked) == 4
+    assert len(tried) == 4
     assert study.optuna.trials[0].user_attrs == {"key": "value"}
 
 
@@ -311,7 +312,7 @@ def test_an_outage_that_optuna_wraps_ends_patience_with_the_driver_s_words(make_
     _, claim, _ = begin(study)
     wrapped = patient(study.storage.optuna, Patience(0.1))
     with (
-        cut(study.storage, times=float("inf"), statement="INSERT INTO trial_user_attributes"),
+        cut(study.storage, ATTRIBUTE, lambda n: True),
         pytest.raises(Outage, match=r"^the server closed the connection$"),
     ):
         wrapped.set_trial_user_attr(claim.trial_id, "key", "value")
@@ -320,7 +321,7 @@ def test_an_outage_that_optuna_wraps_ends_patience_with_the_driver_s_words(make_
 def test_a_read_that_fails_is_borne_as_well(make_study: MakeStudy) -> None:
     study = make_study()
     begin(study)
-    with cut(study.storage, times=2, statement="SELECT"):
+    with cut(study.storage, "SELECT", lambda n: n <= 2):
         (trial,) = patient(study.storage.optuna, Patience(60.0)).get_all_trials(study.study_id)
     assert trial.state == TrialState.RUNNING
 
@@ -331,11 +332,11 @@ def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> 
         wrapped = patient(place.optuna, Patience(3600.0))
         study_id = wrapped.create_new_study([optuna.study.StudyDirection.MINIMIZE])
         trial_id = wrapped.create_new_trial(study_id)
-        with cut(place, times=0, statement="INSERT INTO trial_user_attributes") as asked:
+        with cut(place, ATTRIBUTE, lambda n: False) as tried:
             with pytest.raises(StorageInternalError) as raised:
                 wrapped.set_trial_user_attr(trial_id, "k" * 600, "value")
             assert isinstance(raised.value.__cause__, sa.exc.DataError)
-        assert len(asked) == 1
+        assert len(tried) == 1
         wrapped.set_trial_user_attr(trial_id, "k", "value")
         assert wrapped.get_trial_user_attrs(trial_id) == {"k": "value"}
     finally:
@@ -388,13 +389,9 @@ def test_a_suggestion_is_the_same_whether_or_not_the_storage_failed_under_it(
 
     settings: dict[str, Any] = {"trials": 14, "sampler": {"name": sampler}}
     steady, shaken = make_study(name="steady", **settings), make_study(name="shaken", **settings)
-    worker.work(steady, objective, steady.ledger("w"), lambda: False)  # type: ignore[arg-type]
-    for _ in range(14):
-        claim = worker.next_claim(shaken.ledger("w"), Patience(60.0))
-        assert isinstance(claim, worker.Claim)
-        bearing = worker.bearing(shaken, Patience(60.0))
-        with cut(shaken.storage, times=2, statement="INSERT INTO trial_params") as asked:
-            worker.run_trial(bearing, objective, worker.Lease(shaken.ledger("w"), claim, patience=Patience(60.0)))
-        assert len(asked) == 4
+    assert worker.work(steady, objective, steady.ledger("w"), StopSignal()) == 0
+    with cut(shaken.storage, "INSERT INTO trial_params", lambda n: n % 3 > 0) as tried:
+        assert worker.work(shaken, objective, shaken.ledger("w"), StopSignal()) == 0
+    assert len(tried) == 14 * 2 * 3
     assert [trial.params for trial in shaken.optuna.trials] == [trial.params for trial in steady.optuna.trials]
     assert [trial.value for trial in shaken.optuna.trials] == [trial.value for trial in steady.optuna.trials]

@@ -187,3 +187,19 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     assert " settled" in woken  # it went on
     for number, curve in curves(study).items():
         assert curve == alone(study, number), number
+
+
+def test_hpo_run_itself_takes_the_trial_of_its_only_worker_when_that_freezes(shell: Shell, place: Storage) -> None:
+    shell.write(SLOW, trials=1, more='[recovery]\nlease = "2s"\n')
+    run = shell.start("run", "own.toml", "--workers", "1")
+    wait_for(lambda: bool(begun(shell, 0)))
+    (frozen,) = begun(shell, 0)
+    os.kill(frozen, signal.SIGSTOP)
+    study = shell.study(place)
+    wait_for(lambda: leases(study) == [None])  # parked, though no worker lives to look
+    os.kill(frozen, signal.SIGCONT)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert begun(shell, 0) == [frozen, frozen]  # it dropped the trial, and then took it up again
+    assert [trial.value for trial in trials_of(study)] == [0.0]
+    assert [(row.kind, row.attempt) for row in failures(study)] == [("lost_worker", 1), ("lease_lost", 1)]

@@ -19,6 +19,7 @@ from hpo.storage import Storage
 from hpo.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
 from tests.integration.digits import alone, assert_finished_once, made
+from tests.integration.shell import Shell
 from tests.postgres import PostgresServer
 
 
@@ -81,6 +82,19 @@ def test_more_workers_than_postgres_has_connections_wait_for_their_turn(
         assert_nothing_happened(study, crew, codes, 8)
         assert "connection slots" in crew.said or "too many clients" in crew.said
         place.close()
+
+
+def test_a_run_with_more_workers_than_postgres_can_carry_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
+    with PostgresServer(folder, max_connections=6) as running:
+        shell = Shell(tmp_path, running.url)
+        shell.write("def objective(trial):\n    return 1.0\n", trials=2)
+        said = shell.run("run", "own.toml", "--workers", "8", code=2)
+        assert "8 workers and this process take up to 18 connections" in said
+        assert "start at most 2 workers, or raise max_connections" in said
+        assert "0 of 2 finished" in shell.run("status", "own")  # nothing was started
+        shell.run("run", "own.toml", "--workers", "2")
+        assert "2 of 2 finished" in shell.run("status", "own")
 
 
 @pytest.fixture
