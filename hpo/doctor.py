@@ -34,6 +34,13 @@ class Finding:
     is_ill: bool = True  # something to mend; else merely good to know
     is_repaired: bool = False
 
+    @property
+    def text(self) -> str:
+        """Two lines: what was found, and what mends it."""
+        mark = "mended" if self.is_repaired else "ill" if self.is_ill else "note"
+        mend = "" if self.is_repaired else f"\n        {self.mend}"
+        return f"{mark.ljust(7)} {self.where}: {self.what}{mend}"
+
 
 def findings(place: Storage, name: str | None, *, repair: bool, workers: int | None) -> Iterator[Finding]:
     """Yield what is wrong with the storage and with one study, or with all of them; StudyError for an unknown name."""

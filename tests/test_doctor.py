@@ -26,7 +26,6 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from hpo.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
-from hpo.view.words import finding_text
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import begin
 
@@ -114,7 +113,7 @@ def test_a_parked_trial_is_good_to_know_and_nothing_to_mend(whole: Study) -> Non
     ledger.park(claim)
     (found,) = examine(whole)
     assert (found.what, found.is_ill) == ("trial 0 is parked after epoch 0", False)
-    assert finding_text(found) == (
+    assert found.text == (
         "note    own: trial 0 is parked after epoch 0\n        hpo run, or hpo worker, goes on with it"
     )
 

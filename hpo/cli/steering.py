@@ -81,7 +81,6 @@ def doctor(
     from hpo import storage as storages
     from hpo import study as studies
     from hpo.errors import SpecError
-    from hpo.view.words import finding_text
 
     quiet_optuna()
     place = storages.connect(storage_url(storage))
@@ -92,7 +91,7 @@ def doctor(
         typer.echo(f"trial {fail} of {study!r} is FAIL now")
     ills = 0
     for finding in doctor.findings(place, study, repair=repair, workers=workers):
-        typer.echo(finding_text(finding))
+        typer.echo(finding.text)
         ills += finding.is_ill
     typer.echo(f"{ills} to mend" if ills else "nothing to mend")
     raise typer.Exit(1 if ills else 0)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hpo.doctor import Finding
 
 #: state -> how it is called, in the order of a trial's life
 STATES = {
@@ -44,10 +40,3 @@ def value_text(value: float | None) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
-
-
-def finding_text(finding: Finding) -> str:
-    """Return a finding of `hpo doctor` in two lines: what was found, and what mends it."""
-    mark = "mended" if finding.is_repaired else "ill" if finding.is_ill else "note"
-    mend = "" if finding.is_repaired else f"\n        {finding.mend}"
-    return f"{mark.ljust(7)} {finding.where}: {finding.what}{mend}"
