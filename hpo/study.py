@@ -304,12 +304,22 @@ def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: 
 
 @contextmanager
 def as_in_optimize(study: optuna.Study) -> Iterator[None]:
-    """Let samplers and objectives call `study.stop()`, which Optuna allows only inside `study.optimize`."""
+    """Run a trial as `study.optimize` does: `study.stop()` is allowed, and the sampler looks at the study anew."""
+    look_anew(study)
     study._thread_local.in_optimize_loop = True
     try:
         yield
     finally:
         study._thread_local.in_optimize_loop = False
+
+
+def look_anew(study: optuna.Study) -> None:
+    """Let the sampler see the trials that there are now.
+
+    Optuna keeps the list that a sampler took until its `ask` or `tell` is called; we call neither, and a worker's TPE and
+    CMA-ES would for ever see the study as it was at their first trial.
+    """
+    study._thread_local.cached_all_trials = None
 
 
 def forget_stop(study: optuna.Study) -> None:

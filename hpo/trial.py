@@ -22,7 +22,7 @@ from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
 from hpo.ledger import Report
 from hpo.settling import STATES
-from hpo.study import forget_stop, stop_was_requested
+from hpo.study import forget_stop, look_anew, stop_was_requested
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,7 @@ class LeasedTrial(optuna.trial.Trial):
     def _tell_the_sampler(self, state: TrialState, value: float | None) -> None:
         frozen = self._get_latest_trial()
         try:
+            look_anew(self.study)
             filtered = optuna.pruners._filter_study(self.study, frozen)
             self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value])
         except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end

@@ -420,3 +420,23 @@ def test_the_same_seed_and_history_give_the_same_suggestions(make_study: MakeStu
     third = make_study(trials=14, name="c", seed=1, sampler={"name": "tpe"})
     work(third, objective)
     assert [trial.params for trial in trials(one)] != [trial.params for trial in trials(third)]
+
+
+@pytest.mark.parametrize("sampler", [{"name": "tpe"}, {"name": "cmaes"}])  # nsga2 keeps ids of trials in the study
+def test_a_worker_s_suggestions_are_those_that_optuna_makes_of_the_same_history(
+    make_study: MakeStudy, sampler: dict[str, Any]
+) -> None:
+    study = make_study(trials=30, sampler=sampler)
+
+    def drawn(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", -10, 10) ** 2 + trial.suggest_float("y", -10, 10) ** 2
+
+    work(study, drawn)
+    made = trials(study)
+    for number in (5, 12, 20, 29):
+        plain = optuna.create_study(study_name=study.name)
+        plain.add_trials(made[:number])
+        plain.sampler = sampling.build(study.spec, number)
+        trial = plain.ask()
+        drawn(trial)
+        assert trial.params == made[number].params, number
