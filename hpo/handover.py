@@ -7,19 +7,32 @@ from there. Whoever records a checkpoint removes what is older (`retention.tidy`
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import pydantic
 
 from hpo.ledger import Checkpoint, Report
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
-PATTERN = "attempt-*-handover.json"
+NAME = re.compile(r"attempt-(\d{1,9})-handover\.json")
+
+
+class Left(pydantic.BaseModel):
+    """The note: a checkpoint, and what it takes to go on from it."""
+
+    model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    checkpoint: Checkpoint
+    accumulation: int
+    curve: list[float]  # the judged metric, raw, by epoch
+    reports: list[tuple[int, float, dict[str, float]]]  # since the last recorded checkpoint: step, value, metrics
 
 
 def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Sequence[Report]) -> Path:
@@ -29,16 +42,16 @@ def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Seque
         since: what was reported since the last recorded checkpoint.
     """
     claim = trial.lease.claim
-    left = {
-        "checkpoint": asdict(checkpoint),
-        "accumulation": claim.accumulation,
-        "curve": trial.curve,
-        "reports": [[report.step, report.value, dict(report.metrics)] for report in since],
-    }
+    left = Left(
+        checkpoint=checkpoint,
+        accumulation=claim.accumulation,
+        curve=trial.curve,
+        reports=[(report.step, report.value, dict(report.metrics)) for report in since],
+    )
     note = folder / f"attempt-{claim.attempt}-handover.json"
     part = folder / f".attempt-{claim.attempt}-handover.{os.getpid()}.part"
     with part.open("w") as file:
-        json.dump(left, file)
+        file.write(left.model_dump_json())
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, note)
@@ -47,7 +60,7 @@ def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Seque
 
 def take(folder: Path, trial: LeasedTrial) -> None:
     """Bring a trial just opened to where an earlier attempt left it, if one did; LostLease if it is in other hands."""
-    for note in sorted(folder.glob(PATTERN), key=_attempt, reverse=True):
+    for note in sorted(_notes(folder), key=_attempt, reverse=True):
         left = _read(note)
         if left is not None and _goes_on(trial, left):
             _take_up(trial, left)
@@ -55,34 +68,46 @@ def take(folder: Path, trial: LeasedTrial) -> None:
             return
 
 
-def _attempt(note: Path) -> int:
-    return int(note.name.split("-")[1])
-
-
-def _read(note: Path) -> dict[str, Any] | None:
+def _notes(folder: Path) -> list[Path]:
     try:
-        left: dict[str, Any] = json.loads(note.read_text())
+        return [file for file in folder.iterdir() if NAME.fullmatch(file.name)]
+    except OSError:  # for the most part: there is no folder
+        return []
+
+
+def _attempt(note: Path) -> int:
+    match = NAME.fullmatch(note.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _read(note: Path) -> Left | None:
+    try:
+        return Left.model_validate_json(note.read_text())
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s); the trial goes on from its last recorded checkpoint", note, error)
         return None
-    return left
 
 
-def _goes_on(trial: LeasedTrial, left: dict[str, Any]) -> bool:
-    """Say whether the note is of this way of training, from where the trial stands or later, and its file still there."""
-    claim, checkpoint = trial.lease.claim, left["checkpoint"]
+def _goes_on(trial: LeasedTrial, left: Left) -> bool:
+    """Say whether the note is of this way of training, from where the trial stands or later, and its file whole."""
+    claim = trial.lease.claim
     known = claim.checkpoint.epoch if claim.checkpoint else 0
-    is_later = checkpoint["epoch"] >= known and left["accumulation"] == claim.accumulation
-    return is_later and Path(checkpoint["path"]).exists()
+    if left.checkpoint.epoch < known or left.accumulation != claim.accumulation:
+        return False
+    try:
+        with open(left.checkpoint.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == left.checkpoint.digest
+    except OSError:
+        return False
 
 
-def _take_up(trial: LeasedTrial, left: dict[str, Any]) -> None:
+def _take_up(trial: LeasedTrial, left: Left) -> None:
     lease = trial.lease
-    for step, value, metrics in left["reports"]:
+    for step, value, metrics in left.reports:
         trial.write(Report(claim=lease.claim, step=step, value=value, metrics=metrics))
         trial.pruner_says_stop()  # not to obey: what it remembers of the epoch is what later trials are held against
     lease.flush()
-    checkpoint = Checkpoint(**left["checkpoint"])
-    lease.patience(lambda: lease.ledger.record_checkpoint(lease.claim, checkpoint))
-    lease.claim = replace(lease.claim, checkpoint=checkpoint)
-    trial.curve[:] = left["curve"]
+    lease.patience(lambda: lease.ledger.record_checkpoint(lease.claim, left.checkpoint))
+    lease.claim = replace(lease.claim, checkpoint=left.checkpoint)
+    trial.curve[:] = left.curve

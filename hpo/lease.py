@@ -156,10 +156,8 @@ class Lease:
         if not self._sending.acquire(blocking=False):
             raise NoAnswer("the storage has not answered yet")
         try:
-            unsent = list(self._unsent)
-            if unsent:
-                self._lost = bool(self._written(unsent)) or self._lost
-                del self._unsent[: len(unsent)]
+            if self._unsent:
+                self._write(list(self._unsent))
             elif self.is_cut_off:
                 self.renew()  # as good a question as any whether the storage is back
         finally:
@@ -168,14 +166,28 @@ class Lease:
             log.info("trial %d: the storage is back", self.claim.number)
         self._failing_since = None
 
-    def _written(self, unsent: list[Report]) -> list[Claim]:
+    def _write(self, reports: list[Report]) -> None:
+        """Write the first of the unsent reports: all at once, or one by one if the database refuses some for good, which
+        are forgotten then. The first refusal is raised.
+        """
         try:
-            return self.ledger.report(unsent)
+            self._lost = bool(self.ledger.report(reports)) or self._lost
         except OUTAGES:
             raise
-        except Exception:  # else it would be refused again with every report to come, and at the trial's end
-            del self._unsent[: len(unsent)]
-            raise
+        except Exception as error:
+            if len(reports) == 1:
+                del self._unsent[0]
+                raise
+            refused: list[Exception] = [error]
+            for report in reports:
+                try:
+                    self._write([report])
+                except OUTAGES:
+                    raise
+                except Exception as one:
+                    refused.append(one)
+            raise refused[-1] from None
+        del self._unsent[: len(reports)]
 
     def _note_failure(self, error: BaseException) -> None:
         """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""

@@ -187,7 +187,10 @@ class Ledger:
         return storage.now(connection) + self.lease_seconds
 
     def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell."""
+        """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell.
+
+        One that comes late, after a later one was recorded, is not: its file is gone by then.
+        """
         with storage.writing(self.engine) as connection:
             self._hold_or_raise(connection, claim)
             rows = connection.execute(
@@ -195,9 +198,10 @@ class Ledger:
                     trial_system_attributes.c.trial_id == claim.trial_id
                 )
             )
+            recorded = hpo_trials.c.checkpoint_epoch
             connection.execute(
                 hpo_trials.update()
-                .where(self._of(claim))
+                .where(self._of(claim), sa.or_(recorded.is_(None), recorded <= checkpoint.epoch))
                 .values(
                     checkpoint_epoch=checkpoint.epoch,
                     checkpoint_path=checkpoint.path,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
@@ -23,6 +24,7 @@ from hpo.spec import Recovery
 MIB = 2**20
 FOLDER = os.getcwd()  # in which the command was given, whatever user code does later
 THREADS_SECONDS = 5.0  # that threads of user code may take to end
+CHILDREN_SECONDS = 1.0  # that killed child processes may take to be gone
 NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal`
 CANNOT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: whoever started this process may try again
 
@@ -66,7 +68,7 @@ def leave(code: int) -> NoReturn:
 def start_afresh(stopping: StopSignal, *, at_once: bool = False) -> None:
     """Replace this process; open files, CUDA's among them, and child processes do not outlive it.
 
-    Returns if the process was asked to stop, up to the last instant; a signal after that reaches the fresh interpreter.
+    Returns if the process was asked to stop. A signal at the last instant ends it or reaches the fresh interpreter.
 
     Args:
         at_once: leave out what user code wants done at its end, because the main thread hangs.
@@ -74,33 +76,61 @@ def start_afresh(stopping: StopSignal, *, at_once: bool = False) -> None:
     if not at_once:
         _wind_up()
     _kill_children()
-    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # from here they wait for the fresh interpreter
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     time.sleep(NOTICE_SECONDS)
     if stopping():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         return
+    if threading.current_thread() is threading.main_thread():
+        for number in ASKING:  # what another thread takes from here on would be forgotten with it
+            signal.signal(number, signal.SIG_DFL)
+    if stopping():
+        os._exit(stopping.exit_code)
     try:
         os.chdir(FOLDER)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # with them go the driver's contexts, and the memory they hold
+        _close_on_exec()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     finally:
         os._exit(CANNOT_RESTART)
 
 
+def _close_on_exec() -> None:
+    """Let every descriptor but the standard ones end with this program: the driver's contexts too, and what they hold."""
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
+
+
 def _kill_children() -> None:
     with contextlib.suppress(psutil.Error):
-        for child in psutil.Process().children(recursive=True):
+        children = psutil.Process().children(recursive=True)
+        for child in children:
             with contextlib.suppress(psutil.Error):
                 child.kill()
+        psutil.wait_procs(children, timeout=CHILDREN_SECONDS)  # else they are zombies of the fresh program
 
 
 def _wind_up() -> None:
-    """Do what the interpreter does for user code at its end, but wait for its threads only so long."""
+    """Do what the interpreter does for user code at its end, but wait for its threads and processes only so long."""
+    _send_pools_home()
     deadline = time.monotonic() + THREADS_SECONDS
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
+    for child in multiprocessing.active_children():  # an exit handler of multiprocessing's would wait for them for ever
+        child.kill()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a full disk
+        with contextlib.suppress(OSError, ValueError):  # a full disk; closed by user code
             stream.flush()
+
+
+def _send_pools_home() -> None:
+    """Wake the idle threads of user code's pools, as the interpreter does before it waits for them."""
+    pools: Any = sys.modules.get("concurrent.futures.thread")
+    if pools is not None:
+        with pools._global_shutdown_lock:
+            pools._shutdown = True
+        for queue in list(pools._threads_queues.values()):
+            queue.put(None)

@@ -15,7 +15,7 @@ from hpo.study import Study
 from hpo.tables import hpo_trials, trials
 
 log = logging.getLogger(__name__)
-OF_TRIAL = re.compile(r"trial-(\d+)")
+OF_TRIAL = re.compile(r"trial-(\d{6,9})")
 OF_ATTEMPT = re.compile(r"\.?attempt-(\d+)-.*")  # a file of an attempt; with a dot in front while it is written
 
 
@@ -59,12 +59,12 @@ def sweep(study: Study) -> list[Path]:
 def stale(study: Study) -> list[Path]:
     """Return the folders of settled trials that do not lead; none if the folder of checkpoints cannot be read."""
     try:
-        folders = {
-            int(match[1]): file for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))
-        }
+        found = [match for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))]
     except OSError as error:
         log.warning("%s cannot be read: %s", study.checkpoints, error)
         return []
+    folders = {number: study.trial_folder(number) for number in (int(match[1]) for match in found)}
+    folders = {number: folder for number, folder in folders.items() if folder.exists()}
     if not folders:
         return []
     ours = sa.select(trials.c.number).join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)

@@ -150,7 +150,7 @@ class LeasedTrial(optuna.trial.Trial):
         """Tell the sampler, then write the end of a trial that did not fail; LostLease if another worker owns it by now."""
         self.lease.flush()
         self._tell_the_sampler(state, value)
-        self._pass_on_a_stop()
+        self.pass_on_a_stop()
         ledger, claim, outcome = self.lease.ledger, self.lease.claim, state.name.lower()
         self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason))
 
@@ -163,13 +163,13 @@ class LeasedTrial(optuna.trial.Trial):
     def fail(self, failure: Failure) -> Verdict:
         """Write a failed attempt and do what the study's policy says; LostLease if another worker owns it by now."""
         self.lease.flush()
-        self._pass_on_a_stop()
+        self.pass_on_a_stop()
         ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
         verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
         if verdict in STATES:
             value = self.lease.patience(lambda: ledger.last_value(claim)) if verdict is Verdict.PRUNE else None
             self._tell_the_sampler(STATES[verdict], value)
-            self._pass_on_a_stop()
+            self.pass_on_a_stop()
         return verdict
 
     def end_as_stopped(self) -> None:
@@ -186,7 +186,7 @@ class LeasedTrial(optuna.trial.Trial):
         except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
             log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
 
-    def _pass_on_a_stop(self) -> None:
+    def pass_on_a_stop(self) -> None:
         """Stop the study if the objective or the sampler said so: before the trial ends, or a kill in between loses it."""
         if stop_was_requested(self.study):
             reason = "the objective or the sampler called study.stop()"

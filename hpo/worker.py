@@ -156,14 +156,15 @@ def settle(trial: LeasedTrial, objective: Objective) -> None:
     try:
         trial.lease.let_go()
         value = trial.judge(objective(trial))
-    except optuna.TrialPruned as pruned:
-        trial.finish_as_pruned(str(pruned) or None)
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
-        why = signal_behind(error)
+        why = signal_behind(error)  # whatever user code made of it: "pruned", for one
         if isinstance(why, Stopped):
             trial.end_as_stopped()
         elif why is not None and not isinstance(why, TimeUp):
+            trial.pass_on_a_stop()
             raise why from None
+        elif why is None and isinstance(error, optuna.TrialPruned):
+            trial.finish_as_pruned(str(error) or None)
         else:
             failure = Failure.of(why or error)
     else:

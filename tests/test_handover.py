@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -31,6 +32,7 @@ from tests.test_objective import DOCUMENT
 
 MakeStudy = Callable[..., Study]
 EPOCHS = 8
+OF_NOTHING = hashlib.sha256(b"").hexdigest()
 PATIENCE = 1.0  # seconds; a study file knows none shorter
 
 
@@ -132,7 +134,7 @@ def story(study: Study) -> tuple[dict[str, list[float]], dict[int, float], float
 
 
 def notes(study: Study) -> list[str]:
-    return sorted(note.name for note in study.trial_folder(0).glob(handover.PATTERN))
+    return sorted(note.name for note in study.trial_folder(0).glob("attempt-*-handover.json"))
 
 
 def train_into_an_outage(study: Study, weather: Weather, end: str) -> None:
@@ -308,7 +310,7 @@ def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:
     first = epoch - len(values) + 1
     since = [Report(claim=claim, step=first + n, value=v, metrics={"value": v}) for n, v in enumerate(values)]
     trial.curve.extend(values)
-    return handover.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest="abc"), since)
+    return handover.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING), since)
 
 
 def park(trial: LeasedTrial) -> None:
@@ -330,7 +332,7 @@ def test_a_note_is_taken_up_with_its_reports_its_curve_and_its_checkpoint(make_s
     assert study.optuna.get_trials()[0].intermediate_values == {1: 0.5, 2: 0.25}
     assert trial.lease.ledger.curve(trial.lease.claim, "value") == [0.5, 0.25]
     row = row_of(study)
-    assert (row.checkpoint_epoch, row.checkpoint_digest, row.attempt) == (2, "abc", 2)
+    assert (row.checkpoint_epoch, row.checkpoint_digest, row.attempt) == (2, OF_NOTHING, 2)
     assert not note.exists()
     with pytest.warns(UserWarning, match="step 2 was reported already"):
         trial.report(9.0, 2)
@@ -514,24 +516,25 @@ def test_a_trial_lost_while_its_note_is_taken_up_is_dropped(
     assert study.optuna.get_trials()[0].intermediate_values == {}
 
 
+def fail_twice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real, failures = getattr(Ledger, name), iter(range(2))
+
+    def method(ledger: Ledger, *arguments: object) -> object:
+        if next(failures, None) is not None:
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+        return real(ledger, *arguments)
+
+    monkeypatch.setattr(Ledger, name, method)
+
+
 def test_a_storage_that_fails_while_a_note_is_taken_up_is_waited_for(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=1, recovery={"outage_patience": "30s"})
     leave(study, first := opened(study), 2, 0.5, 0.25)
     park(first)
-    calls: list[str] = []
     for name in ("report", "record_checkpoint"):
-
-        def failing_at_first(
-            ledger: Ledger, *arguments: Any, name: str = name, real: Any = getattr(Ledger, name)
-        ) -> object:
-            calls.append(name)
-            if calls.count(name) <= 2:
-                raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
-            return real(ledger, *arguments)
-
-        monkeypatch.setattr(Ledger, name, failing_at_first)
+        fail_twice(monkeypatch, name)
     seen: list[tuple[int, list[float]]] = []
 
     def objective(trial: LeasedTrial) -> float:
