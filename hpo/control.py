@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from hpo import settling, storage
 from hpo.errors import StudyError
 from hpo.study import Study
-from hpo.tables import Hold, hpo_studies, hpo_trials, living_row, trials, utc
+from hpo.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.view.words import STATES
 
 
@@ -86,6 +86,8 @@ def resume(study: Study) -> str | None:
 
 
 def _living(connection: sa.Connection, study: Study) -> Any:
+    """Lock the study, so that no trial is claimed meanwhile, and return our row of it."""
+    connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study.study_id).with_for_update())
     row = living_row(connection, study.study_id)
     if row is None or row.uid != study.uid:
         raise StudyError(f"study {study.name!r} was deleted")

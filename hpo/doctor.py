@@ -164,7 +164,7 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     if found and repair:
         with storage.writing(study.storage.engine) as connection:
             for row in found:
-                settling.close(connection, row, outcome="ended elsewhere", reason=None)
+                settling.close(connection, row, outcome=settling.ELSEWHERE, reason=None)
     for row in found:
         yield Finding(
             where=study.name,

@@ -45,6 +45,7 @@ class Lease:
         self.started_at = time.monotonic()
         self.seconds_left: float | None = None  # how long this attempt may last, if there is a limit
         self.failed_by: Kind | None = None  # what ended the attempt, if that was a failure
+        self.has_ended = False  # found so by the keeper's thread
         self._stopping = stopping
         self._orders = Orders(lost=False, stop=False, park=False)
         self._lost = False

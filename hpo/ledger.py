@@ -280,7 +280,10 @@ class Ledger:
     def drop(self, claim: Claim, message: str) -> None:
         """Record that this worker found its trial in other hands; the trial itself is not touched."""
         with storage.writing(self.engine) as connection:
-            if self._row(connection, claim) is not None:
+            row = self._row(connection, claim)
+            if row is not None and row.attempt == claim.attempt:
+                settling.close_if_ended_elsewhere(connection, row)
+            if row is not None:
                 failure = Failure(kind=Kind.LEASE_LOST, message=message)
                 mine = {"trial_id": claim.trial_id, "attempt": claim.attempt, "worker": self.worker}
                 settling.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)

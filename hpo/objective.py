@@ -122,10 +122,14 @@ class Saver:
         try:
             self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
         except CheckpointError as error:
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                raise  # a disk that fails to read just now: a data error, tried again, with the checkpoint kept
+            if isinstance(error.__cause__, OSError) and not self._is_missing(error.__cause__):
+                raise  # a disk that fails, or is not mounted, just now: a data error, tried again, the checkpoint kept
             log.warning("trial %d starts over: %s", self.trial.number, error)
             self.trial.start_over()
+
+    def _is_missing(self, error: OSError) -> bool:
+        """Say whether the file is not there, though its folder is."""
+        return isinstance(error, FileNotFoundError) and (self.study.checkpoints / studies.PROBE_FILE).is_file()
 
     def save_if_due(self, epoch: int) -> None:
         """Save if the last checkpoint is old enough."""

@@ -1,6 +1,7 @@
 """A failing storage borne for a while: what it refuses is tried again, until it has refused for too long.
 
-Every call may be repeated: each is one transaction, and each writes the same when it is written twice.
+Every call of ours may be repeated: each is one transaction, and each writes the same when it is written twice. Of Optuna's
+only `enqueue_trial` in an objective may not: a trial whose answer was lost is queued again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Patience:
         self.seconds = seconds
         self.stopping = stopping
         self._passing = passing
-        self._bears = True
+        self._thread = threading.local()
         self.is_waiting = False  # for a storage that fails
 
     def __call__(self, action: Callable[[], Result]) -> Result:
@@ -57,7 +58,7 @@ class Patience:
             try:
                 return action()
             except self._passing as error:
-                if not self._bears:
+                if getattr(self._thread, "is_suspended", False):
                     raise
                 if failing_since is None:
                     failing_since = time.monotonic()
@@ -72,12 +73,12 @@ class Patience:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Let errors of the storage through at once, for what can be left undone."""
-        self._bears = False
+        """Let errors of the storage through at once in this thread, for what can be left undone."""
+        self._thread.is_suspended = True
         try:
             yield
         finally:
-            self._bears = True
+            self._thread.is_suspended = False
 
 
 def within(seconds: float, action: Callable[[], Result]) -> Result:

@@ -23,6 +23,9 @@ from hpo.spec import Recovery
 
 MIB = 2**20
 FOLDER = os.getcwd()  # in which the command was given, whatever user code does later
+MARK = (
+    "HPO_STARTED_AFRESH"  # in the environment of a process that had worked before: it knows that the storage is there
+)
 THREADS_SECONDS = 5.0  # that threads of user code may take to end
 CHILDREN_SECONDS = 1.0  # that killed child processes may take to be gone
 NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal`
@@ -88,6 +91,7 @@ def start_afresh(stopping: StopSignal, *, at_once: bool = False) -> None:
         os._exit(stopping.exit_code)
     try:
         os.chdir(FOLDER)
+        os.environ[MARK] = "1"
         _close_on_exec()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     finally:

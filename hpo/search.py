@@ -40,6 +40,8 @@ class Interrupt:
             os._exit(128 + number)  # even from amid a statement that waits for the database
         if len(self.received) > 1 or self.fleet.stop_asked_at is not None:
             self.fleet.kill_processes()
+        else:
+            self.fleet.ask_processes()  # now: the loop may be waiting for a storage that fails
 
     @property
     def exit_code(self) -> int:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import storage
-from hpo.failures import Failure, Kind, Policies, Verdict
+from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
 from hpo.tables import (
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
@@ -32,6 +32,7 @@ NO_CHECKPOINT = {
     "checkpoint_attributes": None,
 }
 BY_HAND = "by `hpo stop`"
+ELSEWHERE = "ended elsewhere"  # the outcome of a trial that another program ended
 STOPPED = "stopped"  # the outcome of a trial that a person ended
 STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
 
@@ -63,6 +64,13 @@ def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | No
     connection.execute(
         hpo_trials.update().where(_of(row)).values(settled=True, lease_until=None, outcome=outcome, reason=reason)
     )
+
+
+def close_if_ended_elsewhere(connection: sa.Connection, row: Any) -> None:
+    """Close our row of a trial that another program, the dashboard for one, has ended."""
+    state = connection.execute(sa.select(trials.c.state).where(trials.c.trial_id == row.trial_id)).scalar_one_or_none()
+    if not row.settled and state is not None and state.is_finished():
+        close(connection, row, outcome=ELSEWHERE, reason=None)
 
 
 def release(connection: sa.Connection, row: Any) -> None:
@@ -110,7 +118,7 @@ def fail(
     if verdict is Verdict.DROP:
         end_as_stopped(connection, row)
     elif verdict is Verdict.RETRY:
-        halved = getattr(policy, "halve", False) and accumulation is not None
+        halved = isinstance(policy, MemoryPolicy) and policy.halve and accumulation is not None
         # Over from the start: a curve must come from one way of training.
         restart = {"accumulation": accumulation, **NO_CHECKPOINT} if halved else {}
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))

@@ -113,7 +113,8 @@ class StopSignal:
     def _seconds_left(self) -> float:
         if self.received is None or self.grace is None:
             return LOOK_SECONDS
-        return min(self._received_at + self.grace - time.monotonic(), LOOK_SECONDS)
+        last_act = min(LAST_ACT_SECONDS, self.grace / 2)  # within the grace too
+        return min(self._received_at + self.grace - last_act - time.monotonic(), LOOK_SECONDS)
 
     def _receive(self, number: int) -> None:
         if number not in ASKING:  # every signal with a handler comes by, such as the SIGCHLD that torch handles

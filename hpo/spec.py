@@ -43,7 +43,7 @@ class Budget(pydantic.BaseModel):
     timeout: str | None = None
     """Wall clock of one `hpo run`, such as "30m"; what still runs is parked for the next one."""
     trial_timeout: str | None = None
-    """Training time of one trial, attempts added up; what happens then is failures.time_limit's to say."""
+    """Training time of one trial; failures.time_limit says what happens then. Epochs that a checkpoint carried over count."""
 
     @property
     def trial_seconds(self) -> float | None:

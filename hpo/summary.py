@@ -59,11 +59,11 @@ class ParkedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class FailureCount:
-    """A kind of failure: how often attempts failed by it, how often that ended the trial, and what the last one said."""
+    """A kind of failure: how often attempts failed by it, how often the trial was tried again, what the last one said."""
 
     kind: str
     count: int
-    ended: int
+    retried: int
     message: str
 
 
@@ -238,21 +238,19 @@ def _failures(connection: sa.Connection, study: Study, fails: int) -> list[Failu
         sa.select(
             hpo_failures.c.kind,
             sa.func.count().label("times"),
-            sa.func.sum(sa.case((hpo_failures.c.verdict.in_((Verdict.PRUNE, Verdict.FAIL)), 1), else_=0)).label(
-                "ended"
-            ),
+            sa.func.sum(sa.case((hpo_failures.c.verdict == Verdict.RETRY, 1), else_=0)).label("retried"),
         )
         .where(ours)
         .group_by(hpo_failures.c.kind)
     ).all()
     found = [
         FailureCount(
-            kind=row.kind, count=row.times, ended=int(row.ended), message=_last_message(connection, ours, row.kind)
+            kind=row.kind, count=row.times, retried=int(row.retried), message=_last_message(connection, ours, row.kind)
         )
         for row in kinds
     ]
     if fails and (foreign := _foreign_failures(connection, study)):
-        found.append(FailureCount(kind="foreign", count=foreign, ended=foreign, message=""))
+        found.append(FailureCount(kind="foreign", count=foreign, retried=0, message=""))
     return sorted(found, key=lambda failure: (-failure.count, failure.kind))
 
 

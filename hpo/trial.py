@@ -117,8 +117,13 @@ class LeasedTrial(optuna.trial.Trial):
         """
         if self.lease.is_cut_off:
             return False
-        with self.lease.patience.suspended():
-            return bool(self.lease.ask(super().should_prune))
+        ask_optuna = super().should_prune
+
+        def ask() -> bool:
+            with self.lease.patience.suspended():  # in the thread that asks, which may outlast the wait for it
+                return ask_optuna()
+
+        return bool(self.lease.ask(ask))
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""

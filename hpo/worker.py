@@ -101,7 +101,11 @@ def end_overdue(stopping: StopSignal, lease: Lease) -> None:
     """End a trial whose training thread hangs, and this process with it; a process that is to stop ends by its grace."""
     said = f"trained for longer than budget.trial_timeout, and for {lease.seconds:.0f} s it has not looked up"
     try:
-        if stopping() or lease.ledger.fail(lease.claim, Failure(kind=Kind.TIME_LIMIT, message=said)) is Verdict.DROP:
+        if stopping():
+            return
+        verdict = lease.ledger.fail(lease.claim, Failure(kind=Kind.TIME_LIMIT, message=said))
+        if verdict is Verdict.DROP and not lease.has_ended:
+            lease.has_ended = True  # maybe just now, by the training thread; if this is called again, it does hang
             return
     except LostLease:
         log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)

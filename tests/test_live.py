@@ -86,7 +86,7 @@ def test_the_picture_shows_time_budget_states_best_and_the_running_curves() -> N
 def test_the_picture_tells_failures_and_a_stop() -> None:
     lines = drawn(
         summary(
-            failures=[FailureCount(kind="exception", count=2, ended=1, message="ValueError: no")],
+            failures=[FailureCount(kind="exception", count=2, retried=1, message="ValueError: no")],
             stop_reason="enough",
             counts={"fail": 2},
         ),
@@ -101,7 +101,7 @@ def test_no_line_of_the_picture_is_wider_than_the_terminal(width: int) -> None:
     one = summary(
         name="a-very-long-name-" * 5,
         running=[running(number, [number / 100] * 300, attempt=3) for number in range(100)],
-        failures=[FailureCount(kind="exception", count=1, ended=1, message="x" * 500)],
+        failures=[FailureCount(kind="exception", count=1, retried=0, message="x" * 500)],
         stop_reason="y" * 500,
     )
     lines = drawn(one, width)
@@ -268,7 +268,7 @@ def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
         counts={"parked": 1, "pruned": 1},
         parked=[ParkedTrial(number=5, epoch=4)],
         running=[running(3, [0.5], attempt=2)],
-        failures=[FailureCount(kind="diverged", count=1, ended=1, message="")],
+        failures=[FailureCount(kind="diverged", count=1, retried=0, message="")],
         stop_reason="enough",
     )
     assert live.status_text(one).splitlines() == [

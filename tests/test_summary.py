@@ -117,10 +117,10 @@ def test_failures_are_told_by_kind_with_the_last_one_s_message(demo: Study) -> N
     foreign = demo.optuna.ask()
     demo.optuna.tell(foreign, state=TrialState.FAIL)
     assert summarize(demo).failures == [
-        FailureCount(kind="exception", count=2, ended=2, message="ValueError: second"),
-        FailureCount(kind="diverged", count=1, ended=1, message="loss is nan"),
-        FailureCount(kind="foreign", count=1, ended=1, message=""),
-        FailureCount(kind="lost_worker", count=1, ended=0, message="killed"),
+        FailureCount(kind="exception", count=2, retried=0, message="ValueError: second"),
+        FailureCount(kind="diverged", count=1, retried=0, message="loss is nan"),
+        FailureCount(kind="foreign", count=1, retried=0, message=""),
+        FailureCount(kind="lost_worker", count=1, retried=1, message="killed"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as jsons
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -236,9 +237,9 @@ def enlist(
     """Join the study and make its objective ready; a storage that has no room just now is waited for, one that is not
     there is an error at once.
     """
+    from hpo import recycling, studyfile
     from hpo import storage as storages
     from hpo import study as studies
-    from hpo import studyfile
     from hpo import worker as workers
     from hpo.errors import StorageBusy
     from hpo.outage import Patience
@@ -259,5 +260,6 @@ def enlist(
         return joined, objective
 
     # The study's own patience is not known before the study is read.
-    patience = Patience(Recovery().outage_seconds, stopping, passing=(StorageBusy, *storages.OUTAGES))
+    borne = StorageError if recycling.MARK in os.environ else StorageBusy
+    patience = Patience(Recovery().outage_seconds, stopping, passing=(borne, *storages.OUTAGES))
     return patience(attempt)

@@ -34,7 +34,8 @@ RELEASE_SECONDS = 2.0  # between two tries to take the leases of the dead from a
 KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themselves
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
-LEFT_IN_ORDER = frozenset({0, TRY_AGAIN, USAGE_ERROR, *(128 + number for number in ASKING)})
+#: Of workers that may leave a trial behind them; one that ends with 0 or 2 amid a trial was ended by the trial.
+LEFT_IN_ORDER = frozenset({TRY_AGAIN, *(128 + number for number in ASKING)})
 
 
 @dataclass
@@ -150,14 +151,15 @@ class Fleet:
         slot.process = None
         slot.exit_codes.append(code)
         cost_a_trial = self._release(Dead(worker=slot.worker, code=code, asked=self.stop_asked_at is not None))
-        if code == 0 or self.stop_asked_at is not None:
+        if self.stop_asked_at is not None or (code == 0 and not cost_a_trial):
             return
         lived = time.monotonic() - slot.started_at
         if lived >= HEALTHY_SECONDS:
             slot.crashes = 0
         if not cost_a_trial:  # else the trial's own count of lost workers, or the study's of failures, ends it
             slot.crashes += 1
-        slot.given_up = code == USAGE_ERROR or (code != TRY_AGAIN and slot.crashes > RESTARTS)
+        refuses = code == USAGE_ERROR and not cost_a_trial
+        slot.given_up = refuses or (code != TRY_AGAIN and slot.crashes > RESTARTS)
         if not slot.given_up:
             pause = RESTART_SECONDS * 2 ** max(0, slot.crashes - 1)
             slot.restart_at = time.monotonic() + min(pause, LONGEST_PAUSE_SECONDS)
@@ -193,7 +195,12 @@ class Fleet:
         self.stop_asked_at = time.monotonic()
         for slot in self.slots:
             slot.restart_at = None
-            if slot.running and slot.process is not None:
+        self.ask_processes()
+
+    def ask_processes(self) -> None:
+        """Ask every worker to park its trial and leave, and nothing else: safe in a signal handler, and more than once."""
+        for slot in self.slots:
+            if slot.process is not None:
                 slot.process.terminate()
 
     def wait(self, seconds: float) -> None:

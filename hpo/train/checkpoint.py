@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from hpo.errors import CheckpointError
+from hpo.failures import SPOILING, kind_of
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -48,6 +49,8 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(state, file)
     except RuntimeError as error:  # in which torch wraps what the disk had to say
+        if kind_of(error) in SPOILING:
+            raise  # what the GPU had to say
         raise OSError(f"the state could not be written: {error.__context__ or error}") from error
 
 

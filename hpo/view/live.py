@@ -133,9 +133,8 @@ def held(summary: Summary) -> str:
 
 
 def _failed(failure: FailureCount) -> str:
-    """Return how often attempts failed by a kind, and how many of them were not the trial's end."""
-    again = failure.count - failure.ended
-    return f"{failure.count} × {failure.kind}" + (f" ({again} tried again)" if again else "")
+    """Return how often attempts failed by a kind, and how many of them were tried again."""
+    return f"{failure.count} × {failure.kind}" + (f" ({failure.retried} tried again)" if failure.retried else "")
 
 
 def _header(summary: Summary, width: int) -> RenderableType:

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
+from hpo import storage as storages
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.tables import hpo_trials
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
 from tests.integration.digits import MakeStudy, alone, assert_finished_once
 from tests.integration.shell import Shell
@@ -163,6 +166,28 @@ def test_a_worker_whose_objective_never_looks_up_is_gone_within_the_grace_and_it
     assert leases(shell.study(place)) == [None]
 
 
+def freeze(process: int, study: Study) -> None:
+    """Stop a process at a moment at which it is not writing: others wait for such a writer, on SQLite for as long as it
+    is frozen, on Postgres until the server ends its transaction.
+    """
+    while True:
+        os.kill(process, signal.SIGSTOP)
+        if nobody_writes(study):
+            return
+        os.kill(process, signal.SIGCONT)
+        time.sleep(0.05)
+
+
+def nobody_writes(study: Study) -> bool:
+    try:
+        with storages.writing(study.storage.engine) as connection:
+            if not study.storage.is_sqlite:
+                connection.execute(sa.select(hpo_trials).with_for_update(nowait=True))
+    except sa.exc.OperationalError:
+        return False
+    return True
+
+
 def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_trial(
     make_digits: MakeStudy, hire: Callable[[Study], Crew]
 ) -> None:
@@ -173,7 +198,7 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     frozen = crew.start()
     wait_for(lambda: reported(study) >= 2)
     assert frozen.pid is not None
-    os.kill(frozen.pid, signal.SIGSTOP)
+    freeze(frozen.pid, study)
     other = crew.start()
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
     os.kill(frozen.pid, signal.SIGCONT)

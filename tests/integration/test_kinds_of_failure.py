@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.storage import Storage
-from tests.integration.crew import failures, rows, trials_of
+from tests.integration.crew import failures, rows, trials_of, wait_for
 from tests.integration.shell import Shell
 
 OUT_OF_MEMORY = """
@@ -87,6 +87,17 @@ def objective(trial):
 """
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_trial_that_ends_its_process_in_silence_has_lost_its_worker_all_the_same(
+    shell: Shell, place: Storage, code: int
+) -> None:
+    shell.write(KILLER.replace("os.kill(os.getpid(), signal.SIGSEGV)", f"os._exit({code})"), trials=3)
+    shell.run("run", "own.toml", "--workers", "1")
+    study = shell.study(place)
+    assert [trial.state.name for trial in trials_of(study)] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert [row.verdict for row in failures(study)] == ["retry", "retry", "fail"]
+
+
 def test_a_trial_that_kills_its_worker_each_time_ends_and_the_others_go_on(shell: Shell, place: Storage) -> None:
     shell.write(KILLER, trials=4)
     said = shell.run("run", "own.toml", "--workers", "1")
@@ -104,6 +115,7 @@ import pathlib, time
 def objective(trial):
     if trial.number == 0:
         trial.report(3.0, 1)
+        pathlib.Path(__file__).with_name("begun").touch()
         time.sleep(600)
     return float(trial.number)
 """
@@ -119,6 +131,21 @@ def test_a_trial_that_hangs_beyond_its_time_is_ended_from_outside_and_the_others
     study = shell.study(place)
     assert [(trial.state.name, trial.value) for trial in trials_of(study)] == [("PRUNED", 3.0), ("COMPLETE", 1.0)]
     assert [(row.kind, row.verdict) for row in failures(study)] == [("time_limit", "prune")]
+
+
+def test_a_trial_that_hangs_and_that_a_person_has_ended_does_not_keep_its_worker(shell: Shell, place: Storage) -> None:
+    shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
+    file = shell.folder / "own.toml"
+    file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "3s"'))
+    run = shell.start("run", "own.toml", "--workers", "1")
+    wait_for(lambda: "1 running" in shell.run("status", "own") if (shell.folder / "begun").exists() else False)
+    shell.run("stop", "own", "--trial", "0")
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert [(trial.state.name, trial.value) for trial in trials_of(shell.study(place))] == [
+        ("PRUNED", 3.0),
+        ("COMPLETE", 1.0),
+    ]
 
 
 DUMMY = """
