@@ -278,7 +278,7 @@ class Ledger:
             return settling.last_finite(connection, claim.trial_id)
 
     def drop(self, claim: Claim, message: str) -> None:
-        """Record that this worker found its trial in other hands; the trial itself is not touched."""
+        """Record that this worker found its trial in other hands, and close our row if another program has ended it."""
         with storage.writing(self.engine) as connection:
             row = self._row(connection, claim)
             if row is not None and row.attempt == claim.attempt:

@@ -23,9 +23,8 @@ from hpo.spec import Recovery
 
 MIB = 2**20
 FOLDER = os.getcwd()  # in which the command was given, whatever user code does later
-MARK = (
-    "HPO_STARTED_AFRESH"  # in the environment of a process that had worked before: it knows that the storage is there
-)
+#: In the environment of a process that had worked before: it knows that the storage is there, and waits for it.
+MARK = "HPO_STARTED_AFRESH"
 THREADS_SECONDS = 5.0  # that threads of user code may take to end
 CHILDREN_SECONDS = 1.0  # that killed child processes may take to be gone
 NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal`
