@@ -219,8 +219,8 @@ def test_hpo_run_itself_takes_the_trial_of_its_only_worker_when_that_freezes(she
     run = shell.start("run", "own.toml", "--workers", "1")
     wait_for(lambda: bool(begun(shell, 0)))
     (frozen,) = begun(shell, 0)
-    os.kill(frozen, signal.SIGSTOP)
     study = shell.study(place)
+    freeze(frozen, study)
     wait_for(lambda: leases(study) == [None])  # parked, though no worker lives to look
     os.kill(frozen, signal.SIGCONT)
     said, _ = run.communicate(timeout=120)
