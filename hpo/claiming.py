@@ -11,11 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage
+from hpo.claim import Checkpoint, Claim
+from hpo.db import sql, trialwrites
+from hpo.db.tables import Hold, hpo_trials, living_row, trial_system_attributes, trials, utc
 from hpo.errors import StudyError
-from hpo.ledger import Checkpoint, Claim, Ledger, cut_back
+from hpo.ledger import Ledger, cut_back
 from hpo.settling import write_stop
-from hpo.tables import Hold, hpo_trials, living_row, studies, trial_system_attributes, trials, utc
 
 GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
 
@@ -31,44 +32,46 @@ class Idle(Enum):
 
 def claim(ledger: Ledger) -> Claim | Idle:
     """Take up a trial; StudyError if the study was deleted meanwhile."""
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         study = lock_study(connection, ledger)
         if study.hold not in (None, Hold.PAUSED):
             return Idle.DONE
-        may_begin = study.stop_reason is None and _spent(connection, ledger) < study.trials + study.imported
+        may_begin = study.stop_reason is None and study.spent < study.trials + study.imported
         if study.hold == Hold.PAUSED:
-            return Idle.WAIT if may_begin or _running(connection, ledger) else Idle.DONE
-        if taken := _take_over(connection, ledger):
+            return Idle.WAIT if may_begin or study.unfinished else Idle.DONE
+        if study.parked and (taken := _take_over(connection, ledger)):
             return taken
         if may_begin:
-            if found := _queued(connection, ledger) or _new(connection, ledger):
-                return _lease_out(connection, ledger, *found)
-            if not _running(connection, ledger):
+            if begun := (study.queued and _queued(connection, ledger)) or _new(connection, ledger):
+                _lease_out(connection, ledger, begun)
+                return begun
+            if not study.unfinished:
                 write_stop(connection, ledger.uid, "every point of the grid was tried")
-        return Idle.WAIT if _running(connection, ledger) else Idle.DONE
+        return Idle.WAIT if study.unfinished else Idle.DONE
 
 
 def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
-    """Lock the study's row, as Optuna does for a new trial, and return our row; StudyError if it is gone."""
-    connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == ledger.study_id).with_for_update())
-    row = living_row(connection, ledger.study_id)
+    """Lock the study's row, as Optuna does for a new trial, and return our row with what is spent, queued, unfinished and
+    parked; StudyError if it is gone.
+    """
+    trialwrites.lock_study(connection, ledger.study_id)
+    row = living_row(connection, ledger.study_id, *_counts(ledger))
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
     return row
 
 
-def _lease_out(connection: sa.Connection, ledger: Ledger, trial_id: int, number: int) -> Claim:
+def _lease_out(connection: sa.Connection, ledger: Ledger, begun: Claim) -> None:
     connection.execute(
         hpo_trials.insert().values(
             study_uid=ledger.uid,
-            trial_id=trial_id,
-            attempt=1,
+            trial_id=begun.trial_id,
+            attempt=begun.attempt,
             settled=False,
             worker=ledger.worker,
             lease_until=ledger.lease(connection),
         )
     )
-    return Claim(trial_id=trial_id, number=number, attempt=1)
 
 
 # --- parked -----------------------------------------------------------------------------------------------------------
@@ -111,7 +114,7 @@ def _take_over(connection: sa.Connection, ledger: Ledger) -> Claim | None:
 # --- queued -----------------------------------------------------------------------------------------------------------
 
 
-def _queued(connection: sa.Connection, ledger: Ledger) -> tuple[int, int] | None:
+def _queued(connection: sa.Connection, ledger: Ledger) -> Claim | None:
     """Claim the oldest WAITING trial; a plain Optuna process may be after it too, so the state is checked by the write."""
     waiting = connection.execute(
         sa.select(trials.c.trial_id, trials.c.number)
@@ -119,54 +122,45 @@ def _queued(connection: sa.Connection, ledger: Ledger) -> tuple[int, int] | None
         .order_by(trials.c.number)
     ).all()
     for trial_id, number in waiting:
-        claimed = connection.execute(
-            trials.update()
-            .where(trials.c.trial_id == trial_id, trials.c.state == TrialState.WAITING)
-            .values(state=TrialState.RUNNING, datetime_start=utc())
-        )
-        if claimed.rowcount == 1:
-            return trial_id, number
+        if trialwrites.set_state(connection, trial_id, TrialState.RUNNING, once=(TrialState.WAITING,)):
+            return Claim(trial_id=trial_id, number=number, attempt=1)
     return None
 
 
 # --- new --------------------------------------------------------------------------------------------------------------
 
 
-def _new(connection: sa.Connection, ledger: Ledger) -> tuple[int, int] | None:
-    """Insert a trial numbered max + 1: safe under the study's lock, since trial rows are never deleted.
-
-    None if the study is a grid of which every point is dealt out.
-    """
+def _new(connection: sa.Connection, ledger: Ledger) -> Claim | None:
+    """Insert a trial; None if the study is a grid of which every point is dealt out."""
     if ledger.grid_points is not None and _dealt(connection, ledger) >= ledger.grid_points:
         return None
-    last = connection.execute(
-        sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == ledger.study_id)
-    ).scalar_one()
-    number = 0 if last is None else last + 1
-    inserted = connection.execute(
-        trials.insert().values(number=number, study_id=ledger.study_id, state=TrialState.RUNNING, datetime_start=utc())
+    began = utc()
+    trial_id, number = trialwrites.insert_trial(connection, ledger.study_id, started=began)
+    return Claim(trial_id=trial_id, number=number, attempt=1, began=began)
+
+
+def _counts(ledger: Ledger) -> list[sa.ColumnElement[Any]]:
+    """Return the columns that count a study's trials: in any state but WAITING, WAITING, and of ours unfinished, parked."""
+    of_study = trials.c.study_id == ledger.study_id
+    unfinished = sa.and_(
+        of_study,
+        trials.c.state == TrialState.RUNNING,
+        trials.c.trial_id == hpo_trials.c.trial_id,
+        hpo_trials.c.study_uid == ledger.uid,
+        hpo_trials.c.settled.is_(False),
     )
-    primary_key = inserted.inserted_primary_key
-    assert primary_key is not None
-    return primary_key[0], number
+    last = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(of_study).scalar_subquery()
+    queued = _count(of_study, trials.c.state == TrialState.WAITING)
+    return [
+        (last + 1 - queued).label("spent"),  # numbers have no gaps, and the index knows the last one
+        queued.label("queued"),
+        _count(unfinished).label("unfinished"),
+        _count(unfinished, hpo_trials.c.lease_until.is_(None)).label("parked"),
+    ]
 
 
-def _spent(connection: sa.Connection, ledger: Ledger) -> int:
-    rows = sa.select(sa.func.count()).where(trials.c.study_id == ledger.study_id, trials.c.state != TrialState.WAITING)
-    return int(connection.execute(rows).scalar_one())
-
-
-def _running(connection: sa.Connection, ledger: Ledger) -> int:
-    rows = (
-        sa.select(sa.func.count())
-        .select_from(hpo_trials.join(trials, trials.c.trial_id == hpo_trials.c.trial_id))
-        .where(
-            hpo_trials.c.study_uid == ledger.uid,
-            hpo_trials.c.settled.is_(False),
-            trials.c.state == TrialState.RUNNING,
-        )
-    )
-    return int(connection.execute(rows).scalar_one())
+def _count(*which: sa.ColumnElement[bool]) -> Any:
+    return sa.select(sa.func.count()).where(*which).scalar_subquery()
 
 
 def _dealt(connection: sa.Connection, ledger: Ledger) -> int:

@@ -7,10 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import settling, storage
+from hpo import settling
+from hpo.db import sql
+from hpo.db.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.errors import StudyError
 from hpo.study import Study
-from hpo.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.view.words import STATES
 
 
@@ -20,7 +21,7 @@ def stop(study: Study, *, now: bool = False) -> int:
     Args:
         now: end those too: parked ones at once, running ones at their next batch or report.
     """
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         found = _open(connection, study)
         if now:
@@ -35,7 +36,7 @@ def stop_trial(study: Study, number: int) -> bool:
 
     A queued trial becomes FAIL. StudyError if it is finished, not there, or not ours.
     """
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         trial = _numbered(connection, study, number)
         row = next((row for row in _open(connection, study) if row.trial_id == trial.trial_id), None)
@@ -53,7 +54,7 @@ def stop_trial(study: Study, number: int) -> bool:
 
 def fail_foreign(study: Study, number: int) -> None:
     """Make a RUNNING trial that is not ours FAIL; StudyError if it is ours, or not RUNNING."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         trial = _numbered(connection, study, number)
         if any(row.trial_id == trial.trial_id for row in _open(connection, study)):
@@ -68,7 +69,7 @@ def fail_foreign(study: Study, number: int) -> None:
 
 def pause(study: Study) -> None:
     """Let workers park what they run and wait; StudyError if the study starts nothing anyway."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         row = _living(connection, study)
         if row.hold not in (None, Hold.PAUSED):
             raise StudyError(f"study {study.name!r} has stopped already: {row.stop_reason}")
@@ -77,7 +78,7 @@ def pause(study: Study) -> None:
 
 def resume(study: Study) -> str | None:
     """Go on with a study that was paused or stopped; return what had stopped it, None if nothing had."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         row = _living(connection, study)
         if row.hold == Hold.FORKING:
             raise StudyError(f"study {study.name!r}: {row.stop_reason}")

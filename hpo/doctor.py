@@ -14,11 +14,12 @@ from optuna.trial import TrialState
 
 from hpo import filesystem, reaping, retention, rows, settling, storage, studyfile
 from hpo import study as studies
+from hpo.db import sql
+from hpo.db.tables import Hold, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.errors import Fault, StorageError
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from hpo.summary import summarize
-from hpo.tables import Hold, hpo_studies, hpo_trials, hpo_workers, trials
 
 MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
 MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
@@ -119,11 +120,11 @@ def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
             _ours(study).where(
                 hpo_trials.c.settled.is_(False),
                 trials.c.state == TrialState.RUNNING,
-                hpo_trials.c.lease_until < storage.now(connection),
+                hpo_trials.c.lease_until < sql.now(connection),
             )
         ).all()
     if expired and repair:
-        with storage.writing(study.storage.engine) as connection:
+        with sql.writing(study.storage.engine) as connection:
             reaping.reap(connection, study.ledger("doctor"))
     for row in expired:
         yield Finding(
@@ -162,7 +163,7 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     with study.storage.engine.connect() as connection:
         found = connection.execute(_ours(study).where(is_open)).all()
     if found and repair:
-        with storage.writing(study.storage.engine) as connection:
+        with sql.writing(study.storage.engine) as connection:
             for row in found:
                 settling.close(connection, row, outcome=settling.ELSEWHERE, reason=None)
     for row in found:
@@ -219,7 +220,7 @@ def _living(connection: sa.Connection, study: Study, *columns: sa.Column[Any]) -
     return sa.select(*columns).where(
         hpo_workers.c.study_uid == study.uid,
         hpo_workers.c.left_at.is_(None),
-        hpo_workers.c.seen_at > storage.now(connection) - study.spec.recovery.lease_seconds,
+        hpo_workers.c.seen_at > sql.now(connection) - study.spec.recovery.lease_seconds,
     )
 
 

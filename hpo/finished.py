@@ -1,16 +1,16 @@
-"""The trials of a study that newly finished, each told once, in a line. Read only."""
+"""The trials of a study that newly finished, in a line each. Read only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from hpo import rows
+from hpo.db.tables import hpo_trials, intermediate_values, trial_values, trials
 from hpo.study import Study
-from hpo.tables import hpo_trials, intermediate_values, trial_values, trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,31 +27,16 @@ class FinishedTrial:
     params: dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class Cursor:
-    """How far `finished` has told: every trial up to `low`, and those in `seen` beyond it.
+def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTrial]:
+    """Return trials that have finished, in the order of their ends.
 
-    Not a time: clocks differ between workers, and a trial may end long after those that were started later.
+    Args:
+        ids: of the trials; `summary.read` tells each of a study once.
+        total: how many of the study have finished, these included.
     """
-
-    low: int = 0
-    seen: set[int] = field(default_factory=set)
-    told: int = 0  # trials that the cursor has passed
-
-    @classmethod
-    def at_now(cls, study: Study) -> Cursor:
-        """Return a cursor past every trial that has finished so far."""
-        cursor = cls()
-        with study.storage.engine.connect() as connection:
-            _pass(connection, study, cursor)
-        return cursor
-
-
-def finished(study: Study, cursor: Cursor) -> list[FinishedTrial]:
-    """Return the trials that finished since the cursor's last use, by their end, and move the cursor past them."""
-    before = cursor.told
+    if not ids:
+        return []
     with study.storage.engine.connect() as connection:
-        ids = _pass(connection, study, cursor)
         found = [row for chunk in rows.chunks(ids) for row in _ended(connection, study, chunk)]
         params = rows.params(connection, study, ids)
     found.sort(key=lambda row: (rows.timestamp(row.datetime_complete), row.number))
@@ -66,29 +51,8 @@ def finished(study: Study, cursor: Cursor) -> list[FinishedTrial]:
             seconds=_seconds(row),
             params=params[row.trial_id],
         )
-        for count, row in enumerate(found, start=before + 1)
+        for count, row in enumerate(found, start=total - len(found) + 1)
     ]
-
-
-def _pass(connection: sa.Connection, study: Study, cursor: Cursor) -> list[int]:
-    """Move the cursor past what has finished; return the ids that it had not passed before."""
-    beyond = sa.and_(trials.c.study_id == study.study_id, trials.c.trial_id > cursor.low)
-    # First how far all is finished, then what is: a trial that ends in between is told now or next time.
-    first_open, last = connection.execute(
-        sa.select(
-            sa.func.min(sa.case((trials.c.state.not_in(rows.FINISHED), trials.c.trial_id))),
-            sa.func.max(trials.c.trial_id),
-        ).where(beyond)
-    ).one()
-    if last is None:
-        return []
-    ended = connection.execute(sa.select(trials.c.trial_id).where(beyond, trials.c.state.in_(rows.FINISHED)))
-    passed = set(ended.scalars())
-    new = passed - cursor.seen
-    cursor.low = last if first_open is None else first_open - 1
-    cursor.seen = {trial_id for trial_id in passed if trial_id > cursor.low}
-    cursor.told += len(new)
-    return sorted(new)
 
 
 def _ended(connection: sa.Connection, study: Study, ids: Sequence[int]) -> Sequence[Any]:

@@ -16,13 +16,14 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import space, storage
+from hpo import space
 from hpo import study as studies
+from hpo.db import sql
+from hpo.db.tables import hpo_studies
 from hpo.errors import MismatchError, StudyError
 from hpo.space import Choices, Parameter, Tree
 from hpo.study import Study
 from hpo.studyfile import StudyFile
-from hpo.tables import hpo_studies
 
 
 def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
@@ -43,7 +44,7 @@ def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
         forking="a fork into it was cut off; delete it with `optuna delete-study` and fork again",
     )
     made.optuna.add_trials(fitting)
-    with storage.writing(made.storage.engine) as connection:  # only now may a worker start a trial in it
+    with sql.writing(made.storage.engine) as connection:  # only now may a worker start a trial in it
         connection.execute(
             hpo_studies.update()
             .where(hpo_studies.c.uid == made.uid)

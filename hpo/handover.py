@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pydantic
 
-from hpo.ledger import Checkpoint, Report
+from hpo.claim import Checkpoint
+from hpo.reports import Report
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows, storage
+from hpo import rows
+from hpo.db import sql
+from hpo.db.tables import hpo_failures, hpo_trials, intermediate_values, trial_values, trials
 from hpo.errors import StudyError
 from hpo.study import Study
-from hpo.tables import hpo_failures, hpo_trials, intermediate_values, trial_values, trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def history(study: Study, number: int) -> History:
                 hpo_trials.c.attempt,
                 hpo_trials.c.worker,
                 hpo_trials.c.checkpoint_path,
-                (hpo_trials.c.lease_until >= storage.now(connection)).label("live"),
+                (hpo_trials.c.lease_until >= sql.now(connection)).label("live"),
                 epochs.correlate(trials).scalar_subquery().label("epochs"),
             )
             .select_from(rows.with_value(study))

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from hpo import clocks, presence
+from hpo import presence
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reaping import TICKS_PER_LEASE, Reaper
@@ -20,7 +20,6 @@ from hpo.storage import FAILURES, cause
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
-RENEWALS_PER_LEASE = 3
 
 
 class Keeper:
@@ -46,7 +45,6 @@ class Keeper:
         self._overdue = overdue
         self._reaper = Reaper(ledger)
         self._lease: Lease | None = None
-        self._renewed_at = clocks.awake_or_asleep()
         self._is_entered = False
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
@@ -69,7 +67,6 @@ class Keeper:
 
     def hold(self, lease: Lease | None) -> None:
         """Keep this lease from now on; None when there is no trial at hand."""
-        self._renewed_at = clocks.awake_or_asleep()
         self._lease = lease
 
     def _run(self) -> None:
@@ -86,9 +83,11 @@ class Keeper:
     def _keep(self, lease: Lease) -> None:
         if lease.is_cut_off:
             self._try("send", lease.send)
+        else:
+            self._try("send", lease.send_metrics)
         self._try("obey", lease.obey)
-        if clocks.awake_or_asleep() - self._renewed_at >= self._ledger.lease_seconds / RENEWALS_PER_LEASE:
-            self._try("renew", lambda: self._renew(lease))
+        if lease.is_to_be_renewed:
+            self._try("renew", lease.renew)
         if self._is_overdue(lease):
             self._try("overdue", lambda: self._overdue(lease))
 
@@ -100,10 +99,6 @@ class Keeper:
     def _enter(self) -> None:
         presence.enter(self._ledger)
         self._is_entered = True
-
-    def _renew(self, lease: Lease) -> None:
-        lease.renew()
-        self._renewed_at = clocks.awake_or_asleep()
 
     def _reap(self) -> None:
         taken = self._reaper()

@@ -12,13 +12,18 @@ import threading
 import time
 from collections.abc import Callable
 
+from hpo import clocks
+from hpo.claim import Checkpoint, Claim, Orders
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.failures import Kind
-from hpo.ledger import Checkpoint, Claim, Ledger, Orders, Report
+from hpo.ledger import Ledger
 from hpo.outage import Patience, Result, within
+from hpo.reports import Report
 from hpo.storage import OUTAGES, cause
 
 log = logging.getLogger(__name__)
+RENEWALS_PER_LEASE = 3
+METRICS_SECONDS = 10.0  # that raw metrics may wait for more of them; nothing but views reads them while a trial runs
 ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
 
 
@@ -49,7 +54,12 @@ class Lease:
         self._stopping = stopping
         self._orders = Orders(lost=False, stop=False, park=False)
         self._lost = False
+        self.finished: int | None = None  # trials of the study that had, at the last report
+        self._since = 0  # all trials below this number had finished before
         self._unsent: list[Report] = []
+        self._metrics_of: list[Report] = []  # sent, but for their raw metrics
+        self._metrics_sent_at = time.monotonic()
+        self._renewed_at = clocks.awake_or_asleep()
         self._sending = threading.Lock()
         self._failing_since: float | None = None
 
@@ -102,11 +112,15 @@ class Lease:
         """Whether the storage failed, or did not answer, at the last try."""
         return self._failing_since is not None
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, *, since: int = 0) -> None:
         """Write a report, or keep it until the storage is back; LostLease if the trial is in other hands.
 
         What the database refuses for good, such as a step that no column holds, is forgotten and raised.
+
+        Args:
+            since: a number below which all trials of the study are known to have finished.
         """
+        self._since = since
         self._unsent.append(report)
         if not self.is_cut_off:
             self.ask(self._deliver)
@@ -116,7 +130,7 @@ class Lease:
         """Record a checkpoint file, if the storage lets us; LostLease if the trial is in other hands."""
 
         def record() -> bool:
-            self._deliver()
+            self._deliver(metrics=True)
             self.ledger.record_checkpoint(self.claim, checkpoint)
             return True
 
@@ -124,15 +138,27 @@ class Lease:
 
     def ask(self, action: Callable[[], Result]) -> Result | None:
         """Do something with the storage for the training thread; None, and cut off, if it fails or hangs."""
+        return self._attempt(lambda: within(ANSWER_SECONDS, action))
+
+    def ask_optuna(self, action: Callable[[], Result]) -> Result | None:
+        """Do something of Optuna's likewise, which may or may not come to the storage."""
+
+        def ask() -> Result:
+            with self.patience.suspended(ANSWER_SECONDS):
+                return action()
+
+        return self._attempt(ask)
+
+    def _attempt(self, action: Callable[[], Result]) -> Result | None:
         try:
-            return within(ANSWER_SECONDS, action)
+            return action()
         except OUTAGES as error:
             self._note_failure(error)
             return None
 
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; LostLease if the trial is in other hands."""
-        self.patience(self._deliver)
+        self.patience(lambda: self._deliver(metrics=True))
         self.check()
 
     # --- done by the keeper's thread --------------------------------------------------------------------------------
@@ -145,6 +171,21 @@ class Lease:
         """Renew the lease, or find that it is lost; errors of the storage pass."""
         if not self.ledger.renew(self.claim):
             self._lost = True
+        self._renewed_at = clocks.awake_or_asleep()
+
+    @property
+    def is_to_be_renewed(self) -> bool:
+        """Whether so much of the lease has gone that a renewal is due."""
+        return clocks.awake_or_asleep() - self._renewed_at >= self.ledger.lease_seconds / RENEWALS_PER_LEASE
+
+    def send_metrics(self) -> None:
+        """Write raw metrics that have waited for long enough; errors of the storage pass."""
+        if self._metrics_of and self._metrics_are_due:
+            self._deliver(metrics=True)
+
+    @property
+    def _metrics_are_due(self) -> bool:
+        return time.monotonic() - self._metrics_sent_at >= METRICS_SECONDS
 
     def obey(self) -> None:
         """Ask the database what others want of the trial; errors of the storage pass."""
@@ -152,13 +193,19 @@ class Lease:
 
     # --- both -------------------------------------------------------------------------------------------------------
 
-    def _deliver(self) -> None:
-        """Write what is unsent, in order; NoAnswer while another thread still waits for the storage with it."""
-        if not self._sending.acquire(blocking=False):
+    def _deliver(self, *, metrics: bool = False) -> None:
+        """Write what is unsent, in order; NoAnswer while another thread still waits for the storage with it.
+
+        Args:
+            metrics: write the raw metrics that wait, too.
+        """
+        if not self._sending.acquire(timeout=0 if self.is_cut_off else ANSWER_SECONDS):
             raise NoAnswer("the storage has not answered yet")
         try:
             if self._unsent:
-                self._write(list(self._unsent))
+                self._write(list(self._unsent), metrics=metrics or self._metrics_are_due)
+            elif metrics and self._metrics_of:
+                self._write_metrics()
             elif self.is_cut_off:
                 self.renew()  # as good a question as any whether the storage is back
         finally:
@@ -167,12 +214,14 @@ class Lease:
             log.info("trial %d: the storage is back", self.claim.number)
         self._failing_since = None
 
-    def _write(self, reports: list[Report]) -> None:
+    def _write(self, reports: list[Report], *, metrics: bool) -> None:
         """Write the first of the unsent reports: all at once, or one by one if the database refuses some for good, which
         are forgotten then. The first refusal is raised.
         """
+        metrics_of = [*self._metrics_of, *reports] if metrics else []
+        renew = self.is_to_be_renewed
         try:
-            self._lost = bool(self.ledger.report(reports)) or self._lost
+            answer = self.ledger.report(reports, metrics_of=metrics_of, renew=renew, since=self._since)
         except OUTAGES:
             raise
         except Exception as error:
@@ -182,13 +231,29 @@ class Lease:
             refused: list[Exception] = [error]
             for report in reports:
                 try:
-                    self._write([report])
+                    self._write([report], metrics=metrics)
                 except OUTAGES:
                     raise
                 except Exception as one:
                     refused.append(one)
             raise refused[-1] from None
+        self._lost = bool(answer.lost) or self._lost
+        self.finished = answer.finished
+        if renew:
+            self._renewed_at = clocks.awake_or_asleep()
+        self._note_metrics([] if metrics else [*self._metrics_of, *reports])
         del self._unsent[: len(reports)]
+
+    def _write_metrics(self) -> None:
+        """Write the raw metrics that wait."""
+        self._lost = not self.ledger.write_metrics(self.claim, self._metrics_of) or self._lost
+        self._note_metrics([])
+
+    def _note_metrics(self, waiting: list[Report]) -> None:
+        """Take note of which reports' raw metrics are still to be written, after a write."""
+        self._metrics_of = waiting
+        if not waiting:
+            self._metrics_sent_at = time.monotonic()
 
     def _note_failure(self, error: BaseException) -> None:
         """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""

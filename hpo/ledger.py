@@ -15,72 +15,32 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import settling, storage
-from hpo.errors import LostLease
-from hpo.failures import Failure, Kind, Policies, Verdict
-from hpo.settling import NO_CHECKPOINT
-from hpo.tables import (
-    UID_KEY,
+from hpo import settling
+from hpo.claim import Checkpoint, Claim, Orders
+from hpo.db import sql
+from hpo.db.tables import (
     Hold,
     hpo_curves,
     hpo_failures,
     hpo_studies,
     hpo_trials,
     intermediate_values,
-    stored,
-    study_user_attributes,
     trial_system_attributes,
     trials,
 )
+from hpo.errors import LostLease
+from hpo.failures import Failure, Kind, Policies, Verdict
+from hpo.reports import Answer, Report, stands, write_metrics, write_values
+from hpo.settling import NO_CHECKPOINT
 
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
 RUNG_KEYS = "completed_rung_%"  # what Optuna's halving pruners leave in a trial's system attributes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A file to go on from: epochs finished when it was written, where it lies, its SHA-256."""
-
-    epoch: int
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A worker's right to one trial, for as long as the lease is renewed and nobody takes it over."""
-
-    trial_id: int
-    number: int
-    attempt: int
-    checkpoint: Checkpoint | None = None
-    accumulation: int = 1  # micro-batches to a batch; more than one after memory ran out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a trial has to say after an epoch: the value for Optuna at this step, and the raw metrics."""
-
-    claim: Claim
-    step: int
-    value: float
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What the database has to say to the holder of a trial."""
-
-    lost: bool  # another worker has it by now, or nobody
-    stop: bool  # a person ended it
-    park: bool  # the study is paused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,30 +57,39 @@ class Ledger:
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
-    def report(self, reports: Sequence[Report]) -> list[Claim]:
-        """Write epochs of trials in one transaction and renew the leases; return the claims that were lost."""
-        lost = []
-        with storage.writing(self.engine) as connection:
-            for claim, of_claim in groupby(reports, key=lambda report: report.claim):
-                if not self._hold(connection, claim):
-                    lost.append(claim)
-                    continue
-                for report in of_claim:
-                    self._write_report(connection, report)
-        return lost
+    def report(
+        self,
+        reports: Sequence[Report],
+        *,
+        metrics_of: Sequence[Report] | None = None,
+        renew: bool = True,
+        since: int = 0,
+    ) -> Answer:
+        """Write epochs of trials in one transaction; say which claims were lost, for which nothing is written.
 
-    def _write_report(self, connection: sa.Connection, report: Report) -> None:
-        value, kind = stored(report.value)
-        step = {"trial_id": report.claim.trial_id, "step": report.step}
-        row = step | {"intermediate_value": value, "intermediate_value_type": kind}
-        storage.upsert(connection, intermediate_values, [row], key=list(step))
-        point = {"study_uid": self.uid, "trial_id": report.claim.trial_id, "epoch": report.step}
-        rows = [
-            {**point, "metric": metric, "value": None if math.isnan(number) else number}
-            for metric, number in report.metrics.items()
-        ]
-        if rows:
-            storage.upsert(connection, hpo_curves, rows, key=[*point, "metric"])
+        Args:
+            metrics_of: the reports whose raw metrics are written too; without it all of them, with it maybe earlier ones.
+            renew: renew the leases too.
+            since: a number below which all trials of the study are known to have finished.
+        """
+        metrics_of = reports if metrics_of is None else metrics_of
+        with sql.writing(self.engine) as connection:
+            answer = write_values(connection, self.uid, self.study_id, reports, since=since)
+            held = {report.claim for report in reports} - set(answer.lost)
+            write_metrics(connection, self.uid, [report for report in metrics_of if report.claim in held])
+            if renew and held:
+                ids = [claim.trial_id for claim in held]
+                of_held = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id.in_(ids))
+                connection.execute(hpo_trials.update().where(of_held).values(lease_until=self.lease(connection)))
+        return answer
+
+    def write_metrics(self, claim: Claim, reports: Sequence[Report]) -> bool:
+        """Write the raw metrics of a claim's reports, whose values are there already; False if the claim fell."""
+        with sql.writing(self.engine) as connection:
+            held = self._update(connection, claim)
+            if held:
+                write_metrics(connection, self.uid, reports)
+            return held
 
     def curve(self, claim: Claim, metric: str) -> list[float]:
         """Return a trial's raw curve of a metric by epoch, as far as it is stored."""
@@ -138,8 +107,8 @@ class Ledger:
 
     def renew(self, claim: Claim) -> bool:
         """Renew a lease; False if it is no longer ours."""
-        with storage.writing(self.engine) as connection:
-            return self._hold(connection, claim)
+        with sql.writing(self.engine) as connection:
+            return self._update(connection, claim)
 
     def orders(self, claim: Claim) -> Orders:
         """Read, without a lock, whether the trial is still the claim's and what people want of it."""
@@ -153,46 +122,35 @@ class Ledger:
             return Orders(lost=True, stop=False, park=False)
         return Orders(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
 
-    def _hold(self, connection: sa.Connection, claim: Claim) -> bool:
-        """Renew the lease if the claim still stands and Optuna's trial still runs; the row stays locked until commit."""
-        renewed = connection.execute(
-            hpo_trials.update().where(self._of(claim)).values(lease_until=self.lease(connection))
+    def _update(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
+        """Set columns of the claim's row and renew its lease, if the claim stands and Optuna's trial still runs."""
+        runs = sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
+        lease = self.lease(connection)
+        updated = connection.execute(
+            hpo_trials.update().where(self._of(claim), runs).values(lease_until=lease, **values)
         )
-        if renewed.rowcount != 1:
-            return False
-        state = connection.execute(
-            sa.select(trials.c.state).where(trials.c.trial_id == claim.trial_id)
-        ).scalar_one_or_none()
-        return bool(state == TrialState.RUNNING)
+        return bool(updated.rowcount == 1)
 
     def _of(self, claim: Claim) -> sa.ColumnElement[bool]:
         """Select the claim's row while the claim stands: not settled, taken over or given back, its study still there."""
-        study_is_alive = sa.exists().where(
-            trials.c.trial_id == claim.trial_id,  # SQLite gives the ids of a deleted study's trials to the next one's
-            study_user_attributes.c.study_id == trials.c.study_id,
-            study_user_attributes.c.key == UID_KEY,
-            study_user_attributes.c.value_json == json.dumps(self.uid),
-        )
         return sa.and_(
             hpo_trials.c.study_uid == self.uid,
             hpo_trials.c.trial_id == claim.trial_id,
             hpo_trials.c.attempt == claim.attempt,
-            hpo_trials.c.settled.is_(False),
-            hpo_trials.c.lease_until.is_not(None),
-            study_is_alive,
+            stands(json.dumps(self.uid)),
         )
 
     def lease(self, connection: sa.Connection) -> sa.ColumnElement[float]:
         """Return when a lease that is given now runs out, by the database's clock."""
-        return storage.now(connection) + self.lease_seconds
+        return sql.now(connection) + self.lease_seconds
 
     def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
         """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell.
 
         One that comes late, after a later one was recorded, is not: its file is gone by then.
         """
-        with storage.writing(self.engine) as connection:
-            self._hold_or_raise(connection, claim)
+        with sql.writing(self.engine) as connection:
+            self._update_or_raise(connection, claim)
             rows = connection.execute(
                 sa.select(trial_system_attributes.c.key, trial_system_attributes.c.value_json).where(
                     trial_system_attributes.c.trial_id == claim.trial_id
@@ -212,26 +170,24 @@ class Ledger:
 
     def record_receipt(self, claim: Claim, receipt: Mapping[str, Any]) -> None:
         """Record what the trial is being made from; LostLease if the claim fell."""
-        with storage.writing(self.engine) as connection:
-            self._hold_or_raise(connection, claim)
-            connection.execute(hpo_trials.update().where(self._of(claim)).values(receipt=json.dumps(receipt)))
+        with sql.writing(self.engine) as connection:
+            self._update_or_raise(connection, claim, receipt=json.dumps(receipt))
 
-    def _hold_or_raise(self, connection: sa.Connection, claim: Claim) -> None:
-        if not self._hold(connection, claim):
+    def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
+        if not self._update(connection, claim, **values):
             raise LostLease(f"trial {claim.number}: another worker has taken it up")
 
     def start_over(self, claim: Claim) -> None:
         """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
-        with storage.writing(self.engine) as connection:
-            self._hold_or_raise(connection, claim)
-            connection.execute(hpo_trials.update().where(self._of(claim)).values(**NO_CHECKPOINT))
+        with sql.writing(self.engine) as connection:
+            self._update_or_raise(connection, claim, **NO_CHECKPOINT)
             cut_back(connection, self._row(connection, claim))
 
     # --- its end ----------------------------------------------------------------------------------------------------
 
     def park(self, claim: Claim) -> None:
         """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it."""
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
                 settling.release(connection, row)
@@ -243,7 +199,7 @@ class Ledger:
 
         Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
         """
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             done = row is not None and settling.succeed(connection, row, state, value, outcome=outcome, reason=reason)
             if not done and not self._has_ended(connection, claim, outcome):
@@ -255,7 +211,7 @@ class Ledger:
         Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing and
         returns the same.
         """
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
                 return settling.fail(connection, row, failure, self.policies, accumulation=accumulation)
@@ -266,7 +222,7 @@ class Ledger:
 
     def end_as_stopped(self, claim: Claim) -> None:
         """Settle a trial that a person ended; LostLease if the claim fell."""
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             done = row is not None and settling.end_as_stopped(connection, row)
             if not done and not self._has_ended(connection, claim, settling.STOPPED):
@@ -279,7 +235,7 @@ class Ledger:
 
     def drop(self, claim: Claim, message: str) -> None:
         """Record that this worker found its trial in other hands, and close our row if another program has ended it."""
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             row = self._row(connection, claim)
             if row is not None and row.attempt == claim.attempt:
                 settling.close_if_ended_elsewhere(connection, row)
@@ -289,8 +245,9 @@ class Ledger:
                 settling.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
-        """Lock the claim's row and return it; None if the claim does not stand."""
-        return connection.execute(sa.select(hpo_trials).where(self._of(claim)).with_for_update()).one_or_none()
+        """Lock the claim's row and return it, with the study's streak of failures; None if the claim does not stand."""
+        row = sa.select(hpo_trials, hpo_studies.c.streak).join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
+        return connection.execute(row.where(self._of(claim)).with_for_update(of=hpo_trials)).one_or_none()
 
     def _has_ended(self, connection: sa.Connection, claim: Claim, outcome: str) -> bool:
         """Say whether this very claim has been settled so already."""
@@ -320,7 +277,7 @@ class Ledger:
 
     def stop(self, reason: str) -> None:
         """Start no new trial in this study from now on; what runs or is parked is still finished."""
-        with storage.writing(self.engine) as connection:
+        with sql.writing(self.engine) as connection:
             settling.write_stop(connection, self.uid, reason)
 
 

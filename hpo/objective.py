@@ -15,10 +15,11 @@ import torch
 
 from hpo import assembly, handover, retention, seeds, space
 from hpo import study as studies
+from hpo.claim import Checkpoint
 from hpo.config import TrainConfig
 from hpo.errors import CheckpointError, Diverged, Parked
-from hpo.ledger import Checkpoint, Report
 from hpo.receipt import receipt
+from hpo.reports import Report
 from hpo.study import Study
 from hpo.train import checkpoint
 from hpo.train.loop import EpochResult, Run, can_halve
@@ -47,7 +48,9 @@ def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
     assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
 
     def objective(trial: LeasedTrial) -> float:
-        config = TrainConfig.from_tree(space.suggest(tree, trial))
+        with trial.suggesting():
+            pinned = space.suggest(tree, trial)
+        config = TrainConfig.from_tree(pinned)
         seed = trial_seed(study.spec.seed, trial.number)
         torch.set_num_threads(config.training.threads)
         accumulation = trial.lease.claim.accumulation

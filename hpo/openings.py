@@ -15,10 +15,11 @@ import sqlalchemy as sa
 
 from hpo import storage as storages
 from hpo import study as studies
+from hpo.db import sql
+from hpo.db.tables import hpo_test_openings
 from hpo.errors import Fault, StudyError
 from hpo.spec import StudySpec
 from hpo.study import Study
-from hpo.tables import hpo_test_openings
 
 TROUBLE = (Fault, *storages.FAILURES)
 
@@ -29,8 +30,8 @@ def announce(spec: StudySpec, folder: Path, url: str) -> str | None:
     A config may be trained on a machine that does not see the study: no trouble with its storage is raised.
     """
     try:
-        with _opened(spec, url) as study, storages.writing(study.storage.engine) as connection:
-            opened = {"study_id": study.study_id, "opened_at": storages.now(connection), **_which(study, spec, folder)}
+        with _opened(spec, url) as study, sql.writing(study.storage.engine) as connection:
+            opened = {"study_id": study.study_id, "opened_at": sql.now(connection), **_which(study, spec, folder)}
             connection.execute(hpo_test_openings.insert().values(opened))
     except TROUBLE as error:
         return str(error)
@@ -45,7 +46,7 @@ def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -
         latest = sa.select(sa.func.max(hpo_test_openings.c.opening_id)).where(
             *same, hpo_test_openings.c.metrics.is_(None)
         )
-        with storages.writing(study.storage.engine) as connection:
+        with sql.writing(study.storage.engine) as connection:
             connection.execute(
                 hpo_test_openings.update()
                 .where(hpo_test_openings.c.opening_id == latest.scalar_subquery())

@@ -13,10 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, TypeVar, cast
-
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
+from typing import NoReturn, TypeVar
 
 from hpo.errors import NoAnswer, Outage
 from hpo.storage import OUTAGES, cause
@@ -52,14 +49,14 @@ class Patience:
 
     def __call__(self, action: Callable[[], Result]) -> Result:
         """Do it, again and again while the storage fails; Outage if it does so for too long, or if asked to stop."""
+        if (answer_seconds := getattr(self._thread, "answer_seconds", None)) is not None:
+            return within(answer_seconds, action)
         failing_since: float | None = None
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
                 return action()
             except self._passing as error:
-                if getattr(self._thread, "is_suspended", False):
-                    raise
                 if failing_since is None:
                     failing_since = time.monotonic()
                     log.warning("the storage fails, waiting for it: %s", cause(error))
@@ -72,13 +69,17 @@ class Patience:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Let errors of the storage through at once in this thread, for what can be left undone."""
-        self._thread.is_suspended = True
+    def suspended(self, answer_seconds: float) -> Iterator[None]:
+        """Let errors of the storage through at once in this thread, for what can be left undone.
+
+        Args:
+            answer_seconds: how long each action may take; NoAnswer if one takes longer.
+        """
+        self._thread.answer_seconds = answer_seconds
         try:
             yield
         finally:
-            self._thread.is_suspended = False
+            self._thread.answer_seconds = None
 
 
 def within(seconds: float, action: Callable[[], Result]) -> Result:
@@ -103,29 +104,3 @@ def within(seconds: float, action: Callable[[], Result]) -> Result:
 
 def _raised(error: BaseException) -> NoReturn:
     raise error
-
-
-def _unwrapped(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call Optuna's storage; what it wraps is raised as what it is: an outage, or an error that no waiting mends."""
-    try:
-        return method(*args, **kwargs)
-    except StorageInternalError as error:
-        if isinstance(error.__cause__, OUTAGES):
-            raise error.__cause__ from None
-        raise
-
-
-def patient(backend: BaseStorage, patience: Patience) -> BaseStorage:
-    """Return Optuna's storage with every call under this patience."""
-
-    def bearing(name: str) -> Callable[..., Any]:
-        method = getattr(backend, name)
-
-        def call(self: BaseStorage, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001  (a method of the class below)
-            return patience(lambda: _unwrapped(method, *args, **kwargs))
-
-        return call
-
-    public = [name for name, member in vars(BaseStorage).items() if callable(member) and not name.startswith("_")]
-    kind = type("PatientStorage", (BaseStorage,), {name: bearing(name) for name in public})
-    return cast(BaseStorage, kind())

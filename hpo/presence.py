@@ -10,10 +10,10 @@ import uuid
 
 import sqlalchemy as sa
 
-from hpo import storage
+from hpo.db import sql
+from hpo.db.tables import hpo_workers
 from hpo.ledger import Ledger
 from hpo.receipt import versions
-from hpo.tables import hpo_workers
 
 
 def new_name() -> str:
@@ -23,9 +23,9 @@ def new_name() -> str:
 
 def enter(ledger: Ledger) -> None:
     """Write this process down; again after it was recycled."""
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         before = time.time()
-        now = float(connection.execute(sa.select(storage.now(connection))).scalar_one())
+        now = float(connection.execute(sa.select(sql.now(connection))).scalar_one())
         skew = (before + time.time()) / 2 - now
         row = {
             "study_uid": ledger.uid,
@@ -39,17 +39,17 @@ def enter(ledger: Ledger) -> None:
             "clock_skew": skew,
             "versions": json.dumps(versions()),
         }
-        storage.upsert(connection, hpo_workers, [row], key=["study_uid", "worker"])
+        sql.upsert(connection, hpo_workers, row, key=["study_uid", "worker"])
 
 
 def stamp(connection: sa.Connection, ledger: Ledger) -> None:
     """Say that this process lives."""
-    connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=storage.now(connection)))
+    connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=sql.now(connection)))
 
 
 def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
     """Say whether a process that has worked for a while reached the storage within the last lease: it was not away."""
-    now, lease = storage.now(connection), ledger.lease_seconds
+    now, lease = sql.now(connection), ledger.lease_seconds
     fresh = sa.select(sa.func.count()).where(
         hpo_workers.c.study_uid == ledger.uid,
         hpo_workers.c.worker != ledger.worker,
@@ -61,8 +61,8 @@ def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
 
 def leave(ledger: Ledger) -> None:
     """Say that this process ends."""
-    with storage.writing(ledger.engine) as connection:
-        now = storage.now(connection)
+    with sql.writing(ledger.engine) as connection:
+        now = sql.now(connection)
         connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=now, left_at=now))
 
 

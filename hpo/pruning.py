@@ -8,12 +8,13 @@ integers: Optuna's "auto" takes them from what one process happens to have seen,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import optuna
 from annotated_types import Ge, Le
 
-from hpo import options
+from hpo import columnpruning, options
 from hpo.config import training_defaults
 from hpo.errors import SpecError, nearest
 from hpo.space import ends_of
@@ -37,7 +38,7 @@ def median(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
-    return optuna.pruners.MedianPruner(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
+    return columnpruning.Median(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
 
 
 def percentile(
@@ -49,7 +50,7 @@ def percentile(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Keep the best `percentile` percent at each epoch."""
-    return optuna.pruners.PercentilePruner(
+    return columnpruning.Percentile(
         percentile, n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials
     )
 
@@ -61,14 +62,14 @@ def successive_halving(
     min_early_stopping_rate: Count = 0,
 ) -> optuna.pruners.BasePruner:
     """Asynchronous successive halving, stopping only (Li et al., ASHA, 2020)."""
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource, reduction_factor, min_early_stopping_rate)
+    return columnpruning.SuccessiveHalving(min_resource, reduction_factor, min_early_stopping_rate)
 
 
 def hyperband(
     *, max_resource: Positive, min_resource: Positive = 1, reduction_factor: Annotated[int, Ge(2)] = 3
 ) -> optuna.pruners.BasePruner:
     """Several brackets of successive halving (Li et al., Hyperband, 2018); `max_resource` is the epochs of a full trial."""
-    return optuna.pruners.HyperbandPruner(min_resource, max_resource, reduction_factor)
+    return columnpruning.Hyperband(min_resource, max_resource, reduction_factor)
 
 
 def threshold(
@@ -93,7 +94,7 @@ def patient(
     return Patient(inner, patience, min_delta)
 
 
-class Patient(optuna.pruners.BasePruner):
+class Patient(columnpruning.JointPruner):
     """Prunes what does not improve. Optuna's own asks whether the value got worse, which a best so far never does."""
 
     def __init__(self, wrapped: optuna.pruners.BasePruner | None, patience: int, min_delta: float) -> None:
@@ -101,14 +102,22 @@ class Patient(optuna.pruners.BasePruner):
         self.patience = patience
         self.min_delta = min_delta
 
-    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+    def decide(self, study: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial]) -> list[bool]:
+        """Say of each trial whether it has not improved, and the wrapped pruner agrees; only those are shown to it."""
+        maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+        stuck = [self._is_stuck(trial, 1.0 if maximize else -1.0) for trial in trials]
+        if self.wrapped is None:
+            return stuck
+        shown = [trial for trial, is_stuck in zip(trials, stuck, strict=True) if is_stuck]
+        agreed = iter(columnpruning.ask(self.wrapped, study, shown))
+        return [is_stuck and next(agreed) for is_stuck in stuck]
+
+    def _is_stuck(self, trial: optuna.trial.FrozenTrial, sign: float) -> bool:
         """Say whether the last `patience` epochs are no better than the best before them by more than min_delta."""
-        sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         values = [sign * value for _, value in sorted(trial.intermediate_values.items())]
         if len(values) <= self.patience:
             return False
-        improved = _best(values[-self.patience :]) > _best(values[: -self.patience]) + self.min_delta
-        return not improved and (self.wrapped is None or self.wrapped.prune(study, trial))
+        return not _best(values[-self.patience :]) > _best(values[: -self.patience]) + self.min_delta
 
 
 def _best(values: list[float]) -> float:

@@ -13,10 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import clocks, presence, settling, storage
+from hpo import clocks, presence, settling
+from hpo.db import sql
+from hpo.db.tables import hpo_trials, trials
 from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
-from hpo.tables import hpo_trials, trials
 
 TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
 LONGEST_WAITS = 5  # pauses in a row, each of a lease at most
@@ -42,7 +43,7 @@ class Reaper:
 
         The stamp is a write: it waits out a lock or fails in an outage, and the time that it took tells of either.
         """
-        with storage.writing(self._ledger.engine) as connection:
+        with sql.writing(self._ledger.engine) as connection:
             presence.stamp(connection, self._ledger)
             now = self._clock()
             pause = self._pause(connection, now)
@@ -68,7 +69,7 @@ class Reaper:
 
 def reap(connection: sa.Connection, ledger: Ledger) -> int:
     """Take away every lease that has run out by the database's clock; return how many."""
-    expired = hpo_trials.c.lease_until < storage.now(connection)
+    expired = hpo_trials.c.lease_until < sql.now(connection)
     return _lose(connection, ledger, expired, "its worker fell silent for longer than its lease", skip_locked=True)
 
 
@@ -78,13 +79,13 @@ def bury(ledger: Ledger, worker: str, how: str) -> int:
     Args:
         how: what it died of, in words.
     """
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         return _lose(connection, ledger, hpo_trials.c.worker == worker, f"its worker died: {how}")
 
 
 def park_all_of(ledger: Ledger, worker: str) -> None:
     """Give back every lease of a worker that has left, or that cannot know what it holds; no failure of the trials."""
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         for row in _held(connection, ledger, hpo_trials.c.worker == worker):
             settling.release(connection, row)
 

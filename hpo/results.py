@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import rows
+from hpo.db.tables import hpo_curves, trials
 from hpo.errors import StudyError
 from hpo.study import Study
 from hpo.summary import summarize
-from hpo.tables import hpo_curves, trials
 from hpo.view.words import STATES, counted
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hpo import rows
+from hpo.db.tables import hpo_trials, trials
 from hpo.study import Study
-from hpo.tables import hpo_trials, trials
 
 log = logging.getLogger(__name__)
 OF_TRIAL = re.compile(r"trial-(\d{6,9})")

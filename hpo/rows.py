@@ -1,10 +1,11 @@
-"""What the readers of a study share: trials joined with what we know of them, and from columns to values."""
+"""What the readers of a study share: trials joined with what we know of them, what is new, from columns to values."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -14,12 +15,84 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import TrialState
 
 from hpo import space
+from hpo.db import sql
+from hpo.db.tables import VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
 from hpo.study import Study
-from hpo.tables import VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SECONDS = "seconds"  # the metric in which our training tells how long an epoch took
 CHUNK = 500  # ids in one IN (...); SQLite takes 999 parameters at the least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """How far a reader has come in a study: past every trial up to a number, but for those that may yet change.
+
+    Not a time: clocks differ between workers, and a trial may end long after those that were started later. Numbers are
+    given out under a lock that is held to the commit, so none turns up below one that was read.
+    """
+
+    last: int = -1  # the highest number read
+    open: frozenset[int] = frozenset()  # ids of trials that have not ended
+    unsettled: frozenset[int] = frozenset()  # of those that another program ended, until our row of them is closed too
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """The trials that were not final at a cursor, as they are now: see `_standing`, in the order of their numbers."""
+
+    final: Sequence[Any]  # nothing changes them any more
+    pending: Sequence[Any]  # all others
+    ended: Sequence[int]  # ids of those that have ended since
+    cursor: Cursor  # past all of this
+
+
+def since(connection: sa.Connection, study: Study, cursor: Cursor) -> News:
+    """Return what has happened since a cursor: neither trials nor anything of theirs that it has passed is read again."""
+    standing = _standing(connection, study)
+    known = sorted(cursor.open | cursor.unsettled)
+    again = [row for ids in chunks(known) for row in connection.execute(standing.where(trials.c.trial_id.in_(ids)))]
+    found = [*again, *connection.execute(standing.where(trials.c.number > cursor.last))]
+    pending = [row for row in found if not _is_final(row)]
+    return News(
+        final=[row for row in found if _is_final(row)],
+        pending=pending,
+        ended=[row.trial_id for row in found if row.state in FINISHED and row.trial_id not in cursor.unsettled],
+        cursor=Cursor(
+            last=max([cursor.last, *(row.number for row in found)]),
+            open=frozenset(row.trial_id for row in pending if row.state not in FINISHED),
+            unsettled=frozenset(row.trial_id for row in pending if row.state in FINISHED),
+        ),
+    )
+
+
+def _standing(connection: sa.Connection, study: Study) -> sa.Select[Any]:
+    """Select how each trial stands: plain columns, so that even a first look at thousands is soon done."""
+    return (
+        sa.select(
+            trials.c.trial_id,
+            trials.c.number,
+            trials.c.state,
+            trials.c.datetime_start,
+            trials.c.datetime_complete,
+            trial_values.c.value,
+            trial_values.c.value_type,
+            hpo_trials.c.worker,
+            hpo_trials.c.attempt,
+            hpo_trials.c.settled,
+            hpo_trials.c.outcome,
+            hpo_trials.c.checkpoint_epoch,
+            (hpo_trials.c.lease_until >= sql.now(connection)).label("live"),
+        )
+        .select_from(with_value(study))
+        .where(trials.c.study_id == study.study_id)
+        .order_by(trials.c.number)
+    )
+
+
+def _is_final(row: Any) -> bool:
+    """Say whether a trial has ended for Optuna, which changes it no more, and for us, if it was ours."""
+    return row.state in FINISHED and row.settled is not False
 
 
 def with_ours(study: Study) -> sa.Join:

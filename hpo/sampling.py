@@ -19,6 +19,7 @@ from hpo import options, seeds, space
 from hpo.errors import SpecError
 from hpo.pruning import named
 from hpo.spec import StudySpec
+from hpo.tpe import ColumnTPE
 
 Sampler = optuna.samplers.BaseSampler
 Count = Annotated[int, Ge(0)]
@@ -47,7 +48,7 @@ def tpe(
     constant_liar: bool = True,
 ) -> Sampler:
     """Tree-structured Parzen estimator (Bergstra et al., 2011); `group` is on when the space is conditional."""
-    return optuna.samplers.TPESampler(
+    return ColumnTPE(
         n_startup_trials=n_startup_trials,
         n_ei_candidates=n_ei_candidates,
         multivariate=multivariate,

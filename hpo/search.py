@@ -15,13 +15,13 @@ from types import FrameType
 
 from hpo import presence
 from hpo.errors import StorageError
-from hpo.finished import Cursor, finished
+from hpo.finished import finished
 from hpo.fleet.local import Fleet
 from hpo.reaping import Reaper
 from hpo.signals import ASKING
 from hpo.storage import FAILURES, cause
 from hpo.study import Study
-from hpo.summary import summarize
+from hpo.summary import Past, read
 from hpo.view.live import LiveView
 
 REFRESH_SECONDS = 0.25
@@ -68,7 +68,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     outage_since: float | None = None
-    seen, summary = Cursor.at_now(study), summarize(study)
+    past = read(study).past  # what has finished by now is not told
     ledger = study.ledger(f"launcher:{presence.new_name()}")
     presence.enter(ledger)
     reaper = Reaper(ledger)
@@ -79,9 +79,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
                 try:
                     if reaper.is_due:
                         reaper()
-                    ended = finished(study, seen)  # read first: the summary must know every trial that a line tells of
-                    summary = summarize(study, summary)
-                    view.update(summary, ended)
+                    past = _show(study, view, past)
                     outage_since = None
                 except FAILURES as error:  # the workers look after themselves; there is nothing to show
                     outage_since = outage_since or time.monotonic()
@@ -96,9 +94,18 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
             with suppress(*FAILURES):
                 presence.leave(ledger)
         try:
-            ended = finished(study, seen)
-            view.update(summarize(study, summary), ended)
+            _show(study, view, past)
         except FAILURES:
             if not interrupt.received:
                 raise
     return interrupt.exit_code
+
+
+def _show(study: Study, view: LiveView, past: Past) -> Past:
+    """Show the study as it is now; return what the next look need not read again.
+
+    Not moved on by a look that fails half way: no trial that ended goes untold.
+    """
+    reading = read(study, past)
+    view.update(reading.summary, finished(study, reading.ended, total=reading.summary.finished))
+    return reading.past

@@ -10,9 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage
-from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
-from hpo.tables import (
+from hpo.db import sql, trialwrites
+from hpo.db.tables import (
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
     Hold,
@@ -22,8 +21,8 @@ from hpo.tables import (
     intermediate_values,
     trial_values,
     trials,
-    utc,
 )
+from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
 
 NO_CHECKPOINT = {
     "checkpoint_epoch": None,
@@ -47,20 +46,20 @@ def _is_open(connection: sa.Connection, row: Any) -> bool:
 
 def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
-) -> None:
-    """Write the end of a trial that is open."""
+) -> bool:
+    """Write the end of a trial; False if it was not open any more."""
+    if row.settled or not trialwrites.set_state(connection, row.trial_id, state, once=(TrialState.RUNNING,)):
+        return False
     close(connection, row, outcome=outcome, reason=reason)
-    connection.execute(
-        trials.update().where(trials.c.trial_id == row.trial_id).values(state=state, datetime_complete=utc())
-    )
     if value is not None:
         found = {"trial_id": row.trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
-        storage.upsert(connection, trial_values, [found], key=["trial_id", "objective"])
+        sql.upsert(connection, trial_values, found, key=["trial_id", "objective"])
+    return True
 
 
 def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | None) -> None:
     """Close our row of a trial: nothing may take it up again."""
-    reason = reason and storage.storable(reason)
+    reason = reason and sql.storable(reason)
     connection.execute(
         hpo_trials.update().where(_of(row)).values(settled=True, lease_until=None, outcome=outcome, reason=reason)
     )
@@ -84,13 +83,11 @@ def release(connection: sa.Connection, row: Any) -> None:
 def succeed(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> bool:
-    """Settle a trial that did not fail, with which a row of failures ends; False if it was not open any more."""
-    if not _is_open(connection, row):
+    """Settle a trial that did not fail, with which a streak of failures ends; False if it was not open any more."""
+    if not _settle(connection, row, state, value, outcome=outcome, reason=reason):
         return False
-    _settle(connection, row, state, value, outcome=outcome, reason=reason)
-    connection.execute(
-        hpo_studies.update().where(hpo_studies.c.uid == row.study_uid, hpo_studies.c.streak > 0).values(streak=0)
-    )
+    if row.streak:
+        connection.execute(hpo_studies.update().where(hpo_studies.c.uid == row.study_uid).values(streak=0))
     return True
 
 
@@ -139,23 +136,20 @@ def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **iden
         **identity,
         "kind": failure.kind,
         "verdict": verdict,
-        "failed_at": storage.now(connection),
-        "message": storage.storable(failure.message),
-        "traceback": failure.traceback and storage.storable(failure.traceback),
+        "message": sql.storable(failure.message),
+        "traceback": failure.traceback and sql.storable(failure.traceback),
     }
-    storage.upsert(connection, hpo_failures, [found], key=["study_uid", "trial_id", "attempt", "kind"])
+    moment = {"failed_at": sql.now(connection)}
+    sql.upsert(connection, hpo_failures, found, key=["study_uid", "trial_id", "attempt", "kind"], computed=moment)
 
 
 def end_as_stopped(connection: sa.Connection, row: Any) -> bool:
     """Settle a trial that a person ended: PRUNED with the last value it reported, FAIL if it has none; False if it was
     not open any more.
     """
-    if not _is_open(connection, row):
-        return False
     value = last_finite(connection, row.trial_id)
     state = TrialState.FAIL if value is None else TrialState.PRUNED
-    _settle(connection, row, state, value, outcome=STOPPED, reason=BY_HAND)
-    return True
+    return _settle(connection, row, state, value, outcome=STOPPED, reason=BY_HAND)
 
 
 def last_finite(connection: sa.Connection, trial_id: int) -> float | None:
@@ -176,7 +170,7 @@ def write_stop(connection: sa.Connection, uid: str, reason: str, *, hold: Hold |
     connection.execute(
         hpo_studies.update()
         .where(hpo_studies.c.uid == uid, hpo_studies.c.stop_reason.is_(None))
-        .values(stop_reason=storage.storable(reason), hold=sa.func.coalesce(hpo_studies.c.hold, hold))
+        .values(stop_reason=sql.storable(reason), hold=sa.func.coalesce(hpo_studies.c.hold, hold))
     )
 
 

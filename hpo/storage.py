@@ -1,7 +1,6 @@
-"""A storage URL turned into one engine, shared by Optuna's RDBStorage and our own statements.
+"""A storage URL turned into one engine, shared by all statements, once what it names is known to be a storage.
 
-SQLite runs in write-ahead mode with a long busy timeout, and each of its writing transactions takes the write lock when
-it begins; Postgres gets a pool of two that is pinged before use. Passwords are cut out of everything that is shown.
+Passwords are cut out of everything that is shown.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
-from hpo import filesystem, tables
+from hpo import filesystem
+from hpo.db import engine, tables
+from hpo.db.leanstorage import LeanStorage
 from hpo.errors import NoAnswer, StorageBusy, StorageError
 
 Made = TypeVar("Made")
@@ -39,22 +38,18 @@ OUTAGES = (
     sa.exc.PendingRollbackError,
     NoAnswer,
 )
-BUSY_SECONDS = 10.0  # how long a SQLite statement waits for another process's write, a Postgres one for a lock
 BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
 CREATION_TRIES = 8  # to make the tables, against other processes that do the same
-CONNECT_SECONDS = 10  # how long a command waits for Postgres to answer
-IDLE_SECONDS = 30.0  # after which Postgres ends a transaction whose process does nothing
-POOL_SIZE = 2  # connections of one process at most: of what it does, and of the thread that keeps its lease
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """An open storage: one engine, and Optuna's storage (with its cache) on it."""
+    """An open storage: one engine, and an Optuna storage on it."""
 
     url: URL
     engine: sa.Engine
-    optuna: optuna.storages.BaseStorage
+    optuna: LeanStorage
 
     @property
     def shown(self) -> str:
@@ -126,7 +121,7 @@ def connect(text: str, *, create: bool = False) -> Storage:
     try:
         backend = _creating(
             lambda: optuna.storages.RDBStorage(
-                plain(url), engine_kwargs=_engine_arguments(url), skip_table_creation=not create
+                plain(url), engine_kwargs=engine.arguments(url), skip_table_creation=not create
             )
         )
         if create:
@@ -140,7 +135,7 @@ def connect(text: str, *, create: bool = False) -> Storage:
     except BaseException:
         backend.engine.dispose()
         raise
-    return Storage(url=url, engine=backend.engine, optuna=optuna.storages.get_storage(backend))
+    return Storage(url=url, engine=backend.engine, optuna=LeanStorage(backend.engine))
 
 
 def _creating(make: Callable[[], Made]) -> Made:
@@ -153,78 +148,9 @@ def _creating(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def _engine_arguments(url: URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        # IMMEDIATE: a transaction takes the write lock before its first write, so it never fails half way for having
-        # read something that another process changed since.
-        connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": "IMMEDIATE"}
-        return {"connect_args": connect_args, "pool_events": [(_set_pragmas, "connect")]}
-    connect_args = {
-        "connect_timeout": CONNECT_SECONDS,
-        "keepalives": 1,
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 20_000,  # milliseconds that what was sent may stay unanswered by the other machine
-    }
-    return {
-        "connect_args": connect_args,
-        "pool_events": [(_set_timeouts, "connect")],
-        "pool_size": POOL_SIZE,
-        "max_overflow": 0,
-        "pool_pre_ping": True,
-        "pool_recycle": 1800,
-    }
-
-
-def _set_timeouts(connection: Any, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
-    """Let no process that is frozen amid a transaction, or cut off, hold up the others for long."""
-    connection.autocommit = True  # by statements, not by the connection's options, which poolers refuse
-    connection.execute(f"SET lock_timeout = {BUSY_SECONDS * 1000:.0f}")
-    connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
-    connection.autocommit = False
-
-
-def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may take the last commits, never the file
-
-
-@contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a transaction that will write: on SQLite it holds the write lock from its first statement on."""
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        yield connection
-        connection.commit()
-
-
-def upsert(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str]
-) -> None:
-    """Insert rows, or overwrite the ones that have the same key: writing twice is writing once."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values(rows)
-    overwritten = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=overwritten))
-
-
-def storable(text: str) -> str:
-    """Return the text without what a database cannot hold: Postgres no NUL, neither of them a lone surrogate."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
-def now(connection: sa.Connection) -> sa.ColumnElement[float]:
-    """Return the database's own clock as an SQL expression: seconds since 1970, with fractions."""
-    if connection.dialect.name == "sqlite":
-        return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
-    return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)
-
-
-def _refuse_old_tables(engine: sa.Engine, url: URL) -> None:
+def _refuse_old_tables(opened: sa.Engine, url: URL) -> None:
     try:
-        lacking = tables.missing(engine)
+        lacking = tables.missing(opened)
     except FAILURES as error:
         raise _unreachable(url, error) from None
     if lacking:
@@ -288,9 +214,9 @@ def _sqlite_mend(error: sqlite3.Error) -> str:
 
 
 def _probe_postgres(url: URL, *, create: bool) -> None:
-    engine = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": CONNECT_SECONDS})
+    probe = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": engine.CONNECT_SECONDS})
     try:
-        with engine.connect() as connection:
+        with probe.connect() as connection:
             has_tables = sa.inspect(connection).has_table("studies")
     except sa.exc.SQLAlchemyError as error:
         raise _unreachable(url, error) from None
@@ -317,12 +243,13 @@ def check_connections(place: Storage, workers: int) -> None:
         assert isinstance(pool, sa.pool.QueuePool)
         others = used - pool.checkedin() - pool.checkedout()
     left = limit - reserved - others
-    needed = POOL_SIZE * (workers + 1)
+    needed = engine.POOL_SIZE * (workers + 1)
     if needed > left:
         raise StorageError(
-            f"storage {place.shown}: {workers} workers and this process take up to {needed} connections, {POOL_SIZE} each; "
-            f"Postgres has {left} left (max_connections {limit}, {reserved} reserved, {others} in use by others): "
-            f"start at most {max(0, left // POOL_SIZE - 1)} workers, or raise max_connections"
+            f"storage {place.shown}: {workers} workers and this process take up to {needed} connections, "
+            f"{engine.POOL_SIZE} each; Postgres has {left} left "
+            f"(max_connections {limit}, {reserved} reserved, {others} in use by others): "
+            f"start at most {max(0, left // engine.POOL_SIZE - 1)} workers, or raise max_connections"
         )
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from hpo import pruning, sampling, spec, storage
+from hpo import pruning, sampling, spec
+from hpo.db import sql
+from hpo.db.tables import UID_KEY, Hold, hpo_studies, living_row, studies, study_user_attributes, trials
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
-from hpo.tables import UID_KEY, Hold, hpo_studies, living_row, studies, study_user_attributes, trials
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
@@ -91,7 +92,7 @@ def create_or_join(
     made = optuna.create_study(
         storage=place.optuna, study_name=wanted.name, direction=wanted.direction, load_if_exists=True
     )
-    with storage.writing(place.engine) as connection:
+    with sql.writing(place.engine) as connection:
         row = _lock_and_read(connection, made._study_id)
         if row is None:
             _refuse_a_plain_optuna_study(connection, made, wanted)
@@ -158,7 +159,7 @@ def names(place: Storage) -> list[str]:
 
 def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allow_code_change: bool) -> None:
     """Refuse a worker whose file or code differs from the study's, or that cannot read its checkpoints."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         row = _lock_and_read(connection, study.study_id)
         if row is None:
             raise StudyError(f"study {study.name!r} was deleted")
@@ -175,7 +176,7 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
 
 def check_data(study: Study, digest: str) -> None:
     """Remember the digest of the first worker's data; MismatchError for a worker that has other data."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         row = _lock_and_read(connection, study.study_id)
         if row is None:
             raise StudyError(f"study {study.name!r} was deleted")

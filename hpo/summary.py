@@ -1,7 +1,8 @@
 """One study at one moment: trials by state, the best, what runs, what is parked, what failed, how long it takes.
 
-Plain statements on Optuna's tables and ours, a fixed few of them however many trials there are; nothing here writes,
-takes a lock or loads all trials as objects.
+Plain statements on Optuna's tables and ours, a fixed few of them however many trials there are; nothing here writes or
+takes a lock. A first reading looks at every trial once; one that goes on from an earlier one looks at those alone that
+are new or had not ended by then, so a refresh costs the same however many have finished.
 """
 
 from __future__ import annotations
@@ -10,23 +11,23 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from heapq import nlargest
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows, storage
+from hpo import rows
 from hpo import study as studies
+from hpo.db.tables import hpo_failures, intermediate_values, living_row, restored, trials
 from hpo.errors import StudyError
 from hpo.failures import Verdict
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_failures, hpo_trials, intermediate_values, living_row, restored, trials
 
 WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs
-#: Not of those that a fork brought along: Optuna gives a trial that is added finished one time as its start and its end.
-RAN = trials.c.datetime_start.is_distinct_from(trials.c.datetime_complete)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,55 +100,107 @@ class Summary:
         return not unfinished and (self.spent >= self.budget or self.stop_reason is not None)
 
 
-def summarize(study: Study, previous: Summary | None = None, *, clock: Callable[[], float] = time.time) -> Summary:
-    """Read a study's summary; StudyError if it was deleted meanwhile.
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """What trials add up to; it grows by what is added and forgets nothing that matters later."""
+
+    states: Counter[TrialState] = field(default_factory=Counter)  # how many trials are in each
+    foreign_fails: int = 0  # FAIL without an outcome of ours: somebody else's
+    first_start: datetime | None = None  # UTC, without a zone
+    last_end: datetime | None = None  # likewise
+    best: Best | None = None
+    spans: tuple[tuple[int, datetime, datetime], ...] = ()  # number, start and end of the last that ran to an end
+
+    def plus(self, found: Sequence[Any], direction: str) -> Tally:
+        """Return the tally with more trials, each a row of `rows.since`."""
+        # One that is added finished, as by a fork, took no time: it has one time as its start and its end.
+        ran = [row for row in found if row.datetime_start != row.datetime_complete]
+        return Tally(
+            states=self.states + Counter(row.state for row in found),
+            foreign_fails=self.foreign_fails
+            + sum(row.state == TrialState.FAIL and row.outcome is None for row in found),
+            first_start=min(filter(None, [self.first_start, *(row.datetime_start for row in ran)]), default=None),
+            last_end=max(filter(None, [self.last_end, *(row.datetime_complete for row in ran)]), default=None),
+            best=_best(self.best, found, direction),
+            spans=tuple(nlargest(WINDOW, [*self.spans, *_spans(ran)])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What was read of a study and stands: a reading that goes on from here need not read it again."""
+
+    cursor: rows.Cursor = field(default_factory=rows.Cursor)
+    tally: Tally = field(default_factory=Tally)  # of the trials that the cursor has passed for good
+    recorded: int = 0  # failures
+    failures: Sequence[FailureCount] = ()  # by kind, what they say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A study as it was read."""
+
+    summary: Summary
+    ended: Sequence[int]  # ids of the trials that have ended since the reading that this one goes on from
+    past: Past
+
+
+def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] = time.time) -> Reading:
+    """Read how a study stands; StudyError if it was deleted meanwhile.
 
     Args:
-        previous: an earlier summary; what only finished trials decide is taken from it while none has finished since.
+        past: what an earlier reading of the study left; without it every trial is read.
     """
+    past, direction = past or Past(), str(study.spec.direction)
     with study.storage.engine.connect() as connection:
         row = living_row(connection, study.study_id)
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
-        states = _states(connection, study)
-        open_trials = _open_trials(connection, study)
-        live = [trial for trial in open_trials if trial.live]
-        parked = [trial for trial in open_trials if trial.attempt and not trial.live]
+        news = rows.since(connection, study, past.cursor)
+        running = [trial for trial in news.pending if trial.state == TrialState.RUNNING]
+        live = [trial for trial in running if trial.live]
         curves = _judged_curves(connection, [trial.trial_id for trial in live])
-        times = Counter({state.state: state.times for state in states})
-        counts = {
-            "complete": times[TrialState.COMPLETE],
-            "pruned": times[TrialState.PRUNED],
-            "fail": times[TrialState.FAIL],
-            "running": len(live),
-            "parked": len(parked),
-            "foreign": len(open_trials) - len(live) - len(parked),
-            "waiting": times[TrialState.WAITING],
-        }
-        failures = _failures(connection, study, counts["fail"])
-        if previous and all(previous.counts[state] == counts[state] for state in ("complete", "pruned", "fail")):
-            best, pace = previous.best, previous.seconds_per_trial
-        else:
-            best, pace = _best(connection, study), _pace(_spans(connection, study))
-    budget = row.trials + row.imported
-    return Summary(
+        trained = _trained_seconds(connection, study, [trial.trial_id for trial in live])
+        recorded = _recorded_failures(connection, study)
+        failures = past.failures if recorded == past.recorded else _failures(connection, study)
+    final = past.tally.plus(news.final, direction)
+    tally = final.plus(news.pending, direction)
+    parked = [trial for trial in running if trial.attempt and not trial.live]
+    counts = {
+        "complete": tally.states[TrialState.COMPLETE],
+        "pruned": tally.states[TrialState.PRUNED],
+        "fail": tally.states[TrialState.FAIL],
+        "running": len(live),
+        "parked": len(parked),
+        "foreign": len(running) - len(live) - len(parked),
+        "waiting": tally.states[TrialState.WAITING],
+    }
+    budget, pace = row.trials + row.imported, _pace(tally.spans)
+    summary = Summary(
         name=study.name,
-        direction=str(study.spec.direction),
+        direction=direction,
         sampler=str(study.spec.sampler.get("name")),
         pruner=str(study.spec.pruner.get("name")),
         counts=counts,
         budget=budget,
         spent=sum(counts.values()) - counts["waiting"],
-        best=best,
+        best=tally.best,
         stop_reason=row.stop_reason,
         hold=row.hold,
-        running=[_running(trial, curves[trial.trial_id], clock()) for trial in live],
+        running=[_running(trial, curves[trial.trial_id], trained.get(trial.trial_id), clock()) for trial in live],
         parked=[ParkedTrial(number=trial.number, epoch=trial.checkpoint_epoch or 0) for trial in parked],
-        failures=failures,
-        seconds=_elapsed(states, clock() if live else None),
+        failures=_with_foreign(failures, tally.foreign_fails),
+        seconds=_elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
     )
+    after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
+    return Reading(summary=summary, ended=news.ended, past=after)
+
+
+def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summary:
+    """Read a study's summary from scratch; StudyError if it was deleted meanwhile."""
+    return read(study, clock=clock).summary
 
 
 def statuses(place: Storage) -> list[Summary]:
@@ -155,43 +208,38 @@ def statuses(place: Storage) -> list[Summary]:
     return [summarize(studies.join(place, name)) for name in studies.names(place)]
 
 
-# --- trials by state --------------------------------------------------------------------------------------------------
+# --- what trials add up to --------------------------------------------------------------------------------------------
 
 
-def _states(connection: sa.Connection, study: Study) -> Sequence[Any]:
-    """Return for each state how many trials are in it, their first start and their last end."""
-    return connection.execute(
-        sa.select(
-            trials.c.state,
-            sa.func.count().label("times"),
-            sa.func.min(sa.case((RAN, trials.c.datetime_start))).label("first_start"),
-            sa.func.max(sa.case((RAN, trials.c.datetime_complete))).label("last_end"),
-        )
-        .where(trials.c.study_id == study.study_id)
-        .group_by(trials.c.state)
-    ).all()
+def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
+    """Return the best of what is known and was found, as `rows.ranked` has them: of equals the lower number."""
+    sign = -1 if direction == "maximize" else 1
+    keys = [
+        (sign * rows.value_of(row), row.number)
+        for row in found
+        if row.state == TrialState.COMPLETE and row.value_type is not None
+    ]
+    if known:
+        keys.append((sign * known.value, known.number))
+    if not keys:
+        return None
+    value, number = min(keys)
+    return Best(number=number, value=sign * value)
 
 
-def _open_trials(connection: sa.Connection, study: Study) -> Sequence[Any]:
-    """Return every RUNNING trial, with what our ledger says of it, if anything."""
-    return connection.execute(
-        sa.select(
-            trials.c.trial_id,
-            trials.c.number,
-            trials.c.datetime_start,
-            hpo_trials.c.worker,
-            hpo_trials.c.attempt,
-            hpo_trials.c.checkpoint_epoch,
-            (hpo_trials.c.lease_until >= storage.now(connection)).label("live"),
-            rows.trained_seconds(study),
-        )
-        .select_from(rows.with_ours(study))
-        .where(trials.c.study_id == study.study_id, trials.c.state == TrialState.RUNNING)
-        .order_by(trials.c.number)
-    ).all()
+def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
+    """Return (number, start, end) of trials that ran to an end; not of those taken up twice, which hold a pause."""
+    return [
+        (row.number, row.datetime_start, row.datetime_complete)
+        for row in ran
+        if row.state in rows.FINISHED and row.datetime_start and row.datetime_complete and row.attempt in (None, 1)
+    ]
 
 
-def _running(trial: Any, curve: Mapping[int, float], now: float) -> RunningTrial:
+# --- what runs --------------------------------------------------------------------------------------------------------
+
+
+def _running(trial: Any, curve: Mapping[int, float], trained: float | None, now: float) -> RunningTrial:
     since_start = max(0.0, now - rows.timestamp(trial.datetime_start))
     return RunningTrial(
         number=trial.number,
@@ -199,8 +247,18 @@ def _running(trial: Any, curve: Mapping[int, float], now: float) -> RunningTrial
         worker=trial.worker,
         attempt=trial.attempt,
         curve=[value for _, value in sorted(curve.items())],
-        seconds=since_start if trial.trained_seconds is None else trial.trained_seconds,
+        seconds=since_start if trained is None else trained,
     )
+
+
+def _trained_seconds(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, float | None]:
+    """Return {trial id: seconds in training}, None for one none of whose epochs was timed."""
+    timed = sa.select(trials.c.trial_id, rows.trained_seconds(study))
+    return {
+        row.trial_id: row.trained_seconds
+        for chunk in rows.chunks(ids)
+        for row in connection.execute(timed.where(trials.c.trial_id.in_(chunk)))
+    }
 
 
 def _judged_curves(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[int, float]]:
@@ -219,89 +277,61 @@ def _judged_curves(connection: sa.Connection, ids: Sequence[int]) -> dict[int, d
     return curves
 
 
-# --- what finished trials decide --------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def _best(connection: sa.Connection, study: Study) -> Best | None:
-    found = rows.ranked(connection, study, 1)
-    return Best(number=found[0].number, value=rows.value_of(found[0])) if found else None
+def _recorded_failures(connection: sa.Connection, study: Study) -> int:
+    """Count the failures recorded: by the table's key alone, which says whether there is anything to read again.
 
-
-def _failures(connection: sa.Connection, study: Study, fails: int) -> list[FailureCount]:
-    """Return the kinds of failure that occurred, the most frequent first.
-
-    Args:
-        fails: how many trials are FAIL.
+    The rows are many and long, and no index leads to the new ones: a worker may record late that it lost a trial which
+    finished long ago. But each is a row of its own, since its key holds attempt and kind, and none is ever deleted; only
+    what was recorded and is sent again, because the answer was lost, overwrites a row, and says the same.
     """
-    ours = hpo_failures.c.study_uid == study.uid
-    kinds = connection.execute(
+    of_study = sa.select(sa.func.count()).where(hpo_failures.c.study_uid == study.uid)
+    return int(connection.execute(of_study).scalar_one())
+
+
+def _failures(connection: sa.Connection, study: Study) -> list[FailureCount]:
+    """Return the kinds of failure of which something is recorded, with what the last one of each said."""
+    kind, latest = hpo_failures.c.kind, [hpo_failures.c.failed_at.desc(), hpo_failures.c.trial_id.desc()]
+    retried = sa.case((hpo_failures.c.verdict == Verdict.RETRY, 1), else_=0)
+    found = (
         sa.select(
-            hpo_failures.c.kind,
-            sa.func.count().label("times"),
-            sa.func.sum(sa.case((hpo_failures.c.verdict == Verdict.RETRY, 1), else_=0)).label("retried"),
+            kind,
+            hpo_failures.c.message,
+            sa.func.count().over(partition_by=kind).label("times"),
+            sa.func.sum(retried).over(partition_by=kind).label("retried"),
+            sa.func.row_number().over(partition_by=kind, order_by=latest).label("place"),
         )
-        .where(ours)
-        .group_by(hpo_failures.c.kind)
-    ).all()
-    found = [
-        FailureCount(
-            kind=row.kind, count=row.times, retried=int(row.retried), message=_last_message(connection, ours, row.kind)
-        )
-        for row in kinds
+        .where(hpo_failures.c.study_uid == study.uid)
+        .subquery()
+    )
+    return [
+        FailureCount(kind=row.kind, count=row.times, retried=int(row.retried), message=row.message)
+        for row in connection.execute(sa.select(found).where(found.c.place == 1))
     ]
-    if fails and (foreign := _foreign_failures(connection, study)):
+
+
+def _with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[FailureCount]:
+    """Return the failures, those of foreign trials included, the most frequent first."""
+    found = [*failures]
+    if foreign:
         found.append(FailureCount(kind="foreign", count=foreign, retried=0, message=""))
     return sorted(found, key=lambda failure: (-failure.count, failure.kind))
-
-
-def _last_message(connection: sa.Connection, ours: sa.ColumnElement[bool], kind: str) -> str:
-    last = hpo_failures.c.failed_at.desc(), hpo_failures.c.trial_id.desc()
-    found = sa.select(hpo_failures.c.message).where(ours, hpo_failures.c.kind == kind).order_by(*last).limit(1)
-    return str(connection.execute(found).scalar_one())
-
-
-def _foreign_failures(connection: sa.Connection, study: Study) -> int:
-    """Count the FAIL trials that have no outcome of ours: somebody else's."""
-    found = (
-        sa.select(sa.func.count())
-        .select_from(rows.with_ours(study))
-        .where(trials.c.study_id == study.study_id, trials.c.state == TrialState.FAIL, hpo_trials.c.outcome.is_(None))
-    )
-    return int(connection.execute(found).scalar_one())
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _elapsed(states: Sequence[Any], until: float | None) -> float:
-    starts = [state.first_start for state in states if state.first_start]
-    ends = [rows.timestamp(state.last_end) for state in states if state.last_end]
-    if not starts:
+def _elapsed(tally: Tally, until: float | None) -> float:
+    if tally.first_start is None:
         return 0.0
-    started = rows.timestamp(min(starts))
-    return max(0.0, (until if until is not None else max(ends, default=started)) - started)
+    started = rows.timestamp(tally.first_start)
+    ended = rows.timestamp(tally.last_end) if tally.last_end else started
+    return max(0.0, (ended if until is None else until) - started)
 
 
-def _spans(connection: sa.Connection, study: Study) -> list[tuple[float, float]]:
-    """Return (start, end) of the last trials that ran to an end; not of those taken up twice, which hold a pause."""
-    found = connection.execute(
-        sa.select(trials.c.datetime_start, trials.c.datetime_complete)
-        .select_from(rows.with_ours(study))
-        .where(
-            trials.c.study_id == study.study_id,
-            trials.c.state.in_(rows.FINISHED),
-            trials.c.datetime_start.is_not(None),
-            trials.c.datetime_complete.is_not(None),
-            RAN,
-            sa.func.coalesce(hpo_trials.c.attempt, 1) == 1,
-        )
-        .order_by(trials.c.trial_id.desc())
-        .limit(WINDOW)
-    )
-    return [(rows.timestamp(start), rows.timestamp(end)) for start, end in found]
-
-
-def _pace(spans: Sequence[tuple[float, float]]) -> float | None:
+def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
     """Return the seconds per finished trial over the time in which at least one of them ran; None for fewer than two.
 
     Hours when nobody worked do not count, and trials side by side make it shorter.
@@ -309,7 +339,7 @@ def _pace(spans: Sequence[tuple[float, float]]) -> float | None:
     if len(spans) < 2:
         return None
     busy, until = 0.0, -math.inf
-    for start, end in sorted(spans):
+    for start, end in sorted((rows.timestamp(start), rows.timestamp(end)) for _, start, end in spans):
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
     return busy / len(spans)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -17,10 +18,11 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.curve import ValueRule
+from hpo.db.leanstorage import LeanStorage
 from hpo.errors import Diverged
 from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
-from hpo.ledger import Report
+from hpo.reports import Report
 from hpo.settling import STATES
 from hpo.study import forget_stop, look_anew, stop_was_requested
 
@@ -92,6 +94,12 @@ class LeasedTrial(optuna.trial.Trial):
 
     # --- what our own objective calls -------------------------------------------------------------------------------
 
+    @contextmanager
+    def suggesting(self) -> Iterator[None]:
+        """Write the parameters that are suggested within at the end, all in one statement."""
+        with self._history.together(self._trial_id):
+            yield
+
     def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
         """Report the judged metric's raw value at a step and the raw metrics beside it, and return what was reported;
         of the Signals only LostLease is raised.
@@ -106,7 +114,7 @@ class LeasedTrial(optuna.trial.Trial):
 
     def write(self, report: Report) -> None:
         """Write a report as it is, and let Optuna's trial know of it."""
-        self.lease.report(report)
+        self.lease.report(report, since=self._history.low(self.study._study_id))
         self._last_step = report.step
         self._cached_frozen_trial.intermediate_values[report.step] = report.value
 
@@ -117,13 +125,14 @@ class LeasedTrial(optuna.trial.Trial):
         """
         if self.lease.is_cut_off:
             return False
-        ask_optuna = super().should_prune
+        self._history.hear(self.study._study_id, self.lease.finished)
+        return bool(self.lease.ask_optuna(super().should_prune))
 
-        def ask() -> bool:
-            with self.lease.patience.suspended():  # in the thread that asks, which may outlast the wait for it
-                return ask_optuna()
-
-        return bool(self.lease.ask(ask))
+    @property
+    def _history(self) -> LeanStorage:
+        """The storage as what it is: besides Optuna's contract, it knows what has finished."""
+        assert isinstance(self.storage, LeanStorage)
+        return self.storage
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""

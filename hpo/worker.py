@@ -19,12 +19,14 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo import claiming, handover, reaping, recycling, retention, sampling, usercode
+from hpo.claim import Claim
+from hpo.db.trialrows import TrialRow
 from hpo.errors import LostLease, Outage, Parked, Stopped, StorageError, TimeUp
 from hpo.failures import Failure, Kind, Verdict, signal_behind
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Claim, Ledger
-from hpo.outage import Patience, patient
+from hpo.ledger import Ledger
+from hpo.outage import Patience
 from hpo.rows import SECONDS
 from hpo.signals import StopSignal
 from hpo.storage import FAILURES, cause
@@ -78,11 +80,11 @@ def work(study: Study, objective: Objective, ledger: Ledger, stopping: StopSigna
 
 def bearing(study: Study, patience: Patience) -> Study:
     """Return the study with Optuna's calls to the storage under this patience."""
-    backend = patient(study.storage.optuna, patience)
+    place = dataclasses.replace(study.storage, optuna=study.storage.optuna.bearing(patience))
     opened = optuna.load_study(
-        study_name=study.name, storage=backend, sampler=study.optuna.sampler, pruner=study.optuna.pruner
+        study_name=study.name, storage=place.optuna, sampler=study.optuna.sampler, pruner=study.optuna.pruner
     )
-    return dataclasses.replace(study, optuna=opened)
+    return dataclasses.replace(study, storage=place, optuna=opened)
 
 
 def next_claim(ledger: Ledger, patience: Patience) -> Claim | claiming.Idle:
@@ -142,7 +144,10 @@ def run_to_its_end(study: Study, objective: Objective, lease: Lease) -> None:
 
 def open_trial(study: Study, lease: Lease) -> LeasedTrial:
     """Return the claimed trial with the curve it has so far, what an earlier attempt could not record included."""
-    study.optuna.get_trials(deepcopy=False)  # Optuna's cache must know the new row before a parameter is set
+    claim = lease.claim
+    if claim.began is not None:
+        fresh = TrialRow(claim.trial_id, claim.number, TrialState.RUNNING, started=claim.began, completed=None)
+        study.storage.optuna.expect(study.study_id, fresh)
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
     curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
     trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve)

@@ -15,12 +15,13 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import claiming, control, storage
+from hpo.claim import Claim
 from hpo.claiming import Idle
+from hpo.db import sql
+from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.failures import Failure, Kind
-from hpo.ledger import Claim
 from hpo.study import Study
-from hpo.tables import Hold, hpo_studies, hpo_trials
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]
@@ -81,7 +82,7 @@ def test_a_paused_study_that_is_stopped_as_well_lets_workers_wait_for_what_is_pa
 
 def test_a_study_that_trials_are_being_copied_into_starts_none(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(hold=Hold.FORKING, stop_reason="a fork was cut off"))
     assert claiming.claim(study.ledger("w")) is Idle.DONE
     assert study.optuna.get_trials() == []
@@ -128,7 +129,7 @@ def test_a_claim_says_from_where_and_with_which_batches_the_trial_goes_on(make_s
 
 def test_what_a_fork_brought_along_is_not_charged(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(imported=2))
     for _ in range(2):
         study.optuna.add_trial(optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.5))

@@ -15,7 +15,8 @@ import pytest
 import typer.main
 
 from hpo import claiming, cli, storage, study, studyfile
-from hpo.tables import hpo_studies
+from hpo.db import sql
+from hpo.db.tables import hpo_studies
 from tests.trials import begin
 
 ROOT = Path(__file__).parent.parent
@@ -423,7 +424,7 @@ def test_orders_to_an_unknown_study_are_refused_with_the_nearest_name(
 
 def test_a_fork_that_was_cut_off_is_not_resumed(hpo: Hpo, tmp_path: Path) -> None:
     made = make_study(tmp_path)
-    with storage.writing(made.storage.engine) as connection:
+    with sql.writing(made.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(hold="forking", stop_reason="a fork into it was cut off"))
     assert hpo("resume", "own") == (2, "", "error: study 'own': a fork into it was cut off\n")
     made.storage.close()
@@ -492,7 +493,7 @@ def test_one_study_is_looked_at_if_it_is_named_and_all_of_them_if_not(hpo: Hpo, 
 def test_a_study_whose_spec_cannot_be_read_does_not_hide_the_others(hpo: Hpo, tmp_path: Path) -> None:
     for name in ("bad", "good"):
         made = make_study(tmp_path, OWN.replace('"own"', f'"{name}"'), f"{name}.toml")
-    with storage.writing(made.storage.engine) as connection:
+    with sql.writing(made.storage.engine) as connection:
         connection.execute(hpo_studies.update().where(hpo_studies.c.uid != made.uid).values(spec="garbage"))
     made.optuna.ask()
     made.storage.close()

@@ -10,13 +10,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, control, reaping, storage
+from hpo import claiming, control, reaping
+from hpo.claim import Orders
 from hpo.claiming import Idle
+from hpo.db import sql
+from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.failures import Failure, Kind
-from hpo.ledger import Orders
 from hpo.study import Study
-from hpo.tables import Hold, hpo_studies, hpo_trials
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]
@@ -299,7 +300,7 @@ def test_a_pause_of_a_broken_study_is_refused_and_leaves_it_broken(make_study: M
 
 
 def hold_for_a_fork(study: Study) -> None:
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(hold=Hold.FORKING, stop_reason="a fork into it was cut off"))
 
 

@@ -18,9 +18,9 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import claiming, storage, study
+from hpo.claim import Claim
 from hpo.errors import Fault, StudyError
 from hpo.lease import Lease
-from hpo.ledger import Claim
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study

@@ -18,14 +18,15 @@ from optuna.trial import TrialState
 
 from hpo import claiming, control, doctor, presence, storage, studyfile
 from hpo import study as studies
+from hpo.claim import Claim
+from hpo.db import sql
+from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.doctor import Finding
 from hpo.errors import StudyError
 from hpo.failures import Failure, Kind
-from hpo.ledger import Claim
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
-from hpo.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import begin
 
@@ -83,7 +84,7 @@ def finish(study: Study, value: float = 0.5) -> None:
 
 
 def change(study: Study, table: sa.Table, **values: object) -> None:
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(table.update().values(**values))
 
 
@@ -280,7 +281,7 @@ def test_code_that_no_trial_has_run_may_still_change(whole: Study, tmp_path: Pat
 def enter(study: Study, worker: str, **values: object) -> None:
     """Let a worker enter, with these values in its row."""
     presence.enter(study.ledger(worker))
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         named = {"worker": worker, **values}
         connection.execute(hpo_workers.update().where(hpo_workers.c.worker == worker).values(**named))
 

@@ -16,12 +16,12 @@ from optuna.trial import TrialState
 
 from hpo import claiming, export, final, openings, owntrain, results, storage, studyfile, worker
 from hpo import study as studies
+from hpo.db.tables import hpo_test_openings
 from hpo.errors import CheckpointError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.study import Study
-from hpo.tables import hpo_test_openings
 from hpo.train import checkpoint
 from tests.test_objective import DOCUMENT
 

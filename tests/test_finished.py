@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from hpo.claim import Checkpoint
 from hpo.failures import Kind
-from hpo.finished import Cursor, finished
-from hpo.ledger import Checkpoint
+from hpo.finished import FinishedTrial, finished
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.summary import Past, read
 from tests.trials import START, begin, make, run, set_times, with_a_list_chosen
 
 
@@ -19,41 +20,61 @@ def demo(place: Storage, tmp_path: Path) -> Study:
     return make(place, tmp_path)
 
 
+class Teller:
+    """Tells of a study what has finished since it last did, as `hpo run` does."""
+
+    def __init__(self, demo: Study, past: Past | None = None) -> None:
+        self.demo = demo
+        self.past = past
+
+    def __call__(self) -> list[FinishedTrial]:
+        reading = read(self.demo, self.past)
+        self.past = reading.past
+        return finished(self.demo, reading.ended, total=reading.summary.finished)
+
+
 def test_each_finished_trial_is_told_once(demo: Study) -> None:
-    cursor = Cursor()
+    tell = Teller(demo)
     run(demo, 0.5, 0.6)
     run(demo, 0.1, kind=Kind.EXCEPTION)
-    told = finished(demo, cursor)
+    told = tell()
     assert [(trial.number, trial.state, trial.value, trial.outcome, trial.epochs) for trial in told] == [
         (0, "complete", 0.6, "complete", 2),
         (1, "fail", None, "exception", 1),
     ]
-    assert finished(demo, cursor) == []
+    assert tell() == []
 
 
 def test_a_trial_that_ends_late_is_told_although_later_ones_were(demo: Study) -> None:
-    cursor = Cursor()
+    tell = Teller(demo)
     _, _, slow = begin(demo)
     run(demo, 0.5)
     run(demo, 0.6)
-    assert [trial.number for trial in finished(demo, cursor)] == [1, 2]
-    assert finished(demo, cursor) == []
+    assert [trial.number for trial in tell()] == [1, 2]
+    assert tell() == []
     slow.finish(TrialState.COMPLETE, 0.9)
     run(demo, 0.7)
     set_times(demo, 0, START, START + 1)  # by a clock that is behind all others
-    assert [trial.number for trial in finished(demo, cursor)] == [0, 3]
-    assert finished(demo, cursor) == []
+    assert [trial.number for trial in tell()] == [0, 3]
+    assert tell() == []
 
 
-def test_the_cursor_forgets_single_trials_once_all_before_them_are_finished(demo: Study) -> None:
-    cursor = Cursor()
-    _, _, slow = begin(demo)
+def test_a_trial_that_another_program_ended_is_told_once_although_our_row_is_closed_later(demo: Study) -> None:
+    tell = Teller(demo)
+    ledger, claim, _ = begin(demo)
+    demo.optuna.tell(0, state=TrialState.FAIL)
+    assert [(trial.number, trial.outcome) for trial in tell()] == [(0, "fail")]
+    assert tell() == []
+    ledger.drop(claim, "in other hands")
+    assert tell() == []
+
+
+def test_what_could_not_be_told_is_told_by_the_next_look_that_goes_on_from_the_same(demo: Study) -> None:
+    tell = Teller(demo)
+    tell()
     run(demo, 0.5)
-    finished(demo, cursor)
-    assert len(cursor.seen) == 1
-    slow.finish(TrialState.COMPLETE, 0.9)
-    finished(demo, cursor)
-    assert cursor.seen == set()
+    read(demo, tell.past)  # whose lines the storage, gone meanwhile, could not give
+    assert [trial.number for trial in tell()] == [0]
 
 
 def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: Study) -> None:
@@ -63,7 +84,7 @@ def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: St
     width = trial.suggest_int("width", 8, 64)
     trial.finish(TrialState.COMPLETE, 0.9)
     set_times(demo, 0, START, START + 1.5)
-    (told,) = finished(demo, Cursor())
+    (told,) = Teller(demo)()
     assert told.seconds == 1.5
     assert list(told.params.items()) == [("x", x), ("kind", kind), ("width", width)]
     assert isinstance(told.params["width"], int)
@@ -78,36 +99,36 @@ def test_a_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: S
     trial.report_epoch(2, 0.6, {"seconds": 0.5})
     trial.finish(TrialState.COMPLETE, 0.6)
     set_times(demo, 0, START, START + 593)
-    (told,) = finished(demo, Cursor())
+    (told,) = Teller(demo)()
     assert told.seconds == 1.75
 
 
 def test_a_foreign_trial_is_told_too(demo: Study) -> None:
     demo.optuna.tell(demo.optuna.ask(), math.inf)
-    (told,) = finished(demo, Cursor())
+    (told,) = Teller(demo)()
     assert (told.value, told.outcome, told.epochs, told.params) == (math.inf, "complete", 0, {})
 
 
 def test_trials_are_counted_up_one_by_one(demo: Study) -> None:
-    cursor = Cursor.at_now(demo)
+    tell = Teller(demo)
     run(demo, 0.5)
-    assert [trial.count for trial in finished(demo, cursor)] == [1]
+    assert [trial.count for trial in tell()] == [1]
     run(demo, 0.5)
     run(demo, 0.5)
-    assert [trial.count for trial in finished(demo, cursor)] == [2, 3]
+    assert [trial.count for trial in tell()] == [2, 3]
 
 
-def test_a_cursor_at_now_tells_nothing_of_before_and_counts_on_from_there(demo: Study) -> None:
+def test_a_look_that_goes_on_from_another_tells_nothing_of_before_and_counts_on_from_there(demo: Study) -> None:
     _, _, slow = begin(demo)
     run(demo, 0.5)
     run(demo, 0.5)
-    cursor = Cursor.at_now(demo)
-    assert finished(demo, cursor) == []
+    tell = Teller(demo, read(demo).past)
+    assert tell() == []
     slow.finish(TrialState.COMPLETE, 0.9)
     run(demo, 0.5)
-    assert [(trial.number, trial.count) for trial in finished(demo, cursor)] == [(0, 3), (3, 4)]
+    assert [(trial.number, trial.count) for trial in tell()] == [(0, 3), (3, 4)]
 
 
 def test_lists_among_the_choices_are_shown_as_the_study_file_has_them(place: Storage, tmp_path: Path) -> None:
     demo = with_a_list_chosen(place, tmp_path)
-    assert finished(demo, Cursor())[0].params["model.widths"] in ([32], [64, 32])
+    assert Teller(demo)()[0].params["model.widths"] in ([32], [64, 32])

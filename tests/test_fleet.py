@@ -13,9 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import claiming
+from hpo.claim import Claim
 from hpo.fleet import gpus
 from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
-from hpo.ledger import Claim
 from hpo.study import Study
 
 MakeStudy = Callable[..., Study]

@@ -16,16 +16,18 @@ from optuna.trial import TrialState
 
 from hpo import claiming, handover, reaping, results, studyfile, worker
 from hpo import study as studies
+from hpo.claim import Checkpoint, Claim
+from hpo.db.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.errors import LostLease, StorageError
 from hpo.failures import Failure, Kind
 from hpo.lease import Lease
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.ledger import Ledger
 from hpo.objective import declared
+from hpo.reports import Answer, Report
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.train.loop import EpochResult, Run
 from hpo.trial import LeasedTrial
 from tests.test_objective import DOCUMENT
@@ -82,10 +84,10 @@ class Weather:
     def _let_fail(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         real = getattr(Ledger, name)
 
-        def method(ledger: Ledger, *arguments: object) -> object:
+        def method(ledger: Ledger, *arguments: object, **settings: object) -> object:
             if self.is_cut:
                 raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
-            return real(ledger, *arguments)
+            return real(ledger, *arguments, **settings)
 
         monkeypatch.setattr(Ledger, name, method)
 
@@ -504,9 +506,9 @@ def test_a_trial_lost_while_its_note_is_taken_up_is_dropped(
     park(first)
     report = Ledger.report
 
-    def lose_first(ledger: Ledger, reports: list[Report]) -> list[Claim]:
+    def lose_first(ledger: Ledger, reports: list[Report], **settings: Any) -> Answer:
         ledger.park(reports[0].claim)
-        return report(ledger, reports)
+        return report(ledger, reports, **settings)
 
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", lose_first)
@@ -519,10 +521,10 @@ def test_a_trial_lost_while_its_note_is_taken_up_is_dropped(
 def fail_twice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     real, failures = getattr(Ledger, name), iter(range(2))
 
-    def method(ledger: Ledger, *arguments: object) -> object:
+    def method(ledger: Ledger, *arguments: object, **settings: object) -> object:
         if next(failures, None) is not None:
             raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
-        return real(ledger, *arguments)
+        return real(ledger, *arguments, **settings)
 
     monkeypatch.setattr(Ledger, name, method)
 

@@ -9,13 +9,16 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from hpo import claiming, control, keeper, presence, reaping, storage
+from hpo import claiming, control, keeper, presence, reaping
+from hpo.claim import Claim
+from hpo.db import sql
+from hpo.db.tables import hpo_trials, hpo_workers
 from hpo.errors import Parked, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Claim, Ledger, Report
+from hpo.ledger import Ledger
+from hpo.reports import Report
 from hpo.study import Study
-from hpo.tables import hpo_trials, hpo_workers
 
 MakeStudy = Callable[..., Study]
 
@@ -35,13 +38,13 @@ def until(study: Study) -> float | None:
 
 
 def reaped(study: Study) -> int:
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         return reaping.reap(connection, study.ledger("other"))
 
 
 def worked_for_hours(ledger: Ledger) -> None:
     presence.enter(ledger)
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
 
 
@@ -168,7 +171,7 @@ def test_what_was_reported_while_the_storage_was_away_is_sent_in_order_once_it_i
     ledger = study.ledger("w")
     lease = Lease(ledger, taken(ledger))
 
-    def refused(*arguments: object) -> list[Claim]:
+    def refused(*arguments: object, **settings: object) -> list[Claim]:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
     with Keeper(ledger) as keeping:

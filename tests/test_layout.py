@@ -33,14 +33,27 @@ LAYERS = [
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
     ["hpo.ledger", "hpo.sampling"],
-    ["hpo.settling", "hpo.outage"],
-    ["hpo.pruning", "hpo.storage", "hpo.train.loop"],
+    ["hpo.settling", "hpo.outage", "hpo.reports"],
+    ["hpo.storage", "hpo.tpe", "hpo.train.loop"],
+    ["hpo.pruning"],
+    ["hpo.columnpruning"],
+    ["hpo.db.leanstorage"],
+    ["hpo.db.trialcache", "hpo.db.trialwrites"],
+    ["hpo.db.columns"],
+    ["hpo.db.trialrows"],
     ["hpo.recycling"],
-    ["hpo.spec", "hpo.tables", "hpo.train.optim", "hpo.train.schedule", "hpo.train.checkpoint"],
-    ["hpo.config"],
+    [
+        "hpo.spec",
+        "hpo.db.sql",
+        "hpo.train.optim",
+        "hpo.train.schedule",
+        "hpo.train.checkpoint",
+    ],
+    ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
     ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
     [
         "hpo.errors",
+        "hpo.claim",
         "hpo.seeds",
         "hpo.signals",
         "hpo.receipt",
@@ -49,7 +62,7 @@ LAYERS = [
         "hpo.clocks",
         "hpo.view.words",
     ],
-    ["hpo", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
+    ["hpo", "hpo.db", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
 ]
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
 
@@ -120,47 +133,58 @@ def test_training_knows_no_database(module: str) -> None:
     assert roots(module) - allowed == set()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["spec", "space", "curve", "config", "options", "usercode", "errors", "seeds", "signals", "failures", "durations"],
-)
-def test_the_words_of_a_study_file_know_neither_torch_nor_a_database(name: str) -> None:
-    assert roots(f"hpo.{name}") & (HEAVY | TORCH) == set()
+WRITERS = [
+    "hpo.spec",
+    "hpo.space",
+    "hpo.curve",
+    "hpo.config",
+    "hpo.options",
+    "hpo.usercode",
+    "hpo.errors",
+    "hpo.seeds",
+    "hpo.signals",
+    "hpo.failures",
+    "hpo.durations",
+    "hpo.storage",
+    "hpo.ledger",
+    "hpo.study",
+    "hpo.trial",
+    "hpo.sampling",
+    "hpo.pruning",
+    "hpo.rows",
+    "hpo.summary",
+    "hpo.finished",
+    "hpo.history",
+    "hpo.results",
+    "hpo.forking",
+    "hpo.worker",
+    "hpo.lease",
+    "hpo.claiming",
+    "hpo.settling",
+    "hpo.reaping",
+    "hpo.presence",
+    "hpo.control",
+    "hpo.keeper",
+    "hpo.outage",
+    "hpo.handover",
+    "hpo.retention",
+    "hpo.recycling",
+    "hpo.doctor",
+    "hpo.reports",
+    "hpo.claim",
+    "hpo.tpe",
+    "hpo.columnpruning",
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "storage",
-        "tables",
-        "ledger",
-        "study",
-        "trial",
-        "sampling",
-        "pruning",
-        "rows",
-        "summary",
-        "finished",
-        "history",
-        "results",
-        "forking",
-        "worker",
-        "lease",
-        "claiming",
-        "settling",
-        "reaping",
-        "presence",
-        "control",
-        "keeper",
-        "outage",
-        "handover",
-        "retention",
-        "recycling",
-        "doctor",
-    ],
-)
-def test_what_writes_to_the_study_knows_no_torch(name: str) -> None:
-    assert roots(f"hpo.{name}") & (TORCH | {"models", "data"}) == set()
+@pytest.mark.parametrize("module", [*WRITERS, *group("hpo.db")])
+def test_what_writes_to_the_study_knows_no_torch(module: str) -> None:
+    assert roots(module) & (TORCH | {"models", "data"}) == set()
+
+
+@pytest.mark.parametrize("module", group("hpo.db"))
+def test_the_database_s_package_knows_no_study_of_ours(module: str) -> None:
+    assert [name for name in imports(module) if name.startswith("hpo") and not name.startswith("hpo.db")] == []
 
 
 def test_only_the_objective_knows_both_optuna_and_torch() -> None:
@@ -188,11 +212,14 @@ def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
     assert users == ["hpo.final"]
 
 
-def test_only_tables_knows_optunas_private_modules() -> None:
+def test_only_these_know_optunas_private_modules() -> None:
     private = [
         module for module in MODULES if any(part.startswith("_") for n in imports(module) for part in n.split("."))
     ]
-    assert [m for m in private if any(n.startswith("optuna.") and "._" in n for n in imports(m))] == ["hpo.tables"]
+    assert [m for m in private if any(n.startswith("optuna.") and "._" in n for n in imports(m))] == [
+        "hpo.db.leanstorage",
+        "hpo.db.tables",
+    ]
 
 
 def test_every_module_has_its_layer() -> None:

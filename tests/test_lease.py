@@ -11,13 +11,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, lease
+from hpo import claiming, clocks, control, lease
+from hpo.claim import Checkpoint, Claim
+from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.lease import Lease
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.ledger import Ledger
 from hpo.outage import Patience
+from hpo.reports import Answer, Report
 from hpo.study import Study
-from hpo.tables import hpo_trials
 
 MakeStudy = Callable[..., Study]
 AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
@@ -39,6 +41,11 @@ def stored(lease: Lease, study: Study) -> list[float]:
     curve = lease.ledger.curve(lease.claim, "value")
     assert study.optuna.get_trials(deepcopy=False)[0].intermediate_values == {int(step): step for step in curve}
     return curve
+
+
+def seen(study: Study) -> dict[int, float]:
+    """Return what Optuna has of the trial's reports."""
+    return study.optuna.get_trials(deepcopy=False)[0].intermediate_values
 
 
 def recorded(study: Study) -> tuple[int | None, str | None]:
@@ -66,7 +73,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def refused(*arguments: object) -> Any:
+def refused(*arguments: object, **settings: object) -> Any:
     raise AN_OUTAGE
 
 
@@ -79,12 +86,12 @@ class Hanging:
         self.left = 0
         real = getattr(Ledger, name)
 
-        def method(ledger: Ledger, *arguments: object) -> object:
+        def method(ledger: Ledger, *arguments: object, **settings: object) -> object:
             self.entered += 1
             if self.entered <= calls:
                 assert self.answer.wait(60)
             try:
-                return real(ledger, *arguments)
+                return real(ledger, *arguments, **settings)
             finally:
                 self.left += 1
 
@@ -114,8 +121,62 @@ def test_reports_reach_the_database_as_they_are_made(make_study: MakeStudy) -> N
     holding = held(study)
     for step in (1, 2, 3):
         holding.report(said(holding, step))
-        assert stored(holding, study) == [float(n) for n in range(1, step + 1)]
+        assert seen(study) == {n: float(n) for n in range(1, step + 1)}
     assert not holding.is_cut_off
+
+
+def test_raw_metrics_wait_for_more_of_them_a_second_at_most(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study)
+    for step in (1, 2, 3):
+        holding.report(said(holding, step))
+    assert holding.ledger.curve(holding.claim, "value") == [1.0]
+    holding.send_metrics()  # as the keeper does at every tick
+    assert holding.ledger.curve(holding.claim, "value") == [1.0]
+    with monkeypatch.context() as patched:
+        patched.setattr(lease, "METRICS_SECONDS", 0.0)
+        holding.send_metrics()
+        assert holding.ledger.curve(holding.claim, "value") == [1.0, 2.0, 3.0]
+    holding.report(said(holding, 4))
+    holding.report(said(holding, 5))
+    assert holding.record_checkpoint(at(5))
+    assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    holding.report(said(holding, 6))
+    holding.flush()
+    assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_raw_metrics_of_a_trial_that_was_lost_are_not_written(make_study: MakeStudy) -> None:
+    study = make_study()
+    holding = held(study)
+    for step in (1, 2):
+        holding.report(said(holding, step))
+    lose(holding)
+    with pytest.raises(LostLease):
+        holding.flush()
+    assert holding.ledger.curve(holding.claim, "value") == []  # the other attempt began at epoch 0
+
+
+def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    holding = held(study)
+    renewals = []
+    report = Ledger.report
+
+    def noting(ledger: Ledger, reports: Sequence[Report], *, renew: bool, **settings: Any) -> Answer:
+        renewals.append(renew)
+        return report(ledger, reports, renew=renew, **settings)
+
+    monkeypatch.setattr(Ledger, "report", noting)
+    now = clocks.awake_or_asleep()
+    for step, later in enumerate((0.0, 19.0, 20.5, 21.0, 41.0), start=1):  # of a lease of 60 s
+        monkeypatch.setattr(clocks, "awake_or_asleep", lambda later=later: now + later)
+        holding.report(said(holding, step))
+    assert renewals == [False, False, True, False, True]
 
 
 def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +185,8 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
     written: list[int] = []
     report = Ledger.report
 
-    def noting(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
-        lost = report(ledger, reports)
+    def noting(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+        lost = report(ledger, reports, **settings)
         written.extend(one.step for one in reports)
         return lost
 
@@ -149,7 +210,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
     holding = held(make_study(), patience=Patience(60.0))
     asked: list[int] = []
 
-    def failing(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+    def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
         asked.append(len(reports))
         raise AN_OUTAGE
 
@@ -170,8 +231,8 @@ def test_a_report_whose_answer_was_lost_is_in_the_database_once(
     holding = held(study, patience=Patience(60.0))
     report, answers = Ledger.report, iter([False])
 
-    def unheard(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
-        lost = report(ledger, reports)
+    def unheard(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+        lost = report(ledger, reports, **settings)
         if not next(answers, True):
             raise AN_OUTAGE
         return lost
@@ -202,6 +263,8 @@ def test_a_storage_that_hangs_lets_training_go_on_and_gets_everything_once_and_i
     assert stored(holding, study) == [1.0]
     holding.report(said(holding, 4))
     wait_for(lambda: hanging.left == 2)
+    assert seen(study) == {n: float(n) for n in (1, 2, 3, 4)}
+    holding.flush()
     assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0]
     assert hanging.entered == 2
 
@@ -252,10 +315,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the database refuse this step for good, and with it the transaction that it comes in."""
     report = Ledger.report
 
-    def selective(ledger: Ledger, reports: Sequence[Report]) -> list[Claim]:
+    def selective(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
         if step in [one.step for one in reports]:
             raise sa.exc.DataError("INSERT", {}, Exception("integer out of range"))
-        return report(ledger, reports)
+        return report(ledger, reports, **settings)
 
     monkeypatch.setattr(Ledger, "report", selective)
 

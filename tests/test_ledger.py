@@ -13,12 +13,15 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import claiming, openings, presence, reaping, storage
+from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
+from hpo.db import sql
+from hpo.db.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.errors import LostLease, StudyError
 from hpo.failures import Failure, Kind
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.ledger import Ledger
+from hpo.reports import Report
 from hpo.study import Study
-from hpo.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 
 MakeStudy = Callable[..., Study]
 
@@ -50,12 +53,12 @@ def row_of(study: Study, claim: Claim) -> Any:
 
 def expire(study: Study) -> None:
     """Let every lease run out, as if its worker had been silent for long enough."""
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_trials.update().where(hpo_trials.c.lease_until.is_not(None)).values(lease_until=0.0))
 
 
 def reap(study: Study) -> int:
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         return reaping.reap(connection, study.ledger("reaper"))
 
 
@@ -130,7 +133,7 @@ def test_a_report_is_what_optuna_reads_and_the_raw_metrics_stand_beside_it(make_
     ledger = study.ledger("w")
     claim = taken(ledger)
     report = Report(claim=claim, step=1, value=0.5, metrics={"loss": 0.75, "accuracy": math.nan})
-    assert ledger.report([report]) == []
+    assert ledger.report([report]).lost == []
     assert trial_of(study, 0).intermediate_values == {1: 0.5}
     assert ledger.curve(claim, "loss") == [0.75]
     assert [math.isnan(value) for value in ledger.curve(claim, "accuracy")] == [True]
@@ -149,7 +152,7 @@ def test_a_report_written_twice_is_written_once(make_study: MakeStudy) -> None:
     ledger = study.ledger("w")
     claim = taken(ledger)
     for _ in range(2):
-        assert ledger.report([said(claim, 1, 0.5)]) == []
+        assert ledger.report([said(claim, 1, 0.5)]).lost == []
     assert trial_of(study, 0).intermediate_values == {1: 0.5}
 
 
@@ -160,7 +163,7 @@ def test_one_transaction_reports_for_many_trials_and_names_the_lost_ones(make_st
     ledger.park(claims[1])
     again = taken(study.ledger("other"))
     assert again.number == 1
-    assert ledger.report([said(claim, 1, float(claim.number)) for claim in claims]) == [claims[1]]
+    assert ledger.report([said(claim, 1, float(claim.number)) for claim in claims]).lost == [claims[1]]
     assert [trial_of(study, number).intermediate_values for number in range(3)] == [{1: 0.0}, {}, {1: 2.0}]
 
 
@@ -194,7 +197,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     expire(study)
     reap(study)
     fresh = taken(new)
-    assert old.report([said(stale, 1, 9.0)]) == [stale]
+    assert old.report([said(stale, 1, 9.0)]).lost == [stale]
     assert not old.renew(stale)
     with pytest.raises(LostLease):
         finish(old, stale, value=9.0)
@@ -227,7 +230,7 @@ def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study
     ledger = study.ledger("w")
     claim = taken(ledger)
     study.optuna.tell(claim.number, state=TrialState.FAIL)
-    assert ledger.report([said(claim, 1, 1.0)]) == [claim]
+    assert ledger.report([said(claim, 1, 1.0)]).lost == [claim]
     with pytest.raises(LostLease):
         finish(ledger, claim)
     assert claiming.claim(ledger) is Idle.DONE
@@ -339,13 +342,13 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_one_made_again(make
     ledger = old.ledger("old")
     stale = taken(ledger)
     optuna.delete_study(study_name=old.name, storage=old.storage.optuna)
-    assert ledger.report([said(stale, 1, -1e9)]) == [stale]
+    assert ledger.report([said(stale, 1, -1e9)]).lost == [stale]
     new = make_study(trials=3)
     fresh = taken(new.ledger("new"))
-    assert ledger.report([said(stale, 1, -1e9)]) == [stale]
+    assert ledger.report([said(stale, 1, -1e9)]).lost == [stale]
     with pytest.raises(LostLease):
         finish(ledger, stale, value=-1e9)
-    assert new.ledger("new").report([said(fresh, 1, 0.5)]) == []
+    assert new.ledger("new").report([said(fresh, 1, 0.5)]).lost == []
     finish(new.ledger("new"), fresh, value=0.5)
     assert [trial.value for trial in new.optuna.trials] == [0.5]
 

@@ -14,16 +14,17 @@ from optuna.trial import TrialState
 
 from hpo import assembly, claiming, reaping, results, space, studyfile, worker
 from hpo import study as studies
+from hpo.claim import Checkpoint, Claim
 from hpo.config import TrainConfig
+from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, MismatchError, StorageError
 from hpo.lease import Lease
-from hpo.ledger import Checkpoint, Claim, Ledger
+from hpo.ledger import Ledger
 from hpo.objective import Saver, declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_trials
 from hpo.trial import LeasedTrial
 
 DOCUMENT: dict[str, Any] = {

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hpo import presence, storage
+from hpo import presence
+from hpo.db import sql
+from hpo.db.tables import hpo_workers
 from hpo.ledger import Ledger
 from hpo.receipt import versions
 from hpo.study import Study
-from hpo.tables import hpo_workers
 
 MakeStudy = Callable[..., Study]
 
@@ -33,7 +34,7 @@ def rows(study: Study) -> list[Any]:
 
 def now(study: Study) -> float:
     with study.storage.engine.connect() as connection:
-        return float(connection.execute(sa.select(storage.now(connection))).scalar_one())
+        return float(connection.execute(sa.select(sql.now(connection))).scalar_one())
 
 
 def tick() -> None:
@@ -42,7 +43,7 @@ def tick() -> None:
 
 
 def stamp(ledger: Ledger) -> None:
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         presence.stamp(connection, ledger)
 
 
@@ -81,7 +82,7 @@ def test_a_clock_that_is_wrong_is_told_by_how_much(
 
 def test_a_wait_for_the_lock_is_no_skew(make_study: MakeStudy) -> None:
     study = make_study()
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_workers.update().values(pid=1))
         entering = threading.Thread(target=presence.enter, args=[study.ledger("w")])
         entering.start()

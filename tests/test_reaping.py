@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, control, presence, reaping, settling, storage, tables
+from hpo import claiming, control, presence, reaping, settling
+from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
+from hpo.db import sql, tables
+from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind
-from hpo.ledger import Checkpoint, Claim, Ledger
+from hpo.ledger import Ledger
 from hpo.reaping import Reaper
 from hpo.study import Study
-from hpo.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]
@@ -33,7 +36,7 @@ def taken(study: Study, worker: str = "dead", *, lease_seconds: float = -1.0) ->
 
 
 def reap(study: Study) -> int:
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         return reaping.reap(connection, study.ledger("reaper"))
 
 
@@ -200,7 +203,7 @@ def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
     if way == "bury":
         assert reaping.bury(study.ledger("launcher"), "dead", "killed") == 1
     else:
-        with storage.writing(ledger.engine) as connection:
+        with sql.writing(ledger.engine) as connection:
             connection.execute(hpo_trials.update().values(lease_until=1.0))
         assert reap(study) == 1
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (state, value)
@@ -229,7 +232,7 @@ def beside_another(study: Study) -> None:
     """Let another process have worked on the study for a while: then the storage was not away."""
     other = study.ledger("another")
     presence.enter(other)
-    with storage.writing(other.engine) as connection:
+    with sql.writing(other.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=1.0))
 
 
@@ -267,7 +270,7 @@ def test_a_reaper_that_starts_alone_waits_half_a_lease(company: str, make_study:
         "one that just came": {"started_at": 1e12},
         "one long silent": {"seen_at": 2.0},
     }
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         if values := silent.get(company):
             connection.execute(hpo_workers.update().values(**values))
     reaper = Reaper(ledger, clock=clock)
@@ -371,7 +374,7 @@ def test_a_reaper_stamps_its_worker_s_row_even_while_it_holds_off(make_study: Ma
     study = make_study()
     ledger = study.ledger("w", lease_seconds=LEASE)
     presence.enter(ledger)
-    with storage.writing(ledger.engine) as connection:
+    with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(seen_at=1.0))
     Reaper(ledger, clock=clock)()
     with ledger.engine.connect() as connection:
@@ -436,7 +439,7 @@ def while_written(study: Study, write: Callable[[sa.Connection], object], act: C
             found.append(error)
 
     reaper = threading.Thread(target=run)
-    with storage.writing(study.storage.engine) as connection:
+    with sql.writing(study.storage.engine) as connection:
         write(connection)
         reaper.start()
         reaper.join(timeout=0.5)  # SQLite lets it wait, Postgres skips the row
@@ -450,7 +453,8 @@ def test_a_trial_that_ends_while_the_reaper_waits_is_not_touched(make_study: Mak
     (row,) = rows(study)
 
     def end(connection: sa.Connection) -> None:
-        settling.succeed(connection, row, TrialState.COMPLETE, 1.0, outcome="complete", reason=None)
+        held = SimpleNamespace(**row._mapping, streak=0)  # as the ledger reads it
+        settling.succeed(connection, held, TrialState.COMPLETE, 1.0, outcome="complete", reason=None)
 
     assert reaped_while(study, end) == 0
     assert reap(study) == 0
@@ -474,7 +478,7 @@ def test_a_lease_that_is_renewed_while_the_reaper_waits_is_not_taken(make_study:
     taken(study)
 
     def renew(connection: sa.Connection) -> None:
-        connection.execute(hpo_trials.update().values(lease_until=storage.now(connection) + LEASE))
+        connection.execute(hpo_trials.update().values(lease_until=sql.now(connection) + LEASE))
 
     assert reaped_while(study, renew) == 0
     assert reap(study) == 0

@@ -11,12 +11,13 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import claiming, control
+from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
+from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
-from hpo.ledger import Checkpoint, Claim, Ledger
+from hpo.ledger import Ledger
 from hpo.study import Study
-from hpo.tables import Hold, hpo_failures, hpo_studies, hpo_trials
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo import storage
+from hpo.db import sql
 from hpo.errors import StorageBusy, StorageError
 from tests.postgres import PostgresServer
 
@@ -157,7 +158,7 @@ def test_sqlite_writes_ahead_waits_and_locks_when_a_transaction_begins(tmp_path:
         }
     assert pragmas == {"journal_mode": "wal", "busy_timeout": 10_000, "synchronous": 1}
     other = sqlite3.connect(tmp_path / "studies.db", timeout=0.01, isolation_level=None)
-    with storage.writing(place.engine), pytest.raises(sqlite3.OperationalError, match="locked"):
+    with sql.writing(place.engine), pytest.raises(sqlite3.OperationalError, match="locked"):
         other.execute("BEGIN IMMEDIATE")
     other.execute("BEGIN IMMEDIATE")  # free again
     other.close()
@@ -175,12 +176,12 @@ def test_postgres_gets_a_small_pool_that_is_pinged(postgres_url: str) -> None:
 
 
 def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Storage) -> None:
-    with storage.writing(place.engine) as connection:
+    with sql.writing(place.engine) as connection:
         connection.execute(sa.text("CREATE TABLE kept (x INTEGER)"))
         connection.execute(sa.text("INSERT INTO kept VALUES (1)"))
 
     def fail_half_way() -> None:
-        with storage.writing(place.engine) as connection:
+        with sql.writing(place.engine) as connection:
             connection.execute(sa.text("INSERT INTO kept VALUES (2)"))
             raise RuntimeError("on purpose")
 
@@ -192,7 +193,7 @@ def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Stor
 
 def test_the_databases_clock_counts_seconds_since_1970_and_never_runs_back(place: storage.Storage) -> None:
     with place.engine.connect() as connection:
-        first, second = (connection.execute(sa.select(storage.now(connection))).scalar_one() for _ in range(2))
+        first, second = (connection.execute(sa.select(sql.now(connection))).scalar_one() for _ in range(2))
     assert 1.7e9 < first <= second < 5e9
 
 
@@ -348,7 +349,7 @@ def test_a_locked_sqlite_is_busy_and_not_broken(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
     url = f"sqlite:///{tmp_path}/studies.db"
     place = storage.connect(url, create=True)
-    with storage.writing(place.engine), pytest.raises(StorageBusy):
+    with sql.writing(place.engine), pytest.raises(StorageBusy):
         storage.connect(url)
     place.close()
 

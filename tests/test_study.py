@@ -12,11 +12,11 @@ import pytest
 
 from hpo import claiming, storage
 from hpo import study as studies
+from hpo.db.tables import UID_KEY
 from hpo.errors import MismatchError, StudyError
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
-from hpo.tables import UID_KEY
 from tests.conftest import OWN_OBJECTIVE
 
 MakeStudy = Callable[..., Study]

@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage
-from hpo.errors import StudyError
+from hpo import control, reaping, rows
+from hpo import summary as summary_module
+from hpo.claim import Checkpoint, Claim
+from hpo.db import sql
+from hpo.db.tables import hpo_studies, hpo_trials, trials
+from hpo.errors import LostLease, StudyError
 from hpo.failures import Failure, Kind
-from hpo.ledger import Checkpoint
+from hpo.ledger import Ledger
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.summary import Best, FailureCount, ParkedTrial, statuses, summarize
-from hpo.tables import hpo_studies, hpo_trials
+from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize
+from hpo.trial import LeasedTrial
 from tests.trials import START, begin, make, run, set_times
 
 
@@ -26,7 +36,7 @@ def demo(place: Storage, tmp_path: Path) -> Study:
 
 def expire(demo: Study, number: int) -> None:
     trial_id = demo.optuna.get_trials(deepcopy=False)[number]._trial_id
-    with storage.writing(demo.storage.engine) as connection:
+    with sql.writing(demo.storage.engine) as connection:
         connection.execute(hpo_trials.update().where(hpo_trials.c.trial_id == trial_id).values(lease_until=1.0))
 
 
@@ -125,7 +135,7 @@ def test_failures_are_told_by_kind_with_the_last_one_s_message(demo: Study) -> N
 
 
 def test_a_raised_budget_and_a_stop_are_seen_by_a_study_opened_before(demo: Study) -> None:
-    with storage.writing(demo.storage.engine) as connection:
+    with sql.writing(demo.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(trials=20, imported=3))
     demo.ledger("w").stop("enough")
     summary = summarize(demo)
@@ -166,35 +176,211 @@ def test_nothing_is_left_of_a_stopped_study_but_what_has_begun(demo: Study) -> N
     assert summarize(demo).seconds_left == 0
 
 
-def test_a_summary_made_from_the_previous_one_is_the_same_as_a_fresh_one(demo: Study) -> None:
+def frozen() -> float:
+    return START
+
+
+def test_a_reading_that_goes_on_from_another_shows_the_same_as_a_fresh_one(demo: Study) -> None:
     run(demo, 0.5)
     run(demo, 0.1, kind=Kind.EXCEPTION, reason="no")
-    before = summarize(demo)
+    past = read(demo).past
     begin(demo)
     demo.optuna.enqueue_trial({"x": 1})
-    frozen = lambda: START  # noqa: E731
-    assert summarize(demo, before, clock=frozen) == summarize(demo, clock=frozen)
+    assert read(demo, past, clock=frozen).summary == summarize(demo, clock=frozen)
     run(demo, 0.9)
-    assert summarize(demo, before, clock=frozen) == summarize(demo, clock=frozen)
+    assert read(demo, past, clock=frozen).summary == summarize(demo, clock=frozen)
 
 
-def test_a_summary_takes_a_fixed_number_of_statements(place: Storage, tmp_path: Path) -> None:
-    def count() -> int:
-        seen: list[str] = []
-        listener = lambda *arguments: seen.append(arguments[2])  # noqa: E731
-        sa.event.listen(demo.storage.engine, "before_cursor_execute", listener)
-        summarize(demo)
-        sa.event.remove(demo.storage.engine, "before_cursor_execute", listener)
-        return len(seen)
+def test_a_foreign_failure_that_turns_out_to_be_ours_is_not_foreign_any_more(demo: Study) -> None:
+    ledger, claim, _ = begin(demo)
+    demo.optuna.tell(0, state=TrialState.FAIL)  # by the dashboard
+    reading = read(demo)
+    assert [failure.kind for failure in reading.summary.failures] == ["foreign"]
+    ledger.drop(claim, "in other hands")  # its worker sees it only now, and closes our row
+    reading = read(demo, reading.past)
+    assert [failure.kind for failure in reading.summary.failures] == ["lease_lost"]
+    assert reading.past.cursor.unsettled == frozenset()
 
-    demo = make(place, tmp_path, budget={"trials": 20})
-    run(demo, 0.5)
-    begin(demo)
-    few = count()
-    for _ in range(5):
-        run(demo, 0.5, 0.6)
-        begin(demo)
-    assert count() == few <= 9
+
+def test_the_pace_is_of_the_last_trials_by_number_however_late_one_ended(
+    demo: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary_module, "WINDOW", 2)
+    _, _, slow = begin(demo)
+    for number in (1, 2):
+        run(demo, 0.5)
+        set_times(demo, number, START, START + 10)
+    reading = read(demo)
+    assert reading.summary.seconds_per_trial == 5
+    slow.finish(TrialState.COMPLETE, 0.5)
+    assert read(demo, reading.past).summary.seconds_per_trial == 5
+
+
+@contextmanager
+def traffic(demo: Study) -> Iterator[list[int]]:
+    """Collect, for each statement that is executed meanwhile, how many rows it returned."""
+    seen: list[tuple[str, Any]] = []
+    counts: list[int] = []
+    listener = lambda *arguments: seen.append((arguments[2], arguments[3]))  # noqa: E731
+    sa.event.listen(demo.storage.engine, "before_cursor_execute", listener)
+    yield counts
+    sa.event.remove(demo.storage.engine, "before_cursor_execute", listener)
+    with demo.storage.engine.connect() as connection:
+        counts += [len(connection.exec_driver_sql(*statement).fetchall()) for statement in seen]
+
+
+def test_a_refresh_reads_what_is_new_or_open_however_much_has_finished(place: Storage, tmp_path: Path) -> None:
+    demo = make(place, tmp_path, budget={"trials": 100})
+    _, _, alive = begin(demo)
+    alive.report(0.5, 1)
+    demo.optuna.tell(demo.optuna.ask(), state=TrialState.FAIL)
+    run(demo, 0.5, kind=Kind.EXCEPTION)
+    for finished in (3, 30):
+        while summarize(demo).finished < finished:
+            run(demo, 0.5, 0.6, 0.7)
+        past = read(demo).past
+        run(demo, 0.5, 0.6, 0.7)
+        # our row; the open trial, the new one; the open one's curve and its seconds; how many failures there are
+        with traffic(demo) as refresh:
+            read(demo, past)
+        assert refresh == [1, 1, 1, 1, 1, 1]
+        with traffic(demo) as first:
+            read(demo)
+        assert first == [1, finished + 2, 1, 1, 1, 1]
+
+
+def test_failures_are_read_again_only_when_there_is_another(demo: Study) -> None:
+    for kind in (Kind.EXCEPTION, Kind.EXCEPTION, Kind.DIVERGED):
+        run(demo, 0.5, kind=kind)
+    past = read(demo).past
+    with traffic(demo) as idle:
+        read(demo, past)
+    assert idle == [1, 0, 1]
+    run(demo, 0.5, kind=Kind.EXCEPTION)
+    with traffic(demo) as another:
+        read(demo, past)
+    assert another == [1, 1, 1, 2]  # one row a kind
+
+
+class History:
+    """All that can befall a study, in an order that a seed decides."""
+
+    def __init__(self, demo: Study, other: Study, seed: int) -> None:
+        self.demo, self.other = demo, other
+        self.random = Random(seed)
+        self.steps = itertools.count(1)
+        self.held: list[tuple[Ledger, Claim, LeasedTrial]] = []  # by workers that have not seen yet that they lost it
+        self.foreign: list[int] = []
+
+    def step(self) -> None:
+        happen = self.random.choice(
+            [
+                self.begin, self.begin, self.begin, self.report, self.finish, self.finish, self.fail, self.park,
+                self.expire, self.reap, self.ask, self.tell, self.tell_ours, self.enqueue, self.end_queued, self.add,
+                self.drop, self.elsewhere,
+            ]
+        )  # fmt: skip
+        with suppress(
+            LostLease, IndexError, ValueError
+        ):  # of what cannot happen now: nothing held, an end for the second time
+            happen()
+
+    def value(self) -> float:
+        return self.random.choice([0.0, -0.0, 0.25, 0.5, 0.75, -1.0])  # few, so that there are ties
+
+    def any_value(self) -> float:
+        return self.random.choice([self.value(), math.inf, -math.inf])
+
+    def any_held(self) -> tuple[Ledger, Claim, LeasedTrial]:
+        return self.random.choice(self.held)
+
+    def number(self, state: TrialState) -> int:
+        return self.random.choice([t.number for t in self.demo.optuna.get_trials(deepcopy=False, states=[state])])
+
+    def begin(self) -> None:
+        begun = begin(self.demo, f"w{self.random.randrange(3)}")
+        self.held.append(begun)
+        set_times(self.demo, begun[1].number, START + self.random.randrange(1000))
+
+    def report(self) -> None:
+        self.any_held()[2].report(self.random.choice([self.value(), math.nan, math.inf]), next(self.steps))
+
+    def finish(self) -> None:
+        state = self.random.choice([TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED])
+        self.any_held()[2].finish(state, self.value())
+
+    def fail(self) -> None:
+        kind = self.random.choice([Kind.EXCEPTION, Kind.DIVERGED, Kind.CUDA_ERROR])
+        self.any_held()[2].fail(Failure(kind=kind, message=f"number {self.random.random()}"))
+
+    def park(self) -> None:
+        ledger, claim, _ = self.any_held()
+        ledger.park(claim)
+
+    def expire(self) -> None:
+        expire(self.demo, self.any_held()[1].number)
+
+    def reap(self) -> None:
+        with sql.writing(self.demo.storage.engine) as connection:
+            reaping.reap(connection, self.demo.ledger("reaper"))
+
+    def drop(self) -> None:
+        ledger, claim, _ = self.held.pop(self.random.randrange(len(self.held)))
+        ledger.drop(claim, f"lost by {claim.attempt}")
+
+    def ask(self) -> None:
+        self.foreign.append(self.demo.optuna.ask().number)
+
+    def tell(self) -> None:
+        number = self.random.choice(self.foreign)
+        state = self.random.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        self.demo.optuna.tell(number, self.any_value() if state == TrialState.COMPLETE else None, state=state)
+
+    def tell_ours(self) -> None:
+        number = self.any_held()[1].number
+        state = self.random.choice([TrialState.COMPLETE, TrialState.FAIL])
+        self.demo.optuna.tell(number, self.value() if state == TrialState.COMPLETE else None, state=state)
+
+    def enqueue(self) -> None:
+        self.demo.optuna.enqueue_trial({"x": self.random.random()})
+
+    def end_queued(self) -> None:
+        control.stop_trial(self.demo, self.number(TrialState.WAITING))
+
+    def add(self) -> None:
+        state = self.random.choice([TrialState.COMPLETE, TrialState.PRUNED])
+        self.demo.optuna.add_trial(optuna.trial.create_trial(state=state, value=self.any_value()))
+
+    def elsewhere(self) -> None:
+        run(self.other, self.value(), kind=self.random.choice([None, Kind.EXCEPTION]))
+
+
+@pytest.mark.parametrize(("direction", "seed"), [("maximize", 0), ("minimize", 1), ("minimize", 2)])
+def test_whatever_happens_a_reading_that_goes_on_shows_what_a_fresh_one_shows(
+    place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, seed: int
+) -> None:
+    monkeypatch.setattr(summary_module, "WINDOW", 3)
+    document = {"direction": direction, "budget": {"trials": 1000}, "failures": {"in_a_row": 1000}}
+    demo, other = make(place, tmp_path, **document), make(place, tmp_path, name="other", **document)
+    history, past, told = History(demo, other, seed), None, Counter[int]()
+    for _ in range(60):
+        history.step()
+        if history.random.random() < 0.3:
+            continue  # several things happen between two looks
+        reading = read(demo, past, clock=frozen)
+        past = reading.past
+        told.update(reading.ended)
+        assert reading.summary == summarize(demo, clock=frozen)
+        with place.engine.connect() as connection:
+            ranked = rows.ranked(connection, demo, 1)
+            ended = connection.execute(
+                sa.select(trials.c.trial_id).where(
+                    trials.c.study_id == demo.study_id, trials.c.state.in_(rows.FINISHED)
+                )
+            ).scalars()
+            assert told == Counter(ended)
+        best = Best(number=ranked[0].number, value=rows.value_of(ranked[0])) if ranked else None
+        assert reading.summary.best == best
 
 
 def test_another_studys_trials_are_not_counted(place: Storage, tmp_path: Path, demo: Study) -> None:
@@ -213,18 +399,31 @@ def test_a_deleted_study_has_no_summary(place: Storage, demo: Study) -> None:
         summarize(demo)
 
 
+def test_a_reading_does_not_go_on_in_a_study_that_took_the_place_of_a_deleted_one(
+    place: Storage, tmp_path: Path, demo: Study
+) -> None:
+    run(demo, 0.5)
+    past = read(demo).past
+    optuna.delete_study(study_name="demo", storage=place.optuna)
+    again = make(place, tmp_path)  # with the same ids, on SQLite
+    run(again, 0.5)
+    with pytest.raises(StudyError, match="study 'demo' was deleted"):
+        read(demo, past)
+
+
 def test_a_running_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: Study) -> None:
     _, _, trial = begin(demo)
     set_times(demo, 0, START)
     trial.report_epoch(1, 0.5, {"seconds": 1.25})
     trial.report_epoch(2, 0.5, {"seconds": 0.5})
+    trial.lease.flush()  # raw metrics wait for more of them for a second
     (running,) = summarize(demo, clock=lambda: START + 593).running
     assert running.seconds == 1.75
 
 
 def add_finished(demo: Study, times: int) -> None:
     """Add trials as a fork does."""
-    with storage.writing(demo.storage.engine) as connection:
+    with sql.writing(demo.storage.engine) as connection:
         connection.execute(hpo_studies.update().where(hpo_studies.c.uid == demo.uid).values(imported=times))
     for _ in range(times):
         demo.optuna.add_trial(optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.5))

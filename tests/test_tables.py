@@ -11,13 +11,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage, tables
+from hpo import storage
 from hpo import study as studies
+from hpo.claim import Checkpoint
+from hpo.db import tables
+from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import StorageError
-from hpo.ledger import Checkpoint
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from tests.trials import begin
 
 MakeStudy = Callable[..., Study]

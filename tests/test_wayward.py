@@ -17,14 +17,16 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import claiming, control, keeper, reaping, sampling, worker
+from hpo.claim import Checkpoint, Claim
+from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.errors import StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Checkpoint, Claim, Ledger, Report
+from hpo.ledger import Ledger
+from hpo.reports import Report
 from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
-from hpo.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.trial import LeasedTrial
 
 MakeStudy = Callable[..., Study]
@@ -124,15 +126,17 @@ def test_a_trial_that_a_person_ends_while_its_sampler_works_ends_at_its_next_loo
     study = make_study(trials=2)
 
     class Slow(optuna.samplers.RandomSampler):
-        def before_trial(self, of: optuna.Study, trial: FrozenTrial) -> None:
+        def sample_independent(self, of: optuna.Study, trial: FrozenTrial, *others: Any) -> Any:
             if trial.number == 0:
                 assert not control.stop_trial(study, 0)
+            return super().sample_independent(of, trial, *others)
 
     def objective(trial: LeasedTrial) -> float:
         trial.report(0.5, 1)
+        x = trial.suggest_float("x", 0, 1)
         wait_for(lambda: trial.number > 0 or trial.lease.must_end())
         trial.should_prune()
-        return trial.suggest_float("x", 0, 1)
+        return x
 
     monkeypatch.setitem(sampling.SAMPLERS, "random", lambda draw: Slow(seed=draw.trial_seed))
     assert work(study, objective) == 0
@@ -298,7 +302,7 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
 ) -> None:
     study = make_study(trials=1, recovery={"outage_patience": "1s"})
 
-    def refused(*arguments: object) -> Any:
+    def refused(*arguments: object, **settings: object) -> Any:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
     def objective(trial: LeasedTrial) -> float:

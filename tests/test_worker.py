@@ -14,15 +14,17 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, reaping, sampling, storage, worker
+from hpo import claiming, reaping, sampling, worker
+from hpo.claim import Claim
 from hpo.claiming import Idle
+from hpo.db import sql
+from hpo.db.tables import hpo_trials
 from hpo.errors import StorageError
 from hpo.lease import Lease
-from hpo.ledger import Claim, Ledger
+from hpo.ledger import Ledger
 from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
-from hpo.tables import hpo_trials
 from hpo.trial import LeasedTrial
 
 MakeStudy = Callable[..., Study]
@@ -248,7 +250,7 @@ def test_a_trial_that_was_taken_meanwhile_is_dropped_and_the_worker_goes_on(make
 
     def objective(trial: optuna.Trial) -> float:
         if trial.number == 0 and not stolen:
-            with storage.writing(study.storage.engine) as connection:
+            with sql.writing(study.storage.engine) as connection:
                 connection.execute(hpo_trials.update().values(lease_until=0.0))
                 reaping.reap(connection, thief)
             stolen.append(claiming.claim(thief))
@@ -365,7 +367,7 @@ def test_a_storage_error_under_a_report_is_not_the_trial_s_failure(
 ) -> None:
     study = make_study(trials=1, recovery={"outage_patience": "1s"})
 
-    def broken(self: Ledger, reports: object) -> list[Claim]:
+    def broken(*arguments: object, **settings: object) -> object:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
     def objective(trial: optuna.Trial) -> float:

@@ -8,14 +8,16 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpo import claiming, storage, study
+from hpo import claiming, study
+from hpo.claim import Claim
+from hpo.db import sql
+from hpo.db.tables import trials
 from hpo.failures import Failure, Kind
 from hpo.lease import Lease
-from hpo.ledger import Claim, Ledger
+from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import trials
 from hpo.trial import LeasedTrial
 
 START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
@@ -52,7 +54,7 @@ def set_times(demo: Study, number: int, start: float, end: float | None = None) 
     def utc(seconds: float | None) -> datetime | None:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
-    with storage.writing(demo.storage.engine) as connection:
+    with sql.writing(demo.storage.engine) as connection:
         connection.execute(
             trials.update()
             .where(trials.c.number == number, trials.c.study_id == demo.study_id)

@@ -97,11 +97,11 @@ def run(
     from hpo import storage as storages
     from hpo import study as studies
     from hpo import studyfile
+    from hpo.db.tables import Hold
     from hpo.durations import seconds
     from hpo.errors import SpecError
     from hpo.fleet.local import Fleet, default_workers, last_words
     from hpo.summary import summarize
-    from hpo.tables import Hold
     from hpo.view import live
     from hpo.view.live import LiveView
 

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 
 from hpo import storage as storages
+from hpo.db.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
 from hpo.study import Study
-from hpo.tables import hpo_curves, hpo_failures, hpo_trials, trials
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # What a declared study needs, the optimizers' own imports among it.
@@ -120,8 +120,11 @@ def curves(study: Study) -> dict[int, dict[str, list[float]]]:
 def reported(study: Study) -> int:
     """Return how many epochs the study's trials have reported so far."""
     with study.storage.engine.connect() as connection:
-        of_study = sa.select(sa.func.count()).where(
-            hpo_curves.c.study_uid == study.uid, hpo_curves.c.metric.in_(("train_loss", "value"))
+        of_study = (
+            sa.select(sa.func.count())
+            .select_from(intermediate_values)
+            .join(trials)
+            .where(trials.c.study_id == study.study_id)
         )
         return int(connection.execute(of_study).scalar_one())
 

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import storage as storages
+from hpo.db import sql
+from hpo.db.tables import hpo_trials
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_trials
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
 from tests.integration.digits import MakeStudy, alone, assert_finished_once
 from tests.integration.shell import Shell
@@ -180,7 +180,7 @@ def freeze(process: int, study: Study) -> None:
 
 def nobody_writes(study: Study) -> bool:
     try:
-        with storages.writing(study.storage.engine) as connection:
+        with sql.writing(study.storage.engine) as connection:
             if not study.storage.is_sqlite:
                 connection.execute(sa.select(hpo_trials).with_for_update(nowait=True))
     except sa.exc.OperationalError:

@@ -15,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import storage
+from hpo.db import engine
 from hpo.storage import Storage
 from hpo.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
@@ -113,7 +114,7 @@ def test_sqlite_locked_for_longer_than_a_lease_and_the_busy_timeout_is_a_pause(
     wait_for(lambda: reported(study) >= 4)
     holder = sqlite3.connect(tmp_path / "studies.db", timeout=30, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    time.sleep(storage.BUSY_SECONDS + 3.0)
+    time.sleep(engine.BUSY_SECONDS + 3.0)
     holder.execute("ROLLBACK")
     holder.close()
     assert_nothing_happened(study, crew, crew.leave(workers), 4)

@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from hpo import claiming, reaping, studyfile
 from hpo import storage as storages
 from hpo import study as studies
+from hpo.db.tables import hpo_trials
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.tables import hpo_trials
 
 OBJECTIVE = """
 import os

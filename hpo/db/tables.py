@@ -6,7 +6,6 @@ not there is dead: SQLite gives the ids of a deleted study to the next one, and 
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,17 +13,27 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models  # Optuna's schema, version 12; the only place that imports it
+from optuna.trial import TrialState
 
 UID_KEY = "hpo:uid"  # the user attribute that ties a study of Optuna's to our rows
 
 studies = models.StudyModel.__table__
 study_user_attributes = models.StudyUserAttributeModel.__table__
+study_system_attributes = models.StudySystemAttributeModel.__table__
 study_directions = models.StudyDirectionModel.__table__
 trials = models.TrialModel.__table__
 trial_values = models.TrialValueModel.__table__
 trial_params = models.TrialParamModel.__table__
+trial_user_attributes = models.TrialUserAttributeModel.__table__
 trial_system_attributes = models.TrialSystemAttributeModel.__table__
 intermediate_values = models.TrialIntermediateValueModel.__table__
+trial_heartbeats = models.TrialHeartbeatModel.__table__
+#: Ours, on Optuna's table, so that nobody looks at all trials for the next number, for what is new,
+trials_by_number = sa.Index("ix_hpo_trials_study_id_number", trials.c.study_id, trials.c.number)
+trials_by_state = sa.Index(
+    "ix_hpo_trials_study_id_state", trials.c.study_id, trials.c.state
+)  # or for the few that are open
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 VALUE_TYPE = models.TrialValueModel.TrialValueType
 INTERMEDIATE_TYPE = models.TrialIntermediateValueModel.TrialIntermediateValueType
 
@@ -162,6 +171,8 @@ class Hold(StrEnum):
 def create(engine: sa.Engine) -> None:
     """Make our tables where they are missing, and the columns that tables of an earlier version lack."""
     metadata.create_all(engine)
+    for index in (trials_by_number, trials_by_state):
+        index.create(engine, checkfirst=True)
     for column in missing(engine):
         described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
         with engine.begin() as connection:
@@ -187,14 +198,28 @@ def utc() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def living_row(connection: sa.Connection, study_id: int) -> sa.Row[tuple[object, ...]] | None:
-    """Return our row of a study, None if it has none or only a dead one."""
-    uid = sa.select(study_user_attributes.c.value_json).where(
-        study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == UID_KEY
-    )
-    text = connection.execute(uid).scalar_one_or_none()
-    if text is None:
-        return None
+def as_utc(moment: datetime | None) -> datetime | None:
+    """Return a time as Optuna's objects have it, of this machine's zone, as it is stored."""
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def as_local(moment: datetime | None) -> datetime | None:
+    """Return a stored time as Optuna's objects have it: of this machine's zone, without saying so."""
+    return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+def living_row(connection: sa.Connection, study_id: int, *more: sa.ColumnElement[Any]) -> sa.Row[Any] | None:
+    """Return our row of a study, None if it has none or only a dead one.
+
+    Args:
+        more: columns to return with it.
+    """
     return connection.execute(
-        sa.select(hpo_studies).where(hpo_studies.c.study_id == study_id, hpo_studies.c.uid == json.loads(text))
+        sa.select(hpo_studies, *more)
+        .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
+        .where(
+            hpo_studies.c.study_id == study_id,
+            study_user_attributes.c.key == UID_KEY,
+            study_user_attributes.c.value_json == sa.literal('"').concat(hpo_studies.c.uid).concat('"'),
+        )
     ).one_or_none()

@@ -1,0 +1,38 @@
+"""What a worker holds: its right to a trial, the file to go on from, and what others want of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file to go on from: epochs finished when it was written, where it lies, its SHA-256."""
+
+    epoch: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's right to one trial, for as long as the lease is renewed and nobody takes it over."""
+
+    trial_id: int
+    number: int
+    attempt: int
+    checkpoint: Checkpoint | None = None
+    accumulation: int = 1  # micro-batches to a batch; more than one after memory ran out
+    began: datetime | None = field(
+        default=None, compare=False
+    )  # UTC; set if this very claim made the trial, which is empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What the database has to say to the holder of a trial."""
+
+    lost: bool  # another worker has it by now, or nobody
+    stop: bool  # a person ended it
+    park: bool  # the study is paused

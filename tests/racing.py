@@ -1,0 +1,74 @@
+"""What the processes of test_beside_optuna.py run: started anew, all at once, each with a storage of its own.
+
+They come from a server that has this module imported and forks (`forkserver`), so that a process costs no second of imports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo import storage
+
+WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
+together: Barrier  # of the processes of one race
+
+
+@contextmanager
+def opened(url: str, kind: str) -> Iterator[BaseStorage]:
+    """Open the storage as ours, or as Optuna does: `plain` keeps nothing in memory, `cached` is what a study gets."""
+    if kind == "ours":
+        place = storage.connect(url)
+        try:
+            yield place.optuna
+        finally:
+            place.close()
+        return
+    plain = RDBStorage(url)
+    try:
+        yield plain if kind == "plain" else optuna.storages.get_storage(plain)
+    finally:
+        plain.remove_session()
+        plain.engine.dispose()
+
+
+def race(act: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
+    """Call `act` in as many processes as it is given arguments for, and return what each returned."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    count = len(arguments[0])
+    with ProcessPoolExecutor(count, context, initializer=_meet_at, initargs=(context.Barrier(count),)) as pool:
+        return list(pool.map(act, *arguments))
+
+
+def _meet_at(barrier: Barrier) -> None:
+    global together
+    together = barrier
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def create(url: str, kind: str, study_id: int, templates: Sequence[FrozenTrial | None]) -> list[tuple[int, int]]:
+    """Create a trial of each template; return their ids and numbers."""
+    with opened(url, kind) as place:
+        together.wait(WAIT_SECONDS)
+        ids = [place.create_new_trial(study_id, template) for template in templates]
+        return [(trial_id, place.get_trial_number_from_id(trial_id)) for trial_id in ids]
+
+
+def pop(url: str, kind: str, trial_ids: Sequence[int]) -> list[int]:
+    """Try to get each of these waiting trials, at the same moment as the others; return those that were got."""
+    got = []
+    with opened(url, kind) as place:
+        for trial_id in trial_ids:
+            together.wait(WAIT_SECONDS)
+            if place.set_trial_state_values(trial_id, TrialState.RUNNING):
+                got.append(trial_id)
+    return got
