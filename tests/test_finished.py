@@ -93,6 +93,7 @@ def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: St
 def test_a_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: Study) -> None:
     ledger, claim, trial = begin(demo)
     trial.report_epoch(1, 0.5, {"seconds": 1.25})
+    trial.lease.flush()
     ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="p", digest="d"))
     ledger.park(claim)
     _, _, trial = begin(demo)

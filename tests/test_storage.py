@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo import storage
-from hpo.db import sql
+from hpo.db import engine, sql
 from hpo.errors import StorageBusy, StorageError
 from tests.postgres import PostgresServer
 
@@ -166,13 +166,39 @@ def test_sqlite_writes_ahead_waits_and_locks_when_a_transaction_begins(tmp_path:
     place.close()
 
 
-def test_postgres_gets_a_small_pool_that_is_pinged(postgres_url: str) -> None:
+def test_postgres_gets_a_small_pool(postgres_url: str) -> None:
     place = storage.connect(postgres_url, create=True)
     pool = place.engine.pool
     assert isinstance(pool, sa.pool.QueuePool)
-    assert (pool.size(), pool._max_overflow, pool._pre_ping, pool._recycle) == (2, 0, True, 1800)
+    assert (pool.size(), pool._max_overflow, pool._recycle) == (2, 0, 1800)
     assert not place.is_sqlite
     place.close()
+
+
+def test_a_connection_to_postgres_that_was_idle_is_pinged_and_replaced_if_it_broke(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, other = (storage.connect(postgres_url, create=True) for _ in range(2))
+    mine = sa.text("SELECT pg_backend_pid()")
+
+    def cut() -> int:
+        with place.engine.connect() as connection:
+            pid = int(connection.execute(mine).scalar_one())
+        with other.engine.connect() as connection:
+            connection.execute(sa.text(f"SELECT pg_terminate_backend({pid})"))
+        return pid
+
+    before = cut()
+    monkeypatch.setattr(engine, "PING_AFTER_SECONDS", 0.0)
+    with place.engine.connect() as connection:
+        assert connection.execute(mine).scalar_one() != before
+    monkeypatch.setattr(engine, "PING_AFTER_SECONDS", 60.0)
+    place.optuna.get_all_studies()
+    for _ in range(2):  # as many as the pool has
+        cut()
+    assert place.optuna.get_all_studies() == []  # just used, so not pinged: what reads is read again
+    place.close()
+    other.close()
 
 
 def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Storage) -> None:

@@ -94,7 +94,15 @@ class LeanStorage(BaseStorage):
             with self.engine.connect() as connection:
                 return read(connection)
 
-        return self._bear(action)  # type: ignore[no-any-return]
+        def again_if_cut() -> Result:
+            try:
+                return action()
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                return action()  # over another connection: this one had broken since its last use
+
+        return self._bear(again_if_cut)  # type: ignore[no-any-return]
 
     def _writing(self, write: Callable[[sa.Connection], Result]) -> Result:
         def action() -> Result:

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 
 from hpo import storage as storages
 from hpo.db.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
+from hpo.outage import Patience
 from hpo.study import Study
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -118,15 +119,14 @@ def curves(study: Study) -> dict[int, dict[str, list[float]]]:
 
 
 def reported(study: Study) -> int:
-    """Return how many epochs the study's trials have reported so far."""
-    with study.storage.engine.connect() as connection:
-        of_study = (
-            sa.select(sa.func.count())
-            .select_from(intermediate_values)
-            .join(trials)
-            .where(trials.c.study_id == study.study_id)
-        )
-        return int(connection.execute(of_study).scalar_one())
+    """Return how many epochs the study's trials have reported so far, once the storage says so."""
+    of_study = sa.select(sa.func.count()).select_from(intermediate_values).join(trials)
+
+    def count() -> int:
+        with study.storage.engine.connect() as connection:
+            return int(connection.execute(of_study.where(trials.c.study_id == study.study_id)).scalar_one())
+
+    return Patience(60.0)(count)
 
 
 def trials_of(study: Study) -> list[FrozenTrial]:
