@@ -6,6 +6,7 @@ One transaction under Optuna's own lock on the study: a trial's row, its lease a
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo.claim import Checkpoint, Claim
 from hpo.db import sql, trialwrites
-from hpo.db.tables import Hold, hpo_trials, living_row, trial_system_attributes, trials, utc
+from hpo.db.tables import Hold, hpo_trials, living_row, running_ids, trial_system_attributes, trials, utc
 from hpo.errors import StudyError
 from hpo.ledger import Ledger, cut_back
 from hpo.settling import write_stop
@@ -55,23 +56,21 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
     parked; StudyError if it is gone.
     """
     trialwrites.lock_study(connection, ledger.study_id)
-    row = living_row(connection, ledger.study_id, *_counts(ledger))
+    row = living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
     return row
 
 
 def _lease_out(connection: sa.Connection, ledger: Ledger, begun: Claim) -> None:
-    connection.execute(
-        hpo_trials.insert().values(
-            study_uid=ledger.uid,
-            trial_id=begun.trial_id,
-            attempt=begun.attempt,
-            settled=False,
-            worker=ledger.worker,
-            lease_until=ledger.lease(connection),
-        )
-    )
+    row = {"study_uid": ledger.uid, "trial_id": begun.trial_id, "attempt": begun.attempt, "worker": ledger.worker}
+    parameters = {**row, "settled": False, "lease_seconds": ledger.lease_seconds}
+    connection.execute(_leased(connection.dialect.name), parameters)
+
+
+@cache
+def _leased(dialect: str) -> Any:
+    return hpo_trials.insert().values(lease_until=sql.clock(dialect) + sa.bindparam("lease_seconds"))
 
 
 # --- parked -----------------------------------------------------------------------------------------------------------
@@ -85,6 +84,8 @@ def _take_over(connection: sa.Connection, ledger: Ledger) -> Claim | None:
             hpo_trials.c.study_uid == ledger.uid,
             hpo_trials.c.settled.is_(False),
             hpo_trials.c.lease_until.is_(None),
+            # By this way round, since few trials run and many have.
+            hpo_trials.c.trial_id.in_(running_ids(ledger.study_id)),
             trials.c.state == TrialState.RUNNING,
         )
         .order_by(trials.c.number)
@@ -139,24 +140,25 @@ def _new(connection: sa.Connection, ledger: Ledger) -> Claim | None:
     return Claim(trial_id=trial_id, number=number, attempt=1, began=began)
 
 
-def _counts(ledger: Ledger) -> list[sa.ColumnElement[Any]]:
+@cache
+def _counts() -> tuple[sa.ColumnElement[Any], ...]:
     """Return the columns that count a study's trials: in any state but WAITING, WAITING, and of ours unfinished, parked."""
-    of_study = trials.c.study_id == ledger.study_id
+    of_study = trials.c.study_id == sa.bindparam("of_study")
     unfinished = sa.and_(
         of_study,
         trials.c.state == TrialState.RUNNING,
         trials.c.trial_id == hpo_trials.c.trial_id,
-        hpo_trials.c.study_uid == ledger.uid,
+        hpo_trials.c.study_uid == sa.bindparam("uid"),
         hpo_trials.c.settled.is_(False),
     )
     last = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(of_study).scalar_subquery()
     queued = _count(of_study, trials.c.state == TrialState.WAITING)
-    return [
+    return (
         (last + 1 - queued).label("spent"),  # numbers have no gaps, and the index knows the last one
         queued.label("queued"),
         _count(unfinished).label("unfinished"),
         _count(unfinished, hpo_trials.c.lease_until.is_(None)).label("parked"),
-    ]
+    )
 
 
 def _count(*which: sa.ColumnElement[bool]) -> Any:

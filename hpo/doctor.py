@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from hpo import filesystem, reaping, retention, rows, settling, storage, studyfile
 from hpo import study as studies
 from hpo.db import sql
-from hpo.db.tables import Hold, hpo_studies, hpo_trials, hpo_workers, trials
+from hpo.db.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.errors import Fault, StorageError
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
@@ -159,7 +159,7 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 
 def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     """Trials that something else, the dashboard for one, ended under our lease."""
-    is_open = sa.and_(hpo_trials.c.settled.is_(False), trials.c.state.in_(rows.FINISHED))
+    is_open = sa.and_(hpo_trials.c.settled.is_(False), trials.c.state.in_(FINISHED))
     with study.storage.engine.connect() as connection:
         found = connection.execute(_ours(study).where(is_open)).all()
     if found and repair:

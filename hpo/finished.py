@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from hpo import rows
 from hpo.db.tables import hpo_trials, intermediate_values, trial_values, trials
+from hpo.db.trialrows import chunks
 from hpo.study import Study
 
 
@@ -37,7 +38,7 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
     if not ids:
         return []
     with study.storage.engine.connect() as connection:
-        found = [row for chunk in rows.chunks(ids) for row in _ended(connection, study, chunk)]
+        found = [row for chunk in chunks(ids) for row in _ended(connection, study, chunk)]
         params = rows.params(connection, study, ids)
     found.sort(key=lambda row: (rows.timestamp(row.datetime_complete), row.number))
     return [

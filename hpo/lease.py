@@ -23,6 +23,7 @@ from hpo.storage import OUTAGES, cause
 
 log = logging.getLogger(__name__)
 RENEWALS_PER_LEASE = 3
+AT_ONCE = 100  # reports in one statement, of those that were kept
 METRICS_SECONDS = 10.0  # that raw metrics may wait for more of them; nothing but views reads them while a trial runs
 ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
 
@@ -169,9 +170,10 @@ class Lease:
 
     def renew(self) -> None:
         """Renew the lease, or find that it is lost; errors of the storage pass."""
+        asked_at = clocks.awake_or_asleep()
         if not self.ledger.renew(self.claim):
             self._lost = True
-        self._renewed_at = clocks.awake_or_asleep()
+        self._renewed_at = asked_at
 
     @property
     def is_to_be_renewed(self) -> bool:
@@ -180,8 +182,11 @@ class Lease:
 
     def send_metrics(self) -> None:
         """Write raw metrics that have waited for long enough; errors of the storage pass."""
-        if self._metrics_of and self._metrics_are_due:
-            self._deliver(metrics=True)
+        if self._metrics_of and self._metrics_are_due and self._sending.acquire(blocking=False):
+            try:
+                self._write_metrics()
+            finally:
+                self._sending.release()
 
     @property
     def _metrics_are_due(self) -> bool:
@@ -203,7 +208,8 @@ class Lease:
             raise NoAnswer("the storage has not answered yet")
         try:
             if self._unsent:
-                self._write(list(self._unsent), metrics=metrics or self._metrics_are_due)
+                while self._unsent:
+                    self._write(self._unsent[:AT_ONCE], metrics=metrics or self._metrics_are_due)
             elif metrics and self._metrics_of:
                 self._write_metrics()
             elif self.is_cut_off:
@@ -219,12 +225,16 @@ class Lease:
         are forgotten then. The first refusal is raised.
         """
         metrics_of = [*self._metrics_of, *reports] if metrics else []
-        renew = self.is_to_be_renewed
+        renew, asked_at = self.is_to_be_renewed, clocks.awake_or_asleep()
         try:
             answer = self.ledger.report(reports, metrics_of=metrics_of, renew=renew, since=self._since)
         except OUTAGES:
             raise
         except Exception as error:
+            if len(reports) == 1 and metrics and self._metrics_of:  # it may be these that are refused
+                self._note_metrics([])
+                self._write(reports, metrics=metrics)
+                return
             if len(reports) == 1:
                 del self._unsent[0]
                 raise
@@ -240,7 +250,7 @@ class Lease:
         self._lost = bool(answer.lost) or self._lost
         self.finished = answer.finished
         if renew:
-            self._renewed_at = clocks.awake_or_asleep()
+            self._renewed_at = asked_at
         self._note_metrics([] if metrics else [*self._metrics_of, *reports])
         del self._unsent[: len(reports)]
 

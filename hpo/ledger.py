@@ -1,9 +1,9 @@
 """What the holder of a trial writes: reports, checkpoints, its end. Each is one transaction on Optuna's tables and ours.
 
 A trial of ours is *settled* (finished), *leased* (a lease that runs) or *parked* (RUNNING, no lease). The attempt number
-is the lease's fencing token: whoever takes a trial up raises it, and a write with an older one changes nothing and raises
-LostLease. Trials without a row in our table are foreign: counted by the budget, never touched. How a trial is come by
-stands in `claiming.py`, how it is taken from a worker that is gone in `reaping.py`.
+is the lease's fencing token: whoever takes a trial up raises it, and a write with an older one changes nothing and says
+so or raises LostLease. Trials without a row in our table are foreign: counted by the budget, never touched. How a trial is
+come by stands in `claiming.py`, how it is taken from a worker that is gone in `reaping.py`.
 
 A row of ours is always locked before the row of Optuna's that it belongs to, the study's row of Optuna's before either,
 and our row of the study after all of them.
@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +23,7 @@ from optuna.trial import TrialState
 
 from hpo import settling
 from hpo.claim import Checkpoint, Claim, Orders
-from hpo.db import sql
+from hpo.db import sql, trialwrites
 from hpo.db.tables import (
     Hold,
     hpo_curves,
@@ -30,6 +31,7 @@ from hpo.db.tables import (
     hpo_studies,
     hpo_trials,
     intermediate_values,
+    trial_params,
     trial_system_attributes,
     trials,
 )
@@ -124,21 +126,19 @@ class Ledger:
 
     def _update(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
         """Set columns of the claim's row and renew its lease, if the claim stands and Optuna's trial still runs."""
-        runs = sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
-        lease = self.lease(connection)
-        updated = connection.execute(
-            hpo_trials.update().where(self._of(claim), runs).values(lease_until=lease, **values)
-        )
+        new = {f"new_{name}": value for name, value in values.items()}
+        parameters = {**self._whose(claim), **new, "lease_seconds": self.lease_seconds}
+        updated = connection.execute(_update_statement(connection.dialect.name, tuple(values)), parameters)
         return bool(updated.rowcount == 1)
 
-    def _of(self, claim: Claim) -> sa.ColumnElement[bool]:
-        """Select the claim's row while the claim stands: not settled, taken over or given back, its study still there."""
-        return sa.and_(
-            hpo_trials.c.study_uid == self.uid,
-            hpo_trials.c.trial_id == claim.trial_id,
-            hpo_trials.c.attempt == claim.attempt,
-            stands(json.dumps(self.uid)),
-        )
+    def _whose(self, claim: Claim) -> dict[str, Any]:
+        """Return the parameters of `_of_claim`."""
+        return {
+            "uid": self.uid,
+            "uid_json": json.dumps(self.uid),
+            "of_trial": claim.trial_id,
+            "of_attempt": claim.attempt,
+        }
 
     def lease(self, connection: sa.Connection) -> sa.ColumnElement[float]:
         """Return when a lease that is given now runs out, by the database's clock."""
@@ -159,13 +159,14 @@ class Ledger:
             recorded = hpo_trials.c.checkpoint_epoch
             connection.execute(
                 hpo_trials.update()
-                .where(self._of(claim), sa.or_(recorded.is_(None), recorded <= checkpoint.epoch))
+                .where(_of_claim(), sa.or_(recorded.is_(None), recorded <= checkpoint.epoch))
                 .values(
                     checkpoint_epoch=checkpoint.epoch,
                     checkpoint_path=checkpoint.path,
                     checkpoint_digest=checkpoint.digest,
                     checkpoint_attributes=json.dumps({row.key: row.value_json for row in rows}),
-                )
+                ),
+                self._whose(claim),
             )
 
     def record_receipt(self, claim: Claim, receipt: Mapping[str, Any]) -> None:
@@ -176,6 +177,15 @@ class Ledger:
     def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
         if not self._update(connection, claim, **values):
             raise LostLease(f"trial {claim.number}: another worker has taken it up")
+
+    def write_params(self, claim: Claim, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a trial's parameters, as rows of Optuna's table; LostLease if the claim fell."""
+        if not rows:
+            return
+        held = {"held": _of_claim(), **self._whose(claim)}
+        with sql.writing(self.engine) as connection:
+            if not trialwrites.put(connection, trial_params, claim.trial_id, *rows, key="param_name", **held):
+                raise LostLease(f"trial {claim.number}: another worker has taken it up, or it was ended elsewhere")
 
     def start_over(self, claim: Claim) -> None:
         """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
@@ -199,11 +209,14 @@ class Ledger:
 
         Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
         """
+        end = {"new_outcome": outcome, "new_reason": reason and sql.storable(reason)}
+        lost = LostLease(f"trial {claim.number}: was taken up or ended by another process")
         with sql.writing(self.engine) as connection:
-            row = self._lock(connection, claim)
-            done = row is not None and settling.succeed(connection, row, state, value, outcome=outcome, reason=reason)
-            if not done and not self._has_ended(connection, claim, outcome):
-                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+            if connection.execute(_close_statement(), {**self._whose(claim), **end}).rowcount == 1:
+                if not settling.succeed(connection, self.uid, claim.trial_id, state, value):
+                    raise lost  # and our row stays open: whoever drops the trial closes it
+            elif not self._has_ended(connection, claim, outcome):
+                raise lost
 
     def fail(self, claim: Claim, failure: Failure, *, accumulation: int | None = None) -> Verdict:
         """Record a failed attempt, and park or settle the trial as the study's policy says; return which.
@@ -245,9 +258,8 @@ class Ledger:
                 settling.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
-        """Lock the claim's row and return it, with the study's streak of failures; None if the claim does not stand."""
-        row = sa.select(hpo_trials, hpo_studies.c.streak).join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
-        return connection.execute(row.where(self._of(claim)).with_for_update(of=hpo_trials)).one_or_none()
+        """Lock the claim's row and return it; None if the claim does not stand."""
+        return connection.execute(_lock_statement(), self._whose(claim)).one_or_none()
 
     def _has_ended(self, connection: sa.Connection, claim: Claim, outcome: str) -> bool:
         """Say whether this very claim has been settled so already."""
@@ -279,6 +291,36 @@ class Ledger:
         """Start no new trial in this study from now on; what runs or is parked is still finished."""
         with sql.writing(self.engine) as connection:
             settling.write_stop(connection, self.uid, reason)
+
+
+@cache
+def _of_claim() -> sa.ColumnElement[bool]:
+    """Select a claim's row while the claim stands: not settled, taken over or given back, its study still there."""
+    return sa.and_(
+        hpo_trials.c.study_uid == sa.bindparam("uid"),
+        hpo_trials.c.trial_id == sa.bindparam("of_trial"),
+        hpo_trials.c.attempt == sa.bindparam("of_attempt"),
+        stands(sa.bindparam("uid_json")),
+    )
+
+
+@cache
+def _update_statement(dialect: str, names: tuple[str, ...]) -> sa.Update:
+    runs = sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
+    new = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in names}
+    lease_until = sql.clock(dialect) + sa.bindparam("lease_seconds", type_=sa.Double)
+    return hpo_trials.update().where(_of_claim(), runs).values(lease_until=lease_until, **new)
+
+
+@cache
+def _close_statement() -> sa.Update:
+    end = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in ("outcome", "reason")}
+    return hpo_trials.update().where(_of_claim()).values(settled=True, lease_until=None, **end)
+
+
+@cache
+def _lock_statement() -> sa.Select[Any]:
+    return sa.select(hpo_trials).where(_of_claim()).with_for_update()
 
 
 def cut_back(connection: sa.Connection, row: Any) -> None:

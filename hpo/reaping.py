@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from hpo import clocks, presence, settling
 from hpo.db import sql
-from hpo.db.tables import hpo_trials, trials
+from hpo.db.tables import hpo_trials, running_ids, trials
 from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 
@@ -115,6 +115,7 @@ def _held(
             hpo_trials.c.study_uid == ledger.uid,
             hpo_trials.c.settled.is_(False),
             hpo_trials.c.lease_until.is_not(None),
+            hpo_trials.c.trial_id.in_(running_ids(ledger.study_id)),
             trials.c.state == TrialState.RUNNING,
             whose,
         )

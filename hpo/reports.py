@@ -56,6 +56,8 @@ def write_values(
     Args:
         since: a number below which all trials of the study are known to have finished; the others are counted.
     """
+    if not reports:
+        return Answer(lost=[], finished=None)
     parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id, "since": since}
     parameters |= sql.numbered([_told(report) for report in reports])
     statement = _values_statement(connection.dialect.name, len(reports))
@@ -93,7 +95,7 @@ def _values_statement(dialect: str, count: int) -> Any:
             trials.c.state == TrialState.RUNNING,
         )
         .order_by(hpo_trials.c.trial_id)  # everybody locks in this order
-        .with_for_update(of=hpo_trials)
+        .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
         .cte("held")
     )
     names = [name for name in _TOLD if name != "attempt"]

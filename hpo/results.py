@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from hpo import rows
 from hpo.db.tables import hpo_curves, trials
+from hpo.db.trialrows import chunks
 from hpo.errors import StudyError
 from hpo.study import Study
 from hpo.summary import summarize
@@ -84,7 +85,7 @@ def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
 
 def _raw_curves(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, dict[str, list[float]]]:
     curves: dict[int, dict[str, list[float]]] = {trial_id: {} for trial_id in ids}
-    for chunk in rows.chunks(ids):
+    for chunk in chunks(ids):
         for row in connection.execute(
             sa.select(hpo_curves.c.trial_id, hpo_curves.c.metric, hpo_curves.c.value)
             .where(hpo_curves.c.study_uid == study.uid, hpo_curves.c.trial_id.in_(chunk))

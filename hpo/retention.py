@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
-from hpo import rows
 from hpo.db.tables import hpo_trials, trials
 from hpo.study import Study
 
@@ -40,12 +41,21 @@ def leads(study: Study, number: int, value: float) -> bool:
     keep = study.spec.recovery.keep_checkpoints
     if not keep:
         return False
-    with study.storage.engine.connect() as connection:
-        best = rows.ranked(connection, study, keep)
-    if len(best) < keep:
+    numbers, values = leaders(study, keep)
+    if len(numbers) < keep:
         return True
     sign = 1.0 if study.spec.direction == "maximize" else -1.0
-    return (sign * value, -number) > (sign * rows.value_of(best[-1]), -best[-1].number)
+    return bool((sign * value, -number) > (sign * values[-1], -numbers[-1]))
+
+
+def leaders(study: Study, keep: int) -> tuple[list[int], list[float]]:
+    """Return the numbers and the values of the best COMPLETE trials, `keep` at most, the best one first; of equal ones the
+    lower number leads."""
+    columns = study.storage.optuna.columns(study.study_id, anew=True)
+    complete = np.flatnonzero(columns.states == TrialState.COMPLETE.value)
+    sign = -1.0 if study.spec.direction == "maximize" else 1.0
+    best = complete[np.lexsort((columns.numbers[complete], sign * columns.values[complete]))][:keep]
+    return columns.numbers[best].tolist(), columns.values[best].tolist()
 
 
 def sweep(study: Study) -> list[Path]:
@@ -71,9 +81,12 @@ def stale(study: Study) -> list[Path]:
     with study.storage.engine.connect() as connection:
         settled = connection.execute(
             ours.where(
-                hpo_trials.c.study_uid == study.uid, hpo_trials.c.settled.is_(True), trials.c.number.in_(folders)
+                hpo_trials.c.study_uid == study.uid,
+                hpo_trials.c.settled.is_(True),
+                trials.c.study_id == study.study_id,
+                trials.c.number.in_(folders),
             )
         ).scalars()
         ended = set(settled)  # read first: a trial that ends as the best in between is not among them
-        leading = {row.number for row in rows.ranked(connection, study, study.spec.recovery.keep_checkpoints)}
+    leading = set(leaders(study, study.spec.recovery.keep_checkpoints)[0])
     return [folders[number] for number in sorted(ended - leading)]

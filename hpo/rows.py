@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import TrialState
 
 from hpo import space
 from hpo.db import sql
-from hpo.db.tables import VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
+from hpo.db.tables import FINISHED, VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
+from hpo.db.trialrows import chunks, distribution_of
 from hpo.study import Study
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SECONDS = "seconds"  # the metric in which our training tells how long an epoch took
-CHUNK = 500  # ids in one IN (...); SQLite takes 999 parameters at the least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +173,11 @@ def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[
             .where(trial_params.c.trial_id.in_(chunk))
             .order_by(trial_params.c.param_id)
         ):
-            value = _distribution(row.distribution_json).to_external_repr(row.param_value)
+            value = distribution_of(row.distribution_json).to_external_repr(row.param_value)
             if isinstance(value, str):
                 value = structured.get(row.param_name, {}).get(value, value)
             found[row.trial_id][row.param_name] = value
     return found
-
-
-@lru_cache(maxsize=4096)
-def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
 
 
 def value_of(row: Any) -> float:
@@ -198,8 +190,3 @@ def value_of(row: Any) -> float:
 def timestamp(moment: datetime | None) -> float:
     """Return seconds since 1970 for a time as Optuna stores it, UTC without a zone; a missing one is now."""
     return moment.replace(tzinfo=UTC).timestamp() if moment else time.time()
-
-
-def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut ids into pieces that fit into one statement."""
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))

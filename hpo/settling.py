@@ -48,21 +48,27 @@ def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> bool:
     """Write the end of a trial; False if it was not open any more."""
-    if row.settled or not trialwrites.set_state(connection, row.trial_id, state, once=(TrialState.RUNNING,)):
+    if row.settled or not _end(connection, row.trial_id, state, value):
         return False
     close(connection, row, outcome=outcome, reason=reason)
-    if value is not None:
-        found = {"trial_id": row.trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
-        sql.upsert(connection, trial_values, found, key=["trial_id", "objective"])
     return True
 
 
 def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | None) -> None:
     """Close our row of a trial: nothing may take it up again."""
     reason = reason and sql.storable(reason)
-    connection.execute(
-        hpo_trials.update().where(_of(row)).values(settled=True, lease_until=None, outcome=outcome, reason=reason)
-    )
+    whose = {"of_study": row.study_uid, "of_trial": row.trial_id}
+    connection.execute(_CLOSE, {**whose, "new_outcome": outcome, "new_reason": reason})
+
+
+_CLOSE = (
+    hpo_trials.update()
+    .where(hpo_trials.c.study_uid == sa.bindparam("of_study"), hpo_trials.c.trial_id == sa.bindparam("of_trial"))
+    .values(settled=True, lease_until=None, outcome=sa.bindparam("new_outcome"), reason=sa.bindparam("new_reason"))
+)
+_END_OF_STREAK = (
+    hpo_studies.update().where(hpo_studies.c.uid == sa.bindparam("of_study"), hpo_studies.c.streak > 0).values(streak=0)
+)
 
 
 def close_if_ended_elsewhere(connection: sa.Connection, row: Any) -> None:
@@ -80,14 +86,21 @@ def release(connection: sa.Connection, row: Any) -> None:
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None))
 
 
-def succeed(
-    connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
-) -> bool:
-    """Settle a trial that did not fail, with which a streak of failures ends; False if it was not open any more."""
-    if not _settle(connection, row, state, value, outcome=outcome, reason=reason):
+def succeed(connection: sa.Connection, study_uid: str, trial_id: int, state: TrialState, value: float | None) -> bool:
+    """Write the end of a trial that did not fail, and with it that of a streak of failures; False if it had ended."""
+    if not _end(connection, trial_id, state, value):
         return False
-    if row.streak:
-        connection.execute(hpo_studies.update().where(hpo_studies.c.uid == row.study_uid).values(streak=0))
+    connection.execute(_END_OF_STREAK, {"of_study": study_uid})
+    return True
+
+
+def _end(connection: sa.Connection, trial_id: int, state: TrialState, value: float | None) -> bool:
+    """Write the end of a trial into Optuna's tables; False if it does not run any more."""
+    if not trialwrites.set_state(connection, trial_id, state, once=(TrialState.RUNNING,)):
+        return False
+    if value is not None:
+        found = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
+        sql.upsert(connection, trial_values, found, key=["trial_id", "objective"])
     return True
 
 

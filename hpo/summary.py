@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 
 from hpo import rows
 from hpo import study as studies
-from hpo.db.tables import hpo_failures, intermediate_values, living_row, restored, trials
+from hpo.db.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
+from hpo.db.trialrows import chunks
 from hpo.errors import StudyError
 from hpo.failures import Verdict
 from hpo.storage import Storage
@@ -232,7 +233,7 @@ def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
     return [
         (row.number, row.datetime_start, row.datetime_complete)
         for row in ran
-        if row.state in rows.FINISHED and row.datetime_start and row.datetime_complete and row.attempt in (None, 1)
+        if row.state in FINISHED and row.datetime_start and row.datetime_complete and row.attempt in (None, 1)
     ]
 
 
@@ -256,7 +257,7 @@ def _trained_seconds(connection: sa.Connection, study: Study, ids: Sequence[int]
     timed = sa.select(trials.c.trial_id, rows.trained_seconds(study))
     return {
         row.trial_id: row.trained_seconds
-        for chunk in rows.chunks(ids)
+        for chunk in chunks(ids)
         for row in connection.execute(timed.where(trials.c.trial_id.in_(chunk)))
     }
 
@@ -264,7 +265,7 @@ def _trained_seconds(connection: sa.Connection, study: Study, ids: Sequence[int]
 def _judged_curves(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[int, float]]:
     """Return {trial id: {step: value}} of what Optuna was told."""
     curves: dict[int, dict[int, float]] = {trial_id: {} for trial_id in ids}
-    for chunk in rows.chunks(ids):
+    for chunk in chunks(ids):
         for row in connection.execute(
             sa.select(
                 intermediate_values.c.trial_id,

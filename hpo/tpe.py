@@ -141,6 +141,7 @@ class Look:
 class ColumnTPE(optuna.samplers.TPESampler):
     """Optuna's TPESampler, quick on a LeanStorage."""
 
+    _seen: tuple[int, Look | None] | None = None  # the trial by id, and what there was to see at its first parameter
     _look: Look | None = None  # for the relative parameters of one trial; None: Optuna's own code draws them
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Space:
@@ -173,11 +174,16 @@ class ColumnTPE(optuna.samplers.TPESampler):
         return self._draw(look, {param_name: param_distribution})[param_name]
 
     def _look_at(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
-        """Return what there is to see, None if Optuna's own code is to look.
+        """Return what there is to see, None if Optuna's own code is to look; one look serves all parameters of a trial.
 
         Hyperband hands in a study of one bracket, whose trials Optuna's TPE does not tell apart either: its `_get_trials` is
         that of the whole study.
         """
+        if self._seen is None or self._seen[0] != trial._trial_id:
+            self._seen = trial._trial_id, self._look_anew(study, trial)
+        return self._seen[1]
+
+    def _look_anew(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
         storage = study._storage
         if not isinstance(storage, LeanStorage) or study._is_multi_objective():
             return None

@@ -12,6 +12,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -373,6 +374,20 @@ def test_parameters_of_a_deleted_study_bind_none_that_got_its_ids(place: Storage
             place.optuna.set_trial_param(trial_id, "p", 1, distribution)
         assert trials_in(place.optuna, study_id) == trials_in(plain, study_id)
         plain.delete_study(study_id)
+
+
+def test_steps_that_fill_64_bits_are_read(tmp_path: Path) -> None:
+    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)  # Postgres refuses them
+    study_id = place.optuna.create_new_study([MINIMIZE], "tokens")
+    trial_id = place.optuna.create_new_trial(study_id)
+    place.optuna.set_trial_intermediate_value(trial_id, 3_000_000_000, 0.5)
+    for state in (TrialState.RUNNING, TrialState.COMPLETE):
+        if state == TrialState.COMPLETE:
+            place.optuna.set_trial_state_values(trial_id, state, [1.0])
+        (trial,) = place.optuna.get_all_trials(study_id)
+        assert trial.intermediate_values == {3_000_000_000: 0.5}
+        assert place.optuna.columns(study_id).complete == int(state == TrialState.COMPLETE)
+    place.close()
 
 
 def test_a_study_that_another_has_deleted_is_gone(place: Storage, plain: BaseStorage) -> None:

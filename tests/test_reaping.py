@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -453,8 +452,9 @@ def test_a_trial_that_ends_while_the_reaper_waits_is_not_touched(make_study: Mak
     (row,) = rows(study)
 
     def end(connection: sa.Connection) -> None:
-        held = SimpleNamespace(**row._mapping, streak=0)  # as the ledger reads it
-        settling.succeed(connection, held, TrialState.COMPLETE, 1.0, outcome="complete", reason=None)
+
+        settling.close(connection, row, outcome="complete", reason=None)
+        settling.succeed(connection, row.study_uid, row.trial_id, TrialState.COMPLETE, 1.0)
 
     assert reaped_while(study, end) == 0
     assert reap(study) == 0

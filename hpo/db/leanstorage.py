@@ -30,6 +30,7 @@ from hpo.db.columns import Columns
 from hpo.db.tables import (
     VALUE_TYPE,
     as_utc,
+    hpo_trials,
     intermediate_values,
     stored,
     studies,
@@ -74,9 +75,7 @@ class LeanStorage(BaseStorage):
         self._study_of: dict[int, int] = {}  # by the ids of trials that were written to
         self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
         self._begun: dict[int, TrialRow] = {}  # by id; see `expect`
-        self._gathered: dict[
-            int, dict[str, dict[str, Any]]
-        ] = {}  # rows of parameters by trial and name; see `together`
+        self._gathered: dict[int, dict[str, dict[str, Any]]] = {}  # rows of parameters by trial and name
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to open the same tables, the password included."""
@@ -136,6 +135,9 @@ class LeanStorage(BaseStorage):
 
         def delete(connection: sa.Connection) -> None:
             self._lock_study(connection, study_id)
+            for table in (hpo_trials, trials):  # in the order in which reports lock them, who then find the study gone
+                locked = sa.select(table.c.trial_id).where(table.c.trial_id.in_(of_study)).order_by(table.c.trial_id)
+                connection.execute(locked.with_for_update())
             for table in _OF_TRIAL:
                 connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
             for table in _OF_STUDY:
@@ -261,28 +263,29 @@ class LeanStorage(BaseStorage):
 
         gathered = self._gathered.get(trial_id)
 
-        def write(connection: sa.Connection) -> None:
+        def check(connection: sa.Connection) -> None:
             self._check_compatibility(connection, trial_id, param_name, distribution)
-            if gathered is None:
-                self._put(connection, trial_params, trial_id, row, key="param_name")
 
-        if gathered is None or self._known.get((self._study_of.get(trial_id, -1), param_name)) != distribution:
+        def write(connection: sa.Connection) -> None:
+            check(connection)
+            self._put(connection, trial_params, trial_id, row, key="param_name")
+
+        if gathered is None:
             self._writing(write)
-        if gathered is not None:
+        else:
+            if self._known.get((self._study_of.get(trial_id, -1), param_name)) != distribution:
+                self._reading(check)
             gathered[param_name] = row
         self._known.setdefault((self._study_of[trial_id], param_name), distribution)
 
     @contextmanager
-    def together(self, trial_id: int) -> Iterator[None]:
-        """Write the parameters that a trial is given within, at the end, in one statement."""
+    def gathering(self, trial_id: int) -> Iterator[dict[str, dict[str, Any]]]:
+        """Do not write the parameters that a trial is given within, but yield their rows by name, for the caller to write."""
         gathered = self._gathered[trial_id] = {}
         try:
-            yield
+            yield gathered
         finally:
             del self._gathered[trial_id]
-        if gathered:
-            rows = list(gathered.values())
-            self._writing(lambda connection: self._put(connection, trial_params, trial_id, *rows, key="param_name"))
 
     def _check_compatibility(
         self, connection: sa.Connection, trial_id: int, name: str, distribution: BaseDistribution
@@ -394,9 +397,15 @@ class LeanStorage(BaseStorage):
             found = self._read(study_id).trials(states)
         return copy.deepcopy(found) if deepcopy else found
 
-    def columns(self, study_id: int) -> Columns:
-        """Return the finished trials of a study in columns, after a look at what is new."""
+    def columns(self, study_id: int, *, anew: bool = False) -> Columns:
+        """Return the finished trials of a study in columns, after a look at what is new.
+
+        Args:
+            anew: look even if nothing is new by what was heard at the last report.
+        """
         with self._lock:
+            if anew:
+                self.hear(study_id, None)
             return self._read(study_id, whole=False).columns
 
     def view(self, study_id: int) -> tuple[Columns, list[TrialRow]]:
@@ -419,7 +428,9 @@ class LeanStorage(BaseStorage):
             self._cache(study_id).heard = finished
 
     def _cache(self, study_id: int) -> TrialCache:
-        return self._caches.setdefault(study_id, TrialCache(study_id))
+        if study_id not in self._caches:
+            self._caches[study_id] = TrialCache(study_id)
+        return self._caches[study_id]
 
     def _read(self, study_id: int, *, whole: bool = True) -> TrialCache:
         cache = self._cache(study_id)

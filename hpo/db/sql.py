@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,8 +39,8 @@ def _begin_immediate(connection: sa.Connection) -> None:
     assert raw is not None
     deadline = time.monotonic() + BUSY_SECONDS
     pause = SHORTEST_PAUSE
-    raw.execute("PRAGMA busy_timeout = 0")
     try:
+        raw.execute("PRAGMA busy_timeout = 0")
         while True:
             try:
                 raw.execute("BEGIN IMMEDIATE")
@@ -47,6 +48,8 @@ def _begin_immediate(connection: sa.Connection) -> None:
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() >= deadline:
                     raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, error) from error
+            except sqlite3.Error as error:  # the file is damaged, for one: nothing that passes
+                raise sa.exc.DatabaseError("BEGIN IMMEDIATE", None, error) from error
             time.sleep(random.uniform(0.5, 1.0) * pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
     finally:
@@ -66,9 +69,20 @@ def upsert(
         rows: at least one; all have the same columns.
         computed: columns that the database itself fills.
     """
-    columns = {name: sa.bindparam(name, type_=table.c[name].type) for name in rows[0]} | dict(computed or {})
-    statement = INSERTS[connection.dialect.name](table).values(columns)
-    connection.execute(_overwriting(statement, list(columns), key), [dict(row) for row in rows])
+    statement = _upsert(connection.dialect.name, table, tuple(rows[0]), tuple(key), tuple((computed or {}).items()))
+    connection.execute(statement, [dict(row) for row in rows])
+
+
+@cache
+def _upsert(
+    dialect: str,
+    table: sa.Table,
+    names: tuple[str, ...],
+    key: tuple[str, ...],
+    computed: tuple[tuple[str, sa.ColumnElement[Any]], ...],
+) -> Any:
+    columns = {name: sa.bindparam(name, type_=table.c[name].type) for name in names} | dict(computed)
+    return _overwriting(INSERTS[dialect](table).values(columns), list(columns), key)
 
 
 def overwriting(
@@ -119,6 +133,12 @@ def storable(text: str) -> str:
 
 def now(connection: sa.Connection) -> sa.ColumnElement[float]:
     """Return the database's own clock as an SQL expression: seconds since 1970, with fractions."""
-    if connection.dialect.name == "sqlite":
+    return clock(connection.dialect.name)
+
+
+@cache
+def clock(dialect: str) -> sa.ColumnElement[float]:
+    """Return the clock of SQLite or of Postgres, likewise; the same object each time."""
+    if dialect == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)

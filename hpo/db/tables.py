@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -208,18 +209,31 @@ def as_local(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def living_row(connection: sa.Connection, study_id: int, *more: sa.ColumnElement[Any]) -> sa.Row[Any] | None:
+def running_ids(study_id: int) -> sa.Select[Any]:
+    """Select the ids of a study's RUNNING trials."""
+    return sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == TrialState.RUNNING)
+
+
+def living_row(
+    connection: sa.Connection, study_id: int, *more: sa.ColumnElement[Any], **parameters: Any
+) -> sa.Row[Any] | None:
     """Return our row of a study, None if it has none or only a dead one.
 
     Args:
-        more: columns to return with it.
+        more: columns to return with it, always the same objects.
+        parameters: of these columns.
     """
-    return connection.execute(
+    return connection.execute(_living(*more), {"of_study": study_id, **parameters}).one_or_none()
+
+
+@cache
+def _living(*more: sa.ColumnElement[Any]) -> Any:
+    return (
         sa.select(hpo_studies, *more)
         .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
         .where(
-            hpo_studies.c.study_id == study_id,
+            hpo_studies.c.study_id == sa.bindparam("of_study"),
             study_user_attributes.c.key == UID_KEY,
             study_user_attributes.c.value_json == sa.literal('"').concat(hpo_studies.c.uid).concat('"'),
         )
-    ).one_or_none()
+    )

@@ -47,16 +47,8 @@ class TrialCache:
         self._finished: dict[int, TrialRow] = {}  # by id
         self._frozen: dict[int, FrozenTrial] = {}  # of finished trials, by id, as far as somebody asked for them
         self._last: TrialRow | None = None  # the one with the highest number of those that left the queue
-        self._low = 0
+        self.low = 0  # every trial below this number is known to have finished
         self.heard: int | None = None  # how many have finished, as somebody else has found out
-
-    @property
-    def low(self) -> int:
-        """Every trial below this number is known to have finished."""
-        return self._low
-
-    def __contains__(self, trial_id: int) -> bool:
-        return trial_id in self._finished
 
     def __getitem__(self, trial_id: int) -> FrozenTrial:
         """Return a finished trial."""
@@ -107,7 +99,7 @@ class TrialCache:
         self.open = {trial_id: row for trial_id, row in known.items() if trial_id in self._unfinished}
         self._last = news.last
         after_last = 0 if news.last is None else news.last.number + 1
-        self._low = min((row.number for row in news.running), default=after_last)
+        self.low = min((row.number for row in news.running), default=after_last)
 
     # --- Optuna's objects -------------------------------------------------------------------------------------------
 

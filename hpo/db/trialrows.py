@@ -48,7 +48,7 @@ class TrialRow:
     params: tuple[float, ...] = ()  # in Optuna's internal representation, in the order of `space`
     user_attributes: dict[str, str] = field(default_factory=dict)  # JSON by key
     system_attributes: dict[str, str] = field(default_factory=dict)  # likewise
-    steps: array[int] = field(default_factory=lambda: array("i"))  # at which something was reported, in order
+    steps: array[int] = field(default_factory=lambda: array("q"))  # at which something was reported, in order
     curve: array[float] = field(default_factory=lambda: array("d"))  # what was reported there
 
     @property

@@ -15,15 +15,19 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.db import sql
-from hpo.db.tables import studies, trials, utc
+from hpo.db.tables import hpo_trials, studies, trials, utc
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> bool:
     """Lock a study's row, as Optuna does for a new trial; False if there is none."""
-    found = connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
-    return found.one_or_none() is not None
+    return connection.execute(_lock_study(), {"study_id": study_id}).one_or_none() is not None
+
+
+@cache
+def _lock_study() -> Any:
+    return sa.select(studies.c.study_id).where(studies.c.study_id == sa.bindparam("study_id")).with_for_update()
 
 
 def insert_trial(
@@ -55,38 +59,62 @@ def _numbered(dialect: str) -> Any:
 
 def set_state(connection: sa.Connection, trial_id: int, state: TrialState, *, once: Sequence[TrialState]) -> bool:
     """Change a trial's state if it is one of `once`, and its start or end with it; False if it is not."""
-    times: dict[str, Any] = {}
-    if state == TrialState.RUNNING:
-        times["datetime_start"] = utc()
-    elif state.is_finished():
-        times["datetime_complete"] = utc()
+    column = "datetime_start" if state == TrialState.RUNNING else "datetime_complete" if state.is_finished() else None
     changed = connection.execute(
-        trials.update().where(trials.c.trial_id == trial_id, trials.c.state.in_(once)).values(state=state, **times)
+        _set_state(column, tuple(once)), {"of_trial": trial_id, "new_state": state, "moment": utc()}
     )
     return bool(changed.rowcount == 1)
 
 
-def put(connection: sa.Connection, table: sa.Table, trial_id: int, *rows: Mapping[str, Any], key: str) -> bool:
+@cache
+def _set_state(column: str | None, once: tuple[TrialState, ...]) -> Any:
+    moment = {} if column is None else {column: sa.bindparam("moment", type_=sa.DateTime)}
+    update = trials.update().where(trials.c.trial_id == sa.bindparam("of_trial"), trials.c.state.in_(once))
+    return update.values(state=sa.bindparam("new_state", type_=trials.c.state.type), **moment)
+
+
+def put(
+    connection: sa.Connection,
+    table: sa.Table,
+    trial_id: int,
+    *rows: Mapping[str, Any],
+    key: str,
+    held: sa.ColumnElement[bool] | None = None,
+    **parameters: Any,
+) -> bool:
     """Insert or overwrite rows that hang on a trial, if the trial has not finished; False if it has, or is not there.
 
     Args:
         rows: at least one; all have the same columns.
         key: the column that names a row among those of the trial.
+        held: what our row of the trial must be, too, always the same object.
+        parameters: of `held`.
     """
-    statement = _put(connection.dialect.name, table, key, tuple(rows[0]), len(rows))
-    written = connection.execute(statement, {"of_trial": trial_id, **sql.numbered(rows)}).all()
+    statement = _put(connection.dialect.name, table, key, tuple(rows[0]), len(rows), held)
+    written = connection.execute(statement, {"of_trial": trial_id, **parameters, **sql.numbered(rows)}).all()
     return len(written) == len(rows)  # SQLite's driver does not count what a WITH inserts
 
 
 @cache
-def _put(dialect: str, table: sa.Table, key: str, names: tuple[str, ...], count: int) -> Any:
+def _put(
+    dialect: str,
+    table: sa.Table,
+    key: str,
+    names: tuple[str, ...],
+    count: int,
+    held: sa.ColumnElement[bool] | None,
+) -> Any:
     told = sql.told(dialect, {name: table.c[name].type for name in names}, count)
     # On Postgres an end that is being written is waited for, and then seen.
+    tables, locked = trials.join(told, sa.true()), [trials]
+    if held is not None:
+        tables, locked = tables.join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id), [hpo_trials, trials]
     source = (
         sa.select(trials.c.trial_id, *told.c)
-        .join(told, sa.true())
+        .select_from(tables)
         .where(trials.c.trial_id == sa.bindparam("of_trial"), trials.c.state.in_(UNFINISHED))
-        .with_for_update(read=True, of=trials)
+        .where(sa.true() if held is None else held)
+        .with_for_update(read=True, of=locked)
     )
     insert = sql.overwriting(dialect, table, ["trial_id", *names], source, key=["trial_id", key])
     return insert.returning(table.c.trial_id)
