@@ -1,7 +1,8 @@
 """A failing storage borne for a while: what it refuses is tried again, until it has refused for too long.
 
-Every call of ours may be repeated: each is one transaction, and each writes the same when it is written twice. Of Optuna's
-only `enqueue_trial` in an objective may not: a trial whose answer was lost is queued again.
+Every call of ours may be repeated: each is one transaction, and each writes the same when it is written twice. So does
+what a trial calls of Optuna's. What makes or ends a study or a trial does not: if the answer to an `enqueue_trial` in an
+objective is lost, the trial is queued again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpo import space
 from hpo.db import sql
-from hpo.db.tables import FINISHED, VALUE_TYPE, hpo_curves, hpo_trials, trial_params, trial_values, trials
+from hpo.db.tables import FINISHED, VALUE_TYPE, hpo_curves, hpo_trials, restored, trial_params, trial_values, trials
 from hpo.db.trialrows import chunks, distribution_of
 from hpo.study import Study
 
@@ -182,9 +181,7 @@ def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[
 
 def value_of(row: Any) -> float:
     """Return a trial's value as a float, infinite ones included."""
-    if row.value_type == VALUE_TYPE.FINITE:
-        return float(row.value)
-    return math.inf if row.value_type == VALUE_TYPE.INF_POS else -math.inf
+    return restored(row.value, row.value_type)
 
 
 def timestamp(moment: datetime | None) -> float:

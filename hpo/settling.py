@@ -1,6 +1,7 @@
 """The end of an attempt, in the transaction of whoever ends it: the trial's holder, a reaper, a person.
 
-The caller has our row of the trial locked. A trial that has an end already, ours or another program's, is left as it is.
+The caller has our row of the trial locked, but for one that only notes what it found. A trial that has an end already, ours
+or another program's, is left as it is.
 """
 
 from __future__ import annotations

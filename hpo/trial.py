@@ -123,7 +123,8 @@ class LeasedTrial(optuna.trial.Trial):
     def pruner_says_stop(self) -> bool:
         """Ask the study's pruner, whatever else is wanted of the trial: for who lets go at a moment of its own choice.
 
-        While the storage is away it does not say so; it is asked again at the next epoch.
+        While the storage is away it does not say so; it is asked again at the next epoch, or at the next rung if what it
+        wrote at this one arrived after all.
         """
         if self.lease.is_cut_off:
             return False

@@ -380,12 +380,13 @@ def test_steps_that_fill_64_bits_are_read(tmp_path: Path) -> None:
     place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)  # Postgres refuses them
     study_id = place.optuna.create_new_study([MINIMIZE], "tokens")
     trial_id = place.optuna.create_new_trial(study_id)
-    place.optuna.set_trial_intermediate_value(trial_id, 3_000_000_000, 0.5)
+    for step, value in ((3_000_000_000, 0.5), (2, 0.25)):
+        place.optuna.set_trial_intermediate_value(trial_id, step, value)
     for state in (TrialState.RUNNING, TrialState.COMPLETE):
         if state == TrialState.COMPLETE:
             place.optuna.set_trial_state_values(trial_id, state, [1.0])
         (trial,) = place.optuna.get_all_trials(study_id)
-        assert trial.intermediate_values == {3_000_000_000: 0.5}
+        assert trial.intermediate_values == {2: 0.25, 3_000_000_000: 0.5}
         assert place.optuna.columns(study_id).complete == int(state == TrialState.COMPLETE)
     place.close()
 

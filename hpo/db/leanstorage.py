@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import threading
 import uuid
 from collections import defaultdict
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -28,8 +27,6 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.db import engine, sql, trialrows, trialwrites
 from hpo.db.columns import Columns
 from hpo.db.tables import (
-    VALUE_TYPE,
-    as_utc,
     hpo_trials,
     intermediate_values,
     stored,
@@ -65,7 +62,9 @@ class LeanStorage(BaseStorage):
         """Open the tables, which are there.
 
         Args:
-            bear: does each transaction, in its own way of bearing a storage that fails; each may be done twice.
+            bear: does each transaction, in its own way of bearing a storage that fails. One that is done twice, since its
+                answer was lost, writes the same twice, but for a new trial, of which there are two then, and for a new
+                study or an end, which are refused the second time.
         """
         self.engine = opened
         self._bear = bear
@@ -248,7 +247,7 @@ class LeanStorage(BaseStorage):
             if template_trial is None:
                 trial_id, _ = trialwrites.insert_trial(connection, study_id, started=utc())
                 return trial_id
-            return _insert_template(connection, study_id, template_trial)
+            return trialwrites.insert_template(connection, study_id, template_trial)
 
         return self._writing(create)
 
@@ -292,12 +291,12 @@ class LeanStorage(BaseStorage):
     ) -> None:
         """Refuse a distribution that cannot be the parameter's, as another trial of the study has it: ValueError."""
         try:
-            _check_against(self._known_distribution(connection, trial_id, name), distribution)
+            trialwrites.check_against(self._known_distribution(connection, trial_id, name), distribution)
         except ValueError:
             self._refuse(connection, trial_id)  # that the trial has finished is told first
             # What is known may be of a study that was deleted since, whose ids SQLite gave to this one.
             self._known.pop((self._study_of.pop(trial_id), name), None)
-            _check_against(self._known_distribution(connection, trial_id, name), distribution)
+            trialwrites.check_against(self._known_distribution(connection, trial_id, name), distribution)
 
     def _known_distribution(self, connection: sa.Connection, trial_id: int, name: str) -> BaseDistribution | None:
         """Return the distribution of a parameter in a trial's study, None if the study does not know it."""
@@ -308,7 +307,7 @@ class LeanStorage(BaseStorage):
                 raise _no_trial(trial_id)
             self._study_of[trial_id] = study_id
         key = (self._study_of[trial_id], name)
-        return self._known.get(key) or _distribution(connection, *key)
+        return self._known.get(key) or trialrows.distribution_in(connection, *key)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         once = (TrialState.WAITING,) if state == TrialState.RUNNING else trialwrites.UNFINISHED
@@ -317,7 +316,7 @@ class LeanStorage(BaseStorage):
             if not trialwrites.set_state(connection, trial_id, state, once=once):
                 self._refuse(connection, trial_id)
                 return False
-            _put_values(connection, trial_id, values or [])
+            trialwrites.put_values(connection, trial_id, values or [])
             return True
 
         return self._writing(write)
@@ -342,7 +341,9 @@ class LeanStorage(BaseStorage):
 
         def write(connection: sa.Connection) -> None:
             for trial_id, attributes in sorted(written.items()):  # in one order in all processes
-                self._put(connection, trial_system_attributes, trial_id, *_attribute_rows(attributes), key="key")
+                self._put(
+                    connection, trial_system_attributes, trial_id, *trialwrites.attribute_rows(attributes), key="key"
+                )
 
         self._writing(write)
 
@@ -478,78 +479,3 @@ def _by_study(connection: sa.Connection, table: sa.Table) -> defaultdict[int, di
     for row in connection.execute(sa.select(table)):
         found[row.study_id][row.key] = json.loads(row.value_json)
     return found
-
-
-def _distribution(connection: sa.Connection, study_id: int, name: str) -> BaseDistribution | None:
-    """Read the distribution of a study's parameter."""
-    found = (
-        sa.select(trial_params.c.distribution_json)
-        .join(trials, trials.c.trial_id == trial_params.c.trial_id)
-        .where(trials.c.study_id == study_id, trial_params.c.param_name == name)
-        .limit(1)
-    )
-    text = connection.execute(found).scalar_one_or_none()
-    return None if text is None else trialrows.distribution_of(text)
-
-
-def _check_against(known: BaseDistribution | None, distribution: BaseDistribution) -> None:
-    """Refuse a distribution that cannot be the one of the same parameter in another trial: ValueError."""
-    if known is not None:
-        check_distribution_compatibility(known, distribution)
-
-
-def _put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]) -> None:
-    rows = []
-    for objective, number in enumerate(values):
-        if math.isnan(number):
-            raise ValueError(f"the value of objective {objective} is NaN, which no trial can end with")
-        value, kind = stored(float(number))
-        rows.append(
-            {"trial_id": trial_id, "objective": objective, "value": value, "value_type": getattr(VALUE_TYPE, kind.name)}
-        )
-    if rows:
-        sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
-
-
-def _insert_template(connection: sa.Connection, study_id: int, template: FrozenTrial) -> int:
-    for name, distribution in template.distributions.items():
-        _check_against(_distribution(connection, study_id, name), distribution)
-    trial_id, _ = trialwrites.insert_trial(
-        connection,
-        study_id,
-        template.state,
-        started=as_utc(template.datetime_start),
-        completed=as_utc(template.datetime_complete),
-    )
-    _put_values(connection, trial_id, template.values or [])
-    hanging: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-        (
-            trial_params,
-            [
-                {
-                    "param_name": name,
-                    "param_value": template.distributions[name].to_internal_repr(value),
-                    "distribution_json": distribution_to_json(template.distributions[name]),
-                }
-                for name, value in template.params.items()
-            ],
-        ),
-        (trial_user_attributes, _attribute_rows(template.user_attrs)),
-        (trial_system_attributes, _attribute_rows(template.system_attrs)),
-        (
-            intermediate_values,
-            [
-                {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-                for step, number in template.intermediate_values.items()
-                for value, kind in [stored(float(number))]
-            ],
-        ),
-    ]
-    for table, rows in hanging:
-        if rows:
-            connection.execute(table.insert(), [{"trial_id": trial_id, **row} for row in rows])
-    return trial_id
-
-
-def _attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]

@@ -33,7 +33,7 @@ def _begin_immediate(connection: sa.Connection) -> None:
     """Take SQLite's write lock, trying again in short pauses of random length.
 
     SQLite's own waiting has pauses of up to 100 ms, the same for everybody, in which the lock goes from hand to hand: with
-    eight writers it was held for a third of the time and yet waited for half a second, once in a hundred times.
+    eight writers one report in a hundred took half a second.
     """
     raw = connection.connection.dbapi_connection
     assert raw is not None

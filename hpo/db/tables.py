@@ -38,6 +38,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 VALUE_TYPE = models.TrialValueModel.TrialValueType
 INTERMEDIATE_TYPE = models.TrialIntermediateValueModel.TrialIntermediateValueType
 
+SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # Optuna's names of what a column cannot hold
+
 metadata = sa.MetaData()
 
 
@@ -50,14 +52,9 @@ def stored(value: float) -> tuple[float | None, INTERMEDIATE_TYPE]:
     return value, INTERMEDIATE_TYPE.FINITE
 
 
-def restored(value: float | None, kind: INTERMEDIATE_TYPE) -> float:
-    """Return the value that `stored` took apart."""
-    special = {
-        INTERMEDIATE_TYPE.NAN: math.nan,
-        INTERMEDIATE_TYPE.INF_POS: math.inf,
-        INTERMEDIATE_TYPE.INF_NEG: -math.inf,
-    }
-    return special[kind] if value is None else value
+def restored(value: float | None, kind: INTERMEDIATE_TYPE | VALUE_TYPE) -> float:
+    """Return the value that `stored` took apart, or a trial's own."""
+    return SPECIAL[kind.name] if value is None else value
 
 
 def _study_key() -> sa.Column[int]:

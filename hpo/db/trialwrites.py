@@ -6,16 +6,33 @@ through the ledger, whose statements check the claim.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.db import sql
-from hpo.db.tables import hpo_trials, studies, trials, utc
+from hpo.db.tables import (
+    VALUE_TYPE,
+    as_utc,
+    hpo_trials,
+    intermediate_values,
+    stored,
+    studies,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+    utc,
+)
+from hpo.db.trialrows import distribution_in
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
@@ -118,3 +135,72 @@ def _put(
     )
     insert = sql.overwriting(dialect, table, ["trial_id", *names], source, key=["trial_id", key])
     return insert.returning(table.c.trial_id)
+
+
+# --- a whole trial, from a template -----------------------------------------------------------------------------------
+
+
+def check_against(known: BaseDistribution | None, distribution: BaseDistribution) -> None:
+    """Refuse a distribution that cannot be the one of the same parameter in another trial: ValueError."""
+    if known is not None:
+        check_distribution_compatibility(known, distribution)
+
+
+def put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]) -> None:
+    """Write a trial's values, by objective; ValueError for one that is NaN."""
+    rows = []
+    for objective, number in enumerate(values):
+        if math.isnan(number):
+            raise ValueError(f"the value of objective {objective} is NaN, which no trial can end with")
+        value, kind = stored(float(number))
+        rows.append(
+            {"trial_id": trial_id, "objective": objective, "value": value, "value_type": getattr(VALUE_TYPE, kind.name)}
+        )
+    if rows:
+        sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
+
+
+def insert_template(connection: sa.Connection, study_id: int, template: FrozenTrial) -> int:
+    """Insert a trial with all that hangs on it and return its id; ValueError for a parameter of another kind than the study's."""
+    for name, distribution in template.distributions.items():
+        check_against(distribution_in(connection, study_id, name), distribution)
+    trial_id, _ = insert_trial(
+        connection,
+        study_id,
+        template.state,
+        started=as_utc(template.datetime_start),
+        completed=as_utc(template.datetime_complete),
+    )
+    put_values(connection, trial_id, template.values or [])
+    hanging: list[tuple[sa.Table, list[dict[str, Any]]]] = [
+        (
+            trial_params,
+            [
+                {
+                    "param_name": name,
+                    "param_value": template.distributions[name].to_internal_repr(value),
+                    "distribution_json": distribution_to_json(template.distributions[name]),
+                }
+                for name, value in template.params.items()
+            ],
+        ),
+        (trial_user_attributes, attribute_rows(template.user_attrs)),
+        (trial_system_attributes, attribute_rows(template.system_attrs)),
+        (
+            intermediate_values,
+            [
+                {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
+                for step, number in template.intermediate_values.items()
+                for value, kind in [stored(float(number))]
+            ],
+        ),
+    ]
+    for table, rows in hanging:
+        if rows:
+            connection.execute(table.insert(), [{"trial_id": trial_id, **row} for row in rows])
+    return trial_id
+
+
+def attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return attributes as rows of Optuna's tables."""
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
