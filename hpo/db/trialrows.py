@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any
+from sys import intern
+from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -110,8 +111,7 @@ def complete(connection: sa.Connection, found: Sequence[TrialRow], *, of_study: 
 
 def _raw(result: sa.CursorResult[Any]) -> Iterator[Any]:
     """Yield rows as the driver has them: of the columns here SQLAlchemy would change nothing, and take half the time."""
-    assert result.cursor is not None
-    yield from result.cursor
+    yield from cast("Iterable[Any]", result.cursor)
     result.close()
 
 
@@ -129,13 +129,13 @@ def _attach(by_id: dict[int, TrialRow], children: Iterable[Any]) -> None:
             row.steps.append(position)
             row.curve.append(number if text is None else SPECIAL[text])
         elif kind == _PARAM:
-            params.setdefault(trial_id, []).append((position, key, text, number))
+            params.setdefault(trial_id, []).append((position, intern(key), intern(text), number))
         elif kind == _VALUE:
             values.setdefault(trial_id, []).append((position, number if text is None else SPECIAL[text]))
         elif kind == _USER:
-            row.user_attributes[key] = text
+            row.user_attributes[intern(key)] = text
         else:
-            row.system_attributes[key] = text
+            row.system_attributes[intern(key)] = text
     for trial_id, found in params.items():
         found.sort()
         by_id[trial_id].space = space_of(tuple((name, text) for _, name, text, _ in found))
