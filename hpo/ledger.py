@@ -75,7 +75,8 @@ class Ledger:
             since: a number below which all trials of the study are known to have finished.
         """
         metrics_of = reports if metrics_of is None else metrics_of
-        with sql.writing(self.engine) as connection:
+        transaction = sql.writing if metrics_of or renew else sql.writing_once
+        with transaction(self.engine) as connection:
             answer = write_values(connection, self.uid, self.study_id, reports, since=since)
             held = {report.claim for report in reports} - set(answer.lost)
             write_metrics(connection, self.uid, [report for report in metrics_of if report.claim in held])
@@ -109,12 +110,12 @@ class Ledger:
 
     def renew(self, claim: Claim) -> bool:
         """Renew a lease; False if it is no longer ours."""
-        with sql.writing(self.engine) as connection:
+        with sql.writing_once(self.engine) as connection:
             return self._update(connection, claim)
 
     def orders(self, claim: Claim) -> Orders:
         """Read, without a lock, whether the trial is still the claim's and what people want of it."""
-        with self.engine.connect() as connection:
+        with sql.reading(self.engine) as connection:
             row = connection.execute(
                 sa.select(hpo_trials, hpo_studies.c.hold)
                 .join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
@@ -171,7 +172,7 @@ class Ledger:
 
     def record_receipt(self, claim: Claim, receipt: Mapping[str, Any]) -> None:
         """Record what the trial is being made from; LostLease if the claim fell."""
-        with sql.writing(self.engine) as connection:
+        with sql.writing_once(self.engine) as connection:
             self._update_or_raise(connection, claim, receipt=json.dumps(receipt))
 
     def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
@@ -183,7 +184,7 @@ class Ledger:
         if not rows:
             return
         held = {"held": _of_claim(), **self._whose(claim)}
-        with sql.writing(self.engine) as connection:
+        with sql.writing_once(self.engine) as connection:
             if not trialwrites.put(connection, trial_params, claim.trial_id, *rows, key="param_name", **held):
                 raise LostLease(f"trial {claim.number}: another worker has taken it up, or it was ended elsewhere")
 

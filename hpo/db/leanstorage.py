@@ -89,7 +89,7 @@ class LeanStorage(BaseStorage):
 
     def _reading(self, read: Callable[[sa.Connection], Result]) -> Result:
         def action() -> Result:
-            with self.engine.connect() as connection:
+            with sql.reading(self.engine) as connection:
                 return read(connection)
 
         def again_if_cut() -> Result:
@@ -102,9 +102,16 @@ class LeanStorage(BaseStorage):
 
         return self._bear(again_if_cut)  # type: ignore[no-any-return]
 
-    def _writing(self, write: Callable[[sa.Connection], Result]) -> Result:
+    def _writing(self, write: Callable[[sa.Connection], Result], *, once: bool = False) -> Result:
+        """Do a transaction.
+
+        Args:
+            once: it writes by one statement.
+        """
+        transaction = sql.writing_once if once else sql.writing
+
         def action() -> Result:
-            with sql.writing(self.engine) as connection:
+            with transaction(self.engine) as connection:
                 return write(connection)
 
         return self._bear(action)  # type: ignore[no-any-return]
@@ -270,7 +277,7 @@ class LeanStorage(BaseStorage):
             self._put(connection, trial_params, trial_id, row, key="param_name")
 
         if gathered is None:
-            self._writing(write)
+            self._writing(write, once=True)
         else:
             if self._known.get((self._study_of.get(trial_id, -1), param_name)) != distribution:
                 self._reading(check)
@@ -324,7 +331,9 @@ class LeanStorage(BaseStorage):
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         value, kind = stored(float(intermediate_value))
         row = {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-        self._writing(lambda connection: self._put(connection, intermediate_values, trial_id, row, key="step"))
+        self._writing(
+            lambda connection: self._put(connection, intermediate_values, trial_id, row, key="step"), once=True
+        )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         self._set_trial_attribute(trial_user_attributes, trial_id, key, value)
@@ -334,7 +343,7 @@ class LeanStorage(BaseStorage):
 
     def _set_trial_attribute(self, table: sa.Table, trial_id: int, key: str, value: Any) -> None:
         row = {"key": key, "value_json": json.dumps(value)}
-        self._writing(lambda connection: self._put(connection, table, trial_id, row, key="key"))
+        self._writing(lambda connection: self._put(connection, table, trial_id, row, key="key"), once=True)
 
     def set_system_attributes(self, written: Mapping[int, Mapping[str, Any]]) -> None:
         """Set system attributes of trials, by id and key, in one transaction: all of them, or none if a trial refuses."""

@@ -29,6 +29,29 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.commit()
 
 
+@contextmanager
+def writing_once(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection for one statement that writes, or for several that may each stand alone.
+
+    On Postgres each is a transaction of its own: one round trip instead of three.
+    """
+    if engine.dialect.name == "sqlite":
+        with writing(engine) as connection:
+            yield connection
+    else:
+        with reading(engine) as connection:
+            yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection for reads that need not agree with one another."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        yield connection
+
+
 def _begin_immediate(connection: sa.Connection) -> None:
     """Take SQLite's write lock, trying again in short pauses of random length.
 
