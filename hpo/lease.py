@@ -207,41 +207,35 @@ class Lease:
         if not self._sending.acquire(timeout=0 if self.is_cut_off else ANSWER_SECONDS):
             raise NoAnswer("the storage has not answered yet")
         try:
-            if self._unsent:
-                while self._unsent:
-                    self._write(self._unsent[:AT_ONCE], metrics=metrics or self._metrics_are_due)
-            elif metrics and self._metrics_of:
-                self._write_metrics()
-            elif self.is_cut_off:
+            if self.is_cut_off and not self._unsent:
                 self.renew()  # as good a question as any whether the storage is back
+            while self._unsent:
+                self._write(self._unsent[:AT_ONCE])
+            if self._metrics_of and (metrics or self._metrics_are_due):
+                self._write_metrics()
         finally:
             self._sending.release()
         if self.is_cut_off:
             log.info("trial %d: the storage is back", self.claim.number)
         self._failing_since = None
 
-    def _write(self, reports: list[Report], *, metrics: bool) -> None:
+    def _write(self, reports: list[Report]) -> None:
         """Write the first of the unsent reports: all at once, or one by one if the database refuses some for good, which
         are forgotten then. The first refusal is raised.
         """
-        metrics_of = [*self._metrics_of, *reports] if metrics else []
         renew, asked_at = self.is_to_be_renewed, clocks.awake_or_asleep()
         try:
-            answer = self.ledger.report(reports, metrics_of=metrics_of, renew=renew, since=self._since)
+            answer = self.ledger.report(reports, metrics=False, renew=renew, since=self._since)
         except OUTAGES:
             raise
         except Exception as error:
-            if len(reports) == 1 and metrics and self._metrics_of:  # it may be these that are refused
-                self._note_metrics([])
-                self._write(reports, metrics=metrics)
-                return
             if len(reports) == 1:
                 del self._unsent[0]
                 raise
             refused: list[Exception] = [error]
             for report in reports:
                 try:
-                    self._write([report], metrics=metrics)
+                    self._write([report])
                 except OUTAGES:
                     raise
                 except Exception as one:
@@ -251,19 +245,19 @@ class Lease:
         self.finished = answer.finished
         if renew:
             self._renewed_at = asked_at
-        self._note_metrics([] if metrics else [*self._metrics_of, *reports])
+        self._metrics_of += reports
         del self._unsent[: len(reports)]
 
     def _write_metrics(self) -> None:
-        """Write the raw metrics that wait."""
-        self._lost = not self.ledger.write_metrics(self.claim, self._metrics_of) or self._lost
-        self._note_metrics([])
-
-    def _note_metrics(self, waiting: list[Report]) -> None:
-        """Take note of which reports' raw metrics are still to be written, after a write."""
-        self._metrics_of = waiting
-        if not waiting:
-            self._metrics_sent_at = time.monotonic()
+        """Write the raw metrics that wait; what the database refuses for good is forgotten with a warning."""
+        try:
+            self._lost = not self.ledger.write_metrics(self.claim, self._metrics_of) or self._lost
+        except OUTAGES:
+            raise
+        except Exception as error:
+            log.warning("trial %d: raw metrics cannot be written: %s", self.claim.number, cause(error))
+        self._metrics_of.clear()
+        self._metrics_sent_at = time.monotonic()
 
     def _note_failure(self, error: BaseException) -> None:
         """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""

@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from hpo import settling
 from hpo.claim import Checkpoint, Claim, Orders
 from hpo.db import sql, trialwrites
+from hpo.db.columns import RUNG_PREFIX
 from hpo.db.tables import (
     Hold,
     hpo_curves,
@@ -42,7 +43,7 @@ from hpo.settling import NO_CHECKPOINT
 
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
-RUNG_KEYS = "completed_rung_%"  # what Optuna's halving pruners leave in a trial's system attributes
+RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +64,23 @@ class Ledger:
         self,
         reports: Sequence[Report],
         *,
-        metrics_of: Sequence[Report] | None = None,
+        metrics: bool = True,
         renew: bool = True,
         since: int = 0,
     ) -> Answer:
         """Write epochs of trials in one transaction; say which claims were lost, for which nothing is written.
 
         Args:
-            metrics_of: the reports whose raw metrics are written too; without it all of them, with it maybe earlier ones.
+            metrics: write their raw metrics too.
             renew: renew the leases too.
             since: a number below which all trials of the study are known to have finished.
         """
-        metrics_of = reports if metrics_of is None else metrics_of
-        transaction = sql.writing if metrics_of or renew else sql.writing_once
+        transaction = sql.writing if metrics or renew else sql.writing_once
         with transaction(self.engine) as connection:
             answer = write_values(connection, self.uid, self.study_id, reports, since=since)
             held = {report.claim for report in reports} - set(answer.lost)
-            write_metrics(connection, self.uid, [report for report in metrics_of if report.claim in held])
+            if metrics:
+                write_metrics(connection, self.uid, [report for report in reports if report.claim in held])
             if renew and held:
                 ids = [claim.trial_id for claim in held]
                 of_held = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id.in_(ids))

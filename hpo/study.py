@@ -20,7 +20,7 @@ import optuna
 import sqlalchemy as sa
 
 from hpo import pruning, sampling, spec
-from hpo.db import sql
+from hpo.db import sql, trialwrites
 from hpo.db.tables import UID_KEY, Hold, hpo_studies, living_row, studies, study_user_attributes, trials
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.ledger import Ledger
@@ -190,7 +190,7 @@ def check_data(study: Study, digest: str) -> None:
 
 
 def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
-    connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
+    trialwrites.lock_study(connection, study_id)
     return living_row(connection, study_id)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +18,22 @@ from optuna.trial import TrialState
 
 from hpo.db.trialrows import TrialRow
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 CONSTRAINTS = "constraints"  # how the system attributes begin in which Optuna keeps a trial's constraints
 RUNG_PREFIX = "completed_rung_"  # begins those in which its halving pruners keep what a trial had to show at a rung
 STANDING = np.dtype([("number", np.int64), ("value", np.float64)])  # of a trial at a rung
 
 
-class Column:
+class Column(Generic[Scalar]):
     """A numpy array that grows at its end."""
 
-    def __init__(self, kind: npt.DTypeLike, fill: float = 0) -> None:
+    def __init__(self, kind: type[Scalar] | np.dtype[Scalar], fill: float = 0) -> None:
         self._fill = fill
-        self._room = np.full(16, fill, dtype=kind)
+        self._room: npt.NDArray[Scalar] = np.full(16, fill, dtype=kind)
         self._length = 0
 
     @property
-    def array(self) -> npt.NDArray[np.generic]:
+    def array(self) -> npt.NDArray[Scalar]:
         """What it holds, as a view: not to be changed."""
         return self._room[: self._length]
 
@@ -72,10 +73,10 @@ class Columns:
         self._last_steps = Column(np.int64)
         self._last_values = Column(np.float64)
         self._spaces = Column(np.int32)
-        self._params: dict[str, Column] = {}
-        self._at_step: dict[int, Column] = {}
+        self._params: dict[str, Column[np.float64]] = {}
+        self._at_step: defaultdict[int, Column[np.float64]] = defaultdict(lambda: Column(np.float64))
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # and of how many values each is
-        self._at_rung: dict[str, Column] = {}  # by the rung's key
+        self._at_rung: defaultdict[str, Column[np.void]] = defaultdict(lambda: Column(STANDING))  # by the rung's key
         self._index_of_space: dict[int, int] = {}
         self.spaces: list[dict[str, BaseDistribution]] = []  # each that a trial was given
         self.has_constraints = False  # some trial says what it violates
@@ -119,7 +120,7 @@ class Columns:
                 if key.startswith(RUNG_PREFIX):
                     found[key].append((row.number, float(text)))
         for key, standings in found.items():
-            self._at_rung.setdefault(key, Column(STANDING)).extend(standings)
+            self._at_rung[key].extend(standings)
 
     def _add_curves(self, complete: Sequence[TrialRow]) -> None:
         found: defaultdict[int, list[float]] = defaultdict(list)
@@ -127,8 +128,6 @@ class Columns:
             for step, value in zip(row.steps, row.curve, strict=True):
                 found[step].append(value)
         for step, values in found.items():
-            if step not in self._at_step:
-                self._at_step[step] = Column(np.float64)
             self._at_step[step].extend(values)
         self.complete += len(complete)
 
@@ -143,44 +142,44 @@ class Columns:
     @property
     def numbers(self) -> npt.NDArray[np.int64]:
         """The trials' numbers."""
-        return self._numbers.array  # type: ignore[return-value]
+        return self._numbers.array
 
     @property
     def states(self) -> npt.NDArray[np.int8]:
         """The values of their TrialStates."""
-        return self._states.array  # type: ignore[return-value]
+        return self._states.array
 
     @property
     def values(self) -> npt.NDArray[np.float64]:
         """Their values (the first objective's), NaN for one that has none."""
-        return self._values.array  # type: ignore[return-value]
+        return self._values.array
 
     @property
     def last_steps(self) -> npt.NDArray[np.int64]:
         """The last step at which each reported, -1 for one that did not."""
-        return self._last_steps.array  # type: ignore[return-value]
+        return self._last_steps.array
 
     @property
     def last_values(self) -> npt.NDArray[np.float64]:
         """What each reported there, NaN for one that did not or reported so."""
-        return self._last_values.array  # type: ignore[return-value]
+        return self._last_values.array
 
     @property
     def space_indices(self) -> npt.NDArray[np.int32]:
         """Which of `spaces` each was given."""
-        return self._spaces.array  # type: ignore[return-value]
+        return self._spaces.array
 
     def params(self, name: str) -> npt.NDArray[np.float64]:
         """Return each trial's value of a parameter in Optuna's internal representation, NaN where it has none."""
         column = self._params.get(name)
-        return np.full(len(self), math.nan) if column is None else column.array  # type: ignore[return-value]
+        return np.full(len(self), math.nan) if column is None else column.array
 
     # --- by step ----------------------------------------------------------------------------------------------------
 
     def at_step(self, step: int) -> npt.NDArray[np.float64]:
         """Return what COMPLETE trials reported at a step, of those that did, NaN included."""
         column = self._at_step.get(step)
-        return np.empty(0) if column is None else column.array  # type: ignore[return-value]
+        return np.empty(0) if column is None else column.array
 
     def percentile(self, step: int, percent: float) -> float:
         """Return a percentile of what COMPLETE trials reported at a step, but for NaN; NaN if nothing is left.
@@ -199,7 +198,7 @@ class Columns:
     def at_rung(self, rung: int) -> npt.NDArray[np.void]:
         """Return the STANDINGs of trials, in whichever state they ended, at a rung of successive halving."""
         column = self._at_rung.get(f"{RUNG_PREFIX}{rung}")
-        return np.empty(0, STANDING) if column is None else column.array  # type: ignore[return-value]
+        return np.empty(0, STANDING) if column is None else column.array
 
 
 def _percentile(values: npt.NDArray[np.float64], percent: float) -> float:

@@ -209,12 +209,22 @@ class LeanStorage(BaseStorage):
         return self._study_attributes(study_system_attributes, study_id)
 
     def _study_attributes(self, table: sa.Table, study_id: int) -> dict[str, Any]:
-        of_study = table.c.study_id == studies.c.study_id
-        found = sa.select(table.c.key, table.c.value_json).select_from(studies.outerjoin(table, of_study))
-        rows = self._reading(lambda connection: connection.execute(found.where(studies.c.study_id == study_id)).all())
-        if not rows:
+        found = self._attributes(studies.c.study_id, table.c.study_id, study_id)
+        if found is None:
             raise _no_study(study_id)
-        return {key: json.loads(text) for key, text in rows if key is not None}
+        return found
+
+    def _attributes(self, owner: sa.Column[int], key: sa.Column[int], owner_id: int) -> dict[str, Any] | None:
+        """Return the attributes of a study or a trial, None if there is no such one.
+
+        Args:
+            owner: the id in the table of studies or trials.
+            key: the id in the table of attributes.
+        """
+        table = key.table
+        found = sa.select(table.c.key, table.c.value_json).select_from(owner.table.outerjoin(table, key == owner))
+        rows = self._reading(lambda connection: connection.execute(found.where(owner == owner_id)).all())
+        return {name: json.loads(text) for name, text in rows if name is not None} if rows else None
 
     def get_all_studies(self) -> list[FrozenStudy]:
         def read(connection: sa.Connection) -> list[FrozenStudy]:
@@ -391,14 +401,10 @@ class LeanStorage(BaseStorage):
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         """Return a trial's system attributes as they are now: pruners ask for those of a trial that runs."""
-        of_trial = trial_system_attributes.c.trial_id == trials.c.trial_id
-        found = sa.select(trial_system_attributes.c.key, trial_system_attributes.c.value_json).select_from(
-            trials.outerjoin(trial_system_attributes, of_trial)
-        )
-        rows = self._reading(lambda connection: connection.execute(found.where(trials.c.trial_id == trial_id)).all())
-        if not rows:
+        found = self._attributes(trials.c.trial_id, trial_system_attributes.c.trial_id, trial_id)
+        if found is None:
             raise _no_trial(trial_id)
-        return {key: json.loads(text) for key, text in rows if key is not None}
+        return found
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
