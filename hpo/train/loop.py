@@ -7,7 +7,6 @@ loss that is not finite.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from torch.optim import Optimizer
 from data import Split, Splits
 from hpo.seeds import derive
 from hpo.train import schedule as schedules
+from hpo.train.pixels import Pixels, pixels
 from hpo.train.schedule import Schedule
 from models import adopt_dropout, use_generator
 
@@ -29,7 +29,6 @@ Precision = Literal["float32", "bfloat16"]
 
 EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
 SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
-FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def evaluate(
     """Return mean loss and accuracy over one part, in batches as small as a run's with this accumulation; the model is
     left in eval mode.
     """
-    images = _Pixels(split.images, mean, std, _dtype(model))
+    images = pixels(split.images, mean, std, number_type(model))
     loss, accuracy = _evaluate(model, images, split.labels, precision, _evaluation_batch(accumulation)).tolist()
     return loss, accuracy
 
@@ -106,6 +105,9 @@ class Run:
     Images and labels stay on their device as the splits hold them. `optimizer` comes fresh: its learning
     rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch); see
     `train`.
+
+    A gradient longer than `clip_norm` (2-norm over all parameters) is shortened to it (Pascanu et al. 2013), and
+    its elements are kept within `clip_value` of 0; None leaves it as it is.
 
     `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
     gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
@@ -127,6 +129,8 @@ class Run:
         seed: int,
         precision: Precision = "float32",
         accumulation: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -146,22 +150,23 @@ class Run:
         self.epochs = epochs
         self.epoch = 0  # epochs finished
         self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
+        self.batch = 0  # batches finished in the epoch under way
+        self.batch_size = min(batch_size, len(splits.train.labels))
+        self.seed = seed
+        self.precision: Precision = precision
+        self.device = device
+        self.splits = splits
+        self.dropout = torch.Generator(device)  # of this run's masks
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.accumulation = accumulation
+        self.executors: list[str] = []  # that have trained it, in order
         self._schedule = schedule
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._batch_size = min(batch_size, len(splits.train.labels))
-        self._pieces = min(accumulation, max(1, self._batch_size // SMALLEST_PIECE))
+        self._pieces = min(accumulation, max(1, self.batch_size // SMALLEST_PIECE))
         self._evaluation_batch = _evaluation_batch(accumulation)
-        self._seed = seed
-        self._precision: Precision = precision
-        self._device = device
-        dtype = _dtype(model)
-        self._images = _Pixels(splits.train.images, splits.mean, splits.std, dtype)
         self._labels = splits.train.labels
-        self._validation_images = _Pixels(splits.validation.images, splits.mean, splits.std, dtype)
-        self._validation_labels = splits.validation.labels
-        self._dropout = torch.Generator(device)
-        use_generator(model, self._dropout)
-        self._batch = 0  # batches finished in the epoch under way
+        use_generator(model, self.dropout)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._seconds = 0.0  # spent on the epoch under way before it was stopped
         self._random: dict[str, Tensor] = {}  # generators where the epoch was stopped; empty between epochs
@@ -172,6 +177,18 @@ class Run:
         """Whether all epochs are trained."""
         return self.epoch >= self.epochs
 
+    @property
+    def images(self) -> Pixels:
+        """The training images, in the number type of the parameters."""
+        splits = self.splits
+        return pixels(splits.train.images, splits.mean, splits.std, number_type(self.model))
+
+    @property
+    def validation_images(self) -> Pixels:
+        """The validation images, likewise."""
+        splits = self.splits
+        return pixels(splits.validation.images, splits.mean, splits.std, number_type(self.model))
+
     def train(self, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
         """Train on, one result per epoch, until the last epoch or until `stop`, asked before every batch,
         says so.
@@ -181,10 +198,11 @@ class Run:
         (for models of users that draw from them) are seeded anew, so that an epoch depends on the weights it
         starts from and on nothing before.
         """
+        self.note_executor("loop")
         while not self.finished:
             started = time.perf_counter()
             if not self._train_epoch(stop):
-                self._seconds += time.perf_counter() - started
+                self.spend(time.perf_counter() - started)
                 return
             yield self._finish_epoch(started)
 
@@ -201,28 +219,37 @@ class Run:
             )
         return {
             "epoch": self.epoch,
-            "batch": self._batch,
+            "batch": self.batch,
             "seconds": self._seconds,
             "loss_sum": self._loss_sum,
             "random": dict(self._random),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "executors": list(self.executors),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that a run of the same configuration left; the state itself is not written to later."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
+        self.optimizer.load_state_dict(_own(state["optimizer"]))
         self.epoch = state["epoch"]
-        self._batch = state["batch"]
+        self.batch = state["batch"]
         self._seconds = state["seconds"]
         self._loss_sum.copy_(state["loss_sum"])
         self._random = dict(state["random"])
+        self.executors = list(state.get("executors", ["loop"]))
         self._in_step = False
 
-    def _train_epoch(self, stop: Callable[[], bool]) -> bool:
-        """Train the rest of one epoch; False if `stop` ended it."""
-        if self._batch:
+    # --- what an executor calls, in this order ----------------------------------------------------------------------
+
+    def note_executor(self, name: str) -> None:
+        """Take note of who trains the run from here on."""
+        if self.executors[-1:] != [name]:
+            self.executors.append(name)
+
+    def enter_epoch(self) -> None:
+        """Begin the next epoch, or go on amid it where the run was stopped: position, randomness, train mode."""
+        if self.batch:
             self._restore_generators()
         else:
             self._seed_generators()
@@ -230,110 +257,120 @@ class Run:
         self.model.train()
         self._in_step = True
 
-        model, optimizer, schedule, base_lrs = self.model, self.optimizer, self._schedule, self._base_lrs
-        loss_sum, autocast = self._loss_sum, _autocast(self._device, self._precision)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        first = self.epoch * self.steps_per_epoch
-        batches, whole, pieces = self._batches(self._batch), self._batch_size, self._pieces
-        for batch in range(self._batch, self.steps_per_epoch):
-            if stop():
-                self._batch = batch
-                self._random = self._generator_states() if batch else {}
-                self._in_step = False
-                return False
-            schedules.apply(optimizer, base_lrs, schedule(first + batch))
-            for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
-                parameter.grad = None
-            for rows in next(batches):
-                images, labels = self._take(rows)
-                with autocast:
-                    loss = F.cross_entropy(model(images), labels)
-                if pieces > 1:
-                    loss = loss * (len(rows) / whole)
-                loss.backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach()  # stays on the device: a read here would wait for it at every step
-            optimizer.step()
-        return True
+    def order(self) -> Tensor:
+        """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU, the same on every device."""
+        generator = torch.Generator().manual_seed(derive(self.seed, "order", self.epoch))
+        order = torch.randperm(len(self._labels), generator=generator).to(self.device)
+        return order[: self.steps_per_epoch * self.batch_size]
 
-    @torch.no_grad()
-    def _finish_epoch(self, started: float) -> EpochResult:
-        validation = _evaluate(
-            self.model, self._validation_images, self._validation_labels, self._precision, self._evaluation_batch
-        )
-        train_loss = self._loss_sum / self.steps_per_epoch
-        losses = torch.stack([train_loss, *validation]).tolist()  # the one wait for the device in an epoch
-        seconds = self._seconds + time.perf_counter() - started
+    def set_rate(self, batch: int) -> None:
+        """Set learning rate and momentum for a batch of the epoch."""
+        schedules.apply(self.optimizer, self._base_lrs, self._schedule(self.epoch * self.steps_per_epoch + batch))
+
+    def keep_losses_in(self, place: Tensor) -> None:
+        """Let the epoch's sum of losses, float64 without dimensions, be in this place from now on."""
+        place.copy_(self._loss_sum)
+        self._loss_sum = place
+
+    def spend(self, seconds: float) -> None:
+        """Count time on the epoch under way, which is stopped."""
+        self._seconds += seconds
+
+    def leave_epoch(self, batch: int) -> None:
+        """Stop amid the epoch, before this batch."""
+        self.batch = batch
+        self._random = self._generator_states() if batch else {}
+        self._in_step = False
+
+    def close_epoch(self, train_loss: float, validation_loss: float, accuracy: float, seconds: float) -> EpochResult:
+        """Finish the epoch with what was measured and return its result."""
+        seconds += self._seconds
         self.epoch += 1
-        self._batch, self._seconds, self._random, self._in_step = 0, 0.0, {}, False
+        self.batch, self._seconds, self._random, self._in_step = 0, 0.0, {}, False
         return EpochResult(
             epoch=self.epoch,
-            train_loss=losses[0],
-            validation_loss=losses[1],
-            validation_accuracy=losses[2],
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            validation_accuracy=accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
         )
 
-    def _batches(self, first: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the rows of the epoch's batches from one on, in micro-batches; the order is drawn on the CPU,
-        so that it is the same on every device.
-        """
-        generator = torch.Generator().manual_seed(derive(self._seed, "order", self.epoch))
-        order = torch.randperm(len(self._labels), generator=generator).to(self._device)
-        for rows in torch.split(order, self._batch_size)[first : self.steps_per_epoch]:
-            yield torch.tensor_split(rows, self._pieces) if self._pieces > 1 else (rows,)
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._images.take(rows), self._labels.index_select(0, rows)
+    def _train_epoch(self, stop: Callable[[], bool]) -> bool:
+        """Train the rest of one epoch; False if `stop` ended it."""
+        self.enter_epoch()
+        model, optimizer, images, labels = self.model, self.optimizer, self.images, self._labels
+        loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        whole, pieces = self.batch_size, self._pieces
+        batches = torch.split(self.order(), whole)
+        for batch in range(self.batch, self.steps_per_epoch):
+            if stop():
+                self.leave_epoch(batch)
+                return False
+            self.set_rate(batch)
+            for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
+                parameter.grad = None
+            for rows in torch.tensor_split(batches[batch], pieces) if pieces > 1 else (batches[batch],):
+                with autocast:
+                    loss = F.cross_entropy(model(images.take(rows)), labels.index_select(0, rows))
+                if pieces > 1:
+                    loss = loss * (len(rows) / whole)
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach()
+            self._clip(parameters)
+            optimizer.step()
+        return True
+
+    def _clip(self, parameters: list[Tensor]) -> None:
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+    @torch.no_grad()
+    def _finish_epoch(self, started: float) -> EpochResult:
+        images, labels = self.validation_images, self.splits.validation.labels
+        validation = _evaluate(self.model, images, labels, self.precision, self._evaluation_batch)
+        measured = torch.stack([self._loss_sum / self.steps_per_epoch, *validation])
+        train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
+        return self.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started)
 
     def _seed_generators(self) -> None:
-        self._dropout.manual_seed(derive(self._seed, "dropout", self.epoch))
-        seed = derive(self._seed, "global", self.epoch)
+        self.dropout.manual_seed(derive(self.seed, "dropout", self.epoch))
+        seed = derive(self.seed, "global", self.epoch)
         torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
     def _generator_states(self) -> dict[str, Tensor]:
-        states = {"dropout": self._dropout.get_state(), "global": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        states = {"dropout": self.dropout.get_state(), "global": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
         return states
 
     def _restore_generators(self) -> None:
-        self._dropout.set_state(self._random["dropout"])
+        self.dropout.set_state(self._random["dropout"])
         torch.set_rng_state(self._random["global"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._random["cuda"], self._device)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], self.device)
 
 
-class _Pixels:
-    """Images that come out normalised: as floats from the start if those are small, else from uint8 batch by
-    batch.
+def _own(value: Any) -> Any:
+    """Return a state with tensors of its own, each its own: torch would share them, and steps of one count would be
+    counted once for each parameter.
     """
-
-    def __init__(self, images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._mean = mean.to(dtype).view(-1, 1, 1)
-        self._scale = 1.0 / std.to(dtype).view(-1, 1, 1)
-        small = images.numel() * dtype.itemsize <= FLOAT_COPY_BYTES
-        self._images = self._normalised(images) if small else images  # [N, C, H, W]
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Return the images of these rows."""
-        return self._normalised(self._images.index_select(0, rows))
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all images in order, `size` at a time."""
-        return map(self._normalised, torch.split(self._images, size))
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            return images.to(self._dtype).sub_(self._mean).mul_(self._scale)
-        return images
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _own(child) for key, child in value.items()}
+    return [_own(child) for child in value] if isinstance(value, list) else value
 
 
-def _evaluate(model: nn.Module, images: _Pixels, labels: Tensor, precision: Precision, batch: int) -> Tensor:
+def _evaluate(model: nn.Module, images: Pixels, labels: Tensor, precision: Precision, batch: int) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
 
     Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
@@ -341,18 +378,19 @@ def _evaluate(model: nn.Module, images: _Pixels, labels: Tensor, precision: Prec
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=labels.device)
     for x, y in zip(images.split(batch), torch.split(labels, batch), strict=True):
-        with _autocast(y.device, precision):
+        with autocasting(y.device, precision):
             logits = model(x)
             loss = F.cross_entropy(logits, y, reduction="sum")
         totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
     return totals / len(labels)
 
 
-def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+def autocasting(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context in which a model of this precision runs forward."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def number_type(model: nn.Module) -> torch.dtype:
     """Return the type that images are fed in: the parameters' own, so that a model in float64 is trained in
     float64.
     """

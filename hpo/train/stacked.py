@@ -1,0 +1,196 @@
+"""The forward pass of K models of one architecture as one model.
+
+A model is traced by torch.fx into layers and functions, each of which has a stacked form (`layers.py`). What it is made of
+beyond these is told by Unstackable, and the model is trained another way.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from hpo.train.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
+
+
+class Forward:
+    """Maps images of K models to logits [K, classes, B]."""
+
+    name = "stack"
+
+    def __init__(self, model: nn.Module) -> None:
+        """Trace a model; Unstackable says what of it has no stacked form."""
+        try:
+            graph = Tracer().trace(model)
+        except Exception as error:  # whatever a user's forward does with a traced value
+            raise Unstackable(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
+        self._names = _names(model)
+        self._steps: list[tuple[str, Callable[..., Tensor], tuple[Any, ...]]] = []
+        self._layouts: dict[str, Layout] = {}
+        self._result = ""
+        modules = dict(model.named_modules())
+        for node in graph.nodes:
+            self._add(node, modules)
+
+    def __call__(self, at: Pass, images: Tensor) -> Tensor:
+        """Return the logits [K, classes, B] of images [K, B, C, H, W], or of [B, C, H, W], which all models see."""
+        values: dict[str, Tensor] = {"": images}
+        for name, operation, arguments in self._steps:
+            found = [values[argument.name] if isinstance(argument, _Value) else argument for argument in arguments]
+            values[name] = operation(at, *found)
+        return values[self._result]
+
+    # --- from a graph to steps --------------------------------------------------------------------------------------
+
+    def _add(self, node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
+        if node.op == "placeholder":
+            if self._layouts:
+                raise Unstackable("the model's forward takes more than images")
+            self._layouts[node.name] = "input"
+            self._steps.append((node.name, lambda _at, x: x, (_Value(""),)))
+        elif node.op == "call_module":
+            self._add_module(node, modules[str(node.target)])
+        elif node.op in ("call_function", "call_method"):
+            self._add_function(node)
+        elif node.op == "output":
+            self._end(node.args[0])
+        else:
+            _refuse(node, "is read outside of a layer")
+
+    def _add_module(self, node: fx.Node, module: nn.Module) -> None:
+        rule = RULES.get(type(module))
+        if rule is None or len(node.args) != 1 or node.kwargs:
+            raise Unstackable(f"layer {node.target} ({type(module).__name__}) has no stacked form")
+        source = self._as_images(node.args[0]) if type(module) is not nn.Flatten else self._value(node.args[0])
+        operation, layout = rule(module, self._names[str(node.target)], self._layouts[source.name])
+        self._step(node, operation, (source,), layout)
+
+    def _add_function(self, node: fx.Node) -> None:
+        if node.target in (torch.flatten, "flatten"):
+            if tuple(node.args[1:]) not in ((1,), (1, -1)) or node.kwargs not in ({}, {"start_dim": 1}):
+                _refuse(node, "flattens other dimensions than all behind the first")
+            source = self._value(node.args[0])
+            operation, layout = flatten(None, "", self._layouts[source.name])
+            self._step(node, operation, (source,), layout)
+        elif node.target in TOGETHER:
+            self._add_together(node, TOGETHER[node.target])
+        elif node.target in FUNCTIONS:
+            function = FUNCTIONS[node.target]
+            source, rest, options = self._as_images(node.args[0]), node.args[1:], dict(node.kwargs)
+            if any(isinstance(other, fx.Node) for other in (*rest, *options.values())):
+                _refuse(node, "takes a computed value where a constant is needed")
+            layout = self._layouts[source.name]
+            if function in SPATIAL and layout != "images":
+                _refuse(node, "pools what is no image")
+            self._step(node, lambda _at, x: function(x, *rest, **options), (source,), layout)
+        else:
+            _refuse(node, "has no stacked form")
+
+    def _add_together(self, node: fx.Node, function: Callable[..., Tensor]) -> None:
+        """Add an operation of two values, or of one and a number."""
+        if len(node.args) != 2 or node.kwargs:
+            _refuse(node, "takes more than two values")
+        arguments = tuple(
+            self._as_images(argument) if isinstance(argument, fx.Node) else argument for argument in node.args
+        )
+        layouts = {self._layouts[argument.name] for argument in arguments if isinstance(argument, _Value)}
+        if len(layouts) != 1 or not all(isinstance(a, _Value | int | float) for a in arguments):
+            _refuse(node, "joins an image and flat features, or something else")
+        self._step(node, lambda _at, one, other: function(one, other), arguments, layouts.pop())
+
+    def _end(self, returned: Any) -> None:
+        if not isinstance(returned, fx.Node) or self._layouts.get(returned.name) != "dense":
+            raise Unstackable("the model does not return flat logits [B, classes]")
+        self._result = returned.name
+
+    def _value(self, argument: Any) -> _Value:
+        if not isinstance(argument, fx.Node):
+            raise Unstackable(f"{argument!r} stands where a computed value is expected")
+        return _Value(argument.name)
+
+    def _as_images(self, argument: Any) -> _Value:
+        """Return a value of which the input, as it comes, has been laid out as images."""
+        value = self._value(argument)
+        if self._layouts[value.name] != "input":
+            return value
+        name = f"{value.name} as images"
+        if name not in self._layouts:
+            self._layouts[name] = "images"
+            self._steps.append((name, laid_out, (value,)))
+        return _Value(name)
+
+    def _step(
+        self, node: fx.Node, operation: Callable[..., Tensor], arguments: tuple[Any, ...], layout: Layout
+    ) -> None:
+        self._layouts[node.name] = layout
+        self._steps.append((node.name, operation, arguments))
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value computed before, by name."""
+
+    name: str
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, which looks no deeper than the layers that we know."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """Return of each name of a layer the one under which its parameters are listed: a layer may stand in two places."""
+    first: dict[nn.Module, str] = {}
+    return {name: first.setdefault(module, name) for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def _refuse(node: fx.Node, why: str) -> NoReturn:
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    raise Unstackable(f"{target} (at {node.name}) {why}")
+
+
+SPATIAL: set[Any] = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d}
+ALIKE: tuple[Any, ...] = (
+    F.elu,
+    F.gelu,
+    F.hardsigmoid,
+    F.hardswish,
+    F.hardtanh,
+    F.leaky_relu,
+    F.mish,
+    F.relu,
+    F.relu6,
+    F.selu,
+    F.silu,
+    F.softplus,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+)
+FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
+    **{function: function for function in (*SPATIAL, *ALIKE)},
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+#: Of two values that lie alike, or of one and a number.
+TOGETHER: dict[Any, Callable[..., Tensor]] = {
+    operator.add: operator.add,
+    operator.iadd: operator.add,
+    operator.sub: operator.sub,
+    operator.mul: operator.mul,
+    operator.imul: operator.mul,
+    torch.add: operator.add,
+    torch.mul: operator.mul,
+    "add": operator.add,
+    "add_": operator.add,
+    "mul": operator.mul,
+    "mul_": operator.mul,
+}
