@@ -45,7 +45,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import claiming, presence, sampling, seeds, storage, summary, worker
+from hpo import attempt, claiming, crew, presence, sampling, seeds, storage, summary, worker
 from hpo import study as studies
 from hpo.db import tables
 from hpo.db.tables import (
@@ -371,14 +371,14 @@ class OurWorker:
         Args:
             ledger: through which its holder writes, if not its own.
         """
-        claim = worker.next_claim(self.ledger, self.patience)
+        claim = claiming.claim(self.ledger)
         assert not isinstance(claim, claiming.Idle)
         return Lease(ledger or self.ledger, claim, patience=self.patience)
 
     def run(self, objective: worker.Objective) -> None:
         """Claim a trial and run it to its end; RuntimeError if it did not come to a good one."""
         lease = self.claim()
-        worker.run_trial(self.study, objective, lease)
+        crew.run_trial(self.study, objective, lease)
         if lease.failed_by is not None:
             raise RuntimeError(f"trial {lease.claim.number} failed by {lease.failed_by}")
 
@@ -529,7 +529,7 @@ def run_side_by_side(our: OurWorker) -> None:
 def _open(our: OurWorker, ledger: Ledger) -> LeasedTrial:
     lease = our.claim(ledger)
     our.study.optuna.sampler = sampling.build(our.study.spec, lease.claim.number)
-    return worker.open_trial(our.study, lease)
+    return attempt.open_trial(our.study, lease)
 
 
 # --- trials a second --------------------------------------------------------------------------------------------------

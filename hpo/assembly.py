@@ -36,13 +36,24 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
 
 
 def build_run(
-    config: TrainConfig, splits: data.Splits, seed: int, folder: Path, device: torch.device, *, accumulation: int = 1
+    config: TrainConfig,
+    splits: data.Splits,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    *,
+    accumulation: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> loop.Run:
-    """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches."""
+    """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches.
+
+    Args:
+        dtype: the number type of the weights, if it is not to be the model's own.
+    """
     training = config.training
     shape = tuple(splits.train.images.shape[1:])
     model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
-    model = model.to(device)
+    model = model.to(device, dtype)
     steps = loop.steps_per_epoch(len(splits.train.labels), training.batch_size)
     schedule_steps = steps * (training.schedule_epochs or training.epochs)
     return loop.Run(
@@ -55,4 +66,7 @@ def build_run(
         seed=seed,
         precision=training.precision,
         accumulation=accumulation,
+        augment=data.Strength(**config.augment.model_dump()),
+        clip_norm=training.clip_norm,
+        clip_value=training.clip_value,
     )

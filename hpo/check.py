@@ -15,8 +15,9 @@ import torch
 import torchinfo
 
 import data
-from hpo import assembly, parts, seeds, space
+from hpo import assembly, executors, parts, seeds, space
 from hpo.config import TrainConfig
+from hpo.executors import Choice
 from hpo.lint import lint
 from hpo.space import Parameter, Tree
 from hpo.spec import StudySpec
@@ -34,15 +35,16 @@ class Findings:
     epoch: EpochResult  # the measured one, in the middle of the space
     device: str
     longest_trial_epochs: int
+    choice: Choice  # of executor and slots, in the middle of the space
     warnings: list[str]
 
     def budget_seconds(self, trials: int, workers: int) -> float:
-        """Return the wall clock of the whole budget without pruning: the most it can take at the measured speed."""
+        """Return the wall clock of the whole budget without pruning, one trial after the other in each worker."""
         return trials * self.longest_trial_epochs * self.epoch.seconds / workers
 
 
-def examine(spec: StudySpec, folder: Path) -> Findings:
-    """Build the middle of the space, train one epoch of it, and lint the whole."""
+def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
+    """Build the middle of the space, train one epoch of it, see what trains it best, and lint the whole."""
     tree = spec.tree
     device = assembly.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
@@ -54,11 +56,13 @@ def examine(spec: StudySpec, folder: Path) -> Findings:
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
     run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
     epochs = tree["training"]["epochs"]
+    choice = executors.choose(spec, config, splits, folder, device)
     return Findings(
         parameters=dict(space.parameters(tree)),
         model=str(table),
         epoch=next(iter(run.train())),
         device=assembly.device_name(device),
+        choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
         warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+Token = tuple[int, int]  # a trial's id, and the attempt
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -24,9 +26,16 @@ class Claim:
     attempt: int
     checkpoint: Checkpoint | None = None
     accumulation: int = 1  # micro-batches to a batch; more than one after memory ran out
+    partition: str | None = None  # which kind of stack it trains in; None if nobody has opened it yet
+    alone: bool = False  # its last attempt, after others that took a whole worker along: not beside innocent trials
     began: datetime | None = field(
         default=None, compare=False
     )  # UTC; set if this very claim made the trial, which is empty
+
+    @property
+    def token(self) -> Token:
+        """What a write is checked against, whatever else is known of the claim."""
+        return self.trial_id, self.attempt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
-"""How a worker comes by a trial: one that is parked, else the oldest queued one, else a new one that the budget allows.
+"""How a worker comes by trials: those that are parked, else the oldest queued ones, else new ones that the budget allows.
 
-One transaction under Optuna's own lock on the study: a trial's row, its lease and its place in the budget, or nothing.
+One transaction under Optuna's own lock on the study: trials' rows, their leases and their places in the budget, or nothing.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -14,12 +16,23 @@ from optuna.trial import TrialState
 
 from hpo.claim import Checkpoint, Claim
 from hpo.db import sql, trialwrites
-from hpo.db.tables import Hold, hpo_trials, living_row, running_ids, trial_system_attributes, trials, utc
+from hpo.db.tables import (
+    Hold,
+    hpo_failures,
+    hpo_trials,
+    living_row,
+    running_ids,
+    trial_system_attributes,
+    trials,
+    utc,
+)
 from hpo.errors import StudyError
+from hpo.failures import Kind
 from hpo.ledger import Ledger, cut_back
 from hpo.settling import write_stop
 
 GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
+TAKING_ALL = (Kind.LOST_WORKER, Kind.CUDA_ERROR)  # failures that all trials of a worker share, whichever is to blame
 
 
 class Idle(Enum):
@@ -33,21 +46,45 @@ class Idle(Enum):
 
 def claim(ledger: Ledger) -> Claim | Idle:
     """Take up a trial; StudyError if the study was deleted meanwhile."""
+    found = claim_many(ledger, 1)
+    return found if isinstance(found, Idle) else found[0]
+
+
+def claim_many(
+    ledger: Ledger, wanted: int, *, partition: str | None = None, waiting_at_most: int | None = None, fleet: int = 1
+) -> list[Claim] | Idle:
+    """Take up at least one trial and at most `wanted`; StudyError if the study was deleted meanwhile.
+
+    Who has a stack open gets parked trials of its partition and of none yet, then queued and new ones. Who has none gets
+    what the oldest parked trial is to be trained with: the others of its partition, if that is known, and nothing else.
+
+    Args:
+        partition: of the stack that the caller has open.
+        waiting_at_most: so many parked trials may wait for another stack than the caller's; no trial that may come to wait
+            is begun beyond that.
+        fleet: how many workers the run has: one call begins no more than an even share of the new trials that are left.
+    """
+    for name, number in {"wanted": wanted, "waiting_at_most": waiting_at_most, "fleet": fleet}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"claim_many: {name}={number}; it must be at least 1")
     with sql.writing(ledger.engine) as connection:
         study = lock_study(connection, ledger)
         if study.hold not in (None, Hold.PAUSED):
             return Idle.DONE
-        may_begin = study.stop_reason is None and study.spent < study.trials + study.imported
+        left = study.trials + study.imported - study.spent if study.stop_reason is None else 0
         if study.hold == Hold.PAUSED:
-            return Idle.WAIT if may_begin or study.unfinished else Idle.DONE
-        if study.parked and (taken := _take_over(connection, ledger)):
+            return Idle.WAIT if left > 0 or study.unfinished else Idle.DONE
+        taken = _take_over(connection, ledger, wanted, partition) if study.parked else []
+        if taken and partition is None:
             return taken
-        if may_begin:
-            if begun := (study.queued and _queued(connection, ledger)) or _new(connection, ledger):
-                _lease_out(connection, ledger, begun)
-                return begun
-            if not study.unfinished:
-                write_stop(connection, ledger.uid, "every point of the grid was tried")
+        room = wanted - len(taken)
+        if waiting_at_most is not None:
+            room = min(room, waiting_at_most - (study.parked - len(taken)))
+        begun = _begin(connection, ledger, study, most=min(room, left), left=left, fleet=fleet)
+        if taken or begun:
+            return [*taken, *begun]
+        if left > 0 and not study.unfinished:
+            write_stop(connection, ledger.uid, "every point of the grid was tried")
         return Idle.WAIT if study.unfinished else Idle.DONE
 
 
@@ -62,23 +99,34 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
     return row
 
 
-def _lease_out(connection: sa.Connection, ledger: Ledger, begun: Claim) -> None:
-    row = {"study_uid": ledger.uid, "trial_id": begun.trial_id, "attempt": begun.attempt, "worker": ledger.worker}
-    parameters = {**row, "settled": False, "lease_seconds": ledger.lease_seconds}
-    connection.execute(_leased(connection.dialect.name), parameters)
-
-
-@cache
-def _leased(dialect: str) -> Any:
-    return hpo_trials.insert().values(lease_until=sql.clock(dialect) + sa.bindparam("lease_seconds"))
-
-
 # --- parked -----------------------------------------------------------------------------------------------------------
 
 
-def _take_over(connection: sa.Connection, ledger: Ledger) -> Claim | None:
-    row = connection.execute(
-        sa.select(hpo_trials, trials.c.number)
+def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, partition: str | None) -> list[Claim]:
+    """Take up parked trials that can be trained together, the oldest first."""
+    of_trial = hpo_trials.c.partition
+    if partition is not None:
+        rows = _parked(connection, ledger, wanted, sa.or_(of_trial.is_(None), of_trial == partition), ~_alone(ledger))
+    else:
+        rows = _parked(connection, ledger, 1)
+        if rows and wanted > 1 and rows[0].partition is not None and not rows[0].alone:
+            beside = (of_trial == rows[0].partition, ~_alone(ledger), hpo_trials.c.trial_id != rows[0].trial_id)
+            rows += _parked(connection, ledger, wanted - 1, *beside)
+    if rows:
+        of_study = hpo_trials.c.study_uid == ledger.uid
+        connection.execute(
+            hpo_trials.update()
+            .where(of_study, hpo_trials.c.trial_id.in_([row.trial_id for row in rows]))
+            .values(attempt=hpo_trials.c.attempt + 1, worker=ledger.worker, lease_until=ledger.lease(connection))
+        )
+        cut_back(connection, rows)
+    return [_taken(row) for row in rows]
+
+
+def _parked(connection: sa.Connection, ledger: Ledger, most: int, *which: sa.ColumnElement[bool]) -> list[Any]:
+    """Return our rows, locked, of the oldest parked trials of a kind, each with whether it is to be trained alone."""
+    found = connection.execute(
+        sa.select(hpo_trials, trials.c.number, _alone(ledger).label("alone"))
         .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
         .where(
             hpo_trials.c.study_uid == ledger.uid,
@@ -87,19 +135,31 @@ def _take_over(connection: sa.Connection, ledger: Ledger) -> Claim | None:
             # By this way round, since few trials run and many have.
             hpo_trials.c.trial_id.in_(running_ids(ledger.study_id)),
             trials.c.state == TrialState.RUNNING,
+            *which,
         )
         .order_by(trials.c.number)
-        .limit(1)
+        .limit(most)
         .with_for_update(of=hpo_trials, skip_locked=True)
-    ).one_or_none()
-    if row is None:
-        return None
-    connection.execute(
-        hpo_trials.update()
-        .where(hpo_trials.c.study_uid == ledger.uid, hpo_trials.c.trial_id == row.trial_id)
-        .values(attempt=row.attempt + 1, worker=ledger.worker, lease_until=ledger.lease(connection))
     )
-    cut_back(connection, row)
+    return list(found)
+
+
+def _alone(ledger: Ledger) -> sa.ColumnElement[bool]:
+    """Say of our row of a trial that one more failure of a kind that takes a whole worker along would end it."""
+    spent = [
+        _count(
+            hpo_failures.c.study_uid == hpo_trials.c.study_uid,
+            hpo_failures.c.trial_id == hpo_trials.c.trial_id,
+            hpo_failures.c.kind == kind,
+        )
+        >= ledger.policies.of(kind).retries
+        for kind in TAKING_ALL
+        if ledger.policies.of(kind).retries > 0
+    ]
+    return sa.or_(sa.false(), *spent)
+
+
+def _taken(row: Any) -> Claim:
     checkpoint = None
     if row.checkpoint_epoch is not None:
         checkpoint = Checkpoint(epoch=row.checkpoint_epoch, path=row.checkpoint_path, digest=row.checkpoint_digest)
@@ -109,35 +169,80 @@ def _take_over(connection: sa.Connection, ledger: Ledger) -> Claim | None:
         attempt=row.attempt + 1,
         checkpoint=checkpoint,
         accumulation=row.accumulation,
+        partition=row.partition,
+        alone=row.alone,
     )
 
 
-# --- queued -----------------------------------------------------------------------------------------------------------
+# --- queued, new ------------------------------------------------------------------------------------------------------
 
 
-def _queued(connection: sa.Connection, ledger: Ledger) -> Claim | None:
-    """Claim the oldest WAITING trial; a plain Optuna process may be after it too, so the state is checked by the write."""
+def _begin(connection: sa.Connection, ledger: Ledger, study: Any, *, most: int, left: int, fleet: int) -> list[Claim]:
+    """Begin trials, queued ones first.
+
+    Args:
+        most: how many, which may be less than one.
+        left: of the budget.
+    """
+    if most < 1:
+        return []
+    queued = _queued(connection, ledger, most) if study.queued else []
+    _lease_out(connection, ledger, queued)  # before the new ones are counted, which may share a grid with them
+    new = _new(connection, ledger, most - len(queued), left=left - len(queued), fleet=fleet)
+    _lease_out(connection, ledger, new)
+    return [*queued, *new]
+
+
+def _queued(connection: sa.Connection, ledger: Ledger, most: int) -> list[Claim]:
+    """Claim the oldest WAITING trials; a plain Optuna process may be after them too, so the state is checked by the write."""
     waiting = connection.execute(
         sa.select(trials.c.trial_id, trials.c.number)
         .where(trials.c.study_id == ledger.study_id, trials.c.state == TrialState.WAITING)
         .order_by(trials.c.number)
     ).all()
-    for trial_id, number in waiting:
-        if trialwrites.set_state(connection, trial_id, TrialState.RUNNING, once=(TrialState.WAITING,)):
-            return Claim(trial_id=trial_id, number=number, attempt=1)
-    return None
+    claims: list[Claim] = []
+    while waiting and len(claims) < most:
+        tried, waiting = waiting[: most - len(claims)], waiting[most - len(claims) :]
+        ids = [trial_id for trial_id, _ in tried]
+        got = trialwrites.set_states(connection, ids, TrialState.RUNNING, once=(TrialState.WAITING,))
+        claims += [Claim(trial_id=trial_id, number=number, attempt=1) for trial_id, number in tried if trial_id in got]
+    return claims
 
 
-# --- new --------------------------------------------------------------------------------------------------------------
-
-
-def _new(connection: sa.Connection, ledger: Ledger) -> Claim | None:
-    """Insert a trial; None if the study is a grid of which every point is dealt out."""
-    if ledger.grid_points is not None and _dealt(connection, ledger) >= ledger.grid_points:
-        return None
+def _new(connection: sa.Connection, ledger: Ledger, most: int, *, left: int, fleet: int) -> list[Claim]:
+    """Insert trials; none if the study is a grid of which every point is dealt out."""
+    if most > 0 and ledger.grid_points is not None:
+        left = min(left, ledger.grid_points - _dealt(connection, ledger))
+    count = min(most, math.ceil(left / fleet))
+    if count < 1:
+        return []
     began = utc()
-    trial_id, number = trialwrites.insert_trial(connection, ledger.study_id, started=began)
-    return Claim(trial_id=trial_id, number=number, attempt=1, began=began)
+    inserted = trialwrites.insert_trials(connection, ledger.study_id, count, started=began)
+    return [Claim(trial_id=trial_id, number=number, attempt=1, began=began) for trial_id, number in inserted]
+
+
+def _lease_out(connection: sa.Connection, ledger: Ledger, begun: Sequence[Claim]) -> None:
+    rows = [
+        {
+            "study_uid": ledger.uid,
+            "trial_id": one.trial_id,
+            "attempt": one.attempt,
+            "worker": ledger.worker,
+            "settled": False,
+            "lease_seconds": ledger.lease_seconds,
+        }
+        for one in begun
+    ]
+    if rows:
+        connection.execute(_leased(connection.dialect.name), rows)
+
+
+@cache
+def _leased(dialect: str) -> Any:
+    return hpo_trials.insert().values(lease_until=sql.clock(dialect) + sa.bindparam("lease_seconds"))
+
+
+# --- counted ----------------------------------------------------------------------------------------------------------
 
 
 @cache

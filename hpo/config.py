@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from hpo import options
 from hpo.errors import SpecError
 from hpo.space import Tree, branches
 
-SECTIONS = ("data", "model", "optimizer", "schedule", "training")
+SECTIONS = ("data", "augment", "model", "optimizer", "schedule", "training")
+TABLES = ("augment", "training")  # sections that are a table of values, and no part chosen by name
 Positive = Annotated[int, Ge(1)]
 
 
@@ -58,6 +59,21 @@ class Training(pydantic.BaseModel):
     """bfloat16 trains under autocast; weights stay float32."""
     threads: Positive = 1
     """CPU threads of one trial. Curves repeat bit for bit only with the same number."""
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    """A longer gradient (2-norm over all parameters) is shortened to this."""
+    clip_value: Annotated[float, Gt(0)] | None = None
+    """Each element of the gradient is kept within this of 0."""
+
+
+class Augment(pydantic.BaseModel):
+    """How strongly training images are changed, each image by draws of its own."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    crop: Annotated[int, Ge(0)] = 0
+    """Pixels by which an image may be moved each way; the border is filled with the training part's mean."""
+    horizontal_flip: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Probability with which an image is mirrored."""
 
 
 class TrainConfig(pydantic.BaseModel):
@@ -66,6 +82,7 @@ class TrainConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True)
 
     data: Part
+    augment: Augment
     model: Part
     optimizer: Part
     schedule: Part
@@ -73,14 +90,10 @@ class TrainConfig(pydantic.BaseModel):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
-        """Read a pinned tree of the five sections; SpecError names path, value and mend."""
-        parts = {section: Part.from_tree(section, tree[section]) for section in SECTIONS if section != "training"}
-        try:
-            training = Training.model_validate(tree["training"])
-        except pydantic.ValidationError as error:
-            paths = {key: f"training.{key}" for key in tree["training"]}
-            raise SpecError("\n".join(options.explain(error, paths, "training", Training))) from None
-        config = cls(training=training, **parts)
+        """Read a pinned tree of the sections; SpecError names path, value and mend."""
+        parts = {section: Part.from_tree(section, tree[section]) for section in SECTIONS if section not in TABLES}
+        augment = _table("augment", tree.get("augment", {}), Augment)
+        config = cls(augment=augment, training=_table("training", tree["training"], Training), **parts)
         config._refuse_two_owners_of_momentum()
         return config
 
@@ -95,8 +108,20 @@ class TrainConfig(pydantic.BaseModel):
                 )
 
 
+Table = TypeVar("Table", Training, Augment)
+
+
+def _table(section: str, values: Mapping[str, Any], model: type[Table]) -> Table:
+    """Read a section that is a table of values; SpecError names path, value and mend."""
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        paths = {key: f"{section}.{key}" for key in values}
+        raise SpecError("\n".join(options.explain(error, paths, section, model))) from None
+
+
 def with_sections(tree: Mapping[str, Any]) -> Tree:
-    """Return the five sections of a tree, with the ones that may be left out filled in."""
+    """Return the sections of a tree, with those that may be left out and are not empty then filled in."""
     return {"schedule": {"name": "constant"}, "training": {}} | {key: tree[key] for key in SECTIONS if key in tree}
 
 

@@ -19,9 +19,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import data
-from hpo import assembly, parts, seeds, space
+from hpo import assembly, executors, parts, seeds, space
 from hpo.config import TrainConfig
 from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.executors import Choice
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import StudySpec
@@ -32,6 +33,7 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
+TOLERANCE = 5e-3  # of losses and accuracies where executors differ: Adam blows rounding up (docs/decisions.md)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +48,32 @@ class Training:
     device: torch.device
     splits: data.Splits
     accumulation: int  # micro-batches to a batch
+    executor: str = "loop"  # that trained the receipt's trial; several in a row joined by "+"
 
     @property
     def identity(self) -> str:
-        """What makes this training what it is: the SHA-256 of the config, receipt aside, of the seed and of
-        micro-batches, if any.
+        """What makes this training what it is: the SHA-256 of the config, receipt aside, of the seed, of micro-batches,
+        if any, and of the executor, if it is not the loop.
         """
-        # Whole batches add nothing: folders from before there were micro-batches stay recognised.
+        # What is usual adds nothing: folders from before there was anything else stay recognised.
         made_of = [self.spec.identity, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
+        made_of += [self.executor] if self.executor != "loop" else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def run(self) -> loop.Run:
         return assembly.build_run(
             self.config, self.splits, self.seed, self.folder, self.device, accumulation=self.accumulation
         )
+
+    def epochs(self, run: loop.Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
+        """Train the run on as the receipt's trial was trained; the loop stands for several executors in a row."""
+        choice = Choice(executor=self.executor if "+" not in self.executor else "loop", slots=1, why="a receipt")
+        return executors.train(choice.build(run), run, stop)
+
+    @property
+    def repeats_exactly(self) -> bool:
+        """Whether the trial's curve comes again bit for bit, on the same CPU: not after a change of executors."""
+        return self.executor in ("loop", "stack")
 
 
 def load_pinned(path: Path) -> StudySpec:
@@ -100,6 +114,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         device=device,
         splits=assembly.load_splits(config, spec.seed, folder, device),
         accumulation=accumulation,
+        executor=spec.receipt.get("executor", "loop"),
     )
 
 
@@ -150,7 +165,7 @@ def train(
         kept.resume(training, run, folder / CHECKPOINT)
     _open_folder(training, folder)
     with SummaryWriter(log_dir=str(folder), purge_step=run.epoch + 1) as board:
-        for result in run.train(stop=stop):
+        for result in training.epochs(run, stop):
             kept.take(training, run, result)
             for name, value in asdict(result).items():
                 board.add_scalar(name, value, result.epoch)
@@ -235,7 +250,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
             folder=training.folder,
             device=assembly.device_name(training.device),
             threads=training.config.training.threads,
-            executor="loop",
+            executor="loop" if "+" in training.executor else training.executor,
             seed=training.seed,
             split_seed=training.spec.seed,
             data_digest=training.splits.digest,
@@ -255,7 +270,8 @@ class Difference:
 
 
 def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[Difference]:
-    """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit.
+    """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit, or
+    within TOLERANCE where the trial does not repeat exactly.
 
     Raises StudyError if the config has no curve in its receipt.
     """
@@ -266,8 +282,8 @@ def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[
             f"{training.path}: has no curve in its receipt: it is no export, or of a trial that was not trained in its study"
         )
     found: list[Difference] = []
-    for result in training.run().train():
-        found += _differences(result, curves)
+    for result in training.epochs(training.run()):
+        found += _differences(training, result, curves)
         progress(result)
         if result.epoch == epochs:
             break
@@ -279,11 +295,15 @@ def curve_length(training: Training) -> int:
     return max(map(len, training.spec.receipt.get("curves", {}).values()), default=0)
 
 
-def _differences(result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
+def _differences(training: Training, result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
     for metric, curve in curves.items():
         again = float(getattr(result, metric))
-        if result.epoch <= len(curve) and not same(again, curve[result.epoch - 1]):
-            yield Difference(epoch=result.epoch, metric=metric, trial=curve[result.epoch - 1], replay=again)
+        if result.epoch > len(curve):
+            continue
+        then = curve[result.epoch - 1]
+        near = not training.repeats_exactly and math.isclose(again, then, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        if not (same(again, then) or near):
+            yield Difference(epoch=result.epoch, metric=metric, trial=then, replay=again)
 
 
 def same(one: float, other: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
     os.replace(part, path)
 

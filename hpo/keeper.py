@@ -1,4 +1,4 @@
-"""The worker's second thread: it keeps the lease while an epoch lasts, reaps the dead, and hears what others want.
+"""The worker's second thread: it keeps the leases while an epoch lasts, reaps the dead, and hears what others want.
 
 Whatever a storage throws at one of its duties, the others are done and the next tick tries again; a storage that hangs
 holds up all of them.
@@ -10,11 +10,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from hpo import presence
 from hpo.lease import Lease
 from hpo.ledger import Ledger
+from hpo.post import Post
 from hpo.reaping import TICKS_PER_LEASE, Reaper
 from hpo.storage import FAILURES, cause
 
@@ -44,7 +46,7 @@ class Keeper:
         self._orphaned = orphaned
         self._overdue = overdue
         self._reaper = Reaper(ledger)
-        self._lease: Lease | None = None
+        self._post: Post | None = None
         self._is_entered = False
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
@@ -65,31 +67,32 @@ class Keeper:
         self._thread.join(timeout=5)
         self._try("leave", lambda: presence.leave(self._ledger))
 
-    def hold(self, lease: Lease | None) -> None:
-        """Keep this lease from now on; None when there is no trial at hand."""
-        self._lease = lease
+    def hold(self, held: Post | Lease | None) -> None:
+        """Keep the leases of a post from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
+        self._post = held.post if isinstance(held, Lease) else held
 
     def _run(self) -> None:
         while not self._done.wait(self._tick_seconds):
             self._look_for_the_parent()
-            lease = self._lease
-            if lease is not None:
-                self._keep(lease)
+            post = self._post
+            if post is not None:
+                self._keep(post)
             if not self._is_entered:
                 self._try("enter", self._enter)
             if self._reaper.is_due:
                 self._try("reap", self._reap)
 
-    def _keep(self, lease: Lease) -> None:
-        if lease.is_cut_off:
-            self._try("send", lease.send)
+    def _keep(self, post: Post) -> None:
+        if post.is_cut_off:
+            self._try("send", post.send)
         else:
-            self._try("send", lease.send_metrics)
-        self._try("obey", lease.obey)
-        if lease.is_to_be_renewed:
-            self._try("renew", lease.renew)
-        if self._is_overdue(lease):
-            self._try("overdue", lambda: self._overdue(lease))
+            self._try("send", post.send_metrics)
+        self._try("obey", post.obey)
+        if post.is_to_be_renewed:
+            self._try("renew", post.renew)
+        for lease in post.leases:
+            if self._is_overdue(lease):
+                self._try("overdue", partial(self._overdue, lease))
 
     def _is_overdue(self, lease: Lease) -> bool:
         if lease.seconds_left is None or lease.is_cut_off or lease.patience.is_waiting:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import settling
-from hpo.claim import Checkpoint, Claim, Orders
+from hpo.claim import Checkpoint, Claim, Orders, Token
 from hpo.db import sql, trialwrites
 from hpo.db.columns import RUNG_PREFIX
 from hpo.db.tables import (
@@ -39,7 +39,7 @@ from hpo.db.tables import (
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
 from hpo.reports import Answer, Report, stands, write_metrics, write_values
-from hpo.settling import NO_CHECKPOINT
+from hpo.settling import NO_CHECKPOINT, End
 
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
@@ -87,13 +87,17 @@ class Ledger:
                 connection.execute(hpo_trials.update().where(of_held).values(lease_until=self.lease(connection)))
         return answer
 
-    def write_metrics(self, claim: Claim, reports: Sequence[Report]) -> bool:
-        """Write the raw metrics of a claim's reports, whose values are there already; False if the claim fell."""
+    def write_metrics(self, reports: Sequence[Report]) -> set[Claim]:
+        """Write the raw metrics of reports, whose values are there already, and renew their leases; return the claims that
+        fell, for which nothing is written.
+        """
+        if not reports:
+            return set()
+        claims = {report.claim for report in reports}
         with sql.writing(self.engine) as connection:
-            held = self._update(connection, claim)
-            if held:
-                write_metrics(connection, self.uid, reports)
-            return held
+            held = self._renew(connection, claims)
+            write_metrics(connection, self.uid, [report for report in reports if report.claim.token in held])
+        return _fallen(claims, held)
 
     def curve(self, claim: Claim, metric: str) -> list[float]:
         """Return a trial's raw curve of a metric by epoch, as far as it is stored."""
@@ -111,20 +115,38 @@ class Ledger:
 
     def renew(self, claim: Claim) -> bool:
         """Renew a lease; False if it is no longer ours."""
+        return not self.renew_all([claim])
+
+    def renew_all(self, claims: Collection[Claim]) -> set[Claim]:
+        """Renew leases by one statement; return the claims that fell."""
+        if not claims:
+            return set()
         with sql.writing_once(self.engine) as connection:
-            return self._update(connection, claim)
+            return _fallen(claims, self._renew(connection, claims))
+
+    def _renew(self, connection: sa.Connection, claims: Collection[Claim]) -> set[Token]:
+        """Lock our rows of these trials and renew the leases of those whose claims stand; return what tells these."""
+        parameters = {
+            "uid": self.uid,
+            "uid_json": json.dumps(self.uid),
+            "tokens": [claim.token for claim in claims],
+            "of_trials": [claim.trial_id for claim in claims],
+            "lease_seconds": self.lease_seconds,
+        }
+        return set(map(tuple, connection.execute(_renew_statement(connection.dialect.name), parameters)))
 
     def orders(self, claim: Claim) -> Orders:
         """Read, without a lock, whether the trial is still the claim's and what people want of it."""
+        return self.orders_of([claim])[claim]
+
+    def orders_of(self, claims: Collection[Claim]) -> dict[Claim, Orders]:
+        """Read likewise for many, by one statement."""
+        if not claims:
+            return {}
+        parameters = {"uid": self.uid, "of_trials": [claim.trial_id for claim in claims]}
         with sql.reading(self.engine) as connection:
-            row = connection.execute(
-                sa.select(hpo_trials, hpo_studies.c.hold)
-                .join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
-                .where(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id == claim.trial_id)
-            ).one_or_none()
-        if row is None or row.attempt != claim.attempt or row.settled or row.lease_until is None:
-            return Orders(lost=True, stop=False, park=False)
-        return Orders(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
+            rows = {row.trial_id: row for row in connection.execute(_orders_statement(), parameters)}
+        return {claim: _orders(claim, rows.get(claim.trial_id)) for claim in claims}
 
     def _update(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
         """Set columns of the claim's row and renew its lease, if the claim stands and Optuna's trial still runs."""
@@ -171,10 +193,15 @@ class Ledger:
                 self._whose(claim),
             )
 
-    def record_receipt(self, claim: Claim, receipt: Mapping[str, Any]) -> None:
-        """Record what the trial is being made from; LostLease if the claim fell."""
+    def record_receipt(self, claim: Claim, receipt: Mapping[str, Any], partition: str | None = None) -> None:
+        """Record what the trial is being made from; LostLease if the claim fell.
+
+        Args:
+            partition: which kind of stack it trains in, if that is known by now.
+        """
+        known = {} if partition is None else {"partition": partition}
         with sql.writing_once(self.engine) as connection:
-            self._update_or_raise(connection, claim, receipt=json.dumps(receipt))
+            self._update_or_raise(connection, claim, receipt=json.dumps(receipt), **known)
 
     def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
         if not self._update(connection, claim, **values):
@@ -193,16 +220,20 @@ class Ledger:
         """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
         with sql.writing(self.engine) as connection:
             self._update_or_raise(connection, claim, **NO_CHECKPOINT)
-            cut_back(connection, self._row(connection, claim))
+            cut_back(connection, [self._row(connection, claim)])
 
     # --- its end ----------------------------------------------------------------------------------------------------
 
-    def park(self, claim: Claim) -> None:
-        """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it."""
+    def park(self, claim: Claim, *, partition: str | None = None) -> None:
+        """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it.
+
+        Args:
+            partition: which kind of stack it trains in, if that is known by now.
+        """
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
-                settling.release(connection, row)
+                settling.release(connection, row, partition=partition)
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
@@ -211,14 +242,41 @@ class Ledger:
 
         Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
         """
-        end = {"new_outcome": outcome, "new_reason": reason and sql.storable(reason)}
-        lost = LostLease(f"trial {claim.number}: was taken up or ended by another process")
+        if self.finish_all([End(claim=claim, state=state, value=value, outcome=outcome, reason=reason)]):
+            raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+
+    def finish_all(self, ends: Sequence[End]) -> set[Claim]:
+        """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
+
+        Nothing is written for those. A second call, after a commit whose answer was lost, changes nothing and returns the
+        same.
+        """
+        if not ends:
+            return set()
         with sql.writing(self.engine) as connection:
-            if connection.execute(_close_statement(), {**self._whose(claim), **end}).rowcount == 1:
-                if not settling.succeed(connection, self.uid, claim.trial_id, state, value):
-                    raise lost  # and our row stays open: whoever drops the trial closes it
-            elif not self._has_ended(connection, claim, outcome):
-                raise lost
+            closed = self._close(connection, ends)
+            if closed:
+                settling.succeed(connection, self.uid, [end for end in ends if end.claim.token in closed])
+            others = [end for end in ends if end.claim.token not in closed]
+            rows = self._rows(connection, [end.claim for end in others])
+            return {end.claim for end in others if not self._has_ended(rows, end.claim, end.outcome)}
+
+    def _close(self, connection: sa.Connection, ends: Sequence[End]) -> set[Token]:
+        """Lock the trials that end, both rows of each, and close ours where the claim stands and Optuna's trial runs; return
+        what tells these.
+        """
+        told = [
+            {
+                "trial_id": end.claim.trial_id,
+                "attempt": end.claim.attempt,
+                "outcome": end.outcome,
+                "reason": end.reason and sql.storable(end.reason),
+            }
+            for end in ends
+        ]
+        parameters = {"uid": self.uid, "uid_json": json.dumps(self.uid), **sql.numbered(told)}
+        statement = _close_statement(connection.dialect.name, len(told))
+        return set(map(tuple, connection.execute(statement, parameters)))
 
     def fail(self, claim: Claim, failure: Failure, *, accumulation: int | None = None) -> Verdict:
         """Record a failed attempt, and park or settle the trial as the study's policy says; return which.
@@ -240,7 +298,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             done = row is not None and settling.end_as_stopped(connection, row)
-            if not done and not self._has_ended(connection, claim, settling.STOPPED):
+            if not done and not self._has_ended(self._rows(connection, [claim]), claim, settling.STOPPED):
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
 
     def last_value(self, claim: Claim) -> float | None:
@@ -263,11 +321,12 @@ class Ledger:
         """Lock the claim's row and return it; None if the claim does not stand."""
         return connection.execute(_lock_statement(), self._whose(claim)).one_or_none()
 
-    def _has_ended(self, connection: sa.Connection, claim: Claim, outcome: str) -> bool:
-        """Say whether this very claim has been settled so already."""
-        row = self._row(connection, claim)
-        mine = row is not None and row.attempt == claim.attempt and row.worker == self.worker
-        return bool(mine and row.settled and row.outcome == outcome)
+    def _has_ended(self, rows: Mapping[int, Any], claim: Claim, outcome: str) -> bool:
+        """Say whether this very claim has been settled so already, by our rows of trials."""
+        row = rows.get(claim.trial_id)
+        if row is None or row.attempt != claim.attempt or row.worker != self.worker:
+            return False
+        return bool(row.settled and row.outcome == outcome)
 
     def _verdict(self, connection: sa.Connection, claim: Claim, kind: Kind) -> Verdict | None:
         """Return what was done about this claim's failure of this kind, None if there is none."""
@@ -283,9 +342,15 @@ class Ledger:
         return None if found is None else Verdict(found)
 
     def _row(self, connection: sa.Connection, claim: Claim) -> Any:
-        return connection.execute(
-            sa.select(hpo_trials).where(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id == claim.trial_id)
-        ).one_or_none()
+        return self._rows(connection, [claim]).get(claim.trial_id)
+
+    def _rows(self, connection: sa.Connection, claims: Sequence[Claim]) -> dict[int, Any]:
+        """Return our rows of trials by id, as far as they are there."""
+        if not claims:
+            return {}
+        of_trials = hpo_trials.c.trial_id.in_([claim.trial_id for claim in claims])
+        rows = connection.execute(sa.select(hpo_trials).where(hpo_trials.c.study_uid == self.uid, of_trials))
+        return {row.trial_id: row for row in rows}
 
     # --- the study --------------------------------------------------------------------------------------------------
 
@@ -306,18 +371,103 @@ def _of_claim() -> sa.ColumnElement[bool]:
     )
 
 
+def _fallen(claims: Iterable[Claim], held: Container[Token]) -> set[Claim]:
+    return {claim for claim in claims if claim.token not in held}
+
+
+@cache
+def _runs() -> sa.ColumnElement[bool]:
+    return sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
+
+
+def _lease_until(dialect: str) -> sa.ColumnElement[float]:
+    return sql.clock(dialect) + sa.bindparam("lease_seconds", type_=sa.Double)
+
+
 @cache
 def _update_statement(dialect: str, names: tuple[str, ...]) -> sa.Update:
-    runs = sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
     new = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in names}
-    lease_until = sql.clock(dialect) + sa.bindparam("lease_seconds", type_=sa.Double)
-    return hpo_trials.update().where(_of_claim(), runs).values(lease_until=lease_until, **new)
+    return hpo_trials.update().where(_of_claim(), _runs()).values(lease_until=_lease_until(dialect), **new)
 
 
 @cache
-def _close_statement() -> sa.Update:
-    end = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in ("outcome", "reason")}
-    return hpo_trials.update().where(_of_claim()).values(settled=True, lease_until=None, **end)
+def _renew_statement(dialect: str) -> Any:
+    tokens: sa.BindParameter[Any] = sa.bindparam("tokens", expanding=True)
+    held = (
+        sa.select(hpo_trials.c.trial_id)
+        .where(
+            hpo_trials.c.study_uid == sa.bindparam("uid"),
+            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),  # by the index
+            sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).in_(tokens),
+            stands(sa.bindparam("uid_json")),
+            _runs(),
+        )
+        .order_by(hpo_trials.c.trial_id)  # everybody locks in this order
+        .with_for_update(of=hpo_trials)
+        .cte("held")
+    )
+    update = hpo_trials.update().where(_is_held(held)).values(lease_until=_lease_until(dialect))
+    return update.returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
+
+
+def _is_held(held: sa.CTE) -> sa.ColumnElement[bool]:
+    return sa.and_(hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.trial_id == held.c.trial_id)
+
+
+@cache
+def _orders_statement() -> Any:
+    return (
+        sa.select(
+            hpo_trials.c.trial_id,
+            hpo_trials.c.attempt,
+            hpo_trials.c.settled,
+            hpo_trials.c.lease_until,
+            hpo_trials.c.stop_requested,
+            hpo_studies.c.hold,
+        )
+        .join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
+        .where(
+            hpo_trials.c.study_uid == sa.bindparam("uid"),
+            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),
+        )
+    )
+
+
+def _orders(claim: Claim, row: Any) -> Orders:
+    if row is None or row.attempt != claim.attempt or row.settled or row.lease_until is None:
+        return Orders(lost=True, stop=False, park=False)
+    return Orders(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
+
+
+_ENDS: dict[str, sa.types.TypeEngine[Any]] = {
+    "trial_id": sa.Integer(),
+    "attempt": sa.Integer(),
+    "outcome": hpo_trials.c.outcome.type,
+    "reason": hpo_trials.c.reason.type,
+}
+
+
+@cache
+def _close_statement(dialect: str, count: int) -> Any:
+    told = sql.told(dialect, _ENDS, count)
+    told_of = sa.and_(told.c.trial_id == hpo_trials.c.trial_id, told.c.attempt == hpo_trials.c.attempt)
+    held = (
+        sa.select(hpo_trials.c.trial_id, told.c.outcome, told.c.reason)
+        .join(told, told_of)
+        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
+        .where(
+            hpo_trials.c.study_uid == sa.bindparam("uid"),
+            stands(sa.bindparam("uid_json")),
+            trials.c.state == TrialState.RUNNING,
+        )
+        .order_by(hpo_trials.c.trial_id)  # likewise
+        .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
+        .cte("held")
+    )
+    end = {"settled": True, "lease_until": None, "outcome": held.c.outcome, "reason": held.c.reason}
+    return (
+        hpo_trials.update().where(_is_held(held)).values(**end).returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
+    )
 
 
 @cache
@@ -325,31 +475,40 @@ def _lock_statement() -> sa.Select[Any]:
     return sa.select(hpo_trials).where(_of_claim()).with_for_update()
 
 
-def cut_back(connection: sa.Connection, row: Any) -> None:
-    """Forget what a trial reported after its checkpoint, and what the pruner remembers of it."""
-    epoch = row.checkpoint_epoch or 0
-    connection.execute(
-        intermediate_values.delete().where(
-            intermediate_values.c.trial_id == row.trial_id, intermediate_values.c.step > epoch
-        )
-    )
-    connection.execute(
-        hpo_curves.delete().where(
-            hpo_curves.c.study_uid == row.study_uid,
-            hpo_curves.c.trial_id == row.trial_id,
-            hpo_curves.c.epoch > epoch,
-        )
-    )
-    of_trial = trial_system_attributes.c.trial_id == row.trial_id
-    if row.checkpoint_attributes is None:
-        connection.execute(
-            trial_system_attributes.delete().where(of_trial, trial_system_attributes.c.key.like(RUNG_KEYS))
-        )
-        return
-    kept: dict[str, str] = json.loads(row.checkpoint_attributes)
-    connection.execute(trial_system_attributes.delete().where(of_trial))
+def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
+    """Forget what trials reported after their checkpoints, and what the pruner remembers of it.
+
+    Args:
+        rows: ours of these trials, all of one study.
+    """
+    ids = [row.trial_id for row in rows]
+    connection.execute(_cut_off_statement(intermediate_values.c.step), {"of_trials": ids, "uid": rows[0].study_uid})
+    connection.execute(_cut_off_statement(hpo_curves.c.epoch), {"of_trials": ids, "uid": rows[0].study_uid})
+    kept = {row.trial_id: json.loads(row.checkpoint_attributes) for row in rows if row.checkpoint_attributes}
+    of_trial = trial_system_attributes.c.trial_id
+    if without := [trial_id for trial_id in ids if trial_id not in kept]:
+        is_rung = trial_system_attributes.c.key.like(RUNG_KEYS)
+        connection.execute(trial_system_attributes.delete().where(of_trial.in_(without), is_rung))
     if kept:
-        connection.execute(
-            trial_system_attributes.insert(),
-            [{"trial_id": row.trial_id, "key": key, "value_json": value} for key, value in kept.items()],
-        )
+        connection.execute(trial_system_attributes.delete().where(of_trial.in_(kept)))
+    if again := [
+        {"trial_id": trial_id, "key": key, "value_json": value}
+        for trial_id, attributes in kept.items()
+        for key, value in attributes.items()
+    ]:
+        connection.execute(trial_system_attributes.insert(), again)
+
+
+@cache
+def _cut_off_statement(epoch: sa.Column[int]) -> Any:
+    """Delete what trials have in a table after the epochs of their checkpoints."""
+    of_trial = epoch.table.c.trial_id
+    checkpoint = (
+        sa.select(sa.func.coalesce(hpo_trials.c.checkpoint_epoch, 0))
+        .where(hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.trial_id == of_trial)
+        .scalar_subquery()
+    )
+    cut = epoch.table.delete().where(of_trial.in_(sa.bindparam("of_trials", expanding=True)), epoch > checkpoint)
+    if epoch.table is hpo_curves:
+        return cut.where(hpo_curves.c.study_uid == sa.bindparam("uid"))
+    return cut

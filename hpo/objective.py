@@ -1,28 +1,25 @@
-"""The declared objective: a trial becomes a config, the config a curve. The one file that knows Optuna and torch."""
+"""The declared objective: a trial becomes a config, the config a run. The one file that knows both Optuna's trials and torch."""
 
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-import optuna
 import torch
 
-from hpo import assembly, handover, retention, seeds, space
+from data import Splits
+from hpo import assembly, seeds, space
 from hpo import study as studies
-from hpo.claim import Checkpoint
+from hpo.attempt import Attempt
 from hpo.config import TrainConfig
-from hpo.errors import CheckpointError, Diverged, Parked
+from hpo.executors import Choice, Executor, choose, remember, spread
+from hpo.post import Post
 from hpo.receipt import receipt
-from hpo.reports import Report
+from hpo.saver import Saver
+from hpo.signals import StopSignal
 from hpo.study import Study
-from hpo.train import checkpoint
-from hpo.train.loop import EpochResult, Run, can_halve
+from hpo.together import Seat, Together
+from hpo.train.loop import Loop, Run, can_halve
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
@@ -33,137 +30,84 @@ def trial_seed(study_seed: int, number: int) -> int:
     return seeds.derive(study_seed, "trial", number)
 
 
-def metrics_of(result: EpochResult) -> dict[str, float]:
-    """Return an epoch's raw metrics by name."""
-    return {key: float(value) for key, value in asdict(result).items() if key != "epoch"}
-
-
-def declared(study: Study, folder: Path) -> Callable[[LeasedTrial], float]:
+def declared(study: Study, folder: Path) -> Declared:
     """Return the objective of a declared study; the data is loaded once, here, and must be the study's own."""
-    tree = study.spec.tree
     device = assembly.pick_device()
-    first = TrainConfig.from_tree(next(space.variants(tree)))
+    first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
     splits = assembly.load_splits(first, study.spec.seed, folder, device)
     studies.check_data(study, splits.digest)
     assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
+    return Declared(study, splits, folder, device)
 
-    def objective(trial: LeasedTrial) -> float:
+
+class Declared:
+    """What a declared study trains, in this process."""
+
+    def __init__(self, study: Study, splits: Splits, folder: Path, device: torch.device) -> None:
+        self._study = study
+        self._splits = splits
+        self._folder = folder
+        self._device = device
+        self._choices: dict[str, Choice] = {}
+        self._fleet = 1
+
+    def crew(self, study: Study, post: Post, stopping: StopSignal, fleet: int) -> Together:
+        """Return who trains the study's trials, in one of so many workers."""
+        self._fleet = fleet
+        return Together(study, self, post, stopping)
+
+    def seat(self, attempt: Attempt, trial: LeasedTrial) -> Seat:
+        """Make a trial's run from what the sampler proposes, at epoch 0 or where its checkpoint stands."""
         with trial.suggesting():
-            pinned = space.suggest(tree, trial)
+            pinned = space.suggest(self._study.spec.tree, trial)
         config = TrainConfig.from_tree(pinned)
-        seed = trial_seed(study.spec.seed, trial.number)
-        torch.set_num_threads(config.training.threads)
         accumulation = trial.lease.claim.accumulation
-        if can_halve(min(config.training.batch_size, len(splits.train.labels)), accumulation):
+        batch = min(config.training.batch_size, len(self._splits.train.labels))
+        if can_halve(batch, accumulation):
             trial.finer_accumulation = 2 * accumulation
-        run = assembly.build_run(config, splits, seed, folder, device, accumulation=accumulation)
-        saver = Saver(study, run, trial)
+        run = self._build(config, trial_seed(self._study.spec.seed, trial.number), accumulation=accumulation)
+        saver = Saver(attempt.study, run, trial)
         saver.resume()
-        trial.record_receipt(
-            receipt(
-                folder=folder,
-                device=assembly.device_name(device),
-                threads=config.training.threads,
-                executor="loop",
-                accumulation=accumulation,
-                seed=seed,
-                split_seed=study.spec.seed,
-                data_digest=splits.digest,
-            ),
+        return Seat(attempt, trial, run, saver, config)
+
+    def executor(self, seat: Seat) -> Executor:
+        """Return an empty executor for runs like this one."""
+        torch.set_num_threads(seat.config.training.threads)
+        if seat.run.accumulation > 1:
+            return Loop()
+        choice = self._choice(seat)
+        if seat.lease.claim.alone:
+            choice = choice.limited(1, "after attempts that took their worker along")
+        log.info("%s, slots %d: %s", choice.executor, choice.slots, choice.why, extra={"action": "executor"})
+        return choice.build(seat.run)
+
+    def _choice(self, seat: Seat) -> Choice:
+        if seat.partition not in self._choices:
+            spec = self._study.spec
+            found = choose(spec, seat.config, self._splits, self._folder, self._device)
+            self._choices[seat.partition] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
+        return self._choices[seat.partition]
+
+    def _build(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
+        return assembly.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
+
+    def note(self, seat: Seat) -> None:
+        """Record what a trial is being made from, once its executor has it."""
+        made_from = receipt(
+            folder=self._folder,
+            device=assembly.device_name(self._device),
+            threads=seat.config.training.threads,
+            executor="+".join(dict.fromkeys(seat.run.executors)),
+            accumulation=seat.run.accumulation,
+            seed=seat.run.seed,
+            split_seed=self._study.spec.seed,
+            data_digest=self._splits.digest,
         )
-        return follow(run, trial, saver, study.spec.metric)
+        seat.trial.record_receipt(made_from, seat.partition)
 
-    return objective
-
-
-def follow(run: Run, trial: LeasedTrial, saver: Saver, metric: Literal["accuracy", "loss"]) -> float:
-    """Train to the end of the trial, whatever ends it, reporting every epoch; return the judged value.
-
-    Raises Diverged, TrialPruned, or the Signal for which the trial must let go, after a checkpoint.
-    """
-    for result in run.train(stop=trial.lease.must_end):
-        saver.unrecorded.append(trial.report_epoch(result.epoch, result.judged(metric), metrics_of(result)))
-        if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
-            raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
-        if run.finished:
-            break  # nothing is left to save by pruning
-        if trial.pruner_says_stop():
-            raise optuna.TrialPruned(f"epoch {result.epoch}")
-        saver.save_if_due(result.epoch)
-    if not run.finished:
-        if trial.lease.keeps_its_place:
-            saver.save(run.epoch)
-        trial.lease.let_go()
-        raise Parked(f"trial {trial.number}: parked after epoch {run.epoch}")
-    if trial.lease.is_cut_off:
-        saver.save(run.epoch)  # the end may be long in coming
-    value = trial.judge(None)
-    saver.save_if_leading(value)
-    return value
-
-
-class Saver:
-    """A trial's checkpoints: one file that is recorded, and one that could not be while the storage is away."""
-
-    def __init__(self, study: Study, run: Run, trial: LeasedTrial) -> None:
-        self.study = study
-        self.run = run
-        self.trial = trial
-        self.folder = study.trial_folder(trial.number)
-        self.every = study.spec.recovery.checkpoint_seconds
-        self.saved_at = time.monotonic()
-        self.is_failing = False  # the last one could not be written
-        self.unrecorded: list[Report] = []  # what was reported since the last recorded one
-        found = trial.lease.claim.checkpoint
-        self.recorded = None if found is None else Path(found.path)
-
-    def resume(self) -> None:
-        """Go on from the claim's checkpoint, if it has one; from epoch 0 if that cannot be read."""
-        found = self.trial.lease.claim.checkpoint
-        if found is None:
-            return
-        try:
-            self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
-        except CheckpointError as error:
-            if isinstance(error.__cause__, OSError) and not self._is_missing(error.__cause__):
-                raise  # a disk that fails, or is not mounted, just now: a data error, tried again, the checkpoint kept
-            log.warning("trial %d starts over: %s", self.trial.number, error)
-            self.trial.start_over()
-
-    def _is_missing(self, error: OSError) -> bool:
-        """Say whether the file is not there, though its folder is."""
-        return isinstance(error, FileNotFoundError) and (self.study.checkpoints / studies.PROBE_FILE).is_file()
-
-    def save_if_due(self, epoch: int) -> None:
-        """Save if the last checkpoint is old enough."""
-        if time.monotonic() - self.saved_at >= self.every:
-            self.save(epoch)
-
-    def save_if_leading(self, value: float) -> None:
-        """Save the state at a finished trial's end if it is among the best, whose checkpoints are kept."""
-        lease = self.trial.lease
-        if lease.patience(lambda: retention.leads(self.study, self.trial.number, value)):
-            self.save(self.run.epoch)
-
-    def save(self, epoch: int) -> None:
-        """Write the run's state and record it in the ledger, or leave it to the next attempt if the storage is away.
-
-        A disk that is full costs the checkpoint, not the trial: the one recorded before still stands.
-        """
-        lease = self.trial.lease
-        path = self.folder / retention.file_name(lease.claim.attempt, epoch, time.time_ns())
-        self.saved_at = time.monotonic()
-        try:
-            found = Checkpoint(epoch=epoch, path=str(path), digest=checkpoint.save(path, self.run.state_dict()))
-            if lease.record_checkpoint(found):
-                self.recorded = path
-                self.unrecorded.clear()
-                kept = {path}
-            else:
-                kept = {path, handover.leave(self.folder, self.trial, found, self.unrecorded)}
-            retention.tidy(self.folder, lease.claim.attempt, keep=kept | {self.recorded or path})
-            self.is_failing = False
-        except OSError as error:
-            if not self.is_failing:
-                log.warning("trial %d: no checkpoint of epoch %d: %s", self.trial.number, epoch, error)
-            self.is_failing = True
+    def shrink(self, partition: str, slots: int, *, for_good: bool) -> None:
+        """Make no larger stack of this partition any more, in this process or, for good, in any on this machine."""
+        choice = self._choices[partition].limited(slots, "since a larger stack broke up")
+        self._choices[partition] = choice
+        if for_good:
+            remember(choice, self._study.spec, partition, self._device)

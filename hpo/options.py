@@ -7,6 +7,7 @@ annotations say what a study file may write, their defaults what it may leave ou
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic'
 def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
     """Return the pydantic model of a function's options; `given` is how many leading parameters are not options."""
     target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target, include_extras=True)
+    hints = _hints(target)
     listed = list(inspect.signature(function).parameters.values())
     _check_leading(listed, given)
     fields: dict[str, Any] = {}
@@ -41,6 +42,15 @@ def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
             "ignore", UserWarning
         )  # an option may be called "copy" or "json", as pydantic's methods are
         return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
+
+
+def _hints(target: Function) -> dict[str, Any]:
+    """Return the types of a function's parameters; what it returns may well be known to a type checker only."""
+    annotations = {name: hint for name, hint in inspect.get_annotations(target).items() if name != "return"}
+    known = getattr(inspect.unwrap(target), "__globals__", {})
+    return typing.get_type_hints(
+        types.SimpleNamespace(__annotations__=annotations), globalns=known, include_extras=True
+    )
 
 
 def _check_leading(listed: list[inspect.Parameter], given: int) -> None:

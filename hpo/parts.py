@@ -114,9 +114,15 @@ def _filled(tree: Tree, folder: Path) -> Tree:
     cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
     left_out = {"momentum", "beta1"} if cycles else set()  # the schedule owns these then
     return {
-        section: _filled_part(section, dict(part), folder, left_out) if section in KINDS else training_defaults() | part
+        section: _filled_part(section, dict(part), folder, left_out)
+        if section in KINDS
+        else _filled_table(section, part)
         for section, part in tree.items()
     }
+
+
+def _filled_table(section: str, table: Tree) -> Tree:
+    return training_defaults() | table if section == "training" else table
 
 
 def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> Tree:

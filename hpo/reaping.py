@@ -7,13 +7,14 @@ too often. Doing it twice is doing it once: a lease that was given back is nobod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import clocks, presence, settling
+from hpo.claim import Claim
 from hpo.db import sql
 from hpo.db.tables import hpo_trials, running_ids, trials
 from hpo.failures import Failure, Kind
@@ -83,10 +84,15 @@ def bury(ledger: Ledger, worker: str, how: str) -> int:
         return _lose(connection, ledger, hpo_trials.c.worker == worker, f"its worker died: {how}")
 
 
-def park_all_of(ledger: Ledger, worker: str) -> None:
-    """Give back every lease of a worker that has left, or that cannot know what it holds; no failure of the trials."""
+def park_all_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = ()) -> None:
+    """Give back every lease of a worker that has left, or that cannot know what it holds; no failure of the trials.
+
+    Args:
+        but: what it knows to hold.
+    """
+    known = sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).not_in([claim.token for claim in but])
     with sql.writing(ledger.engine) as connection:
-        for row in _held(connection, ledger, hpo_trials.c.worker == worker):
+        for row in _held(connection, ledger, sa.and_(hpo_trials.c.worker == worker, known)):
             settling.release(connection, row)
 
 

@@ -63,7 +63,12 @@ def write_values(
     statement = _values_statement(connection.dialect.name, len(reports))
     written = connection.execute(statement, parameters).all()
     held = {row.trial_id for row in written}
-    lost = {report.claim: None for report in reports if report.claim.trial_id not in held}
+    # Of two claims to one trial, which a worker has that took its own lost trial up again, only the later may stand.
+    latest: dict[int, int] = {}
+    for report in reports:
+        latest[report.claim.trial_id] = max(report.claim.attempt, latest.get(report.claim.trial_id, 0))
+    standing = {token for token in latest.items() if token[0] in held}
+    lost = {report.claim: None for report in reports if report.claim.token not in standing}
     return Answer(lost=list(lost), finished=since + written[0].finished if written else None)
 
 

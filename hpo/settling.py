@@ -6,13 +6,17 @@ or another program's, is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo.claim import Claim
 from hpo.db import sql, trialwrites
 from hpo.db.tables import (
+    FINISHED,
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
     Hold,
@@ -37,6 +41,17 @@ STOPPED = "stopped"  # the outcome of a trial that a person ended
 STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
 
 
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a trial that did not fail ends: its state, its value if it has a finite one, and why."""
+
+    claim: Claim
+    state: TrialState
+    value: float | None
+    outcome: str  # a word
+    reason: str | None = None  # a line
+
+
 def _is_open(connection: sa.Connection, row: Any) -> bool:
     """Lock Optuna's row of the trial and say whether the trial still runs, by its row and by ours."""
     state = connection.execute(
@@ -49,7 +64,7 @@ def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> bool:
     """Write the end of a trial; False if it was not open any more."""
-    if row.settled or not _end(connection, row.trial_id, state, value):
+    if row.settled or not _end(connection, {row.trial_id: (state, value)}):
         return False
     close(connection, row, outcome=outcome, reason=reason)
     return True
@@ -79,30 +94,42 @@ def close_if_ended_elsewhere(connection: sa.Connection, row: Any) -> None:
         close(connection, row, outcome=ELSEWHERE, reason=None)
 
 
-def release(connection: sa.Connection, row: Any) -> None:
-    """Park a trial; one that a person has ended meanwhile ends instead."""
+def release(connection: sa.Connection, row: Any, *, partition: str | None = None) -> None:
+    """Park a trial; one that a person has ended meanwhile ends instead.
+
+    Args:
+        partition: which kind of stack it trains in, if that is known by now.
+    """
+    known = {} if partition is None else {"partition": partition}
     if row.stop_requested:
         end_as_stopped(connection, row)
     else:
-        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None))
+        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **known))
 
 
-def succeed(connection: sa.Connection, study_uid: str, trial_id: int, state: TrialState, value: float | None) -> bool:
-    """Write the end of a trial that did not fail, and with it that of a streak of failures; False if it had ended."""
-    if not _end(connection, trial_id, state, value):
-        return False
+def succeed(connection: sa.Connection, study_uid: str, ends: Sequence[End]) -> None:
+    """Write the ends of trials that did not fail, and with them that of a streak of failures; the caller has locked Optuna's
+    rows of them too, and seen them RUNNING.
+    """
+    _end(connection, {end.claim.trial_id: (end.state, end.value) for end in ends})
     connection.execute(_END_OF_STREAK, {"of_study": study_uid})
-    return True
 
 
-def _end(connection: sa.Connection, trial_id: int, state: TrialState, value: float | None) -> bool:
-    """Write the end of a trial into Optuna's tables; False if it does not run any more."""
-    if not trialwrites.set_state(connection, trial_id, state, once=(TrialState.RUNNING,)):
-        return False
-    if value is not None:
-        found = {"trial_id": trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
-        sql.upsert(connection, trial_values, found, key=["trial_id", "objective"])
-    return True
+def _end(connection: sa.Connection, ends: Mapping[int, tuple[TrialState, float | None]]) -> set[int]:
+    """Write ends of trials, a state and a value by id, into Optuna's tables; return the ids of those that did run."""
+    ended: set[int] = set()
+    for state in FINISHED:
+        ids = sorted(trial_id for trial_id, (wanted, _) in ends.items() if wanted == state)
+        if ids:
+            ended |= trialwrites.set_states(connection, ids, state, once=(TrialState.RUNNING,))
+    rows = [
+        {"trial_id": trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
+        for trial_id, (_, value) in ends.items()
+        if trial_id in ended and value is not None
+    ]
+    if rows:
+        sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
+    return ended
 
 
 def fail(

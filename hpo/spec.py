@@ -27,7 +27,8 @@ from hpo.space import Choices
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
 FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
-MANAGED = ("budget", "recovery", "failures")  # how a study is run, not what it is: the last `hpo run` sets them
+#: How a study is run, not what it is: the last `hpo run` sets them.
+MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
 METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}
@@ -65,7 +66,7 @@ class Recovery(pydantic.BaseModel):
     """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
     keep_checkpoints: Annotated[int, Ge(0)] = 1
     """Of how many finished trials, the best ones, the last checkpoint is kept."""
-    recycle_trials: Positive = 1000
+    recycle_trials: Positive = 10_000
     """Trials after which a worker's process starts afresh."""
     recycle_growth_mb: Positive = 2048
     """Growth of a worker's resident memory, in MiB, likewise."""
@@ -95,7 +96,7 @@ class StudySpec(pydantic.BaseModel):
     name: str
     seed: Annotated[int, Ge(0)] = 0
     objective: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
-    """An Optuna objective of the user's own, "file.py:function"; then the five training sections are left out."""
+    """An Optuna objective of the user's own, "file.py:function"; then the training sections are left out."""
     params: dict[str, Any] = {}
     """Pinned parameters of such an objective, as `hpo export` writes them."""
     metric: Literal["accuracy", "loss"] = "accuracy"
@@ -103,6 +104,7 @@ class StudySpec(pydantic.BaseModel):
     direction: Direction | None = None
     value: str | None = None
     data: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
     model: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
     schedule: dict[str, Any] = {}
@@ -112,6 +114,10 @@ class StudySpec(pydantic.BaseModel):
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
     failures: Policies = Policies()
+    executor: Literal["auto", "loop", "stack"] = "auto"
+    """How trials are trained: one by one (loop), or several as one model (stack) where the model allows it; auto measures."""
+    slots: Literal["auto"] | Positive = "auto"
+    """Trials that a worker trains together in a stack; auto measures."""
     workers: Positive | None = None
     storage: str | None = None
     checkpoints: str | None = None
@@ -184,8 +190,13 @@ class StudySpec(pydantic.BaseModel):
 
     @property
     def tree(self) -> space.Tree:
-        """The five training sections with ranges and choices lifted out; empty for an objective of the user's own."""
-        return {} if self.objective else {section: space.lift(getattr(self, section), section) for section in SECTIONS}
+        """The training sections with ranges and choices lifted out; empty for an objective of the user's own."""
+        if self.objective:
+            return {}
+        given = {section: getattr(self, section) for section in SECTIONS}
+        return {
+            section: space.lift(table, section) for section, table in given.items() if table or section != "augment"
+        }
 
     @property
     def is_pinned(self) -> bool:
@@ -204,7 +215,7 @@ class StudySpec(pydantic.BaseModel):
     @property
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON and TOML values, without what was left unset."""
-        return self.model_dump(exclude_none=True, exclude={"receipt"})
+        return self.model_dump(exclude_none=True, exclude={"receipt"} if self.augment else {"receipt", "augment"})
 
     @property
     def identity(self) -> dict[str, Any]:

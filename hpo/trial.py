@@ -6,6 +6,7 @@ one of the Signals in `errors.py`; a storage that fails holds up neither.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import warnings
@@ -103,22 +104,39 @@ class LeasedTrial(optuna.trial.Trial):
         self.lease.patience(lambda: ledger.write_params(claim, list(rows.values())))
 
     def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
-        """Report the judged metric's raw value at a step and the raw metrics beside it, and return what was reported;
-        of the Signals only LostLease is raised.
+        """Report an epoch and return what was reported; of the Signals only LostLease is raised."""
+        report = self.reporting(step, value, metrics)
+        self.write(report)
+        return report
+
+    def reporting(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
+        """Return what to report of the judged metric's raw value at a step and the raw metrics beside it.
 
         What Optuna sees at a step is the study's rule applied to the curve so far.
         """
         self.curve.append(value)
         judged = self.rule(self.curve) if self.rule else value
-        report = Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics)
-        self.write(report)
-        return report
+        return Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics)
 
     def write(self, report: Report) -> None:
         """Write a report as it is, and let Optuna's trial know of it."""
         self.lease.report(report, since=self._history.low(self.study._study_id))
+        self.take_note(report)
+
+    def take_note(self, report: Report) -> None:
+        """Let Optuna's trial know of what was reported."""
         self._last_step = report.step
         self._cached_frozen_trial.intermediate_values[report.step] = report.value
+
+    @functools.cached_property
+    def frozen(self) -> optuna.trial.FrozenTrial:
+        """The trial as this process knows it, for a pruner that decides on several at once: what that writes down about it,
+        it remembers here.
+        """
+        frozen = self._cached_frozen_trial
+        if self.lease.claim.checkpoint is not None:  # earlier attempts, or what they left, may have said more since
+            frozen.system_attrs = self.storage.get_trial_system_attrs(self._trial_id)
+        return frozen
 
     def pruner_says_stop(self) -> bool:
         """Ask the study's pruner, whatever else is wanted of the trial: for who lets go at a moment of its own choice.
@@ -143,9 +161,9 @@ class LeasedTrial(optuna.trial.Trial):
         self.curve.clear()
         self._cached_frozen_trial.intermediate_values.clear()
 
-    def record_receipt(self, receipt: Mapping[str, Any]) -> None:
-        """Record what the trial is being made from."""
-        self.lease.patience(lambda: self.lease.ledger.record_receipt(self.lease.claim, receipt))
+    def record_receipt(self, receipt: Mapping[str, Any], partition: str | None = None) -> None:
+        """Record what the trial is being made from, and what it may be trained together with."""
+        self.lease.patience(lambda: self.lease.ledger.record_receipt(self.lease.claim, receipt, partition))
 
     # --- its end ----------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,12 @@ OWN_OBJECTIVE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a test measures, and what it makes a machine remember, from every other."""
+    monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
     """A running Postgres, as the URL of its maintenance database; one a test process."""

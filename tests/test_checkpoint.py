@@ -106,3 +106,40 @@ def test_a_file_without_a_dict_is_refused(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="holds a list, not a dict"):
         checkpoint.load(tmp_path / "a.pt")
+
+
+def saved_size(path: Path, state: dict) -> int:
+    checkpoint.save(path, state)
+    return path.stat().st_size
+
+
+def test_a_view_is_written_without_what_it_is_a_view_of(tmp_path: Path) -> None:
+    rows = torch.arange(100_000.0).view(100, 1000)
+    nested = {"a": rows[3, :500].view(5, 100), "b": [rows[4].t(), (rows[:, 7],)], "c": OrderedDict(d=rows[5, 3])}
+    size = saved_size(tmp_path / "a.pt", nested)
+    alone = {"a": rows[3, :500].clone().view(5, 100), "b": [rows[4].clone(), (rows[:, 7].clone(),)]}
+    assert size <= saved_size(tmp_path / "b.pt", alone | {"c": OrderedDict(d=rows[5, 3].clone())}) + 200
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    torch.testing.assert_close(loaded, nested, rtol=0, atol=0)
+    assert type(loaded["c"]) is OrderedDict
+    assert type(loaded["b"][1]) is tuple
+    assert nested["a"].untyped_storage().nbytes() == 400_000  # the state itself is left as it is
+
+
+def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
+    whole, rows = torch.zeros(1000), torch.zeros(10, 1000)
+    state = {"a": whole, "b": whole.view(10, 100), "c": rows[1], "d": rows[1].view(1000), "e": rows[2]}
+    assert saved_size(tmp_path / "a.pt", state) < 3 * 4000 + 3000
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    for one, other, same in (("a", "b", True), ("c", "d", True), ("c", "e", False)):
+        assert (loaded[one].untyped_storage().data_ptr() == loaded[other].untyped_storage().data_ptr()) == same
+
+
+def test_a_models_state_keeps_its_versions_and_expanded_tensors_stay_small(tmp_path: Path) -> None:
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    one = torch.zeros(1)
+    size = saved_size(tmp_path / "a.pt", {"model": state, "wide": one.expand(100_000)})
+    assert size < 5000
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert loaded["model"]._metadata == state._metadata
+    assert loaded["wide"].shape == (100_000,)

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from hpo import claiming, handover, reaping, results, studyfile, worker
 from hpo import study as studies
+from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
 from hpo.db.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.errors import LostLease, StorageError
@@ -28,6 +29,7 @@ from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.together import Together
 from hpo.train.loop import EpochResult, Run
 from hpo.trial import LeasedTrial
 from tests.test_objective import DOCUMENT
@@ -209,11 +211,14 @@ def test_an_attempt_that_was_killed_after_an_outage_began_is_gone_on_from_its_la
             raise Killed
         return False
 
+    def die(self: Together, error: BaseException) -> None:
+        raise error
+
     with monkeypatch.context() as patched:
         patched.setattr(Lease, "must_end", lambda lease: kill())
-        trial = opened(broken)
+        patched.setattr(Together, "_break_up", die)
         with pytest.raises(Killed):
-            declared(broken, broken.code_folder)(trial)
+            work(broken)
     weather.clear()
     assert reaping.bury(broken.ledger("launcher"), "w", "killed by SIGKILL") == 1
     assert work(broken) == 0
@@ -299,7 +304,7 @@ def opened(study: Study, worker_name: str = "w") -> LeasedTrial:
     ledger = study.ledger(worker_name)
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
-    return worker.open_trial(study, Lease(ledger, claim))
+    return open_trial(study, Lease(ledger, claim))
 
 
 def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import sqlalchemy as sa
@@ -81,14 +81,14 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
     ledger = study.ledger("w", lease_seconds=0.3)
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
-    renew, failures = Ledger.renew, iter(range(100))
+    renew, failures = Ledger.renew_all, iter(range(100))
 
-    def failing_at_first(self: Ledger, claim: Claim) -> bool:
+    def failing_at_first(self: Ledger, claims: Collection[Claim]) -> set[Claim]:
         if next(failures) < 2:
             raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
-        return renew(self, claim)
+        return renew(self, claims)
 
-    monkeypatch.setattr(Ledger, "renew", failing_at_first)
+    monkeypatch.setattr(Ledger, "renew_all", failing_at_first)
     first = until(study)
     with Keeper(ledger, orphaned=never) as keeping:
         keeping.hold(Lease(ledger, claim))
@@ -178,7 +178,7 @@ def test_what_was_reported_while_the_storage_was_away_is_sent_in_order_once_it_i
         keeping.hold(lease)
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused)
-            patched.setattr(Ledger, "renew", refused)
+            patched.setattr(Ledger, "renew_all", refused)
             for step in (1, 2, 3):
                 lease.report(Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)}))
             assert lease.is_cut_off

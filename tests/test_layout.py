@@ -26,12 +26,18 @@ LAYERS = [
     ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
     ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
     ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
-    ["hpo.handover"],
+    ["hpo.together"],
+    ["hpo.crew", "hpo.saver"],
+    ["hpo.attempt"],
+    ["hpo.handover", "hpo.executors"],
     ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
-    ["hpo.train.stack", "hpo.train.stacked"],
+    ["hpo.train.forwards", "hpo.train.sizing"],
+    ["hpo.train.stack", "hpo.train.stacked", "hpo.train.vmapped"],
+    ["hpo.train.broadcast"],
     ["hpo.train.layers", "hpo.train.rowoptim"],
     ["hpo.train.noise", "hpo.train.rows"],
-    ["hpo.results", "hpo.lease", "hpo.reaping", "hpo.control", "hpo.studyfile", "hpo.fleet.gpus"],
+    ["hpo.lease"],
+    ["hpo.results", "hpo.post", "hpo.reaping", "hpo.control", "hpo.studyfile", "hpo.fleet.gpus"],
     ["hpo.summary", "hpo.finished", "hpo.history", "hpo.claiming", "hpo.presence"],
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
@@ -52,6 +58,8 @@ LAYERS = [
         "hpo.train.schedule",
         "hpo.train.checkpoint",
         "hpo.train.pixels",
+        "hpo.train.architecture",
+        "hpo.measured",
     ],
     ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
     ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
@@ -163,6 +171,7 @@ WRITERS = [
     "hpo.forking",
     "hpo.worker",
     "hpo.lease",
+    "hpo.post",
     "hpo.claiming",
     "hpo.settling",
     "hpo.reaping",
@@ -191,8 +200,8 @@ def test_the_database_s_package_knows_no_study_of_ours(module: str) -> None:
     assert [name for name in imports(module) if name.startswith("hpo") and not name.startswith("hpo.db")] == []
 
 
-def test_only_the_objective_knows_both_optuna_and_torch() -> None:
-    assert [name for name in MODULES if {"optuna", "torch"} <= roots(name)] == ["hpo.objective"]
+def test_no_module_knows_both_optuna_and_torch() -> None:
+    assert [name for name in MODULES if {"optuna", "torch"} <= roots(name)] == []
 
 
 @pytest.mark.parametrize("module", [*group("hpo.cli", "hpo.__main__", "hpo.fleet"), "hpo"])

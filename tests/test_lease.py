@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, clocks, control, lease
+from hpo import claiming, clocks, control, post
 from hpo.claim import Checkpoint, Claim
 from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
@@ -103,7 +103,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hanging]]:
     made: list[Hanging] = []
 
     def of(name: str) -> Hanging:
-        monkeypatch.setattr(lease, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
         made.append(Hanging(monkeypatch, name))
         return made[-1]
 
@@ -132,11 +132,11 @@ def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
     holding = held(study)
     for step in (1, 2, 3):
         holding.report(said(holding, step))
-    holding.send_metrics()  # as the keeper does at every tick
+    holding.post.send_metrics()  # as the keeper does at every tick
     assert holding.ledger.curve(holding.claim, "value") == []
     with monkeypatch.context() as patched:
-        patched.setattr(lease, "METRICS_SECONDS", 0.0)
-        holding.send_metrics()
+        patched.setattr(post, "METRICS_SECONDS", 0.0)
+        holding.post.send_metrics()
         assert holding.ledger.curve(holding.claim, "value") == [1.0, 2.0, 3.0]
     holding.report(said(holding, 4))
     holding.report(said(holding, 5))
@@ -193,7 +193,7 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
             if holding.is_cut_off and step % 3 == 1:
-                holding.send()  # as the keeper does
+                holding.post.send()  # as the keeper does
             holding.report(said(holding, step))
             assert holding.is_cut_off == (step % 3 != 1)
     monkeypatch.setattr(Ledger, "report", noting)
@@ -219,7 +219,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
     assert asked == [1]
     assert caplog.text.count("the storage fails, training goes on: the server closed the connection") == 1
     with pytest.raises(sa.exc.OperationalError):  # to the keeper they are raised
-        holding.send()
+        holding.post.send()
     assert asked == [1, 3]
 
 
@@ -276,11 +276,11 @@ def test_while_one_sender_waits_for_an_answer_another_gets_none_instead_of_writi
     hanging = hang("report")
     holding.report(said(holding, 1))
     with pytest.raises(NoAnswer):
-        holding.send()
+        holding.post.send()
     assert hanging.entered == 1
     hanging.answer.set()
     wait_for(lambda: not holding.is_cut_off)
-    holding.send()
+    holding.post.send()
     assert hanging.entered == 1  # nothing was left to send
     assert seen(study) == {1: 1.0}
 
@@ -347,8 +347,9 @@ def test_what_was_kept_beside_a_report_that_the_database_refuses_is_written(
         for step in (1, 2, 3):
             holding.report(said(holding, step))
     refusing(monkeypatch, 2)
-    with pytest.raises(sa.exc.DataError):
-        holding.send()
+    holding.post.send()
+    with pytest.raises(sa.exc.DataError):  # whoever sent it, the trial learns of it, once
+        holding.check()
     holding.flush()
     assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
 
@@ -367,7 +368,7 @@ def test_a_checkpoint_is_recorded_after_the_reports_that_it_holds_and_not_while_
         assert not holding.record_checkpoint(at(1))
     assert recorded(study) == (None, None)
     assert not holding.record_checkpoint(at(1))  # the keeper did not get through yet
-    holding.send()
+    holding.post.send()
     assert holding.record_checkpoint(at(1))
     assert recorded(study) == (1, "/epoch-1.pt")
     assert stored(holding, study) == [1.0]
@@ -382,7 +383,7 @@ def test_a_storage_that_fails_at_a_checkpoint_is_a_storage_that_fails(
         patched.setattr(Ledger, "record_checkpoint", refused)
         assert not holding.record_checkpoint(at(1))
     assert holding.is_cut_off
-    holding.send()  # nothing to send: it renews the lease, and so finds the storage back
+    holding.post.send()  # nothing to send: it renews the lease, and so finds the storage back
     assert not holding.is_cut_off
     assert holding.record_checkpoint(at(1))
 
@@ -403,8 +404,8 @@ def test_a_checkpoint_whose_recording_hung_does_not_take_the_place_of_a_later_on
     holding = held(study, patience=Patience(60.0))
     hanging = hang("record_checkpoint")
     assert not holding.record_checkpoint(at(5))
-    monkeypatch.setattr(lease, "ANSWER_SECONDS", 10.0)
-    holding.send()  # over another connection the storage answers
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 10.0)
+    holding.post.send()  # over another connection the storage answers
     assert holding.record_checkpoint(at(8))
     hanging.answer.set()
     wait_for(lambda: hanging.left == 2)
@@ -427,8 +428,8 @@ def raised_by(holding: Lease) -> type[Signal] | None:
 
 def test_a_trial_that_nobody_wants_anything_of_goes_on(make_study: MakeStudy) -> None:
     holding = held(make_study())
-    holding.obey()
-    holding.renew()
+    holding.post.obey()
+    holding.post.renew()
     holding.check()
     assert raised_by(holding) is None
     assert holding.keeps_its_place
@@ -446,16 +447,16 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     holding.seconds_left = -1.0
     assert raised_by(holding) is TimeUp
     control.pause(study)
-    holding.obey()
+    holding.post.obey()
     assert raised_by(holding) is Parked
     assert holding.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.obey()
+    holding.post.obey()
     assert raised_by(holding) is Stopped
     assert not holding.keeps_its_place
     holding.check()
     study.optuna.tell(0, state=TrialState.FAIL)
-    holding.renew()
+    holding.post.renew()
     assert raised_by(holding) is LostLease
     assert not holding.keeps_its_place
 
@@ -470,7 +471,7 @@ def test_a_worker_that_was_asked_to_stop_parks_its_trial_before_anything_but_its
     assert raised_by(holding) is Parked
     assert holding.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.obey()
+    holding.post.obey()
     assert raised_by(holding) is Stopped
 
 
@@ -485,7 +486,7 @@ def test_an_outage_ends_a_trial_only_after_the_storage_failed_for_too_long(
     time.sleep(0.35)
     assert raised_by(holding) is Outage
     assert holding.keeps_its_place
-    holding.send()  # it came back just in time
+    holding.post.send()  # it came back just in time
     assert raised_by(holding) is None
 
 
@@ -499,7 +500,7 @@ def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_s
         with pytest.raises(LostLease):
             holding.report(said(holding, 1))
     else:
-        getattr(holding, seen_by)()
+        getattr(holding.post, seen_by)()
     for look in (holding.check, holding.let_go, holding.flush, lambda: holding.report(said(holding, 2))):
         with pytest.raises(LostLease, match="trial 0: another worker has taken it up"):
             look()
@@ -513,11 +514,11 @@ def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
     holding = held(study)
     other = study.ledger("other")
     holding.ledger.park(holding.claim)
-    holding.renew()
+    holding.post.renew()
     taken = claiming.claim(other)
     assert isinstance(taken, Claim)
     other.park(taken)
-    holding.obey()
+    holding.post.obey()
     with pytest.raises(LostLease):
         holding.check()
 
@@ -532,7 +533,7 @@ def test_a_lease_that_was_lost_during_an_outage_is_found_so_when_the_storage_is_
         holding.report(said(holding, 1))
     lose(holding)
     holding.report(said(holding, 2))
-    holding.send()
+    holding.post.send()
     with pytest.raises(LostLease):
         holding.check()
     assert holding.ledger.curve(holding.claim, "value") == []
@@ -542,7 +543,7 @@ def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: Ma
     study = make_study()
     holding = held(study)
     assert not control.stop_trial(study, 0)
-    holding.obey()
+    holding.post.obey()
     holding.report(said(holding, 1))
     holding.flush()
     assert stored(holding, study) == [1.0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +16,16 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, openings, presence, reaping, storage
-from hpo.claim import Checkpoint, Claim
+from hpo import claiming, control, openings, presence, reaping, storage
+from hpo.claim import Checkpoint, Claim, Orders
 from hpo.claiming import Idle
-from hpo.db import sql
+from hpo.db import sql, tables
 from hpo.db.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.errors import LostLease, StudyError
 from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
+from hpo.settling import End
 from hpo.study import Study
 
 MakeStudy = Callable[..., Study]
@@ -417,3 +422,249 @@ def test_datetimes_are_stored_as_optuna_stores_them(make_study: MakeStudy) -> No
     assert abs((started[0] - started[1]).total_seconds()) < 600  # not an hour, let alone a time zone, apart
     assert trial_of(raised, 0).duration.total_seconds() >= 0
     assert claiming.claim(ledger) is Idle.DONE
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def taken_many(ledger: Ledger, count: int) -> list[Claim]:
+    claims = claiming.claim_many(ledger, count)
+    assert not isinstance(claims, Idle)
+    assert len(claims) == count
+    return claims
+
+
+def completed(claim: Claim, value: float | None = 0.5, *, reason: str | None = None) -> End:
+    return End(claim=claim, state=TrialState.COMPLETE, value=value, outcome="complete", reason=reason)
+
+
+def let_fall(study: Study, lost: Claim, given_back: Claim, ended: Claim) -> Claim:
+    """Let three claims fall, each in its way; return the claim that the first one's trial has now."""
+    ledger = study.ledger("w")
+    ledger.park(lost)
+    (again,) = taken_many(study.ledger("thief"), 1)
+    assert again.trial_id == lost.trial_id
+    ledger.park(given_back)
+    study.optuna.tell(ended.number, state=TrialState.FAIL)
+    return again
+
+
+def test_nothing_of_nobody_is_no_statement(make_study: MakeStudy) -> None:
+    ledger = dataclasses.replace(make_study().ledger("w"), engine=sa.create_engine("sqlite:////nowhere/at/all.db"))
+    assert ledger.renew_all([]) == set()
+    assert ledger.orders_of([]) == {}
+    assert ledger.write_metrics([]) == set()
+    assert ledger.finish_all([]) == set()
+
+
+def test_leases_that_stand_are_renewed_together_and_the_others_are_named(make_study: MakeStudy) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 6)
+    again = let_fall(study, *claims[:3])
+    expire(study)
+    assert ledger.renew_all(claims) == set(claims[:3])
+    assert [bool(row_of(study, claim).lease_until) for claim in claims] == [False, False, False, True, True, True]
+    assert study.ledger("thief").renew_all([claims[0], again]) == {claims[0]}  # two claims to one trial
+    assert row_of(study, again).lease_until > 0
+    assert reap(study) == 0
+
+
+def test_orders_come_for_each_of_many(make_study: MakeStudy) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 5)
+    again = let_fall(study, *claims[:3])
+    control.stop_trial(study, 3)
+    found = ledger.orders_of([*claims, again])
+    lost = Orders(lost=True, stop=False, park=False)
+    go_on = Orders(lost=False, stop=False, park=False)
+    stop = Orders(lost=False, stop=True, park=False)
+    # That another program ended one is not looked at here: a report finds it out, or a renewal.
+    assert found == dict(zip([*claims, again], [lost, lost, go_on, stop, go_on, go_on], strict=True))
+    control.pause(study)
+    assert [found.park for found in ledger.orders_of(claims).values()] == [False, False, True, True, True]
+
+
+def test_raw_metrics_of_many_are_written_where_the_claim_stands(make_study: MakeStudy) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 5)
+    again = let_fall(study, *claims[:3])
+    expire(study)
+    reports = [said(claim, step, float(step)) for step in (1, 2) for claim in [*claims, again]]
+    assert ledger.write_metrics(reports) == set(claims[:3])
+    assert [ledger.curve(claim, "value") for claim in claims] == [[1.0, 2.0], [], [], [1.0, 2.0], [1.0, 2.0]]
+    assert row_of(study, claims[4]).lease_until > 0
+
+
+def test_a_stale_and_a_later_claim_to_one_trial_are_told_apart_in_one_report(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    ledger = study.ledger("w")
+    stale, other = taken_many(ledger, 2)
+    ledger.park(stale)
+    (again,) = taken_many(ledger, 1)  # the worker that had it takes it up anew, and has not yet heard that it was lost
+    for step in (1, 2):
+        reports = [said(stale, step, 9.0), said(again, step, 0.5), said(other, step, 0.25)]
+        assert ledger.report(reports).lost == [stale]
+    assert trial_of(study, 0).intermediate_values == {1: 0.5, 2: 0.5}
+    assert ledger.curve(again, "value") == [0.5, 0.5]
+
+
+def test_trials_end_together_each_in_its_own_way(make_study: MakeStudy) -> None:
+    study = make_study(trials=9, failures={"in_a_row": 2})
+    ledger = study.ledger("w")
+    ledger.fail(taken(ledger), Failure(kind=Kind.EXCEPTION, message="boom"))
+    claims = taken_many(ledger, 4)
+    ends = [
+        completed(claims[0], 0.5),
+        End(claim=claims[1], state=TrialState.PRUNED, value=0.25, outcome="pruned", reason="a NUL \0 in it"),
+        End(claim=claims[2], state=TrialState.PRUNED, value=None, outcome="pruned"),
+        End(claim=claims[3], state=TrialState.FAIL, value=None, outcome="exception", reason="at the median"),
+    ]
+    assert ledger.finish_all(ends) == set()
+    found = study.optuna.get_trials()[1:]
+    assert [(trial.state, trial.value) for trial in found] == [(end.state, end.value) for end in ends]
+    assert all(trial.datetime_complete is not None for trial in found)
+    rows = [row_of(study, claim) for claim in claims]
+    assert [(row.settled, row.lease_until) for row in rows] == [(True, None)] * 4
+    assert [row.outcome for row in rows] == ["complete", "pruned", "pruned", "exception"]
+    assert [row.reason for row in rows] == [None, "a NUL \\0 in it", None, "at the median"]
+    ledger.fail(taken(ledger), Failure(kind=Kind.EXCEPTION, message="boom"))  # the row of failures was broken
+    assert claiming.claim(ledger) is not Idle.DONE
+
+
+def test_of_trials_that_end_together_those_that_were_lost_are_named_and_left(make_study: MakeStudy) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 6)
+    again = let_fall(study, *claims[:3])
+    before = [row_of(study, claim) for claim in claims[:3]]
+    for _ in range(2):  # the second time as after a commit whose answer was lost
+        assert ledger.finish_all([completed(claim) for claim in claims]) == set(claims[:3])
+        assert [row_of(study, claim) for claim in claims[:3]] == before
+        states = [trial.state.name for trial in study.optuna.get_trials()]
+        assert states == ["RUNNING", "RUNNING", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    others = [completed(claim) for claim in (claims[3], claims[0], again)]
+    assert study.ledger("thief").finish_all(others) == {claims[3], claims[0]}  # another's end is not one's own
+    assert trial_of(study, 0).state == TrialState.COMPLETE
+
+
+def test_an_end_that_fails_half_way_ends_none(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 3)
+
+    def broken(*arguments: object, **settings: object) -> Any:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("disk is full"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sql, "upsert", broken)
+        with pytest.raises(sa.exc.OperationalError):
+            ledger.finish_all([completed(claim) for claim in claims])
+    assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING"] * 3
+    assert ledger.renew_all(claims) == set()
+    assert ledger.finish_all([completed(claim) for claim in claims]) == set()
+
+
+def while_another_writes(study: Study, url: str, write: sa.Update, act: Callable[[], object]) -> object:
+    """Return what comes of an act that begins while another process has written this and not yet committed."""
+    found: list[object] = []
+    other = storage.connect(url)
+    acting = threading.Thread(target=lambda: found.append(act()))
+    with sql.writing(other.engine) as connection:
+        connection.execute(write)
+        acting.start()
+        acting.join(0.3)
+        assert acting.is_alive()
+    acting.join(30)
+    other.close()
+    return found[0]
+
+
+def test_what_others_write_to_a_row_meanwhile_is_waited_for_and_costs_no_lease(make_study: MakeStudy, url: str) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 4)
+    stop = hpo_trials.update().where(hpo_trials.c.trial_id == claims[1].trial_id).values(stop_requested=True)
+    assert while_another_writes(study, url, stop, lambda: ledger.renew_all(claims)) == set()
+    reports = [said(claim, 1, 0.5) for claim in claims]
+    assert while_another_writes(study, url, stop, lambda: ledger.write_metrics(reports)) == set()
+    ends = [completed(claim) for claim in claims]
+    assert while_another_writes(study, url, stop, lambda: ledger.finish_all(ends)) == set()
+    assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE"] * 4
+    assert [row_of(study, claim).stop_requested for claim in claims] == [False, True, False, False]
+
+
+def test_a_lease_that_is_taken_while_others_wait_to_write_is_lost_to_them(make_study: MakeStudy, url: str) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 6)
+
+    def take(claim: Claim) -> sa.Update:
+        of_trial = hpo_trials.c.trial_id == claim.trial_id
+        return hpo_trials.update().where(of_trial).values(attempt=2, worker="thief")
+
+    assert while_another_writes(study, url, take(claims[1]), lambda: ledger.renew_all(claims)) == {claims[1]}
+    reports = [said(claim, 1, 0.5) for claim in claims]
+    lost = while_another_writes(study, url, take(claims[2]), lambda: ledger.write_metrics(reports))
+    assert lost == {claims[1], claims[2]}
+    ends = [completed(claim) for claim in claims]
+    lost = while_another_writes(study, url, take(claims[3]), lambda: ledger.finish_all(ends))
+    assert lost == set(claims[1:4])
+    states = [trial.state.name for trial in study.optuna.get_trials()]
+    assert states == ["COMPLETE", "RUNNING", "RUNNING", "RUNNING", "COMPLETE", "COMPLETE"]
+
+
+def test_an_end_that_another_program_is_writing_is_waited_for_and_stands(make_study: MakeStudy, url: str) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 3)
+    elsewhere = tables.trials.update().where(tables.trials.c.number == 1).values(state=TrialState.FAIL)
+    ends = [completed(claim) for claim in claims]
+    assert while_another_writes(study, url, elsewhere, lambda: ledger.finish_all(ends)) == {claims[1]}
+    assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert not row_of(study, claims[1]).settled  # whoever drops the trial closes it
+
+
+def test_writers_of_many_trials_in_any_order_do_not_lock_each_other_out(make_study: MakeStudy, url: str) -> None:
+    study = make_study(trials=40)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 24)
+    until, errors = time.monotonic() + 3.0, list[BaseException]()
+
+    def go(act: Callable[[Ledger, list[Claim], int], object]) -> None:
+        own = storage.connect(url)
+        mine, drawn, turn = dataclasses.replace(ledger, engine=own.engine), random.Random(id(act)), 0
+        try:
+            while time.monotonic() < until:
+                turn += 1
+                act(mine, drawn.sample(claims, 16), turn)
+        except BaseException as error:
+            errors.append(error)
+        own.close()
+
+    def report(mine: Ledger, some: list[Claim], turn: int) -> None:
+        assert mine.report([said(claim, turn, 0.5) for claim in some], metrics=False).lost == []
+
+    def renew(mine: Ledger, some: list[Claim], _: int) -> None:
+        assert mine.renew_all(some) == set()
+
+    def write_metrics(mine: Ledger, some: list[Claim], turn: int) -> None:
+        assert mine.write_metrics([said(claim, turn, 0.5) for claim in some]) == set()
+
+    def end(mine: Ledger, some: list[Claim], _: int) -> None:
+        (extra,) = taken_many(mine, 1)
+        assert mine.finish_all([completed(extra)]) == set()
+        time.sleep(0.3)
+
+    def order(_: Ledger, some: list[Claim], __: int) -> None:
+        control.stop_trial(study, some[0].number)
+
+    threads = [threading.Thread(target=go, args=[act]) for act in (report, renew, renew, write_metrics, end, order)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert ledger.finish_all([completed(claim) for claim in claims]) == set()

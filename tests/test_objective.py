@@ -14,13 +14,15 @@ from optuna.trial import TrialState
 
 from hpo import assembly, claiming, reaping, results, space, studyfile, worker
 from hpo import study as studies
+from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
 from hpo.config import TrainConfig
 from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, MismatchError, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.objective import Saver, declared
+from hpo.objective import declared
+from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
@@ -29,6 +31,7 @@ from hpo.trial import LeasedTrial
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
+    "executor": "loop",
     "data": {"name": "digits"},
     "model": {"name": "mlp", "widths": [8], "dropout": {"low": 0.0, "high": 0.5}},
     "training": {"epochs": 3, "batch_size": 64},
@@ -194,7 +197,7 @@ def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoi
         claim = claiming.claim(ledger)
         assert isinstance(claim, Claim)
         study.optuna.get_trials(deepcopy=False)
-        return worker.open_trial(study, Lease(ledger, claim))
+        return open_trial(study, Lease(ledger, claim))
 
     config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
     splits = assembly.load_splits(config, 0, tmp_path, torch.device("cpu"))
@@ -290,7 +293,7 @@ def test_time_trained_before_a_pause_counts_towards_the_limit(make_digits: Calla
     claim = claiming.claim(study.ledger("w"))
     assert isinstance(claim, Claim)
     study.optuna.get_trials(deepcopy=False)
-    left = worker.open_trial(study, Lease(study.ledger("w"), claim)).lease.seconds_left
+    left = open_trial(study, Lease(study.ledger("w"), claim)).lease.seconds_left
     assert left is not None
     assert 0.0 < left < 10.0
 
@@ -329,7 +332,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
         claim = claiming.claim(ledger)
         assert isinstance(claim, Claim)
         study.optuna.get_trials(deepcopy=False)
-        trial = worker.open_trial(study, Lease(ledger, claim))
+        trial = open_trial(study, Lease(ledger, claim))
         decisions = []
         for step, value in enumerate(values, start=first):
             trial.report_epoch(step, value, {"validation_accuracy": value})

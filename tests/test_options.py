@@ -96,3 +96,12 @@ def test_a_function_that_cannot_be_read_is_told_as_a_fault_of_the_file() -> None
     ]
     assert faults(misspelt, 2, {}) == [f"{start}NameError: name 'Nope' is not defined"]
     assert faults(int, 2, {})[0].startswith(f"{start}ValueError: no signature found for builtin type")
+
+
+def test_a_return_type_that_only_a_type_checker_knows_is_no_option() -> None:
+    namespace: dict[str, Any] = {}
+    exec(
+        "from __future__ import annotations\ndef make(shape, *, width: int = 3) -> Unknown: ...",
+        namespace,
+    )
+    assert options.defaults(namespace["make"], 1) == {"width": 3}

@@ -448,13 +448,14 @@ def while_written(study: Study, write: Callable[[sa.Connection], object], act: C
 
 def test_a_trial_that_ends_while_the_reaper_waits_is_not_touched(make_study: MakeStudy) -> None:
     study = make_study()
-    taken(study)
+    claim = taken(study)
     (row,) = rows(study)
 
     def end(connection: sa.Connection) -> None:
 
         settling.close(connection, row, outcome="complete", reason=None)
-        settling.succeed(connection, row.study_uid, row.trial_id, TrialState.COMPLETE, 1.0)
+        ended = settling.End(claim=claim, state=TrialState.COMPLETE, value=1.0, outcome="complete")
+        settling.succeed(connection, row.study_uid, [ended])
 
     assert reaped_while(study, end) == 0
     assert reap(study) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     write_metrics = Ledger.write_metrics
 
     def refuse(value: float) -> None:
-        def writing(ledger: Ledger, claim: Claim, reports: Any) -> bool:
+        def writing(ledger: Ledger, reports: Sequence[Report]) -> set[Claim]:
             if any(value in one.metrics.values() for one in reports):
                 raise sa.exc.DataError("INSERT", {}, Exception("value out of range"))
-            return write_metrics(ledger, claim, reports)
+            return write_metrics(ledger, reports)
 
         monkeypatch.setattr(Ledger, "write_metrics", writing)
 
@@ -183,7 +183,7 @@ def test_raw_metrics_that_are_refused_for_good_cost_no_later_report(
     ledger, claim, _ = begin(study)
     lease = Lease(ledger, claim)
     refusing(1e300)
-    monkeypatch.setattr("hpo.lease.METRICS_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.post.METRICS_SECONDS", 0.0)
     lease.report(said(claim, 1, metric=1e300))
     for step in (2, 3):
         lease.report(said(claim, step, metric=0.25))

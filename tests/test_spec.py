@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpo import spec, studyfile
+from hpo import space, spec, studyfile
 from hpo.errors import SpecError
 from hpo.failures import Policies
 from hpo.spec import Recovery, StudySpec
@@ -63,6 +63,8 @@ def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
         },
         "recovery": Recovery().model_dump(),
         "failures": Policies().model_dump(),
+        "executor": "auto",
+        "slots": "auto",
         "pruner": {
             "name": "median",
             "n_startup_trials": 5,
@@ -72,6 +74,27 @@ def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
         },
         "budget": {"trials": 64},
     }
+
+
+def test_how_it_is_run_is_no_part_of_what_a_study_is(tmp_path: Path) -> None:
+    there = read(tmp_path, SMALL)
+    for line in ('executor = "loop"', 'executor = "stack"', "slots = 8"):
+        assert read(tmp_path, f"{line}\n{SMALL}").fingerprint == there.fingerprint
+
+
+@pytest.mark.parametrize("line", ['executor = "fast"', "slots = 0", 'slots = "many"', "slots = 1.5"])
+def test_a_wrong_executor_or_number_of_slots_is_told(tmp_path: Path, line: str) -> None:
+    (said, *_) = fault(tmp_path, f"{line}\n{SMALL}")
+    assert said.startswith(line.partition(" = ")[0])
+
+
+def test_augmentation_is_searched_like_anything_else_and_checked(tmp_path: Path) -> None:
+    searched = SMALL + "\n[augment]\ncrop = { low = 0, high = 2 }\nhorizontal_flip = 0.5\n"
+    assert "augment.crop" in dict(space.parameters(read(tmp_path, searched).tree))
+    assert read(tmp_path, searched).fingerprint != read(tmp_path, SMALL).fingerprint
+    for line, said in (("crop = -1", "augment.crop"), ("flip = 0.5", "augment takes no 'flip'")):
+        with pytest.raises(SpecError, match=said):
+            read(tmp_path, SMALL + f"\n[augment]\n{line}\n")
 
 
 @pytest.mark.parametrize("file", ["hpo/templates/study.toml", "examples/digits.toml"])

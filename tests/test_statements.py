@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, worker
+from hpo import claiming, clocks, crew, worker
+from hpo.attempt import open_trial
 from hpo.claim import Claim
+from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.outage import Patience
+from hpo.post import Post
 from hpo.reports import Report
+from hpo.settling import End
 from hpo.storage import Storage
 from hpo.study import Study, as_in_optimize
 from hpo.trial import LeasedTrial
@@ -66,9 +71,9 @@ def trained(trial: LeasedTrial) -> float:
 def run_one(study: Study, objective: Callable[[LeasedTrial], float]) -> None:
     patience = Patience(60.0)
     ledger = study.ledger("w")
-    claim = worker.next_claim(ledger, patience)
+    claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
-    worker.run_trial(study, objective, Lease(ledger, claim, patience=patience))
+    crew.run_trial(study, objective, Lease(ledger, claim, patience=patience))
 
 
 @pytest.mark.parametrize(("objective", "wanted"), [(objective, 37), (declared, 33)])
@@ -93,7 +98,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
         for _ in range(16):
             claim = claiming.claim(ledger)
             assert isinstance(claim, Claim)
-            trial = worker.open_trial(study, Lease(ledger, claim))
+            trial = open_trial(study, Lease(ledger, claim))
             with trial.suggesting():
                 suggest(trial)
             trials.append(trial)
@@ -108,3 +113,61 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
         for trial in trials:
             ledger.finish(trial.lease.claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert len(seen) == 184 <= 16 * AIM
+
+
+def stack_of(study: Study, count: int) -> tuple[Post, list[Lease]]:
+    """Return a worker's post and the leases of so many new trials, claimed at once."""
+    post = Post(study.ledger("w"), Patience(60.0))
+    claims = claiming.claim_many(post.ledger, count)
+    assert not isinstance(claims, claiming.Idle)
+    assert len(claims) == count
+    return post, [Lease(post.ledger, claim, post=post) for claim in claims]
+
+
+@pytest.mark.parametrize("count", [1, 16, 64])
+def test_keeping_many_leases_takes_the_statements_of_keeping_one(
+    place: Storage, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post, _ = stack_of(make(place, tmp_path, budget={"trials": 100}), count)
+    keeping = Keeper(post.ledger)
+    with statements(place) as of_a_tick:
+        keeping._keep(post)
+    assert len(of_a_tick) == 1  # what others want
+    later = clocks.awake_or_asleep() + post.ledger.lease_seconds / 2
+    monkeypatch.setattr(clocks, "awake_or_asleep", lambda: later)
+    with statements(place) as of_a_third_of_a_lease:
+        keeping._keep(post)
+        keeping._keep(post)
+    assert len(of_a_third_of_a_lease) == 2 + 1
+
+
+@pytest.mark.parametrize("count", [1, 16, 64])
+def test_an_epoch_of_many_trials_takes_one_statement_and_so_on(place: Storage, tmp_path: Path, count: int) -> None:
+    study = make(place, tmp_path, budget={"trials": 100})
+    with statements(place) as of_claims:
+        post, leases = stack_of(study, count)
+    assert len(of_claims) == 4  # the lock, how the study stands, the trials, their leases
+    with statements(place) as of_an_epoch:
+        post.report([Report(claim=lease.claim, step=1, value=1.0, metrics={"a": 1.0, "b": 2.0}) for lease in leases])
+    assert len(of_an_epoch) == 1
+    with statements(place) as of_metrics:
+        for lease in leases:
+            lease.flush()
+    assert len(of_metrics) == 2  # the leases, the metrics
+    ends = [End(claim=lease.claim, state=TrialState.COMPLETE, value=1.0, outcome="complete") for lease in leases]
+    with statements(place) as of_ends:
+        assert post.ledger.finish_all(ends) == set()
+    assert len(of_ends) == 4  # our rows, Optuna's, the values, the streak of failures
+
+
+def test_parked_trials_are_taken_up_in_as_many_statements_however_many_they_are(place: Storage, tmp_path: Path) -> None:
+    study = make(place, tmp_path, budget={"trials": 100})
+    for count in (1, 16):
+        post, leases = stack_of(study, count)
+        for lease in leases:
+            post.ledger.park(lease.claim, partition="a")
+        with statements(place) as seen:
+            assert len(list(claiming.claim_many(post.ledger, count, partition="a"))) == count  # type: ignore[arg-type]
+        assert len(seen) == 7  # the lock, how the study stands, the trials, their leases, and three cut them back
+        for lease in leases:
+            post.ledger.finish(replace(lease.claim, attempt=2), TrialState.COMPLETE, 1.0, outcome="complete")

@@ -29,6 +29,7 @@ NEW = [
     hpo_studies.c.streak,
     hpo_trials.c.stop_requested,
     hpo_trials.c.accumulation,
+    hpo_trials.c.partition,
 ]
 
 

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, control, keeper, reaping, sampling, worker
+from hpo import attempt, claiming, control, keeper, reaping, sampling, worker
 from hpo.claim import Checkpoint, Claim
 from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.errors import StorageError
@@ -84,7 +84,7 @@ def one(trial: LeasedTrial) -> float:
 @pytest.fixture
 def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LeasedTrial], object]], None]:
     """Do something with a trial that was opened, before its objective starts."""
-    open_trial = worker.open_trial
+    open_trial = attempt.open_trial
 
     def let(act: Callable[[LeasedTrial], object]) -> None:
         def opened(study: Study, lease: Lease) -> LeasedTrial:
@@ -92,7 +92,7 @@ def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LeasedTrial]
             act(trial)
             return trial
 
-        monkeypatch.setattr(worker, "open_trial", opened)
+        monkeypatch.setattr(attempt, "open_trial", opened)
 
     return let
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import claiming, reaping, sampling, worker
+from hpo.attempt import open_trial
 from hpo.claim import Claim
 from hpo.claiming import Idle
 from hpo.db import sql
@@ -315,7 +316,7 @@ def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(m
         assert isinstance(claim, Claim)
         study.optuna.sampler = sampling.build(study.spec, claim.number)
         study.optuna.get_trials(deepcopy=False)
-        worker.open_trial(study, Lease(ledger, claim)).suggest_int("x", 1, 2)
+        open_trial(study, Lease(ledger, claim)).suggest_int("x", 1, 2)
     assert claiming.claim(quick) is Idle.WAIT
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
@@ -355,7 +356,7 @@ def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeSt
             assert isinstance(claim, Claim)
             study.optuna.sampler = sampling.build(study.spec, claim.number)
             study.optuna.get_trials(deepcopy=False)
-            opened.append(worker.open_trial(study, Lease(ledger, claim)))
+            opened.append(open_trial(study, Lease(ledger, claim)))
             drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
         for trial in opened:
             trial.finish(TrialState.COMPLETE, float(start))

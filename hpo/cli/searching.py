@@ -7,9 +7,8 @@ import json as jsons
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from hpo.study import Study
     from hpo.studyfile import StudyFile
     from hpo.summary import Summary
+    from hpo.worker import Objective
 
 
 @app.command()
@@ -72,7 +72,8 @@ def check(
         return
     from hpo.check import examine
 
-    typer.echo(checked.findings_text(found.spec, examine(found.spec, found.code_folder), workers or default_workers()))
+    count = workers or default_workers()
+    typer.echo(checked.findings_text(found.spec, examine(found.spec, found.code_folder, count), count))
 
 
 @app.command()
@@ -190,6 +191,7 @@ def worker(
     allow_code_change: CodeChangeOption = False,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True, help="Leave when this process dies.")] = None,
     name: Annotated[str | None, typer.Option("--as", hidden=True, help="Name to hold leases under.")] = None,
+    fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
     from hpo import presence, reaping, recycling, studyfile
@@ -210,7 +212,7 @@ def worker(
             joined.spec.recovery.grace_seconds, last_act=lambda: reaping.park_all_of(ledger, ledger.worker)
         )
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
-        code_of_exit = workers.work(joined, objective, ledger, stopping, parent=parent)
+        code_of_exit = workers.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except (StorageError, Outage) as error:
         if parent is None and not stopping():
             raise StorageError(str(error)) from error
@@ -233,7 +235,7 @@ def enlist(
     stopping: StopSignal,
     *,
     allow_code_change: bool,
-) -> tuple[Study, Callable[..., Any]]:
+) -> tuple[Study, Objective]:
     """Join the study and make its objective ready; a storage that has no room just now is waited for, one that is not
     there is an error at once.
     """
@@ -245,7 +247,7 @@ def enlist(
     from hpo.outage import Patience
     from hpo.spec import Recovery
 
-    def attempt() -> tuple[Study, Callable[..., Any]]:
+    def attempt() -> tuple[Study, Objective]:
         with contextlib.ExitStack() as undone:
             place = storages.connect(url)
             undone.callback(place.close)

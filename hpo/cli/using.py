@@ -131,7 +131,10 @@ def show_replay(training: Training) -> int:
     for one in differences:
         typer.echo(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", err=True)
     trial, epochs = training.spec.receipt.get("trial"), final.curve_length(training)
-    verdict = "differ from the trial's" if differences else "equal the trial's bit for bit"
+    equal = (
+        "bit for bit" if training.repeats_exactly else f"within {final.TOLERANCE}, for it ran as {training.executor}"
+    )
+    verdict = "differ from the trial's" if differences else f"equal the trial's {equal}"
     typer.echo(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
     return 1 if differences else 0
 

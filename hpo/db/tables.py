@@ -104,6 +104,7 @@ hpo_trials = sa.Table(
     sa.Column("outcome", sa.String(40)),  # why it ended: complete, pruned, stopped, or the kind of its last failure
     sa.Column("reason", sa.Text),  # in words, a line
     sa.Column("receipt", sa.Text),  # JSON: seeds, versions, device, ... of the last attempt
+    sa.Column("partition", sa.Text),  # which kind of stack it trains in; NULL until somebody has opened it
 )
 
 hpo_failures = sa.Table(

@@ -55,39 +55,67 @@ def insert_trial(
     started: datetime | None = None,
     completed: datetime | None = None,
 ) -> tuple[int, int]:
-    """Insert a trial numbered max + 1 and return its id and its number; the caller has the study locked.
+    """Insert a trial numbered max + 1 and return its id and its number; the caller has the study locked."""
+    (inserted,) = insert_trials(connection, study_id, 1, state, started=started, completed=completed)
+    return inserted
+
+
+def insert_trials(
+    connection: sa.Connection,
+    study_id: int,
+    count: int,
+    state: TrialState = TrialState.RUNNING,
+    *,
+    started: datetime | None = None,
+    completed: datetime | None = None,
+) -> list[tuple[int, int]]:
+    """Insert so many trials numbered from max + 1 on and return their ids and numbers, in order of the numbers; the caller
+    has the study locked.
 
     Safe under that lock, since trial rows are never deleted. A counter of ours would part from Optuna's numbers.
     """
-    given = {"study_id": study_id, "state": state, "started": started, "completed": completed}
-    trial_id, number = connection.execute(_numbered(connection.dialect.name), given).one()
-    return trial_id, number
+    given = {"study_id": study_id, "state": state, "started": started, "completed": completed, "how_many": count}
+    inserted = connection.execute(_numbered(connection.dialect.name), given).all()
+    return sorted(((trial_id, number) for trial_id, number in inserted), key=lambda one: one[1])
 
 
 @cache
 def _numbered(dialect: str) -> Any:
     names = {"study_id": "study_id", "state": "state", "started": "datetime_start", "completed": "datetime_complete"}
     given = [sql.given(dialect, name, trials.c[column].type) for name, column in names.items()]
-    number = sa.func.coalesce(sa.func.max(trials.c.number) + 1, 0)
-    row = sa.select(number, *given).where(trials.c.study_id == sa.bindparam("study_id"))
+    place = sa.select(sa.literal_column("0", sa.Integer).label("place")).cte("places", recursive=True)
+    further = place.c.place + sa.literal_column("1")
+    place = place.union_all(sa.select(further).where(further < sa.bindparam("how_many", type_=sa.Integer)))
+    highest = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1).label("number"))
+    last = highest.where(trials.c.study_id == sa.bindparam("study_id")).subquery("last")
+    number = last.c.number + sa.literal_column("1") + place.c.place
+    row = sa.select(number, *given).select_from(last.join(place, sa.true())).order_by(place.c.place)
     insert = trials.insert().from_select(["number", *names.values()], row)
     return insert.returning(trials.c.trial_id, trials.c.number)
 
 
 def set_state(connection: sa.Connection, trial_id: int, state: TrialState, *, once: Sequence[TrialState]) -> bool:
     """Change a trial's state if it is one of `once`, and its start or end with it; False if it is not."""
+    return trial_id in set_states(connection, [trial_id], state, once=once)
+
+
+def set_states(
+    connection: sa.Connection, trial_ids: Sequence[int], state: TrialState, *, once: Sequence[TrialState]
+) -> set[int]:
+    """Change the state of those of these trials in which it is one of `once`, likewise; return their ids."""
     column = "datetime_start" if state == TrialState.RUNNING else "datetime_complete" if state.is_finished() else None
-    changed = connection.execute(
-        _set_state(column, tuple(once)), {"of_trial": trial_id, "new_state": state, "moment": utc()}
-    )
-    return bool(changed.rowcount == 1)
+    given = {"of_trials": list(trial_ids), "new_state": state, "moment": utc()}
+    return set(connection.execute(_set_states(column, tuple(once)), given).scalars())
 
 
 @cache
-def _set_state(column: str | None, once: tuple[TrialState, ...]) -> Any:
+def _set_states(column: str | None, once: tuple[TrialState, ...]) -> Any:
     moment = {} if column is None else {column: sa.bindparam("moment", type_=sa.DateTime)}
-    update = trials.update().where(trials.c.trial_id == sa.bindparam("of_trial"), trials.c.state.in_(once))
-    return update.values(state=sa.bindparam("new_state", type_=trials.c.state.type), **moment)
+    which = trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True))
+    update = trials.update().where(which, trials.c.state.in_(once))
+    return update.values(state=sa.bindparam("new_state", type_=trials.c.state.type), **moment).returning(
+        trials.c.trial_id
+    )
 
 
 def put(

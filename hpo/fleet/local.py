@@ -107,6 +107,7 @@ class Fleet:
         slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
         command = [sys.executable, "-P", "-m", "hpo", "worker", self.study.name]
         command += ["--parent", str(os.getpid()), "--as", slot.worker, "--code", str(self.code_folder)]
+        command += ["--fleet", str(len(self.slots))]
         command += ["--allow-code-change"] if self.allow_code_change else []
         with slot.log.open("ab") as log:
             slot.process = subprocess.Popen(

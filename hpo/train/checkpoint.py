@@ -5,6 +5,7 @@ What is in the state is the caller's business, as long as it is made of tensors 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import uuid
@@ -47,7 +48,7 @@ def save(path: Path | str, state: dict[str, Any]) -> str:
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
     try:
-        torch.save(state, file)
+        torch.save(_compact(state, {}), file)
     except RuntimeError as error:  # in which torch wraps what the disk had to say
         if kind_of(error) in SPOILING:
             raise  # what the GPU had to say
@@ -107,6 +108,29 @@ def _refuse_objects(value: object, where: str) -> None:
             f"{where} is {value!r} of type {type(value).__name__}; "
             "a checkpoint holds tensors and plain Python values only"
         )
+
+
+def _compact(value: Any, copies: dict[tuple[object, ...], Any]) -> Any:
+    """Return a state in which no tensor is a view of something larger: torch writes whole storages.
+
+    Args:
+        copies: of such views, so that two of one place stay one.
+    """
+    if isinstance(value, dict):
+        compact = copy.copy(value)  # with what torch notes on the dict of a model
+        compact.update((key, _compact(child, copies)) for key, child in value.items())
+        return compact
+    if isinstance(value, list | tuple):
+        return type(value)(_compact(child, copies) for child in value)
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return value
+    storage = value.untyped_storage()
+    if storage.nbytes() <= value.numel() * value.element_size():
+        return value
+    place = (storage.data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype, value.device)
+    if place not in copies:
+        copies[place] = value.detach().clone()
+    return copies[place]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo.train.noise import Noise
+from hpo.train.rows import ALIGNMENT
 from models import Dropout
 
 Layout = Literal["input", "images", "dense"]
+
+FEW_CHANNELS = 7  # that a convolution in all may have to take the CPU's kernel for first layers
 
 
 class Unstackable(Exception):
@@ -34,6 +37,7 @@ class Pass:
     buffers: Mapping[str, Tensor]  # [K, ...]
     training: bool
     noise: Noise
+    filling: int = 0  # images at the end of each batch that nothing may depend on
 
     def flat(self, name: str) -> Tensor:
         """Return a parameter with the models along its first dimension [K * n, ...]."""
@@ -59,10 +63,10 @@ def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Oper
     def from_input(at: Pass, x: Tensor) -> Tensor:
         if x.ndim == 4:
             x = x.expand(at.count, *x.shape)
-        return x.flatten(2).transpose(1, 2)
+        return _dense(x.flatten(2).transpose(1, 2))
 
     def from_images(at: Pass, x: Tensor) -> Tensor:
-        return x.reshape(len(x), at.count, -1).permute(1, 2, 0)
+        return _dense(x.reshape(len(x), at.count, -1).permute(1, 2, 0))
 
     operations: dict[Layout, Operation] = {
         "input": from_input,
@@ -70,6 +74,15 @@ def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Oper
         "dense": lambda _at, x: x,
     }
     return operations[layout], "dense"
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return dense values [K, F, B] that lie in memory with F before B.
+
+    Where each model's values fill whole cache lines, that does not matter. Else the CPU's product for a gradient rounds by the
+    line on which its result begins, which differs from row to row.
+    """
+    return x if x.shape[1] % ALIGNMENT == 0 else x.contiguous()
 
 
 def _linear(module: nn.Linear, name: str, layout: Layout) -> tuple[Operation, Layout]:
@@ -83,23 +96,32 @@ def _linear(module: nn.Linear, name: str, layout: Layout) -> tuple[Operation, La
     return linear, "dense"
 
 
+def filled(x: Tensor, dim: int, more: int, value: float = 0.0) -> Tensor:
+    """Return x with so many more along a dimension."""
+    return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, more), value=value) if more else x
+
+
 def _conv2d(module: nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, Layout]:
     _expect(module, layout, "images")
     if module.padding_mode != "zeros":
         raise Unstackable(f"{module} pads by {module.padding_mode}")
     has_bias = module.bias is not None
+    # The CPU's kernel for less than 8 input channels rounds otherwise than the one for more: such layers keep to the first
+    # whatever K is, two models or more at a time. (It is for 8 * n output channels; others have one kernel for all K.)
+    together = FEW_CHANNELS // module.in_channels // 2 * 2 if module.out_channels // module.groups % 8 == 0 else 0
 
     def conv2d(at: Pass, x: Tensor) -> Tensor:
-        bias = at.flat(f"{name}.bias") if has_bias else None
-        return F.conv2d(
-            x,
-            at.flat(f"{name}.weight"),
-            bias,
-            module.stride,
-            module.padding,
-            module.dilation,
-            at.count * module.groups,
-        )
+        weight, bias = at.flat(f"{name}.weight"), at.flat(f"{name}.bias") if has_bias else None
+        if x.device.type != "cpu" or not 0 < together < at.count:
+            return convolve(x, weight, bias)
+        xs = torch.split(x, together * module.in_channels, 1)
+        weights = torch.split(weight, together * module.out_channels)
+        biases = [None] * len(xs) if bias is None else torch.split(bias, together * module.out_channels)
+        return torch.cat([convolve(*part) for part in zip(xs, weights, biases, strict=True)], 1)
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        groups = x.shape[1] // module.in_channels * module.groups
+        return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, groups)
 
     return conv2d, "images"
 
@@ -112,14 +134,18 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, layout: Layo
     momentum, eps, affine = module.momentum or 0.0, module.eps, module.affine
 
     def batch_norm(at: Pass, x: Tensor) -> Tensor:
+        uses_batch = at.training or not tracks
+        filling = at.filling if uses_batch else 0
+        dim = 0 if x.ndim == 4 else 2
+        x = x.narrow(dim, 0, x.shape[dim] - filling) if filling else x
         shape = x.shape
         mean, variance = (
             at.buffers[f"{name}.{key}"].view(-1) if tracks else None for key in ("running_mean", "running_var")
         )
         weight, bias = (at.flat(f"{name}.{key}") if affine else None for key in ("weight", "bias"))
         flat = x.reshape(1, -1, shape[2]) if x.ndim == 3 else x
-        uses_batch = at.training or not tracks
-        return F.batch_norm(flat, mean, variance, weight, bias, uses_batch, momentum, eps).view(shape)
+        y = F.batch_norm(flat, mean, variance, weight, bias, uses_batch, momentum, eps).view(shape)
+        return filled(y, dim, filling)
 
     return batch_norm, layout
 
@@ -148,20 +174,25 @@ def _layer_norm(module: nn.LayerNorm, name: str, layout: Layout) -> tuple[Operat
             if layout == "dense":
                 weight, bias = weight.unsqueeze(1), bias.unsqueeze(1)
             y = torch.addcmul(bias, y, weight)
-        return y.transpose(1, 2) if layout == "dense" else y.flatten(1, 2)
+        return _dense(y.transpose(1, 2)) if layout == "dense" else y.flatten(1, 2)
 
     return layer_norm, layout
 
 
 def _dropout(_module: Dropout, name: str, layout: Layout) -> tuple[Operation, Layout]:
     def dropout(at: Pass, x: Tensor) -> Tensor:
-        factors = at.noise.factors(name, x.numel() // at.count) if at.training else None
+        if not at.training:
+            return x
+        batch = x.shape[2 if layout == "dense" else 0]
+        drawn = batch - at.filling
+        factors = at.noise.factors(name, x.numel() // batch * drawn // at.count)
         if factors is None:
             return x
         if layout == "dense":
-            return x * factors.view(x.shape)
-        split = x.reshape(len(x), at.count, -1, *x.shape[2:])  # [B, K, C, H, W]
-        return (split * factors.view(at.count, len(x), *split.shape[2:]).transpose(0, 1)).flatten(1, 2)
+            return x * filled(factors.view(at.count, -1, drawn), 2, at.filling)
+        split = x.reshape(batch, at.count, -1, *x.shape[2:])  # [B, K, C, H, W]
+        factors = factors.view(at.count, drawn, *split.shape[2:]).transpose(0, 1)
+        return (split * filled(factors, 0, at.filling)).flatten(1, 2)
 
     return dropout, layout
 

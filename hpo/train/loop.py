@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data import Split, Splits
+import data
+from data import Split, Splits, Strength
 from hpo.seeds import derive
 from hpo.train import schedule as schedules
 from hpo.train.pixels import Pixels, pixels
@@ -27,6 +29,7 @@ from models import adopt_dropout, use_generator
 
 Precision = Literal["float32", "bfloat16"]
 
+AS_THEY_ARE = Strength()
 EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
 SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
 
@@ -106,6 +109,8 @@ class Run:
     rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch); see
     `train`.
 
+    Training images are augmented as `augment` says, with draws keyed by (seed, purpose, epoch) as well.
+
     A gradient longer than `clip_norm` (2-norm over all parameters) is shortened to it (Pascanu et al. 2013), and
     its elements are kept within `clip_value` of 0; None leaves it as it is.
 
@@ -129,6 +134,7 @@ class Run:
         seed: int,
         precision: Precision = "float32",
         accumulation: int = 1,
+        augment: Strength = AS_THEY_ARE,
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
@@ -157,6 +163,7 @@ class Run:
         self.device = device
         self.splits = splits
         self.dropout = torch.Generator(device)  # of this run's masks
+        self.augment = augment
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.accumulation = accumulation
@@ -263,6 +270,11 @@ class Run:
         order = torch.randperm(len(self._labels), generator=generator).to(self.device)
         return order[: self.steps_per_epoch * self.batch_size]
 
+    def draws(self) -> Tensor:
+        """Return the draws for augmenting the epoch's images [steps * batch size, DRAWS], in the order of `order`."""
+        generator = torch.Generator().manual_seed(derive(self.seed, "augment", self.epoch))
+        return data.draws(self.steps_per_epoch * self.batch_size, generator).to(self.device)
+
     def set_rate(self, batch: int) -> None:
         """Set learning rate and momentum for a batch of the epoch."""
         schedules.apply(self.optimizer, self._base_lrs, self._schedule(self.epoch * self.steps_per_epoch + batch))
@@ -306,6 +318,7 @@ class Run:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         whole, pieces = self.batch_size, self._pieces
         batches = torch.split(self.order(), whole)
+        draws = None if self.augment.is_idle else torch.split(self.draws(), whole)
         for batch in range(self.batch, self.steps_per_epoch):
             if stop():
                 self.leave_epoch(batch)
@@ -313,9 +326,14 @@ class Run:
             self.set_rate(batch)
             for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
                 parameter.grad = None
-            for rows in torch.tensor_split(batches[batch], pieces) if pieces > 1 else (batches[batch],):
+            shown = _pieces(batches[batch], pieces)
+            drawn = [None] * len(shown) if draws is None else _pieces(draws[batch], pieces)
+            for rows, of_rows in zip(shown, drawn, strict=True):
+                x = images.take(rows)
+                if of_rows is not None:
+                    x = self._augmented(x, of_rows)
                 with autocast:
-                    loss = F.cross_entropy(model(images.take(rows)), labels.index_select(0, rows))
+                    loss = F.cross_entropy(model(x), labels.index_select(0, rows))
                 if pieces > 1:
                     loss = loss * (len(rows) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -323,6 +341,10 @@ class Run:
             self._clip(parameters)
             optimizer.step()
         return True
+
+    def _augmented(self, images: Tensor, drawn: Tensor) -> Tensor:
+        crop = drawn.new_full((len(drawn),), float(self.augment.crop))
+        return data.augment(images, drawn, crop, torch.full_like(crop, self.augment.horizontal_flip))
 
     def _clip(self, parameters: list[Tensor]) -> None:
         if self.clip_value is not None:
@@ -357,6 +379,38 @@ class Run:
         torch.set_rng_state(self._random["global"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self._random["cuda"], self.device)
+
+
+def _pieces(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    return torch.tensor_split(batch, pieces) if pieces > 1 else (batch,)
+
+
+class Loop:
+    """The executor that trains one run at a time: the reference."""
+
+    name = "loop"
+    slots = 1
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def put(self, run: Run) -> None:
+        """Take up a run; ValueError if there is one already."""
+        if self.runs:
+            raise ValueError("the loop trains one run at a time; wait until it has ended")
+        self.runs.append(run)
+        run.note_executor(self.name)
+
+    def remove(self, run: Run) -> None:
+        """Let the run go."""
+        self.runs.remove(run)
+
+    def compact(self) -> None:
+        """Do nothing: there are no empty slots to close."""
+
+    def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
+        """Train the run to the end of its epoch and return the result, none if `stop` ended that amid it."""
+        return [result for run in self.runs for result in islice(run.train(stop), 1)]
 
 
 def _own(value: Any) -> Any:

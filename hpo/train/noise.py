@@ -39,8 +39,8 @@ class Noise:
         """Return what a layer's elements are multiplied by [K, elements], in the order in which one run alone draws
         them: 0 where dropped, else 1 / the share that is kept. None if no row drops anything.
         """
-        kept = self._kept[name]
-        if min(kept) == LEVELS:
+        kept = self._kept.get(name)
+        if kept is None or min(kept) == LEVELS:
             return None
         words = torch.empty((self.count, -(-elements // 4)), dtype=torch.int64, device=self._device)
         for row, generator, levels in zip(words.unbind(0), self._generators, kept, strict=True):

@@ -6,15 +6,17 @@ of the same run alone. Kinds that are not known here, or are asked for something
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.rows import Rows
+
+MOMENTUM = "momentum_buffer"
 
 Group = Mapping[str, Any]
 Step = Callable[["Span", Group], None]
@@ -27,8 +29,21 @@ class Span:
     value: Tensor
     gradient: Tensor
     moments: tuple[Tensor, ...]
-    step: Tensor  # steps taken, a float tensor without dimensions, as torch keeps it
-    product: Tensor  # NAdam's product of momenta
+    steps: Tensor  # steps taken: torch keeps a count for each parameter [n], all the same
+    products: Tensor  # NAdam's product of momenta, likewise
+    late: list[tuple[dict[str, Any], Tensor]]  # states that hold no momentum yet, with theirs
+
+    def count(self) -> Tensor:
+        """Count a step and return how many there are."""
+        self.steps.add_(1)
+        return self.steps[0]
+
+    def has(self, momentum: float) -> bool:
+        """Return whether there is momentum; the states hold it from then on, as torch's do."""
+        while momentum and self.late:
+            state, place = self.late.pop()
+            state[MOMENTUM] = place
+        return momentum != 0
 
 
 # Optimizers whose torch has a fused kernel for this device are called as torch calls it; the others are torch's formulas.
@@ -36,15 +51,16 @@ class Span:
 
 def _sgd(span: Span, group: Group) -> None:
     momentum = group["momentum"]
+    has_momentum = span.has(momentum)
     torch._fused_sgd_(
         [span.value],
         [span.gradient],
-        [span.moments[0]] if momentum else [],  # the kernel wants no buffer where there is no momentum
+        [span.moments[0]] if has_momentum else [],  # the kernel wants no buffer where there is no momentum
         weight_decay=group["weight_decay"],
         momentum=momentum,
         lr=group["lr"],
         dampening=0.0,
-        nesterov=group["nesterov"] and momentum != 0,
+        nesterov=group["nesterov"] and has_momentum,
         maximize=False,
         is_first_step=False,  # a buffer of zeros makes the first step what torch makes it
     )
@@ -53,14 +69,13 @@ def _sgd(span: Span, group: Group) -> None:
 def _adam(kernel: Callable[..., None]) -> Step:
     def step(span: Span, group: Group) -> None:
         beta1, beta2 = group["betas"]
-        span.step.add_(1)
         kernel(
             [span.value],
             [span.gradient],
             [span.moments[0]],
             [span.moments[1]],
             [],
-            [span.step],
+            [span.count()],
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
@@ -74,12 +89,11 @@ def _adam(kernel: Callable[..., None]) -> Step:
 
 
 def _adagrad(span: Span, group: Group) -> None:
-    span.step.add_(1)
     torch._fused_adagrad_(
         [span.value],
         [span.gradient],
         [span.moments[0]],
-        [span.step],
+        [span.count()],
         lr=group["lr"],
         lr_decay=group["lr_decay"],
         weight_decay=group["weight_decay"],
@@ -89,12 +103,12 @@ def _adagrad(span: Span, group: Group) -> None:
 
 
 def _rmsprop(span: Span, group: Group) -> None:
-    span.step.add_(1)
+    span.count()
     alpha, momentum = group["alpha"], group["momentum"]
     gradient = _decayed(span, group)
     square = span.moments[0].mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
     average = square.sqrt().add_(group["eps"])
-    if momentum:
+    if span.has(momentum):
         span.value.sub_(span.moments[1].mul_(momentum).addcdiv_(gradient, average), alpha=group["lr"])
     else:
         span.value.addcdiv_(gradient, average, value=-group["lr"])
@@ -102,25 +116,24 @@ def _rmsprop(span: Span, group: Group) -> None:
 
 def _adamax(span: Span, group: Group) -> None:
     beta1, beta2 = group["betas"]
-    span.step.add_(1)
+    step = span.count().item()
     gradient = _decayed(span, group)
     mean, norm = span.moments
     mean.lerp_(gradient, 1 - beta1)
     torch.maximum(norm.mul_(beta2), gradient.abs().add_(group["eps"]), out=norm)
-    span.value.addcdiv_(mean, norm, value=-group["lr"] / (1 - beta1 ** span.step.item()))
+    span.value.addcdiv_(mean, norm, value=-group["lr"] / (1 - beta1**step))
 
 
 def _nadam(span: Span, group: Group) -> None:
     beta1, beta2 = group["betas"]
-    span.step.add_(1)
-    step, decay = span.step.item(), group["momentum_decay"]
+    step, decay = span.count().item(), group["momentum_decay"]
     if group["weight_decay"] and group["decoupled_weight_decay"]:
         span.value.mul_(1 - group["lr"] * group["weight_decay"])
         gradient = span.gradient
     else:
         gradient = _decayed(span, group)
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** ((step + later) * decay)) for later in (0, 1))
-    product = span.product.mul_(mu).item()
+    product = span.products.mul_(mu)[0].item()
     mean, square = span.moments
     mean.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -141,30 +154,28 @@ class Kind:
 
     step: Step
     moments: tuple[str, ...]  # torch's names of what we keep in the row's moments
-    fused: bool = False  # our step is torch's fused kernel
     counts: bool = True  # torch keeps a count of steps
     usual: Mapping[str, Any]  # options that must have these values
 
 
+NUMBER_TYPES = (torch.float32, torch.float64)  # in others, numbers of a step would lose what torch's kernels keep
 PLAIN = {"maximize": False, "differentiable": False}
 KINDS: dict[type[Optimizer], Kind] = {
-    SGD: Kind(step=_sgd, moments=("momentum_buffer",), fused=True, counts=False, usual={**PLAIN, "dampening": 0}),
+    SGD: Kind(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
     Adam: Kind(
         step=_adam(torch._fused_adam_),
         moments=("exp_avg", "exp_avg_sq"),
-        fused=True,
         usual={**PLAIN, "amsgrad": False, "decoupled_weight_decay": False, "capturable": False},
     ),
     AdamW: Kind(
         step=_adam(torch._fused_adamw_),
         moments=("exp_avg", "exp_avg_sq"),
-        fused=True,
         usual={**PLAIN, "amsgrad": False, "capturable": False},
     ),
-    Adagrad: Kind(step=_adagrad, moments=("sum",), fused=True, usual=PLAIN),
+    Adagrad: Kind(step=_adagrad, moments=("sum",), usual=PLAIN),
     RMSprop: Kind(
         step=_rmsprop,
-        moments=("square_avg", "momentum_buffer"),
+        moments=("square_avg", MOMENTUM),
         usual={**PLAIN, "centered": False, "capturable": False},
     ),
     Adamax: Kind(step=_adamax, moments=("exp_avg", "exp_inf"), usual={**PLAIN, "capturable": False}),
@@ -172,10 +183,40 @@ KINDS: dict[type[Optimizer], Kind] = {
 }
 
 
+class Steps(Protocol):
+    """The steps of all optimizers whose parameters lie in rows."""
+
+    def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
+        """Take up an optimizer whose parameters, of these names, lie in a row; its state moves into the row."""
+
+    def remove(self, row: int) -> None:
+        """Let a row's optimizer go; its state stays where it is, see `own_state`."""
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Step the optimizers of these rows, ascending, and no others."""
+
+
+class RowByRow:
+    """Each row's step by itself: the fastest where a call costs little, as on a CPU."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._steps: dict[int, Callable[[], None]] = {}
+
+    def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
+        self._steps[row] = stepper(optimizer, names, self._rows, row)
+
+    def remove(self, row: int) -> None:
+        del self._steps[row]
+
+    def take(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self._steps[row]()
+
+
 def order_of(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[str]:
-    """Return the names of all parameters, the optimizer's first, group by group: so each group is one span of a row."""
-    owned = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    return owned + [name for name in names.values() if name not in owned]
+    """Return the names of the parameters that an optimizer steps, group by group: so each group is one span of a row."""
+    return [names[parameter] for group in optimizer.param_groups for parameter in trained(group)]
 
 
 def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: int) -> Callable[[], None]:
@@ -185,30 +226,73 @@ def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: 
         names: of the parameters that lie in the row.
     """
     kind = KINDS.get(type(optimizer))
-    spans = [_span_of([names[parameter] for parameter in group["params"]], rows) for group in optimizer.param_groups]
-    if kind is None or None in spans or not all(_is_usual(kind, group, rows) for group in optimizer.param_groups):
-        return _torchs_own(optimizer, names, rows, row)
-    parts = []
-    for group, span in zip(optimizer.param_groups, spans, strict=True):
-        assert span is not None
-        start, end = span
-        step = torch.zeros((), dtype=torch.get_default_dtype())
-        moments = tuple(moment[row, start:end] for moment in rows.moments)
-        for moment in moments:
-            moment.zero_()
-        here = Span(rows.values[row, start:end], rows.gradients[row, start:end], moments, step, torch.ones(()))
-        _move_in(optimizer, group["params"], names, rows, row, kind, here)
-        parts.append((here, group))
+    spans = spans_of(optimizer, names, rows)
+    if kind is None or spans is None or rows.values.device.type != "cpu":
+        return torchs_own(optimizer, names, rows, row)
+    parts = move_in(optimizer, names, rows, row, spans)
 
     def take() -> None:
-        for here, group in parts:
-            kind.step(here, group)
+        for here, group in zip(parts, optimizer.param_groups, strict=True):
+            if len(here.value):  # a group may be empty, or frozen
+                kind.step(here, group)
 
     return take
 
 
+def spans_of(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows) -> list[slice] | None:
+    """Return the part of a row that each group of an optimizer owns; None if only torch's own step will do."""
+    kind = KINDS.get(type(optimizer))
+    groups = optimizer.param_groups
+    spans = [_span_of([names[parameter] for parameter in trained(group)], rows) for group in groups]
+    if (
+        kind is None
+        or rows.values.dtype not in NUMBER_TYPES
+        or not all(_is_usual(kind, group) for group in groups)
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    ):
+        return None
+    known = [slice(*span) for span in spans if span is not None]
+    return known if len(known) == len(groups) else None
+
+
+def move_in(
+    optimizer: Optimizer,
+    names: Mapping[Tensor, str],
+    rows: Rows,
+    row: int,
+    spans: Sequence[slice],
+    counts: Sequence[Tensor] | None = None,
+) -> list[Span]:
+    """Copy an optimizer's state into a row and let the optimizer keep views of it; return what each group owns.
+
+    Args:
+        spans: of the groups, as `spans_of` returns them.
+        counts: where each group's parameters [n] are to count their steps; None makes room for each.
+    """
+    groups = optimizer.param_groups
+    counts = counts or [torch.zeros(len(trained(group))) for group in groups]
+    return [
+        _move_in(optimizer, trained(group), names, rows, row, span, count)
+        for group, span, count in zip(groups, spans, counts, strict=True)
+    ]
+
+
+def own_state(optimizer: Optimizer) -> None:
+    """Give an optimizer whose state lies in a row tensors of its own again."""
+    for state in optimizer.state.values():
+        state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
+
+
+def trained(group: Group) -> list[Tensor]:
+    """Return those of a group's parameters that are trained."""
+    return [parameter for parameter in group["params"] if parameter.requires_grad]
+
+
 def _span_of(names: list[str], rows: Rows) -> tuple[int, int] | None:
     """Return from where to where these parameters lie in a row, None if they do not follow one another."""
+    if not names:
+        return 0, 0
     order = list(rows.spans)
     first = order.index(names[0])
     if order[first : first + len(names)] != names:
@@ -216,10 +300,8 @@ def _span_of(names: list[str], rows: Rows) -> tuple[int, int] | None:
     return rows.spans[names[0]][0], rows.spans[names[-1]][1]
 
 
-def _is_usual(kind: Kind, group: Group, rows: Rows) -> bool:
-    on_cpu = rows.values.device.type == "cpu"
-    known = all(group.get(option, value) == value for option, value in kind.usual.items())
-    return known and on_cpu and (not kind.fused or rows.values.dtype in (torch.float32, torch.float64))
+def _is_usual(kind: Kind, group: Group) -> bool:
+    return all(group.get(option, value) == value for option, value in kind.usual.items())
 
 
 def _move_in(
@@ -228,32 +310,44 @@ def _move_in(
     names: Mapping[Tensor, str],
     rows: Rows,
     row: int,
-    kind: Kind,
-    here: Span,
-) -> None:
-    """Copy the state of a group's parameters into the row and let the optimizer keep views of it."""
-    for parameter in parameters:
+    span: slice,
+    counts: Tensor,
+) -> Span:
+    """Do for the parameters of one group what `move_in` does."""
+    kind = KINDS[type(optimizer)]
+    moments = tuple(moment[row, span].zero_() for moment in rows.moments)
+    counts.zero_()
+    products = torch.ones(len(parameters))
+    here = Span(rows.values[row, span], rows.gradients[row, span], moments, counts, products, [])
+    for index, parameter in enumerate(parameters):
         state = optimizer.state[parameter]
-        for moment, name in zip(rows.moments, kind.moments, strict=False):
-            place = rows.of(moment, row, names[parameter])
-            if state.get(name) is not None:
-                place.copy_(state[name])
-            state[name] = place
+        places = {name: rows.of(m, row, names[parameter]) for name, m in zip(kind.moments, rows.moments, strict=False)}
         if kind.counts:
-            here.step.fill_(float(state.get("step", 0.0)))
-            state["step"] = here.step
-        if "mu_product" in state or isinstance(optimizer, NAdam):
-            here.product.fill_(float(state.get("mu_product", 1.0)))
-            state["mu_product"] = here.product
+            places["step"] = counts[index]
+        if isinstance(optimizer, NAdam):
+            places["mu_product"] = products[index]
+        for name, place in places.items():
+            if state.get(name) is not None:
+                place.copy_(torch.as_tensor(state[name]))
+                state[name] = place
+            elif name == MOMENTUM:
+                here.late.append((state, place))
+            else:
+                state[name] = place
+    return here
 
 
-def _torchs_own(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: int) -> Callable[[], None]:
+def torchs_own(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: int) -> Callable[[], None]:
     """Return torch's own step on the row's views."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = rows.of(rows.gradients, row, names[parameter])
+    gradients = [
+        (parameter, rows.of(rows.gradients, row, names[parameter]))
+        for group in optimizer.param_groups
+        for parameter in trained(group)
+    ]
 
     def take() -> None:
+        for parameter, gradient in gradients:  # anew, since a step may end in `zero_grad`
+            parameter.grad = gradient
         optimizer.step()
 
     return take

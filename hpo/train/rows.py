@@ -7,7 +7,7 @@ their rows while they are here: what a stack trains, `model.state_dict()` shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +21,36 @@ MOMENTS = 2  # tensors of a row's size that an optimizer keeps, at most: two for
 class Rows:
     """Parameters, gradients, moments and buffers of K models."""
 
-    def __init__(self, model: nn.Module, order: Sequence[str], count: int) -> None:
+    def __init__(self, model: nn.Module, trained: Sequence[str], count: int) -> None:
         """Make room for `count` models like this one.
 
         Args:
-            order: the names of the parameters as they follow one another in a row.
+            trained: the names of the parameters that are trained, as they follow one another in a row. The others
+                lie behind them, where there are no gradients.
         """
         self.count = count
         known = dict(model.named_parameters())
-        sample = known[order[0]]
+        fixed = [name for name in known if name not in set(trained)]
         self.spans: dict[str, tuple[int, int]] = {}
-        size = 0
-        for name in order:
+        moving = self._lay_out(trained, known)
+        size = self._lay_out(fixed, known, moving)
+        self.values = known[trained[0]].detach().new_zeros(count, size)
+        self.gradients = self.values.new_zeros(count, moving)
+        self.moments = [torch.zeros_like(self.gradients) for _ in range(MOMENTS)]
+        self.shapes = {name: parameter.shape for name, parameter in known.items()}
+        self.parameters = {name: self._stacked(self.values, name) for name in self.spans}
+        self.leaves = [self.parameters[name].requires_grad_() for name in trained]
+        self.leaf_gradients = [self._stacked(self.gradients, name) for name in trained]
+        self.buffers = {name: buffer.new_zeros((count, *buffer.shape)) for name, buffer in model.named_buffers()}
+        # A tensor under two names is one.
+        _alias(self.parameters, model.named_parameters(remove_duplicate=False))
+        _alias(self.buffers, model.named_buffers(remove_duplicate=False))
+
+    def _lay_out(self, names: Iterable[str], known: dict[str, nn.Parameter], size: int = 0) -> int:
+        for name in names:
             self.spans[name] = (size, size + known[name].numel())
             size += -(-known[name].numel() // ALIGNMENT) * ALIGNMENT
-        self.size = size
-        self.values = sample.detach().new_zeros(count, size)
-        self.gradients = torch.zeros_like(self.values)
-        self.moments = [torch.zeros_like(self.values) for _ in range(MOMENTS)]
-        self.shapes = {name: known[name].shape for name in order}
-        self.parameters = {
-            name: self._stacked(self.values, name).requires_grad_(known[name].requires_grad) for name in order
-        }
-        self.gradient_of = {name: self._stacked(self.gradients, name) for name in order}
-        self.buffers = {name: buffer.new_zeros((count, *buffer.shape)) for name, buffer in model.named_buffers()}
+        return size
 
     def _stacked(self, rows: Tensor, name: str) -> Tensor:
         """Return one parameter of all rows [K, ...]."""
@@ -59,17 +65,17 @@ class Rows:
     @torch.no_grad()
     def adopt(self, row: int, model: nn.Module) -> None:
         """Bring a model into a row: its values are copied, its parameters and buffers become views of the row."""
-        self.values[row].zero_()  # what lies between parameters as well
+        for rows in (self.values, self.gradients):
+            rows[row].zero_()  # what lies between parameters as well
         for name, parameter in model.named_parameters():
             place = self.of(self.values, row, name)
             place.copy_(parameter)
             parameter.data = place
             parameter.grad = None
-        for name, buffer in model.named_buffers():
-            place = self.buffers[name][row]
+        places = {buffer: self.buffers[name][row] for name, buffer in model.named_buffers()}
+        for buffer, place in places.items():
             place.copy_(buffer)
-            owner, _, attribute = name.rpartition(".")
-            model.get_submodule(owner)._buffers[attribute] = place
+        _exchange_buffers(model, places)
 
     @torch.no_grad()
     def snapshot(self, row: int) -> dict[str, Tensor]:
@@ -81,3 +87,26 @@ class Rows:
         """Bring a row's buffers back to a snapshot."""
         for name, buffer in buffers.items():
             self.buffers[name][row].copy_(buffer)
+
+
+@torch.no_grad()
+def own_tensors(model: nn.Module) -> None:
+    """Give a model that lies in a row tensors of its own again."""
+    for parameter in model.parameters():
+        parameter.data = parameter.detach().clone()
+        parameter.grad = None
+    _exchange_buffers(model, {buffer: buffer.clone() for buffer in model.buffers()})
+
+
+def _exchange_buffers(model: nn.Module, others: dict[Tensor, Tensor]) -> None:
+    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
+        owner, _, attribute = name.rpartition(".")
+        if buffer in others:  # a module that stands in two places has it already
+            model.get_submodule(owner)._buffers[attribute] = others[buffer]
+
+
+def _alias(stacked: dict[str, Tensor], named: Iterable[tuple[str, Tensor]]) -> None:
+    """Let each further name of a tensor mean what its first one means."""
+    first: dict[Tensor, str] = {}
+    for name, tensor in named:
+        stacked[name] = stacked[first.setdefault(tensor, name)]

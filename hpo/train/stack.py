@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import astuple
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpo.train.layers import Pass
+import data
+from hpo.train.broadcast import Broadcast
+from hpo.train.layers import Pass, Unstackable, filled
 from hpo.train.loop import EpochResult, Run, autocasting
 from hpo.train.noise import Noise
-from hpo.train.rowoptim import order_of, stepper
-from hpo.train.rows import Rows
+from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
+from hpo.train.rows import Rows, own_tensors
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
-FEWEST_ROWS = 2  # a convolution in one group takes another kernel than one in several, and rounds differently
+ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
+# rows of 16 numbers are what a CPU takes at once
+STEPS: dict[str, Callable[[Rows], Steps]] = {"cpu": RowByRow}  # by type of device; Broadcast where nothing is said
+IGNORED = -100  # the label of images that fill up a batch
 
 
 class Forward(Protocol):
     """The forward pass of K models: images [K, B, C, H, W], or [B, C, H, W] for all of them, to logits [K, classes, B]."""
 
     name: str
+    # lanes: int, if there is such: batches are filled up to a multiple of it, see `Pass.filling`
 
     def __call__(self, at: Pass, images: Tensor) -> Tensor: ...
 
@@ -35,22 +42,34 @@ class Forward(Protocol):
 class Stack:
     """Up to `slots` runs in training together."""
 
-    def __init__(self, forward: Forward, first: Run, slots: int) -> None:
-        """Make an empty stack for runs like `first`, which is left as it is."""
+    def __init__(self, forward: Forward, first: Run, slots: int, steps: Callable[[Rows], Steps] | None = None) -> None:
+        """Make an empty stack for runs like `first`, which is left as it is; Unstackable says why there can be none.
+
+        Args:
+            steps: how the optimizers are stepped; None takes what suits the device.
+        """
         self.name = forward.name
         self.slots = slots
         self._forward = forward
-        self._order = order_of(first.optimizer, _names(first))
-        self._make_room(first, max(slots, FEWEST_ROWS))
+        self._steps_of = steps or STEPS.get(first.device.type, Broadcast)
+        self._shared = _shared(first)
+        self._trained = order_of(first.optimizer, _names(first))
+        if not self._trained:
+            raise Unstackable("no parameter is trained")
+        if len({parameter.dtype for parameter in first.model.parameters()}) > 1:
+            raise Unstackable("the model's parameters are of several number types")
+        if first.accumulation > 1:
+            raise Unstackable("batches are taken in micro-batches")
+        self._lanes = getattr(forward, "lanes", 1) if first.device.type == "cpu" else 1
+        self._make_room(first, _even(slots))
+        self._refuse_unused(first)
 
     def _make_room(self, first: Run, slots: int) -> None:
-        self._rows = Rows(first.model, self._order, slots)
-        self._leaves = [p for p in self._rows.parameters.values() if p.requires_grad]
-        self._gradients = [self._rows.gradient_of[n] for n, p in self._rows.parameters.items() if p.requires_grad]
+        self._rows = Rows(first.model, self._trained, slots)
         self._counters = [b for name, b in self._rows.buffers.items() if name.endswith("num_batches_tracked")]
         self._noise = Noise(slots, first.device, self._rows.values.dtype)
         self._places: list[Run | None] = [None] * slots
-        self._steppers: dict[Run, Callable[[], None]] = {}
+        self._steps = self._steps_of(self._rows)
         self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
 
     @property
@@ -62,25 +81,32 @@ class Stack:
         """Take up a run, between epochs, in a free slot: its tensors move into the stack."""
         if len(self.runs) == self.slots:
             raise ValueError(f"a stack of {self.slots} slots is full; wait until a run has ended")
+        others = [what for what, value in _shared(run).items() if value != self._shared[what]]
+        if others:
+            raise Unstackable(f"the run differs from those of the stack: {', '.join(others)}")
         if None not in self._places:
-            self._move(self.runs, self.slots)  # what was closed is open again
+            self._move(self.runs, _even(self.slots))  # what was closed is open again
         row = self._places.index(None)
         names = _names(run)
         self._places[row] = run
         self._rows.adopt(row, run.model)
-        self._steppers[run] = stepper(run.optimizer, names, self._rows, row)
+        self._steps.put(row, run.optimizer, names)
         self._noise.of(row, run)
         run.note_executor(self.name)
 
     def remove(self, run: Run) -> None:
-        """Let a run go; its tensors are its own until another takes its place."""
-        self._places[self._places.index(run)] = None
-        del self._steppers[run]
+        """Let a run go, with tensors of its own."""
+        row = self._places.index(run)
+        self._places[row] = None
+        self._steps.remove(row)
+        own_tensors(run.model)
+        own_state(run.optimizer)
+        run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))
 
     def compact(self) -> None:
         """Close the gaps, when nobody is to fill them: empty slots cost time as full ones do."""
         runs = self.runs
-        rows = max(len(runs), FEWEST_ROWS)
+        rows = _even(len(runs))
         if runs and rows < len(self._places):
             self._move(runs, rows)
 
@@ -117,6 +143,7 @@ class Stack:
 
     def _train(self, runs: Sequence[Run], stop: Callable[[], bool]) -> bool:
         orders = self._orders(runs[0])
+        draws = self._draws(runs[0])
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
         self._enter(waiting)
@@ -126,13 +153,26 @@ class Stack:
                 return False
             if any(run.batch == batch for run in waiting):
                 self._let_in(waiting, batch)
-            self._step(orders[:, batch], batch)
+            self._step(orders[:, batch], None if draws is None else draws[:, batch], batch)
         return True
 
     def _orders(self, some: Run) -> Tensor:
         """Return the rows of all batches [K, steps, B]; an empty slot takes another's."""
         orders = [(run or some).order() for run in self._places]
         return torch.stack(orders).view(len(orders), some.steps_per_epoch, some.batch_size)
+
+    def _draws(self, some: Run) -> Tensor | None:
+        """Return the draws for augmenting all batches [K, steps, B, DRAWS]; None if nobody augments."""
+        if all(run is None or run.augment.is_idle for run in self._places):
+            return None
+        draws = torch.stack([(run or some).draws() for run in self._places])
+        return draws.view(len(draws), some.steps_per_epoch, some.batch_size, -1)
+
+    def _augmented(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Augment images [K * B, C, H, W], each run's as strongly as it wants."""
+        strengths = [(0.0, 0.0) if run is None else astuple(run.augment) for run in self._places]
+        crop, flip = torch.tensor(strengths, device=images.device).repeat_interleave(drawn.shape[1], 0).unbind(1)
+        return data.augment(images, drawn.flatten(0, 1), crop, flip)
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
         """Say who is in the steps to come: all but those that wait."""
@@ -151,17 +191,39 @@ class Stack:
         for run in runs:
             if run in waiting:
                 self._rows.restore(self._places.index(run), waiting[run])
+            run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # its place counts on, should it wait here
             run.leave_epoch(max(run.batch, batch))
 
-    def _step(self, rows: Tensor, batch: int) -> None:
-        some = self.runs[0]
-        index = rows.reshape(-1)
-        images, labels = some.images.take(index), some.splits.train.labels.index_select(0, index)
+    def _losses(self, some: Run, batches: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Return each model's mean loss [K] over its batch, given as rows of the training images [K, B].
+
+        Args:
+            drawn: the draws for augmenting them [K, B, DRAWS].
+        """
+        size = batches.shape[1]
+        filling = -size % self._lanes
+        shown = filled(batches, 1, filling)
+        images = some.images.take(shown.reshape(-1))
+        if drawn is not None:
+            images = self._augmented(images, filled(drawn, 1, filling))
+        labels = some.splits.train.labels.index_select(0, batches.reshape(-1)).view(batches.shape)
         with autocasting(some.device, some.precision):
-            logits = self._forward(self._pass(training=True), images.view(*rows.shape, *images.shape[1:]))
-            losses = F.cross_entropy(logits, labels.view(rows.shape), reduction="none").mean(1)
-        gradients = torch.autograd.grad(losses.sum(), self._leaves)
-        torch._foreach_copy_(self._gradients, list(gradients))
+            logits = self._forward(self._pass(filling, training=True), images.view(*shown.shape, *images.shape[1:]))
+            losses = F.cross_entropy(logits, filled(labels, 1, filling, IGNORED), reduction="none")
+            return losses.sum(1) / size
+
+    def _refuse_unused(self, first: Run) -> None:
+        """Differentiate once, before any run is here: an optimizer of torch leaves alone what has no gradient."""
+        losses = self._losses(first, torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device))
+        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves, allow_unused=True)
+        unused = [name for name, gradient in zip(self._trained, gradients, strict=True) if gradient is None]
+        if unused:
+            raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
+
+    def _step(self, batches: Tensor, drawn: Tensor | None, batch: int) -> None:
+        losses = self._losses(self.runs[0], batches, drawn)
+        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
+        torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
         self._loss_sums += losses.detach()
         if self._counters:
             torch._foreach_add_(self._counters, 1)
@@ -169,11 +231,11 @@ class Stack:
             if run is not None:
                 self._clip(row, run)
                 run.set_rate(batch)
-                self._steppers[run]()
+        self._steps.take([row for row, run in enumerate(self._active) if run is not None])
 
-    def _pass(self, *, training: bool) -> Pass:
+    def _pass(self, filling: int, *, training: bool) -> Pass:
         rows = self._rows
-        return Pass(rows.count, rows.parameters, rows.buffers, training, self._noise)
+        return Pass(rows.count, rows.parameters, rows.buffers, training, self._noise, filling)
 
     def _clip(self, row: int, run: Run) -> None:
         """Clip one run's gradient by itself: a norm over all would couple them."""
@@ -190,16 +252,34 @@ class Stack:
         some = self.runs[0]
         totals = torch.zeros((2, len(self._places)), dtype=torch.float64, device=some.device)
         labels = some.splits.validation.labels
-        at = self._pass(training=False)
         parts = zip(some.validation_images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
         for images, y in parts:
+            filling = -len(y) % self._lanes
+            images, y = filled(images, 0, filling), filled(y, 0, filling, IGNORED)
             with autocasting(some.device, some.precision):
-                logits = self._forward(at, images)
+                logits = self._forward(self._pass(filling, training=False), images)
                 losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
             totals += torch.stack([losses.double().sum(1), (logits.argmax(1) == y).double().sum(1)])
         return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(labels))], dim=1)
 
 
+def _even(slots: int) -> int:
+    """Return how many rows so many slots take."""
+    return -(-slots // ROWS) * ROWS
+
+
 def _names(run: Run) -> dict[Tensor, str]:
-    """Return a run's parameters with their names, without the ones that are not to be trained."""
+    """Return a run's parameters with their names."""
     return {parameter: name for name, parameter in run.model.named_parameters()}
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """Return, by what it is called, what all runs of a stack have in common."""
+    return {
+        "shapes of parameters": {name: parameter.shape for name, parameter in run.model.named_parameters()},
+        "trained parameters": set(order_of(run.optimizer, _names(run))),
+        "batch size": run.batch_size,
+        "batches in an epoch": run.steps_per_epoch,
+        "precision": run.precision,
+        "micro-batches": run.accumulation,
+    }

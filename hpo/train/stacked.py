@@ -22,6 +22,7 @@ class Forward:
     """Maps images of K models to logits [K, classes, B]."""
 
     name = "stack"
+    lanes = 16  # numbers that a CPU takes at once, at most: the last ones of a tensor, fewer, may be rounded otherwise
 
     def __init__(self, model: nn.Module) -> None:
         """Trace a model; Unstackable says what of it has no stacked form."""
@@ -71,8 +72,10 @@ class Forward:
         self._step(node, operation, (source,), layout)
 
     def _add_function(self, node: fx.Node) -> None:
+        if not node.args:
+            _refuse(node, "is given its value by name")
         if node.target in (torch.flatten, "flatten"):
-            if tuple(node.args[1:]) not in ((1,), (1, -1)) or node.kwargs not in ({}, {"start_dim": 1}):
+            if {"start_dim": 0, "end_dim": -1, **dict(zip(DIMS, node.args[1:], strict=False)), **node.kwargs} != BEHIND:
                 _refuse(node, "flattens other dimensions than all behind the first")
             source = self._value(node.args[0])
             operation, layout = flatten(None, "", self._layouts[source.name])
@@ -156,6 +159,8 @@ def _refuse(node: fx.Node, why: str) -> NoReturn:
     raise Unstackable(f"{target} (at {node.name}) {why}")
 
 
+DIMS = ("start_dim", "end_dim")
+BEHIND = {"start_dim": 1, "end_dim": -1}  # the first dimension
 SPATIAL: set[Any] = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d}
 ALIKE: tuple[Any, ...] = (
     F.elu,

@@ -71,8 +71,11 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
         f"validation accuracy {value_text(epoch.validation_accuracy)}",
+        f"executor: {found.choice.executor}"
+        + (f", {found.choice.slots} trials at a time in each worker" if found.choice.slots > 1 else "")
+        + f": {found.choice.why}",
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} "
-        f"with {workers} worker{'s' if workers > 1 else ''}; pruning makes it less",
+        f"with {workers} worker{'s' if workers > 1 else ''}; pruning and training several at once make it less",
         "",
         warnings_text(found.warnings),
     ]

@@ -16,14 +16,16 @@ import torch
 from hpo import assembly, space, studyfile
 from hpo import study as studies
 from hpo.config import TrainConfig
-from hpo.objective import metrics_of, trial_seed
+from hpo.objective import trial_seed
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.together import metrics_of
 from tests.integration.crew import Crew, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
+    "executor": "loop",
     "data": {"name": "digits"},
     "model": {"name": "mlp", "widths": [16], "dropout": {"low": 0.0, "high": 0.5}},
     "training": {"epochs": 12, "batch_size": 32},

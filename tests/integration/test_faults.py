@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -40,17 +41,18 @@ KILLS = [
 ]
 
 
+@pytest.mark.parametrize("executor", [{"executor": "loop"}, {"executor": "stack", "slots": 3}], ids=["loop", "stack"])
 @pytest.mark.parametrize(("kills", "trials"), KILLS)
 def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
-    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int
+    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int, executor: dict[str, Any]
 ) -> None:
-    study = make_digits(trials)
+    study = make_digits(trials, **executor)
     crew = hire(study)
     kill_at_random_instants(crew, kills, workers=4, seed=0)
     assert_finished_once(study, crew, trials)
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
     assert {row.kind for row in failures(study)} == {"lost_worker"}  # some did hit a trial
-    undisturbed = make_digits(trials, name="undisturbed")
+    undisturbed = make_digits(trials, name="undisturbed", **executor)
     other = hire(undisturbed)
     assert other.leave([other.start(), other.start()]) == [0, 0]
     assert [trial.params for trial in trials_of(study)] == [trial.params for trial in trials_of(undisturbed)]

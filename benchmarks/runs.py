@@ -1,0 +1,114 @@
+"""One run of one side: its processes timed from start to end, and what its trials came to."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import resource
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Command = list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A trial as its side left it."""
+
+    epochs: int  # trained
+    value: float | None  # of its last epoch, if it went through all of them or its side calls it complete
+    at: float | None  # seconds since 1970 when it ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a side's study holds in the end."""
+
+    trials: list[Ended]
+    distributions: frozenset[str]  # that were drawn from, as Optuna's JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run of one side."""
+
+    task: str
+    side: str
+    repeat: int
+    seconds: float
+    cpu_seconds: float | None  # of all its processes, where they can be counted: steadier where others use the machine
+    trials: int
+    complete: int
+    epochs: int  # trained, over all trials
+    bests: list[
+        tuple[float, float]
+    ]  # (seconds since the start, value) of each complete trial that beat those before it
+    load_before: float  # the machine's load average (1 min) when the run began; the runs themselves are in it
+
+    @property
+    def epochs_per_second(self) -> float:
+        return self.epochs / self.seconds
+
+    @property
+    def best(self) -> float:
+        """The best final validation accuracy of a complete trial; not a number if none is complete."""
+        return self.bests[-1][1] if self.bests else math.nan
+
+    def reaching(self, value: float) -> float | None:
+        """Return the seconds until a complete trial was as good as this; None if none ever was."""
+        return next((seconds for seconds, best in self.bests if best >= value), None)
+
+
+def bests(trials: Sequence[Ended], started: float) -> list[tuple[float, float]]:
+    """Return (seconds since the start, value) of each complete trial that beat those before it."""
+    found: list[tuple[float, float]] = []
+    for at, value in sorted((one.at, one.value) for one in trials if one.at is not None and one.value is not None):
+        if not found or value > found[-1][1]:
+            found.append((at - started, value))
+    return found
+
+
+def seconds_since_1970(moment: datetime.datetime | None) -> float | None:
+    """Return Optuna's local time as a number."""
+    return None if moment is None else moment.timestamp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long the processes of a run took."""
+
+    started: float  # seconds since 1970
+    seconds: float
+    cpu_seconds: float  # of those and all below them that were waited for
+
+
+def timed(commands: Sequence[Command], folder: Path, env: Mapping[str, str]) -> Timing:
+    """Start the commands side by side and wait until the last has ended; ChildProcessError if one fails."""
+    logs = [folder / f"output-{index}.log" for index in range(len(commands))]
+    used, started, first = cpu_of_children(), time.time(), time.perf_counter()
+    processes = []
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                processes.append(
+                    subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT)
+                )
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:  # only after a Ctrl-C is there one left
+            process.terminate()
+    timing = Timing(started=started, seconds=time.perf_counter() - first, cpu_seconds=cpu_of_children() - used)
+    for command, code, log in zip(commands, codes, logs, strict=True):
+        if code:
+            raise ChildProcessError(f"{shlex.join(command)}\nended with exit code {code}:\n{log.read_text()[-3000:]}")
+    return timing
+
+
+def cpu_of_children() -> float:
+    """Return the CPU seconds of every process below this one that has ended and was waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,120 @@
+"""One attempt at a trial, from its opening to its end: settled, parked or, if another owns it by now, nothing written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from hpo import handover, retention, sampling
+from hpo.db.trialrows import TrialRow
+from hpo.errors import LostLease, Parked, Stopped, TimeUp
+from hpo.failures import Failure, Verdict, signal_behind
+from hpo.lease import Lease
+from hpo.rows import SECONDS
+from hpo.study import Study, as_in_optimize
+from hpo.trial import OWN_METRIC, LeasedTrial
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """A worker's attempt at one claimed trial."""
+
+    def __init__(self, study: Study, lease: Lease) -> None:
+        self.study = study
+        self.lease = lease
+        self._sampler = sampling.build(study.spec, lease.claim.number)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let Optuna's study be as inside `study.optimize` on this trial."""
+        self.study.optuna.sampler = self._sampler
+        with as_in_optimize(self.study.optuna):
+            yield
+
+    def open(self) -> LeasedTrial | None:
+        """Return the trial, ready to be trained; None if that failed, by the sampler for one, which is written already."""
+        opened: list[LeasedTrial] = []
+        with self._letting_go(), self.at_work():
+            try:
+                opened.append(open_trial(self.study, self.lease))
+            except Exception as error:
+                failure = Failure.of(error)
+                note(
+                    self.lease, failure, self.lease.patience(lambda: self.lease.ledger.fail(self.lease.claim, failure))
+                )
+        return opened[0] if opened else None
+
+    def end(self, trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
+        """End the trial by what `outcome` returns, which is its value, or raises."""
+        with self._letting_go():
+            with self.at_work():
+                settle(trial, outcome)
+            self.lease.patience(lambda: retention.sweep(self.study))
+
+    @contextmanager
+    def _letting_go(self) -> Iterator[None]:
+        """Park the trial, or leave it to its new owner, where that is how the block ends."""
+        lease = self.lease
+        try:
+            yield
+        except Parked:
+            lease.patience(lambda: lease.ledger.park(lease.claim))
+            log.info(
+                "trial %d parked", lease.claim.number, extra={"action": "trial_parked", "trial": lease.claim.number}
+            )
+        except LostLease as lost:
+            message = str(lost)
+            log.warning("%s", message, extra={"action": "lease_lost", "trial": lease.claim.number})
+            lease.patience(lambda: lease.ledger.drop(lease.claim, message))
+
+
+def open_trial(study: Study, lease: Lease) -> LeasedTrial:
+    """Return the claimed trial with the curve it has so far, what an earlier attempt could not record included."""
+    claim = lease.claim
+    if claim.began is not None:
+        fresh = TrialRow(claim.trial_id, claim.number, TrialState.RUNNING, started=claim.began, completed=None)
+        study.storage.optuna.expect(study.study_id, fresh)
+    metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
+    curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
+    trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve)
+    handover.take(study.trial_folder(trial.number), trial)
+    limit = study.spec.budget.trial_seconds
+    if limit is not None:
+        spent = lease.patience(lambda: sum(lease.ledger.curve(lease.claim, SECONDS)))
+        lease.seconds_left = limit - spent
+    return trial
+
+
+def settle(trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
+    """Settle the trial by what `outcome` returns or raises."""
+    failure: Failure | None = None
+    try:
+        value = trial.judge(outcome())
+    except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
+        why = signal_behind(error)  # whatever user code made of it: "pruned", for one
+        if isinstance(why, Stopped):
+            trial.end_as_stopped()
+        elif why is not None and not isinstance(why, TimeUp):
+            trial.pass_on_a_stop()
+            raise why from None
+        elif why is None and isinstance(error, optuna.TrialPruned):
+            trial.finish_as_pruned(str(error) or None)
+        else:
+            failure = Failure.of(why or error)
+    else:
+        trial.finish(TrialState.COMPLETE, value)
+    if failure is not None:  # outside of the handler: the exception's frames, and what they hold, are gone
+        note(trial.lease, failure, trial.fail(failure))
+    log.info("trial %d settled", trial.number, extra={"action": "trial_settled", "trial": trial.number})
+
+
+def note(lease: Lease, failure: Failure, verdict: Verdict) -> None:
+    """Say what an attempt failed by and what was done about it."""
+    lease.failed_by = failure.kind
+    log.warning("trial %d: %s (%s): %s", lease.claim.number, failure.kind, verdict, failure.message)

@@ -1,0 +1,132 @@
+"""Which executor trains the runs of one kind here, how many at once, and why: measured at the first, remembered then."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data import Splits
+from hpo import assembly, measured
+from hpo.config import TrainConfig, Training
+from hpo.receipt import processor
+from hpo.spec import StudySpec
+from hpo.train import architecture, forwards, sizing
+from hpo.train.forwards import Make
+from hpo.train.layers import Unstackable
+from hpo.train.loop import EpochResult, Loop, Run
+from hpo.train.stack import Stack
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # raised when what is measured, or how we train, changes
+ENDLESS = 10**6  # epochs of a run that is only measured
+MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2")  # samplers that learn from what has finished
+GENERATIONS = 4  # into which such a sampler's budget is divided at least: from what is asked at once, nothing is learnt
+Executor = Loop | Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An executor and how many runs it trains together."""
+
+    executor: str  # "loop", "stack" or "vmap"
+    slots: int
+    why: str  # in words, a line
+
+    def build(self, like: Run) -> Executor:
+        """Return an empty executor for runs like this one."""
+        if self.executor == "loop":
+            return Loop()
+        return Stack(forwards.of(self.executor, like), like, self.slots)
+
+    def limited(self, most: int, because: str) -> Choice:
+        """Return this choice with no more slots than these."""
+        if self.slots <= most:
+            return self
+        return replace(self, slots=most, why=f"{self.why}; no more than {most} {because}")
+
+
+def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[EpochResult]:
+    """Train one run on by itself, one result per epoch, to its end or until `stop` says so."""
+    executor.put(run)
+    while not run.finished:
+        results = executor.train_epoch(stop)
+        if not results:
+            return
+        yield from results
+
+
+def partition_of(run: Run, training: Training) -> str:
+    """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ."""
+    return architecture.digest(run.model, run.batch_size, run.accumulation, training.precision, training.threads)
+
+
+def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device) -> Choice:
+    """Return how runs like this config's are trained on this device, as its spec wishes and as was measured.
+
+    The first time that takes some seconds: what a stack can hold is checked against the model alone, then measured.
+    """
+    if spec.executor == "loop" or spec.slots == 1:
+        why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
+        return Choice(executor="loop", slots=1, why=f"the study says {why}")
+    make = partial(_made, config, folder, device)
+    key = key_of(spec, partition_of(make(0, splits, None), config.training), device)
+    if (known := measured.recall(key)) is not None:
+        return Choice(**known)
+    choice = _measure(spec, make, splits, config.training.batch_size)
+    measured.keep(key, asdict(choice))
+    return choice
+
+
+def _made(
+    config: TrainConfig, folder: Path, device: torch.device, seed: int, splits: Splits, dtype: torch.dtype | None
+) -> Run:
+    endless = config.model_copy(update={"training": config.training.model_copy(update={"epochs": ENDLESS})})
+    return assembly.build_run(endless, splits, seed, folder, device, dtype=dtype)
+
+
+def key_of(spec: StudySpec, partition: str, device: torch.device) -> str:
+    """Return under what a choice is remembered on this machine."""
+    known = (FORMAT, torch.__version__, processor(), assembly.device_name(device))
+    described = repr((*known, partition, spec.executor, spec.slots))
+    return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Choice:
+    measures = spec.slots == "auto"
+    step = sizing.step_alone(make(0, splits, None)) if measures else 0.0
+    if spec.executor == "auto" and step > sizing.SLOW_STEP_SECONDS:
+        return Choice(
+            executor="loop", slots=1, why=f"a step takes {step:.2f} s, beside which no call's overhead counts"
+        )
+    try:
+        forward = forwards.find(make, splits, batch_size)
+    except Unstackable as reason:
+        return Choice(executor="loop", slots=1, why=f"cannot be trained as one model: {reason}")
+    if not measures:
+        return Choice(executor=forward.name, slots=int(spec.slots), why=f"the study says slots = {spec.slots}")
+    found = sizing.measure(forward, lambda seed: make(seed, splits, None), step, may_lose=spec.executor == "auto")
+    rates = "images/s by trials together: " + ", ".join(f"{slots}: {rate:,.0f}" for slots, rate in found.rates.items())
+    if found.slots == 1:
+        return Choice(executor="loop", slots=1, why=f"faster than a stack; {rates}")
+    gain = found.rates[found.slots] / found.rates[1]
+    why = f"{found.slots} together train {gain:.1f} times as fast as one; {rates}"
+    return Choice(executor=forward.name, slots=found.slots, why=why)
+
+
+def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choice:
+    """Leave other workers their share of the budget, and a sampler that learns something to learn from."""
+    most = -(-budget // fleet)
+    if spec.slots == "auto" and spec.sampler["name"] in MODEL_BASED:
+        most = max(1, most // GENERATIONS)
+    return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}")
+
+
+def remember(choice: Choice, spec: StudySpec, partition: str, device: torch.device) -> None:
+    """Choose so from now on for runs of this partition, in every process on this machine."""
+    measured.keep(key_of(spec, partition, device), asdict(choice))

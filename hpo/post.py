@@ -1,0 +1,291 @@
+"""What a worker has to send for the trials that it holds, and what it hears of them: one post, however many they are.
+
+Two threads share it. The training thread reports; the keeper's thread renews the leases, brings the orders of others, and
+sends what was reported while the storage was away. Training waits for a storage that fails or hangs for some seconds once,
+then it goes on: reports are kept in their order until the storage is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from hpo import clocks
+from hpo.claim import Claim, Token
+from hpo.errors import NoAnswer
+from hpo.ledger import Ledger
+from hpo.outage import Patience, Result, within
+from hpo.reports import Report
+from hpo.storage import OUTAGES, cause
+
+if TYPE_CHECKING:
+    from hpo.lease import Lease
+
+log = logging.getLogger(__name__)
+RENEWALS_PER_LEASE = 3
+AT_ONCE = 100  # reports in one statement, of those that were kept
+METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction: others wait for its lock
+METRICS_SECONDS = 10.0  # that raw metrics may wait for more of them; nothing but views reads them while a trial runs
+ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
+
+
+class Post:
+    """The one way from a worker's trials to the database and back, for as long as each is held."""
+
+    def __init__(self, ledger: Ledger, patience: Patience | None = None) -> None:
+        """Begin without a trial.
+
+        Args:
+            patience: how long the storage may fail.
+        """
+        self.ledger = ledger
+        self.patience = patience or Patience(0.0)
+        self.finished: int | None = None  # trials of the study that had, at the last report
+        self._leases: dict[Token, Lease] = {}
+        self._since = 0  # all trials below this number had finished before
+        self._unsent: list[Report] = []
+        self._metrics_of: list[Report] = []  # sent, but for their raw metrics
+        self._metrics_since = 0.0  # when the first of those came
+        self._failing_since: float | None = None
+        self._sending = threading.Lock()  # held while a thread waits for the storage
+        self._noting = threading.Lock()  # of what is unsent, and of whose; nobody waits for the storage with it
+
+    # --- what it is for ---------------------------------------------------------------------------------------------
+
+    def add(self, lease: Lease) -> None:
+        """Send for this trial too from now on. An earlier claim to it has fallen, if one is still here."""
+        if not self._leases:
+            self._failing_since = None  # nothing is kept, and the claim was answered
+        for other in self.leases:
+            if other.claim.trial_id == lease.claim.trial_id and other is not lease:
+                other.lose()
+        with self._noting:
+            self._leases[lease.claim.token] = lease
+
+    def remove(self, lease: Lease) -> None:
+        """Have no more to do with this trial; what is unsent of it is dropped."""
+        with self._noting:
+            self._leases.pop(lease.claim.token, None)
+            self._unsent, self._metrics_of = self._held(self._unsent), self._held(self._metrics_of)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """The leases that it sends for."""
+        with self._noting:
+            return list(self._leases.values())
+
+    # --- asked by the training thread -------------------------------------------------------------------------------
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the storage failed, or did not answer, at the last try."""
+        return self._failing_since is not None
+
+    @property
+    def failing_seconds(self) -> float:
+        """For how long the storage has failed by now; 0 if it does not."""
+        since = self._failing_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def report(self, reports: Sequence[Report], *, since: int = 0) -> None:
+        """Write an epoch of trials that are held here, in one statement, or keep it until the storage is back.
+
+        Each trial learns at its lease's next `check` that it is in other hands, or that the database refused its report for
+        good, such as a step that no column holds; that report is forgotten.
+
+        Args:
+            since: a number below which all trials of the study are known to have finished.
+
+        Raises KeyError for a report of a trial that is not held here; nothing is written then.
+        """
+        with self._noting:
+            for report in reports:
+                if report.claim.token not in self._leases:
+                    raise KeyError(f"trial {report.claim.number}, attempt {report.claim.attempt}, is not held here")
+            self._since = since
+            self._unsent = [*self._unsent, *reports]
+        if not self.is_cut_off:
+            self.ask(self.deliver)
+
+    def ask(self, action: Callable[[], Result]) -> Result | None:
+        """Do something with the storage for the training thread; None, and cut off, if it fails or hangs."""
+        return self._attempt(lambda: within(ANSWER_SECONDS, action))
+
+    def ask_optuna(self, action: Callable[[], Result]) -> Result | None:
+        """Do something of Optuna's likewise, which may or may not come to the storage."""
+
+        def ask() -> Result:
+            with self.patience.suspended(ANSWER_SECONDS):
+                return action()
+
+        return self._attempt(ask)
+
+    def _attempt(self, action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except OUTAGES as error:
+            self._note_failure(error)
+            return None
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            log.warning("the storage fails, training goes on: %s", cause(error))
+
+    def flush(self) -> None:
+        """Write what is unsent, waiting for a storage that fails; Outage if it does so for too long."""
+        self.patience(lambda: self.deliver(metrics=True))
+
+    # --- done by the keeper's thread --------------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Try to write what was kept; errors of the storage pass."""
+        self.deliver()
+
+    @property
+    def is_to_be_renewed(self) -> bool:
+        """Whether so much of a lease has gone that a renewal is due."""
+        return any(lease.is_to_be_renewed for lease in self._standing().values())
+
+    def renew(self) -> None:
+        """Renew all leases by one statement, and find those that are lost; errors of the storage pass."""
+        leases, asked_at = self._standing(), clocks.awake_or_asleep()
+        for claim in self.ledger.renew_all(leases.keys()):
+            leases[claim].lose()
+        for lease in leases.values():
+            lease.renewed_at = asked_at
+
+    def send_metrics(self) -> None:
+        """Write raw metrics that have waited for long enough; errors of the storage pass."""
+        if self._metrics_are_due and self._sending.acquire(blocking=False):
+            try:
+                self._write_metrics()
+            finally:
+                self._sending.release()
+
+    @property
+    def _metrics_are_due(self) -> bool:
+        return bool(self._metrics_of) and time.monotonic() - self._metrics_since >= METRICS_SECONDS
+
+    def obey(self) -> None:
+        """Ask the database by one statement what others want of the trials; errors of the storage pass."""
+        leases = self._standing()
+        for claim, orders in self.ledger.orders_of(leases.keys()).items():
+            leases[claim].hear(orders)
+
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    def deliver(self, *, metrics: bool = False) -> None:
+        """Write what is unsent, in order; NoAnswer while another thread still waits for the storage with it.
+
+        Args:
+            metrics: write the raw metrics that wait, too.
+        """
+        if not self._sending.acquire(timeout=0 if self.is_cut_off else ANSWER_SECONDS):
+            raise NoAnswer("the storage has not answered yet")
+        try:
+            if self.is_cut_off and not self._unsent:
+                self.renew()  # as good a question as any whether the storage is back
+            while self._unsent:
+                self._write(self._unsent[:AT_ONCE])
+            if metrics or self._metrics_are_due:
+                self._write_metrics()
+        finally:
+            self._sending.release()
+        if self.is_cut_off:
+            log.info("the storage is back")
+        self._failing_since = None
+
+    def _write(self, reports: Sequence[Report]) -> None:
+        """Write the first of the unsent reports: all at once, or one by one if the database refuses some for good, which
+        are forgotten then; their trials learn of it.
+        """
+        renew, asked_at = self._is_due(reports), clocks.awake_or_asleep()
+        try:
+            answer = self.ledger.report(reports, metrics=False, renew=renew, since=self._since)
+        except OUTAGES:
+            raise
+        except Exception as error:
+            if len(reports) > 1:
+                for report in reports:
+                    self._write([report])
+                return
+            for lease in self._of(reports):
+                lease.refused = error
+            self._note_sent(reports, [])
+            return
+        self.finished = answer.finished
+        self._note_claims(reports, answer.lost, renewed_at=asked_at if renew else None)
+        self._note_sent(reports, [report for report in reports if report.claim not in answer.lost])
+
+    def _write_metrics(self) -> None:
+        """Write the raw metrics that wait; what the database refuses for good is forgotten with a warning."""
+        while self._metrics_of:
+            self._write_metrics_of(self._metrics_of[:METRICS_AT_ONCE])
+
+    def _write_metrics_of(self, reports: Sequence[Report]) -> None:
+        asked_at = clocks.awake_or_asleep()
+        try:
+            self._note_claims(reports, self.ledger.write_metrics(reports), renewed_at=asked_at)
+        except OUTAGES:
+            raise
+        except Exception as error:
+            numbers = {report.claim.number for report in reports}
+            if len(numbers) > 1:
+                for number in sorted(numbers):
+                    self._write_metrics_of([report for report in reports if report.claim.number == number])
+                return
+            log.warning("trial %d: raw metrics cannot be written: %s", reports[0].claim.number, cause(error))
+        with self._noting:
+            self._metrics_of = _without(self._metrics_of, reports)
+
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    def _standing(self) -> dict[Claim, Lease]:
+        """Return the leases that are not known to be lost."""
+        return {lease.claim: lease for lease in self.leases if not lease.is_lost}
+
+    def _of(self, reports: Sequence[Report]) -> list[Lease]:
+        """Return the leases that reports were made under, of those that are still here."""
+        with self._noting:
+            tokens = {report.claim.token for report in reports} & self._leases.keys()
+            return [self._leases[token] for token in tokens]
+
+    def _is_due(self, reports: Sequence[Report]) -> bool:
+        return any(lease.is_to_be_renewed for lease in self._of(reports))
+
+    def _note_claims(self, reports: Sequence[Report], lost: Collection[Claim], *, renewed_at: float | None) -> None:
+        fallen = {claim.token for claim in lost}
+        for lease in self._of(reports):
+            if lease.claim.token in fallen:
+                lease.lose()
+            elif renewed_at is not None:
+                lease.renewed_at = renewed_at
+
+    def _note_sent(self, reports: Sequence[Report], waiting: Sequence[Report]) -> None:
+        """Take note that reports need not be sent any more.
+
+        Args:
+            waiting: those of them whose raw metrics are still to be written.
+        """
+        with self._noting:
+            self._unsent = _without(self._unsent, reports)
+            if not self._metrics_of:
+                self._metrics_since = time.monotonic()
+            self._metrics_of = [*self._metrics_of, *self._held(waiting)]
+
+    def _held(self, reports: Sequence[Report]) -> list[Report]:
+        return [report for report in reports if report.claim.token in self._leases]
+
+
+def _without(kept: list[Report], done: Sequence[Report]) -> list[Report]:
+    """Return what is kept but for what is done, by identity: a report may be made twice."""
+    if all(map(operator.is_, kept, done)):  # as nearly always: the first ones, of maybe very many
+        return kept[len(done) :]
+    gone = set(map(id, done))
+    return [report for report in kept if id(report) not in gone]

@@ -1,0 +1,309 @@
+"""The crew of a declared training: K trials in training together, each with its own report, decision, checkpoint and end.
+
+After an epoch all values are written in one statement, then all decisions are taken from one read, so that no decision
+depends on the order of the seats. With the loop as the executor K is 1, and this is one trial after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn, Protocol
+
+import optuna
+
+from hpo import columnpruning
+from hpo.attempt import Attempt
+from hpo.claim import Claim
+from hpo.config import TrainConfig
+from hpo.crew import Wanted
+from hpo.errors import Diverged, Parked
+from hpo.executors import Executor, partition_of
+from hpo.failures import SPOILING, Kind, kind_of
+from hpo.lease import Lease
+from hpo.post import Post
+from hpo.saver import Saver
+from hpo.signals import StopSignal
+from hpo.study import Study
+from hpo.train.loop import EpochResult, Run
+from hpo.trial import LeasedTrial
+
+log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.02  # between two looks at whether one of several trials must let go
+
+
+@dataclass(eq=False)
+class Seat:
+    """One trial in training."""
+
+    attempt: Attempt
+    trial: LeasedTrial
+    run: Run
+    saver: Saver
+    config: TrainConfig
+
+    @functools.cached_property
+    def partition(self) -> str:
+        """What its run may be trained together with: optimizer and schedule, seed and epochs may differ."""
+        return partition_of(self.run, self.config.training)
+
+    @property
+    def lease(self) -> Lease:
+        return self.trial.lease
+
+
+class Training(Protocol):
+    """What a declared study trains."""
+
+    def seat(self, attempt: Attempt, trial: LeasedTrial) -> Seat:
+        """Make a trial's run, at epoch 0 or where its checkpoint stands."""
+
+    def executor(self, seat: Seat) -> Executor:
+        """Return an empty executor for runs like this one."""
+
+    def note(self, seat: Seat) -> None:
+        """Record what a trial is being made from, once its executor has it."""
+
+    def shrink(self, partition: str, slots: int, *, for_good: bool) -> None:
+        """Make no larger stack of this partition any more, in this process or, for good, in any on this machine."""
+
+
+class Together:
+    """Trains the trials of a declared study."""
+
+    def __init__(self, study: Study, training: Training, post: Post, stopping: StopSignal) -> None:
+        self._study = study
+        self._training = training
+        self._post = post
+        self._stopping = stopping
+        self._seats: list[Seat] = []
+        self._executor: Executor | None = None
+        self._partition = ""
+        self._look_at = 0.0
+        self._ended: list[Kind | None] = []
+
+    # --- trials come ------------------------------------------------------------------------------------------------
+
+    def wants(self) -> Wanted | None:
+        """Ask for one trial, which decides on the stack, then for as many as that has room for."""
+        if self._executor is None:
+            return Wanted(count=1)
+        free = self._executor.slots - len(self._seats)
+        if not free:
+            return None
+        return Wanted(count=free, partition=self._partition, waiting_at_most=self._executor.slots)
+
+    def take(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            post = self._post
+            lease = Lease(post.ledger, claim, stopping=self._stopping, patience=post.patience, post=post)
+            self._open(Attempt(self._study, lease))
+
+    def _open(self, attempt: Attempt) -> None:
+        trial = attempt.open()
+        if trial is None:
+            self._close(attempt)
+            return
+        try:
+            with attempt.at_work():
+                seat = self._training.seat(attempt, trial)
+                if self._executor is None:
+                    self._executor, self._partition = self._training.executor(seat), seat.partition
+                if seat.partition == self._partition:
+                    self._sit(seat)
+                    return
+        except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
+            attempt.end(trial, partial(_raise, error))
+        else:
+            self._post.patience(lambda: self._post.ledger.park(attempt.lease.claim, partition=seat.partition))
+            log.info("trial %d waits for a stack of its own kind", trial.number, extra={"action": "trial_waits"})
+        self._close(attempt)
+
+    def _sit(self, seat: Seat) -> None:
+        assert self._executor is not None
+        self._executor.put(seat.run)
+        try:
+            self._training.note(seat)
+        except BaseException:
+            self._executor.remove(seat.run)
+            raise
+        self._seats.append(seat)
+
+    def go_without(self) -> None:
+        """Close the gaps: nobody is there to fill them."""
+        if self._executor is not None:
+            self._executor.compact()
+
+    # --- an epoch ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._seats or self._ended)
+
+    def advance(self) -> list[Kind | None]:
+        """Train one epoch of all trials, or as much of it as they may."""
+        if self._seats:
+            self._train()
+        if not self._seats:
+            self._executor = None
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _train(self) -> None:
+        assert self._executor is not None
+        try:
+            results = dict(zip(self._executor.runs, self._executor.train_epoch(self._must_look_up), strict=False))
+        except BaseException as error:  # a user's model is in there, and may raise anything
+            self._break_up(error)
+            return
+        if results:
+            self._judge([(seat, results[seat.run]) for seat in self._seats])
+        for seat in [seat for seat in self._seats if seat.lease.must_end()]:
+            self._end(seat, partial(_left_amid, seat))
+
+    def _must_look_up(self) -> bool:
+        """Say whether some trial must let go; asked before every batch, and of several trials not each time."""
+        now = time.monotonic()
+        if len(self._seats) > 1 and now < self._look_at:
+            return False
+        self._look_at = now + LOOK_SECONDS
+        return any(seat.lease.must_end() for seat in self._seats)
+
+    def _judge(self, epoch: Sequence[tuple[Seat, EpochResult]]) -> None:
+        """Report an epoch of all trials, then end those that are to end, and save the others where that is due."""
+        metric = self._study.spec.metric
+        reports = [
+            seat.trial.reporting(result.epoch, result.judged(metric), metrics_of(result)) for seat, result in epoch
+        ]
+        self._post.report(reports, since=self._study.storage.optuna.low(self._study.study_id))
+        for (seat, _), report in zip(epoch, reports, strict=True):
+            seat.trial.take_note(report)
+            seat.saver.unrecorded.append(report)
+        undecided = []
+        for seat, result in epoch:
+            if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
+                self._end(seat, partial(_diverged, seat, result))
+            elif seat.run.finished:  # nothing is left to save by pruning
+                self._end(seat, partial(_complete, seat))
+            else:
+                undecided.append(seat)
+        for seat, pruned in zip(undecided, self._decide(undecided), strict=True):
+            if pruned:
+                self._end(seat, partial(_pruned, seat))
+            else:
+                self._save(seat)
+
+    def _decide(self, seats: Sequence[Seat]) -> list[bool]:
+        """Ask the pruner about all trials at once; while the storage is away it ends none."""
+        if not seats or self._post.is_cut_off:
+            return [False] * len(seats)
+        study = self._study
+        study.storage.optuna.hear(study.study_id, self._post.finished)
+        trials = [seat.trial.frozen for seat in seats]
+        try:
+            return self._post.ask_optuna(lambda: columnpruning.decide(study.optuna, trials)) or [False] * len(seats)
+        except optuna.exceptions.UpdateFinishedTrialError:  # one of them, by another program: each learns for itself
+            return [seat.lease.is_lost or self._decide_alone(seat) for seat in seats]
+
+    def _decide_alone(self, seat: Seat) -> bool:
+        try:
+            return seat.trial.pruner_says_stop()
+        except optuna.exceptions.UpdateFinishedTrialError:
+            seat.lease.lose()
+            return False
+
+    def _save(self, seat: Seat) -> None:
+        try:
+            seat.lease.check()
+            seat.saver.save_if_due(seat.run.epoch)
+        except BaseException as error:
+            self._end(seat, partial(_raise, error))
+
+    # --- trials go --------------------------------------------------------------------------------------------------
+
+    def _end(self, seat: Seat, outcome: Callable[[], Any]) -> None:
+        """End a trial by what `outcome` returns or raises, and give its slot free."""
+        assert self._executor is not None
+        seat.attempt.end(seat.trial, outcome)
+        self._executor.remove(seat.run)
+        self._seats.remove(seat)
+        self._close(seat.attempt)
+
+    def _close(self, attempt: Attempt) -> None:
+        self._post.remove(attempt.lease)
+        self._ended.append(attempt.lease.failed_by)
+
+    def _break_up(self, error: BaseException) -> None:
+        """End the attempts of all trials after an exception amid a step.
+
+        One alone is the one to blame. Of several nobody knows whose fault it was: they go on from their checkpoints, in
+        smaller stacks where memory ran out, else one by one; a CUDA error, after which the process is spoiled, counts for
+        each of them, and the last attempt that it leaves a trial is one alone.
+        """
+        kind = kind_of(error)
+        if len(self._seats) > 1 and kind is not Kind.CUDA_ERROR:
+            for_good = kind is Kind.OUT_OF_MEMORY
+            slots = len(self._seats) // 2 if for_good else 1
+            log.warning("a stack of %d trials broke up: %s; next of %d", len(self._seats), error, slots)
+            self._training.shrink(self._partition, slots, for_good=for_good)
+            outcome = partial(_raise, Parked("the stack that it was trained in broke up"))
+        else:
+            outcome = partial(_raise, error)
+        for seat in list(self._seats):
+            self._end(seat, outcome)
+        if kind in SPOILING:
+            self._ended.append(kind)
+
+    def park(self) -> None:
+        for seat in list(self._seats):
+            self._end(seat, partial(_parked, seat))
+
+
+def metrics_of(result: EpochResult) -> dict[str, float]:
+    """Return an epoch's raw metrics by name."""
+    return {key: float(value) for key, value in vars(result).items() if key != "epoch"}
+
+
+# --- how a trial ends, as `Attempt.end` wants it ----------------------------------------------------------------------
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _diverged(seat: Seat, result: EpochResult) -> NoReturn:
+    seat.lease.check()
+    raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
+
+
+def _pruned(seat: Seat) -> NoReturn:
+    seat.lease.check()
+    raise optuna.TrialPruned(f"epoch {seat.run.epoch}")
+
+
+def _complete(seat: Seat) -> float:
+    seat.lease.check()
+    if seat.lease.is_cut_off:
+        seat.saver.save(seat.run.epoch)  # the end may be long in coming
+    value = seat.trial.judge(None)
+    seat.saver.save_if_leading(value)
+    return value
+
+
+def _left_amid(seat: Seat) -> NoReturn:
+    """Keep the place of a trial that must let go, if it has one to keep, and say why it must."""
+    if seat.lease.keeps_its_place:
+        seat.saver.save(seat.run.epoch)
+    seat.lease.let_go()
+    raise Parked(f"trial {seat.trial.number}: parked after epoch {seat.run.epoch}")
+
+
+def _parked(seat: Seat) -> NoReturn:
+    seat.lease.check()
+    seat.saver.save(seat.run.epoch)
+    raise Parked(f"trial {seat.trial.number}: its worker starts afresh")

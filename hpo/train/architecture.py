@@ -1,0 +1,42 @@
+"""What must be equal of models for one stack to hold them: all that their forward pass may depend on, but the weights.
+
+Dropout's p is left out, since a stack keeps it per model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from torch import nn
+
+from models import Dropout
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def digest(model: nn.Module, *more: object) -> str:
+    """Return a digest of a model's architecture and of whatever else must be equal.
+
+    Two models of equal digest have the same modules under the same names, with the same plain attributes, and parameters and
+    buffers of the same shapes and types. What is no plain value, such as a function kept as an attribute, counts by its repr,
+    so where that names an address each model has a digest of its own.
+    """
+    lines = [*_described(model), *map(repr, more)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _described(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules(remove_duplicate=False):
+        yield f"{name}: {type(module).__module__}.{type(module).__qualname__} {sorted(_attributes(module))}"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield f"{name}: {list(parameter.shape)} {parameter.dtype} {parameter.requires_grad}"
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        yield f"{name}: {list(buffer.shape)} {buffer.dtype}"
+
+
+def _attributes(module: nn.Module) -> Iterator[str]:
+    left_out = {"training", "p", "generator"} if isinstance(module, Dropout) else {"training"}
+    for name, value in vars(module).items():
+        if name not in left_out and (not name.startswith("_") or isinstance(value, PLAIN)):
+            yield f"{name}={value!r}"

@@ -1,0 +1,404 @@
+"""One step of all runs' optimizers at once: for devices where a call costs more than what it computes.
+
+Rows whose optimizers are of one kind are stepped together by torch's formulas, elementwise over [rows, span], each row with
+numbers of its own. The host works these out in float64 before every step, from what the optimizers' groups say and from
+the steps taken, and sends them in one copy. It reads nothing back and waits for nothing, so that the device's part of a
+step, which reads the numbers from one place, could be captured as a graph.
+
+Which operations a step has depends on what the rows ask for together, what each row comes to does not: an operation that a
+row has no use for leaves its finite numbers as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
+
+from hpo.train.rowoptim import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
+from hpo.train.rows import Rows
+
+Numbers = tuple[float, ...]  # of one row in one step
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One of the numbers of a step, of every row."""
+
+    known: tuple[float, ...]  # as the host knows it
+    sent: Tensor  # [n, 1] on the device
+
+    def is_all(self, number: float) -> bool:
+        """Return whether it is the same in every row."""
+        return self.known.count(number) == len(self.known)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What a step works on, all [n, size of a span]."""
+
+    value: Tensor
+    gradient: Tensor
+    moments: Sequence[Tensor]
+
+
+# --- the formulas: of each kind, what the host works out and what the device does with it --------------------------------
+
+
+def _sgd_numbers(group: Group, span: Span, _step: int) -> Numbers:
+    return group["weight_decay"], *_momentum_numbers(group, span)
+
+
+def _sgd(block: Block, decay: Column, *momentum: Column) -> None:
+    _descend(block, _decayed(block, decay), block.moments[0], *momentum)
+
+
+def _adam_numbers(group: Group, _span: Span, step: int) -> Numbers:
+    return group["weight_decay"], *_moment_numbers(group, step)
+
+
+def _adam(block: Block, decay: Column, *moments: Column) -> None:
+    _descend_by_moments(block, _decayed(block, decay), *moments)
+
+
+def _adamw_numbers(group: Group, _span: Span, step: int) -> Numbers:
+    return _shrinkage(group), *_moment_numbers(group, step)
+
+
+def _adamw(block: Block, shrinkage: Column, *moments: Column) -> None:
+    _shrink(block, shrinkage)
+    _descend_by_moments(block, block.gradient, *moments)
+
+
+def _moment_numbers(group: Group, step: int) -> Numbers:
+    beta1, beta2 = group["betas"]
+    root = math.sqrt(1 - beta2**step)  # of the correction: on eps and the rate, where torch has it on the denominator
+    return 1 - beta1, beta2, 1 - beta2, group["eps"] * root, -group["lr"] * root / (1 - beta1**step)
+
+
+def _descend_by_moments(
+    block: Block, gradient: Tensor, fresh: Column, kept: Column, added: Column, eps: Column, rate: Column
+) -> None:
+    mean, square = block.moments
+    mean.lerp_(gradient, fresh.sent)
+    _average_square(square, gradient, kept, added)
+    root = square.sqrt().add_(eps.sent)
+    block.value.addcmul_(torch.div(mean, root, out=root), rate.sent)
+
+
+def _rmsprop_numbers(group: Group, span: Span, _step: int) -> Numbers:
+    alpha = group["alpha"]
+    return group["weight_decay"], alpha, 1 - alpha, group["eps"], *_momentum_numbers(group, span)
+
+
+def _rmsprop(block: Block, decay: Column, kept: Column, added: Column, eps: Column, *momentum: Column) -> None:
+    gradient = _decayed(block, decay)
+    square, buffer = block.moments
+    _average_square(square, gradient, kept, added)
+    root = square.sqrt().add_(eps.sent)
+    _descend(block, torch.div(gradient, root, out=root), buffer, *momentum)
+
+
+def _adagrad_numbers(group: Group, _span: Span, step: int) -> Numbers:
+    return group["weight_decay"], group["eps"], -group["lr"] / (1 + (step - 1) * group["lr_decay"])
+
+
+def _adagrad(block: Block, decay: Column, eps: Column, rate: Column) -> None:
+    gradient = _decayed(block, decay)
+    root = block.moments[0].addcmul_(gradient, gradient).sqrt().add_(eps.sent)
+    block.value.addcmul_(torch.div(gradient, root, out=root), rate.sent)
+
+
+def _adamax_numbers(group: Group, _span: Span, step: int) -> Numbers:
+    beta1, beta2 = group["betas"]
+    return group["weight_decay"], 1 - beta1, beta2, group["eps"], -group["lr"] / (1 - beta1**step)
+
+
+def _adamax(block: Block, decay: Column, fresh: Column, kept: Column, eps: Column, rate: Column) -> None:
+    gradient = _decayed(block, decay)
+    mean, norm = block.moments
+    mean.lerp_(gradient, fresh.sent)
+    size = gradient.abs().add_(eps.sent)
+    torch.maximum(norm.mul_(kept.sent), size, out=norm)
+    block.value.addcmul_(torch.div(mean, norm, out=size), rate.sent)
+
+
+def _nadam_numbers(group: Group, span: Span, step: int) -> Numbers:
+    beta1, beta2 = group["betas"]
+    decoupled = group["decoupled_weight_decay"]
+    mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** ((step + later) * group["momentum_decay"])) for later in (0, 1))
+    product = span.products.mul_(mu)[0].item()  # rounded as torch rounds it, in a tensor of the host
+    root = math.sqrt(1 - beta2**step)
+    rate = -group["lr"] * root
+    return (
+        _shrinkage(group) if decoupled else 1.0,
+        0.0 if decoupled else group["weight_decay"],
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        group["eps"] * root,
+        rate * (1 - mu) / (1 - product),
+        rate * next_mu / (1 - product * next_mu),
+    )
+
+
+def _nadam(
+    block: Block,
+    shrinkage: Column,
+    decay: Column,
+    fresh: Column,
+    kept: Column,
+    added: Column,
+    eps: Column,
+    direct: Column,
+    through: Column,
+) -> None:
+    _shrink(block, shrinkage)
+    gradient = _decayed(block, decay)
+    mean, square = block.moments
+    mean.lerp_(gradient, fresh.sent)
+    _average_square(square, gradient, kept, added)
+    root = square.sqrt().add_(eps.sent)
+    block.value.addcdiv_((gradient * direct.sent).addcmul_(mean, through.sent), root)
+
+
+def _shrinkage(group: Group) -> float:
+    """Return by what decoupled weight decay multiplies."""
+    decay: float = group["weight_decay"]
+    return 1 - group["lr"] * decay if decay else 1.0  # 1 for an infinite rate as well
+
+
+def _shrink(block: Block, shrinkage: Column) -> None:
+    if not shrinkage.is_all(1.0):
+        block.value.mul_(shrinkage.sent)
+
+
+def _decayed(block: Block, decay: Column) -> Tensor:
+    """Return the gradient with coupled weight decay."""
+    return block.gradient if decay.is_all(0.0) else torch.addcmul(block.gradient, block.value, decay.sent)
+
+
+def _average_square(square: Tensor, gradient: Tensor, kept: Column, added: Column) -> None:
+    """Let a mean of squares move on; not by lerp, which is not a number once a square has overflowed."""
+    square.mul_(kept.sent).addcmul_(gradient * added.sent, gradient)
+
+
+def _momentum_numbers(group: Group, span: Span) -> Numbers:
+    lr, momentum = group["lr"], group["momentum"]
+    if not span.has(momentum):
+        return 1.0, 0.0, -lr, 0.0  # the buffer stays as it is, for a momentum that comes later
+    if group.get("nesterov"):
+        return momentum, 1.0, -lr, -lr * momentum
+    return momentum, 1.0, 0.0, -lr
+
+
+def _descend(
+    block: Block, direction: Tensor, buffer: Tensor, kept: Column, added: Column, direct: Column, through: Column
+) -> None:
+    """Take a step with momentum, or without.
+
+    Args:
+        kept: by what the buffer is multiplied.
+        added: by what the direction is multiplied before it is added to the buffer.
+        direct: what of the direction is added to the value.
+        through: what of the buffer is added to the value.
+    """
+    if not added.is_all(0.0):
+        fresh = direction if added.is_all(1.0) else direction * added.sent
+        torch.addcmul(fresh, buffer, kept.sent, out=buffer)
+    if not direct.is_all(0.0):
+        block.value.addcmul_(direction, direct.sent)
+    if not through.is_all(0.0):
+        block.value.addcmul_(buffer, through.sent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A kind of optimizer as steps of many rows."""
+
+    numbers: Callable[[Group, Span, int], Numbers]  # of one row, given the step's number, from 1
+    step: Callable[..., None]  # of a block, given a column of each of the numbers
+
+
+FORMS: dict[type[Optimizer], Form] = {
+    SGD: Form(numbers=_sgd_numbers, step=_sgd),
+    Adam: Form(numbers=_adam_numbers, step=_adam),
+    AdamW: Form(numbers=_adamw_numbers, step=_adamw),
+    Adagrad: Form(numbers=_adagrad_numbers, step=_adagrad),
+    RMSprop: Form(numbers=_rmsprop_numbers, step=_rmsprop),
+    Adamax: Form(numbers=_adamax_numbers, step=_adamax),
+    NAdam: Form(numbers=_nadam_numbers, step=_nadam),
+}
+
+
+# --- who is stepped with whom --------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Member:
+    """One parameter group of a row's optimizer."""
+
+    row: int
+    optimizer: Optimizer
+    place: int  # of the group; asked anew in every step, as the optimizer may have got others by loading a state
+    span: Span
+    columns: slice  # of the row, that the group owns
+    taken: int  # steps
+
+    @property
+    def likeness(self) -> tuple[Any, ...]:
+        """What members have in common that are stepped together."""
+        return type(self.optimizer), self.columns.start, self.columns.stop
+
+    def numbers(self) -> Numbers:
+        """Count a step and return its numbers."""
+        self.taken += 1
+        group = self.optimizer.param_groups[self.place]
+        return FORMS[type(self.optimizer)].numbers(group, self.span, self.taken)
+
+
+class Part:
+    """Members that are stepped together."""
+
+    def __init__(self, members: Sequence[Member], rows: Rows) -> None:
+        kind, columns = type(members[0].optimizer), members[0].columns
+        self._members = members
+        self._step = FORMS[kind].step
+        tensors = [rows.values, rows.gradients, *rows.moments[: len(KINDS[kind].moments)]]
+        self._wholes = [tensor[:, columns] for tensor in tensors]
+        self._index = _index([member.row for member in members], rows.values.device)
+
+    def numbers(self) -> list[Numbers]:
+        """Return each number of the step to come, of all members."""
+        return list(zip(*(member.numbers() for member in self._members), strict=True))
+
+    def step(self, numbers: Sequence[Numbers], sent: Tensor) -> None:
+        """Take the step.
+
+        Args:
+            sent: the numbers, on the device, [numbers * members].
+        """
+        places = sent.view(len(numbers), len(self._members), 1)
+        columns = [Column(known, place) for known, place in zip(numbers, places.unbind(0), strict=True)]
+        index = self._index
+        if isinstance(index, slice):
+            value, gradient, *moments = (whole[index] for whole in self._wholes)
+            self._step(Block(value, gradient, moments), *columns)
+            return
+        value, gradient, *moments = (whole.index_select(0, index) for whole in self._wholes)
+        self._step(Block(value, gradient, moments), *columns)
+        changed = [self._wholes[0], *self._wholes[2:]]
+        for whole, tensor in zip(changed, (value, *moments), strict=True):
+            whole.index_copy_(0, index, tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How the optimizers of some rows are stepped."""
+
+    rows: tuple[int, ...]
+    parts: list[Part]
+    others: list[Callable[[], None]]  # torch's own steps
+    counts: list[tuple[Tensor, Tensor]]  # of steps, with what is added to them
+
+
+class Broadcast:
+    """The steps of all rows' optimizers, those of one kind together."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._members: dict[int, list[Member]] = {}
+        self._others: dict[int, Callable[[], None]] = {}
+        self._counts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._plan: Plan | None = None
+        self._sent = rows.values.new_empty(0)  # numbers of the step, on the device
+
+    def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
+        """Take up an optimizer whose parameters, of these names, lie in a row; its state moves into the row."""
+        self._plan = None
+        spans = spans_of(optimizer, names, self._rows)
+        if spans is None:
+            self._others[row] = torchs_own(optimizer, names, self._rows, row)
+            return
+        owned = move_in(optimizer, names, self._rows, row, spans, self._counts_of(optimizer, row))
+        self._members[row] = [
+            Member(row, optimizer, place, span, columns, int(span.steps[0]))
+            for place, (span, columns) in enumerate(zip(owned, spans, strict=True))
+            if columns.stop > columns.start
+        ]
+
+    def remove(self, row: int) -> None:
+        """Let a row's optimizer go; its state stays where it is."""
+        self._plan = None
+        self._members.pop(row, None)
+        self._others.pop(row, None)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Step the optimizers of these rows, ascending, and no others."""
+        if self._plan is None or self._plan.rows != tuple(rows):
+            self._plan = self._planned(rows)
+        plan = self._plan
+        numbers = [part.numbers() for part in plan.parts]
+        sizes = [sum(map(len, of_part)) for of_part in numbers]
+        sent = self._send(list(chain.from_iterable(chain.from_iterable(numbers))))
+        for part, of_part, place in zip(plan.parts, numbers, torch.split(sent, sizes), strict=True):
+            part.step(of_part, place)
+        for counts, ones in plan.counts:
+            counts.add_(ones)
+        for step in plan.others:
+            step()
+
+    def _counts_of(self, optimizer: Optimizer, row: int) -> list[Tensor] | None:
+        """Return where a row's parameters count their steps, by group: in one tensor for all rows, where torch has it.
+
+        None if they do not count.
+        """
+        if not KINDS[type(optimizer)].counts:
+            return None
+        groups = optimizer.param_groups
+        bounds = list(accumulate((len(trained(group)) for group in groups), initial=0))
+        counts = []
+        for group, (start, end) in zip(groups, pairwise(bounds), strict=True):
+            fused = bool(group.get("fused"))
+            device = self._rows.values.device if fused else torch.device("cpu")
+            key = device, torch.float32 if fused else torch.get_default_dtype()
+            if key not in self._counts:
+                self._counts[key] = torch.zeros((self._rows.count, bounds[-1]), device=key[0], dtype=key[1])
+            counts.append(self._counts[key][row, start:end])
+        return counts
+
+    def _planned(self, rows: Sequence[int]) -> Plan:
+        alike: dict[tuple[Any, ...], list[Member]] = {}
+        for member in chain.from_iterable(self._members.get(row, []) for row in rows):
+            alike.setdefault(member.likeness, []).append(member)
+        stepped = torch.zeros((self._rows.count, 1))
+        stepped[list(rows)] = 1
+        return Plan(
+            rows=tuple(rows),
+            parts=[Part(members, self._rows) for members in alike.values()],
+            others=[self._others[row] for row in rows if row in self._others],
+            counts=[(counts, stepped.to(counts)) for counts in self._counts.values()],
+        )
+
+    def _send(self, numbers: Sequence[float]) -> Tensor:
+        """Copy numbers to the device, without waiting for it; they stay in one place while the plan stays.
+
+        The pinned memory is new in every step, since the copy may be later than we are: torch keeps it until then.
+        """
+        if len(self._sent) != len(numbers):
+            self._sent = self._sent.new_empty(len(numbers))
+        pinned = self._sent.device.type == "cuda"
+        host = torch.tensor(numbers, dtype=self._sent.dtype, pin_memory=pinned)
+        return self._sent.copy_(host, non_blocking=True)
+
+
+def _index(rows: Sequence[int], device: torch.device) -> slice | Tensor:
+    """Return what picks these rows, ascending: a slice, which copies nothing, if they follow one another."""
+    first, last = rows[0], rows[-1]
+    return slice(first, last + 1) if last - first + 1 == len(rows) else torch.tensor(rows, device=device)

@@ -1,0 +1,84 @@
+"""Which forward pass trains K models as one: the hand-stacked, else vmap's; each is checked before it is trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from itertools import zip_longest
+
+import torch
+
+from data import Split, Splits
+from hpo.train import stacked, vmapped
+from hpo.train.layers import Unstackable
+from hpo.train.loop import EpochResult, Run
+from hpo.train.stack import Forward, Stack
+
+STEPS = 3  # of the check; momentum and running statistics show from the second on
+IMAGES = 16  # in a batch of the check, at most
+TOLERANCE = 1e-10  # in float64: what remains is the order of additions
+
+Make = Callable[[int, Splits, torch.dtype | None], Run]  # a fresh run by seed, data and number type
+
+
+def find(make: Make, splits: Splits, batch_size: int) -> Forward:
+    """Return a forward pass for models as `make` builds them, checked against each of them alone.
+
+    Raises Unstackable with the reasons if there is none.
+    """
+    reasons = []
+    for build in (_by_hand, _by_vmap):
+        try:
+            check(build, make, splits, batch_size)
+            return build(make(0, splits, None))
+        except Unstackable as reason:
+            reasons.append(str(reason))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a user's model does in a stack: alone it may be well
+            reasons.append(f"{type(error).__name__}: {error}")
+    raise Unstackable("; ".join(dict.fromkeys(reasons)))
+
+
+def _by_hand(run: Run) -> Forward:
+    return stacked.Forward(run.model)
+
+
+def _by_vmap(run: Run) -> Forward:
+    return vmapped.VmapForward(run.model, next(run.validation_images.split(2)))
+
+
+BUILDERS: dict[str, Callable[[Run], Forward]] = {"stack": _by_hand, "vmap": _by_vmap}
+
+
+def of(name: str, run: Run) -> Forward:
+    """Return the forward pass of this name, which has been found good for such runs before."""
+    return BUILDERS[name](run)
+
+
+def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_size: int) -> None:
+    """Train two runs for a few steps in float64, alone and together; Unstackable if that is not the same."""
+    size = min(batch_size, IMAGES, len(splits.train.labels))
+    few = dataclasses.replace(
+        splits, train=_first(splits.train, STEPS * size), validation=_first(splits.validation, size)
+    )
+    alone = [next(iter(make(seed, few, torch.float64).train())) for seed in (1, 2)]
+    runs = [make(seed, few, torch.float64) for seed in (1, 2)]
+    stack = Stack(build(runs[0]), runs[0], len(runs))
+    for run in runs:
+        stack.put(run)
+    for one, other in zip_longest(alone, stack.train_epoch()):
+        if not _same(one, other):
+            raise Unstackable(
+                f"two models trained as one come to a loss of {other.train_loss!r}, alone to {one.train_loss!r}"
+            )
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(images=split.images[:count], labels=split.labels[:count])
+
+
+def _same(one: EpochResult, other: EpochResult) -> bool:
+    pairs = [(one.train_loss, other.train_loss), (one.validation_loss, other.validation_loss)]
+    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or a == b or a != a != b for a, b in pairs)

@@ -1,0 +1,356 @@
+"""Several trials of a declared study in training together: each comes to what it comes to alone, whatever befalls the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import torch
+
+from hpo import assembly, control, executors, export, final, results, space, studyfile, worker
+from hpo import study as studies
+from hpo.config import TrainConfig
+from hpo.db.tables import hpo_failures, hpo_trials
+from hpo.executors import Choice
+from hpo.objective import declared, trial_seed
+from hpo.signals import StopSignal
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+from hpo.together import Together
+from hpo.train.loop import EpochResult
+from hpo.train.stack import Stack
+from tests.test_objective import DOCUMENT
+
+MakeStudy = Callable[..., Study]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
+    def make(trials: int, *, slots: int = 4, **changes: Any) -> Study:
+        own = {"executor": "stack", "slots": slots, "budget": {"trials": trials}}
+        spec = StudySpec.from_document({**DOCUMENT, **own, **changes})
+        resolved = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
+        return studies.create_or_join(place, resolved, code_folder=tmp_path, code_digest="")
+
+    return make
+
+
+def work(study: Study, stopping: StopSignal | None = None, name: str = "w") -> int:
+    return worker.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
+
+
+def never() -> bool:
+    return False
+
+
+class Asked(StopSignal):
+    """A request to stop that comes when it has been asked for so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self.received is not None or self._left < 0
+
+
+def states(study: Study) -> list[str]:
+    return [trial.state.name for trial in study.optuna.get_trials(deepcopy=False)]
+
+
+def curves(study: Study) -> dict[int, dict[str, tuple[float, ...]]]:
+    """Return every trial's curves by number, but for the time that epochs took."""
+    numbers = [t.number for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
+    found = {number: results.best(study, number=number)[0].curves for number in numbers}
+    return {n: {k: tuple(v) for k, v in curves.items() if k != "seconds"} for n, curves in found.items()}
+
+
+def alone(study: Study, number: int) -> Iterator[EpochResult]:
+    """Train a trial of the study again in a stack of one."""
+    result = results.best(study, number=number)[0]
+
+    def pick(path: str, parameter: space.Parameter) -> Any:
+        value = result.params[path]
+        if isinstance(parameter, space.Choices):
+            return parameter.options[[space.encode(option) for option in parameter.options].index(value)]
+        return value
+
+    config = TrainConfig.from_tree(space.pin(study.spec.tree, pick))
+    splits = assembly.load_splits(config, study.spec.seed, study.code_folder, CPU)
+    run = assembly.build_run(config, splits, result.receipt["seed"], study.code_folder, CPU)
+    return executors.train(Choice(executor="stack", slots=1, why="").build(run), run, lambda: False)
+
+
+def rows(study: Study) -> list[Any]:
+    with study.storage.engine.connect() as connection:
+        return list(connection.execute(sa.select(hpo_trials).order_by(hpo_trials.c.trial_id)))
+
+
+def failures(study: Study) -> list[Any]:
+    with study.storage.engine.connect() as connection:
+        return list(connection.execute(sa.select(hpo_failures)))
+
+
+def test_every_trial_of_a_stack_has_the_very_curve_that_it_has_alone(make_digits: MakeStudy) -> None:
+    study = make_digits(10)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 10
+    for number, found in curves(study).items():
+        again = list(alone(study, number))
+        assert found["validation_loss"] == tuple(epoch.validation_loss for epoch in again)
+        assert found["train_loss"] == tuple(epoch.train_loss for epoch in again)
+    assert {results.best(study, number=n)[0].receipt["executor"] for n in range(10)} == {"stack"}
+    assert [row.attempt for row in rows(study)] == [1] * 10
+
+
+def test_slots_are_filled_again_and_no_more_than_k_are_taken(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = Stack.train_epoch
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        seen.append(len(stack.runs))
+        return real(stack, stop)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    study = make_digits(10, slots=4, training={"epochs": {"low": 1, "high": 4}, "batch_size": 64})
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 10
+    assert seen.pop(0) == 2  # the check of the stack itself
+    epochs = sum(len(trial.intermediate_values) for trial in study.optuna.trials)
+    assert sum(seen) == epochs  # nothing was trained twice
+    assert max(seen) == 4
+    assert seen[: len(seen) // 2] == [4] * (len(seen) // 2)  # full for as long as there are trials
+
+
+@pytest.mark.parametrize("asked", [9, 40, 75])
+def test_what_was_stopped_amid_an_epoch_goes_on_bit_for_bit_in_another_stack(
+    make_digits: MakeStudy, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    whole = make_digits(6, name="whole")
+    work(whole)
+    broken = make_digits(6, name="broken")
+    assert work(broken, Asked(asked)) == 0
+    parked = [row for row in rows(broken) if row.study_uid == broken.uid and not row.settled]
+    assert parked
+    assert all(row.lease_until is None for row in parked)
+    assert work(broken, name="other") == 0
+    assert states(broken) == ["COMPLETE"] * 6
+    assert curves(broken) == curves(whole)
+
+
+def test_a_trial_that_diverges_leaves_the_others_bit_for_bit(make_digits: MakeStudy) -> None:
+    calm, wild = make_digits(5, name="calm"), make_digits(5, name="wild", optimizer=WILD)
+    for study in (calm, wild):
+        for lr in (0.01, 0.02, 1e-3 if study is calm else 1e30, 0.03, 0.05):
+            study.optuna.enqueue_trial({"optimizer.name": "sgd", "optimizer.lr": lr, "optimizer.sgd.momentum": 0.5})
+        assert work(studies.join(study.storage, study.name)) == 0
+    assert states(wild) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
+    left, right = curves(calm), curves(wild)
+    assert all(left[number] == right[number] for number in (0, 1, 3, 4))
+    assert [row.outcome for row in rows(wild)].count("diverged") == 1
+
+
+WILD = {**DOCUMENT["optimizer"], "lr": {"low": 1e-3, "high": 1e31, "log": True}}
+
+
+def test_trials_of_another_architecture_wait_and_none_is_dropped(make_digits: MakeStudy) -> None:
+    study = make_digits(12, slots=3, model={"name": "mlp", "widths": {"choices": [[8], [6], [5]]}, "dropout": 0.1})
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 12
+    assert max(row.attempt for row in rows(study)) == 2  # once to be asked, once to be trained
+    assert len({row.partition for row in rows(study)}) == 3
+    assert failures(study) == []
+    other = make_digits(12, name="other", executor="loop", model=study.spec.model)
+    work(other)
+    assert [t.params for t in study.optuna.trials] == [t.params for t in other.optuna.trials]  # random: by number
+
+
+def test_no_more_than_k_trials_wait(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_digits(24, slots=2, model={"name": "mlp", "widths": {"choices": [[8], [6], [5], [4]]}, "dropout": 0.1})
+    most = 0
+    real = Together.advance
+
+    def advance(crew: Together) -> list[Any]:
+        nonlocal most
+        waiting = [row for row in rows(study) if not row.settled and row.lease_until is None]
+        most = max(most, len(waiting))
+        return real(crew)
+
+    monkeypatch.setattr(Together, "advance", advance)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 24
+    assert most == 2
+
+
+def test_the_pruner_decides_on_all_trials_of_an_epoch_whatever_their_order(make_digits: MakeStudy) -> None:
+    pruner = {"name": "successive_halving", "min_resource": 1, "reduction_factor": 2}
+    ended = []
+    for name, order in (("one", (0.05, 1e-6, 0.03, 1e-5)), ("other", (1e-5, 0.03, 1e-6, 0.05))):
+        study = make_digits(4, name=name, pruner=pruner, optimizer={"name": "sgd", "lr": {"low": 1e-6, "high": 0.1}})
+        for lr in order:
+            study.optuna.enqueue_trial({"optimizer.lr": lr, "model.dropout": 0.0, "schedule.name": "constant"})
+        work(studies.join(study.storage, name))
+        ended.append({t.params["optimizer.lr"]: t.state.name for t in study.optuna.trials})
+    assert ended[0] == ended[1]
+    assert set(ended[0].values()) == {"PRUNED", "COMPLETE"}
+
+
+def test_one_trial_is_ended_by_a_person_and_the_others_train_on(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_digits(4, training={"epochs": 30, "batch_size": 64}, recovery={"lease": "1s"})
+    real = Stack.train_epoch
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if stack.runs[0].epoch == 2 and len(stack.runs) == 4:
+            assert control.stop_trial(study, 1)
+            while not stop():  # until the keeper has heard of it
+                time.sleep(0.01)
+        return real(stack, stop)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE"]
+    assert [row.outcome for row in rows(study)] == ["complete", "stopped", "complete", "complete"]
+    assert len(study.optuna.trials[1].intermediate_values) == 2
+
+
+def test_a_stack_that_runs_out_of_memory_is_made_smaller_for_good(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stack.train_epoch
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if len(stack.runs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(stack, stop)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    study = make_digits(6, slots=4)
+    codes = [work(study)]
+    while codes[-1] == worker.RECYCLE:
+        codes.append(work(study))
+    assert codes == [worker.RECYCLE, 0]
+    assert states(study) == ["COMPLETE"] * 6
+    assert failures(study) == []  # no trial's fault
+    assert [results.best(study, number=n)[0].receipt["accumulation"] for n in range(6)] == [1] * 6
+
+
+def test_after_another_exception_amid_a_step_the_guilty_trial_is_found_alone(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stack.train_epoch
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if any(run.seed == guilty for run in stack.runs):
+            raise RuntimeError("a broken step")
+        return real(stack, stop)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    study = make_digits(4)
+    guilty = trial_seed(study.spec.seed, 2)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert [failure.kind for failure in failures(study)] == ["exception"]
+    assert "a broken step" in rows(study)[2].reason
+
+
+def test_a_trial_of_a_stack_exports_and_replays_bit_for_bit(make_digits: MakeStudy, tmp_path: Path) -> None:
+    study = make_digits(6, slots=3)
+    work(study)
+    (path,) = export.export(study, tmp_path / "best.toml")
+    training = final.prepare(path)
+    assert training.executor == "stack"
+    assert final.replay(training, lambda result: None) == []
+
+
+def test_a_trial_that_was_trained_by_two_executors_replays_within_the_tolerance(
+    make_digits: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_digits(1)
+    assert work(study, Asked(60)) == 0
+    loop = make_digits(1, executor="loop")
+    assert work(loop) == 0
+    (path,) = export.export(study, tmp_path / "best.toml")
+    training = final.prepare(path)
+    assert training.executor == "stack+loop"
+    assert not training.repeats_exactly
+    assert final.replay(training, lambda result: None) == []
+
+
+def test_a_trial_that_was_lost_leaves_the_others_in_training(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_digits(4, training={"epochs": 6, "batch_size": 64})
+    real = Stack.train_epoch
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if len(stack.runs) == 4 and stack.runs[0].epoch == 1:
+            with study.storage.engine.begin() as connection:  # as a take-over does
+                connection.execute(
+                    sa.update(hpo_trials)
+                    .where(hpo_trials.c.study_uid == study.uid)
+                    .where(hpo_trials.c.trial_id == study.optuna.trials[2]._trial_id)
+                    .values(attempt=2, worker="thief", lease_until=None)
+                )
+        return real(stack, stop)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 4
+    assert [row.attempt for row in rows(study)] == [1, 1, 3, 1]
+    assert [failure.kind for failure in failures(study)] == ["lease_lost"]
+
+
+def test_auto_leaves_a_sampler_that_learns_some_generations(make_digits: MakeStudy) -> None:
+    spec = make_digits(1, slots=64).spec
+    wide = Choice(executor="stack", slots=64, why="measured")
+    auto = spec.model_copy(update={"slots": "auto"})
+    learns = auto.model_copy(update={"sampler": {"name": "tpe"}})
+    assert executors.spread(wide, learns, budget=64, fleet=2).slots == 8
+    assert executors.spread(wide, auto, budget=64, fleet=2).slots == 32
+    assert executors.spread(wide, spec, budget=1000, fleet=2).slots == 64
+    assert executors.spread(wide, learns, budget=3, fleet=2).slots == 1
+
+
+def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop_and_check_says_why(
+    make_digits: MakeStudy, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    study = make_digits(2, model={"name": "odd:odd"})
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 2
+    assert {results.best(study, number=n)[0].receipt["executor"] for n in range(2)} == {"loop"}
+    config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
+    splits = assembly.load_splits(config, 0, tmp_path, CPU)
+    choice = executors.choose(study.spec, config, splits, tmp_path, CPU)
+    assert (choice.executor, choice.slots) == ("loop", 1)
+    assert "cannot be trained as one model" in choice.why
+
+
+ODD = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    def __init__(self, inputs, num_classes):
+        super().__init__()
+        self.layer = nn.Linear(inputs, num_classes)
+
+    def forward(self, images):
+        logits = self.layer(images.flatten(1))
+        return logits if logits.sum().item() < 1e9 else -logits
+
+def odd(input_shape, num_classes):
+    return Odd(input_shape[0] * input_shape[1] * input_shape[2], num_classes)
+"""
