@@ -62,8 +62,13 @@ def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[Ep
 
 
 def partition_of(run: Run, training: Training) -> str:
-    """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ."""
-    return architecture.digest(run.model, run.batch_size, run.accumulation, training.precision, training.threads)
+    """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ, as
+    long as the optimizers own the same parameters.
+    """
+    owned = {parameter for group in run.optimizer.param_groups for parameter in group["params"]}
+    trained = [name for name, parameter in run.model.named_parameters() if parameter in owned]
+    common = (trained, run.batch_size, run.accumulation, training.precision, training.threads)
+    return architecture.digest(run.model, *common)
 
 
 def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device) -> Choice:
