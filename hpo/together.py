@@ -99,10 +99,11 @@ class Together:
         return Wanted(count=free, partition=self._partition, waiting_at_most=self._executor.slots)
 
     def take(self, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            post = self._post
-            lease = Lease(post.ledger, claim, stopping=self._stopping, patience=post.patience, post=post)
-            self._open(Attempt(self._study, lease))
+        post = self._post
+        leases = [Lease(post.ledger, c, stopping=self._stopping, patience=post.patience, post=post) for c in claims]
+        with self._study.storage.optuna.one_look(self._study.study_id):
+            for lease in leases:
+                self._open(Attempt(self._study, lease))
 
     def _open(self, attempt: Attempt) -> None:
         trial = attempt.open()

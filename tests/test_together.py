@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from hpo import assembly, control, executors, export, final, results, space, studyfile, worker
 from hpo import study as studies
 from hpo.config import TrainConfig
+from hpo.db.leanstorage import LeanStorage
 from hpo.db.tables import hpo_failures, hpo_trials
 from hpo.executors import Choice
 from hpo.objective import declared, trial_seed
@@ -354,3 +356,17 @@ class Odd(nn.Module):
 def odd(input_shape, num_classes):
     return Odd(input_shape[0] * input_shape[1] * input_shape[2], num_classes)
 """
+
+
+def test_trials_opened_together_get_the_suggestions_of_a_look_each(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at the study for all of them, or one for each: what TPE's liar knows of the others is the same."""
+    sampler = {"name": "tpe", "n_startup_trials": 4, "group": True}
+    one = make_digits(24, slots=6, name="one", sampler=sampler)
+    work(one)
+    with monkeypatch.context() as patched:
+        patched.setattr(LeanStorage, "one_look", lambda self, study_id: contextlib.nullcontext())
+        each = make_digits(24, slots=6, name="each", sampler=sampler)
+        work(each)
+    assert [t.params for t in one.optuna.trials] == [t.params for t in each.optuna.trials]

@@ -75,6 +75,7 @@ class LeanStorage(BaseStorage):
         self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
         self._begun: dict[int, TrialRow] = {}  # by id; see `expect`
         self._gathered: dict[int, dict[str, dict[str, Any]]] = {}  # rows of parameters by trial and name
+        self._looking_once: dict[int, bool] = {}  # studies of which one look is to do, and whether it was had
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to open the same tables, the password included."""
@@ -300,8 +301,33 @@ class LeanStorage(BaseStorage):
         gathered = self._gathered[trial_id] = {}
         try:
             yield gathered
+            self._learn(trial_id, gathered)
         finally:
             del self._gathered[trial_id]
+
+    def _learn(self, trial_id: int, gathered: Mapping[str, Mapping[str, Any]]) -> None:
+        """Know the parameters of an open trial, which no other look within `one_look` would find."""
+        row = self._looked_at(trial_id)
+        if row is not None and gathered:
+            study_id = self._study_of[trial_id]
+            row.space = {**row.space, **{name: self._known[study_id, name] for name in gathered}}
+            row.params = (*row.params, *(found["param_value"] for found in gathered.values()))
+
+    def _looked_at(self, trial_id: int) -> TrialRow | None:
+        """Return an open trial as it is known within `one_look`; None outside of it, or if it is not known."""
+        study_id = self._study_of.get(trial_id, -1)
+        return self._cache(study_id).open.get(trial_id) if self._looking_once.get(study_id) else None
+
+    @contextmanager
+    def one_look(self, study_id: int) -> Iterator[None]:
+        """Let all that `view` shows within come from one look, the first, and from the parameters and system attributes that
+        trials are given within: for a process that opens many trials at once.
+        """
+        self._looking_once[study_id] = False
+        try:
+            yield
+        finally:
+            del self._looking_once[study_id]
 
     def _check_compatibility(
         self, connection: sa.Connection, trial_id: int, name: str, distribution: BaseDistribution
@@ -350,6 +376,8 @@ class LeanStorage(BaseStorage):
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         self._set_trial_attribute(trial_system_attributes, trial_id, key, value)
+        if (row := self._looked_at(trial_id)) is not None:
+            row.system_attributes[key] = json.dumps(value)
 
     def _set_trial_attribute(self, table: sa.Table, trial_id: int, key: str, value: Any) -> None:
         row = {"key": key, "value_json": json.dumps(value)}
@@ -452,6 +480,8 @@ class LeanStorage(BaseStorage):
         cache = self._cache(study_id)
         if not whole and cache.heard == len(cache.columns):
             return cache
+        if whole and self._looking_once.get(study_id):
+            return cache
 
         def look(connection: sa.Connection) -> News:
             news = cache.look(connection, whole=whole)
@@ -463,6 +493,8 @@ class LeanStorage(BaseStorage):
         if news.is_anew:
             self._forget(study_id)
         cache.take_in(news)
+        if whole and study_id in self._looking_once:
+            self._looking_once[study_id] = True
         return cache
 
 
