@@ -45,7 +45,9 @@ def augment(images: Tensor, drawn: Tensor, crop: Tensor, flip: Tensor) -> Tensor
         flip: the probability of mirroring each image [N].
     """
     height, width = images.shape[2:]
-    down, across = (((drawn[:, :2] * (2 * crop + 1)[:, None]).floor() - crop[:, None]).long()).unbind(1)
+    most = (2 * crop)[:, None]
+    moved = (drawn[:, :2] * (most + 1)).floor().minimum(most) - crop[:, None]  # the product may round up to its bound
+    down, across = moved.long().unbind(1)
     mirrored = drawn[:, 2] < flip
     rows = torch.arange(height, device=images.device) + down[:, None]  # [N, H], of the source
     columns = torch.arange(width, device=images.device).expand(len(images), -1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+import models
 from data import Splits
-from hpo import assembly, measured
+from hpo import assembly, measured, usercode
 from hpo.config import TrainConfig, Training
 from hpo.receipt import processor
 from hpo.spec import StudySpec
@@ -24,7 +26,8 @@ from hpo.train.stack import Stack
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raised when what is measured, or how we train, changes
-ENDLESS = 10**6  # epochs of a run that is only measured
+ENDLESS = 10**6  # epochs of a run that is only tried
+TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
 MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2")  # samplers that learn from what has finished
 GENERATIONS = 4  # into which such a sampler's budget is divided at least: from what is asked at once, nothing is learnt
 Executor = Loop | Stack
@@ -48,7 +51,8 @@ class Choice:
         """Return this choice with no more slots than these."""
         if self.slots <= most:
             return self
-        return replace(self, slots=most, why=f"{self.why}; no more than {most} {because}")
+        executor = self.executor if most > 1 else "loop"
+        return replace(self, executor=executor, slots=most, why=f"{self.why}; no more than {most} {because}")
 
 
 def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[EpochResult]:
@@ -80,9 +84,9 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
         why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
         return Choice(executor="loop", slots=1, why=f"the study says {why}")
     make = partial(_made, config, folder, device)
-    key = key_of(spec, partition_of(make(0, splits, None), config.training), device)
-    if (known := measured.recall(key)) is not None:
-        return Choice(**known)
+    key = key_of(spec, partition_of(make(0, splits, None), config.training), folder, device)
+    with contextlib.suppress(TypeError):  # there is nothing, or of another version
+        return Choice(**measured.recall(key))
     choice = _measure(spec, make, splits, config.training.batch_size)
     measured.keep(key, asdict(choice))
     return choice
@@ -91,15 +95,29 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
 def _made(
     config: TrainConfig, folder: Path, device: torch.device, seed: int, splits: Splits, dtype: torch.dtype | None
 ) -> Run:
-    endless = config.model_copy(update={"training": config.training.model_copy(update={"epochs": ENDLESS})})
-    return assembly.build_run(endless, splits, seed, folder, device, dtype=dtype)
+    training, options = config.training, dict(config.optimizer.options)
+    changes = {"epochs": ENDLESS, "schedule_epochs": training.schedule_epochs or training.epochs}
+    if isinstance(options.get("lr"), float):
+        options["lr"] = min(options["lr"], TAME_RATE)
+    optimizer = config.optimizer.model_copy(update={"options": options})
+    tried = config.model_copy(update={"training": training.model_copy(update=changes), "optimizer": optimizer})
+    return assembly.build_run(tried, splits, seed, folder, device, dtype=dtype)
 
 
-def key_of(spec: StudySpec, partition: str, device: torch.device) -> str:
-    """Return under what a choice is remembered on this machine."""
-    known = (FORMAT, torch.__version__, processor(), assembly.device_name(device))
-    described = repr((*known, partition, spec.executor, spec.slots))
+def key_of(spec: StudySpec, partition: str, folder: Path, device: torch.device) -> str:
+    """Return under what a choice is remembered on this machine: code counts too, the user's own and ours, since a model of
+    the same layers may run them otherwise.
+    """
+    known = (FORMAT, torch.__version__, processor(), assembly.device_name(device), _our_code())
+    described = repr((*known, usercode.digest(spec.code_references, folder), partition, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+@cache
+def _our_code() -> str:
+    packages = (Path(models.__file__).parent, Path(forwards.__file__).parent)
+    files = [file for package in packages for file in sorted(package.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Choice:
@@ -132,6 +150,6 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
     return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}")
 
 
-def remember(choice: Choice, spec: StudySpec, partition: str, device: torch.device) -> None:
+def remember(choice: Choice, spec: StudySpec, partition: str, folder: Path, device: torch.device) -> None:
     """Choose so from now on for runs of this partition, in every process on this machine."""
-    measured.keep(key_of(spec, partition, device), asdict(choice))
+    measured.keep(key_of(spec, partition, folder, device), asdict(choice))

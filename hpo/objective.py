@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from hpo.train.loop import Loop, Run, can_halve
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
+MANY_PARTITIONS = 16  # that a worker measures
 
 
 def trial_seed(study_seed: int, number: int) -> int:
@@ -78,12 +80,19 @@ class Declared:
         choice = self._choice(seat)
         if seat.lease.claim.alone:
             choice = choice.limited(1, "after attempts that took their worker along")
+        if (
+            choice.slots == 1 and seat.run.executors and self._study.spec.executor != "loop"
+        ):  # the curve stays of one piece
+            choice = replace(choice, executor=seat.run.executors[-1])
         log.info("%s, slots %d: %s", choice.executor, choice.slots, choice.why, extra={"action": "executor"})
         return choice.build(seat.run)
 
     def _choice(self, seat: Seat) -> Choice:
         if seat.partition not in self._choices:
             spec = self._study.spec
+            if len(self._choices) >= MANY_PARTITIONS:
+                why = f"more than {MANY_PARTITIONS} architectures, batch sizes, ...: few trials have one in common"
+                return Choice(executor="loop", slots=1, why=why)
             found = choose(spec, seat.config, self._splits, self._folder, self._device)
             self._choices[seat.partition] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
         return self._choices[seat.partition]
@@ -105,9 +114,13 @@ class Declared:
         )
         seat.trial.record_receipt(made_from, seat.partition)
 
-    def shrink(self, partition: str, slots: int, *, for_good: bool) -> None:
-        """Make no larger stack of this partition any more, in this process or, for good, in any on this machine."""
-        choice = self._choices[partition].limited(slots, "since a larger stack broke up")
-        self._choices[partition] = choice
-        if for_good:
-            remember(choice, self._study.spec, partition, self._device)
+    def halve(self, partition: str) -> None:
+        """Make stacks of this partition of half the slots from now on, in every process on this machine."""
+        untried = Choice(executor="loop", slots=1, why="memory ran out while a stack was tried")
+        choice = self._choices.get(partition, untried)
+        self._choices[partition] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
+        remember(self._choices[partition], self._study.spec, partition, self._folder, self._device)
+
+    def train_alone(self, partition: str) -> None:
+        """Train the trials of this partition one by one from now on, in this process."""
+        self._choices[partition] = self._choices[partition].limited(1, "since a stack broke up")

@@ -44,6 +44,7 @@ class Post:
         """
         self.ledger = ledger
         self.patience = patience or Patience(0.0)
+        self.has_unheard_claims = False  # trials may have been claimed without the answer having come
         self.finished: int | None = None  # trials of the study that had, at the last report
         self._leases: dict[Token, Lease] = {}
         self._since = 0  # all trials below this number had finished before

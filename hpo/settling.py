@@ -158,7 +158,7 @@ def fail(
     elif verdict is Verdict.RETRY:
         halved = isinstance(policy, MemoryPolicy) and policy.halve and accumulation is not None
         # Over from the start: a curve must come from one way of training.
-        restart = {"accumulation": accumulation, **NO_CHECKPOINT} if halved else {}
+        restart = {"accumulation": accumulation, "partition": None, **NO_CHECKPOINT} if halved else {}
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))
     else:
         value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None

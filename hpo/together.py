@@ -29,6 +29,7 @@ from hpo.lease import Lease
 from hpo.post import Post
 from hpo.saver import Saver
 from hpo.signals import StopSignal
+from hpo.storage import FAILURES
 from hpo.study import Study
 from hpo.train.loop import EpochResult, Run
 from hpo.trial import LeasedTrial
@@ -69,8 +70,11 @@ class Training(Protocol):
     def note(self, seat: Seat) -> None:
         """Record what a trial is being made from, once its executor has it."""
 
-    def shrink(self, partition: str, slots: int, *, for_good: bool) -> None:
-        """Make no larger stack of this partition any more, in this process or, for good, in any on this machine."""
+    def halve(self, partition: str) -> None:
+        """Make stacks of this partition of half the slots from now on, in every process on this machine."""
+
+    def train_alone(self, partition: str) -> None:
+        """Train the trials of this partition one by one from now on, in this process."""
 
 
 class Together:
@@ -91,6 +95,8 @@ class Together:
 
     def wants(self) -> Wanted | None:
         """Ask for one trial, which decides on the stack, then for as many as that has room for."""
+        if any(kind in SPOILING for kind in self._ended):
+            return None  # the process is to start afresh
         if self._executor is None:
             return Wanted(count=1)
         free = self._executor.slots - len(self._seats)
@@ -111,29 +117,51 @@ class Together:
             self._close(attempt)
             return
         try:
+            attempt.lease.let_go()
             with attempt.at_work():
                 seat = self._training.seat(attempt, trial)
-                if self._executor is None:
-                    self._executor, self._partition = self._training.executor(seat), seat.partition
-                if seat.partition == self._partition:
-                    self._sit(seat)
-                    return
         except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
             attempt.end(trial, partial(_raise, error))
+            self._close(attempt)
+            return
+        if seat.run.finished:  # its last worker was gone before it could say so
+            attempt.end(trial, partial(_complete, seat))
+            self._close(attempt)
         else:
-            self._post.patience(lambda: self._post.ledger.park(attempt.lease.claim, partition=seat.partition))
-            log.info("trial %d waits for a stack of its own kind", trial.number, extra={"action": "trial_waits"})
-        self._close(attempt)
+            self._place(seat)
 
-    def _sit(self, seat: Seat) -> None:
-        assert self._executor is not None
-        self._executor.put(seat.run)
+    def _place(self, seat: Seat) -> None:
+        """Give a trial its slot, or park it until a stack of its kind is opened."""
         try:
+            if self._executor is None:
+                self._executor, self._partition = self._training.executor(seat), seat.partition
+            if seat.partition != self._partition:
+                self._let_wait(seat)
+                return
+            self._executor.put(seat.run)
             self._training.note(seat)
-        except BaseException:
+        except BaseException as error:
+            self._fail_to_place(seat, error)
+        else:
+            seat.lease.started_at = time.monotonic()  # what came before is not its training
+            self._seats.append(seat)
+
+    def _let_wait(self, seat: Seat) -> None:
+        self._post.patience(lambda: self._post.ledger.park(seat.lease.claim, partition=seat.partition))
+        self._post.remove(seat.lease)
+        log.info("trial %d waits for a stack of its own kind", seat.trial.number, extra={"action": "trial_waits"})
+
+    def _fail_to_place(self, seat: Seat, error: BaseException) -> None:
+        """End an attempt that came to no slot; that there is no memory for a stack is no trial's fault."""
+        is_alone = self._executor is not None and self._executor.slots == 1
+        if kind_of(error) is Kind.OUT_OF_MEMORY and not is_alone:
+            self._training.halve(seat.partition)
+            self._ended.append(Kind.OUT_OF_MEMORY)
+            error = Parked("there was no memory for a stack of so many trials")
+        seat.attempt.end(seat.trial, partial(_raise, error))
+        if self._executor is not None and seat.run in self._executor.runs:
             self._executor.remove(seat.run)
-            raise
-        self._seats.append(seat)
+        self._close(seat.attempt)
 
     def go_without(self) -> None:
         """Close the gaps: nobody is there to fill them."""
@@ -148,8 +176,12 @@ class Together:
 
     def advance(self) -> list[Kind | None]:
         """Train one epoch of all trials, or as much of it as they may."""
-        if self._seats:
-            self._train()
+        try:
+            if self._seats:
+                self._train()
+        except BaseException as error:  # as a rule the storage was away for too long: this worker leaves
+            self._leave(error)
+            raise
         if not self._seats:
             self._executor = None
         ended, self._ended = self._ended, []
@@ -193,23 +225,32 @@ class Together:
                 self._end(seat, partial(_complete, seat))
             else:
                 undecided.append(seat)
-        for seat, pruned in zip(undecided, self._decide(undecided), strict=True):
-            if pruned:
+        for seat, decision in zip(undecided, self._decide(undecided), strict=True):
+            if isinstance(decision, Exception):
+                self._end(seat, partial(_raise, decision))
+            elif decision:
                 self._end(seat, partial(_pruned, seat))
             else:
                 self._save(seat)
 
-    def _decide(self, seats: Sequence[Seat]) -> list[bool]:
-        """Ask the pruner about all trials at once; while the storage is away it ends none."""
+    def _decide(self, seats: Sequence[Seat]) -> Sequence[bool | Exception]:
+        """Ask the pruner about all trials at once; while the storage is away it ends none, and if it fails, that ends them."""
         if not seats or self._post.is_cut_off:
             return [False] * len(seats)
         study = self._study
         study.storage.optuna.hear(study.study_id, self._post.finished)
-        trials = [seat.trial.frozen for seat in seats]
+
+        def ask() -> list[bool]:
+            return columnpruning.decide(study.optuna, [seat.trial.frozen for seat in seats])
+
         try:
-            return self._post.ask_optuna(lambda: columnpruning.decide(study.optuna, trials)) or [False] * len(seats)
+            return self._post.ask_optuna(ask) or [False] * len(seats)
         except optuna.exceptions.UpdateFinishedTrialError:  # one of them, by another program: each learns for itself
             return [seat.lease.is_lost or self._decide_alone(seat) for seat in seats]
+        except FAILURES:
+            raise
+        except Exception as error:
+            return [error] * len(seats)
 
     def _decide_alone(self, seat: Seat) -> bool:
         try:
@@ -229,10 +270,10 @@ class Together:
 
     def _end(self, seat: Seat, outcome: Callable[[], Any]) -> None:
         """End a trial by what `outcome` returns or raises, and give its slot free."""
-        assert self._executor is not None
         seat.attempt.end(seat.trial, outcome)
-        self._executor.remove(seat.run)
         self._seats.remove(seat)
+        if self._executor is not None:
+            self._executor.remove(seat.run)
         self._close(seat.attempt)
 
     def _close(self, attempt: Attempt) -> None:
@@ -247,11 +288,12 @@ class Together:
         each of them, and the last attempt that it leaves a trial is one alone.
         """
         kind = kind_of(error)
+        self._executor = None  # a step that failed may have spoiled all that it holds
         if len(self._seats) > 1 and kind is not Kind.CUDA_ERROR:
-            for_good = kind is Kind.OUT_OF_MEMORY
-            slots = len(self._seats) // 2 if for_good else 1
-            log.warning("a stack of %d trials broke up: %s; next of %d", len(self._seats), error, slots)
-            self._training.shrink(self._partition, slots, for_good=for_good)
+            log.warning("a stack of %d trials broke up: %s", len(self._seats), error)
+            error.__traceback__ = None  # its frames hold on to what filled the memory
+            shrink = self._training.halve if kind is Kind.OUT_OF_MEMORY else self._training.train_alone
+            shrink(self._partition)
             outcome = partial(_raise, Parked("the stack that it was trained in broke up"))
         else:
             outcome = partial(_raise, error)
@@ -261,8 +303,20 @@ class Together:
             self._ended.append(kind)
 
     def park(self) -> None:
-        for seat in list(self._seats):
-            self._end(seat, partial(_parked, seat))
+        try:
+            for seat in list(self._seats):
+                self._end(seat, partial(_parked, seat))
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException) -> None:
+        """Keep the place of every trial, as well as may be, since this worker leaves with an error."""
+        for seat in self._seats:
+            try:
+                seat.attempt.end(seat.trial, partial(_keep_place, seat, error))
+            except BaseException:  # the same error, as a rule, which is raised in the end
+                log.debug("trial %d is left", seat.trial.number, exc_info=True)
 
 
 def metrics_of(result: EpochResult) -> dict[str, float]:
@@ -302,6 +356,12 @@ def _left_amid(seat: Seat) -> NoReturn:
         seat.saver.save(seat.run.epoch)
     seat.lease.let_go()
     raise Parked(f"trial {seat.trial.number}: parked after epoch {seat.run.epoch}")
+
+
+def _keep_place(seat: Seat, error: BaseException) -> NoReturn:
+    if seat.lease.keeps_its_place:
+        seat.saver.save(seat.run.epoch)
+    raise error
 
 
 def _parked(seat: Seat) -> NoReturn:

@@ -7,7 +7,6 @@ trials, and the next claim takes each up where its last checkpoint stands.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -83,27 +82,32 @@ def work(
 
 def run(crew: Crew, post: Post, stopping: StopSignal, wear: recycling.Wear, fleet: int) -> int:
     """Claim and train until there is nothing left or the worker is asked to stop; return 0 or RECYCLE."""
-    idle = IDLE_SECONDS
+    idle, look_at = IDLE_SECONDS, 0.0
     while True:
-        found = None if stopping() else fill(crew, post, fleet)
+        found = None
+        if not stopping() and time.monotonic() >= look_at:
+            found = fill(crew, post, stopping, fleet)
+            idle = min(1.5 * idle, LONGEST_IDLE_SECONDS) if found else IDLE_SECONDS
+            look_at = time.monotonic() + idle if found else 0.0
         if crew.is_busy:
-            idle = IDLE_SECONDS
-            reasons = [wear.reason(kind) for kind in crew.advance()]
+            ended = crew.advance()
+            reasons = [wear.reason(kind) for kind in ended]
             if (reason := next(filter(None, reasons), None)) and not stopping():
                 log.info("starting afresh %s", reason, extra={"action": "recycle"})
                 crew.park()
                 return RECYCLE
-        elif found is not claiming.Idle.WAIT or stopping():
+            look_at = 0.0 if ended else look_at
+        elif stopping() or found is claiming.Idle.DONE:
             return 0
-        else:
+        elif found is claiming.Idle.WAIT:
             time.sleep(idle)
-            idle = min(1.5 * idle, LONGEST_IDLE_SECONDS)
+            look_at = 0.0
 
 
-def fill(crew: Crew, post: Post, fleet: int) -> claiming.Idle | None:
+def fill(crew: Crew, post: Post, stopping: StopSignal, fleet: int) -> claiming.Idle | None:
     """Claim what the crew wants, for as long as there is some; return why there was not, None if it wants nothing more."""
-    while (wanted := crew.wants()) is not None:
-        claims = next_claims(post, wanted, fleet)
+    while not stopping() and (wanted := crew.wants()) is not None:
+        claims = next_claims(post, wanted, fleet, may_wait=not crew.is_busy)
         if isinstance(claims, claiming.Idle):
             crew.go_without()
             return claims
@@ -120,14 +124,18 @@ def bearing(study: Study, patience: Patience) -> Study:
     return dataclasses.replace(study, storage=place, optuna=opened)
 
 
-def next_claims(post: Post, wanted: Wanted, fleet: int = 1) -> list[Claim] | claiming.Idle:
-    """Claim trials, waiting for a storage that fails."""
-    tries = itertools.count()
+def next_claims(post: Post, wanted: Wanted, fleet: int = 1, *, may_wait: bool = True) -> list[Claim] | claiming.Idle:
+    """Claim trials.
+
+    Args:
+        may_wait: for a storage that fails; else there is nothing to claim while it does, and training goes on.
+    """
 
     def attempt() -> list[Claim] | claiming.Idle:
-        if next(tries):  # the claims before this may have been made, and only their answer lost
+        if post.has_unheard_claims:  # the claims before this may have been made, and only their answer lost
             held = [lease.claim for lease in post.leases]
             reaping.park_all_of(post.ledger, post.ledger.worker, but=held)
+        post.has_unheard_claims = True
         return claiming.claim_many(
             post.ledger,
             wanted.count,
@@ -136,7 +144,13 @@ def next_claims(post: Post, wanted: Wanted, fleet: int = 1) -> list[Claim] | cla
             fleet=fleet,
         )
 
-    return post.patience(attempt)
+    if not may_wait and post.is_cut_off:
+        return claiming.Idle.WAIT
+    found = post.patience(attempt) if may_wait else post.ask(attempt)
+    if found is None:
+        return claiming.Idle.WAIT
+    post.has_unheard_claims = False
+    return found
 
 
 def end_overdue(stopping: StopSignal, lease: Lease) -> None:

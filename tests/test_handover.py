@@ -80,7 +80,7 @@ class Weather:
             return result
 
         monkeypatch.setattr(Run, "_finish_epoch", finish_epoch)
-        for name in ("report", "record_checkpoint", "renew"):
+        for name in ("report", "record_checkpoint", "renew_all"):
             self._let_fail(monkeypatch, name)
 
     def _let_fail(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

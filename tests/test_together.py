@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,21 +15,26 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import torch
+from torch import nn
 
-from hpo import assembly, control, executors, export, final, results, space, studyfile, worker
+from hpo import assembly, claiming, control, executors, export, final, reaping, results, space, studyfile, worker
 from hpo import study as studies
 from hpo.config import TrainConfig
 from hpo.db.leanstorage import LeanStorage
 from hpo.db.tables import hpo_failures, hpo_trials
+from hpo.errors import Parked, StorageError
 from hpo.executors import Choice
-from hpo.objective import declared, trial_seed
+from hpo.objective import Declared, declared, trial_seed
+from hpo.post import Post
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together
-from hpo.train.loop import EpochResult
+from hpo.train import architecture, forwards
+from hpo.train.loop import EpochResult, Loop
 from hpo.train.stack import Stack
+from hpo.trial import LeasedTrial
 from tests.test_objective import DOCUMENT
 
 MakeStudy = Callable[..., Study]
@@ -126,7 +135,7 @@ def test_slots_are_filled_again_and_no_more_than_k_are_taken(
     study = make_digits(10, slots=4, training={"epochs": {"low": 1, "high": 4}, "batch_size": 64})
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 10
-    assert seen.pop(0) == 2  # the check of the stack itself
+    assert [seen.pop(0) for _ in range(forwards.STEPS)] == [2] * forwards.STEPS  # the check of the stack itself
     epochs = sum(len(trial.intermediate_values) for trial in study.optuna.trials)
     assert sum(seen) == epochs  # nothing was trained twice
     assert max(seen) == 4
@@ -258,7 +267,14 @@ def test_after_another_exception_amid_a_step_the_guilty_trial_is_found_alone(
             raise RuntimeError("a broken step")
         return real(stack, stop)
 
+    def train_alone(loop: Loop, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if loop.runs[0].seed == guilty:
+            raise RuntimeError("a broken step")
+        return real_alone(loop, stop)
+
+    real_alone = Loop.train_epoch
     monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    monkeypatch.setattr(Loop, "train_epoch", train_alone)
     study = make_digits(4)
     guilty = trial_seed(study.spec.seed, 2)
     assert work(study) == 0
@@ -277,13 +293,14 @@ def test_a_trial_of_a_stack_exports_and_replays_bit_for_bit(make_digits: MakeStu
 
 
 def test_a_trial_that_was_trained_by_two_executors_replays_within_the_tolerance(
-    make_digits: MakeStudy, tmp_path: Path
+    make_digits: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_digits(1)
+    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    study = make_digits(2, slots=2)
     assert work(study, Asked(60)) == 0
-    loop = make_digits(1, executor="loop")
+    loop = make_digits(2, executor="loop")
     assert work(loop) == 0
-    (path,) = export.export(study, tmp_path / "best.toml")
+    (path,) = export.export(study, tmp_path / "best.toml", number=0)
     training = final.prepare(path)
     assert training.executor == "stack+loop"
     assert not training.repeats_exactly
@@ -370,3 +387,186 @@ def test_trials_opened_together_get_the_suggestions_of_a_look_each(
         each = make_digits(24, slots=6, name="each", sampler=sampler)
         work(each)
     assert [t.params for t in one.optuna.trials] == [t.params for t in each.optuna.trials]
+
+
+@pytest.mark.parametrize("executor", ["loop", "stack"])
+def test_a_trial_whose_worker_was_gone_before_it_could_say_that_it_has_finished_is_not_trained_on(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    study = make_digits(2, executor=executor)
+    real, gone = LeasedTrial.finish, []
+
+    def finish(trial: LeasedTrial, *arguments: Any, **settings: Any) -> None:
+        if not gone:
+            gone.append(trial.number)
+            raise Parked("as if the worker had been killed here")
+        real(trial, *arguments, **settings)
+
+    monkeypatch.setattr(LeasedTrial, "finish", finish)
+    assert work(study) == 0
+    assert gone
+    assert states(study) == ["COMPLETE"] * 2
+    assert [sorted(trial.intermediate_values) for trial in study.optuna.trials] == [[1, 2, 3]] * 2
+
+
+def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_digits(4, training={"epochs": 9, "batch_size": 64}, recovery={"checkpoint_every": "1h"})
+    real, posts = Stack.train_epoch, []
+    begin = Post.__init__
+
+    def init(post: Post, *arguments: Any) -> None:
+        begin(post, *arguments)
+        posts.append(post)
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if len(stack.runs) == 4 and stack.runs[0].epoch == 3:
+            posts[0]._failing_since = time.monotonic() - 1e6
+        return real(stack, stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Post, "__init__", init)
+        patched.setattr(Stack, "train_epoch", train_epoch)
+        with pytest.raises(StorageError):
+            work(study)
+    assert [len(list(study.trial_folder(number).glob("*handover.json"))) for number in range(4)] == [1] * 4
+    reaping.park_all_of(study.ledger("launcher"), "w")
+    assert work(study) == 0
+    whole = make_digits(4, name="whole", training={"epochs": 9, "batch_size": 64})
+    work(whole)
+    assert curves(study) == curves(whole)
+
+
+def test_a_cuda_error_counts_for_all_and_leaves_nobody_behind(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stack.train_epoch
+
+    def broken(*anything: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
+        if len(stack.runs) > 2:
+            patched.setattr("hpo.train.stack.own_tensors", broken)  # as everything on that device from now on
+            broken()
+        return real(stack, stop)
+
+    study = make_digits(4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Stack, "train_epoch", train_epoch)
+        assert work(study) == worker.RECYCLE
+    assert [failure.kind for failure in failures(study)] == ["cuda_error"] * 4
+    assert [row.lease_until for row in rows(study)] == [None] * 4
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 4
+
+
+def test_a_spoiled_process_claims_nothing_more(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(*anything: object, **settings: object) -> None:
+        built.append(1)
+        raise RuntimeError("CUDA error: uncorrectable ECC error")
+
+    monkeypatch.setattr(Declared, "_build", build)
+    study = make_digits(40)
+    assert work(study) == worker.RECYCLE
+    assert len(built) == 1
+
+
+def test_no_memory_for_a_stack_is_no_trial_s_fault(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Stack.__init__
+
+    def init(stack: Stack, forward: Any, first: Any, slots: int) -> None:
+        if slots > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        real(stack, forward, first, slots)
+
+    monkeypatch.setattr(Stack, "__init__", init)
+    study = make_digits(6)
+    assert [work(study), work(study)] == [worker.RECYCLE, 0]
+    assert states(study) == ["COMPLETE"] * 6
+    assert failures(study) == []
+    receipts = [results.best(study, number=number)[0].receipt for number in range(6)]
+    assert {(receipt["executor"], receipt["accumulation"]) for receipt in receipts} == {("stack", 1)}
+
+
+def test_after_a_request_to_stop_no_trial_is_begun(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping, built, real = StopSignal(), [], Declared._build
+
+    def build(training: Declared, *arguments: Any, **settings: Any) -> Any:
+        built.append(1)
+        stopping.request()
+        return real(training, *arguments, **settings)
+
+    monkeypatch.setattr(Declared, "_build", build)
+    study = make_digits(40, slots=16)
+    assert work(study, stopping) == 128 + signal.SIGTERM
+    assert (len(built), len(states(study))) == (1, 1)
+    assert rows(study)[0].lease_until is None
+
+
+def test_code_that_was_edited_is_checked_anew(
+    make_digits: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers are the same, and what their forward does with them is not."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    executor_of = []
+    for name, line in (
+        ("one", "pass"),
+        ("two", "x = x * (1.0 if self.training else 2.0) if x.sum().item() < 1e9 else x"),
+    ):
+        (tmp_path / "edited.py").write_text(EDITED.format(line=line))
+        for loaded in [module for module in sys.modules if "edited" in module]:
+            del sys.modules[loaded]
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        study = make_digits(2, name=name, model={"name": "edited:net"})
+        work(study)
+        executor_of.append(results.best(study)[0].receipt["executor"])
+    assert executor_of == ["stack", "loop"]
+
+
+EDITED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, 8), nn.Linear(8, classes)
+
+    def forward(self, images):
+        x = self.first(images.flatten(1)).relu()
+        {line}
+        return self.last(x)
+
+def net(input_shape, num_classes):
+    return Net(input_shape[0] * input_shape[1] * input_shape[2], num_classes)
+"""
+
+
+def test_models_that_differ_in_any_attribute_are_of_different_architectures() -> None:
+    class Net(nn.Module):
+        def __init__(self, skips: list[int]) -> None:
+            super().__init__()
+            self._skips = skips
+            self.layer = nn.Linear(4, 4)
+
+    assert architecture.digest(Net([0, 2])) == architecture.digest(Net([0, 2]))
+    assert architecture.digest(Net([0, 2])) != architecture.digest(Net([2, 0]))
+
+
+def test_a_worker_with_a_free_slot_and_nothing_to_claim_does_not_ask_each_epoch(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = [], claiming.claim_many
+
+    def claim_many(*arguments: Any, **settings: Any) -> Any:
+        asked.append(1)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(claiming, "claim_many", claim_many)
+    study = make_digits(2, slots=4, training={"epochs": 150, "batch_size": 64})
+    assert work(study) == 0
+    assert len(asked) < 30  # of 150 epochs

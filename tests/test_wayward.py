@@ -309,7 +309,7 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
         return way(trial, lambda: wait_for(trial.lease.must_end))
 
     with monkeypatch.context() as patched:
-        for name in ("report", "renew"):
+        for name in ("report", "renew_all"):
             patched.setattr(Ledger, name, refused)
         with pytest.raises(StorageError, match="the storage has failed for 1 s"):
             work(study, objective)

@@ -12,15 +12,15 @@ from torch import nn
 
 from models import Dropout
 
-PLAIN = (bool, int, float, str, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps itself
 
 
 def digest(model: nn.Module, *more: object) -> str:
     """Return a digest of a model's architecture and of whatever else must be equal.
 
-    Two models of equal digest have the same modules under the same names, with the same plain attributes, and parameters and
-    buffers of the same shapes and types. What is no plain value, such as a function kept as an attribute, counts by its repr,
-    so where that names an address each model has a digest of its own.
+    Two models of equal digest have the same modules under the same names, with the same attributes, and parameters and buffers
+    of the same shapes and types. Attributes count by their repr, so where that names an address each model has a digest of
+    its own.
     """
     lines = [*_described(model), *map(repr, more)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -36,7 +36,7 @@ def _described(model: nn.Module) -> Iterator[str]:
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:
-    left_out = {"training", "p", "generator"} if isinstance(module, Dropout) else {"training"}
+    left_out = {"p", "generator"} if isinstance(module, Dropout) else set()
     for name, value in vars(module).items():
-        if name not in left_out and (not name.startswith("_") or isinstance(value, PLAIN)):
+        if name not in OF_EVERY_MODULE and name not in left_out:
             yield f"{name}={value!r}"

@@ -188,6 +188,7 @@ def _dropout(_module: Dropout, name: str, layout: Layout) -> tuple[Operation, La
         factors = at.noise.factors(name, x.numel() // batch * drawn // at.count)
         if factors is None:
             return x
+        factors = factors.to(x.dtype)
         if layout == "dense":
             return x * filled(factors.view(at.count, -1, drawn), 2, at.filling)
         split = x.reshape(batch, at.count, -1, *x.shape[2:])  # [B, K, C, H, W]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from itertools import pairwise
 
 import torch
 
+from hpo.failures import Kind, kind_of
 from hpo.train.loop import Loop, Run
 from hpo.train.stack import Forward, Stack
 
 GAIN = 1.08  # by which twice as many must be faster to be worth it
 MISSES = 2  # in a row that end the climb: one may be noise
 MOST = 64
-ROW_BYTES = 2 * 2**30  # that the rows of a stack may take
+MEMORY_BYTES = 2 * 2**30  # that the rows of a stack may take, and that this process may grow by while it measures
 SLOW_STEP_SECONDS = 0.25  # of one run alone: no call's overhead counts beside such a step
 STEPS = 12  # measured, at most, and two at least
 SECONDS = 0.15  # of measured steps, likewise
@@ -38,25 +40,25 @@ def step_alone(run: Run) -> float:
     return _step_seconds(executor.train_epoch, run.device)
 
 
-def measure(
-    forward: Forward, make: Callable[[int], Run], step: float, *, most: int = MOST, may_lose: bool = True
-) -> Size:
+def measure(forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool = True) -> Size:
     """Measure stacks of 2, 4, 8, ... runs, which `make` builds by seed, against the loop.
 
     Args:
         step: seconds of a step in the loop.
-        most: slots at the most.
         may_lose: whether the loop may win; else only the best of the stacks is looked for.
     """
     runs = [make(0)]
     batch = runs[0].batch_size
     rates = {1: batch / step}
     best, misses, slots = 1, 0, 2
-    while slots <= most and misses < MISSES and _bytes(runs[0], slots) <= ROW_BYTES:
+    before = _peak_bytes()
+    while slots <= MOST and misses < MISSES and max(_bytes(runs[0], slots), _peak_bytes() - before) <= MEMORY_BYTES:
         runs += [make(seed) for seed in range(len(runs), slots)]
         try:
             rates[slots] = slots * batch / _stacked_step(forward, runs)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # as the CPU's allocator says it, too
+            if kind_of(error) is not Kind.OUT_OF_MEMORY:
+                raise
             break
         if rates[slots] >= GAIN * rates[best] or (best == 1 and not may_lose):
             best, misses = slots, 0
@@ -88,6 +90,11 @@ def _step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: t
         pass
     steps = [later - earlier for earlier, later in pairwise(asked)]
     return statistics.median(steps[WARM_UP_STEPS:])
+
+
+def _peak_bytes() -> int:
+    """Return the most memory of the machine that this process has had at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _bytes(run: Run, slots: int) -> int:

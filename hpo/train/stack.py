@@ -88,10 +88,10 @@ class Stack:
             self._move(self.runs, _even(self.slots))  # what was closed is open again
         row = self._places.index(None)
         names = _names(run)
-        self._places[row] = run
         self._rows.adopt(row, run.model)
         self._steps.put(row, run.optimizer, names)
         self._noise.of(row, run)
+        self._places[row] = run
         run.note_executor(self.name)
 
     def remove(self, run: Run) -> None:

@@ -23,13 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from hpo.train.architecture import OF_EVERY_MODULE
 from hpo.train.layers import Pass, Unstackable
 from models import Dropout
 
 COUNTER = "num_batches_tracked"  # buffers of this name are counted up by the stack itself, once a step
 TRIED = 2  # models in the trial passes
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps itself
 PLAIN = (bool, int, float, str, tuple, type(None))  # settings that are compared by value
 
 Call = tuple[str, torch.Size]  # a Dropout layer's name and the shape of what it is called with, for one model
