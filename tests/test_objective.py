@@ -107,7 +107,7 @@ def test_a_parked_trial_goes_on_to_the_very_curve_of_an_unbroken_one(
 
     class AfterBatches(StopSignal):
         def __call__(self) -> bool:
-            return self.received is not None or next(asked) > batches + 1  # the worker itself asks twice before
+            return self.received is not None or next(asked) > batches + 3  # the worker itself asks four times before
 
     stopping = AfterBatches()
     work(broken, stopping)

@@ -647,7 +647,7 @@ def test_a_claim_whose_answer_was_lost_ends_with_every_trial_finished_once(
         return trial.suggest_float("x", 0, 1)
 
     with monkeypatch.context() as patched:
-        lose_answers(patched, claiming, "claim", times=times)
+        lose_answers(patched, claiming, "claim_many", times=times)
         assert work(study, objective) == 0
     assert begun == [0, 1, 2]
     assert states(study) == ["COMPLETE"] * 3
@@ -659,7 +659,7 @@ def test_a_claim_whose_answer_was_lost_ends_with_every_trial_finished_once(
 def test_a_grid_point_is_not_lost_with_a_claim_s_answer(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(trials=9, sampler={"name": "grid", "search_space": {"x": [1, 2, 3]}})
     with monkeypatch.context() as patched:
-        lose_answers(patched, claiming, "claim")
+        lose_answers(patched, claiming, "claim_many")
         assert work(study, lambda trial: trial.suggest_int("x", 1, 3)) == 0
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2, 3]
 
