@@ -22,7 +22,7 @@ def examine(folder: Path, text: str) -> check.Findings:
     (folder / "mine.py").write_text(OWN_MODEL)
     (folder / "s.toml").write_text('[data]\nname = "digits"\n' + text)
     found = studyfile.read(folder / "s.toml")
-    return check.examine(found.spec, found.code_folder)
+    return check.examine(found.spec, found.code_folder, workers=2)
 
 
 @pytest.mark.timeout(120)

@@ -204,7 +204,8 @@ def test_a_timeout_parks_what_runs_and_ends_well(shell: Shell) -> None:
     shell.write("digits.toml", DIGITS.replace("EPOCHS", "100000"))
     said = shell.run("run", "digits.toml", "--workers", "1", "--timeout", "8s")
     assert "the same command goes on" in said
-    assert json.loads(shell.run("status", "digits", "--json"))["counts"]["parked"] == 1
+    parked = json.loads(shell.run("status", "digits", "--json"))["counts"]["parked"]
+    assert parked == len(shell.trials()) >= 1  # all that were in training, however many that was at once
 
 
 def test_a_worker_joins_by_name_and_a_disagreeing_file_is_refused(shell: Shell) -> None:
