@@ -50,7 +50,7 @@ def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     executors.choose(spec, config, splits, tmp_path, CPU)
     assert calls == [True, False, True]
     kept = json.loads(measured.home().read_text())
-    measured.home().write_text(json.dumps(dict.fromkeys(kept, {"of": "another version"})))
+    measured.home().write_text(json.dumps({key: {"of": "another version"} for key in kept}))
     executors.choose(spec, config, splits, tmp_path, CPU)
     assert calls == [True, False, True, True]
 
