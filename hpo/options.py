@@ -7,6 +7,7 @@ annotations say what a study file may write, their defaults what it may leave ou
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 import warnings
@@ -18,6 +19,7 @@ import pydantic
 from hpo.errors import SpecError, nearest
 
 Function = Callable[..., Any]
+_ALTERNATIVE = re.compile(r"literal\[|constrained-")  # how pydantic names one of several types that a value may have
 TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
@@ -88,7 +90,7 @@ def explain(
     """Return one line for each thing pydantic found: path, value, what is allowed."""
     lines = []
     for found in error.errors():
-        key, *inside = [str(step) for step in found["loc"]] or [""]
+        key, *inside = [str(step) for step in found["loc"] if not _ALTERNATIVE.match(str(step))] or [""]
         path = ".".join([paths.get(key, key), *inside])
         if found["type"] == "extra_forbidden" and inside:  # in a section that is a model itself
             section: typing.Any = model
@@ -103,7 +105,12 @@ def explain(
         elif found["type"] in TABLE_ERRORS:
             lines.append(f"{path} = {found['input']!r}: is no table; write its keys under [{path}]")
         else:
-            lines.append(f"{path} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}")
+            said = f"{found['msg'][0].lower()}{found['msg'][1:]}"
+            alternative = f"{path} = {found['input']!r}: "
+            if lines and lines[-1].startswith(alternative):
+                lines[-1] += f", or {said.removeprefix('input should ')}"
+            else:
+                lines.append(alternative + said)
     return lines
 
 
