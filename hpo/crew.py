@@ -47,6 +47,9 @@ class Crew(Protocol):
     def park(self) -> None:
         """Let go of all trials between epochs, for this process is to start afresh."""
 
+    def leave(self, error: BaseException) -> None:
+        """Keep the place of every trial, as well as may be, for this worker leaves with an error."""
+
 
 class Alone:
     """Runs an objective of the user's own, which keeps the thread until its trial has ended: one trial at a time."""
@@ -82,6 +85,9 @@ class Alone:
 
     def park(self) -> None:
         pass  # no trial is at hand between two of them
+
+    def leave(self, error: BaseException) -> None:
+        pass  # such a trial has no place to keep: it starts again
 
 
 def run_trial(study: Study, objective: Callable[[LeasedTrial], Any], lease: Lease) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -24,8 +23,6 @@ from hpo.train.layers import Unstackable
 from hpo.train.loop import EpochResult, Loop, Run
 from hpo.train.stack import Stack
 
-log = logging.getLogger(__name__)
-FORMAT = 1  # raised when what is measured, or how we train, changes
 ENDLESS = 10**6  # epochs of a run that is only tried
 TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
 MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2")  # samplers that learn from what has finished
@@ -108,7 +105,7 @@ def key_of(spec: StudySpec, partition: str, folder: Path, device: torch.device) 
     """Return under what a choice is remembered on this machine: code counts too, the user's own and ours, since a model of
     the same layers may run them otherwise.
     """
-    known = (FORMAT, torch.__version__, processor(), assembly.device_name(device), _our_code())
+    known = (torch.__version__, processor(), assembly.device_name(device), _our_code())
     described = repr((*known, usercode.digest(spec.code_references, folder), partition, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 

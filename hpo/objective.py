@@ -80,10 +80,9 @@ class Declared:
         choice = self._choice(seat)
         if seat.lease.claim.alone:
             choice = choice.limited(1, "after attempts that took their worker along")
-        if (
-            choice.slots == 1 and seat.run.executors and self._study.spec.executor != "loop"
-        ):  # the curve stays of one piece
-            choice = replace(choice, executor=seat.run.executors[-1])
+        began = seat.run.executors
+        if choice.slots == 1 and began and self._study.spec.executor != "loop":
+            choice = replace(choice, executor=began[-1])  # the curve stays of one piece
         log.info("%s, slots %d: %s", choice.executor, choice.slots, choice.why, extra={"action": "executor"})
         return choice.build(seat.run)
 

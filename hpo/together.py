@@ -58,7 +58,7 @@ class Seat:
         return self.trial.lease
 
 
-class Training(Protocol):
+class Trainer(Protocol):
     """What a declared study trains."""
 
     def seat(self, attempt: Attempt, trial: LeasedTrial) -> Seat:
@@ -80,9 +80,9 @@ class Training(Protocol):
 class Together:
     """Trains the trials of a declared study."""
 
-    def __init__(self, study: Study, training: Training, post: Post, stopping: StopSignal) -> None:
+    def __init__(self, study: Study, trainer: Trainer, post: Post, stopping: StopSignal) -> None:
         self._study = study
-        self._training = training
+        self._trainer = trainer
         self._post = post
         self._stopping = stopping
         self._seats: list[Seat] = []
@@ -119,7 +119,7 @@ class Together:
         try:
             attempt.lease.let_go()
             with attempt.at_work():
-                seat = self._training.seat(attempt, trial)
+                seat = self._trainer.seat(attempt, trial)
         except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
             attempt.end(trial, partial(_raise, error))
             self._close(attempt)
@@ -134,12 +134,12 @@ class Together:
         """Give a trial its slot, or park it until a stack of its kind is opened."""
         try:
             if self._executor is None:
-                self._executor, self._partition = self._training.executor(seat), seat.partition
+                self._executor, self._partition = self._trainer.executor(seat), seat.partition
             if seat.partition != self._partition:
                 self._let_wait(seat)
                 return
             self._executor.put(seat.run)
-            self._training.note(seat)
+            self._trainer.note(seat)
         except BaseException as error:
             self._fail_to_place(seat, error)
         else:
@@ -155,7 +155,7 @@ class Together:
         """End an attempt that came to no slot; that there is no memory for a stack is no trial's fault."""
         is_alone = self._executor is not None and self._executor.slots == 1
         if kind_of(error) is Kind.OUT_OF_MEMORY and not is_alone:
-            self._training.halve(seat.partition)
+            self._trainer.halve(seat.partition)
             self._ended.append(Kind.OUT_OF_MEMORY)
             error = Parked("there was no memory for a stack of so many trials")
         seat.attempt.end(seat.trial, partial(_raise, error))
@@ -176,12 +176,8 @@ class Together:
 
     def advance(self) -> list[Kind | None]:
         """Train one epoch of all trials, or as much of it as they may."""
-        try:
-            if self._seats:
-                self._train()
-        except BaseException as error:  # as a rule the storage was away for too long: this worker leaves
-            self._leave(error)
-            raise
+        if self._seats:
+            self._train()
         if not self._seats:
             self._executor = None
         ended, self._ended = self._ended, []
@@ -292,7 +288,7 @@ class Together:
         if len(self._seats) > 1 and kind is not Kind.CUDA_ERROR:
             log.warning("a stack of %d trials broke up: %s", len(self._seats), error)
             error.__traceback__ = None  # its frames hold on to what filled the memory
-            shrink = self._training.halve if kind is Kind.OUT_OF_MEMORY else self._training.train_alone
+            shrink = self._trainer.halve if kind is Kind.OUT_OF_MEMORY else self._trainer.train_alone
             shrink(self._partition)
             outcome = partial(_raise, Parked("the stack that it was trained in broke up"))
         else:
@@ -303,15 +299,10 @@ class Together:
             self._ended.append(kind)
 
     def park(self) -> None:
-        try:
-            for seat in list(self._seats):
-                self._end(seat, partial(_parked, seat))
-        except BaseException as error:
-            self._leave(error)
-            raise
+        for seat in list(self._seats):
+            self._end(seat, partial(_parked, seat))
 
-    def _leave(self, error: BaseException) -> None:
-        """Keep the place of every trial, as well as may be, since this worker leaves with an error."""
+    def leave(self, error: BaseException) -> None:
         for seat in self._seats:
             try:
                 seat.attempt.end(seat.trial, partial(_keep_place, seat, error))

@@ -37,14 +37,14 @@ LONGEST_IDLE_SECONDS = 2.0  # each look takes the study's lock
 RECYCLE = -1  # in the place of an exit code: the process is to start afresh
 
 
-class Training(Protocol):
+class Declaration(Protocol):
     """A declared training, which brings its own crew."""
 
     def crew(self, study: Study, post: Post, stopping: StopSignal, fleet: int) -> Crew:
         """Return who trains the study's trials, in one of so many workers."""
 
 
-Objective = Callable[[LeasedTrial], Any] | Training  # the first is the user's own
+Objective = Callable[[LeasedTrial], Any] | Declaration  # the first is the user's own
 
 
 def work(
@@ -71,8 +71,12 @@ def work(
         overdue = partial(end_overdue, stopping)
         with Keeper(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as keeper:
             keeper.hold(post)
-            if run(crew, post, stopping, recycling.Wear(study.spec.recovery), fleet) == RECYCLE:
-                return RECYCLE
+            try:
+                if run(crew, post, stopping, recycling.Wear(study.spec.recovery), fleet) == RECYCLE:
+                    return RECYCLE
+            except BaseException as error:  # as a rule the storage was away for too long
+                crew.leave(error)
+                raise
     except (Outage, *FAILURES) as error:
         if not stopping():
             raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error

@@ -19,10 +19,11 @@ from torch import nn
 
 from hpo import assembly, claiming, control, executors, export, final, reaping, results, space, studyfile, worker
 from hpo import study as studies
+from hpo.attempt import Attempt
 from hpo.config import TrainConfig
 from hpo.db.leanstorage import LeanStorage
 from hpo.db.tables import hpo_failures, hpo_trials
-from hpo.errors import Parked, StorageError
+from hpo.errors import Outage, Parked, StorageError
 from hpo.executors import Choice
 from hpo.objective import Declared, declared, trial_seed
 from hpo.post import Post
@@ -570,3 +571,31 @@ def test_a_worker_with_a_free_slot_and_nothing_to_claim_does_not_ask_each_epoch(
     study = make_digits(2, slots=4, training={"epochs": 150, "batch_size": 64})
     assert work(study) == 0
     assert len(asked) < 30  # of 150 epochs
+
+
+def test_a_storage_that_goes_away_as_a_slot_is_filled_costs_no_trial_its_place(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = {"epochs": {"choices": [2, 9]}, "batch_size": 64}
+    study = make_digits(6, training=epochs, recovery={"checkpoint_every": "1h"})
+    real = Attempt.open
+
+    def open_attempt(attempt: Attempt) -> LeasedTrial | None:
+        if attempt.lease.claim.number == 5:
+            raise Outage("the storage has failed for 600 s")
+        return real(attempt)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Attempt, "open", open_attempt)
+        with pytest.raises(StorageError):
+            work(study)
+    left = [row for row in rows(study) if not row.settled]
+    assert len(left) > 1
+    assert [row.checkpoint_epoch is not None for row in left] == [True] * (len(left) - 1) + [
+        False
+    ]  # the last had begun
+    reaping.park_all_of(study.ledger("launcher"), "w")
+    assert work(study) == 0
+    whole = make_digits(6, name="whole", training=epochs)
+    work(whole)
+    assert curves(study) == curves(whole)
