@@ -17,6 +17,7 @@ from hpo.space import Tree, branches
 
 SECTIONS = ("data", "augment", "model", "optimizer", "schedule", "training")
 TABLES = ("augment", "training")  # sections that are a table of values, and no part chosen by name
+OPTIONAL = ("augment",)  # sections that a file may leave out, and that are then no part of its identity
 Positive = Annotated[int, Ge(1)]
 
 

@@ -18,7 +18,7 @@ import pydantic
 from annotated_types import Ge, Le
 
 from hpo import options, space, usercode
-from hpo.config import SECTIONS, Positive, with_sections
+from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.durations import seconds
 from hpo.errors import SpecError
@@ -195,7 +195,7 @@ class StudySpec(pydantic.BaseModel):
             return {}
         given = {section: getattr(self, section) for section in SECTIONS}
         return {
-            section: space.lift(table, section) for section, table in given.items() if table or section != "augment"
+            section: space.lift(table, section) for section, table in given.items() if table or section not in OPTIONAL
         }
 
     @property
@@ -215,7 +215,8 @@ class StudySpec(pydantic.BaseModel):
     @property
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON and TOML values, without what was left unset."""
-        return self.model_dump(exclude_none=True, exclude={"receipt"} if self.augment else {"receipt", "augment"})
+        left_out = {section for section in OPTIONAL if not getattr(self, section)}
+        return self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
 
     @property
     def identity(self) -> dict[str, Any]:
