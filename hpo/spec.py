@@ -125,8 +125,12 @@ class StudySpec(pydantic.BaseModel):
     """What a pinned file was made from; ignored by a search."""
 
     @classmethod
-    def load(cls, path: Path) -> StudySpec:
-        """Read a study file or a pinned config; SpecError names the file, the key, the value and the mend."""
+    def load(cls, path: Path, *, name: str | None = None) -> StudySpec:
+        """Read a study file or a pinned config; SpecError names the file, the key, the value and the mend.
+
+        Args:
+            name: takes the place of the file's own name for the study.
+        """
         try:
             document = tomllib.loads(path.read_text())
         except FileNotFoundError:
@@ -137,9 +141,13 @@ class StudySpec(pydantic.BaseModel):
             raise SpecError(f"{path}: not TOML: {error}") from None
         document.setdefault("name", path.stem)
         try:
-            return cls.from_document(document)
+            spec = cls.from_document(document)
         except SpecError as error:
             raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        if name is None:
+            return spec
+        check_name(name, "--name")
+        return spec.model_copy(update={"name": name})
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> StudySpec:

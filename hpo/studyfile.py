@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpo import pruning, sampling, usercode
 from hpo.errors import SpecError
-from hpo.spec import StudySpec, check_name
+from hpo.spec import StudySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,12 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
         name: takes the place of the file's own name for the study.
         code_folder: where user code is looked for, if not in the file's folder.
     """
-    spec = StudySpec.load(path)
+    return complete(StudySpec.load(path, name=name), path, code_folder=code_folder)
+
+
+def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) -> StudyFile:
+    """Check what a loaded file's values mean and fill in all defaults."""
     folder = (code_folder or path.parent).absolute()
-    if name is not None:
-        check_name(name, "--name")
-        spec = spec.model_copy(update={"name": name})
     try:
         resolved = resolve(spec, folder)
     except SpecError as error:

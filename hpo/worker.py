@@ -100,7 +100,8 @@ def run(crew: Crew, post: Post, stopping: StopSignal, wear: recycling.Wear, flee
                 log.info("starting afresh %s", reason, extra={"action": "recycle"})
                 crew.park()
                 return RECYCLE
-            look_at = 0.0 if ended else look_at
+            if ended:
+                idle, look_at = IDLE_SECONDS, 0.0
         elif stopping() or found is claiming.Idle.DONE:
             return 0
         elif found is claiming.Idle.WAIT:

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hpo import claiming
 from hpo.claim import Claim
 from hpo.fleet import gpus
 from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
+from hpo.signals import ASKING
 from hpo.study import Study
 
 MakeStudy = Callable[..., Study]
@@ -157,3 +159,27 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
     again = claiming.claim(study.ledger("next"))
     assert isinstance(again, Claim)
     assert (again.number, again.attempt) == (0, 2)
+
+
+FORKED = """
+import os, pathlib, sys
+def objective(trial):
+    told = [os.getsid(0) == os.getpid(), os.getppid(), sys.orig_argv[1:4], os.getcwd()]
+    pathlib.Path(__file__).with_name(f"told-{trial.number}").write_text(repr(told))
+    return 0.0
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_server_that_workers_are_forked_from(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, FORKED)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    for number in ASKING:
+        os.kill(server, number)
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [0]
+    assert forkserver._forkserver._forkserver_pid == server  # type: ignore[attr-defined]
+    told = [(study.code_folder / f"told-{number}").read_text() for number in range(2)]
+    assert told == [repr([True, server, ["-P", "-m", "hpo"], os.getcwd()])] * 2

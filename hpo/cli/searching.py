@@ -94,6 +94,13 @@ def run(
     allow_code_change: CodeChangeOption = False,
 ) -> None:
     """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
+    from hpo.fleet import nursery
+    from hpo.spec import StudySpec
+
+    loaded = StudySpec.load(file, name=name)
+    if workers != 0:
+        nursery.warm_up(declared=not loaded.objective)  # while this process loads the rest for itself
+
     from hpo import search as searching
     from hpo import storage as storages
     from hpo import study as studies
@@ -108,7 +115,7 @@ def run(
 
     limit = seconds(timeout, "--timeout") if timeout else None
     with contextlib.redirect_stdout(sys.stderr):  # what your own code prints when it is imported is no result
-        found = studyfile.read(file, name=name, code_folder=code)
+        found = studyfile.complete(loaded, file, code_folder=code)
     if found.spec.is_pinned:
         raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
     if limit is None and found.spec.budget.timeout:

@@ -1,7 +1,7 @@
 """Worker processes on this machine: one per GPU, else one per core; watched, restarted after a crash, stopped in order.
 
-Workers are fresh interpreters in sessions of their own, so a Ctrl-C in the terminal reaches only the parent, which asks
-them to park; what they print goes to a log file each. They find the storage, with its password, in the environment.
+Workers are in sessions of their own, so a Ctrl-C in the terminal reaches only the parent, which asks them to park; what
+they print goes to a log file each. They find the storage, with its password, in the environment.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import os
 import platform
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hpo import reaping, storage
-from hpo.fleet import gpus
+from hpo.fleet import gpus, nursery
 from hpo.signals import ASKING
 from hpo.study import Study
 
@@ -45,7 +44,7 @@ class Slot:
     index: int
     gpu: str | None
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: BaseProcess | None = None
     worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
     restart_at: float | None = None  # when a crashed worker is started again
@@ -55,7 +54,7 @@ class Slot:
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process is not None and self.process.exitcode is None
 
     @property
     def name(self) -> str:
@@ -100,24 +99,23 @@ class Fleet:
 
     def start(self) -> None:
         """Start a worker in every slot."""
+        nursery.warm_up(declared=not self.study.spec.objective)
         for slot in self.slots:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
         slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
-        command = [sys.executable, "-P", "-m", "hpo", "worker", self.study.name]
-        command += ["--parent", str(os.getpid()), "--as", slot.worker, "--code", str(self.code_folder)]
-        command += ["--fleet", str(len(self.slots))]
-        command += ["--allow-code-change"] if self.allow_code_change else []
-        with slot.log.open("ab") as log:
-            slot.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(slot),
-                start_new_session=True,
-            )
+        arguments = [
+            self.study.name,
+            "--as",
+            slot.worker,
+            "--code",
+            str(self.code_folder),
+            "--fleet",
+            str(len(self.slots)),
+        ]
+        arguments += ["--allow-code-change"] if self.allow_code_change else []
+        slot.process = nursery.start(arguments, self._environment(slot), slot.log)
         slot.started_at, slot.restart_at = time.monotonic(), None
 
     def _environment(self, slot: Slot) -> dict[str, str]:
@@ -126,7 +124,7 @@ class Fleet:
         own = {"HPO_STORAGE": storage.plain(self.study.storage.url), "PYTHONUNBUFFERED": "1"}
         own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if slot.gpu is not None:
-            own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before torch is loaded
+            own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before CUDA is opened
         return {**os.environ, **own}
 
     def tend(self) -> int:
@@ -139,7 +137,7 @@ class Fleet:
                 self._release(dead)
             self._release_at = time.monotonic() + RELEASE_SECONDS
         for slot in self.slots:
-            if slot.process is not None and slot.process.poll() is not None:
+            if slot.process is not None and slot.process.exitcode is not None:
                 self._bury(slot)
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
                 self._start(slot)
@@ -148,7 +146,8 @@ class Fleet:
     def _bury(self, slot: Slot) -> None:
         """Give a dead worker's trials back; after a crash have another one started, with a growing pause."""
         assert slot.process is not None
-        code = slot.process.returncode
+        code = slot.process.exitcode
+        assert code is not None
         slot.process = None
         slot.exit_codes.append(code)
         cost_a_trial = self._release(Dead(worker=slot.worker, code=code, asked=self.stop_asked_at is not None))
@@ -228,7 +227,7 @@ class Fleet:
         for slot in self.slots:
             slot.restart_at = None
             if slot.process is not None:
-                slot.process.wait()
+                slot.process.join()
                 self._bury(slot)
 
 

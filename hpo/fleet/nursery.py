@@ -1,0 +1,68 @@
+"""Where local workers come from: forked from a server that has loaded torch once, so that N start in the time of one.
+
+The server is Python's own (multiprocessing's forkserver). It opens no GPU, no connection and no file, runs nothing of the
+user's, and ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+ANY = ["hpo.fleet.server", "hpo.cli.searching", "hpo.worker", "hpo.studyfile"]
+#: For a declared study; the last is what torch's optimizers import at their first step. Not for an objective of the user's
+#: own, which may have something to say to torch before it loads it.
+DECLARED = ["hpo.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
+#: Of the server. Some libraries read it when they are loaded; a training sets its own number of threads.
+SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def warm_up(*, declared: bool) -> None:
+    """Start the server, if there is none yet, and let it load what workers need; do not wait for it."""
+    CONTEXT.set_forkserver_preload(ANY + DECLARED if declared else ANY)
+    with _in_environment(SETTINGS):
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _in_environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {**os.environ}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
+    """Start `hpo worker ARGUMENTS` in a session of its own; what it says goes to the end of the log."""
+    worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], {**environment}, str(log), os.getcwd()))
+    worker.start()
+    return worker
+
+
+def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, folder: str) -> None:
+    os.setsid()  # a Ctrl-C in the terminal reaches only the parent
+    os.environ.clear()
+    os.environ.update(environment)
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.close(said)
+    os.chdir(folder)
+    command = ["worker", *arguments, "--parent", str(os.getppid())]  # the server, which ends with whoever started it
+    starter = multiprocessing.parent_process()
+    if starter is None or not starter.is_alive():
+        return
+    sys.argv = ["hpo", *command]
+    sys.orig_argv = [sys.executable, "-P", "-m", "hpo", *command]  # for a process that starts afresh
+    runpy.run_module("hpo", run_name="__main__", alter_sys=True)
