@@ -450,3 +450,41 @@ def test_a_model_on_another_device_than_the_images_is_refused(splits: Splits) ->
     optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="the model is on meta, the images on cpu"):
         make(splits, model=model.to("meta"), optimizer=optimizer)
+
+
+class Viewing(nn.Module):
+    """A user's model that goes by where numbers lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3)
+        self.linear = nn.Linear(4 * 6 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.convolution(x)
+        return self.linear(maps.view(len(x), -1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_laid_out_for_convolutions_are_the_same_images(channels: int) -> None:
+    images = torch.rand(5, channels, 8, 6)
+    laid_out = pixels.channels_last(images)
+    assert laid_out.stride() == (48 * channels, 1, 6 * channels, channels)
+    assert torch.equal(laid_out, images)
+    maps = nn.Conv2d(channels, 4, 3)(laid_out)
+    assert maps.stride(1) == 1  # passed on by the layer
+
+
+def test_a_run_lays_images_out_for_convolutions_and_leaves_weights_and_states_as_they_are(splits: Splits) -> None:
+    run = make(splits, build_cnn)
+    assert run._layout is pixels.channels_last
+    assert make(splits, build_mlp)._layout is pixels.as_they_lie
+    list(run.train())
+    tensors = [*run.model.parameters(), *(t for s in run.optimizer.state.values() for t in s.values() if t.ndim)]
+    assert all(tensor.is_contiguous() for tensor in tensors)
+
+
+def test_a_model_that_goes_by_memory_gets_its_images_as_they_lie(splits: Splits) -> None:
+    run = make(splits, Viewing)
+    assert run._layout is pixels.as_they_lie
+    assert [result.epoch for result in run.train()] == [1, 2, 3]

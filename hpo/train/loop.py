@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import data
 from data import Split, Splits, Strength
 from hpo.seeds import derive
 from hpo.train import schedule as schedules
-from hpo.train.pixels import Pixels, pixels
+from hpo.train.pixels import Layout, Pixels, as_they_lie, channels_last, pixels
 from hpo.train.schedule import Schedule
 from models import adopt_dropout, use_generator
 
@@ -97,7 +98,8 @@ def evaluate(
     left in eval mode.
     """
     images = pixels(split.images, mean, std, number_type(model))
-    loss, accuracy = _evaluate(model, images, split.labels, precision, _evaluation_batch(accumulation)).tolist()
+    size = _evaluation_batch(accumulation)
+    loss, accuracy = _evaluate(model, images, split.labels, precision, size, layout_of(model, images)).tolist()
     return loss, accuracy
 
 
@@ -195,6 +197,10 @@ class Run:
         """The validation images, likewise."""
         splits = self.splits
         return pixels(splits.validation.images, splits.mean, splits.std, number_type(self.model))
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout_of(self.model, self.images)
 
     def train(self, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
         """Train on, one result per epoch, until the last epoch or until `stop`, asked before every batch,
@@ -314,6 +320,7 @@ class Run:
         """Train the rest of one epoch; False if `stop` ended it."""
         self.enter_epoch()
         model, optimizer, images, labels = self.model, self.optimizer, self.images, self._labels
+        laid_out = self._layout
         loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         whole, pieces = self.batch_size, self._pieces
@@ -333,7 +340,7 @@ class Run:
                 if of_rows is not None:
                     x = self._augmented(x, of_rows)
                 with autocast:
-                    loss = F.cross_entropy(model(x), labels.index_select(0, rows))
+                    loss = F.cross_entropy(model(laid_out(x)), labels.index_select(0, rows))
                 if pieces > 1:
                     loss = loss * (len(rows) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -355,7 +362,7 @@ class Run:
     @torch.no_grad()
     def _finish_epoch(self, started: float) -> EpochResult:
         images, labels = self.validation_images, self.splits.validation.labels
-        validation = _evaluate(self.model, images, labels, self.precision, self._evaluation_batch)
+        validation = _evaluate(self.model, images, labels, self.precision, self._evaluation_batch, self._layout)
         measured = torch.stack([self._loss_sum / self.steps_per_epoch, *validation])
         train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
         return self.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started)
@@ -424,7 +431,9 @@ def _own(value: Any) -> Any:
     return [_own(child) for child in value] if isinstance(value, list) else value
 
 
-def _evaluate(model: nn.Module, images: Pixels, labels: Tensor, precision: Precision, batch: int) -> Tensor:
+def _evaluate(
+    model: nn.Module, images: Pixels, labels: Tensor, precision: Precision, batch: int, laid_out: Layout
+) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
 
     Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
@@ -433,7 +442,7 @@ def _evaluate(model: nn.Module, images: Pixels, labels: Tensor, precision: Preci
     totals = torch.zeros(2, dtype=torch.float64, device=labels.device)
     for x, y in zip(images.split(batch), torch.split(labels, batch), strict=True):
         with autocasting(y.device, precision):
-            logits = model(x)
+            logits = model(laid_out(x))
             loss = F.cross_entropy(logits, y, reduction="sum")
         totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
     return totals / len(labels)
@@ -442,6 +451,25 @@ def _evaluate(model: nn.Module, images: Pixels, labels: Tensor, precision: Preci
 def autocasting(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Return the context in which a model of this precision runs forward."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@torch.no_grad()
+def layout_of(model: nn.Module, images: Pixels) -> Layout:
+    """Return how a model's images are to lie in memory, tried on two of them: a function of a batch [B, C, H, W].
+
+    A model may depend on where numbers lie, as one that calls `view` does; it gets its images as they are.
+    """
+    some = next(images.split(2))
+    if some.device.type != "cpu" or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return as_they_lie
+    was_training = model.training
+    try:
+        model.eval()(channels_last(some))
+    except RuntimeError:
+        return as_they_lie
+    finally:
+        model.train(was_training)
+    return channels_last
 
 
 def number_type(model: nn.Module) -> torch.dtype:

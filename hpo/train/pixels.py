@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
 REMEMBERED = 8  # parts, in one number type each, whose float copies are kept
+
+Layout = Callable[[Tensor], Tensor]
 
 
 class Pixels:
@@ -40,3 +42,19 @@ class Pixels:
 def pixels(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Pixels:
     """Return the images of a part in a number type; tensors are told apart by identity, so they must not be written to."""
     return Pixels(images, mean, std, dtype)
+
+
+def as_they_lie(images: Tensor) -> Tensor:
+    """Return images as they are."""
+    return images
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images [N, C, H, W] whose channels lie beside each other in memory, which convolutions on a CPU like best.
+
+    The layers behind take the layout over from their input; weights stay as they are, and so do optimizers.
+    """
+    _, channels, height, width = images.shape
+    if channels == 1:  # the same memory either way, but torch goes by the strides
+        return images.as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
