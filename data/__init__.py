@@ -24,7 +24,7 @@ from data.select import select
 from data.source import Source, Split, Splits
 from data.split import parted
 from data.spreadsheet import spreadsheets
-from data.stored import Images, Stored, brought, chunks, fits, stored
+from data.stored import Images, Stored, as_stored, brought, chunks, fits
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
@@ -63,7 +63,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
     """
     device = torch.device(device)
     train, validation, _ = parted(source, split_seed)
-    images, resident = stored(source.images), _is_resident(source, len(train) + len(validation), device)
+    images, resident = as_stored(source.images), _is_resident(source, len(train) + len(validation), device)
     seen = [brought(images[rows], torch.device("cpu"), resident) for rows in (train, validation)]
     labels = [source.labels[rows] for rows in (train, validation)]
     mean, std = _channel_statistics(seen[0])
@@ -84,10 +84,10 @@ def load_test(source: Source, *, split_seed: int, device: torch.device | str) ->
     """
     device = torch.device(device)
     if source.test_images is not None and source.test_labels is not None:
-        images, labels = stored(source.test_images), source.test_labels
+        images, labels = as_stored(source.test_images), source.test_labels
     else:
         _, _, rows = parted(source, split_seed)
-        images, labels = stored(source.images)[rows], source.labels[rows]
+        images, labels = as_stored(source.images)[rows], source.labels[rows]
     return Split(images=brought(images, device, _is_resident(source, len(labels), device)), labels=labels.to(device))
 
 

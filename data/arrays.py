@@ -39,7 +39,7 @@ def npz(
     """
     found = existing(path, "path")
     try:
-        with np.load(found, allow_pickle=False) as archive:
+        with open(found, "rb") as file, np.load(file, allow_pickle=False) as archive:
             wanted = {images, labels, *({test_images, test_labels} & set(archive.files))}
             arrays = {name: archive[name] for name in wanted & set(archive.files)}
             held = archive.files

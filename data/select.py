@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from data.source import Source
-from data.stored import Images, stored
+from data.stored import Images, as_stored
 
 Class = str | int  # by name, or by number in the source
 SHOWN = 20  # names of classes in a message
@@ -56,12 +56,11 @@ def _of_classes(source: Source, wanted: Sequence[Sequence[Class]]) -> Source:
     renumbered = torch.full((source.num_classes,), -1)
     for new, group in enumerate(groups):
         renumbered[group] = new
-    images, labels = _kept(source.images, source.labels, renumbered)
-    kept = replace(source, images=images, labels=labels, num_classes=len(groups), classes=_names(source, groups))
-    if source.test_images is None or source.test_labels is None:
-        return kept
-    images, labels = _kept(source.test_images, source.test_labels, renumbered)
-    return replace(kept, test_images=images, test_labels=labels)
+    changes: dict[str, Any] = {"num_classes": len(groups), "classes": _names(source, groups)}
+    changes["images"], changes["labels"] = _kept(source.images, source.labels, renumbered)
+    if source.test_images is not None and source.test_labels is not None:
+        changes["test_images"], changes["test_labels"] = _kept(source.test_images, source.test_labels, renumbered)
+    return replace(source, **changes)
 
 
 def _number(source: Source, wanted: Class) -> int:
@@ -82,4 +81,4 @@ def _names(source: Source, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
 def _kept(images: Images, labels: Tensor, renumbered: Tensor) -> tuple[Images, Tensor]:
     new = renumbered[labels]
     rows = (new >= 0).nonzero().flatten()
-    return stored(images)[rows], new[rows]
+    return as_stored(images)[rows], new[rows]
