@@ -80,15 +80,15 @@ def _published(name: str, form: Format) -> Source:
     kind = getattr(datasets, name)
     files = form.files(kind)
     key = [file.md5 for file in files]
-    return cached(name.lower(), key, lambda folder: keep(folder, _read(kind, form, files)))
+    return cached(name.lower(), key, lambda folder: keep(folder, _read(kind, form, files, folder)))
 
 
-def _read(kind: Any, form: Format, files: list[File]) -> Source:
-    """Let torchvision fetch, verify and read a data set, in a folder that goes away: what it unpacks is trusted by its
-    name alone, so nothing may be left of a process that was killed.
+def _read(kind: Any, form: Format, files: list[File], unfinished: Path) -> Source:
+    """Let torchvision fetch, verify and read a data set, in a folder that goes away with the unfinished entry: what it
+    unpacks is trusted by its name alone, so nothing may be left of a process that was killed.
     """
     home = data_dir()
-    with tempfile.TemporaryDirectory(prefix="unpacked-", dir=home) as folder:
+    with tempfile.TemporaryDirectory(dir=unfinished) as folder:
         for file in files:
             _link(home / file.path, Path(folder) / file.path, file.md5)
         try:
