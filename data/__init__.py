@@ -13,61 +13,112 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from data.arrays import npz
 from data.augment import Strength, augment, draws
 from data.digits import digits
+from data.fake import fake
+from data.files import FILE
+from data.folder import image_folder
+from data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
+from data.select import select
 from data.source import Source, Split, Splits
-from data.split import stratified, stratified_without_test
+from data.split import parted
+from data.spreadsheet import spreadsheets
+from data.stored import Images, Stored, as_stored, brought, chunks, fits
 
-SOURCES: dict[str, Callable[..., Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "kmnist": kmnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "image_folder": image_folder,
+    "csv": spreadsheets,
+    "npz": npz,
+    "fake": fake,
+}
 
-__all__ = ["SOURCES", "Source", "Split", "Splits", "Strength", "augment", "digits", "draws", "load", "load_test"]
+__all__ = [
+    "FILE",
+    "SOURCES",
+    "Source",
+    "Split",
+    "Splits",
+    "Stored",
+    "Strength",
+    "augment",
+    "digits",
+    "draws",
+    "load",
+    "load_test",
+    "select",
+]
 
 
 def load(source: Source, *, split_seed: int, device: torch.device | str) -> Splits:
-    """Bring the training and the validation part of a source to a device."""
-    if source.test_images is None:
-        train, validation, _ = stratified(source.labels, split_seed)
-    else:
-        train, validation = stratified_without_test(source.labels, split_seed)
-    parts = [source.images[train], source.labels[train], source.images[validation], source.labels[validation]]
-    mean, std = _channel_statistics(parts[0])
-    digest = _digest(parts)
-    train_images, train_labels, validation_images, validation_labels = (part.to(device) for part in parts)
+    """Bring the training and the validation part of a source to a device, or leave their images in store if they do not
+    fit; ValueError if the source has too few images to be parted.
+    """
+    device = torch.device(device)
+    train, validation, _ = parted(source, split_seed)
+    images, resident = as_stored(source.images), _is_resident(source, len(train) + len(validation), device)
+    seen = [brought(images[rows], torch.device("cpu"), resident) for rows in (train, validation)]
+    labels = [source.labels[rows] for rows in (train, validation)]
+    mean, std = _channel_statistics(seen[0])
     return Splits(
-        train=Split(images=train_images, labels=train_labels),
-        validation=Split(images=validation_images, labels=validation_labels),
+        train=Split(images=_moved(seen[0], device), labels=labels[0].to(device)),
+        validation=Split(images=_moved(seen[1], device), labels=labels[1].to(device)),
         num_classes=source.num_classes,
         mean=mean.to(device),
         std=std.to(device),
-        digest=digest,
+        digest=_digest([seen[0], labels[0], seen[1], labels[1]]),
+        classes=source.classes,
     )
 
 
 def load_test(source: Source, *, split_seed: int, device: torch.device | str) -> Split:
-    """Bring the sealed test part to a device: the source's own, else the one that `load` left out at this
-    seed.
+    """Bring the sealed test part to a device, or leave its images in store: the source's own, else the one that `load`
+    left out at this seed.
     """
+    device = torch.device(device)
     if source.test_images is not None and source.test_labels is not None:
-        return Split(images=source.test_images.to(device), labels=source.test_labels.to(device))
-    _, _, test = stratified(source.labels, split_seed)
-    return Split(images=source.images[test].to(device), labels=source.labels[test].to(device))
+        images, labels = as_stored(source.test_images), source.test_labels
+    else:
+        _, _, rows = parted(source, split_seed)
+        images, labels = as_stored(source.images)[rows], source.labels[rows]
+    return Split(images=brought(images, device, _is_resident(source, len(labels), device)), labels=labels.to(device))
 
 
-def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def _is_resident(source: Source, images: int, device: torch.device) -> bool:
+    """Say whether so many images go into the device's memory: as the source was told, else by their size."""
+    return fits(images * source.images.shape[1:].numel(), device) if source.resident is None else source.resident
+
+
+def _moved(images: Images, device: torch.device) -> Images:
+    return images.to(device) if isinstance(images, Tensor) else brought(images, device, resident=False)
+
+
+def _channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     """Return mean and std [C] of uint8 images by counting each pixel value: exact, and without a float copy
     of them.
     """
     values = torch.arange(256, dtype=torch.float64)
-    channels = images.transpose(0, 1).flatten(1)  # [C, N*H*W]
-    shares = torch.stack([channel.bincount(minlength=256) for channel in channels]).double() / channels.shape[1]
+    counts = torch.zeros((images.shape[1], 256), dtype=torch.int64)
+    for chunk in chunks(images):
+        channels = chunk.transpose(0, 1).flatten(1)  # [C, N*H*W]
+        counts += torch.stack([channel.bincount(minlength=256) for channel in channels])
+    shares = counts.double() / (images.shape.numel() // images.shape[1])
     mean = (shares * values).sum(1)
     std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()
     return mean.float(), torch.where(std > 0, std, 1.0).float()
 
 
-def _digest(parts: list[Tensor]) -> str:
+def _digest(parts: list[Images]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part.dtype}{list(part.shape)}".encode())
-        digest.update(part.contiguous().cpu().numpy().data)
+        for chunk in chunks(part):
+            digest.update(chunk.contiguous().numpy().data)
     return digest.hexdigest()

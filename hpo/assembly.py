@@ -12,6 +12,7 @@ import torch
 import data
 from hpo import parts
 from hpo.config import TrainConfig
+from hpo.errors import SpecError
 from hpo.train import loop
 
 
@@ -27,7 +28,11 @@ def device_name(device: torch.device) -> str:
 
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
     """Return the config's training and validation data on the device; the test part stays shut."""
-    return data.load(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
+    source = parts.call("data", config.data, folder)
+    try:
+        return data.load(source, split_seed=split_seed, device=device)
+    except ValueError as error:
+        raise SpecError(f"data {config.data.name}: {error}") from error
 
 
 def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:

@@ -122,10 +122,13 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
 
 
 def find_code_folder(spec: StudySpec, path: Path) -> Path:
-    """Return where a pinned config's user code lies: beside the config if it is there, else where the study had it."""
+    """Return where a pinned config's user code and data files lie: beside the config if they are there, else where the
+    study had them.
+    """
     beside = path.parent.absolute()
     files = [reference.partition(":")[0] for reference in spec.code_references]
-    if all((beside / (file if file.endswith(".py") else file.split(".")[0])).exists() for file in files):
+    code = [file if file.endswith(".py") else file.split(".")[0] for file in files]
+    if all((beside / file).exists() for file in [*code, *parts.files(spec)]):
         return beside
     return Path(spec.receipt.get("code_folder", beside))
 
@@ -246,6 +249,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
         "test_accuracy": accuracy,
         "test_loss": loss,
         "test_images": len(test.labels),
+        "classes": list(training.splits.classes),
         "value": rule(kept.curve),
         "epoch": rule.best_epoch(kept.curve),
         "history": kept.history,

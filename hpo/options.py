@@ -12,7 +12,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -23,14 +23,30 @@ _ALTERNATIVE = re.compile(r"literal\[|constrained-")  # how pydantic names one o
 TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
-def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
-    """Return the pydantic model of a function's options; `given` is how many leading parameters are not options."""
+def model_of(function: Function, given: int, common: Function | None = None) -> type[pydantic.BaseModel]:
+    """Return the pydantic model of a function's options; `given` is how many leading parameters are not options.
+
+    Those of `common`, which is given one argument, belong to every function of its kind; the function's own come first.
+    """
+    fields, extra = _fields(function, given)
+    if common is not None:
+        fields = _fields(common, 1)[0] | fields
+    config = pydantic.ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # an option may be called "copy" or "json", as pydantic's methods are
+        return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
+
+
+def _fields(function: Function, given: int) -> tuple[dict[str, Any], Literal["allow", "forbid"]]:
+    """Return a function's options as pydantic's fields, and whether it takes any other by `**`."""
     target = function.__init__ if inspect.isclass(function) else function
     hints = _hints(target)
     listed = list(inspect.signature(function).parameters.values())
     _check_leading(listed, given)
     fields: dict[str, Any] = {}
-    extra: typing.Literal["allow", "forbid"] = "forbid"
+    extra: Literal["allow", "forbid"] = "forbid"
     stars = [index for index, parameter in enumerate(listed[:given]) if parameter.kind is parameter.VAR_POSITIONAL]
     for parameter in listed[stars[0] + 1 if stars else given :]:
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -38,12 +54,13 @@ def model_of(function: Function, given: int) -> type[pydantic.BaseModel]:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = pydantic.ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # an option may be called "copy" or "json", as pydantic's methods are
-        return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
+    return fields, extra
+
+
+def marked(function: Function, given: int, mark: str) -> set[str]:
+    """Return the names of the options whose annotation carries this mark."""
+    fields, _ = _fields(function, given)
+    return {name for name, (hint, _) in fields.items() if mark in getattr(hint, "__metadata__", ())}
 
 
 def _hints(target: Function) -> dict[str, Any]:
@@ -65,16 +82,23 @@ def _check_leading(listed: list[inspect.Parameter], given: int) -> None:
 
 
 def check(
-    section: str, name: str, function: Function, given: int, options: Mapping[str, Any], paths: Mapping[str, str]
+    section: str,
+    name: str,
+    function: Function,
+    given: int,
+    options: Mapping[str, Any],
+    paths: Mapping[str, str],
+    common: Function | None = None,
 ) -> None:
     """Raise SpecError if the function of this name in this section does not take these options.
 
     Args:
+        common: takes those that belong to every function of the section.
         paths: the dotted path at which each option stands in the file, for the message.
     """
     owner = f"{section} {name}"
     try:
-        model = model_of(function, given)
+        model = model_of(function, given, common)
     except Exception as error:  # whatever the user's own annotations do when they are read
         raise SpecError(f"{owner}: its parameters cannot be read: {type(error).__name__}: {error}") from error
     paths = {key: f"{section}.{key}" for key in model.model_fields} | dict(paths)
@@ -112,6 +136,11 @@ def explain(
             else:
                 lines.append(alternative + said)
     return lines
+
+
+def names(function: Function, given: int) -> set[str]:
+    """Return the names of a function's options."""
+    return set(_fields(function, given)[0])
 
 
 def defaults(function: Function, given: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+import data
 from data import SOURCES, Source
 from hpo import options, space, usercode
 from hpo.config import Part, TrainConfig, training_defaults
@@ -29,15 +30,19 @@ from models import MODELS
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of part: its functions by name, how many leading arguments we give them, and what they return."""
+    """One kind of part: its functions by name, how many leading arguments we give them, and what they return.
+
+    `common`, if there is one, takes what such a function returned, with options that all of them have, and returns the like.
+    """
 
     functions: Mapping[str, Function]
     given: int
     returns: Any  # a class, or Callable
+    common: Function | None = None
 
 
 KINDS = {
-    "data": Kind(functions=SOURCES, given=0, returns=Source),
+    "data": Kind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
     "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer),  # parameters
     "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
@@ -57,16 +62,42 @@ def function(section: str, name: str, folder: Path) -> Function:
 
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
     """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
+    kind, found = KINDS[section], function(section, part.name, folder)
     try:
-        built = function(section, part.name, folder)(*given, **part.options)
+        own, common = _divided(kind, found, part)
+        built = found(*given, **_located(kind, found, own, folder))
+        if kind.common and isinstance(built, kind.returns):
+            built = kind.common(built, **common)
     except torch.OutOfMemoryError:
         raise  # no fault of the file's
     except Exception as error:
         raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
-    wanted = KINDS[section].returns
-    if not isinstance(built, wanted):
-        raise SpecError(f"{section} {part.name}: returned a {type(built).__name__}, not a {wanted.__name__}")
+    if not isinstance(built, kind.returns):
+        raise SpecError(f"{section} {part.name}: returned a {type(built).__name__}, not a {kind.returns.__name__}")
     return built
+
+
+def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
+    """Return a part's options: those for its own function, and those that every function of its kind has."""
+    common = options.names(kind.common, 1) - options.names(found, kind.given) if kind.common else set()
+    return (
+        {key: value for key, value in part.options.items() if key not in common},
+        {key: value for key, value in part.options.items() if key in common},
+    )
+
+
+def _located(kind: Kind, found: Function, given: Tree, folder: Path) -> Tree:
+    """Return options with the files that they name looked up beside the study file."""
+    named = options.marked(found, kind.given, data.FILE)
+    return {key: str(folder / Path(value).expanduser()) if key in named else value for key, value in given.items()}
+
+
+def files(spec: StudySpec) -> list[str]:
+    """Return the files that a spec's data is read from, as it names them; of a source of ours only."""
+    part = spec.tree.get("data", {})
+    found = SOURCES.get(str(part.get("name")))
+    wanted = options.marked(found, 0, data.FILE) if found else set()
+    return [value for key, value in part.items() if key in wanted and isinstance(value, str)]
 
 
 def check(config: TrainConfig, folder: Path) -> None:
@@ -74,7 +105,7 @@ def check(config: TrainConfig, folder: Path) -> None:
     for section, kind in KINDS.items():
         part: Part = getattr(config, section)
         found = function(section, part.name, folder)
-        options.check(section, part.name, found, kind.given, part.options, part.paths)
+        options.check(section, part.name, found, kind.given, part.options, part.paths, kind.common)
     _refuse_a_cycle_without_momentum(config)
 
 

@@ -38,6 +38,7 @@ OWN_OBJECTIVE = {
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test measures, and what it makes a machine remember, from every other."""
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="session")

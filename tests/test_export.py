@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from hpo import claiming, export, final, openings, owntrain, results, storage, studyfile, worker
 from hpo import study as studies
 from hpo.db.tables import hpo_test_openings
-from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
@@ -270,3 +270,30 @@ def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> Non
     path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
     with pytest.raises(SpecError, match="x"):
         owntrain.run(final.load_pinned(path), path, tmp_path)
+
+
+def test_a_trial_on_spreadsheets_goes_through_spec_export_and_replay(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    rows = [f"{label * 90},{label * 40},{row},{255 - row}" for row in range(90) for label in (0, 1)]
+    (home / "images.csv").write_text("\n".join(rows))
+    (home / "labels.csv").write_text("no\nyes\n" * 90)
+    told = {"name": "csv", "images": "images.csv", "labels": "labels.csv", "shape": [1, 4], "folds": 4, "fold": 1}
+    document = {**DOCUMENT, "data": told, "budget": {"trials": 2}}
+    spec = studyfile.resolve(StudySpec.from_document(document), home)
+    assert StudySpec.from_document(spec.document).fingerprint == spec.fingerprint
+    study = studies.create_or_join(
+        storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True), spec, code_folder=home, code_digest=""
+    )
+    worker.work(study, declared(study, home), study.ledger("w"), StopSignal())
+    (path,) = export.export(study, elsewhere / "best.toml")  # the files are not beside it, but where the study had them
+    assert tomllib.loads(path.read_text())["data"] == spec.data
+    training = final.prepare(path)
+    assert final.replay(training, quiet) == []
+    metrics = final.train(training, elsewhere / "run", stop=lambda: False, progress=quiet, before_test=nothing)
+    assert metrics is not None
+    assert (metrics["classes"], metrics["test_images"]) == (["no", "yes"], 27)
+    (home / "images.csv").write_text("\n".join(["1,1,1,1", *rows[1:]]))
+    with pytest.raises(MismatchError):
+        declared(study, home)

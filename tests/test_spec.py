@@ -277,7 +277,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a key for a data source without options": (
         '[data]\nname = "digits"\nsize = 3\n' + MODEL + OPTIMIZER,
-        "data.size: data digits takes no 'size'",
+        "data.size: data digits takes no 'size' (known: classes, fold, folds, resident, subset)",
     ),
     "an unknown dataset": (
         '[data]\nname = "digit"\n' + MODEL + OPTIMIZER,

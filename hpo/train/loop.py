@@ -324,7 +324,8 @@ class Run:
         loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         whole, pieces = self.batch_size, self._pieces
-        batches = torch.split(self.order(), whole)
+        shown = [_pieces(rows, pieces) for rows in torch.split(self.order(), whole)]
+        fed = images.feed(rows for batch in shown[self.batch :] for rows in batch)
         draws = None if self.augment.is_idle else torch.split(self.draws(), whole)
         for batch in range(self.batch, self.steps_per_epoch):
             if stop():
@@ -333,10 +334,9 @@ class Run:
             self.set_rate(batch)
             for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
                 parameter.grad = None
-            shown = _pieces(batches[batch], pieces)
-            drawn = [None] * len(shown) if draws is None else _pieces(draws[batch], pieces)
-            for rows, of_rows in zip(shown, drawn, strict=True):
-                x = images.take(rows)
+            drawn = [None] * len(shown[batch]) if draws is None else _pieces(draws[batch], pieces)
+            for rows, of_rows in zip(shown[batch], drawn, strict=True):
+                x = next(fed)
                 if of_rows is not None:
                     x = self._augmented(x, of_rows)
                 with autocast:

@@ -1,14 +1,24 @@
-"""Images that come out normalised, kept once per process however many runs train on them."""
+"""Images that come out normalised, kept once per process however many runs train on them.
+
+Those that are resident are taken by row where they are; those in store are read ahead, batch by batch, as they are due.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data import Stored
 
 FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
+AHEAD = 3  # batches that are read before they are due
 REMEMBERED = 8  # parts, in one number type each, whose float copies are kept
 
 Layout = Callable[[Tensor], Tensor]
@@ -17,20 +27,49 @@ Layout = Callable[[Tensor], Tensor]
 class Pixels:
     """The images of one part: as floats from the start if those are small, else from uint8 batch by batch."""
 
-    def __init__(self, images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, images: Tensor | Stored, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._mean = mean.to(dtype).view(-1, 1, 1)
         self._scale = 1.0 / std.to(dtype).view(-1, 1, 1)
-        small = images.numel() * dtype.itemsize <= FLOAT_COPY_BYTES
-        self._images = self._normalised(images) if small else images  # [N, C, H, W]
+        if isinstance(images, Tensor) and images.numel() * dtype.itemsize <= FLOAT_COPY_BYTES:
+            images = self._normalised(images)
+        self._images = images  # [N, C, H, W]
 
     def take(self, rows: Tensor) -> Tensor:
         """Return the images of these rows."""
+        if isinstance(self._images, Stored):
+            return next(self._read([rows]))
         return self._normalised(self._images.index_select(0, rows))
+
+    def feed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield, batch by batch, what `take` returns for each."""
+        return self._read(batches) if isinstance(self._images, Stored) else map(self.take, batches)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all images in order, `size` at a time."""
+        if isinstance(self._images, Stored):
+            return self._read(torch.split(torch.arange(len(self._images)), size))
         return map(self._normalised, torch.split(self._images, size))
+
+    def _read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield batches from the store, read and pinned by a thread ahead of their use: no processes, which would each
+        start anew for every epoch, and need shared memory that containers are short of.
+        """
+        assert isinstance(self._images, Stored)
+        device = self._images.device
+        listed = list(batches)
+        sizes = [len(batch) for batch in listed]
+        rows = torch.cat(listed).cpu()  # one wait for the device, not one a batch
+        order: Any = torch.split(rows, sizes)
+        loader = DataLoader(
+            _Rows(self._images),
+            batch_sampler=order,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # it draws a number, which is not to come from what models draw from
+        )
+        for images in _ahead(iter(loader)):
+            yield self._normalised(images.to(device, non_blocking=True))
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
@@ -38,8 +77,31 @@ class Pixels:
         return images
 
 
+class _Rows(Dataset[Tensor]):
+    """Stored images as a DataLoader wants them."""
+
+    def __init__(self, images: Stored) -> None:
+        self._images = images
+
+    def __getitems__(self, rows: Tensor) -> Tensor:
+        return self._images.take(rows)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yield from an iterator that a thread keeps AHEAD of us."""
+    with ThreadPoolExecutor(1) as reader:
+        due = deque(reader.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := due.popleft().result()) is not None:
+            due.append(reader.submit(next, batches, None))
+            yield batch
+
+
 @lru_cache(maxsize=REMEMBERED)
-def pixels(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Pixels:
+def pixels(images: Tensor | Stored, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Pixels:
     """Return the images of a part in a number type; tensors are told apart by identity, so they must not be written to."""
     return Pixels(images, mean, std, dtype)
 

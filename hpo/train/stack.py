@@ -147,13 +147,14 @@ class Stack:
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
         self._enter(waiting)
+        fed = runs[0].images.feed(self._shown(orders[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
         for batch in range(first, runs[0].steps_per_epoch):
             if stop():
                 self._leave(runs, waiting, batch)
                 return False
             if any(run.batch == batch for run in waiting):
                 self._let_in(waiting, batch)
-            self._step(orders[:, batch], None if draws is None else draws[:, batch], batch)
+            self._step(orders[:, batch], next(fed), None if draws is None else draws[:, batch], batch)
         return True
 
     def _orders(self, some: Run) -> Tensor:
@@ -194,34 +195,38 @@ class Stack:
             run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # its place counts on, should it wait here
             run.leave_epoch(max(run.batch, batch))
 
-    def _losses(self, some: Run, batches: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def _shown(self, batches: Tensor) -> Tensor:
+        """Return the rows of the images that a step takes for batches [K, B], one after the other, filled up."""
+        return filled(batches, 1, -batches.shape[1] % self._lanes).reshape(-1)
+
+    def _losses(self, some: Run, batches: Tensor, images: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Return each model's mean loss [K] over its batch, given as rows of the training images [K, B].
 
         Args:
+            images: those that `_shown` names.
             drawn: the draws for augmenting them [K, B, DRAWS].
         """
         size = batches.shape[1]
         filling = -size % self._lanes
-        shown = filled(batches, 1, filling)
-        images = some.images.take(shown.reshape(-1))
         if drawn is not None:
             images = self._augmented(images, filled(drawn, 1, filling))
         labels = some.splits.train.labels.index_select(0, batches.reshape(-1)).view(batches.shape)
         with autocasting(some.device, some.precision):
-            logits = self._forward(self._pass(filling, training=True), images.view(*shown.shape, *images.shape[1:]))
+            logits = self._forward(self._pass(filling, training=True), images.view(len(batches), -1, *images.shape[1:]))
             losses = F.cross_entropy(logits, filled(labels, 1, filling, IGNORED), reduction="none")
             return losses.sum(1) / size
 
     def _refuse_unused(self, first: Run) -> None:
         """Differentiate once, before any run is here: an optimizer of torch leaves alone what has no gradient."""
-        losses = self._losses(first, torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device))
+        batches = torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device)
+        losses = self._losses(first, batches, first.images.take(self._shown(batches)))
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves, allow_unused=True)
         unused = [name for name, gradient in zip(self._trained, gradients, strict=True) if gradient is None]
         if unused:
             raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
-    def _step(self, batches: Tensor, drawn: Tensor | None, batch: int) -> None:
-        losses = self._losses(self.runs[0], batches, drawn)
+    def _step(self, batches: Tensor, images: Tensor, drawn: Tensor | None, batch: int) -> None:
+        losses = self._losses(self.runs[0], batches, images, drawn)
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
         torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
         self._loss_sums += losses.detach()

@@ -1,0 +1,31 @@
+"""Files that sources read: where they lie, and what is said about one that cannot be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+HOME = "~/.cache/hpo/data"  # where HPO_DATA_DIR says nothing else
+
+FILE = "file"
+#: An option that names a file or a folder; a relative one lies beside the study file.
+File = Annotated[str, FILE]
+OptionalFile = Annotated[str | None, FILE]
+
+
+class BadFile(OSError):
+    """Raised for a file that is missing, damaged, or not what it should be; names file, place in it, cause and mend."""
+
+
+def data_dir() -> Path:
+    """Return the folder of everything that is downloaded or prepared: HPO_DATA_DIR, by default outside any repository."""
+    return Path(os.environ.get("HPO_DATA_DIR") or HOME).expanduser().absolute()
+
+
+def existing(path: str, option: str) -> Path:
+    """Return the path of a file or folder that an option names; BadFile if it is not there."""
+    found = Path(path)
+    if not found.exists():
+        raise BadFile(f"{option} = {path!r}: is not there; a relative path is looked up beside the study file")
+    return found
