@@ -13,14 +13,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.augment import Strength, augment, draws
+from data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
 from data.digits import digits
 from data.source import Source, Split, Splits
 from data.split import stratified, stratified_without_test
 
 SOURCES: dict[str, Callable[..., Source]] = {"digits": digits}
 
-__all__ = ["SOURCES", "Source", "Split", "Splits", "Strength", "augment", "digits", "draws", "load", "load_test"]
+__all__ = [
+    "SOURCES",
+    "Augmentation",
+    "Drawn",
+    "MixedLabels",
+    "Source",
+    "Split",
+    "Splits",
+    "Strength",
+    "Tone",
+    "digits",
+    "draw",
+    "load",
+    "load_test",
+]
 
 
 def load(source: Source, *, split_seed: int, device: torch.device | str) -> Splits:

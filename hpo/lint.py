@@ -94,4 +94,30 @@ def owned_momentum(spec: StudySpec) -> Iterator[str]:
             yield f"{path} = {found}: some trials' momentum is the schedule's, some the optimizer's default; pin it"
 
 
-RULES: list[Callable[[StudySpec], Iterator[str]]] = [linear_learning_rate, long_schedule, idle_pruner, owned_momentum]
+HELPERS = {  # options of [augment] that only say how others act
+    "fill": ("crop", "resized_crop", "rotation", "translation", "scale", "shear", "trivial_augment"),
+    "resized_crop_ratio": ("resized_crop",),
+    "erasing_area": ("erasing",),
+    "mix_probability": ("mixup", "cutmix"),
+}
+
+
+def idle_augmentation(spec: StudySpec) -> Iterator[str]:
+    """An option that says how others act, where there are no others."""
+    given = spec.tree.get("augment", {})
+    for name, others in HELPERS.items():
+        if name in given and not any(any(space.ends_of(given.get(other, 0))) for other in others):
+            yield f"augment.{name} = {_shown(given[name])}: does nothing without {', '.join(others)}; remove it"
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+RULES: list[Callable[[StudySpec], Iterator[str]]] = [
+    linear_learning_rate,
+    long_schedule,
+    idle_pruner,
+    owned_momentum,
+    idle_augmentation,
+]

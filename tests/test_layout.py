@@ -142,9 +142,9 @@ def test_our_packages_resolve_to_this_checkout() -> None:
 
 
 @pytest.mark.parametrize("module", group("models", "data"))
-def test_models_and_data_know_torch_numpy_sklearn_and_nothing_of_studies(module: str) -> None:
+def test_models_and_data_know_torch_torchvision_numpy_sklearn_and_nothing_of_studies(module: str) -> None:
     own = module.partition(".")[0]
-    allowed = {"torch", "numpy", "sklearn", "annotated_types", own} | sys.stdlib_module_names
+    allowed = {"torch", "torchvision", "numpy", "sklearn", "annotated_types", own} | sys.stdlib_module_names
     assert roots(module) - allowed == set()
 
 
