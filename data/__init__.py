@@ -54,6 +54,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         mean=mean.to(device),
         std=std.to(device),
         digest=digest,
+        white=int(parts[0].max()),
     )
 
 

@@ -72,3 +72,4 @@ class Splits:
     mean: Tensor  # float32 [C], of the training part, in raw pixel values
     std: Tensor  # float32 [C], likewise; 1 for a channel that is constant
     digest: str  # SHA-256 of both parts, as hex
+    white: int = 255  # highest raw value in the training part

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import optuna
 
 from hpo import pruning, space
 from hpo.curve import Direction
-from hpo.space import Range
+from hpo.space import Choices, Range
 from hpo.spec import StudySpec
 
 LR_SPREAD = 10.0  # a learning rate searched over more than a factor of this belongs on a log scale
@@ -103,15 +104,13 @@ HELPERS = {  # options of [augment] that only say how others act
 
 
 def idle_augmentation(spec: StudySpec) -> Iterator[str]:
-    """An option that says how others act, where there are no others."""
+    """An option that says how others act, where there are no others; a searched one is found out by training."""
     given = spec.tree.get("augment", {})
     for name, others in HELPERS.items():
-        if name in given and not any(any(space.ends_of(given.get(other, 0))) for other in others):
-            yield f"augment.{name} = {_shown(given[name])}: does nothing without {', '.join(others)}; remove it"
-
-
-def _shown(value: object) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+        if name not in given or isinstance(given[name], Range | Choices):
+            continue
+        if not any(any(space.ends_of(given.get(other, 0))) for other in others):
+            yield f"augment.{name} = {json.dumps(given[name])}: does nothing without {', '.join(others)}; remove it"
 
 
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [

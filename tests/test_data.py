@@ -109,6 +109,7 @@ def test_what_load_returns_has_no_test_part() -> None:
         "mean",
         "std",
         "digest",
+        "white",
     ]
 
 

@@ -183,11 +183,12 @@ def warp(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
     a, b, c, d, e, f = maps.to(images.dtype)[:, :, None, None].unbind(1)
     x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
     y = (torch.arange(height, device=images.device, dtype=images.dtype) - (height - 1) / 2)[:, None]
-    # torch counts from -1 to 1 between the centres of the outermost pixels, about which it reflects.
-    across = (a * x + b * y + c) * (2 / max(width - 1, 1))
-    down = (d * x + e * y + f) * (2 / max(height - 1, 1))
-    sampled = F.grid_sample(
-        images, torch.stack([across, down], 3), mode="bilinear", padding_mode=PADDING[fill], align_corners=True
-    )
+    corners = (
+        fill == "reflect"
+    )  # whether torch's -1 and 1 are the centres of the outermost pixels, where it then reflects
+    across = (a * x + b * y + c) * (2 / (max(width - 1, 1) if corners else width))
+    down = (d * x + e * y + f) * (2 / (max(height - 1, 1) if corners else height))
+    grid = torch.stack([across, down], 3)
+    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=PADDING[fill], align_corners=corners)
     same = (maps == maps.new_tensor([1, 0, 0, 0, 1, 0])).all(1)
     return torch.where(same[:, None, None, None], images, sampled)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
-
-import torch
 from torch import Tensor
 
 
@@ -14,15 +11,11 @@ class Tone:
     (Not 255: the embedded digits end at 16, and a factor that whitens photographs would leave them half as bright.)
     """
 
-    def __init__(self, images: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Take the training part's raw images, and its mean and std [C] in raw values."""
-        self._images = images
+    def __init__(self, mean: Tensor, std: Tensor, white: int) -> None:
+        """Take the training part's mean and std [C] and its highest value, all in raw pixel values."""
         self._mean = mean
         self._std = std
-
-    @cached_property
-    def _white(self) -> float:
-        return _highest(self._images)
+        self._white = max(white, 1)
 
     def shares(self, images: Tensor) -> Tensor:
         """Return normalised images [N, C, H, W] in shares of white, 0..1."""
@@ -37,9 +30,3 @@ class Tone:
 
 def _by_channel(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.dtype).view(-1, 1, 1)
-
-
-@lru_cache(maxsize=8)
-def _highest(images: Tensor) -> float:
-    """Return the highest value; tensors are told apart by identity, so they must not be written to."""
-    return float(torch.clamp(images.max(), min=1))

@@ -8,7 +8,7 @@ loss that is not finite.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -192,7 +192,7 @@ class Run:
     @property
     def tone(self) -> Tone:
         """What the normalised training images stand for."""
-        return Tone(self.splits.train.images, self.splits.mean, self.splits.std)
+        return Tone(self.splits.mean, self.splits.std, self.splits.white)
 
     @property
     def validation_images(self) -> Pixels:
@@ -338,7 +338,8 @@ class Run:
             mixed = None
             if augmentation is not None:
                 x, mixed = augmentation.images(x, batch), augmentation.labels(y, batch)
-            for shown, label, mixture in zip(*_pieces(x, y, mixed, pieces), strict=True):
+            mixtures = [None] * pieces if mixed is None else mixed.pieces(pieces)
+            for shown, label, mixture in zip(_pieces(x, pieces), _pieces(y, pieces), mixtures, strict=True):
                 with autocast:
                     loss = _mean_loss(model(shown), label, mixture)
                 if pieces > 1:
@@ -388,12 +389,8 @@ class Run:
             torch.cuda.set_rng_state(self._random["cuda"], self.device)
 
 
-def _pieces(x: Tensor, y: Tensor, mixed: MixedLabels | None, count: int) -> tuple[Sequence[Any], ...]:
-    """Return a batch's images, its labels, and what these have become, in so many parts."""
-    if count == 1:
-        return (x,), (y,), (mixed,)
-    mixtures = [None] * count if mixed is None else mixed.pieces(count)
-    return torch.tensor_split(x, count), torch.tensor_split(y, count), mixtures
+def _pieces(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    return torch.tensor_split(batch, pieces) if pieces > 1 else (batch,)
 
 
 def _mean_loss(logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
