@@ -207,6 +207,21 @@ def test_images_that_fill_up_a_batch_stay_finite_and_are_no_partners(splits: Spl
     assert found.isfinite().all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_a_gpu_shows_what_a_cpu_shows(splits: Splits, name: str) -> None:
+    drawn = draw(STRENGTHS[name], 2, 40, (8, 8), lambda purpose: torch.Generator().manual_seed(len(purpose)))
+    shown = torch.randn((80, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        tone = Tone(splits.mean.to(device), splits.std.to(device), splits.white)
+        augmentation = Augmentation([None, drawn], 40, 0, tone, device)
+        found.append(augmentation.images(shown.to(device, copy=True), 1).cpu())
+    # Where a value stands between two levels of a posterized or equalized image, rounding decides.
+    assert ((found[0] - found[1]).abs() > 1e-4).double().mean() < 0.01
+
+
 def test_every_stage_is_reached_and_every_field_is_the_study_files() -> None:
     assert {name for strength in STRENGTHS.values() for name in stages(strength)} == set(STAGES)
     defaults = {field.name: field.default for field in dataclasses.fields(Strength)}

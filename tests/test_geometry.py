@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ from data.augment.geometry import (
     warp,
 )
 from data.augment.strength import Fill, Strength
+from tests import stacks
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with stacks.one_thread():
+        yield
+
 
 BILINEAR = InterpolationMode.BILINEAR
 NEAR = {"rtol": 0.0, "atol": 1e-5}
@@ -57,9 +66,10 @@ PADS: dict[Fill, dict[str, Any]] = {
 def test_each_image_is_moved_and_mirrored_by_its_own_draws(crop: int, flip: float, fill: Fill) -> None:
     drawn = uniform(64, MOVES)
     found = move(images(), moves(Strength(crop=crop, horizontal_flip=flip), drawn), fill)
-    for image, numbers, one in zip(images(), drawn.tolist(), found, strict=True):
+    padded = F.pad(images(), (crop,) * 4, **PADS[fill])
+    for image, numbers, one in zip(padded, drawn.tolist(), found, strict=True):
         down, across = (int(number * (2 * crop + 1)) for number in numbers[:2])
-        cut = F.pad(image[None], (crop,) * 4, **PADS[fill])[0, :, down : down + 7, across : across + 9]
+        cut = image[:, down : down + 7, across : across + 9]
         # The move is of the source, so a mirrored image moves the other way.
         assert torch.equal(one, cut.flip(2) if numbers[2] < flip else cut)
 
