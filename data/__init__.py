@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.arrays import npz
-from data.augment import Strength, augment, draws
+from data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
 from data.digits import digits
 from data.fake import fake
 from data.files import FILE
@@ -43,14 +43,17 @@ SOURCES: dict[str, Callable[..., Source]] = {
 __all__ = [
     "FILE",
     "SOURCES",
+    "Augmentation",
+    "Drawn",
+    "MixedLabels",
     "Source",
     "Split",
     "Splits",
     "Stored",
     "Strength",
-    "augment",
+    "Tone",
     "digits",
-    "draws",
+    "draw",
     "load",
     "load_test",
     "select",
@@ -66,7 +69,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
     images, resident = as_stored(source.images), _is_resident(source, len(train) + len(validation), device)
     seen = [brought(images[rows], torch.device("cpu"), resident) for rows in (train, validation)]
     labels = [source.labels[rows] for rows in (train, validation)]
-    mean, std = _channel_statistics(seen[0])
+    mean, std, white = _channel_statistics(seen[0])
     return Splits(
         train=Split(images=_moved(seen[0], device), labels=labels[0].to(device)),
         validation=Split(images=_moved(seen[1], device), labels=labels[1].to(device)),
@@ -75,6 +78,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         std=std.to(device),
         digest=_digest([seen[0], labels[0], seen[1], labels[1]]),
         classes=source.classes,
+        white=white,
     )
 
 
@@ -100,9 +104,9 @@ def _moved(images: Images, device: torch.device) -> Images:
     return images.to(device) if isinstance(images, Tensor) else brought(images, device, resident=False)
 
 
-def _channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
-    """Return mean and std [C] of uint8 images by counting each pixel value: exact, and without a float copy
-    of them.
+def _channel_statistics(images: Images) -> tuple[Tensor, Tensor, int]:
+    """Return mean and std [C] of uint8 images and their highest value, by counting each pixel value: exact, and without
+    a float copy of them.
     """
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.zeros((images.shape[1], 256), dtype=torch.int64)
@@ -112,7 +116,8 @@ def _channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     shares = counts.double() / (images.shape.numel() // images.shape[1])
     mean = (shares * values).sum(1)
     std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()
-    return mean.float(), torch.where(std > 0, std, 1.0).float()
+    white = int(counts.sum(0).nonzero().max())
+    return mean.float(), torch.where(std > 0, std, 1.0).float(), white
 
 
 def _digest(parts: list[Images]) -> str:

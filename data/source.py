@@ -83,3 +83,4 @@ class Splits:
     std: Tensor  # float32 [C], likewise; 1 for a channel that is constant
     digest: str  # SHA-256 of both parts, as hex
     classes: tuple[str, ...] = ()  # names of the classes by number, if the source has any
+    white: int = 255  # highest raw value in the training part

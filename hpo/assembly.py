@@ -15,6 +15,8 @@ from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.train import loop
 
+RGB = 3  # channels
+
 
 def pick_device() -> torch.device:
     """Return the GPU that this process may see, else the CPU."""
@@ -40,6 +42,18 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
     return data.load_test(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
 
 
+def check_images(config: TrainConfig, splits: data.Splits) -> None:
+    """Raise SpecError if a config asks for what cannot be done to such images."""
+    channels = splits.train.images.shape[1]
+    for name in ("saturation", "hue"):
+        value = getattr(config.augment, name)
+        if value and channels != RGB:
+            raise SpecError(
+                f"augment.{name} = {value}: the images have {channels} channel{'s' if channels > 1 else ''}, and only those "
+                f"with {RGB} have colours; remove it"
+            )
+
+
 def build_run(
     config: TrainConfig,
     splits: data.Splits,
@@ -52,9 +66,12 @@ def build_run(
 ) -> loop.Run:
     """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches.
 
+    Raises SpecError if it cannot be built, or does not go with the images.
+
     Args:
         dtype: the number type of the weights, if it is not to be the model's own.
     """
+    check_images(config, splits)
     training = config.training
     shape = tuple(splits.train.images.shape[1:])
     model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)

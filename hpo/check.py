@@ -49,6 +49,8 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     device = assembly.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
     splits = assembly.load_splits(config, spec.seed, folder, device)
+    for variant in space.variants(tree):
+        assembly.check_images(TrainConfig.from_tree(variant), splits)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from hpo import options
 from hpo.errors import SpecError
@@ -19,6 +19,7 @@ SECTIONS = ("data", "augment", "model", "optimizer", "schedule", "training")
 TABLES = ("augment", "training")  # sections that are a table of values, and no part chosen by name
 OPTIONAL = ("augment",)  # sections that a file may leave out, and that are then no part of its identity
 Positive = Annotated[int, Ge(1)]
+Probability = Annotated[float, Ge(0), Le(1)]
 
 
 class Part(pydantic.BaseModel):
@@ -67,14 +68,53 @@ class Training(pydantic.BaseModel):
 
 
 class Augment(pydantic.BaseModel):
-    """How strongly training images are changed, each image by draws of its own."""
+    """How strongly training images are changed, each image by draws of its own; in the order in which they are changed.
+
+    All that moves pixels is one change: what comes into sight again on the way is there again.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     crop: Annotated[int, Ge(0)] = 0
-    """Pixels by which an image may be moved each way; the border is filled with the training part's mean."""
-    horizontal_flip: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Pixels by which an image may be moved each way."""
+    fill: Literal["mean", "edge", "reflect"] = "mean"
+    """What is seen beyond the border: the training part's mean, the outermost pixels, or the image mirrored at them."""
+    horizontal_flip: Probability = 0.0
     """Probability with which an image is mirrored."""
+    vertical_flip: Probability = 0.0
+    """Probability with which an image is turned upside down."""
+    resized_crop: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the area that is cut away at most, before the rest is enlarged to full size (Szegedy et al. 2015 cut 0.92)."""
+    resized_crop_ratio: Annotated[float, Ge(1)] = 4 / 3
+    """Ratio of the sides of what is left, at most, either way."""
+    rotation: Annotated[float, Ge(0), Le(180)] = 0.0
+    """Degrees by which an image is turned at most, either way; so below."""
+    translation: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of its side by which an image is moved at most, in whole pixels."""
+    scale: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share by which an image becomes larger or smaller at most."""
+    shear: Annotated[float, Ge(0), Lt(90)] = 0.0
+    """Degrees by which an image is sheared at most, along each side."""
+    brightness: Annotated[float, Ge(0)] = 0.0
+    """A factor is drawn from 1 - this, or 0, to 1 + this; so in the two below."""
+    contrast: Annotated[float, Ge(0)] = 0.0
+    """Away from the image's mean grey, or towards it."""
+    saturation: Annotated[float, Ge(0)] = 0.0
+    """Away from each pixel's grey, or towards it; for RGB."""
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """Turns of the colour wheel at most, either way; for RGB."""
+    trivial_augment: Probability = 0.0
+    """Probability with which an image gets one of fourteen operations by a drawn amount (Müller & Hutter 2021 take 1)."""
+    erasing: Probability = 0.0
+    """Probability with which a box of an image is hidden by the mean (Zhong et al. 2017)."""
+    erasing_area: Annotated[float, Ge(0.02), Le(1)] = 0.33
+    """Share of the area that the box has at most; 0.02 is the least."""
+    mixup: Annotated[float, Ge(0)] = 0.0
+    """Alpha: an image is mixed with another of its batch by a share from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    cutmix: Annotated[float, Ge(0)] = 0.0
+    """Alpha: a box of an image is another's, its area from Beta(alpha, alpha) (Yun et al. 2019); at even odds with mixup."""
+    mix_probability: Probability = 1.0
+    """Probability with which an image is mixed at all."""
 
 
 class TrainConfig(pydantic.BaseModel):

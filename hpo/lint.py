@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import optuna
 
 from hpo import pruning, space
 from hpo.curve import Direction
-from hpo.space import Range
+from hpo.space import Choices, Range
 from hpo.spec import StudySpec
 
 LR_SPREAD = 10.0  # a learning rate searched over more than a factor of this belongs on a log scale
@@ -94,4 +95,28 @@ def owned_momentum(spec: StudySpec) -> Iterator[str]:
             yield f"{path} = {found}: some trials' momentum is the schedule's, some the optimizer's default; pin it"
 
 
-RULES: list[Callable[[StudySpec], Iterator[str]]] = [linear_learning_rate, long_schedule, idle_pruner, owned_momentum]
+HELPERS = {  # options of [augment] that only say how others act
+    "fill": ("crop", "resized_crop", "rotation", "translation", "scale", "shear", "trivial_augment"),
+    "resized_crop_ratio": ("resized_crop",),
+    "erasing_area": ("erasing",),
+    "mix_probability": ("mixup", "cutmix"),
+}
+
+
+def idle_augmentation(spec: StudySpec) -> Iterator[str]:
+    """An option that says how others act, where there are no others; a searched one is found out by training."""
+    given = spec.tree.get("augment", {})
+    for name, others in HELPERS.items():
+        if name not in given or isinstance(given[name], Range | Choices):
+            continue
+        if not any(any(space.ends_of(given.get(other, 0))) for other in others):
+            yield f"augment.{name} = {json.dumps(given[name])}: does nothing without {', '.join(others)}; remove it"
+
+
+RULES: list[Callable[[StudySpec], Iterator[str]]] = [
+    linear_learning_rate,
+    long_schedule,
+    idle_pruner,
+    owned_momentum,
+    idle_augmentation,
+]

@@ -110,6 +110,7 @@ def test_what_load_returns_has_no_test_part() -> None:
         "std",
         "digest",
         "classes",
+        "white",
     ]
 
 

@@ -107,3 +107,23 @@ def test_a_momentum_that_some_trials_leave_to_chance_is_told() -> None:
         "some the optimizer's default; pin it"
     ]
     assert found(schedule=schedule | {"cycle_momentum": True}) == []
+
+
+@pytest.mark.parametrize(
+    ("augment", "warned"),
+    [
+        ({"fill": "edge"}, ['augment.fill = "edge": does nothing without crop, ']),
+        ({"fill": "edge", "crop": 0, "rotation": {"low": 0.0, "high": 5.0}}, []),
+        ({"erasing_area": 0.2, "erasing": {"choices": [0.0, 0.5]}}, []),
+        (
+            {"erasing_area": 0.2, "erasing": 0.0},
+            ["augment.erasing_area = 0.2: does nothing without erasing; remove it"],
+        ),
+        ({"mix_probability": 0.5, "mixup": 0.1}, []),
+        ({"mix_probability": 0.5}, ["augment.mix_probability = 0.5: does nothing without mixup, cutmix; remove it"]),
+    ],
+)
+def test_an_augmentation_that_has_nothing_to_act_on_is_told(augment: Any, warned: list[str]) -> None:
+    lines = found(augment=augment)
+    assert len(lines) == len(warned)
+    assert all(line.startswith(start) for line, start in zip(lines, warned, strict=True))

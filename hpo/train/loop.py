@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import data
-from data import Split, Splits, Strength
+from data import Augmentation, Drawn, MixedLabels, Split, Splits, Strength, Tone, draw
 from hpo.seeds import derive
 from hpo.train import schedule as schedules
 from hpo.train.pixels import Layout, Pixels, as_they_lie, channels_last, pixels
@@ -193,6 +192,11 @@ class Run:
         return pixels(splits.train.images, splits.mean, splits.std, number_type(self.model))
 
     @property
+    def tone(self) -> Tone:
+        """What the normalised training images stand for."""
+        return Tone(self.splits.mean, self.splits.std, self.splits.white)
+
+    @property
     def validation_images(self) -> Pixels:
         """The validation images, likewise."""
         splits = self.splits
@@ -276,10 +280,14 @@ class Run:
         order = torch.randperm(len(self._labels), generator=generator).to(self.device)
         return order[: self.steps_per_epoch * self.batch_size]
 
-    def draws(self) -> Tensor:
-        """Return the draws for augmenting the epoch's images [steps * batch size, DRAWS], in the order of `order`."""
-        generator = torch.Generator().manual_seed(derive(self.seed, "augment", self.epoch))
-        return data.draws(self.steps_per_epoch * self.batch_size, generator).to(self.device)
+    def drawn(self) -> Drawn | None:
+        """Return what becomes of the epoch's images, in the order of `order`; None if they are shown as they are."""
+
+        def random(purpose: str) -> torch.Generator:
+            return torch.Generator().manual_seed(derive(self.seed, purpose, self.epoch))
+
+        height, width = self.splits.train.images.shape[2:]
+        return draw(self.augment, self.steps_per_epoch, self.batch_size, (height, width), random)
 
     def set_rate(self, batch: int) -> None:
         """Set learning rate and momentum for a batch of the epoch."""
@@ -324,9 +332,9 @@ class Run:
         loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         whole, pieces = self.batch_size, self._pieces
-        shown = [_pieces(rows, pieces) for rows in torch.split(self.order(), whole)]
-        fed = images.feed(rows for batch in shown[self.batch :] for rows in batch)
-        draws = None if self.augment.is_idle else torch.split(self.draws(), whole)
+        batches = torch.split(self.order(), whole)
+        fed = images.feed(batches[self.batch :])
+        augmentation = self._augmentation()
         for batch in range(self.batch, self.steps_per_epoch):
             if stop():
                 self.leave_epoch(batch)
@@ -334,24 +342,25 @@ class Run:
             self.set_rate(batch)
             for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
                 parameter.grad = None
-            drawn = [None] * len(shown[batch]) if draws is None else _pieces(draws[batch], pieces)
-            for rows, of_rows in zip(shown[batch], drawn, strict=True):
-                x = next(fed)
-                if of_rows is not None:
-                    x = self._augmented(x, of_rows)
+            x, y = next(fed), labels.index_select(0, batches[batch])
+            mixed = None
+            if augmentation is not None:
+                x, mixed = augmentation.images(x, batch), augmentation.labels(y, batch)
+            mixtures = [None] * pieces if mixed is None else mixed.pieces(pieces)
+            for shown, label, mixture in zip(_pieces(x, pieces), _pieces(y, pieces), mixtures, strict=True):
                 with autocast:
-                    loss = F.cross_entropy(model(laid_out(x)), labels.index_select(0, rows))
+                    loss = _mean_loss(model(laid_out(shown)), label, mixture)
                 if pieces > 1:
-                    loss = loss * (len(rows) / whole)
+                    loss = loss * (len(label) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
             self._clip(parameters)
             optimizer.step()
         return True
 
-    def _augmented(self, images: Tensor, drawn: Tensor) -> Tensor:
-        crop = drawn.new_full((len(drawn),), float(self.augment.crop))
-        return data.augment(images, drawn, crop, torch.full_like(crop, self.augment.horizontal_flip))
+    def _augmentation(self) -> Augmentation | None:
+        drawn = self.drawn()
+        return None if drawn is None else Augmentation([drawn], self.batch_size, 0, self.tone, self.device)
 
     def _clip(self, parameters: list[Tensor]) -> None:
         if self.clip_value is not None:
@@ -390,6 +399,13 @@ class Run:
 
 def _pieces(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
     return torch.tensor_split(batch, pieces) if pieces > 1 else (batch,)
+
+
+def _mean_loss(logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
+    """Return the mean loss of images, of those that are mixed by both of their labels."""
+    if mixed is None:
+        return F.cross_entropy(logits, labels)
+    return mixed.losses(lambda labels: F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 class Loop:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import data
+from data import Augmentation
 from hpo.train.broadcast import Broadcast
 from hpo.train.layers import Pass, Unstackable, filled
 from hpo.train.loop import EpochResult, Run, autocasting
@@ -143,7 +142,7 @@ class Stack:
 
     def _train(self, runs: Sequence[Run], stop: Callable[[], bool]) -> bool:
         orders = self._orders(runs[0])
-        draws = self._draws(runs[0])
+        augmentation = self._augmentation(runs[0])
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
         self._enter(waiting)
@@ -154,7 +153,7 @@ class Stack:
                 return False
             if any(run.batch == batch for run in waiting):
                 self._let_in(waiting, batch)
-            self._step(orders[:, batch], next(fed), None if draws is None else draws[:, batch], batch)
+            self._step(orders[:, batch], next(fed), augmentation, batch)
         return True
 
     def _orders(self, some: Run) -> Tensor:
@@ -162,18 +161,16 @@ class Stack:
         orders = [(run or some).order() for run in self._places]
         return torch.stack(orders).view(len(orders), some.steps_per_epoch, some.batch_size)
 
-    def _draws(self, some: Run) -> Tensor | None:
-        """Return the draws for augmenting all batches [K, steps, B, DRAWS]; None if nobody augments."""
-        if all(run is None or run.augment.is_idle for run in self._places):
+    def _augmentation(self, some: Run) -> Augmentation | None:
+        """Return what becomes of the images of all runs; None if nobody augments."""
+        drawn = [None if run is None else run.drawn() for run in self._places]
+        if not any(drawn):
             return None
-        draws = torch.stack([(run or some).draws() for run in self._places])
-        return draws.view(len(draws), some.steps_per_epoch, some.batch_size, -1)
+        return Augmentation(drawn, some.batch_size, self._filling(some.batch_size), some.tone, some.device)
 
-    def _augmented(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Augment images [K * B, C, H, W], each run's as strongly as it wants."""
-        strengths = [(0.0, 0.0) if run is None else astuple(run.augment) for run in self._places]
-        crop, flip = torch.tensor(strengths, device=images.device).repeat_interleave(drawn.shape[1], 0).unbind(1)
-        return data.augment(images, drawn.flatten(0, 1), crop, flip)
+    def _filling(self, size: int) -> int:
+        """Return by how many images a batch is filled up."""
+        return -size % self._lanes
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
         """Say who is in the steps to come: all but those that wait."""
@@ -197,23 +194,30 @@ class Stack:
 
     def _shown(self, batches: Tensor) -> Tensor:
         """Return the rows of the images that a step takes for batches [K, B], one after the other, filled up."""
-        return filled(batches, 1, -batches.shape[1] % self._lanes).reshape(-1)
+        return filled(batches, 1, self._filling(batches.shape[1])).reshape(-1)
 
-    def _losses(self, some: Run, batches: Tensor, images: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def _losses(
+        self, some: Run, batches: Tensor, images: Tensor, augmentation: Augmentation | None = None, batch: int = 0
+    ) -> Tensor:
         """Return each model's mean loss [K] over its batch, given as rows of the training images [K, B].
 
         Args:
-            images: those that `_shown` names.
-            drawn: the draws for augmenting them [K, B, DRAWS].
+            images: those that `_shown` names, which are written to.
+            batch: which one of the epoch, for the augmentation.
         """
         size = batches.shape[1]
-        filling = -size % self._lanes
-        if drawn is not None:
-            images = self._augmented(images, filled(drawn, 1, filling))
+        filling = self._filling(size)
         labels = some.splits.train.labels.index_select(0, batches.reshape(-1)).view(batches.shape)
+        mixed = None
+        if augmentation is not None:
+            images, mixed = augmentation.images(images, batch), augmentation.labels(labels, batch)
         with autocasting(some.device, some.precision):
             logits = self._forward(self._pass(filling, training=True), images.view(len(batches), -1, *images.shape[1:]))
-            losses = F.cross_entropy(logits, filled(labels, 1, filling, IGNORED), reduction="none")
+
+            def losses_for(labels: Tensor) -> Tensor:
+                return F.cross_entropy(logits, filled(labels, 1, filling, IGNORED), reduction="none")
+
+            losses = losses_for(labels) if mixed is None else mixed.losses(losses_for)
             return losses.sum(1) / size
 
     def _refuse_unused(self, first: Run) -> None:
@@ -225,8 +229,8 @@ class Stack:
         if unused:
             raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
-    def _step(self, batches: Tensor, images: Tensor, drawn: Tensor | None, batch: int) -> None:
-        losses = self._losses(self.runs[0], batches, images, drawn)
+    def _step(self, batches: Tensor, images: Tensor, augmentation: Augmentation | None, batch: int) -> None:
+        losses = self._losses(self.runs[0], batches, images, augmentation, batch)
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
         torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
         self._loss_sums += losses.detach()
@@ -259,7 +263,7 @@ class Stack:
         labels = some.splits.validation.labels
         parts = zip(some.validation_images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
         for images, y in parts:
-            filling = -len(y) % self._lanes
+            filling = self._filling(len(y))
             images, y = filled(images, 0, filling), filled(y, 0, filling, IGNORED)
             with autocasting(some.device, some.precision):
                 logits = self._forward(self._pass(filling, training=False), images)

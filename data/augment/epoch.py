@@ -1,0 +1,150 @@
+"""The images of an epoch augmented batch by batch, for one run or for K in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.augment.drawn import STAGES, Company, Drawn, Stage
+from data.augment.mixing import Mixing, mix
+from data.augment.tone import Tone
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedLabels:
+    """The labels of images that are mixed with one another."""
+
+    own: Tensor  # int64 [..., B]
+    partners: Tensor  # int64 [..., B]
+    weight: Tensor  # [..., B, and filling]: of the own label, the rest is the partner's; 1 where nothing is mixed
+
+    def losses(self, losses_for: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return each image's loss.
+
+        Args:
+            losses_for: returns each image's loss if these were the labels, of a shape like the weights'.
+        """
+        own, partners = losses_for(self.own), losses_for(self.partners)
+        return torch.where(self.weight == 1, own, self.weight * own + (1 - self.weight) * partners)
+
+    def pieces(self, count: int) -> list[MixedLabels]:
+        """Return the labels of so many parts of the batch."""
+        parts = (torch.tensor_split(part, count, -1) for part in (self.own, self.partners, self.weight))
+        return [MixedLabels(own=own, partners=other, weight=weight) for own, other, weight in zip(*parts, strict=True)]
+
+
+class Augmentation:
+    """What becomes of the images of K runs in an epoch, ready on their device."""
+
+    def __init__(
+        self, drawn: Sequence[Drawn | None], batch: int, filling: int, tone: Tone, device: torch.device
+    ) -> None:
+        """Take what was drawn for each of K runs, all in batches of one size; None leaves a run's images as they are.
+
+        Args:
+            filling: images that follow those of each batch, and need only stay finite.
+        """
+        at = _Place(len(drawn), batch, filling, device)
+        self._passes = []
+        for name, stage in STAGES.items():
+            users = {row: run for row, run in enumerate(drawn) if run is not None and name in run.stages}
+            if users:
+                of = Company(strengths=[run.strength for run in users.values()], tone=tone)
+                self._passes.append(_Pass(stage, {row: run.stages[name] for row, run in users.items()}, of, at))
+        mixing = {row: run.mixing for row, run in enumerate(drawn) if run is not None and run.mixing is not None}
+        self._mixing = _Mixer(mixing, at) if mixing else None
+
+    def images(self, images: Tensor, batch: int) -> Tensor:
+        """Return the images of a batch [K * (B + filling), C, H, W] augmented; those given are written to.
+
+        Args:
+            images: normalised floats.
+            batch: which one of the epoch, from 0.
+        """
+        for one in self._passes:
+            images = one.images(images, batch)
+        return images if self._mixing is None else self._mixing.images(images, batch)
+
+    def labels(self, labels: Tensor, batch: int) -> MixedLabels | None:
+        """Return what the labels of a batch, [K, B], or [B] of one run, have become; None if they stand as they are."""
+        return None if self._mixing is None else self._mixing.labels(labels, batch)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a call the images of a run stand."""
+
+    runs: int
+    batch: int
+    filling: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return self.batch + self.filling
+
+    def by_step(self, numbers: Sequence[Tensor]) -> Tensor:
+        """Return what was drawn for some runs, each [steps * B, ...], as [steps, runs * (B + filling), ...] on the device."""
+        apart = torch.stack([one.view(-1, self.batch, *one.shape[1:]) for one in numbers], 1)  # [steps, runs, B, ...]
+        more = (0, 0) * (apart.ndim - 3) + (0, self.filling)
+        return F.pad(apart, more).flatten(1, 2).to(self.device)
+
+    def rows(self, runs: Sequence[int]) -> Tensor | None:
+        """Return which images are those of some runs; None if they are all."""
+        if len(runs) == self.runs:
+            return None
+        first = torch.tensor(runs, device=self.device) * self.size
+        return (first[:, None] + torch.arange(self.size, device=self.device)).flatten()
+
+
+class _Pass:
+    """One stage, for those runs that go through it."""
+
+    def __init__(self, stage: Stage, drawn: dict[int, Tensor], of: Company, at: _Place) -> None:
+        self._stage = stage
+        self._drawn = at.by_step(list(drawn.values()))
+        self._rows = at.rows(list(drawn))
+        self._of = of
+
+    def images(self, images: Tensor, batch: int) -> Tensor:
+        if self._rows is None:
+            return self._applied(images, batch)
+        return images.index_copy_(0, self._rows, self._applied(images.index_select(0, self._rows), batch))
+
+    def _applied(self, images: Tensor, batch: int) -> Tensor:
+        return self._stage.apply(images, self._drawn[batch], self._of)
+
+
+class _Mixer:
+    """Images mixed with others of their own run's batch."""
+
+    def __init__(self, mixing: dict[int, Mixing], at: _Place) -> None:
+        self._at = at
+        users = list(mixing)
+        self._rows = at.rows(users)
+        self._share = at.by_step([run.share for run in mixing.values()])
+        self._box = at.by_step([run.box for run in mixing.values()])
+        first = torch.tensor(users).repeat_interleave(at.size).to(at.device) * at.size
+        self._partners = at.by_step([run.partner for run in mixing.values()]) + first
+        steps = len(self._share)
+        itself, whole = torch.arange(at.batch).repeat(steps), torch.ones(steps * at.batch)
+        runs = [mixing.get(row) for row in range(at.runs)]
+        partner = at.by_step([itself if run is None else run.partner for run in runs])
+        self._partner = partner.view(steps, at.runs, at.size)[..., : at.batch]
+        self._weight = at.by_step([whole if run is None else run.weight for run in runs]).view(steps, at.runs, at.size)
+
+    def images(self, images: Tensor, batch: int) -> Tensor:
+        partners = images.index_select(0, self._partners[batch])
+        if self._rows is None:
+            return mix(images, partners, self._share[batch], self._box[batch])
+        mixed = mix(images.index_select(0, self._rows), partners, self._share[batch], self._box[batch])
+        return images.index_copy_(0, self._rows, mixed)
+
+    def labels(self, labels: Tensor, batch: int) -> MixedLabels:
+        partners = labels.view(self._at.runs, -1).gather(1, self._partner[batch]).view_as(labels)
+        weight = self._weight[batch].view(*labels.shape[:-1], -1)
+        return MixedLabels(own=labels, partners=partners, weight=weight)

@@ -1,0 +1,68 @@
+"""Images mixed with others of their own batch, whose labels then count as well: mixup (Zhang et al. 2018) and cutmix (Yun et
+al. 2019).
+
+Both are one formula: a weight for each pixel of the image, the rest for its partner's. Where a run asks for both, each image
+gets one of them at even odds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment.erasing import within
+from data.augment.random import Random, Size
+from data.augment.strength import Strength
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """What each image is mixed with."""
+
+    partner: Tensor  # int64 [N]: its place in the batch
+    weight: Tensor  # [N]: of the image's own label, the rest for its partner's; 1 where nothing is mixed
+    share: Tensor  # [N]: of the image in a pixel outside of its box
+    box: Tensor  # [N, 4]: top, bottom, left, right of what is wholly the partner's
+
+
+def draw_mixing(strength: Strength, count: int, batch: int, size: Size, random: Random) -> Mixing:
+    """Return what each image of an epoch [count], taken in batches of one size, is mixed with.
+
+    Mixup's share is drawn from Beta(alpha, alpha), as is cutmix's part of the area outside of its box. The box's centre is
+    uniform; what reaches beyond the border is cut, and the weight is that of the area that is left, as in torchvision.
+    """
+    height, width = size
+    generator = random("augment mixing")
+    drawn = torch.rand((count, 5), generator=generator).double()
+    betas = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    partner = (drawn[:, 0] * batch).long().clamp(max=batch - 1)
+    mixes = drawn[:, 1] < strength.mix_probability
+    cuts = mixes & (drawn[:, 2] < (0.5 if strength.mixup and strength.cutmix else float(strength.cutmix > 0)))
+    mixed, cut = (
+        torch.from_numpy(betas.beta(alpha, alpha, count)) if alpha else torch.ones(count, dtype=torch.float64)
+        for alpha in (strength.mixup, strength.cutmix)
+    )
+    half = torch.where(cuts, 0.5 * (1 - cut).sqrt(), 0.0)
+    sides = []
+    for place, side in ((drawn[:, 3], height), (drawn[:, 4], width)):
+        middle, reach = (place * side).floor(), (half * side).floor()
+        sides += [(middle - reach).clamp(min=0), (middle + reach).clamp(max=side)]
+    top, bottom, left, right = sides
+    share = torch.where(mixes & ~cuts, mixed, 1.0)
+    weight = share * (1 - (bottom - top) * (right - left) / (height * width))
+    return Mixing(partner=partner, weight=weight.float(), share=share.float(), box=torch.stack(sides, 1).float())
+
+
+def mix(images: Tensor, partners: Tensor, share: Tensor, box: Tensor) -> Tensor:
+    """Return images [N, C, H, W] mixed with their partners [N, C, H, W].
+
+    Args:
+        share: of the image in a pixel outside of its box [N].
+        box: top, bottom, left, right of what is wholly the partner's [N, 4].
+    """
+    inside = within(box, images.shape[2], images.shape[3])
+    own = torch.where(inside, 0.0, share.to(images.dtype)[:, None, None]).unsqueeze(1)
+    return images * own + partners * (1 - own)
