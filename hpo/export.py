@@ -16,7 +16,6 @@ from hpo import space
 from hpo.config import SECTIONS
 from hpo.errors import StudyError
 from hpo.results import TrialResult, best
-from hpo.space import Choices, Parameter
 from hpo.spec import UNIDENTIFYING
 from hpo.study import Study
 from hpo.summary import summarize
@@ -45,18 +44,15 @@ def pinned(study: Study, result: TrialResult) -> dict[str, Any]:
         unused = {"metric", *SECTIONS}
         document = {key: value for key, value in document.items() if key not in unused} | {"params": result.params}
     else:
-        document |= space.pin(study.spec.tree, lambda path, parameter: _value(result, path, parameter))
+        document |= space.pin(study.spec.tree, lambda path, _: _value(result, path))
     return _scalars_first(document) | {"receipt": _receipt(study, result)}
 
 
-def _value(result: TrialResult, path: str, parameter: Parameter) -> Any:
+def _value(result: TrialResult, path: str) -> Any:
     """Return a parameter's value in a trial; what the trial never reached (it failed early) cannot be pinned."""
     if path not in result.params:
         raise StudyError(f"trial {result.number} has no value for {path}; it ended before one was drawn")
-    value = result.params[path]
-    if isinstance(parameter, Choices):
-        return parameter.options[[space.encode(option) for option in parameter.options].index(value)]
-    return value
+    return result.params[path]
 
 
 def _scalars_first(document: dict[str, Any]) -> dict[str, Any]:

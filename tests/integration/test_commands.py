@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -254,6 +255,20 @@ def test_the_examples_run_export_and_train(shell: Shell, file: str, trials: str)
     said = shell.run("train", "best.toml", "-o", "runs/own")
     assert ("the objective returned" if name == "own-objective" else "test accuracy") in said
     assert "Traceback" not in said
+
+
+def test_the_example_on_spreadsheets_runs_exports_and_trains(shell: Shell) -> None:
+    for name in ("csv_search.py", "csv_search.toml"):
+        shutil.copy(REPOSITORY / "examples" / name, shell.folder)
+    subprocess.run([sys.executable, "csv_search.py"], cwd=shell.folder, check=True, stdout=subprocess.DEVNULL)
+    shell.run("run", "csv_search.toml", "--trials", "2")
+    shell.run("export", "csv-search", "-o", "best.toml")
+    assert "test accuracy" in shell.run("train", "best.toml", "-o", "runs/own")
+    assert json.loads((shell.folder / "runs/own/metrics.json").read_text())["classes"] == [
+        "digit 1",
+        "digit 7",
+        "digit 3+digit 8",
+    ]
 
 
 def test_optuna_s_command_line_reads_the_study(shell: Shell) -> None:
