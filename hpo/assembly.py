@@ -13,7 +13,9 @@ import data
 from hpo import parts
 from hpo.config import TrainConfig
 from hpo.errors import SpecError
-from hpo.train import loop
+from hpo.train import loop, losses
+from hpo.train.losses import Loss
+from hpo.train.penalties import Penalties
 
 RGB = 3  # channels
 
@@ -91,4 +93,16 @@ def build_run(
         augment=data.Strength(**config.augment.model_dump()),
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
+        loss=_build_loss(config, splits.num_classes, folder, device),
+        penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
+        averaging=parts.call("averaging", config.averaging, folder),
     )
+
+
+def _build_loss(config: TrainConfig, classes: int, folder: Path, device: torch.device) -> Loss:
+    try:
+        return losses.try_out(parts.call("loss", config.loss, folder), classes, device)
+    except SpecError:
+        raise
+    except Exception as error:  # whatever the user's own does with logits
+        raise SpecError(f"loss {config.loss.name}: {type(error).__name__}: {error}") from error
