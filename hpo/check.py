@@ -51,6 +51,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     splits = assembly.load_splits(config, spec.seed, folder, device)
     for variant in space.variants(tree):
         assembly.check_images(TrainConfig.from_tree(variant), splits)
+    assembly.try_losses(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from hpo.train.rows import Rows
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EPS = 1e-7  # as torch.renorm has it
 
 
@@ -60,7 +62,9 @@ NONE = Penalties()
 def weights_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, nn.Parameter]:
     """Return by name those of a model's trained parameters that are weights."""
     owned = set(trained)
-    return {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad and p in owned}
+    of_norms = {p for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
+    known = model.named_parameters()
+    return {name: p for name, p in known if p.ndim >= 2 and p.requires_grad and p in owned and p not in of_norms}
 
 
 def units_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, int]:
@@ -98,14 +102,14 @@ class RowPenalties:
     def limits(self, penalties: Sequence[Penalties | None]) -> Tensor | None:
         """Return by row the most that a unit's norm may be, for `bound`; None if nobody has a bound."""
         most = [torch.inf if one is None or one.max_norm is None else one.max_norm for one in penalties]
-        return None if min(most) == torch.inf else torch.tensor(most, device=self._rows.values.device)
+        values = self._rows.values
+        return None if min(most) == torch.inf else values.new_tensor(most).unsqueeze(1)
 
     @torch.no_grad()
     def bound(self, limits: Tensor) -> None:
-        """Scale long units down in all rows [K] at once; a row without a bound is multiplied by 1."""
+        """Scale long units down in all rows at once, by their limits [K, 1]; a row without one is multiplied by 1."""
         for name, dimension in self._units.items():
             weight = self._rows.parameters[name].movedim(dimension + 1, 1)  # [K, units, ...]
             norms = torch.linalg.vector_norm(weight.flatten(2), dim=2)
-            most = limits.to(norms.dtype)[:, None]
-            scale = torch.where(norms > most, most / (norms + EPS), 1.0)
+            scale = torch.where(norms > limits, limits / (norms + EPS), 1.0)
             weight.mul_(scale.view(*scale.shape, *[1] * (weight.ndim - 2)))
