@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits
-from hpo.train import averaging, checkpoint, losses
+from hpo.train import averaging, checkpoint, forwards, losses
 from hpo.train.layers import Unstackable
 from hpo.train.loop import EpochResult, Run
 from hpo.train.losses import Loss
@@ -83,6 +83,17 @@ def test_each_run_of_a_stack_comes_to_what_it_comes_to_in_the_loop(splits: Split
             torch.testing.assert_close(run.judged_weights()[name], tensor, rtol=1e-8, atol=1e-9)
     curves = [tuple(result.validation_loss for result in results[run]) for run in runs]
     assert len(set(curves)) == len(WAYS)
+
+
+def test_in_vmap_s_forward_pass_too(splits: Splits) -> None:
+    ones = list(trials(splits, epochs=3, lr=0.1, optimizer=torch.optim.SGD).values())
+    runs = [one.run() for one in ones]
+    stack = Stack(forwards.of("vmap", runs[0]), runs[0], len(runs))
+    for run in runs:
+        stack.put(run)
+    results = train(stack)
+    for run, one in zip(runs, ones, strict=True):
+        assert apart(numbers(results[run]), numbers(one.run().train())) <= EQUAL
 
 
 @pytest.mark.parametrize("way", WAYS)

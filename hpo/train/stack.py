@@ -1,7 +1,7 @@
 """K runs of one architecture trained as one model: the executor that makes small models keep a machine busy.
 
-Each run keeps its own learning rate, weight decay, dropout, schedule, batches, randomness and epochs; what it trains to does
-not depend on who else is in the stack, nor on its row. Runs come and go between epochs.
+Each run keeps its own learning rate, weight decay, dropout, schedule, loss, penalties, averages, batches, randomness and
+epochs; what it trains to does not depend on who else is in the stack, nor on its row. Runs come and go between epochs.
 """
 
 from __future__ import annotations
