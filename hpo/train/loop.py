@@ -358,7 +358,7 @@ class Run:
         loss_of, average, penalised = self.loss, self.average, self.penalised
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         weights = penalties.weights_of(model, parameters)
-        units = penalties.units_of(model, parameters)
+        units = [(weights[name], dimension) for name, dimension in penalties.units_of(model, parameters).items()]
         taken = None if average is None else average.pairs(model)
         whole, pieces = self.batch_size, self._pieces
         batches = torch.split(self.order(), whole)
@@ -383,10 +383,10 @@ class Run:
                     loss = loss * (len(label) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
-            penalised.add_to_gradients(list(weights.values()))
+            penalised.add_to_gradients(weights.values())
             self._clip(parameters)
             optimizer.step()
-            penalised.bound([(weights[name], dimension) for name, dimension in units.items()])
+            penalised.bound(units)
             if average is not None and taken is not None and average.takes_step(self.epoch + 1):
                 average.take(taken)
         return True
