@@ -111,6 +111,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "penalised": Penalties(l1=1e-3, l2=1e-2, max_norm=1.0),
         "averaging": averaging.ema(decay=0.9),
     },
+    "mlp mixed": {"loss": losses.mse(label_smoothing=0.1), "augment": data.Strength(mixup=0.5), "accumulation": 2},
     "cnn averaged by step": {"build": build_cnn, "averaging": averaging.ema(decay=0.9, warm_up=False)},
     "cnn averaged by epoch": {"build": build_cnn, "averaging": averaging.swa(start=0.3), "accumulation": 2},
 }

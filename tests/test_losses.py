@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data import MixedLabels
 from hpo.train import losses
 from hpo.train.losses import IGNORED, LOSSES, Known, Loss, RowLosses
 
@@ -149,3 +150,14 @@ def test_a_stack_tells_losses_of_ones_own_apart_by_name() -> None:
     assert losses.own_kind(Focal()) == "tests.test_losses.Focal"
     assert losses.own_kind(F.cross_entropy) == "torch.nn.functional.cross_entropy"
     assert isinstance(losses.CROSS_ENTROPY, Known)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_images_that_are_mixed_have_the_mixture_of_their_labels_losses(kind: str) -> None:
+    loss, logits, weight = LOSSES[kind](label_smoothing=0.1), draw(IMAGES, CLASSES), torch.linspace(0, 1, IMAGES)
+    mixed = MixedLabels(own=LABELS, partners=LABELS.flip(0), weight=weight)
+    expected = weight * loss(logits, LABELS) + (1 - weight) * loss(logits, LABELS.flip(0))
+    torch.testing.assert_close(mixed.losses(lambda labels: loss(logits, labels)), expected, rtol=1e-12, atol=0)
+    if kind == "cross_entropy":  # which is that of the mixed targets
+        targets = weight[:, None] * hot(0.1) + (1 - weight[:, None]) * hot(0.1).flip(0)
+        torch.testing.assert_close(expected.mean(), F.cross_entropy(logits, targets), rtol=1e-12, atol=0)
