@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 import data
-from hpo import parts
-from hpo.config import TrainConfig
+from hpo import parts, space
+from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
-from hpo.train import loop
+from hpo.space import Tree
+from hpo.train import loop, losses
+from hpo.train.losses import Loss
+from hpo.train.penalties import Penalties
 
 RGB = 3  # channels
 
@@ -91,4 +94,23 @@ def build_run(
         augment=data.Strength(**config.augment.model_dump()),
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
+        loss=build_loss(config.loss, splits.num_classes, folder, device),
+        penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
+        averaging=parts.call("averaging", config.averaging, folder),
     )
+
+
+def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> Loss:
+    """Return a loss by name for so many classes, tried out; SpecError if it is none."""
+    loss = parts.call("loss", part, folder)
+    try:
+        return losses.try_out(loss, classes, device)
+    except Exception as error:  # whatever the user's own does with logits
+        raise SpecError(f"loss {part.name}: {type(error).__name__}: {error}") from error
+
+
+def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
+    """Raise SpecError if some loss that may be chosen from a study's sections is none for this data."""
+    for variant in space.variants({key: tree[key] for key in tree.keys() & {"loss"}}):
+        for section, part in variant.items():
+            build_loss(Part.from_tree(section, part), splits.num_classes, folder, device)

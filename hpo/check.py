@@ -21,7 +21,7 @@ from hpo.executors import Choice
 from hpo.lint import lint
 from hpo.space import Parameter, Tree
 from hpo.spec import StudySpec
-from hpo.train.loop import EpochResult
+from hpo.train.loop import EpochResult, steps_per_epoch
 
 TRIED_STEPS = 3  # momentum acts on the weights from the second step on
 
@@ -51,6 +51,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     splits = assembly.load_splits(config, spec.seed, folder, device)
     for variant in space.variants(tree):
         assembly.check_images(TrainConfig.from_tree(variant), splits)
+    assembly.try_losses(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)
@@ -90,11 +91,18 @@ def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: tor
 def _mark(
     config: TrainConfig, section: str, splits: data.Splits, seed: int, folder: Path, device: torch.device
 ) -> list[Any]:
-    """Return what a parameter of this section must change: a schedule its rates, anything else the trained weights."""
+    """Return what a parameter of this section must change: a schedule its rates, an averaging what it takes, anything else
+    the trained weights.
+    """
     if section == "schedule":
         length = 100
         schedule = parts.call("schedule", config.schedule, folder, length)
         return [schedule(step) for step in range(length)]
+    if section == "averaging":
+        averaging, epochs = parts.call("averaging", config.averaging, folder), config.training.epochs
+        steps = epochs * steps_per_epoch(len(splits.train.labels), config.training.batch_size)
+        begins = [averaging.has_begun(epoch, epochs) for epoch in range(1, epochs + 1)]
+        return [averaging.every, begins, [averaging.share(count) for count in range(1, steps + 1)]]
     rows = TRIED_STEPS * config.training.batch_size
     few = data.Split(images=splits.train.images[:rows], labels=splits.train.labels[:rows])
     run = assembly.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)

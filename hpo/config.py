@@ -15,15 +15,21 @@ from hpo import options
 from hpo.errors import SpecError
 from hpo.space import Tree, branches
 
-SECTIONS = ("data", "augment", "model", "optimizer", "schedule", "training")
+SECTIONS = ("data", "augment", "model", "loss", "optimizer", "schedule", "averaging", "training")
 TABLES = ("augment", "training")  # sections that are a table of values, and no part chosen by name
-OPTIONAL = ("augment",)  # sections that a file may leave out, and that are then no part of its identity
+OPTIONAL = (
+    "augment",
+    "loss",
+    "averaging",
+)  # sections that a file may leave out, and that are then no part of its identity
+#: What a part is that may be left out, if it is.
+UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
 class Part(pydantic.BaseModel):
-    """A data source, model, optimizer or schedule by name, with the options of that name."""
+    """A data source, model, loss, optimizer, schedule or averaging by name, with the options of that name."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
@@ -65,6 +71,12 @@ class Training(pydantic.BaseModel):
     """A longer gradient (2-norm over all parameters) is shortened to this."""
     clip_value: Annotated[float, Gt(0)] | None = None
     """Each element of the gradient is kept within this of 0."""
+    l1: Annotated[float, Ge(0)] | None = None
+    """Of the sum of the weights' absolute values, what the loss has in addition; biases and norms are left alone."""
+    l2: Annotated[float, Ge(0)] | None = None
+    """Likewise of half the sum of their squares: coupled weight decay, whatever the optimizer."""
+    max_norm: Annotated[float, Gt(0)] | None = None
+    """After each step, a unit's longer incoming weights (2-norm) are scaled down to this."""
 
 
 class Augment(pydantic.BaseModel):
@@ -125,13 +137,16 @@ class TrainConfig(pydantic.BaseModel):
     data: Part
     augment: Augment
     model: Part
+    loss: Part
     optimizer: Part
     schedule: Part
+    averaging: Part
     training: Training
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
         """Read a pinned tree of the sections; SpecError names path, value and mend."""
+        tree = UNSAID | dict(tree)
         parts = {section: Part.from_tree(section, tree[section]) for section in SECTIONS if section not in TABLES}
         augment = _table("augment", tree.get("augment", {}), Augment)
         config = cls(augment=augment, training=_table("training", tree["training"], Training), **parts)

@@ -203,7 +203,7 @@ class _Kept:
         self.history.append({key: float(value) for key, value in asdict(result).items()})
         rule = training.spec.rule
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
-            self.weights = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+            self.weights = {name: tensor.detach().clone() for name, tensor in run.judged_weights().items()}
 
     def save(self, training: Training, run: loop.Run, path: Path) -> None:
         kept = {"curve": self.curve, "history": self.history, "weights": self.weights}
@@ -243,6 +243,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
         std=training.splits.std,
         precision=training.config.training.precision,
         accumulation=training.accumulation,
+        loss=run.judging_loss,
     )
     return {
         "identity": training.identity,

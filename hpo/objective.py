@@ -40,6 +40,7 @@ def declared(study: Study, folder: Path) -> Declared:
     studies.check_data(study, splits.digest)
     for variant in space.variants(study.spec.tree):
         assembly.check_images(TrainConfig.from_tree(variant), splits)
+    assembly.try_losses(study.spec.tree, splits, folder, device)
     assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
     return Declared(study, splits, folder, device)
 

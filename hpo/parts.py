@@ -1,4 +1,5 @@
-"""The parts of a training by name: data sources, models, optimizers, schedules; ours from their dicts or the user's own.
+"""The parts of a training by name: data sources, models, losses, optimizers, schedules, averagings; ours
+from their dicts or the user's own.
 
 Here a study file's values get their meaning: every range end and every choice is checked against the part that takes it.
 """
@@ -23,6 +24,8 @@ from hpo.errors import SpecError, nearest
 from hpo.options import Function
 from hpo.space import Choices, Tree
 from hpo.spec import StudySpec
+from hpo.train.averaging import AVERAGINGS, Averaging
+from hpo.train.losses import LOSSES
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.schedule import SCHEDULES
 from models import MODELS
@@ -44,8 +47,10 @@ class Kind:
 KINDS = {
     "data": Kind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
+    "loss": Kind(functions=LOSSES, given=0, returns=Callable),
     "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer),  # parameters
     "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
+    "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
 
 
@@ -124,6 +129,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
     tree = spec.tree
     _refuse_a_search_over_data(tree)
+    _refuse_values_in_several_measures(spec)
     problems: dict[str, None] = {}
     for variant in space.variants(tree):
         try:
@@ -138,6 +144,19 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 def _refuse_a_search_over_data(tree: Tree) -> None:
     for path, parameter in space.parameters({"data": tree["data"]}):
         raise SpecError(f"{path} = {parameter}: trials are compared on the same data; give one value")
+
+
+def _refuse_values_in_several_measures(spec: StudySpec) -> None:
+    """Losses of trials tell which is better only where all are one function; label smoothing is no part of it."""
+    if spec.metric != "loss" or "loss" not in spec.tree:
+        return
+    for path, parameter in space.parameters({"loss": spec.tree["loss"]}):
+        of_ours = not any(map(usercode.is_reference, spec.code_references))
+        if not (path.endswith(".label_smoothing") and of_ours):
+            raise SpecError(
+                f"{path} = {parameter}: losses of several kinds cannot be compared; give one value, or set metric = "
+                '"accuracy"'
+            )
 
 
 def _filled(tree: Tree, folder: Path) -> Tree:

@@ -106,8 +106,10 @@ class StudySpec(pydantic.BaseModel):
     data: dict[str, Any] = {}
     augment: dict[str, Any] = {}
     model: dict[str, Any] = {}
+    loss: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
     schedule: dict[str, Any] = {}
+    averaging: dict[str, Any] = {}
     training: dict[str, Any] = {}
     sampler: dict[str, Any] = {"name": "tpe"}
     pruner: dict[str, Any] = {"name": "median"}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import data
 from data import Source, Splits
 from hpo.seeds import derive
-from hpo.train import checkpoint, loop, pixels
+from hpo.train import averaging, checkpoint, loop, losses, pixels
 from hpo.train.loop import EpochResult, Run, can_halve, evaluate, initial_model, steps_per_epoch
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.penalties import Penalties
 from hpo.train.schedule import constant, cosine, onecycle
 from models import Dropout, cnn, mlp
 
@@ -105,6 +106,14 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mlp bfloat16": {"precision": "bfloat16"},
     "cnn in micro-batches": {"build": build_cnn, "accumulation": 2},
     "user model in micro-batches": {"build": Noisy, "accumulation": 3},
+    "mlp regularised": {
+        "loss": losses.bce_with_logits(label_smoothing=0.1),
+        "penalised": Penalties(l1=1e-3, l2=1e-2, max_norm=1.0),
+        "averaging": averaging.ema(decay=0.9),
+    },
+    "mlp mixed": {"loss": losses.mse(label_smoothing=0.1), "augment": data.Strength(mixup=0.5), "accumulation": 2},
+    "cnn averaged by step": {"build": build_cnn, "averaging": averaging.ema(decay=0.9, warm_up=False)},
+    "cnn averaged by epoch": {"build": build_cnn, "averaging": averaging.swa(start=0.3), "accumulation": 2},
 }
 
 

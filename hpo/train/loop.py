@@ -16,13 +16,17 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data import Augmentation, Drawn, MixedLabels, Split, Splits, Strength, Tone, draw
 from hpo.seeds import derive
+from hpo.train import averaging as averagings
+from hpo.train import losses, penalties
 from hpo.train import schedule as schedules
+from hpo.train.averaging import Average, Averaging
+from hpo.train.losses import Loss
+from hpo.train.penalties import Penalties
 from hpo.train.pixels import Layout, Pixels, as_they_lie, channels_last, pixels
 from hpo.train.schedule import Schedule
 from models import adopt_dropout, use_generator
@@ -36,13 +40,11 @@ SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch of training brought; losses are mean cross-entropies in nats, not finite if training
-    diverged.
-    """
+    """What one epoch of training brought; losses are means of the run's own loss, not finite if training diverged."""
 
     epoch: int  # epochs finished, from 1
     train_loss: float  # mean over the epoch's steps, each before its update
-    validation_loss: float
+    validation_loss: float  # without label smoothing
     validation_accuracy: float  # share of images, 0..1
     learning_rate: float  # of the epoch's last step, first parameter group
     seconds: float  # training and validation
@@ -92,14 +94,15 @@ def evaluate(
     std: Tensor,
     precision: Precision = "float32",
     accumulation: int = 1,
+    loss: Loss = losses.CROSS_ENTROPY,
 ) -> tuple[float, float]:
     """Return mean loss and accuracy over one part, in batches as small as a run's with this accumulation; the model is
     left in eval mode.
     """
     images = pixels(split.images, mean, std, number_type(model))
-    size = _evaluation_batch(accumulation)
-    loss, accuracy = _evaluate(model, images, split.labels, precision, size, layout_of(model, images)).tolist()
-    return loss, accuracy
+    size, laid_out = _evaluation_batch(accumulation), layout_of(model, images)
+    mean_loss, accuracy = _evaluate(model, images, split.labels, precision, size, laid_out, loss).tolist()
+    return mean_loss, accuracy
 
 
 class Run:
@@ -114,6 +117,9 @@ class Run:
 
     A gradient longer than `clip_norm` (2-norm over all parameters) is shortened to it (Pascanu et al. 2013), and
     its elements are kept within `clip_value` of 0; None leaves it as it is.
+
+    Training minimises the mean of `loss` over the images of a batch and what `penalised` adds to it. Validation judges the
+    average of the weights that `averaging` makes, by the loss without label smoothing.
 
     `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
     gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
@@ -138,6 +144,9 @@ class Run:
         augment: Strength = AS_THEY_ARE,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        loss: Loss = losses.CROSS_ENTROPY,
+        penalised: Penalties = penalties.NONE,
+        averaging: Averaging = averagings.NONE,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -167,6 +176,10 @@ class Run:
         self.augment = augment
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        self.loss = loss
+        self.judging_loss = losses.judging(loss)
+        self.penalised = penalised
+        self.average = Average(averaging, model, epochs) if averaging.every else None
         self.accumulation = accumulation
         self.executors: list[str] = []  # that have trained it, in order
         self._schedule = schedule
@@ -242,6 +255,7 @@ class Run:
             "random": dict(self._random),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "executors": list(self.executors),
         }
 
@@ -249,6 +263,8 @@ class Run:
         """Take up a state that a run of the same configuration left; the state itself is not written to later."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_own(state["optimizer"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.epoch = state["epoch"]
         self.batch = state["batch"]
         self._seconds = state["seconds"]
@@ -256,6 +272,15 @@ class Run:
         self._random = dict(state["random"])
         self.executors = list(state.get("executors", ["loop"]))
         self._in_step = False
+
+    @property
+    def computes_statistics(self) -> bool:
+        """Whether its averages need batch norm's statistics computed anew."""
+        return self.average is not None and self.average.norms_anew
+
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Return the model's state dict as validation judges it: with averages of weights, where there are any."""
+        return averagings.judged_weights(self.model, self.average)
 
     # --- what an executor calls, in this order ----------------------------------------------------------------------
 
@@ -330,7 +355,11 @@ class Run:
         model, optimizer, images, labels = self.model, self.optimizer, self.images, self._labels
         laid_out = self._layout
         loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
+        loss_of, average, penalised = self.loss, self.average, self.penalised
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        weights = penalties.weights_of(model, parameters)
+        units = [(weights[name], dimension) for name, dimension in penalties.units_of(model, parameters).items()]
+        taken = None if average is None else average.pairs(model)
         whole, pieces = self.batch_size, self._pieces
         batches = torch.split(self.order(), whole)
         fed = images.feed(batches[self.batch :])
@@ -349,13 +378,17 @@ class Run:
             mixtures = [None] * pieces if mixed is None else mixed.pieces(pieces)
             for shown, label, mixture in zip(_pieces(x, pieces), _pieces(y, pieces), mixtures, strict=True):
                 with autocast:
-                    loss = _mean_loss(model(laid_out(shown)), label, mixture)
+                    loss = _mean_loss(loss_of, model(laid_out(shown)), label, mixture)
                 if pieces > 1:
                     loss = loss * (len(label) / whole)
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
+            penalised.add_to_gradients(weights.values())
             self._clip(parameters)
             optimizer.step()
+            penalised.bound(units)
+            if average is not None and taken is not None and average.takes_step(self.epoch + 1):
+                average.take(taken)
         return True
 
     def _augmentation(self) -> Augmentation | None:
@@ -370,11 +403,31 @@ class Run:
 
     @torch.no_grad()
     def _finish_epoch(self, started: float) -> EpochResult:
-        images, labels = self.validation_images, self.splits.validation.labels
-        validation = _evaluate(self.model, images, labels, self.precision, self._evaluation_batch, self._layout)
+        validation = self._validate()
         measured = torch.stack([self._loss_sum / self.steps_per_epoch, *validation])
         train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
         return self.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started)
+
+    def _validate(self) -> Tensor:
+        average = self.average
+        if average is None:
+            return self._judge()
+        if average.takes_epoch(self.epoch + 1):
+            average.take(average.pairs(self.model))
+        with average.shown_in(self.model):
+            if average.norms_anew and average.count:
+                with autocasting(self.device, self.precision):
+                    average.compute_statistics(self.model, self._plain_batches())
+            return self._judge()
+
+    def _judge(self) -> Tensor:
+        images, labels, batch = self.validation_images, self.splits.validation.labels, self._evaluation_batch
+        return _evaluate(self.model, images, labels, self.precision, batch, self._layout, self.judging_loss)
+
+    def _plain_batches(self) -> Iterator[Tensor]:
+        """Return the images of the epoch's batches as they are, each batch in its micro-batches."""
+        batches = torch.split(self.order(), self.batch_size)
+        return map(self._layout, self.images.feed(rows for batch in batches for rows in _pieces(batch, self._pieces)))
 
     def _seed_generators(self) -> None:
         self.dropout.manual_seed(derive(self.seed, "dropout", self.epoch))
@@ -401,11 +454,11 @@ def _pieces(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
     return torch.tensor_split(batch, pieces) if pieces > 1 else (batch,)
 
 
-def _mean_loss(logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
+def _mean_loss(loss_of: Loss, logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
     """Return the mean loss of images, of those that are mixed by both of their labels."""
     if mixed is None:
-        return F.cross_entropy(logits, labels)
-    return mixed.losses(lambda labels: F.cross_entropy(logits, labels, reduction="none")).mean()
+        return losses.reduced(loss_of, logits, labels, "mean")
+    return mixed.losses(lambda labels: loss_of(logits, labels)).mean()
 
 
 class Loop:
@@ -448,7 +501,13 @@ def _own(value: Any) -> Any:
 
 
 def _evaluate(
-    model: nn.Module, images: Pixels, labels: Tensor, precision: Precision, batch: int, laid_out: Layout
+    model: nn.Module,
+    images: Pixels,
+    labels: Tensor,
+    precision: Precision,
+    batch: int,
+    laid_out: Layout,
+    loss_of: Loss,
 ) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
 
@@ -459,7 +518,7 @@ def _evaluate(
     for x, y in zip(images.split(batch), torch.split(labels, batch), strict=True):
         with autocasting(y.device, precision):
             logits = model(laid_out(x))
-            loss = F.cross_entropy(logits, y, reduction="sum")
+            loss = losses.reduced(loss_of, logits, y, "sum")
         totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
     return totals / len(labels)
 

@@ -38,13 +38,15 @@ class Rows:
         self.gradients = self.values.new_zeros(count, moving)
         self.moments = [torch.zeros_like(self.gradients) for _ in range(MOMENTS)]
         self.shapes = {name: parameter.shape for name, parameter in known.items()}
-        self.parameters = {name: self._stacked(self.values, name) for name in self.spans}
+        self.parameters = {name: self.stacked(self.values, name) for name in self.spans}
         self.leaves = [self.parameters[name].requires_grad_() for name in trained]
-        self.leaf_gradients = [self._stacked(self.gradients, name) for name in trained]
+        self.leaf_gradients = [self.stacked(self.gradients, name) for name in trained]
         self.buffers = {name: buffer.new_zeros((count, *buffer.shape)) for name, buffer in model.named_buffers()}
-        # A tensor under two names is one.
-        _alias(self.parameters, model.named_parameters(remove_duplicate=False))
-        _alias(self.buffers, model.named_buffers(remove_duplicate=False))
+        # A tensor under two names is one: by each of its names, the first.
+        self.names = _first_names(model.named_parameters(remove_duplicate=False))
+        self.buffer_names = _first_names(model.named_buffers(remove_duplicate=False))
+        self.parameters |= {name: self.parameters[first] for name, first in self.names.items()}
+        self.buffers |= {name: self.buffers[first] for name, first in self.buffer_names.items()}
 
     def _lay_out(self, names: Iterable[str], known: dict[str, nn.Parameter], size: int = 0) -> int:
         for name in names:
@@ -52,7 +54,7 @@ class Rows:
             size += -(-known[name].numel() // ALIGNMENT) * ALIGNMENT
         return size
 
-    def _stacked(self, rows: Tensor, name: str) -> Tensor:
+    def stacked(self, rows: Tensor, name: str) -> Tensor:
         """Return one parameter of all rows [K, ...]."""
         start, end = self.spans[name]
         return rows[:, start:end].view(self.count, *self.shapes[name])
@@ -105,8 +107,7 @@ def _exchange_buffers(model: nn.Module, others: dict[Tensor, Tensor]) -> None:
             model.get_submodule(owner)._buffers[attribute] = others[buffer]
 
 
-def _alias(stacked: dict[str, Tensor], named: Iterable[tuple[str, Tensor]]) -> None:
-    """Let each further name of a tensor mean what its first one means."""
+def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Return of each name of a tensor the first one that it has."""
     first: dict[Tensor, str] = {}
-    for name, tensor in named:
-        stacked[name] = stacked[first.setdefault(tensor, name)]
+    return {name: first.setdefault(tensor, name) for name, tensor in named}

@@ -98,5 +98,5 @@ def _peak_bytes() -> int:
 
 
 def _bytes(run: Run, slots: int) -> int:
-    """Return what the rows of a stack take: values, gradients and two moments."""
-    return 4 * slots * sum(p.numel() * p.element_size() for p in run.model.parameters())
+    """Return what the rows of a stack take: values, gradients and two moments, and averages if there are any."""
+    return (4 if run.average is None else 5) * slots * sum(p.numel() * p.element_size() for p in run.model.parameters())

@@ -1,7 +1,7 @@
 """K runs of one architecture trained as one model: the executor that makes small models keep a machine busy.
 
-Each run keeps its own learning rate, weight decay, dropout, schedule, batches, randomness and epochs; what it trains to does
-not depend on who else is in the stack, nor on its row. Runs come and go between epochs.
+Each run keeps its own learning rate, weight decay, dropout, schedule, loss, penalties, averages, batches, randomness and
+epochs; what it trains to does not depend on who else is in the stack, nor on its row. Runs come and go between epochs.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data import Augmentation
 from hpo.train.broadcast import Broadcast
 from hpo.train.layers import Pass, Unstackable, filled
 from hpo.train.loop import EpochResult, Run, autocasting
+from hpo.train.losses import IGNORED, RowLosses, own_kind
 from hpo.train.noise import Noise
+from hpo.train.penalties import RowPenalties
+from hpo.train.rowaverages import RowAverages
 from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
 from hpo.train.rows import Rows, own_tensors
 
@@ -26,7 +28,6 @@ EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, 
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
 # rows of 16 numbers are what a CPU takes at once
 STEPS: dict[str, Callable[[Rows], Steps]] = {"cpu": RowByRow}  # by type of device; Broadcast where nothing is said
-IGNORED = -100  # the label of images that fill up a batch
 
 
 class Forward(Protocol):
@@ -59,6 +60,8 @@ class Stack:
             raise Unstackable("the model's parameters are of several number types")
         if first.accumulation > 1:
             raise Unstackable("batches are taken in micro-batches")
+        if first.computes_statistics:
+            raise Unstackable("averaging swa computes batch norm's statistics anew, model by model")
         self._lanes = getattr(forward, "lanes", 1) if first.device.type == "cpu" else 1
         self._make_room(first, _even(slots))
         self._refuse_unused(first)
@@ -70,6 +73,9 @@ class Stack:
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
         self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
+        self._penalties = RowPenalties(self._rows, first.model)
+        self._averages = RowAverages(self._rows)
+        self._enter_for([None] * slots, first)
 
     @property
     def runs(self) -> list[Run]:
@@ -90,6 +96,7 @@ class Stack:
         self._rows.adopt(row, run.model)
         self._steps.put(row, run.optimizer, names)
         self._noise.of(row, run)
+        self._averages.put(row, run.average, run.model)
         self._places[row] = run
         run.note_executor(self.name)
 
@@ -98,6 +105,7 @@ class Stack:
         row = self._places.index(run)
         self._places[row] = None
         self._steps.remove(row)
+        self._averages.remove(row)
         own_tensors(run.model)
         own_state(run.optimizer)
         run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))
@@ -174,11 +182,18 @@ class Stack:
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
         """Say who is in the steps to come: all but those that wait."""
-        self._active = [run if run is not None and run not in waiting else None for run in self._places]
-        self._noise.draw_for(self._active)
-        for row, run in enumerate(self._active):
+        active = [run if run is not None and run not in waiting else None for run in self._places]
+        self._enter_for(active, self.runs[0])
+        for row, run in enumerate(active):
             if run is not None:
                 run.keep_losses_in(self._loss_sums[row])
+
+    def _enter_for(self, active: list[Run | None], some: Run) -> None:
+        """Prepare steps of these runs, by row; a row without one does as another's, and is not stepped."""
+        self._active = active
+        self._noise.draw_for(active)
+        self._loss_of = RowLosses([(run or some).loss for run in active], some.device)
+        self._limits = self._penalties.limits([None if run is None else run.penalised for run in active])
 
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
@@ -212,10 +227,10 @@ class Stack:
         if augmentation is not None:
             images, mixed = augmentation.images(images, batch), augmentation.labels(labels, batch)
         with autocasting(some.device, some.precision):
-            logits = self._forward(self._pass(filling, training=True), images.view(len(batches), -1, *images.shape[1:]))
+            logits = self._forward(self._pass(filling), images.view(len(batches), -1, *images.shape[1:]))
 
             def losses_for(labels: Tensor) -> Tensor:
-                return F.cross_entropy(logits, filled(labels, 1, filling, IGNORED), reduction="none")
+                return self._loss_of(logits, filled(labels, 1, filling, IGNORED), filling)
 
             losses = losses_for(labels) if mixed is None else mixed.losses(losses_for)
             return losses.sum(1) / size
@@ -238,13 +253,22 @@ class Stack:
             torch._foreach_add_(self._counters, 1)
         for row, run in enumerate(self._active):
             if run is not None:
+                self._penalties.add_to_gradient(row, run.penalised)
                 self._clip(row, run)
                 run.set_rate(batch)
-        self._steps.take([row for row, run in enumerate(self._active) if run is not None])
+        active = [row for row, run in enumerate(self._active) if run is not None]
+        self._steps.take(active)
+        if self._limits is not None:
+            self._penalties.bound(self._limits)
+        self._averages.take_step(active, self._epochs())
 
-    def _pass(self, filling: int, *, training: bool) -> Pass:
+    def _epochs(self) -> dict[int, int]:
+        """Return by row the epoch that a run is in, from 1."""
+        return {row: run.epoch + 1 for row, run in enumerate(self._places) if run is not None}
+
+    def _pass(self, filling: int) -> Pass:
         rows = self._rows
-        return Pass(rows.count, rows.parameters, rows.buffers, training, self._noise, filling)
+        return Pass(rows.count, rows.parameters, rows.buffers, True, self._noise, filling)
 
     def _clip(self, row: int, run: Run) -> None:
         """Clip one run's gradient by itself: a norm over all would couple them."""
@@ -259,6 +283,9 @@ class Stack:
     def _measure(self) -> Tensor:
         """Return by slot the training loss and the validation part's loss and accuracy, float64 [K, 3] on the device."""
         some = self.runs[0]
+        self._averages.take_epoch(self._epochs())
+        parameters, buffers = self._averages.judged()
+        loss_of = RowLosses([(run or some).judging_loss for run in self._places], some.device)
         totals = torch.zeros((2, len(self._places)), dtype=torch.float64, device=some.device)
         labels = some.splits.validation.labels
         parts = zip(some.validation_images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
@@ -266,8 +293,9 @@ class Stack:
             filling = self._filling(len(y))
             images, y = filled(images, 0, filling), filled(y, 0, filling, IGNORED)
             with autocasting(some.device, some.precision):
-                logits = self._forward(self._pass(filling, training=False), images)
-                losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
+                at = Pass(self._rows.count, parameters, buffers, False, self._noise, filling)
+                logits = self._forward(at, images)
+                losses = loss_of(logits, y.expand(len(logits), -1), filling)
             totals += torch.stack([losses.double().sum(1), (logits.argmax(1) == y).double().sum(1)])
         return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(labels))], dim=1)
 
@@ -291,4 +319,6 @@ def _shared(run: Run) -> dict[str, Any]:
         "batches in an epoch": run.steps_per_epoch,
         "precision": run.precision,
         "micro-batches": run.accumulation,
+        "loss": own_kind(run.loss),
+        "batch norm": run.computes_statistics,
     }
