@@ -163,7 +163,7 @@ def test_channels_of_the_smallest_norm_are_pruned_but_none_of_the_last_layer(
     run: Trained, images: Tensor, share: float
 ) -> None:
     folded = fold(run.model, images)
-    pruned = channels(copy.deepcopy(folded), images, share=share)
+    pruned = channels(fold(run.model, images), images, share=share)
     *hidden, last = zip(weights(folded), weights(pruned), strict=True)
     assert torch.equal(*last)
     for before, after in hidden:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hpo import final
 from hpo.after.deployed import Deployed
+from hpo.after.extras import quietly
 from hpo.errors import StudyError
 from hpo.final import Training
 from hpo.train import checkpoint, loop
@@ -99,4 +100,5 @@ def _metrics(folder: Path) -> dict[str, Any]:
 
 def on_cpu(model: Deployed) -> Deployed:
     """Return a copy on the CPU, so that an exported file does not ask for the GPU that it was made on."""
-    return copy.deepcopy(model).to(torch.device("cpu"))
+    with quietly():  # a graph's copy, in torch 2.11
+        return copy.deepcopy(model).to(torch.device("cpu"))
