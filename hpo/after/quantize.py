@@ -35,7 +35,8 @@ def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
     try:
         with quietly():
             batch = {0: torch.export.Dim("batch")}
-            graph = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,)).module()
+            # strict: torch before 2.15 tells the quantiser which layer an operation comes from only then.
+            graph = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,), strict=True).module()
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
             observed = flow.prepare_pt2e(graph, quantizer)
@@ -44,6 +45,10 @@ def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
             quantised: fx.GraphModule = flow.convert_pt2e(observed)
     except Exception as error:  # what torch.export and torchao do not know of a model, they tell in many types
         raise StudyError(f"int8_static: cannot be done with this model: {type(error).__name__}: {error}") from error
+    if not any(buffer.dtype == torch.int8 for buffer in quantised.buffers()):
+        raise StudyError(
+            "int8_static: torchao found no convolution and no linear layer in this model to quantise; leave it out"
+        )
     return _without_floats(quantised)
 
 
