@@ -281,6 +281,17 @@ def test_a_file_carries_its_receipt(run: Trained, measured: report.Report) -> No
     assert not list(output.glob("part.*"))
 
 
+@torch.no_grad()
+def test_attention_is_pruned_with_the_rest(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    named = [name for name, value in model.named_parameters() if value.ndim == 2]
+    assert len(named) == 4  # in and out of the attention, two linear layers
+    pruned = prune(copy.deepcopy(model), images, share=0.5)
+    assert sum(int((pruned.get_parameter(name) == 0).sum()) for name in named) == 256
+    assert pruned(torch.ones(2, 3, 8)).shape == (2, 3, 8)
+
+
 class Bessel(nn.Module):
     """A model with a function that ONNX has not."""
 

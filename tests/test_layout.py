@@ -35,7 +35,7 @@ LAYERS = [
     ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
-    ["hpo.after.extras", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
+    ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
     ["hpo.train.forwards", "hpo.train.sizing"],
     ["hpo.train.stack", "hpo.train.stacked", "hpo.train.vmapped"],
     ["hpo.train.broadcast"],

@@ -6,17 +6,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from hpo.after import onnxrun
 from hpo.after.deployed import Deployed
-from hpo.after.extras import module, need, quietly
+from hpo.after.extras import need, quietly
 from hpo.errors import StudyError
 
 RECEIPT = "hpo_receipt"  # the key under which a file carries what it was made from
@@ -39,26 +45,43 @@ class Exported:
 
 
 Receipt = Mapping[str, Any]
-Run = Callable[[Tensor], Tensor]
+Batches = Sequence[Tensor]
+Write = Callable[[ExportedProgram, Path, Receipt, Batches], Batches]
 
 
-def pt2(program: ExportedProgram, path: Path, receipt: Receipt) -> Run:
-    """Write `torch.export.save`'s archive, the receipt beside the program; return the file as a function."""
+def pt2(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
+    """Write `torch.export.save`'s archive, the receipt beside the program; return what the file makes of the batches."""
     torch.export.save(program, path, extra_files={RECEIPT: json.dumps(receipt)})
-    return torch.export.load(path).module()
+    loaded = torch.export.load(path).module()
+    return [loaded(images) for images in batches]
 
 
-def onnx(program: ExportedProgram, path: Path, receipt: Receipt) -> Run:
-    """Write ONNX with the batch size free and the receipt as metadata; return it as run by onnxruntime on the CPU."""
+def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
+    """Write ONNX with the batch size free and the receipt as metadata; return what onnxruntime makes of the batches."""
     made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert made is not None
     made.model.metadata_props[RECEIPT] = json.dumps(receipt)
     made.save(path)
-    session = module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    return _run_by_onnxruntime(path, batches)
 
 
-FORMATS: dict[str, Callable[[ExportedProgram, Path, Receipt], Run]] = {"pt2": pt2, "onnx": onnx}
+def _run_by_onnxruntime(path: Path, batches: Batches) -> Batches:
+    """Return the logits of each batch, found in a process of its own; RuntimeError if that fails or crashes."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = f"{folder}/given.npz", f"{folder}/found.npz"
+        arrays: dict[str, Any] = {str(index): images.numpy() for index, images in enumerate(batches)}
+        np.savez(given, **arrays)
+        command = [sys.executable, "-P", onnxrun.__file__, str(path), given, found]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise RuntimeError(f"onnxruntime crashes on the file ({signal.Signals(-done.returncode).name})")
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+        with np.load(found) as logits:
+            return [torch.from_numpy(logits[str(index)]) for index in range(len(batches))]
+
+
+FORMATS: dict[str, Write] = {"pt2": pt2, "onnx": onnx}
 EXTRA_OF = {"onnx": "onnx"}  # format -> the extra of ours that it needs
 
 
@@ -78,9 +101,8 @@ def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_
     try:
         with quietly():
             program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
-            run = FORMATS[kind](program, part, receipt)
             # A batch of one as well: a graph may have taken the size of its example for a constant.
-            found = torch.cat([run(images[:1]), run(images[1:])])
+            found = torch.cat(list(FORMATS[kind](program, part, receipt, [images[:1], images[1:]])))
     except Exception as error:  # torch.export, the exporter and the runtimes tell in many types what they lack
         part.unlink(missing_ok=True)
         raise StudyError(

@@ -17,19 +17,25 @@ Share = Annotated[float, Gt(0), Lt(1)]
 
 
 def prune(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:  # noqa: ARG001  (a step's signature)
-    """Zero this share of the weights of all linear layers and convolutions, the smallest of all of them together.
+    """Zero this share of the weights of linear layers, convolutions and attention, the smallest of all of them together.
 
     Biases and norms stay (Han et al. 2015).
     """
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
-    if not layers:
-        raise StudyError("prune: the model has no linear layer and no convolution; leave it out")
-    pruning.global_unstructured(
-        [(layer, "weight") for layer in layers], pruning_method=pruning.L1Unstructured, amount=share
-    )
-    for layer in layers:
-        pruning.remove(layer, "weight")  # type: ignore[no-untyped-call]
+    weights = [(module, name) for module in model.modules() for name in _weights(module)]
+    if not weights:
+        raise StudyError("prune: the model has no linear layer, convolution or attention; leave it out")
+    pruning.global_unstructured(weights, pruning_method=pruning.L1Unstructured, amount=share)
+    for module, name in weights:
+        pruning.remove(module, name)  # type: ignore[no-untyped-call]
     return model
+
+
+def _weights(module: nn.Module) -> list[str]:
+    """Return the names of the weights that a module multiplies by, biases aside."""
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [name for name in names if getattr(module, name) is not None]
+    return ["weight"] if isinstance(module, Layer) else []
 
 
 @torch.no_grad()
