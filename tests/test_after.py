@@ -22,6 +22,7 @@ from hpo.after import files, mcdropout, report, steps, trained
 from hpo.after.deployed import Deployed
 from hpo.after.fold import fold
 from hpo.after.prune import channels, prune
+from hpo.after.raw import first
 from hpo.after.scores import logits
 from hpo.after.trained import Trained
 from hpo.errors import SpecError, StudyError
@@ -74,6 +75,16 @@ def test_the_model_is_taken_up_as_it_was_left(run: Trained) -> None:
     assert (found.argmax(1) == part.labels).double().mean().item() == epoch["validation_accuracy"]
     assert nn.functional.cross_entropy(found, part.labels).item() == pytest.approx(epoch["validation_loss"], rel=1e-6)
     assert epoch["validation_accuracy"] > 0.9
+
+
+def test_images_in_store_are_scored_like_resident_ones(run: Trained) -> None:
+    raw = run.training.splits.validation.images
+    stored = data.Stored(store=raw.cpu().flip(0), rows=torch.arange(len(raw)).flip(0), device=raw.device)
+    model = run.deployed(run.copy())
+    assert torch.equal(logits(model, stored, 100), logits(model, raw, 100))
+    assert torch.equal(first(stored, 7), raw[:7])
+    sampled = [mcdropout.sample(model, images, passes=3, seed=0, batch=100) for images in (stored, raw)]
+    assert torch.equal(sampled[0].mean, sampled[1].mean)
 
 
 # --- folding ------------------------------------------------------------------------------------------------------------

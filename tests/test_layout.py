@@ -36,6 +36,7 @@ LAYERS = [
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
     ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
+    ["hpo.after.raw"],
     ["hpo.train.forwards", "hpo.train.sizing"],
     ["hpo.train.stack", "hpo.train.stacked", "hpo.train.vmapped"],
     ["hpo.train.broadcast"],

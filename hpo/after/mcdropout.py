@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 import data
+from data import Stored
+from hpo.after.raw import batches
 from hpo.errors import StudyError
 from hpo.seeds import derive
 from models import Dropout, use_generator
@@ -45,7 +47,7 @@ class Doubt:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, images: Tensor, *, passes: int, seed: int, batch: int) -> Doubt:
+def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int, batch: int) -> Doubt:
     """Ask a model `passes` times (at least 2) with its dropout on and all else in eval mode.
 
     Memory does not grow with the passes. Draws depend on the seed, and on `batch`. Raises StudyError if no module of the
@@ -64,7 +66,7 @@ def sample(model: nn.Module, images: Tensor, *, passes: int, seed: int, batch: i
     try:
         with torch.random.fork_rng(devices=devices):  # torch's own dropout draws from the global generators
             torch.manual_seed(derive(seed, "mc dropout", 1))
-            found = [_of_batch(model, some, passes) for some in torch.split(images, batch)]
+            found = [_of_batch(model, some, passes) for some in batches(images, batch)]
     finally:
         use_generator(model, None)
         model.eval()

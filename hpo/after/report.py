@@ -15,6 +15,7 @@ from hpo import assembly
 from hpo.after import files, mcdropout
 from hpo.after.deployed import Deployed
 from hpo.after.files import Exported
+from hpo.after.raw import first
 from hpo.after.scores import Score, logits, score
 from hpo.after.steps import Recipe
 from hpo.after.trained import Trained, on_cpu
@@ -73,6 +74,7 @@ def make(
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made_from = _receipt(trained)
     part = trained.training.splits.validation
+    shown = first(part.images, COMPARED).cpu()
     reference = logits(trained.deployed(trained.model), part.images, trained.batch)
     variants = []
     for recipe in [AS_TRAINED, *recipes]:
@@ -81,7 +83,7 @@ def make(
         variant = Variant(name=recipe.name, score=scored)
         for one in formats:
             try:
-                variant.files.append(_export(model, part.images, output / f"{recipe.name}.{one}", made_from, recipe))
+                variant.files.append(_export(model, shown, output / f"{recipe.name}.{one}", made_from, recipe))
             except StudyError as error:
                 variant.refused.append(str(error))
         variants.append(variant)
@@ -99,7 +101,7 @@ def make(
 def _export(model: Deployed, images: Tensor, path: Path, made_from: dict[str, Any], recipe: Recipe) -> Exported:
     told = {"recipe": recipe.name, "input": f"uint8 {['batch', *images.shape[1:]]}, raw pixels", **made_from}
     is_coarse = any(step.name not in ("fold", "prune", "channels") for step in recipe.steps)
-    return files.export(on_cpu(model), images[:COMPARED].cpu(), path, told, is_coarse=is_coarse)
+    return files.export(on_cpu(model), images, path, told, is_coarse=is_coarse)
 
 
 def _doubt(trained: Trained, part: data.Split, passes: int, output: Path) -> dict[str, float]:
@@ -120,6 +122,7 @@ def _receipt(trained: Trained) -> dict[str, Any]:
         data_digest=training.splits.digest,
         split_seed=training.spec.seed,
         seed=training.seed,
+        classes=list(training.splits.classes),
         mean=training.splits.mean.tolist(),
         std=training.splits.std.tolist(),
     )

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+from data import Stored
+from hpo.after.raw import batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,9 @@ class Score:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
+def logits(model: nn.Module, images: Tensor | Stored, batch: int) -> Tensor:
     """Return the logits [N, classes] of raw images, `batch` at a time."""
-    return torch.cat([model(some) for some in torch.split(images, batch)])
+    return torch.cat([model(some) for some in batches(images, batch)])
 
 
 def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split) -> Score:

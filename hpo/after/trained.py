@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hpo import final
 from hpo.after.deployed import Deployed
 from hpo.after.extras import quietly
+from hpo.after.raw import first
 from hpo.errors import StudyError
 from hpo.final import Training
 from hpo.train import checkpoint, loop
@@ -49,7 +50,7 @@ class Trained:
 
     def calibration(self) -> Tensor:
         """Return normalised images of the training part, for steps that must see some."""
-        images = self.training.splits.train.images[:CALIBRATION]
+        images = first(self.training.splits.train.images, CALIBRATION)
         return self.deployed(self.model).to(images.device).normalised(images)
 
 
