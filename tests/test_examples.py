@@ -39,9 +39,7 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
     named = {
         path: one.options for path, one in space.parameters(tree) if path.endswith(".name") and isinstance(one, Choices)
     }
-    assert {path: len(options) > 1 for path, options in named.items()} == dict.fromkeys(
-        ["model.name", "optimizer.name", "schedule.name"], True
-    )
+    assert {"model.name", "optimizer.name", "schedule.name"} <= named.keys()
     part = TrainConfig.from_tree(space.middle(tree, {}))
     splits = assembly.load_splits(part, 0, found.code_folder, device)
     few = data.Split(images=splits.train.images[:256], labels=splits.train.labels[:256])
