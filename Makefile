@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEMO := examples/digits.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check reference clean
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: under 3 minutes)"
 	@echo "make test   install what tests need, then ruff, mypy and pytest"
 	@echo "make check  ruff and mypy alone"
+	@echo "make reference  write docs/reference.md from the code"
 	@echo "make clean  remove .venv and what the demo left"
 
 .venv/bin/python:
@@ -47,6 +48,9 @@ check: .venv/test.stamp
 
 test: check
 	@$(BIN)/pytest --numprocesses auto $(PYTEST)
+
+reference: .venv/run.stamp
+	@$(BIN)/python -m hpo.reference docs/reference.md
 
 clean:
 	rm -rf .venv studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist

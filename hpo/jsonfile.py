@@ -12,14 +12,14 @@ from typing import Any
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
+    part.write_text(json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n")
     os.replace(part, path)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return the value with None for every number that JSON does not know."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,7 +21,7 @@ from tests.trials import begin
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "pause", "resume", "stop", "doctor"]
-COMMANDS += ["export", "train", "fork"]
+COMMANDS += ["export", "train", "fork", "after"]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'

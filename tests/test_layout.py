@@ -21,16 +21,22 @@ TORCH = {"torch", "torchinfo", "torchvision"}
 LAYERS = [
     ["hpo.__main__"],
     ["hpo.cli"],
-    ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using"],
+    ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using", "hpo.cli.finishing"],
     ["hpo.cli.app"],
     ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
+    ["hpo.after.report", "hpo.reference"],
+    ["hpo.after.trained"],
     ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
-    ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard"],
+    ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard", "hpo.view.variants"],
     ["hpo.together"],
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
     ["hpo.handover", "hpo.executors"],
     ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
+    ["hpo.after.steps", "hpo.after.files"],
+    ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
+    ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
+    ["hpo.after.raw"],
     ["hpo.train.forwards", "hpo.train.sizing"],
     ["hpo.train.stack", "hpo.train.stacked", "hpo.train.vmapped"],
     ["hpo.train.broadcast"],
@@ -74,7 +80,17 @@ LAYERS = [
         "hpo.measured",
     ],
     ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
-    ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
+    [
+        "hpo.options",
+        "hpo.typetext",
+        "hpo.space",
+        "hpo.usercode",
+        "hpo.curve",
+        "hpo.durations",
+        "hpo.failures",
+        "data",
+        "models",
+    ],
     [
         "hpo.errors",
         "hpo.claim",
@@ -86,7 +102,7 @@ LAYERS = [
         "hpo.clocks",
         "hpo.view.words",
     ],
-    ["hpo", "hpo.db", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
+    ["hpo", "hpo.after", "hpo.db", "hpo.fleet", "hpo.train", "hpo.view"],  # packages; they import nothing of ours
 ]
 HEIGHT = {module: -depth for depth, layer in enumerate(LAYERS) for module in layer}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpo.cli import looking, searching, steering, using
+from hpo.cli import finishing, looking, searching, steering, using
 from hpo.cli.app import app, main
 
-__all__ = ["app", "looking", "main", "searching", "steering", "using"]
+__all__ = ["app", "finishing", "looking", "main", "searching", "steering", "using"]

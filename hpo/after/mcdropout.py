@@ -1,0 +1,121 @@
+"""Monte Carlo dropout: how sure a model is of a class, by asking it many times with dropout on (Gal & Ghahramani 2016)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+import data
+from data import Stored
+from hpo.after.raw import batches
+from hpo.errors import StudyError
+from hpo.seeds import derive
+from models import Dropout, use_generator
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Doubt:
+    """What many passes say of N images, in float64; entropies in nats, from 0 to log(classes)."""
+
+    passes: int
+    mean: Tensor  # [N, classes], of the passes' class probabilities
+    spread: Tensor  # [N, classes], their standard deviation over the passes, by n - 1
+    entropy: Tensor  # [N], of the mean: all doubt
+    mutual_information: Tensor  # [N], entropy less the passes' mean entropy: the doubt that more data would take away
+
+    def summary(self, labels: Tensor) -> dict[str, float]:
+        """Return what a report says of all images: of the mean probabilities accuracy and loss, of the rest the means."""
+        right = self.mean.argmax(1) == labels
+        return {
+            "passes": self.passes,
+            "accuracy": right.double().mean().item(),
+            "loss": F.nll_loss(self.mean.clamp_min(torch.finfo(torch.float64).tiny).log(), labels).item(),
+            "spread": self.spread.gather(1, self.mean.argmax(1, keepdim=True)).mean().item(),
+            "entropy": self.entropy.mean().item(),
+            "mutual_information": self.mutual_information.mean().item(),
+            "entropy_of_right": _mean(self.entropy[right]),
+            "entropy_of_wrong": _mean(self.entropy[~right]),
+        }
+
+
+@torch.no_grad()
+def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int, batch: int) -> Doubt:
+    """Ask a model `passes` times (at least 2) with its dropout on and all else in eval mode.
+
+    Memory does not grow with the passes. Draws depend on the seed, and on `batch`. Raises StudyError if no module of the
+    model drops anything.
+    """
+    drops = [module for module in model.modules() if isinstance(module, Dropout | _DropoutNd) and module.p > 0]
+    if not drops:
+        raise StudyError(
+            "--mc-dropout: the model has no dropout module with p above 0; train one with dropout, or leave it out"
+        )
+    model.eval()
+    for module in drops:
+        module.train()
+    use_generator(model, torch.Generator(images.device).manual_seed(derive(seed, "mc dropout", 0)))
+    devices = [images.device] if images.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):  # torch's own dropout draws from the global generators
+            torch.manual_seed(derive(seed, "mc dropout", 1))
+            found = [_of_batch(model, some, passes) for some in batches(images, batch)]
+    finally:
+        use_generator(model, None)
+        model.eval()
+    mean, spread, entropy, expected = (torch.cat(of_all) for of_all in zip(*found, strict=True))
+    return Doubt(
+        passes=passes, mean=mean, spread=spread, entropy=entropy, mutual_information=(entropy - expected).clamp_min(0.0)
+    )
+
+
+def _of_batch(model: nn.Module, images: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean, spread, entropy of the mean, and mean entropy; one pass at a time (Welford 1962)."""
+    mean = squares = expected = torch.zeros((), dtype=torch.float64, device=images.device)
+    for count in range(1, passes + 1):
+        probabilities = model(images).double().softmax(1)
+        step = probabilities - mean
+        mean = mean + step / count
+        squares = squares + step * (probabilities - mean)
+        expected = expected + (_entropy(probabilities) - expected) / count
+    return mean, (squares / (passes - 1)).sqrt(), _entropy(mean), expected
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if len(values) else 0.0
+
+
+def write(path: Path, doubt: Doubt, part: data.Split) -> None:
+    """Write a CSV file with a row for each image: classes, entropies, and each class's mean and spread."""
+    classes = range(doubt.mean.shape[1])
+    heads = ["image", "label", "predicted", "entropy", "mutual_information"]
+    heads += [f"{what}_{one}" for what in ("mean", "spread") for one in classes]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(heads)
+        writer.writerows(_rows(doubt, part))
+
+
+def _rows(doubt: Doubt, part: data.Split) -> Iterator[list[Any]]:
+    columns = [
+        part.labels[:, None],
+        doubt.mean.argmax(1, keepdim=True),
+        doubt.entropy[:, None],
+        doubt.mutual_information[:, None],
+        doubt.mean,
+        doubt.spread,
+    ]
+    for image, (label, predicted, *numbers) in enumerate(torch.cat([c.double() for c in columns], 1).tolist()):
+        yield [image, int(label), int(predicted), *(f"{number:.6g}" for number in numbers)]

@@ -1,0 +1,75 @@
+"""Weights, and what flows between layers, in 8 bits, by torchao."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hpo.after.extras import module, need, quietly
+from hpo.errors import StudyError
+
+CALIBRATION_BATCH = 64  # images
+
+
+def int8(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001  (a step's signature)
+    """Quantise linear layers: weights to int8 for each output, activations for each image as it comes (torchao)."""
+    return _linear(model, "int8", "Int8DynamicActivationInt8WeightConfig")
+
+
+def int8_weights(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001
+    """Quantise the weights of linear layers alone to int8, one scale for each output (torchao)."""
+    return _linear(model, "int8_weights", "Int8WeightOnlyConfig")
+
+
+@torch.no_grad()
+def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
+    """Quantise convolutions and linear layers, weights and activations, by ranges seen on 256 training images.
+
+    Through torchao's PT2E with the quantiser for x86; batch norms are folded on the way (Jacob et al. 2018). For CPUs.
+    """
+    need("int8", "int8_static")
+    flow = module("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    try:
+        with quietly():
+            batch = {0: torch.export.Dim("batch")}
+            # strict: torch before 2.15 tells the quantiser which layer an operation comes from only then.
+            graph = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,), strict=True).module()
+            quantizer = x86.X86InductorQuantizer()
+            quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+            observed = flow.prepare_pt2e(graph, quantizer)
+            for some in torch.split(images, CALIBRATION_BATCH):
+                observed(some)
+            quantised: fx.GraphModule = flow.convert_pt2e(observed)
+    except Exception as error:  # what torch.export and torchao do not know of a model, they tell in many types
+        raise StudyError(f"int8_static: cannot be done with this model: {type(error).__name__}: {error}") from error
+    if not any(buffer.dtype == torch.int8 for buffer in quantised.buffers()):
+        raise StudyError(
+            "int8_static: torchao found no convolution and no linear layer in this model to quantise; leave it out"
+        )
+    return _without_floats(quantised)
+
+
+def _without_floats(graph: fx.GraphModule) -> nn.Module:
+    """Remove the parameters that the graph no longer reads: the weights as they were before."""
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in list(graph.named_parameters()):
+        if name not in read:
+            owner, _, last = name.rpartition(".")
+            delattr(graph.get_submodule(owner), last)
+    return graph
+
+
+def _linear(model: nn.Module, step: str, config: str) -> nn.Module:
+    need("int8", step)
+    torchao: Any = module("torchao.quantization")
+    if not any(type(layer) is nn.Linear for layer in model.modules()):
+        raise StudyError(f"{step}: the model has no linear layer; int8_static quantises convolutions too")
+    try:
+        with quietly():
+            torchao.quantize_(model, getattr(torchao, config)())
+    except Exception as error:
+        raise StudyError(f"{step}: cannot be done with this model: {type(error).__name__}: {error}") from error
+    return model

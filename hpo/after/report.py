@@ -1,0 +1,128 @@
+"""All that `hpo after` does with a training: every recipe scored on the validation part, doubt measured, files written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import data
+from hpo import assembly
+from hpo.after import files, mcdropout
+from hpo.after.deployed import Deployed
+from hpo.after.files import Exported
+from hpo.after.raw import first
+from hpo.after.scores import Score, logits, score
+from hpo.after.steps import Recipe
+from hpo.after.trained import Trained, on_cpu
+from hpo.errors import StudyError
+from hpo.jsonfile import write_json
+from hpo.receipt import receipt
+
+REPORT = "after.json"
+DOUBT = "mc_dropout.csv"
+COMPARED = 256  # validation images that a file is held against the model on
+AS_TRAINED = Recipe(name="trained", steps=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The trained model after a recipe: how good it is, and the files it was written to."""
+
+    name: str
+    score: Score
+    files: list[Exported] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # why a file could not be written, for each that was wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The trained model first, then each recipe as it was asked for; `mc_dropout` is of the trained model."""
+
+    folder: str
+    validation_images: int
+    variants: list[Variant]
+    mc_dropout: dict[str, float] | None
+    receipt: dict[str, Any]
+
+    @property
+    def refused(self) -> list[str]:
+        """Why files that were wanted are not there."""
+        return [why for variant in self.variants for why in variant.refused]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def make(
+    trained: Trained, recipes: Sequence[Recipe], output: Path, *, passes: int | None, formats: Sequence[str]
+) -> Report:
+    """Do all that was asked for, leave it in `output` with a report, and return the report.
+
+    A format that cannot hold a variant is told in the report. Raises StudyError if a recipe does not fit the model; files that
+    were written before stay.
+    """
+    files.check(list(formats))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
+    made_from = _receipt(trained)
+    part = trained.training.splits.validation
+    shown = first(part.images, COMPARED).cpu()
+    reference = logits(trained.deployed(trained.model), part.images, trained.batch)
+    variants = []
+    for recipe in [AS_TRAINED, *recipes]:
+        model = trained.deployed(recipe.apply(trained.copy(), trained.calibration()))
+        scored = score(model, logits(model, part.images, trained.batch), reference, part)
+        variant = Variant(name=recipe.name, score=scored)
+        for one in formats:
+            try:
+                variant.files.append(_export(model, shown, output / f"{recipe.name}.{one}", made_from, recipe))
+            except StudyError as error:
+                variant.refused.append(str(error))
+        variants.append(variant)
+    report = Report(
+        folder=str(trained.folder),
+        validation_images=len(part.labels),
+        variants=variants,
+        mc_dropout=_doubt(trained, part, passes, output) if passes else None,
+        receipt=made_from | {"output": str(output.absolute())},
+    )
+    write_json(output / REPORT, report.to_json())
+    return report
+
+
+def _export(model: Deployed, images: Tensor, path: Path, made_from: dict[str, Any], recipe: Recipe) -> Exported:
+    told = {"recipe": recipe.name, "input": f"uint8 {['batch', *images.shape[1:]]}, raw pixels", **made_from}
+    is_coarse = any(step.name not in ("fold", "prune", "channels") for step in recipe.steps)
+    return files.export(on_cpu(model), images, path, told, is_coarse=is_coarse)
+
+
+def _doubt(trained: Trained, part: data.Split, passes: int, output: Path) -> dict[str, float]:
+    model = trained.deployed(trained.copy())
+    doubt = mcdropout.sample(model, part.images, passes=passes, seed=trained.training.seed, batch=trained.batch)
+    mcdropout.write(output / DOUBT, doubt, part)
+    return doubt.summary(part.labels)
+
+
+def _receipt(trained: Trained) -> dict[str, Any]:
+    training = trained.training
+    return receipt(
+        folder=training.folder,
+        device=assembly.device_name(training.device),
+        threads=torch.get_num_threads(),
+        identity=training.identity,
+        weights_sha256=trained.weights_sha256,
+        data_digest=training.splits.digest,
+        split_seed=training.spec.seed,
+        seed=training.seed,
+        classes=list(training.splits.classes),
+        mean=training.splits.mean.tolist(),
+        std=training.splits.std.tolist(),
+    )

@@ -1,0 +1,84 @@
+"""What can be done to a trained model, by name, and recipes of it: `fold+prune=0.5+int8`.
+
+A step is a function of the model and of normalised training images [N, C, H, W]; it returns the changed model and may
+write into the one that it is given. Its one keyword-only parameter, if any, is what stands behind the `=`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from hpo import options
+from hpo.after.fold import fold
+from hpo.after.precision import bf16, fp16
+from hpo.after.prune import channels, prune
+from hpo.after.quantize import int8, int8_static, int8_weights
+from hpo.errors import SpecError, StudyError, nearest
+
+STEPS: dict[str, Callable[..., nn.Module]] = {
+    "fold": fold,
+    "prune": prune,
+    "channels": channels,
+    "bf16": bf16,
+    "fp16": fp16,
+    "int8": int8,
+    "int8_weights": int8_weights,
+    "int8_static": int8_static,
+}
+GIVEN = 2  # arguments that a step gets from us
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step with its option."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Steps that are taken one after the other."""
+
+    name: str
+    steps: Sequence[Step]
+
+    def apply(self, model: nn.Module, images: Tensor) -> nn.Module:
+        """Return the model after the steps, in eval mode; StudyError names the step that it does not bear."""
+        for step in self.steps:
+            try:
+                model = STEPS[step.name](model, images, **step.options)
+            except RuntimeError as error:  # an operation that a device or a number type lacks
+                raise StudyError(f"{self.name}: {step.name}: {error}") from error
+        return model
+
+
+def read(text: str) -> Recipe:
+    """Read a recipe such as `fold+prune=0.5`; SpecError names the step that there is not, or its wrong option."""
+    return Recipe(name=text, steps=[_step(piece.strip(), text) for piece in text.split("+")])
+
+
+def _step(piece: str, text: str) -> Step:
+    name, equals, value = piece.partition("=")
+    if name not in STEPS:
+        raise SpecError(f"{text}: there is no step {name!r}{nearest(name, STEPS)}")
+    takes = list(options.model_of(STEPS[name], GIVEN).model_fields)
+    if not takes and equals:
+        raise SpecError(f"{text}: {name} takes no value; write {name}")
+    if takes and not value:
+        raise SpecError(f"{text}: {name} needs its {takes[0]}; write {name}=0.5, say")
+    given = {takes[0]: _value(value)} if takes else {}
+    options.check("after", name, STEPS[name], GIVEN, given, dict.fromkeys(given, name))
+    return Step(name=name, options=given)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,161 @@
+"""The reference page: every name that a study file may hold, read off the dicts, signatures and tables themselves.
+
+`make reference` writes docs/reference.md; a test holds it against this.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from hpo import options
+from hpo.after.steps import GIVEN, STEPS
+from hpo.config import OPTIONAL, SECTIONS, TrainConfig
+from hpo.options import Function
+from hpo.parts import KINDS, Kind
+from hpo.pruning import PRUNERS
+from hpo.sampling import SAMPLERS
+from hpo.spec import StudySpec
+from hpo.typetext import default_text, field_text
+
+REGENERATE = "make reference"
+#: parts of a study that are no part of a training: their functions, and how many arguments those get from us
+OF_THE_STUDY: dict[str, tuple[Mapping[str, Function], int]] = {"sampler": (SAMPLERS, 1), "pruner": (PRUNERS, 0)}
+HEAD = f"""# Reference
+
+Every name that a study file may hold, with its options: default, type and bounds, meaning. Made from the code by
+`{REGENERATE}`; edits here are lost. In the sections of a training ({", ".join(SECTIONS)}) each value may be a constant, a
+range or choices; [README.md](../README.md) has the grammar.
+"""
+
+
+def page() -> str:
+    """Return the page, in Markdown."""
+    sections = {name: _section(name) for name in StudySpec.model_fields}
+    found = {name: lines for name, lines in sections.items() if lines}
+    links = ", ".join(f"[{name}](#{name})" for name in ["study", *found, "after"])
+    lines = [
+        HEAD,
+        f"Sections: {links}.",
+        *["", "## study", "", "Keys in front of all sections.", "", *_settings(set(found))],
+    ]
+    for name, of_section in found.items():
+        lines += ["", f"## {name}", "", *of_section]
+    lines += ["", "## after", "", "Steps of `hpo after FOLDER STEP...`; none is part of a study file.", ""]
+    return "\n".join([*lines, *_entries(STEPS, GIVEN)]) + "\n"
+
+
+def _section(name: str) -> list[str]:
+    """Return what stands under a section's heading; nothing if a key of this name is no section."""
+    if name in KINDS:
+        return [_of_a_part(name), "", *_shared(KINDS[name]), *_entries(KINDS[name].functions, KINDS[name].given)]
+    if name in OF_THE_STUDY:
+        return [f"One of these, as `{name}.name`.", "", *_entries(*OF_THE_STUDY[name])]
+    table = _table(TrainConfig.model_fields[name] if name in TrainConfig.model_fields else StudySpec.model_fields[name])
+    if table is None:
+        return []
+    return [f"{_first_paragraph(table)}{_left_out(name)}", "", *_fields(table)]
+
+
+def _of_a_part(name: str) -> str:
+    return f'One of these, as `{name}.name`, or your own as `"module:function"`.{_left_out(name)}'
+
+
+def _left_out(name: str) -> str:
+    return " May be left out." if name in OPTIONAL else ""
+
+
+def _shared(kind: Kind) -> list[str]:
+    """Return the options that every part of a kind takes: those of any other function that the kind has."""
+    others = [
+        getattr(kind, field.name) for field in dataclasses.fields(kind) if field.name not in ("functions", "returns")
+    ]
+    lines = [line for one in others if inspect.isroutine(one) for line in _option_lines(one, _positional(one))]
+    return ["Options of each:", "", *lines, ""] if lines else []
+
+
+def _positional(function: Function) -> int:
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def _entries(functions: Mapping[str, Function], given: int) -> list[str]:
+    lines: list[str] = []
+    for name, function in functions.items():
+        lines += [f"### {name}", "", _first_paragraph(function), ""]
+        found = _option_lines(function, given)
+        lines += [*found, ""] if found else []
+    return lines[:-1]
+
+
+def _option_lines(function: Function, given: int) -> list[str]:
+    return list(_lines(options.model_of(function, given), {}))
+
+
+def _fields(table: type[pydantic.BaseModel]) -> list[str]:
+    return list(_lines(table, _docs(table)))
+
+
+def _settings(sections: set[str]) -> list[str]:
+    """Return the keys of a study that are no sections."""
+    return list(_lines(StudySpec, _docs(StudySpec), left_out=sections))
+
+
+def _lines(model: type[pydantic.BaseModel], docs: Mapping[str, str], left_out: set[str] | None = None) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name in (left_out or ()):
+            continue
+        default = field.get_default(call_default_factory=True) if not field.is_required() else None
+        given = f" = {default_text(default)}" if default is not None else ""
+        needed = ", needed" if field.is_required() else ""
+        meaning = f". {docs[name]}" if name in docs else ""
+        yield f"- `{name}{given}`: {field_text(field)}{needed}{meaning}"
+
+
+def _table(field: pydantic.fields.FieldInfo) -> type[pydantic.BaseModel] | None:
+    """Return the model of a field that is a table of its own, if it is one."""
+    for one in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(one, type) and issubclass(one, pydantic.BaseModel):
+            return one
+    return None
+
+
+def _docs(table: type[pydantic.BaseModel]) -> dict[str, str]:
+    """Return the strings that stand below the fields of a class and of those it comes from."""
+    found: dict[str, str] = {}
+    for owner in reversed(table.__mro__):
+        if not issubclass(owner, pydantic.BaseModel) or owner is pydantic.BaseModel:
+            continue
+        (written,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(written, ast.ClassDef)
+        for field, below in zip(written.body, written.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                text = ast.literal_eval(below.value) if isinstance(below.value, ast.Constant) else ""
+                found[field.target.id] = " ".join(str(text).split())
+    return {name: text for name, text in found.items() if text}
+
+
+def _first_paragraph(documented: Any) -> str:
+    """Return the first paragraph of a docstring in one line; ValueError if there is none."""
+    text = inspect.getdoc(documented)
+    if not text:
+        raise ValueError(f"{documented.__name__}: has no docstring for the reference; write one")
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def main() -> None:
+    """Write the page to the file that the command line names."""
+    Path(sys.argv[1]).write_text(page())
+
+
+if __name__ == "__main__":
+    main()

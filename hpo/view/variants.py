@@ -1,0 +1,79 @@
+"""What `hpo after` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hpo.view.words import value_text
+
+if TYPE_CHECKING:
+    from hpo.after.report import Report, Variant
+
+WIDTH = 120  # characters, where no terminal says how wide it is
+UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+def report_text(report: Report) -> str:
+    """Return the report as a table of variants, then what was measured of doubt, then the files."""
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as capture:
+        console.print(_table(report))
+    lines = [*(line.rstrip() for line in capture.get().splitlines()), *_doubt(report)]
+    lines += [
+        f"{one.file}: {size_text(one.bytes)}, logits within {one.largest_difference:.1e} of the model's on {one.images} images"
+        for variant in report.variants
+        for one in variant.files
+    ]
+    return "\n".join(lines)
+
+
+def _table(report: Report) -> Table:
+    table = Table(
+        title=f"{report.folder}, on {report.validation_images} validation images", title_justify="left", box=SIMPLE_HEAD
+    )
+    for head in ("variant", "accuracy", "change", "loss", "same class", "zeros", "parameters", "size"):
+        table.add_column(head, justify="left" if head == "variant" else "right", overflow="fold")
+    for variant in report.variants:
+        table.add_row(*_row(variant, report.variants[0]))
+    return table
+
+
+def _row(variant: Variant, first: Variant) -> list[str]:
+    score = variant.score
+    change = "" if variant is first else f"{score.accuracy - first.score.accuracy:+.4f}"
+    return [
+        variant.name,
+        f"{score.accuracy:.4f}",
+        change,
+        value_text(score.loss),
+        f"{score.agreement:.1%}",
+        f"{score.zeros:.1%}",
+        f"{score.parameters:,}",
+        size_text(score.bytes),
+    ]
+
+
+def _doubt(report: Report) -> list[str]:
+    found = report.mc_dropout
+    if found is None:
+        return []
+    return [
+        f"Monte Carlo dropout, {found['passes']:.0f} passes: accuracy {found['accuracy']:.4f}, loss {value_text(found['loss'])}, "
+        f"spread of the predicted class {found['spread']:.4f}",
+        f"entropy {found['entropy']:.4f} nats (of what is right {found['entropy_of_right']:.4f}, of what is wrong "
+        f"{found['entropy_of_wrong']:.4f}), mutual information {found['mutual_information']:.4f}",
+    ]
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in the unit that leaves it below 1024."""
+    value = float(count)
+    for unit in UNITS:
+        if value < 1024 or unit == UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError  # the last unit takes all

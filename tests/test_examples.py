@@ -1,0 +1,65 @@
+"""The study files in examples/ are read, warned of nothing, and train."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+from hpo import assembly, space, studyfile
+from hpo.config import TrainConfig
+from hpo.lint import lint
+from hpo.space import Choices
+from tests.integration.test_commands import Shell, shell
+
+__all__ = ["shell"]  # a fixture
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FILES = [
+    file for file in sorted(EXAMPLES.glob("*.toml")) if file.stem != "lightning_objective"
+]  # below: it needs an extra
+LIGHTNING = ("lightning", "optuna_integration")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_study_file_is_read_without_a_warning(file: Path) -> None:
+    spec = studyfile.read(file).spec
+    assert not spec.is_pinned or spec.objective
+    assert lint(spec) == []
+
+
+def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None:
+    found = studyfile.read(EXAMPLES / "digits_large.toml")
+    tree, device = found.spec.tree, torch.device("cpu")
+    named = {
+        path: one.options for path, one in space.parameters(tree) if path.endswith(".name") and isinstance(one, Choices)
+    }
+    assert {"model.name", "optimizer.name", "schedule.name"} <= named.keys()
+    part = TrainConfig.from_tree(space.middle(tree, {}))
+    splits = assembly.load_splits(part, 0, found.code_folder, device)
+    few = data.Split(images=splits.train.images[:256], labels=splits.train.labels[:256])
+    splits = dataclasses.replace(splits, train=few)
+    for number in range(max(map(len, named.values()))):
+        taken = {
+            path: next(itertools.islice(itertools.cycle(options), number, None)) for path, options in named.items()
+        }
+        config = TrainConfig.from_tree(space.middle(tree, taken))
+        run = assembly.build_run(config, splits, number, found.code_folder, device)
+        result = next(run.train())
+        assert math.isfinite(result.train_loss), taken
+
+
+def test_the_lightning_objective_runs_unchanged(shell: Shell) -> None:
+    for package in LIGHTNING:
+        pytest.importorskip(package)
+    file = str(EXAMPLES / "lightning_objective.toml")
+    shell.run("run", file, "--trials", "2", "--workers", "1")
+    trials = shell.trials("lightning-objective")
+    assert [trial.state.is_finished() for trial in trials] == [True] * 2
+    assert max(trial.value or 0.0 for trial in trials) > 0.8
+    assert [len(trial.intermediate_values) for trial in trials] == [15, 15]  # reported by Optuna's own callback
