@@ -12,6 +12,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal
 
 import pydantic
@@ -23,6 +24,7 @@ _ALTERNATIVE = re.compile(r"literal\[|constrained-")  # how pydantic names one o
 TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
+@cache  # a file's values are checked many times over, and making a model takes longer than a check
 def model_of(function: Function, given: int, common: Function | None = None) -> type[pydantic.BaseModel]:
     """Return the pydantic model of a function's options; `given` is how many leading parameters are not options.
 

@@ -302,14 +302,25 @@ def middle(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> Tree:
 def variants(tree: Mapping[str, Any]) -> Iterator[Tree]:
     """Yield pinned trees that between them hold both ends of every range and every choice, in every branch.
 
-    One tree for each (combination of part names, end of one parameter); all else stays at its middle.
+    Each two sections are seen in all combinations of their parts, and there with each end of each of their parameters; all
+    else stays at its middle. (All combinations of all sections would be too many: they multiply.)
     """
-    parts = {path: found for path, found in parameters(tree) if path.endswith(".name") and path.count(".") == 1}
-    for names in itertools.product(*(found.ends() for found in parts.values())):
-        taken = dict(zip(parts, names, strict=True))
-        yield middle(tree, taken)
-        for path, parameter in _open(tree, taken).items():
-            yield from (middle(tree, {**taken, path: end}) for end in parameter.ends() if path not in taken)
+    names = {section: _names(table) for section, table in tree.items()}
+    for sections in itertools.combinations(names, 2) if len(names) > 1 else [tuple(names)]:
+        for picked in itertools.product(*(names[section] for section in sections)):
+            taken = {
+                f"{section}.name": name for section, name in zip(sections, picked, strict=True) if name is not None
+            }
+            yield middle(tree, taken)
+            for path, parameter in _open(tree, taken).items():
+                if path.partition(".")[0] in sections and path not in taken:
+                    yield from (middle(tree, {**taken, path: end}) for end in parameter.ends())
+
+
+def _names(table: Any) -> list[Any]:
+    """Return the names among which a section's part is searched, [None] if it is not."""
+    name = table.get("name") if isinstance(table, Mapping) else None
+    return list(name.ends()) if isinstance(name, Choices) else [None]
 
 
 def _open(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -284,6 +284,17 @@ def test_variants_hold_both_ends_of_every_parameter_in_every_branch() -> None:
     assert all(set(v["optimizer"]) & {"sgd", "adamw"} == {v["optimizer"]["name"]} for v in variants)
 
 
+def test_variants_meet_each_end_with_each_part_of_another_section_and_do_not_multiply() -> None:
+    part = {"name": {"choices": list("abcdef")}, "x": {"low": 0, "high": 1}, "y": {"choices": [True, False]}}
+    lifted = space.lift(dict.fromkeys(("model", "optimizer", "schedule", "loss", "warmup"), part))
+    variants = list(space.variants(lifted))
+    assert (
+        len(variants) == 10 * 36 * 9
+    )  # pairs of sections, of names; each with the middle and both ends of four parameters
+    met = {(v["model"]["x"], v["loss"]["name"]) for v in variants}
+    assert met == {(x, name) for x in (0, 1) for name in "abcdef"}
+
+
 def test_a_pinned_tree_has_one_variant() -> None:
     pinned = {"model": {"name": "mlp", "widths": [1]}, "training": {}}
     assert list(space.variants(pinned)) == [pinned]
