@@ -67,14 +67,25 @@ LAYERS = [
         "hpo.train.losses",
         "hpo.train.averaging",
         "hpo.train.rows",
-        "hpo.train.schedule",
+        "hpo.train.sharpness",
+        "hpo.train.warmup",
         "hpo.train.checkpoint",
         "hpo.train.pixels",
         "hpo.train.architecture",
         "hpo.measured",
     ],
-    ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
-    ["hpo.options", "hpo.space", "hpo.usercode", "hpo.curve", "hpo.durations", "hpo.failures", "data", "models"],
+    ["hpo.config", "hpo.db.tables", "hpo.db.engine", "hpo.train.muon", "hpo.train.sgdw", "hpo.train.schedule"],
+    [
+        "hpo.options",
+        "hpo.space",
+        "hpo.usercode",
+        "hpo.curve",
+        "hpo.durations",
+        "hpo.failures",
+        "data",
+        "models",
+        "hpo.train.groups",
+    ],
     [
         "hpo.errors",
         "hpo.claim",
@@ -162,7 +173,7 @@ def test_models_and_data_know_torch_and_its_like_and_nothing_of_studies(module: 
 
 @pytest.mark.parametrize("module", group("hpo.train"))
 def test_training_knows_no_database(module: str) -> None:
-    allowed = {"torch", "annotated_types", "hpo", "models", "data"} | sys.stdlib_module_names
+    allowed = {"torch", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"} | sys.stdlib_module_names
     assert roots(module) - allowed == set()
 
 

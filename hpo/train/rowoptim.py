@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.rows import Rows
+from hpo.train.sgdw import SGDW
 
 MOMENTUM = "momentum_buffer"
 
@@ -50,13 +51,23 @@ class Span:
 
 
 def _sgd(span: Span, group: Group) -> None:
+    _descend(span, group, group["weight_decay"])
+
+
+def _sgdw(span: Span, group: Group) -> None:
+    if decay := group["weight_decay"]:
+        span.value.mul_(1 - group["lr"] * decay)
+    _descend(span, group, 0.0)
+
+
+def _descend(span: Span, group: Group, decay: float) -> None:
     momentum = group["momentum"]
     has_momentum = span.has(momentum)
     torch._fused_sgd_(
         [span.value],
         [span.gradient],
         [span.moments[0]] if has_momentum else [],  # the kernel wants no buffer where there is no momentum
-        weight_decay=group["weight_decay"],
+        weight_decay=decay,
         momentum=momentum,
         lr=group["lr"],
         dampening=0.0,
@@ -162,6 +173,7 @@ NUMBER_TYPES = (torch.float32, torch.float64)  # in others, numbers of a step wo
 PLAIN = {"maximize": False, "differentiable": False}
 KINDS: dict[type[Optimizer], Kind] = {
     SGD: Kind(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
+    SGDW: Kind(step=_sgdw, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
     Adam: Kind(
         step=_adam(torch._fused_adam_),
         moments=("exp_avg", "exp_avg_sq"),
