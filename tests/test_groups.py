@@ -17,6 +17,7 @@ from hpo.executors import partition_of
 from hpo.train import groups
 from hpo.train.groups import joined, set_rates, split
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.rowoptim import KINDS, Kind
 from hpo.train.schedule import cosine
 from hpo.train.sgdw import SGDW
 from models import cnn
@@ -186,3 +187,19 @@ def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_partition(splits: Spl
     same = replace(trial, optimizer=ours("adamw", weight_decay=0.1))
     assert apart(curves[0], numbers(same.run().train())) > 1e-4
     assert partition_of(same.run(), Training()) != partition_of(runs[0], Training())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adagrad", "rmsprop", "adamax", "adamw"])
+def test_groups_that_differ_in_decay_alone_are_stepped_by_one_call(splits: Splits, monkeypatch: Any, name: str) -> None:
+    for slow, calls in ((1.0, 1), (0.1, 3)):
+        run = Trial(splits=splits, optimizer=ours(name, slow=slow, weight_decay=0.1), lr=0.01, epochs=1).run()
+        kind, called = KINDS[type(run.optimizer)], []
+
+        def step(*given: Any, kind: Kind = kind, called: list[Any] = called) -> None:
+            called.append(given)
+            kind.step(*given)
+
+        monkeypatch.setitem(KINDS, type(run.optimizer), replace(kind, step=step))
+        train(stack_of([run]))
+        assert len(called) == calls * run.steps_per_epoch
+        monkeypatch.undo()
