@@ -59,11 +59,12 @@ KINDS = {
     "data": Kind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
     "loss": Kind(functions=LOSSES, given=0, returns=Callable),
-    "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
-    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=groups.split),  # groups, made of a model
+    # groups, made of a model
+    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=groups.split),
     "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
     # its length in steps, made of the schedule's and an epoch's
     "warmup": Kind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
+    "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
 
 

@@ -16,6 +16,7 @@ from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
 from hpo.train import schedule, warmup
+from hpo.train.warmup import Lengths
 from tests.test_schedule import LR, RELATIVE, optimizer, torchs_rates
 
 LENGTH, WARMING = 60, 12
@@ -73,7 +74,7 @@ def test_a_schedule_by_the_curve_stays_one() -> None:
     ],
 )
 def test_its_length_is_a_share_or_epochs(said: dict[str, float], steps: int) -> None:
-    assert warmup.steps(100, 10, **said) == steps
+    assert warmup.steps(Lengths(schedule=100, epoch=10), **said) == steps
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_its_length_is_a_share_or_epochs(said: dict[str, float], steps: int) -> 
 )
 def test_a_length_that_cannot_be_is_refused(said: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        warmup.steps(100, 10, **said)
+        warmup.steps(Lengths(schedule=100, epoch=10), **said)
 
 
 DOCUMENT: dict[str, Any] = {

@@ -35,7 +35,9 @@ def steps(
     """
     if share is not None and epochs is not None:
         raise ValueError(f"share = {share} and epochs = {epochs}; keep one of the two")
-    length = round(epochs * lengths.epoch if epochs is not None else (0.05 if share is None else share) * lengths.schedule)
+    length = round(
+        epochs * lengths.epoch if epochs is not None else (0.05 if share is None else share) * lengths.schedule
+    )
     if length >= lengths.schedule:
         raise ValueError(f"{length} steps of warm-up leave nothing of a schedule of {lengths.schedule}; shorten it")
     return length
