@@ -14,9 +14,10 @@ from hpo import parts, space
 from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
 from hpo.space import Tree
-from hpo.train import loop, losses
+from hpo.train import groups, loop, losses, warmup
 from hpo.train.losses import Loss
 from hpo.train.penalties import Penalties
+from hpo.train.schedule import Schedule
 
 RGB = 3  # channels
 
@@ -80,11 +81,12 @@ def build_run(
     model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
     model = model.to(device, dtype)
     steps = loop.steps_per_epoch(len(splits.train.labels), training.batch_size)
-    schedule_steps = steps * (training.schedule_epochs or training.epochs)
+    optimizer = parts.call("optimizer", config.optimizer, folder, model)
+    groups.set_rates(optimizer)
     return loop.Run(
         model=model,
-        optimizer=parts.call("optimizer", config.optimizer, folder, model.parameters()),
-        schedule=parts.call("schedule", config.schedule, folder, schedule_steps),
+        optimizer=optimizer,
+        schedule=schedule_of(config, steps, folder),
         splits=splits,
         epochs=training.epochs,
         batch_size=training.batch_size,
@@ -97,7 +99,21 @@ def build_run(
         loss=build_loss(config.loss, splits.num_classes, folder, device),
         penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
         averaging=parts.call("averaging", config.averaging, folder),
+        sam_rho=config.sam.rho,
     )
+
+
+def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
+    """Return the config's schedule, behind its warm-up if it has one, with so many steps in an epoch."""
+    length = steps * (config.training.schedule_epochs or config.training.epochs)
+    if config.warmup is None:
+        return parts.call("schedule", config.schedule, folder, length)  # type: ignore[no-any-return]
+    lengths = warmup.Lengths(schedule=length, epoch=steps)
+    warming = parts.prepared("warmup", config.warmup, folder, lengths)
+    schedule = parts.call("schedule", config.schedule, folder, length - warming)
+    if not warming:
+        return schedule  # type: ignore[no-any-return]
+    return warmup.before(schedule, warming, parts.call("warmup", config.warmup, folder, lengths))
 
 
 def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> Loss:

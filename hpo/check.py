@@ -22,7 +22,9 @@ from hpo.lint import lint
 from hpo.space import Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult, steps_per_epoch
+from hpo.train.schedule import CurveSchedule
 
+STEPS = 100  # in an epoch of which a schedule's rates are looked at
 TRIED_STEPS = 3  # momentum acts on the weights from the second step on
 
 
@@ -91,13 +93,14 @@ def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: tor
 def _mark(
     config: TrainConfig, section: str, splits: data.Splits, seed: int, folder: Path, device: torch.device
 ) -> list[Any]:
-    """Return what a parameter of this section must change: a schedule its rates, an averaging what it takes, anything else
-    the trained weights.
+    """Return what a parameter of this section must change: a schedule or warm-up its rates, or its options where only a curve
+    would show, an averaging what it takes, anything else the trained weights.
     """
-    if section == "schedule":
-        length = 100
-        schedule = parts.call("schedule", config.schedule, folder, length)
-        return [schedule(step) for step in range(length)]
+    if section in ("schedule", "warmup"):
+        schedule = assembly.schedule_of(config, STEPS, folder)
+        if isinstance(schedule, CurveSchedule):
+            return [config.schedule.options, config.warmup and config.warmup.options]
+        return [schedule(step) for step in range(STEPS * config.training.epochs)]
     if section == "averaging":
         averaging, epochs = parts.call("averaging", config.averaging, folder), config.training.epochs
         steps = epochs * steps_per_epoch(len(splits.train.labels), config.training.batch_size)

@@ -15,21 +15,18 @@ from hpo import options
 from hpo.errors import SpecError
 from hpo.space import Tree, branches
 
-SECTIONS = ("data", "augment", "model", "loss", "optimizer", "schedule", "averaging", "training")
-TABLES = ("augment", "training")  # sections that are a table of values, and no part chosen by name
-OPTIONAL = (
-    "augment",
-    "loss",
-    "averaging",
-)  # sections that a file may leave out, and that are then no part of its identity
-#: What a part is that may be left out, if it is.
+SECTIONS = ("data", "augment", "model", "loss", "optimizer", "sam", "schedule", "warmup", "averaging", "training")
+TABLES = ("augment", "sam", "training")  # sections that are a table of values, and no part chosen by name
+#: Sections that a file may leave out, and that are then no part of its identity.
+OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging")
+#: What a part is that may be left out, if it is; no warm-up is none.
 UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
 class Part(pydantic.BaseModel):
-    """A data source, model, loss, optimizer, schedule or averaging by name, with the options of that name."""
+    """A data source, model, loss, optimizer, schedule, warm-up or averaging by name, with the options of that name."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
@@ -129,6 +126,15 @@ class Augment(pydantic.BaseModel):
     """Probability with which an image is mixed at all."""
 
 
+class Sam(pydantic.BaseModel):
+    """Sharpness-aware minimisation, around any optimizer (Foret et al. 2021)."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    rho: Annotated[float, Ge(0)] = 0.0
+    """How far the weights are moved uphill (2-norm over all parameters) to where the gradient is taken; 0 is without."""
+
+
 class TrainConfig(pydantic.BaseModel):
     """One training run."""
 
@@ -139,7 +145,9 @@ class TrainConfig(pydantic.BaseModel):
     model: Part
     loss: Part
     optimizer: Part
+    sam: Sam
     schedule: Part
+    warmup: Part | None = None
     averaging: Part
     training: Training
 
@@ -147,9 +155,14 @@ class TrainConfig(pydantic.BaseModel):
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
         """Read a pinned tree of the sections; SpecError names path, value and mend."""
         tree = UNSAID | dict(tree)
-        parts = {section: Part.from_tree(section, tree[section]) for section in SECTIONS if section not in TABLES}
-        augment = _table("augment", tree.get("augment", {}), Augment)
-        config = cls(augment=augment, training=_table("training", tree["training"], Training), **parts)
+        named = [section for section in SECTIONS if section in tree and section not in TABLES]
+        parts: dict[str, Any] = {section: Part.from_tree(section, tree[section]) for section in named}
+        config = cls(
+            augment=_table("augment", tree.get("augment", {}), Augment),
+            sam=_table("sam", tree.get("sam", {}), Sam),
+            training=_table("training", tree["training"], Training),
+            **parts,
+        )
         config._refuse_two_owners_of_momentum()
         return config
 
@@ -164,7 +177,7 @@ class TrainConfig(pydantic.BaseModel):
                 )
 
 
-Table = TypeVar("Table", Training, Augment)
+Table = TypeVar("Table", Training, Augment, Sam)
 
 
 def _table(section: str, values: Mapping[str, Any], model: type[Table]) -> Table:

@@ -22,6 +22,7 @@ from hpo.train.forwards import Make
 from hpo.train.layers import Unstackable
 from hpo.train.loop import EpochResult, Loop, Run
 from hpo.train.losses import own_kind
+from hpo.train.rowoptim import order_of
 from hpo.train.stack import Stack
 
 ENDLESS = 10**6  # epochs of a run that is only tried
@@ -65,11 +66,10 @@ def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[Ep
 
 def partition_of(run: Run, training: Training) -> str:
     """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ, as
-    long as the optimizers own the same parameters, and the loss as long as it is ours.
+    long as the optimizers own the same parameters in the same order, and the loss as long as it is ours.
     """
-    owned = {parameter for group in run.optimizer.param_groups for parameter in group["params"]}
-    trained = [name for name, parameter in run.model.named_parameters() if parameter in owned]
-    common = (trained, run.batch_size, run.accumulation, training.precision, training.threads)
+    trained = order_of(run.optimizer, {parameter: name for name, parameter in run.model.named_parameters()})
+    common = (trained, run.batch_size, run.accumulation, training.precision, training.threads, run.alone)
     return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics)
 
 

@@ -39,6 +39,17 @@ def long_schedule(spec: StudySpec) -> Iterator[str]:
         yield f"training.schedule_epochs = {length}: the schedule is longer than training.epochs = {epochs}; shorten it"
 
 
+def idle_plateau(spec: StudySpec) -> Iterator[str]:
+    """A plateau whose patience outlasts the training never lowers the rate."""
+    schedule, epochs = spec.tree["schedule"], spec.tree["training"]["epochs"]
+    patience = schedule.get("plateau", schedule).get("patience")
+    if "plateau" not in space.ends_of(schedule["name"]) or patience is None:
+        return
+    # The first epoch sets the lowest loss, patience + 1 more do not undercut it, and one is to have the lower rate.
+    if min(space.ends_of(patience)) + 3 > max(space.ends_of(epochs)):
+        yield f"schedule plateau: patience = {patience} outlasts training.epochs = {epochs}; shorten it"
+
+
 def idle_pruner(spec: StudySpec) -> Iterator[str]:
     """A pruner that cannot act within the epochs and trials of the study."""
     name = spec.pruner["name"]
@@ -116,6 +127,7 @@ def idle_augmentation(spec: StudySpec) -> Iterator[str]:
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
+    idle_plateau,
     idle_pruner,
     owned_momentum,
     idle_augmentation,

@@ -145,9 +145,9 @@ def names(function: Function, given: int) -> set[str]:
     return set(_fields(function, given)[0])
 
 
-def defaults(function: Function, given: int) -> dict[str, Any]:
-    """Return the options that have a default other than None, as plain TOML values."""
-    fields = model_of(function, given).model_fields
+def defaults(function: Function, given: int, common: Function | None = None) -> dict[str, Any]:
+    """Return the options that have a default other than None, as plain TOML values; those of `common` beside the own ones."""
+    fields = model_of(function, given, common).model_fields
     found = {name: field.default for name, field in fields.items() if not field.is_required()}
     return {
         name: list(value) if isinstance(value, tuple) else value

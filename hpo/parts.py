@@ -6,8 +6,10 @@ Here a study file's values get their meaning: every range end and every choice i
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from hpo.errors import SpecError, nearest
 from hpo.options import Function
 from hpo.space import Choices, Tree
 from hpo.spec import StudySpec
+from hpo.train import groups, warmup
 from hpo.train.averaging import AVERAGINGS, Averaging
 from hpo.train.losses import LOSSES
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim import NEEDS, OPTIMIZERS
 from hpo.train.schedule import SCHEDULES
+from hpo.train.warmup import WARMUPS
 from models import MODELS
 
 
@@ -35,21 +39,31 @@ from models import MODELS
 class Kind:
     """One kind of part: its functions by name, how many leading arguments we give them, and what they return.
 
-    `common`, if there is one, takes what such a function returned, with options that all of them have, and returns the like.
+    `common`, if there is one, takes what such a function returned, with options that all of them have, and returns the like;
+    `prepare`, with such options, takes what we have and returns what such a function is given.
     """
 
     functions: Mapping[str, Function]
     given: int
     returns: Any  # a class, or Callable
     common: Function | None = None
+    prepare: Function | None = None
+
+    @property
+    def shared(self) -> Function | None:
+        """The function whose options all of them have; its first argument is ours."""
+        return self.common or self.prepare
 
 
 KINDS = {
     "data": Kind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
     "loss": Kind(functions=LOSSES, given=0, returns=Callable),
-    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer),  # parameters
+    # groups, made of a model
+    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=groups.split),
     "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
+    # its length in steps, made of the schedule's and an epoch's
+    "warmup": Kind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
     "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
 
@@ -68,26 +82,43 @@ def function(section: str, name: str, folder: Path) -> Function:
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
     """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
     kind, found = KINDS[section], function(section, part.name, folder)
-    try:
-        own, common = _divided(kind, found, part)
+    with _told_of(section, part):
+        own, shared = _divided(kind, found, part)
+        if kind.prepare:
+            given = (kind.prepare(*given, **shared),)
         built = found(*given, **_located(kind, found, own, folder))
         if kind.common and isinstance(built, kind.returns):
-            built = kind.common(built, **common)
-    except torch.OutOfMemoryError:
-        raise  # no fault of the file's
-    except Exception as error:
-        raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
+            built = kind.common(built, **shared)
     if not isinstance(built, kind.returns):
         raise SpecError(f"{section} {part.name}: returned a {type(built).__name__}, not a {kind.returns.__name__}")
     return built
 
 
+def prepared(section: str, part: Part, folder: Path, given: Any) -> Any:
+    """Return what a part's function is given, made of what we have; SpecError if the options are refused."""
+    kind, found = KINDS[section], function(section, part.name, folder)
+    assert kind.prepare is not None
+    with _told_of(section, part):
+        return kind.prepare(given, **_divided(kind, found, part)[1])
+
+
+@contextmanager
+def _told_of(section: str, part: Part) -> Iterator[None]:
+    """Raise what goes wrong as a SpecError that names the part."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # no fault of the file's
+    except Exception as error:
+        raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
+
+
 def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
     """Return a part's options: those for its own function, and those that every function of its kind has."""
-    common = options.names(kind.common, 1) - options.names(found, kind.given) if kind.common else set()
+    shared = options.names(kind.shared, 1) - options.names(found, kind.given) if kind.shared else set()
     return (
-        {key: value for key, value in part.options.items() if key not in common},
-        {key: value for key, value in part.options.items() if key in common},
+        {key: value for key, value in part.options.items() if key not in shared},
+        {key: value for key, value in part.options.items() if key in shared},
     )
 
 
@@ -106,12 +137,22 @@ def files(spec: StudySpec) -> list[str]:
 
 
 def check(config: TrainConfig, folder: Path) -> None:
-    """Raise SpecError if some part of a pinned config does not take its options."""
+    """Raise SpecError if some part of a pinned config does not take its options, or if parts do not go together."""
     for section, kind in KINDS.items():
-        part: Part = getattr(config, section)
-        found = function(section, part.name, folder)
-        options.check(section, part.name, found, kind.given, part.options, part.paths, kind.common)
+        part: Part | None = getattr(config, section)
+        if part is not None:
+            found = function(section, part.name, folder)
+            options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared)
+    _refuse_a_missing_package(config.optimizer)
     _refuse_a_cycle_without_momentum(config)
+
+
+def _refuse_a_missing_package(optimizer: Part) -> None:
+    package, extra = NEEDS.get(optimizer.name, (None, ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise SpecError(
+            f"optimizer.name = {optimizer.name!r}: needs the package {package}; `pip install 'hpo[{extra}]'` or choose another"
+        )
 
 
 def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
@@ -130,6 +171,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     tree = spec.tree
     _refuse_a_search_over_data(tree)
     _refuse_values_in_several_measures(spec)
+    _refuse_a_warmup_without_end(tree)
     problems: dict[str, None] = {}
     for variant in space.variants(tree):
         try:
@@ -159,6 +201,17 @@ def _refuse_values_in_several_measures(spec: StudySpec) -> None:
             )
 
 
+def _refuse_a_warmup_without_end(tree: Tree) -> None:
+    training, epochs = tree["training"], tree.get("warmup", {}).get("epochs")
+    key = "schedule_epochs" if "schedule_epochs" in training else "epochs"
+    length = training.get(key, training_defaults()["epochs"])
+    if epochs is not None and max(space.ends_of(epochs)) >= min(space.ends_of(length)):
+        raise SpecError(
+            f"warmup.epochs = {epochs}: may be as long as the whole schedule, training.{key} = {length}; "
+            "shorten it or write warmup.share"
+        )
+
+
 def _filled(tree: Tree, folder: Path) -> Tree:
     """Return the tree with the defaults of every part that can be taken, each under its own choice."""
     cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
@@ -176,9 +229,12 @@ def _filled_table(section: str, table: Tree) -> Tree:
 
 
 def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> Tree:
-    name = part["name"]
-    for choice in name.options if isinstance(name, Choices) else [name]:
-        found = options.defaults(function(section, choice, folder), KINDS[section].given)
+    name, kind = part["name"], KINDS[section]
+    names = name.options if isinstance(name, Choices) else [name]
+    functions = {choice: function(section, choice, folder) for choice in names}
+    part |= _filled_once(kind, part, list(functions.values()))
+    for choice, taker in functions.items():
+        found = options.defaults(taker, kind.given, kind.prepare)
         branch = part.get(choice, {})
         missing = {key: value for key, value in found.items() if key not in part.keys() | branch.keys() | left_out}
         if isinstance(name, Choices) and missing:
@@ -186,6 +242,16 @@ def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> 
         else:
             part |= missing
     return part
+
+
+def _filled_once(kind: Kind, part: Tree, functions: list[Function]) -> Tree:
+    """Return the missing defaults that all choices share, unless one of them has the option in its branch or by itself."""
+    if kind.prepare is None:
+        return {}
+    apart = {key for branch in space.branches(part).values() for key in branch}
+    apart |= {key for taker in functions for key in options.names(taker, kind.given)}
+    found = options.defaults(kind.prepare, 1)
+    return {key: value for key, value in found.items() if key not in part.keys() | apart}
 
 
 def _paths(tree: Tree, path: str = "") -> list[str]:

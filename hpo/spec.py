@@ -108,8 +108,10 @@ class StudySpec(pydantic.BaseModel):
     model: dict[str, Any] = {}
     loss: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
+    sam: dict[str, Any] = {}
     schedule: dict[str, Any] = {}
     averaging: dict[str, Any] = {}
+    warmup: dict[str, Any] = {}
     training: dict[str, Any] = {}
     sampler: dict[str, Any] = {"name": "tpe"}
     pruner: dict[str, Any] = {"name": "median"}

@@ -17,7 +17,7 @@ import data
 from data import Source, Splits
 from hpo.seeds import derive
 from hpo.train.loop import EpochResult, Run, initial_model, steps_per_epoch
-from hpo.train.schedule import Schedule, constant
+from hpo.train.schedule import Schedule, after, constant
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import mlp, use_generator
@@ -87,7 +87,8 @@ class Trial:
 
 def plain_epochs(trial: Trial, model: nn.Module, optimizer: Optimizer, epochs: Iterable[int]) -> Numbers:
     """Train a model of plain torch for these epochs of a trial."""
-    splits, dtype, result = trial.splits, trial.dtype, []
+    splits, dtype = trial.splits, trial.dtype
+    result: Numbers = []
     base = [group["lr"] for group in trial.optimizer(trial.model().parameters(), lr=trial.lr).param_groups]
     schedule = trial.schedule(trial.epochs * trial.steps)
     images, validation = (
@@ -98,11 +99,12 @@ def plain_epochs(trial: Trial, model: nn.Module, optimizer: Optimizer, epochs: I
     use_generator(model, generator)
     for epoch in epochs:
         model.train()
+        now = after(schedule, [validation_loss for _, validation_loss, _ in result])
         losses = []
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive(trial.seed, "order", epoch)))
         generator.manual_seed(derive(trial.seed, "dropout", epoch))
         for batch, rows in enumerate(order.split(trial.batch_size)[: trial.steps]):
-            factor, momentum = schedule(epoch * trial.steps + batch)
+            factor, momentum = now(epoch * trial.steps + batch)
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
                 if momentum is not None and "momentum" in group:

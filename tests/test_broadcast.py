@@ -17,6 +17,7 @@ from hpo.train.broadcast import FORMS, Broadcast
 from hpo.train.rowoptim import KINDS, order_of, own_state
 from hpo.train.rows import Rows
 from hpo.train.schedule import cosine, onecycle
+from hpo.train.sgdw import SGDW
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from tests.stacks import Trial, apart, digits, numbers, stop_before, train, weights
@@ -36,6 +37,12 @@ KIND_ROWS: dict[str, list[Make]] = {
         plainly(SGD, lr=0.05, momentum=0.9),
         plainly(SGD, lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.1),
         plainly(SGD, lr=0.03, weight_decay=0.01),
+    ],
+    "sgdw": [
+        plainly(SGDW, lr=0.1, weight_decay=0.01),
+        plainly(SGDW, lr=0.05, momentum=0.9),
+        plainly(SGDW, lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.1),
+        plainly(SGDW, lr=0.03, momentum=0.5, weight_decay=0.3),
     ],
     "adam": [
         plainly(Adam, lr=0.01),
@@ -396,6 +403,7 @@ class Operations(TorchDispatchMode):
 SMALL = 40  # elements; a row has more, nothing else in a step has
 OPERATIONS = {
     "sgd": 5,
+    "sgdw": 5,
     "adam": 9,
     "adamw": 9,
     "rmsprop": 11,

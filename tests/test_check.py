@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,51 @@ def test_an_option_that_the_users_own_model_ignores_is_told_and_no_other(tmp_pat
     assert found.warnings == [
         "model.ignored = { low = 0.0, high = 1.0 }: makes no difference to a training; nothing uses it, remove it"
     ]
+
+
+def test_options_of_schedules_warm_ups_and_decay_are_known_to_be_used(tmp_path: Path) -> None:
+    found = examine(
+        tmp_path,
+        '[model]\nname = "mlp"\nwidths = [4]\n'
+        '[optimizer]\nname = "muon"\nlr = 0.01\ndecay = { choices = ["weights", "all"] }\n'
+        "[sam]\nrho = { low = 0.01, high = 0.1 }\n"
+        '[warmup]\nname = "linear"\nshare = { low = 0.01, high = 0.02 }\nstart_factor = { low = 0.1, high = 0.2 }\n'
+        '[schedule]\nname = { choices = ["plateau", "warm_restarts"] }\n'
+        "[schedule.plateau]\npatience = { low = 1, high = 9 }\n[schedule.warm_restarts]\ncycles = { low = 1, high = 3 }\n"
+        "[training]\nbatch_size = 256\nepochs = 6\n",
+    )
+    assert found.warnings == []
+    assert found.choice.executor == "loop"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[optimizer]\nname = "adagrad"\nlr = 0.1\n[schedule]\nname = "onecycle"\ncycle_momentum = true\n',
+            "schedule.cycle_momentum = true: optimizer adagrad has no momentum",
+        ),
+        ('[optimizer]\nname = "adagrad"\nlr = 0.1\ndecoupled = true\n', "optimizer adagrad takes no 'decoupled'"),
+        (
+            '[optimizer]\nname = { choices = ["sgd", "muon"] }\nlr = 0.1\n[warmup]\nname = "linear"\nepochs = 20\n',
+            "warmup.epochs = 20: may be as long as the whole schedule, training.epochs = 20",
+        ),
+        ('[optimizer]\nname = "sgd"\nlr = 0.1\n[sam]\nrho = -1\n', "sam.rho = -1: input should be greater than"),
+        ('[optimizer]\nname = "sgd"\nlr = 0.1\n[sam]\nrhu = 1\n', "sam takes no 'rhu' (did you mean 'rho'?)"),
+    ],
+)
+def test_what_does_not_go_together_is_a_fault_of_the_file(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        examine(tmp_path, '[model]\nname = "mlp"\n' + text)
+    assert message in str(caught.value)
+
+
+def test_an_optimizer_whose_package_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(SpecError, match=r"needs the package pytorch_optimizer; `pip install 'hpo\[soap\]'`"):
+        examine(
+            tmp_path, '[model]\nname = "mlp"\n[optimizer]\nname = { choices = ["soap", "sgd", "adam"] }\nlr = 0.1\n'
+        )
 
 
 def test_a_model_that_cannot_be_built_is_a_fault_of_the_file(tmp_path: Path) -> None:

@@ -73,13 +73,14 @@ LAYERS = [
         "hpo.train.losses",
         "hpo.train.averaging",
         "hpo.train.rows",
-        "hpo.train.schedule",
+        "hpo.train.sharpness",
+        "hpo.train.warmup",
         "hpo.train.checkpoint",
         "hpo.train.pixels",
         "hpo.train.architecture",
         "hpo.measured",
     ],
-    ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
+    ["hpo.config", "hpo.db.tables", "hpo.db.engine", "hpo.train.muon", "hpo.train.sgdw", "hpo.train.schedule"],
     [
         "hpo.options",
         "hpo.typetext",
@@ -90,6 +91,7 @@ LAYERS = [
         "hpo.failures",
         "data",
         "models",
+        "hpo.train.groups",
     ],
     [
         "hpo.errors",
@@ -178,7 +180,7 @@ def test_models_and_data_know_torch_and_its_like_and_nothing_of_studies(module: 
 
 @pytest.mark.parametrize("module", group("hpo.train"))
 def test_training_knows_no_database(module: str) -> None:
-    allowed = {"torch", "annotated_types", "hpo", "models", "data"} | sys.stdlib_module_names
+    allowed = {"torch", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"} | sys.stdlib_module_names
     assert roots(module) - allowed == set()
 
 

@@ -66,6 +66,21 @@ def test_a_schedule_longer_than_the_shortest_training_never_ends(training: Any, 
 
 
 @pytest.mark.parametrize(
+    ("schedule", "warned"),
+    [
+        ({"name": "plateau", "patience": 6}, False),  # of nine epochs the last has a lower rate
+        ({"name": "plateau", "patience": 7}, True),
+        ({"name": {"choices": ["plateau", "c"]}, "plateau": {"patience": {"low": 7, "high": 9}}}, True),
+        ({"name": {"choices": ["plateau", "c"]}, "plateau": {"patience": {"low": 6, "high": 9}}}, False),
+        ({"name": "c", "patience": 7}, False),
+    ],
+)
+def test_a_patience_that_outlasts_the_training_never_lowers_the_rate(schedule: Any, warned: bool) -> None:
+    lines = found(schedule=schedule)
+    assert [line.split(" = ")[0] for line in lines] == (["schedule plateau: patience"] if warned else [])
+
+
+@pytest.mark.parametrize(
     ("pruner", "warned"),
     [
         ({"name": "none"}, False),

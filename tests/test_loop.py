@@ -19,7 +19,7 @@ from hpo.train import averaging, checkpoint, loop, losses, pixels
 from hpo.train.loop import EpochResult, Run, can_halve, evaluate, initial_model, steps_per_epoch
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.penalties import Penalties
-from hpo.train.schedule import constant, cosine, onecycle
+from hpo.train.schedule import constant, cosine, onecycle, plateau
 from models import Dropout, cnn, mlp
 
 EPOCHS, BATCH = 3, 16
@@ -103,6 +103,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "user model rmsprop": {"build": Noisy, "kind": "rmsprop"},
     "mlp adagrad": {"kind": "adagrad", "schedule": constant(1)},
+    "mlp muon on a plateau": {"kind": "muon", "schedule": plateau(1, patience=0, threshold=0.5, factor=0.5)},
+    "cnn soap": {"build": build_cnn, "kind": "soap"},
+    "cnn sharpness-aware": {"build": build_cnn, "sam_rho": 0.1},
     "mlp bfloat16": {"precision": "bfloat16"},
     "cnn in micro-batches": {"build": build_cnn, "accumulation": 2},
     "user model in micro-batches": {"build": Noisy, "accumulation": 3},

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from torch import nn
 
+from hpo.train import checkpoint
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.schedule import Rate, apply
 
@@ -37,6 +40,28 @@ CASES: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[str, An
     ),
     ("adagrad", {}, torch.optim.Adagrad, {}),
     ("adagrad", {"eps": 1e-6, "weight_decay": 0.1}, torch.optim.Adagrad, {"eps": 1e-6, "weight_decay": 0.1}),
+    ("adam", {"weight_decay": 0.1, "decoupled": True}, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ("adamax", {}, torch.optim.Adamax, {}),
+    (
+        "adamax",
+        {"beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "weight_decay": 0.1},
+        torch.optim.Adamax,
+        {"betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+    ),
+    ("nadam", {}, torch.optim.NAdam, {}),
+    (
+        "nadam",
+        {"beta1": 0.8, "momentum_decay": 0.1, "weight_decay": 0.1, "decoupled": True},
+        torch.optim.NAdam,
+        {"betas": (0.8, 0.999), "momentum_decay": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
+    ("radam", {}, torch.optim.RAdam, {}),
+    (
+        "radam",
+        {"beta2": 0.9, "weight_decay": 0.1, "decoupled": True},  # adaptive from the sixth step on
+        torch.optim.RAdam,
+        {"betas": (0.9, 0.9), "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
 ]
 
 
@@ -53,7 +78,7 @@ def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], times: in
 
 
 @pytest.mark.parametrize(("name", "options", "theirs", "their_options"), CASES)
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 8])
 def test_a_step_is_the_one_of_torchs_plain_optimizer(name, options, theirs, their_options, steps: int) -> None:
     ours, expected = parameters(), parameters()
     step(OPTIMIZERS[name](ours, lr=0.05, **options), ours, steps)
@@ -62,22 +87,85 @@ def test_a_step_is_the_one_of_torchs_plain_optimizer(name, options, theirs, thei
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
 
 
+def by_library(name: str, params: list[nn.Parameter], **options: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of torch and pytorch-optimizer that one of ours with groups stands for."""
+    matrices, others = ([p for p in params if (p.ndim == 2) == wanted] for wanted in (True, False))
+    if name == "soap":
+        return [pytorch_optimizer.SOAP([{"params": matrices}, {"params": others, "weight_decay": 0.0}], **options)]
+    return [
+        torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options),
+        torch.optim.AdamW(others, lr=options["lr"], weight_decay=0.0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["muon", "soap"])
+def test_a_step_is_the_one_of_the_library(name: str) -> None:
+    ours, expected = parameters(), parameters()
+    options = {"lr": 0.01, "weight_decay": 0.2}
+    groups = [{"params": ours[:1]}, {"params": ours[1:], "weight_decay": 0.0}]
+    optimizer, theirs = OPTIMIZERS[name](groups, **options), by_library(name, expected, **options)
+    for _ in range(12):
+        step(optimizer, ours, 1)
+        for one in theirs:
+            step(one, [p for group in one.param_groups for p in group["params"]], 1)
+    for p, q in zip(ours, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_decoupled_decay_of_sgd_shrinks_weights_past_the_momentum(nesterov: bool) -> None:
+    ours, expected = parameters(), parameters()
+    optimizer = OPTIMIZERS["sgd"](ours, lr=0.05, momentum=0.9, nesterov=nesterov, weight_decay=0.3, decoupled=True)
+    plain = torch.optim.SGD(expected, lr=0.05, momentum=0.9, nesterov=nesterov)
+    for time in range(6):
+        for one, params in ((optimizer, ours), (plain, expected)):
+            for p in params:
+                p.grad = torch.cos(torch.arange(float(p.numel())) + time).view_as(p)
+            if one is plain:
+                for p in params:
+                    p.data *= 1 - 0.05 * 0.3
+            one.step()
+    for p, q in zip(ours, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3]
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_state_goes_on_in_a_fresh_optimizer_bit_for_bit(name: str, tmp_path: Path) -> None:
+    first = parameters()
+    optimizer = OPTIMIZERS[name](first, lr=0.01, weight_decay=0.1)
+    expected = OPTIMIZERS[name](copies := parameters(), lr=0.01, weight_decay=0.1)
+    step(optimizer, first, 7)
+    step(expected, copies, 7)
+    digest = checkpoint.save(tmp_path / "state.pt", {"optimizer": optimizer.state_dict()})
+    second = [nn.Parameter(p.detach().clone()) for p in first]
+    further = OPTIMIZERS[name](second, lr=0.5, weight_decay=0.7)
+    further.load_state_dict(checkpoint.load(tmp_path / "state.pt", digest)["optimizer"])
+    for one, params in ((further, second), (expected, copies)):
+        step(one, params, 7)
+    for p, q in zip(second, copies, strict=True):
+        assert torch.equal(p, q)
+
+
+FORMS = {"rmsprop": "foreach", "adamax": "foreach", "nadam": "foreach", "radam": "foreach", "soap": "plain"}
+
+
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_the_fused_form_is_used_where_torch_has_it_and_foreach_elsewhere(name: str) -> None:
-    optimizer = OPTIMIZERS[name](parameters(), lr=0.1)
-    (group,) = optimizer.param_groups
-    if name == "rmsprop":
-        assert group["foreach"] is True
-        assert not group.get("fused")
-    else:
-        assert group["fused"] is True
-        assert not group["foreach"]
+    group = OPTIMIZERS[name](parameters(), lr=0.1).param_groups[-1]  # Muon's other parameters
+    form = next((form for form in ("fused", "foreach") if group.get(form)), "plain")
+    assert form == FORMS.get(name, "fused")
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_parameters_may_come_as_an_iterator(name: str) -> None:
     optimizer = OPTIMIZERS[name](iter(parameters()), lr=0.1)
-    assert len(optimizer.param_groups[0]["params"]) == 2
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_muon_without_a_matrix_says_so() -> None:
+    with pytest.raises(ValueError, match="no parameter of the model has two dimensions; choose adamw"):
+        OPTIMIZERS["muon"](parameters()[1:], lr=0.1)
 
 
 def test_nesterov_works_with_a_momentum_that_a_schedule_brings() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hpo import parts
 from hpo.config import Part, TrainConfig
@@ -45,16 +46,18 @@ def test_the_defaults_of_each_choice_stand_in_its_own_branch(tmp_path: Path) -> 
         "name": choice,
         "lr": 0.1,
         "weight_decay": {"low": 0.0, "high": 0.1},
-        "sgd": {"momentum": 0.5, "nesterov": False},
-        "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+        "decay": "weights",
+        "sgd": {"momentum": 0.5, "nesterov": False, "decoupled": False},
+        "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decoupled": False},
     }
 
 
 def test_a_single_choice_and_a_plain_name_with_a_branch_are_filled_as_well(tmp_path: Path) -> None:
     one = resolved(tmp_path, optimizer={"name": {"choices": ["sgd"]}, "lr": 0.1}).optimizer
-    assert one["sgd"] == {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+    filled = {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False, "decoupled": False}
+    assert one["sgd"] == filled
     plain = resolved(tmp_path, optimizer={"name": "sgd", "sgd": {"lr": 0.1}}).optimizer
-    assert plain == {"name": "sgd", "sgd": {"lr": 0.1}, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+    assert plain == {"name": "sgd", "sgd": {"lr": 0.1}, "decay": "weights"} | filled
 
 
 def test_resolving_twice_changes_nothing_and_every_variant_still_fits(tmp_path: Path) -> None:
@@ -65,6 +68,36 @@ def test_resolving_twice_changes_nothing_and_every_variant_still_fits(tmp_path: 
     }
     once = resolved(tmp_path, **changes)
     assert parts.resolve(once, tmp_path) == once
+
+
+def test_an_option_of_every_optimizer_stands_once_unless_one_choice_says_otherwise(tmp_path: Path) -> None:
+    choice = {"choices": ["sgd", "muon"]}
+    found = resolved(tmp_path, optimizer={"name": choice, "lr": 0.1, "sgd": {"decay": "all"}})
+    assert "decay" not in found.optimizer
+    assert [found.optimizer[name]["decay"] for name in choice["choices"]] == ["all", "weights"]
+    assert parts.resolve(found, tmp_path) == found
+    assert fault(tmp_path, optimizer={"name": "sgd", "lr": 0.1, "decay": "biases"}) == [
+        "optimizer.decay = 'biases': input should be 'weights' or 'all'"
+    ]
+
+
+def test_the_users_own_optimizer_is_given_groups_and_keeps_an_option_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef plain(groups, *, lr: float): return torch.optim.SGD(groups, lr=lr, weight_decay=0.5)\n"
+        "def own(groups, *, decay: float = 0.25): return torch.optim.SGD(groups, lr=1.0, weight_decay=decay)\n"
+    )
+    layer = nn.Linear(2, 2)
+
+    def decays(**options: Any) -> list[float]:
+        name = options.pop("name")
+        built = parts.call("optimizer", Part(name=name, options=options, paths={}), tmp_path, layer)
+        return [group["weight_decay"] for group in built.param_groups]
+
+    assert decays(name="mine.py:plain", lr=0.1) == [0.5, 0.0]
+    assert decays(name="mine.py:plain", lr=0.1, decay="all") == [0.5]
+    assert decays(name="mine.py:own", decay=0.75) == [0.75, 0.0]
+    optimizer = {"name": "mine.py:own"}
+    assert resolved(tmp_path, optimizer=optimizer).optimizer == {"name": "mine.py:own", "decay": 0.25}
 
 
 def test_a_momentum_that_the_schedule_owns_is_not_filled_in(tmp_path: Path) -> None:
@@ -94,8 +127,9 @@ def test_the_users_own_part_has_its_options_checked_as_ours_are(tmp_path: Path) 
 def test_a_shared_option_must_fit_every_choice(tmp_path: Path) -> None:
     optimizer = {"name": {"choices": ["sgd", "adam", "adagrad"]}, "lr": 0.1, "momentum": 0.9}
     assert fault(tmp_path, optimizer=optimizer) == [
-        "optimizer.momentum: optimizer adam takes no 'momentum' (known: beta1, beta2, eps, lr, weight_decay)",
-        "optimizer.momentum: optimizer adagrad takes no 'momentum' (known: eps, lr, weight_decay)",
+        "optimizer.momentum: optimizer adam takes no 'momentum' (known: beta1, beta2, decay, decoupled, eps, "
+        "lr, weight_decay)",
+        "optimizer.momentum: optimizer adagrad takes no 'momentum' (known: decay, eps, lr, weight_decay)",
     ]
 
 
@@ -118,7 +152,7 @@ def test_a_part_that_refuses_or_returns_something_else_is_named(
     section: str, source: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(source + "\n")
-    given = [None] * parts.KINDS[section].given
+    given = [nn.Linear(2, 2)] if section == "optimizer" else [None] * parts.KINDS[section].given
     with pytest.raises(SpecError) as caught:
         parts.call(section, Part(name="mine.py:f", options={}, paths={}), tmp_path, *given)
     assert str(caught.value) == message

@@ -91,6 +91,7 @@ def hooked(params: Any, lr: float) -> Optimizer:
     return optimizer
 
 
+BY_TORCH = ("radam", "muon", "soap")  # steps of these are torch's own in a row, or none
 ROW: dict[str, tuple[Callable[..., Optimizer], float]] = {  # with a learning rate that trains
     "sgd": (optim.SGD, 0.1),
     "sgd decay": (partial(optim.SGD, weight_decay=0.01), 0.1),
@@ -110,7 +111,12 @@ ROW: dict[str, tuple[Callable[..., Optimizer], float]] = {  # with a learning ra
     "nadam": (optim.NAdam, 0.01),
     "nadam decay": (partial(optim.NAdam, weight_decay=0.01), 0.01),
     "nadam decoupled": (partial(optim.NAdam, weight_decay=0.01, decoupled_weight_decay=True), 0.01),
-    **{f"ours: {name}": (make, 0.01) for name, make in OPTIMIZERS.items()},
+    "sgd decoupled": (partial(OPTIMIZERS["sgd"], momentum=0.9, weight_decay=0.1, decoupled=True), 0.05),
+    "sgd nesterov decoupled": (
+        partial(OPTIMIZERS["sgd"], momentum=0.9, nesterov=True, weight_decay=0.1, decoupled=True),
+        0.05,
+    ),
+    **{f"ours: {name}": (OPTIMIZERS[name], 0.01) for name in OPTIMIZERS if name not in BY_TORCH},
     "groups: sgd": (grouped(optim.SGD, slice(0, None, 2), momentum=0.9), 0.05),
     "groups: adamw": (grouped(optim.AdamW, slice(2, 4)), 0.01),
     "groups: rmsprop": (grouped(optim.RMSprop, slice(3), momentum=0.5), 0.003),
@@ -129,6 +135,8 @@ TORCHS: dict[str, tuple[Callable[..., Optimizer], float]] = {
     "lion": (Lion, 0.001),
     "a subclass": (Mine, 0.01),
     "hooked": (hooked, 0.05),
+    "ours: radam": (OPTIMIZERS["radam"], 0.01),
+    "ours: muon": (OPTIMIZERS["muon"], 0.01),
     "groups: radam": (grouped(optim.RAdam, slice(0, None, 2)), 0.01),
 }
 ALL = ROW | TORCHS

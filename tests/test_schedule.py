@@ -95,6 +95,68 @@ def test_exponential_is_torchs_with_the_ratio_that_ends_at_the_final_factor() ->
     assert ours(50).factor == 0.02
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.5])
+def test_polynomial_is_torchs_at_every_step(power: float) -> None:
+    given = optimizer()
+    theirs = torchs_rates(given, lr_scheduler.PolynomialLR(given, 60, power), 70)
+    ours = schedule.polynomial(60, power=power)
+    assert [ours(step).factor for step in range(70)] == pytest.approx([r.factor for r in theirs], rel=1e-9, abs=1e-15)
+    assert schedule.polynomial(60, power=power, final_factor=0.3)(60).factor == 0.3
+
+
+@pytest.mark.parametrize(("cycles", "t_mult", "first"), [(1, 1, 40), (4, 1, 10), (3, 2, 9), (2, 3, 1)])
+@pytest.mark.parametrize("final_factor", [0.0, 0.1])
+def test_warm_restarts_are_torchs_at_every_step(cycles: int, t_mult: int, first: int, final_factor: float) -> None:
+    length = sum(first * t_mult**cycle for cycle in range(cycles))
+    given = optimizer()
+    scheduler = lr_scheduler.CosineAnnealingWarmRestarts(given, first, t_mult, eta_min=final_factor * LR)
+    theirs = torchs_rates(given, scheduler, length)
+    ours = schedule.warm_restarts(length, cycles=cycles, t_mult=t_mult, final_factor=final_factor)
+    assert [ours(step).factor for step in range(length)] == pytest.approx([r.factor for r in theirs], rel=RELATIVE)
+    assert ours(length).factor == pytest.approx(final_factor, abs=1e-15)
+
+
+@pytest.mark.parametrize("length", range(1, 12))
+def test_warm_restarts_that_do_not_divide_the_length_stay_within_bounds(length: int) -> None:
+    ours = schedule.warm_restarts(length, cycles=5, t_mult=3, final_factor=0.1)
+    assert all(0.1 <= ours(step).factor <= 1.0 for step in range(length + 3))
+
+
+CURVES = {
+    "falls": [1 / (1 + epoch) for epoch in range(30)],
+    "stands": [1.0] * 30,
+    "falls too slowly": [1 - 5e-5 * epoch for epoch in range(30)],
+    "by turns": [1 + 0.5 * (-1) ** epoch / (1 + epoch // 4) for epoch in range(30)],
+    "no number": [1.0, math.nan, 0.5, math.inf, *[math.nan] * 8, 0.1],
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patience": 3},
+        {"patience": 0, "factor": 0.7, "cooldown": 4},
+        {"patience": 2, "threshold": 0.0, "factor": 0.5},
+        {"patience": 1, "factor": 0.5, "min_factor": 0.2, "cooldown": 1},
+    ],
+)
+def test_plateau_is_torchs_after_every_epoch(curve: str, options: dict[str, float]) -> None:
+    given, losses = optimizer(), CURVES[curve]
+    theirs = {key: value for key, value in options.items() if key != "min_factor"}
+    scheduler = lr_scheduler.ReduceLROnPlateau(given, min_lr=options.get("min_factor", 0.0) * LR, eps=0.0, **theirs)
+    ours = schedule.plateau(100, **options)
+    for epoch, loss in enumerate(losses):
+        expected = given.param_groups[0]["lr"] / LR
+        assert schedule.after(ours, losses[:epoch])(7 * epoch).factor == pytest.approx(expected, rel=RELATIVE), epoch
+        scheduler.step(loss)
+
+
+def test_a_schedule_that_knows_no_curve_is_the_same_after_any() -> None:
+    ours = schedule.cosine(10)
+    assert schedule.after(ours, [1.0, 2.0]) is ours
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_past_its_length_a_schedule_stays_at_its_last_value(name: str) -> None:
     ours = SCHEDULES[name](17)

@@ -50,6 +50,8 @@ def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
             "weight_decay": 0.0,
             "momentum": 0.0,
             "nesterov": False,
+            "decoupled": False,
+            "decay": "weights",
         },
         "schedule": {"name": "constant"},
         "training": {"epochs": 20, "batch_size": 32, "precision": "float32", "threads": 1},

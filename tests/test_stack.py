@@ -23,6 +23,7 @@ from hpo.train.loop import EpochResult, Run
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
+from hpo.train.warmup import before, linear
 from models import Dropout, cnn, mlp
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, together, train, weights
@@ -97,6 +98,10 @@ SCHEDULES: dict[str, Callable[[int], schedule.Schedule]] = {
     "onecycle with momentum": partial(schedule.onecycle, cycle_momentum=True),
     "step": partial(schedule.step, drops=3, gamma=0.5),
     "exponential": schedule.exponential,
+    "polynomial": partial(schedule.polynomial, power=2.0),
+    "warm restarts": schedule.warm_restarts,
+    "plateau": partial(schedule.plateau, patience=0, threshold=0.03, factor=0.7),
+    "warmed up": lambda length: before(schedule.cosine(length - 10), 10, linear(10)),
 }
 
 
@@ -111,6 +116,18 @@ def test_schedules(splits: Splits, name: str, kind: Callable[..., optim.Optimize
     ]
     assert apart(together(trials[:3]), [trial.by_plain_torch() for trial in trials[:3]]) <= EQUAL
     assert apart(together(trials)[3], trials[3].by_plain_torch()) <= EQUAL
+
+
+def test_a_plateau_is_each_runs_own(splits: Splits) -> None:
+    trial = Trial(splits=splits, schedule=SCHEDULES["plateau"], lr=0.02, epochs=12)
+    trials = [trial, replace(trial, seed=5, lr=0.5)]
+    runs = [trial.run() for trial in trials]
+    results = train(stack_of(runs))
+    for run, one in zip(runs, trials, strict=True):
+        factors = [result.learning_rate / one.lr for result in results[run]]
+        assert factors[0] == 1.0 > factors[-1]
+        assert factors == pytest.approx([result.learning_rate / one.lr for result in one.run().train()])
+    assert len({tuple(result.learning_rate / 0.02 for result in results[run]) for run in runs}) == 2
 
 
 CLIPS: list[dict[str, float]] = [{"clip_norm": 0.3}, {"clip_value": 0.01}, {"clip_norm": 0.1, "clip_value": 0.02}]

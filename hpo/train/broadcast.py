@@ -23,6 +23,7 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMS
 
 from hpo.train.rowoptim import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
 from hpo.train.rows import Rows
+from hpo.train.sgdw import SGDW
 
 Numbers = tuple[float, ...]  # of one row in one step
 
@@ -57,6 +58,15 @@ def _sgd_numbers(group: Group, span: Span, _step: int) -> Numbers:
 
 def _sgd(block: Block, decay: Column, *momentum: Column) -> None:
     _descend(block, _decayed(block, decay), block.moments[0], *momentum)
+
+
+def _sgdw_numbers(group: Group, span: Span, _step: int) -> Numbers:
+    return _shrinkage(group), *_momentum_numbers(group, span)
+
+
+def _sgdw(block: Block, shrinkage: Column, *momentum: Column) -> None:
+    _shrink(block, shrinkage)
+    _descend(block, block.gradient, block.moments[0], *momentum)
 
 
 def _adam_numbers(group: Group, _span: Span, step: int) -> Numbers:
@@ -228,6 +238,7 @@ class Form:
 
 FORMS: dict[type[Optimizer], Form] = {
     SGD: Form(numbers=_sgd_numbers, step=_sgd),
+    SGDW: Form(numbers=_sgdw_numbers, step=_sgdw),
     Adam: Form(numbers=_adam_numbers, step=_adam),
     AdamW: Form(numbers=_adamw_numbers, step=_adamw),
     Adagrad: Form(numbers=_adagrad_numbers, step=_adagrad),

@@ -8,7 +8,7 @@ loss that is not finite.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from data import Augmentation, Drawn, MixedLabels, Split, Splits, Strength, Tone, draw
 from hpo.seeds import derive
 from hpo.train import averaging as averagings
-from hpo.train import losses, penalties
+from hpo.train import losses, optim, penalties, sharpness
 from hpo.train import schedule as schedules
 from hpo.train.averaging import Average, Averaging
 from hpo.train.losses import Loss
@@ -32,6 +32,7 @@ from hpo.train.schedule import Schedule
 from models import adopt_dropout, use_generator
 
 Precision = Literal["float32", "bfloat16"]
+Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and with whose labels they are mixed
 
 AS_THEY_ARE = Strength()
 EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
@@ -121,6 +122,9 @@ class Run:
     Training minimises the mean of `loss` over the images of a batch and what `penalised` adds to it. Validation judges the
     average of the weights that `averaging` makes, by the loss without label smoothing.
 
+    With `sam_rho` above 0, each step's gradient is taken that far uphill, see `sharpness.py`; micro-batches climb together, and
+    penalties add to the gradient as ever.
+
     `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
     gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
     fewer images at once by the same factor. What differs from whole batches, beyond rounding: batch norm
@@ -147,6 +151,7 @@ class Run:
         loss: Loss = losses.CROSS_ENTROPY,
         penalised: Penalties = penalties.NONE,
         averaging: Averaging = averagings.NONE,
+        sam_rho: float = 0.0,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -180,9 +185,12 @@ class Run:
         self.judging_loss = losses.judging(loss)
         self.penalised = penalised
         self.average = Average(averaging, model, epochs) if averaging.every else None
+        self.sam_rho = sam_rho
+        self.validation_losses: list[float] = []  # of the epochs finished
         self.accumulation = accumulation
         self.executors: list[str] = []  # that have trained it, in order
         self._schedule = schedule
+        self._schedule_now = schedule  # as it is for the epoch under way
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._pieces = min(accumulation, max(1, self.batch_size // SMALLEST_PIECE))
         self._evaluation_batch = _evaluation_batch(accumulation)
@@ -197,6 +205,13 @@ class Run:
     def finished(self) -> bool:
         """Whether all epochs are trained."""
         return self.epoch >= self.epochs
+
+    @property
+    def alone(self) -> str | None:
+        """Why the run cannot be trained as one model with others, if that is so."""
+        if self.sam_rho:
+            return "sharpness-aware minimisation takes each batch twice"
+        return optim.ALONE.get(type(self.optimizer).__name__)
 
     @property
     def images(self) -> Pixels:
@@ -257,6 +272,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "executors": list(self.executors),
+            "validation_losses": list(self.validation_losses),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,6 +287,7 @@ class Run:
         self._loss_sum.copy_(state["loss_sum"])
         self._random = dict(state["random"])
         self.executors = list(state.get("executors", ["loop"]))
+        self.validation_losses = list(state.get("validation_losses", []))
         self._in_step = False
 
     @property
@@ -296,6 +313,7 @@ class Run:
         else:
             self._seed_generators()
             self._loss_sum.zero_()
+        self._schedule_now = schedules.after(self._schedule, self.validation_losses)
         self.model.train()
         self._in_step = True
 
@@ -316,7 +334,7 @@ class Run:
 
     def set_rate(self, batch: int) -> None:
         """Set learning rate and momentum for a batch of the epoch."""
-        schedules.apply(self.optimizer, self._base_lrs, self._schedule(self.epoch * self.steps_per_epoch + batch))
+        schedules.apply(self.optimizer, self._base_lrs, self._schedule_now(self.epoch * self.steps_per_epoch + batch))
 
     def keep_losses_in(self, place: Tensor) -> None:
         """Let the epoch's sum of losses, float64 without dimensions, be in this place from now on."""
@@ -337,6 +355,7 @@ class Run:
         """Finish the epoch with what was measured and return its result."""
         seconds += self._seconds
         self.epoch += 1
+        self.validation_losses.append(validation_loss)
         self.batch, self._seconds, self._random, self._in_step = 0, 0.0, {}, False
         return EpochResult(
             epoch=self.epoch,
@@ -376,7 +395,8 @@ class Run:
             if augmentation is not None:
                 x, mixed = augmentation.images(x, batch), augmentation.labels(y, batch)
             mixtures = [None] * pieces if mixed is None else mixed.pieces(pieces)
-            for shown, label, mixture in zip(_pieces(x, pieces), _pieces(y, pieces), mixtures, strict=True):
+            cut = zip(_pieces(x, pieces), _pieces(y, pieces), mixtures, strict=True)
+            for shown, label, mixture in self._passes(cut):
                 with autocast:
                     loss = _mean_loss(loss_of, model(laid_out(shown)), label, mixture)
                 if pieces > 1:
@@ -390,6 +410,13 @@ class Run:
             if average is not None and taken is not None and average.takes_step(self.epoch + 1):
                 average.take(taken)
         return True
+
+    def _passes(self, batch: Iterable[Piece]) -> Iterable[Piece]:
+        """Return the micro-batches that give a batch its gradient: all of them twice under sharpness-aware minimisation."""
+        if not self.sam_rho:
+            return batch
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return sharpness.passes(list(batch), self.model, parameters, self.sam_rho, self.dropout, self._loss_sum)
 
     def _augmentation(self) -> Augmentation | None:
         drawn = self.drawn()

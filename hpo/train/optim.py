@@ -1,33 +1,41 @@
 """Optimizers by name; every keyword-only parameter of a function is an option of the optimizer.
 
-Each is torch's own, in its fused form where this torch has one for the parameters, else in its foreach form:
-torch's default on a CPU is a Python loop over the tensors.
+Each takes parameters or groups of them, see `groups.py`. Each is torch's own where torch has it, in its fused form where this
+torch has one for the parameters, else in its foreach form: torch's default on a CPU is a Python loop over the tensors.
+
+Weight decay is coupled where nothing is said: it is added to the gradient. Decoupled, each step shrinks weights by
+lr * weight_decay instead, past gradient and momentum (Loshchilov & Hutter 2019).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from hpo.train.groups import Group, Params, grouped, joined
+from hpo.train.muon import MuonWithAdamW
+from hpo.train.sgdw import SGDW
 
 
 def sgd(
-    params: Iterable[nn.Parameter],
+    params: Params,
     *,
     lr: Annotated[float, Gt(0)],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
     nesterov: bool = False,
+    decoupled: bool = False,
 ) -> Optimizer:
     """Build stochastic gradient descent with momentum (Sutskever et al. 2013); nesterov is idle while
     momentum is 0.
     """
-    optimizer = _fastest(SGD, params, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    optimizer = _fastest(SGDW if decoupled else SGD, params, lr=lr, weight_decay=weight_decay, momentum=momentum)
     # Not through the constructor: it refuses momentum 0, where a schedule may yet cycle the momentum.
     for group in optimizer.param_groups:
         group["nesterov"] = nesterov
@@ -35,7 +43,7 @@ def sgd(
 
 
 def rmsprop(
-    params: Iterable[nn.Parameter],
+    params: Params,
     *,
     lr: Annotated[float, Gt(0)],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -48,20 +56,23 @@ def rmsprop(
 
 
 def adam(
-    params: Iterable[nn.Parameter],
+    params: Params,
     *,
     lr: Annotated[float, Gt(0)],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
     eps: Annotated[float, Gt(0)] = 1e-8,
+    decoupled: bool = False,
 ) -> Optimizer:
-    """Build Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
-    return _fastest(Adam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps)
+    """Build Adam (Kingma & Ba 2015); decoupled, it is AdamW with Adam's defaults."""
+    return _fastest(
+        AdamW if decoupled else Adam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps
+    )
 
 
 def adamw(
-    params: Iterable[nn.Parameter],
+    params: Params,
     *,
     lr: Annotated[float, Gt(0)],
     weight_decay: Annotated[float, Ge(0)] = 0.01,
@@ -76,7 +87,7 @@ def adamw(
 
 
 def adagrad(
-    params: Iterable[nn.Parameter],
+    params: Params,
     *,
     lr: Annotated[float, Gt(0)],
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -86,20 +97,141 @@ def adagrad(
     return _fastest(Adagrad, params, lr=lr, weight_decay=weight_decay, eps=eps)
 
 
+def adamax(
+    params: Params,
+    *,
+    lr: Annotated[float, Gt(0)],
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+) -> Optimizer:
+    """Build Adamax, which is Adam with the largest gradient of late in place of the mean square (Kingma & Ba 2015)."""
+    return _fastest(Adamax, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps)
+
+
+def nadam(
+    params: Params,
+    *,
+    lr: Annotated[float, Gt(0)],
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    momentum_decay: Annotated[float, Ge(0)] = 4e-3,
+    decoupled: bool = False,
+) -> Optimizer:
+    """Build NAdam, which is Adam with Nesterov's momentum (Dozat 2016); momentum grows to beta1, the faster the larger
+    momentum_decay is.
+    """
+    own: dict[str, Any] = {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled}
+    return _fastest(NAdam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps, **own)
+
+
+def radam(
+    params: Params,
+    *,
+    lr: Annotated[float, Gt(0)],
+    weight_decay: Annotated[float, Ge(0)] = 0.0,
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    decoupled: bool = False,
+) -> Optimizer:
+    """Build RAdam, which is Adam without an adaptive rate until its variance is known (Liu et al. 2020)."""
+    own: dict[str, Any] = {"decoupled_weight_decay": decoupled}
+    return _fastest(RAdam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps, **own)
+
+
+def muon(
+    params: Params,
+    *,
+    lr: Annotated[float, Gt(0)],
+    weight_decay: Annotated[float, Ge(0)] = 0.1,
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
+    nesterov: bool = True,
+    ns_steps: Annotated[int, Ge(1), Lt(100)] = 5,
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+) -> Optimizer:
+    """Build Muon, whose steps are orthogonal matrices (Jordan et al. 2024), for parameters of two dimensions, and AdamW, by
+    beta1, beta2 and eps, for the others, convolutions among them.
+
+    Both have one learning rate and one decoupled weight decay. With "match_rms_adamw" the steps of both are of one size (Liu
+    et al. 2025, "Muon is Scalable"), so a learning rate for AdamW serves; with "original" they are not.
+    """
+    both = {"lr": lr, "weight_decay": weight_decay}
+    own = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+    groups = _groups(params, weight_decay)
+    adamw = {**both, "betas": (beta1, beta2), "eps": eps, _fastest_form(AdamW, groups): True}
+    return MuonWithAdamW(groups, {**both, **own}, adamw)
+
+
+def soap(
+    params: Params,
+    *,
+    lr: Annotated[float, Gt(0)],
+    weight_decay: Annotated[float, Ge(0)] = 0.01,
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.95,
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
+    eps: Annotated[float, Gt(0)] = 1e-8,
+    precondition_frequency: Annotated[int, Ge(1)] = 10,
+    max_precondition_dim: Annotated[int, Ge(1)] = 10_000,
+) -> Optimizer:
+    """Build SOAP, which is Adam in the eigenbases of Shampoo's preconditioners (Vyas et al. 2024), from pytorch-optimizer.
+
+    The bases are brought up to date every precondition_frequency steps, those of dimensions up to max_precondition_dim. The
+    first step only gathers. Weight decay is decoupled.
+    """
+    from pytorch_optimizer import SOAP  # an extra, and a package of a hundred optimizers
+
+    return SOAP(
+        _groups(params, weight_decay),
+        lr=lr,
+        weight_decay=weight_decay,
+        betas=(beta1, beta2),
+        eps=eps,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+    )
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": sgd,
     "rmsprop": rmsprop,
     "adam": adam,
     "adamw": adamw,
     "adagrad": adagrad,
+    "adamax": adamax,
+    "nadam": nadam,
+    "radam": radam,
+    "muon": muon,
+    "soap": soap,
 }
+NEEDS = {
+    "soap": ("pytorch_optimizer", "soap")
+}  # by optimizer: the package that it needs, and the extra that installs it
+#: Why a run of such an optimizer is not trained together with others, by the optimizer's class.
+ALONE = {"SOAP": "soap's eigenbases of matrices that are not of full rank turn on the last bit"}
 
 
-def _fastest(kind: Callable[..., Optimizer], params: Iterable[nn.Parameter], **options: Any) -> Optimizer:
-    params = list(params)
-    if all(_has_fused(kind, p.device.type, p.dtype) for p in params):
-        return kind(params, fused=True, **options)
-    return kind(params, foreach=True, **options)
+def _fastest(
+    kind: Callable[..., Optimizer], params: Params, *, lr: float, weight_decay: float, **options: Any
+) -> Optimizer:
+    groups = _groups(params, weight_decay)
+    form: dict[str, Any] = {_fastest_form(kind, groups): True}
+    return kind(groups, lr=lr, weight_decay=weight_decay, **options, **form)
+
+
+def _groups(params: Params, weight_decay: float) -> list[Group]:
+    return grouped(params) if weight_decay else joined(params)
+
+
+def _fastest_form(kind: Callable[..., Optimizer], groups: list[Group]) -> Literal["fused", "foreach"]:
+    parameters = (parameter for group in groups for parameter in group["params"])
+    return "fused" if all(_has_fused(kind, p.device.type, p.dtype) for p in parameters) else "foreach"
 
 
 @cache

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.rows import Rows
+from hpo.train.sgdw import SGDW
 
 MOMENTUM = "momentum_buffer"
 
@@ -50,13 +51,22 @@ class Span:
 
 
 def _sgd(span: Span, group: Group) -> None:
+    _descend(span, group, group["weight_decay"])
+
+
+def _sgdw(span: Span, group: Group) -> None:
+    _shrink(span, group)
+    _descend(span, group, 0.0)
+
+
+def _descend(span: Span, group: Group, decay: float) -> None:
     momentum = group["momentum"]
     has_momentum = span.has(momentum)
     torch._fused_sgd_(
         [span.value],
         [span.gradient],
         [span.moments[0]] if has_momentum else [],  # the kernel wants no buffer where there is no momentum
-        weight_decay=group["weight_decay"],
+        weight_decay=decay,
         momentum=momentum,
         lr=group["lr"],
         dampening=0.0,
@@ -142,6 +152,18 @@ def _nadam(span: Span, group: Group) -> None:
     span.value.addcdiv_(mean, root, value=-group["lr"] * next_mu / (1 - product * next_mu))
 
 
+def _couple(span: Span, group: Group) -> None:
+    """Add coupled weight decay to the gradient."""
+    if decay := group["weight_decay"]:
+        span.gradient.add_(span.value, alpha=decay)
+
+
+def _shrink(span: Span, group: Group) -> None:
+    """Take decoupled weight decay off the value."""
+    if decay := group["weight_decay"]:
+        span.value.mul_(1 - group["lr"] * decay)
+
+
 def _decayed(span: Span, group: Group) -> Tensor:
     """Return the gradient with coupled weight decay."""
     decay = group["weight_decay"]
@@ -156,12 +178,15 @@ class Kind:
     moments: tuple[str, ...]  # torch's names of what we keep in the row's moments
     counts: bool = True  # torch keeps a count of steps
     usual: Mapping[str, Any]  # options that must have these values
+    # By itself, so that groups that differ in it alone are stepped as one; None if they are not.
+    decay: Step | None = _couple
 
 
 NUMBER_TYPES = (torch.float32, torch.float64)  # in others, numbers of a step would lose what torch's kernels keep
 PLAIN = {"maximize": False, "differentiable": False}
 KINDS: dict[type[Optimizer], Kind] = {
     SGD: Kind(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
+    SGDW: Kind(step=_sgdw, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}, decay=_shrink),
     Adam: Kind(
         step=_adam(torch._fused_adam_),
         moments=("exp_avg", "exp_avg_sq"),
@@ -171,6 +196,7 @@ KINDS: dict[type[Optimizer], Kind] = {
         step=_adam(torch._fused_adamw_),
         moments=("exp_avg", "exp_avg_sq"),
         usual={**PLAIN, "amsgrad": False, "capturable": False},
+        decay=_shrink,
     ),
     Adagrad: Kind(step=_adagrad, moments=("sum",), usual=PLAIN),
     RMSprop: Kind(
@@ -179,7 +205,7 @@ KINDS: dict[type[Optimizer], Kind] = {
         usual={**PLAIN, "centered": False, "capturable": False},
     ),
     Adamax: Kind(step=_adamax, moments=("exp_avg", "exp_inf"), usual={**PLAIN, "capturable": False}),
-    NAdam: Kind(step=_nadam, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}),
+    NAdam: Kind(step=_nadam, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}, decay=None),
 }
 
 
@@ -229,12 +255,58 @@ def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: 
     spans = spans_of(optimizer, names, rows)
     if kind is None or spans is None or rows.values.device.type != "cpu":
         return torchs_own(optimizer, names, rows, row)
+    as_one = _span_of(order_of(optimizer, names), rows)
+    if kind.decay is not None and as_one is not None and _differ_in_decay_alone(optimizer.param_groups):
+        return _step_as_one(kind, kind.decay, optimizer, names, rows, row, spans, slice(*as_one))
     parts = move_in(optimizer, names, rows, row, spans)
 
     def take() -> None:
         for here, group in zip(parts, optimizer.param_groups, strict=True):
             if len(here.value):  # a group may be empty, or frozen
                 kind.step(here, group)
+
+    return take
+
+
+def _differ_in_decay_alone(groups: Sequence[Group]) -> bool:
+    """Return whether several groups are to be stepped alike, but for their decay: schedules move their rates together."""
+
+    def others(group: Group) -> dict[str, Any]:
+        return {option: value for option, value in group.items() if option not in ("params", "weight_decay")}
+
+    return len(groups) > 1 and all(others(group) == others(groups[0]) for group in groups)
+
+
+def _step_as_one(
+    kind: Kind,
+    decay: Step,
+    optimizer: Optimizer,
+    names: Mapping[Tensor, str],
+    rows: Rows,
+    row: int,
+    spans: Sequence[slice],
+    span: slice,
+) -> Callable[[], None]:
+    """Return a step in which each group is decayed and all are stepped by one call: a call costs more than the numbers of a
+    small model.
+    """
+    sizes = [len(trained(group)) for group in optimizer.param_groups]
+    counts = torch.zeros(sum(sizes))
+    parts = move_in(optimizer, names, rows, row, spans, torch.split(counts, sizes))
+    whole = Span(
+        rows.values[row, span],
+        rows.gradients[row, span],
+        tuple(moment[row, span] for moment in rows.moments),
+        counts,
+        torch.ones(0),
+        [late for part in parts for late in part.late],
+    )
+
+    def take() -> None:
+        groups = optimizer.param_groups
+        for part, group in zip(parts, groups, strict=True):
+            decay(part, group)
+        kind.step(whole, {**groups[0], "weight_decay": 0.0})
 
     return take
 

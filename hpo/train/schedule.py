@@ -2,14 +2,18 @@
 schedule.
 
 A schedule has no state to save: step 0 is the first optimizer step, `length` the number of steps of the whole
-schedule, and past its length it stays at its last value. Momentum is touched by `onecycle` with
+schedule, and past its length it stays at its last value. One that depends on the validation losses as well is a pure
+function of these, which the run keeps. Momentum is touched by `onecycle` with
 `cycle_momentum` alone.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -24,6 +28,22 @@ class Rate(NamedTuple):
 
 
 Schedule = Callable[[int], Rate]
+
+
+@dataclass(frozen=True)
+class CurveSchedule:
+    """A schedule that depends on the validation losses so far, one of each finished epoch."""
+
+    after: Callable[[Sequence[float]], Schedule]
+
+    def __call__(self, step: int) -> Rate:
+        """Return what is asked before the end of any epoch."""
+        return self.after(())(step)
+
+
+def after(schedule: Schedule, losses: Sequence[float]) -> Schedule:
+    """Return a schedule as it is for the epoch that follows these validation losses."""
+    return schedule.after(losses) if isinstance(schedule, CurveSchedule) else schedule
 
 
 def constant(length: int) -> Schedule:
@@ -98,12 +118,84 @@ def exponential(length: int, *, final_factor: Annotated[float, Gt(0), Le(1)] = 0
     return lambda step: Rate(final_factor ** (min(step, length) / length))
 
 
+def polynomial(
+    length: int, *, power: Annotated[float, Gt(0)] = 1.0, final_factor: Annotated[float, Ge(0), Le(1)] = 0.0
+) -> Schedule:
+    """Fall to `final_factor`, reached at step `length`, as a power of what is left of the steps: in a straight line if power
+    is 1 (Liu et al. 2015, "ParseNet", where it is called poly).
+    """
+    _check_length(length)
+    return lambda step: Rate(final_factor + (1.0 - final_factor) * (1.0 - min(step, length) / length) ** power)
+
+
+def warm_restarts(
+    length: int,
+    *,
+    cycles: Annotated[int, Ge(1), Le(100)] = 3,
+    t_mult: Annotated[int, Ge(1), Le(10)] = 2,
+    final_factor: Annotated[float, Ge(0), Le(1)] = 0.0,
+) -> Schedule:
+    """Fall along half a cosine towards `final_factor` and start afresh, in `cycles` cycles, each `t_mult` times as long as the
+    one before (SGDR, Loshchilov & Hutter 2017); at step `length` stands the end of the last one.
+    """
+    _check_length(length)
+    lengths = [length * t_mult**cycle / sum(t_mult**c for c in range(cycles)) for cycle in range(cycles)]
+    starts = [0.0, *accumulate(lengths[:-1])]
+
+    def schedule(step: int) -> Rate:
+        cycle = bisect_right(starts, step) - 1
+        share = min((step - starts[cycle]) / lengths[cycle], 1.0)
+        return Rate(final_factor + (1.0 - final_factor) * (1.0 + math.cos(math.pi * share)) / 2.0)
+
+    return schedule
+
+
+def plateau(
+    length: int,
+    *,
+    factor: Annotated[float, Gt(0), Lt(1)] = 0.1,
+    patience: Annotated[int, Ge(0)] = 10,
+    threshold: Annotated[float, Ge(0), Lt(1)] = 1e-4,
+    cooldown: Annotated[int, Ge(0)] = 0,
+    min_factor: Annotated[float, Ge(0), Le(1)] = 0.0,
+) -> CurveSchedule:
+    """Multiply the learning rate by `factor`, down to `min_factor`, whenever the validation loss has not fallen for more than
+    `patience` epochs, as torch.optim.lr_scheduler.ReduceLROnPlateau does.
+
+    A loss has fallen if it is below the lowest by more than its share `threshold`. The `cooldown` epochs after a reduction do
+    not count. There is no end to reach: the length is not asked for.
+    """
+    _check_length(length)
+
+    def rate(losses: Sequence[float]) -> Rate:
+        lowest, waited, cooling, now = math.inf, 0, 0, 1.0
+        for loss in losses:
+            if loss < lowest * (1.0 - threshold):
+                lowest, waited = loss, 0
+            else:
+                waited += 1
+            if cooling:
+                cooling, waited = cooling - 1, 0
+            if waited > patience:
+                now, cooling, waited = max(now * factor, min_factor), cooldown, 0
+        return Rate(now)
+
+    def after(losses: Sequence[float]) -> Schedule:
+        now = rate(losses)
+        return lambda _step: now
+
+    return CurveSchedule(after)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
     "onecycle": onecycle,
     "step": step,
     "exponential": exponential,
+    "polynomial": polynomial,
+    "warm_restarts": warm_restarts,
+    "plateau": plateau,
 }
 
 

@@ -53,6 +53,8 @@ class Stack:
         self._forward = forward
         self._steps_of = steps or STEPS.get(first.device.type, Broadcast)
         self._shared = _shared(first)
+        if first.alone:
+            raise Unstackable(first.alone)
         self._trained = order_of(first.optimizer, _names(first))
         if not self._trained:
             raise Unstackable("no parameter is trained")
@@ -321,4 +323,5 @@ def _shared(run: Run) -> dict[str, Any]:
         "micro-batches": run.accumulation,
         "loss": own_kind(run.loss),
         "batch norm": run.computes_statistics,
+        "what stands against a stack": run.alone,
     }

@@ -1,0 +1,68 @@
+"""Muon for matrices and AdamW for all else, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from hpo.train.groups import Group
+
+
+class MuonWithAdamW(Optimizer):
+    """torch.optim.Muon, which takes two-dimensional parameters alone, with torch.optim.AdamW for the others.
+
+    The two share this optimizer's groups and state, so that schedules, `state_dict` and `load_state_dict` see one.
+    """
+
+    def __init__(self, groups: list[Group], muon: dict[str, Any], adamw: dict[str, Any]) -> None:
+        """Make groups of what is in these groups, those for Muon first.
+
+        Args:
+            muon: options of torch.optim.Muon.
+            adamw: options of torch.optim.AdamW.
+
+        Raises ValueError if no parameter is a matrix.
+        """
+        matrices, others = (_only(groups, wanted) for wanted in (True, False))
+        if not matrices:
+            raise ValueError("no parameter of the model has two dimensions; choose adamw")
+        self._muon = torch.optim.Muon(matrices, **muon)
+        self._adamw = AdamW(others, **adamw) if others else None
+        self._matrices = len(matrices)  # groups
+        super().__init__([*self._muon.param_groups, *(self._adamw.param_groups if self._adamw else [])], {})
+        self._share()
+
+    def _share(self) -> None:
+        self._muon.state, self._muon.param_groups = self.state, self.param_groups[: self._matrices]
+        if self._adamw is not None:
+            self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[self._matrices :]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state, for both."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step of both, after the closure if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._muon.step()  # type: ignore[no-untyped-call]
+        if self._adamw is not None:
+            self._adamw.step()
+        return loss
+
+
+def _only(groups: list[Group], matrices: bool) -> list[Group]:
+    """Return the groups with their matrices, or with all else, alone; those that are empty then are left out."""
+
+    def wanted(parameter: nn.Parameter) -> bool:
+        return (parameter.ndim == 2) == matrices
+
+    parts = [{**group, "params": list(filter(wanted, group["params"]))} for group in groups]
+    return [part for part in parts if part["params"]]

@@ -1,0 +1,72 @@
+"""Sharpness-aware minimisation around any optimizer (SAM, Foret et al. 2021).
+
+The gradient that a step takes is not that of where the weights are but of where, within `rho`, the loss of the batch is about
+the largest: w + rho * g / |g|, by the batch's gradient g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+TINY = 1e-12  # added to a gradient's length, which may be 0
+
+Piece = TypeVar("Piece")
+
+
+def passes(
+    batch: Sequence[Piece],
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    rho: float,
+    dropout: torch.Generator,
+    loss_sum: Tensor,
+) -> Iterator[Piece]:
+    """Yield a batch's micro-batches twice, for the caller to add the gradients of each to `parameters`.
+
+    Between the two passes the weights are moved uphill and the gradients cleared, after them the weights are what they were,
+    bit for bit. The second pass draws the masks of the first, leaves running statistics alone, and its losses are not
+    counted.
+
+    Args:
+        dropout: the generator of the model's masks.
+        loss_sum: where the caller counts losses.
+    """
+    masks = dropout.get_state()
+    yield from batch
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    before, counted = [parameter.detach().clone() for parameter in trained], loss_sum.clone()
+    _climb(trained, rho)
+    dropout.set_state(masks)
+    with _still_statistics(model):
+        yield from batch
+    loss_sum.copy_(counted)
+    with torch.no_grad():
+        torch._foreach_copy_(trained, before)
+
+
+@torch.no_grad()
+def _climb(parameters: Sequence[Tensor], rho: float) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    length = nn.utils.get_total_norm(gradients) + TINY
+    torch._foreach_add_(list(parameters), torch._foreach_mul(gradients, rho / length))
+    for parameter in parameters:
+        parameter.grad = None
+
+
+@contextmanager
+def _still_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are."""
+    moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for module in moving:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in moving:
+            module.track_running_stats = True
