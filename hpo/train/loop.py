@@ -562,7 +562,8 @@ def layout_of(model: nn.Module, images: Pixels) -> Layout:
     A model may depend on where numbers lie, as one that calls `view` does; it gets its images as they are.
     """
     some = next(images.split(2))
-    if some.device.type != "cpu" or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    gains = some.device.type == "cpu" and some.dtype == torch.float32  # oneDNN's convolutions
+    if not gains or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return as_they_lie
     was_training = model.training
     try:
