@@ -31,12 +31,14 @@ def macro_f1(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 def auroc(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return the mean of the classes' areas under the receiver operating characteristic, one class against the rest; a class
-    that does not occur is left out.
+    that does not occur is left out. Not a number if fewer than two do.
     """
     from torchmetrics.functional import classification
 
     classes = probabilities.shape[1]
-    return classification.multiclass_auroc(probabilities, labels, classes, average="macro", validate_args=False)
+    areas = classification.multiclass_auroc(probabilities, labels, classes, average="none", validate_args=False)
+    count = torch.bincount(labels, minlength=classes)
+    return areas[(count > 0) & (count < len(labels))].mean()  # torchmetrics' own mean counts the others as 0
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> Tensor:
