@@ -175,13 +175,13 @@ class Stopping(pydantic.BaseModel):
     gl: Annotated[float, Gt(0)] | None = None
     """Percent by which the validation loss may be above its lowest so far: GL(alpha)."""
     pq: Annotated[float, Gt(0)] | None = None
-    """How often the generalisation loss may hold the training progress of a strip, in thousandths: PQ(alpha, k)."""
+    """Generalisation loss in percent over the strip's training progress in thousandths, at most: PQ(alpha, k)."""
     up: Positive | None = None
     """Strips in a row at whose ends the validation loss was higher than at the one before: UP(s)."""
     strip: Annotated[int, Ge(2)] = 5
     """Epochs of a strip, for pq and up: k."""
     max_seconds: Annotated[float, Gt(0)] | None = None
-    """Training time, validation included, in which no further epoch is begun."""
+    """Training time, validation included, after which no further epoch is begun."""
     gradient_norm: Annotated[float, Gt(0)] | None = None
     """An epoch whose mean 2-norm of the gradient is below this is the last one."""
     min_epochs: Positive = 1
@@ -205,7 +205,7 @@ class Watch(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     metrics: list[Metric] = []
-    """Further metrics of the validation part."""
+    """Further metrics of the validation part: macro_f1, auroc, calibration_error, top_K_accuracy for any K."""
     norms: bool = False
     """The gradient's 2-norm before clipping, mean over the epoch's steps, and the parameters' at its end."""
     noise: bool = False

@@ -100,7 +100,8 @@ class StudySpec(pydantic.BaseModel):
     params: dict[str, Any] = {}
     """Pinned parameters of such an objective, as `hpo export` writes them."""
     metric: Metric = "accuracy"
-    """What the validation curve shows, for the declared objective."""
+    """What the validation curve shows, for the declared objective: accuracy, loss, macro_f1, auroc, calibration_error or
+    top_K_accuracy for any K."""
     direction: Direction | None = None
     value: str | None = None
     data: dict[str, Any] = {}

@@ -18,6 +18,7 @@ import data
 from data import Source, Splits
 from hpo.seeds import derive
 from hpo.train.loop import EpochResult, Run
+from hpo.train.penalties import Penalties
 from hpo.train.watching import Watch, of_gradients
 from models import mlp
 from tests.stacks import CLASSES, Trial, one_thread, stack_of, stop_before, train
@@ -140,8 +141,11 @@ def dropped_mlp() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("build", [frozen_mlp, dropped_mlp])
-def test_a_stack_measures_each_run_as_the_loop_does(build: Callable[[], torch.nn.Module]) -> None:
-    trials = replace(TRIAL, build=build).several(3)
+@pytest.mark.parametrize("options", [{}, {"penalised": Penalties(l1=0.02, l2=0.1), "clip_norm": 0.5}])
+def test_a_stack_measures_each_run_as_the_loop_does(
+    build: Callable[[], torch.nn.Module], options: dict[str, Any]
+) -> None:
+    trials = replace(TRIAL, build=build, options={"watch": EVERYTHING, **options}).several(3)
     runs, steps = [trial.run() for trial in trials], {}
     stack, stacked = stack_of(runs), {}
     while stack.runs:
