@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 
 import data
-from hpo import parts, space
+from hpo import metrics, parts, space
 from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
 from hpo.space import Tree
-from hpo.train import groups, loop, losses, warmup
+from hpo.train import groups, loop, losses, measures, warmup
 from hpo.train.losses import Loss
 from hpo.train.penalties import Penalties
 from hpo.train.schedule import Schedule
+from hpo.train.watching import Watch
 
 RGB = 3  # channels
 
@@ -67,6 +68,7 @@ def build_run(
     *,
     accumulation: int = 1,
     dtype: torch.dtype | None = None,
+    by_step: bool = False,
 ) -> loop.Run:
     """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches.
 
@@ -74,9 +76,11 @@ def build_run(
 
     Args:
         dtype: the number type of the weights, if it is not to be the model's own.
+        by_step: measures the norms of parameters and gradients, and keeps those of every step for `Run.gauge`.
     """
     check_images(config, splits)
     training = config.training
+    measures.check(config.watch.metrics, splits.num_classes)
     shape = tuple(splits.train.images.shape[1:])
     model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
     model = model.to(device, dtype)
@@ -100,6 +104,20 @@ def build_run(
         penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
         averaging=parts.call("averaging", config.averaging, folder),
         sam_rho=config.sam.rho,
+        stopping=config.stopping if config.stopping.model_fields_set else None,
+        watch=_watch(config, by_step=by_step),
+    )
+
+
+def _watch(config: TrainConfig, *, by_step: bool) -> Watch:
+    """Return what a config's run measures: what it asks for, and what its own rules of stopping look at."""
+    watch = config.watch
+    return Watch(
+        metrics=tuple(metrics.further(watch.metrics)),
+        norms=watch.norms or by_step or config.stopping.gradient_norm is not None,
+        noise=watch.noise,
+        resources=watch.resources,
+        by_step=by_step,
     )
 
 

@@ -108,7 +108,7 @@ def settle(trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
         else:
             failure = Failure.of(why or error)
     else:
-        trial.finish(TrialState.COMPLETE, value)
+        trial.finish(TrialState.COMPLETE, value, reason=trial.end_reason)
     if failure is not None:  # outside of the handler: the exception's frames, and what they hold, are gone
         note(trial.lease, failure, trial.fail(failure))
     log.info("trial %d settled", trial.number, extra={"action": "trial_settled", "trial": trial.number})

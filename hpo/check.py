@@ -77,7 +77,7 @@ def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: tor
     """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it."""
     for path, parameter in space.parameters(tree):
         section, *inside = path.split(".")
-        if section == "training" or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
+        if section in ("training", "stopping") or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
             continue
         branch = {f"{section}.name": inside[0]} if len(inside) > 1 else {}
         marks = [

@@ -13,12 +13,27 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from hpo import options
 from hpo.errors import SpecError
+from hpo.metrics import Metric
 from hpo.space import Tree, branches
 
-SECTIONS = ("data", "augment", "model", "loss", "optimizer", "sam", "schedule", "warmup", "averaging", "training")
-TABLES = ("augment", "sam", "training")  # sections that are a table of values, and no part chosen by name
+SECTIONS = (
+    "data",
+    "augment",
+    "model",
+    "loss",
+    "optimizer",
+    "sam",
+    "schedule",
+    "warmup",
+    "averaging",
+    "training",
+    "stopping",
+    "watch",
+)
+#: Sections that are a table of values, and no part chosen by name.
+TABLES = ("augment", "sam", "training", "stopping", "watch")
 #: Sections that a file may leave out, and that are then no part of its identity.
-OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging")
+OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging", "stopping", "watch")
 #: What a part is that may be left out, if it is; no warm-up is none.
 UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
@@ -135,6 +150,70 @@ class Sam(pydantic.BaseModel):
     """How far the weights are moved uphill (2-norm over all parameters) to where the gradient is taken; 0 is without."""
 
 
+STOPPING_RULES = ("patience", "gl", "pq", "up", "max_seconds", "gradient_norm")  # any of them ends a trial
+STOPPING_NEEDS = {  # keys that mean something beside one of these rules only
+    "monitor": ("patience",),
+    "min_delta": ("patience",),
+    "min_relative": ("patience",),
+    "strip": ("pq", "up"),
+}
+
+
+class Stopping(pydantic.BaseModel):
+    """By which of its own rules a trial ends before its last epoch; any of them is enough (`train/stopping.py`)."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    patience: Positive | None = None
+    """Epochs without an improvement of what is monitored."""
+    monitor: Metric | None = None
+    """Of which metric patience asks an improvement on the validation part; the study's own if not given."""
+    min_delta: Annotated[float, Ge(0)] = 0.0
+    """By how much a value must be better than the best one to count as an improvement."""
+    min_relative: Annotated[float, Ge(0)] = 0.0
+    """Likewise, as a share of the best one."""
+    gl: Annotated[float, Gt(0)] | None = None
+    """Percent by which the validation loss may be above its lowest so far: GL(alpha)."""
+    pq: Annotated[float, Gt(0)] | None = None
+    """Generalisation loss in percent over the strip's training progress in thousandths, at most: PQ(alpha, k)."""
+    up: Positive | None = None
+    """Strips in a row at whose ends the validation loss was higher than at the one before: UP(s)."""
+    strip: Annotated[int, Ge(2)] = 5
+    """Epochs of a strip, for pq and up: k."""
+    max_seconds: Annotated[float, Gt(0)] | None = None
+    """Training time, validation included, after which no further epoch is begun."""
+    gradient_norm: Annotated[float, Gt(0)] | None = None
+    """An epoch whose mean 2-norm of the gradient is below this is the last one."""
+    min_epochs: Positive = 1
+    """Epochs that are trained whatever the rules say."""
+
+    def refuse_idle(self) -> None:
+        """Raise SpecError if there is nothing to stop by, or something that no rule asks for."""
+        if not any(getattr(self, rule) is not None for rule in STOPPING_RULES):
+            raise SpecError(f"stopping: has no rule to stop by; add one of {', '.join(STOPPING_RULES)}")
+        for key, rules in STOPPING_NEEDS.items():
+            if key in self.model_fields_set and all(getattr(self, rule) is None for rule in rules):
+                raise SpecError(
+                    f"stopping.{key} = {getattr(self, key)!r}: goes with stopping.{' or stopping.'.join(rules)}; "
+                    "add that or remove this"
+                )
+
+
+class Watch(pydantic.BaseModel):
+    """What is measured in every epoch beside losses, accuracy, learning rate and seconds. Nothing of it changes a training."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    metrics: list[Metric] = []
+    """Further metrics of the validation part: macro_f1, auroc, calibration_error, top_K_accuracy for any K."""
+    norms: bool = False
+    """The gradient's 2-norm before clipping, mean over the epoch's steps, and the parameters' at its end."""
+    noise: bool = False
+    """The variance of minibatch gradients and the gradient noise scale; keeps one more gradient."""
+    resources: bool = False
+    """Training images a second, and the most memory the process has had."""
+
+
 class TrainConfig(pydantic.BaseModel):
     """One training run."""
 
@@ -150,6 +229,8 @@ class TrainConfig(pydantic.BaseModel):
     warmup: Part | None = None
     averaging: Part
     training: Training
+    stopping: Stopping = Stopping()
+    watch: Watch = Watch()
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
@@ -157,13 +238,18 @@ class TrainConfig(pydantic.BaseModel):
         tree = UNSAID | dict(tree)
         named = [section for section in SECTIONS if section in tree and section not in TABLES]
         parts: dict[str, Any] = {section: Part.from_tree(section, tree[section]) for section in named}
+        stopping = _table("stopping", tree.get("stopping", {}), Stopping)
         config = cls(
             augment=_table("augment", tree.get("augment", {}), Augment),
             sam=_table("sam", tree.get("sam", {}), Sam),
             training=_table("training", tree["training"], Training),
+            stopping=stopping,
+            watch=_table("watch", tree.get("watch", {}), Watch),
             **parts,
         )
         config._refuse_two_owners_of_momentum()
+        if "stopping" in tree:
+            stopping.refuse_idle()
         return config
 
     def _refuse_two_owners_of_momentum(self) -> None:
@@ -177,7 +263,7 @@ class TrainConfig(pydantic.BaseModel):
                 )
 
 
-Table = TypeVar("Table", Training, Augment, Sam)
+Table = TypeVar("Table", Training, Augment, Sam, Stopping, Watch)
 
 
 def _table(section: str, values: Mapping[str, Any], model: type[Table]) -> Table:

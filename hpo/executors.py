@@ -14,7 +14,7 @@ import torch
 import models
 from data import Splits
 from hpo import assembly, measured, usercode
-from hpo.config import TrainConfig, Training
+from hpo.config import Stopping, TrainConfig, Training
 from hpo.receipt import processor
 from hpo.spec import StudySpec
 from hpo.train import architecture, forwards, sizing
@@ -24,6 +24,7 @@ from hpo.train.loop import EpochResult, Loop, Run
 from hpo.train.losses import own_kind
 from hpo.train.rowoptim import order_of
 from hpo.train.stack import Stack
+from hpo.train.watching import Watch
 
 ENDLESS = 10**6  # epochs of a run that is only tried
 TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
@@ -70,7 +71,8 @@ def partition_of(run: Run, training: Training) -> str:
     """
     trained = order_of(run.optimizer, {parameter: name for name, parameter in run.model.named_parameters()})
     common = (trained, run.batch_size, run.accumulation, training.precision, training.threads, run.alone)
-    return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics)
+    watched = [run.watch] if run.watch != Watch() else []
+    return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics, *watched)
 
 
 def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device) -> Choice:
@@ -98,7 +100,9 @@ def _made(
     if isinstance(options.get("lr"), float):
         options["lr"] = min(options["lr"], TAME_RATE)
     optimizer = config.optimizer.model_copy(update={"options": options})
-    tried = config.model_copy(update={"training": training.model_copy(update=changes), "optimizer": optimizer})
+    tried = config.model_copy(
+        update={"training": training.model_copy(update=changes), "optimizer": optimizer, "stopping": Stopping()}
+    )
     return assembly.build_run(tried, splits, seed, folder, device, dtype=dtype)
 
 

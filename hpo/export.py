@@ -15,6 +15,7 @@ import tomli_w
 from hpo import space
 from hpo.config import SECTIONS
 from hpo.errors import StudyError
+from hpo.metrics import UNREPEATABLE
 from hpo.results import TrialResult, best
 from hpo.spec import UNIDENTIFYING
 from hpo.study import Study
@@ -80,8 +81,8 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
 
 
 def _repeats(metric: str) -> bool:
-    """Say whether a metric comes out the same when a trial is trained again: all but the time it took."""
-    return metric != "seconds"
+    """Say whether a metric comes out the same when a trial is trained again: all but time and memory."""
+    return metric not in UNREPEATABLE
 
 
 def write(path: Path, document: dict[str, Any]) -> Path:

@@ -11,12 +11,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import data
 from hpo import assembly, executors, parts, seeds, space
@@ -26,8 +25,11 @@ from hpo.executors import Choice
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import StudySpec
+from hpo.tensorboards import Boards
 from hpo.train import checkpoint, loop
 from hpo.train.loop import EpochResult
+from hpo.train.stopping import overfits_since
+from hpo.view import trajectory
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
@@ -60,9 +62,20 @@ class Training:
         made_of += [self.executor] if self.executor != "loop" else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
-    def run(self) -> loop.Run:
+    def run(self, *, by_step: bool = False) -> loop.Run:
+        """Return the run at epoch 0.
+
+        Args:
+            by_step: measures the norms of parameters and gradients in every step.
+        """
         return assembly.build_run(
-            self.config, self.splits, self.seed, self.folder, self.device, accumulation=self.accumulation
+            self.config,
+            self.splits,
+            self.seed,
+            self.folder,
+            self.device,
+            accumulation=self.accumulation,
+            by_step=by_step,
         )
 
     def epochs(self, run: loop.Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
@@ -160,21 +173,21 @@ def train(
 ) -> dict[str, Any] | None:
     """Train to the end, test once, and leave weights, metrics and TensorBoard logs in `folder`; return the metrics.
 
-    A training that was stopped (then None is returned) goes on from its checkpoint when called again. `before_test` is
+    A training that was stopped (then None is returned) goes on from its checkpoint when called again; one that ends by a rule
+    of the config's [stopping] is tested as one that has had all its epochs. `before_test` is
     called when the test split is about to be opened. Raises StudyError if the folder holds another training, and
     CheckpointError if the checkpoint in it cannot be read.
     """
-    run, kept = training.run(), _Kept()
+    run, kept = training.run(by_step=True), _Kept()
     if (folder / METRICS).exists():
         raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
     if (folder / CHECKPOINT).exists():
         kept.resume(training, run, folder / CHECKPOINT)
     _open_folder(training, folder)
-    with SummaryWriter(log_dir=str(folder), purge_step=run.epoch + 1) as board:
+    with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
         for result in training.epochs(run, stop):
             kept.take(training, run, result)
-            for name, value in asdict(result).items():
-                board.add_scalar(name, value, result.epoch)
+            boards.show(result, run.gauge.trajectory(), overfits=kept.overfits_since is not None)
             kept.save(training, run, folder / CHECKPOINT)
             progress(result)
         if not run.finished:
@@ -182,8 +195,10 @@ def train(
             return None
         before_test()
         metrics = _test(training, run, kept)
-        for name in ("test_loss", "test_accuracy"):
-            board.add_scalar(name, metrics[name], run.epoch)
+        for name in loop.LOSS_AND_ACCURACY:
+            boards.show_test(f"test_{name}", metrics[f"test_{name}"], run.epoch)
+    if trajectory.can_draw():
+        trajectory.draw(folder / trajectory.FILE, kept.steps.tolist(), kept.history, kept=metrics["epoch"])
     checkpoint.save(folder / WEIGHTS, kept.weights)
     write_json(folder / METRICS, metrics)
     (folder / CHECKPOINT).unlink()
@@ -191,22 +206,31 @@ def train(
 
 
 class _Kept:
-    """What a final training keeps beside the run: the judged curve, all metrics, and the weights that stand for it."""
+    """What a final training keeps beside the run: the judged curve, all metrics, every step's loss and norms, and the weights
+    that stand for the curve's value: under the rule "best" those of the best epoch, E_opt.
+    """
 
     def __init__(self) -> None:
         self.curve: list[float] = []
         self.history: list[dict[str, float]] = []
         self.weights: dict[str, Any] = {}
+        self.steps = torch.zeros(0, 3)  # loss, norm of the gradient, of the parameters
+
+    @property
+    def overfits_since(self) -> int | None:
+        training, validation = ([one[name] for one in self.history] for name in ("train_loss", "validation_loss"))
+        return overfits_since(training, validation)
 
     def take(self, training: Training, run: loop.Run, result: EpochResult) -> None:
         self.curve.append(result.judged(training.spec.metric))
-        self.history.append({key: float(value) for key, value in asdict(result).items()})
+        self.history.append({"epoch": float(result.epoch)} | result.numbers)
+        self.steps = torch.cat([self.steps, torch.tensor(run.gauge.trajectory())])
         rule = training.spec.rule
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
             self.weights = {name: tensor.detach().clone() for name, tensor in run.judged_weights().items()}
 
     def save(self, training: Training, run: loop.Run, path: Path) -> None:
-        kept = {"curve": self.curve, "history": self.history, "weights": self.weights}
+        kept = {"curve": self.curve, "history": self.history, "weights": self.weights, "steps": self.steps}
         checkpoint.save(path, {"identity": training.identity, "run": run.state_dict(), **kept})
 
     def resume(self, training: Training, run: loop.Run, path: Path) -> None:
@@ -218,6 +242,7 @@ class _Kept:
             raise StudyError(f"{path.parent}: holds another training, unfinished; name another folder with -o")
         run.load_state_dict(state["run"])
         self.curve, self.history, self.weights = state["curve"], state["history"], state["weights"]
+        self.steps = state.get("steps", self.steps)
 
 
 def _open_folder(training: Training, folder: Path) -> None:
@@ -236,7 +261,7 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
     rule = training.spec.rule
     assert rule is not None
     test = assembly.load_test(training.config, training.spec.seed, training.folder, training.device)
-    loss, accuracy = loop.evaluate(
+    tested = loop.assess(
         run.model,
         test,
         mean=training.splits.mean,
@@ -244,15 +269,18 @@ def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
         precision=training.config.training.precision,
         accumulation=training.accumulation,
         loss=run.judging_loss,
+        metrics=run.watch.metrics,
     )
     return {
         "identity": training.identity,
-        "test_accuracy": accuracy,
-        "test_loss": loss,
+        **{f"test_{name}": value for name, value in tested.items()},
         "test_images": len(test.labels),
         "classes": list(training.splits.classes),
         "value": rule(kept.curve),
         "epoch": rule.best_epoch(kept.curve),
+        "stopped_by": run.stopped_by,
+        "overfits_since": kept.overfits_since,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "history": kept.history,
         "receipt": receipt(
             folder=training.folder,
@@ -281,7 +309,8 @@ def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[
     """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit, or
     within TOLERANCE where the trial does not repeat exactly.
 
-    Raises StudyError if the config has no curve in its receipt.
+    It ends where the trial ended, whatever ended that: rules of stopping are not asked. Raises StudyError if the config has
+    no curve in its receipt.
     """
     curves: dict[str, list[float]] = training.spec.receipt.get("curves", {})
     epochs = curve_length(training)
@@ -290,7 +319,9 @@ def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[
             f"{training.path}: has no curve in its receipt: it is no export, or of a trial that was not trained in its study"
         )
     found: list[Difference] = []
-    for result in training.epochs(training.run()):
+    run = training.run()
+    run.stopping = None
+    for result in training.epochs(run):
         found += _differences(training, result, curves)
         progress(result)
         if result.epoch == epochs:
@@ -304,10 +335,11 @@ def curve_length(training: Training) -> int:
 
 
 def _differences(training: Training, result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
+    numbers = result.numbers
     for metric, curve in curves.items():
-        again = float(getattr(result, metric))
-        if result.epoch > len(curve):
+        if result.epoch > len(curve) or metric not in numbers:  # [watch] may have been taken out of the file
             continue
+        again = numbers[metric]
         then = curve[result.epoch - 1]
         near = not training.repeats_exactly and math.isclose(again, then, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
         if not (same(again, then) or near):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from optuna.trial import TrialState
 
 from hpo import rows
 from hpo.db import sql
-from hpo.db.tables import hpo_failures, hpo_trials, intermediate_values, trial_values, trials
+from hpo.db.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trial_values, trials
 from hpo.errors import StudyError
 from hpo.study import Study
+from hpo.train.stopping import overfits_since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class History:
     worker: str | None
     checkpoint: str | None
     params: dict[str, Any]
+    metrics: dict[str, float]  # as the last epoch has them
+    overfits_since: (
+        int | None
+    )  # the epoch of the lowest validation loss, if it has risen much while the training loss fell
     failures: list[FailedAttempt]
 
 
@@ -76,6 +82,7 @@ def history(study: Study, number: int) -> History:
             .order_by(hpo_failures.c.attempt, hpo_failures.c.failed_at)
         ).all()
         params = rows.params(connection, study, [row.trial_id])
+        curves = _curves(connection, study, row.trial_id)
     return History(
         number=number,
         state=_state(row),
@@ -87,6 +94,8 @@ def history(study: Study, number: int) -> History:
         worker=row.worker,
         checkpoint=row.checkpoint_path,
         params=params[row.trial_id],
+        metrics={metric: curve[-1] for metric, curve in curves.items()},
+        overfits_since=overfits_since(curves.get("train_loss", []), curves.get("validation_loss", [])),
         failures=[
             FailedAttempt(
                 attempt=one.attempt,
@@ -99,6 +108,18 @@ def history(study: Study, number: int) -> History:
             for one in failed
         ],
     )
+
+
+def _curves(connection: sa.Connection, study: Study, trial_id: int) -> dict[str, list[float]]:
+    """Return the raw curves of a trial by metric, in the order of the alphabet."""
+    found: dict[str, list[float]] = {}
+    for row in connection.execute(
+        sa.select(hpo_curves.c.metric, hpo_curves.c.value)
+        .where(hpo_curves.c.study_uid == study.uid, hpo_curves.c.trial_id == trial_id)
+        .order_by(hpo_curves.c.metric, hpo_curves.c.epoch)
+    ):
+        found.setdefault(row.metric, []).append(math.nan if row.value is None else row.value)
+    return found
 
 
 def _state(row: Any) -> str:

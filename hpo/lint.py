@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import optuna
 
 from hpo import pruning, space
+from hpo.config import Stopping
 from hpo.curve import Direction
 from hpo.space import Choices, Range
 from hpo.spec import StudySpec
@@ -124,6 +125,32 @@ def idle_augmentation(spec: StudySpec) -> Iterator[str]:
             yield f"augment.{name} = {json.dumps(given[name])}: does nothing without {', '.join(others)}; remove it"
 
 
+def idle_stopping(spec: StudySpec) -> Iterator[str]:
+    """A rule of stopping that cannot act before the last epoch."""
+    table, epochs = spec.tree.get("stopping", {}), max(space.ends_of(spec.tree["training"]["epochs"]))
+    least = {key: min(space.ends_of(value)) for key, value in table.items() if key != "monitor"}
+    strip = least.get("strip", Stopping().strip)
+    earliest = {  # epochs after which it may stop a trial
+        "patience": 1 + least.get("patience", 0),
+        "up": strip * (1 + least.get("up", 0)),
+        "pq": strip,
+        "min_epochs": least.get("min_epochs", 0),
+    }
+    for key, first in earliest.items():
+        if key in table and first >= epochs:
+            yield f"stopping.{key} = {table[key]}: stops nothing before epoch {first} of {epochs}; lower it"
+
+
+def two_patiences(spec: StudySpec) -> Iterator[str]:
+    """Patience as a pruner and as a rule of the trial's own: the shorter one decides whether a trial is PRUNED or COMPLETE."""
+    own, pruner = spec.tree.get("stopping", {}).get("patience"), spec.pruner.get("patience")
+    if own is not None and pruner is not None:
+        yield (
+            f"pruner.patience = {pruner} and stopping.patience = {own}: one and the same rule, by which trials end as pruned "
+            "or as complete; keep one of the two"
+        )
+
+
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
@@ -131,4 +158,6 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     idle_pruner,
     owned_momentum,
     idle_augmentation,
+    idle_stopping,
+    two_patiences,
 ]

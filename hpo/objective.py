@@ -111,6 +111,7 @@ class Declared:
             executor="+".join(dict.fromkeys(seat.run.executors)),
             accumulation=seat.run.accumulation,
             seed=seat.run.seed,
+            parameters=sum(parameter.numel() for parameter in seat.run.model.parameters()),
             split_seed=self._study.spec.seed,
             data_digest=self._splits.digest,
         )

@@ -169,7 +169,8 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
     tree = spec.tree
-    _refuse_a_search_over_data(tree)
+    _refuse_a_search_over(tree, "data", "trials are compared on the same data")
+    _refuse_a_search_over(tree, "watch", "what is watched changes no training")
     _refuse_values_in_several_measures(spec)
     _refuse_a_warmup_without_end(tree)
     problems: dict[str, None] = {}
@@ -183,9 +184,9 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
 
 
-def _refuse_a_search_over_data(tree: Tree) -> None:
-    for path, parameter in space.parameters({"data": tree["data"]}):
-        raise SpecError(f"{path} = {parameter}: trials are compared on the same data; give one value")
+def _refuse_a_search_over(tree: Tree, section: str, why: str) -> None:
+    for path, parameter in space.parameters({section: tree.get(section, {})}):
+        raise SpecError(f"{path} = {parameter}: {why}; give one value")
 
 
 def _refuse_values_in_several_measures(spec: StudySpec) -> None:

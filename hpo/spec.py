@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo import options, space, usercode
+from hpo import metrics, options, space, usercode
 from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.durations import seconds
 from hpo.errors import SpecError
 from hpo.failures import Policies
+from hpo.metrics import Metric
 from hpo.space import Choices
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
@@ -31,7 +32,6 @@ FORMAT = 1  # raised when the meaning of a study file changes; stands in front o
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
-METRICS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}
 
 
 class Budget(pydantic.BaseModel):
@@ -99,8 +99,9 @@ class StudySpec(pydantic.BaseModel):
     """An Optuna objective of the user's own, "file.py:function"; then the training sections are left out."""
     params: dict[str, Any] = {}
     """Pinned parameters of such an objective, as `hpo export` writes them."""
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """What the validation curve shows, for the declared objective."""
+    metric: Metric = "accuracy"
+    """What the validation curve shows, for the declared objective: accuracy, loss, macro_f1, auroc, calibration_error or
+    top_K_accuracy for any K."""
     direction: Direction | None = None
     value: str | None = None
     data: dict[str, Any] = {}
@@ -113,6 +114,8 @@ class StudySpec(pydantic.BaseModel):
     averaging: dict[str, Any] = {}
     warmup: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    stopping: dict[str, Any] = {}
+    watch: dict[str, Any] = {}
     sampler: dict[str, Any] = {"name": "tpe"}
     pruner: dict[str, Any] = {"name": "median"}
     budget: Budget = Budget()
@@ -186,13 +189,12 @@ class StudySpec(pydantic.BaseModel):
                 )
         if self.params:
             raise SpecError("params: goes with an objective of your own; write the values into their sections")
-        direction = METRICS[self.metric]
+        direction = metrics.direction(self.metric)
         if self.direction not in (None, direction):
             raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
         filled = {"direction": direction, "value": self.value or "best"}
-        return self.model_copy(
-            update=filled | with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
-        )
+        sections = with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
+        return self.model_copy(update=filled | _with_what_is_judged(sections, self.metric))
 
     @property
     def rule(self) -> ValueRule | None:
@@ -244,6 +246,20 @@ class StudySpec(pydantic.BaseModel):
         """SHA-256 of the identity, the format version in front."""
         text = json.dumps([FORMAT, self.identity], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
+    """Return the sections with patience told what to monitor, and with every metric measured that a trial is judged by."""
+    stopping, watch = dict(sections.get("stopping", {})), dict(sections.get("watch", {}))
+    if "patience" in stopping:
+        stopping.setdefault("monitor", metric)
+    monitor = stopping.get("monitor", [])
+    choices = monitor.get("choices", []) if isinstance(monitor, dict) else [monitor]
+    judged = metrics.further([name for name in (metric, *choices) if isinstance(name, str) and metrics.is_known(name)])
+    watched = watch.get("metrics", [])
+    if judged and isinstance(watched, list) and all(isinstance(name, str) for name in watched):
+        watch["metrics"] = list(dict.fromkeys([*watched, *judged]))
+    return sections | {key: table for key, table in (("stopping", stopping), ("watch", watch)) if table}
 
 
 def _check_durations(spec: StudySpec) -> None:

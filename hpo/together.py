@@ -1,7 +1,11 @@
 """The crew of a declared training: K trials in training together, each with its own report, decision, checkpoint and end.
 
 After an epoch all values are written in one statement, then all decisions are taken from one read, so that no decision
-depends on the order of the seats. With the loop as the executor K is 1, and this is one trial after the other.
+depends on the order of the seats. What is decided on one trial, in this order: a loss that is not finite ends it as diverged;
+its last epoch, or a rule of its own that ends it early, as complete; else the pruner may end it. So the pruner is never
+asked about a trial that has just ended, and what that one reported stays among what others are held against at its epochs.
+
+With the loop as the executor K is 1, and this is one trial after the other.
 """
 
 from __future__ import annotations
@@ -312,7 +316,7 @@ class Together:
 
 def metrics_of(result: EpochResult) -> dict[str, float]:
     """Return an epoch's raw metrics by name."""
-    return {key: float(value) for key, value in vars(result).items() if key != "epoch"}
+    return result.numbers
 
 
 # --- how a trial ends, as `Attempt.end` wants it ----------------------------------------------------------------------
@@ -338,6 +342,8 @@ def _complete(seat: Seat) -> float:
         seat.saver.save(seat.run.epoch)  # the end may be long in coming
     value = seat.trial.judge(None)
     seat.saver.save_if_leading(value)
+    if seat.run.stopped_by:
+        seat.trial.end_reason = f"stopped after epoch {seat.run.epoch} by {seat.run.stopped_by}"
     return value
 
 

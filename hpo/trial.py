@@ -50,6 +50,7 @@ class LeasedTrial(optuna.trial.Trial):
         self.rule = rule
         self.curve = list(curve or [])  # the judged metric, raw, by epoch
         self.finer_accumulation: int | None = None  # micro-batches with which it could be tried if memory runs out
+        self.end_reason: str | None = None  # why it completes, if not because it has had all its epochs
         self._first_step: int | None = None
         self._last_step = -1
 

@@ -117,7 +117,7 @@ def test_the_final_training_leaves_weights_metrics_and_logs_and_tests_once(
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert (folder / "config.toml").read_bytes() == best_file.read_bytes()
     names = sorted(path.name.split(".")[0] for path in folder.iterdir())
-    assert names == ["config", "events", "metrics", "weights"]
+    assert names == ["config", "events", "metrics", "steps", "trajectory", "weights"]
     run = training.run()
     run.model.load_state_dict(checkpoint.load(folder / "weights.pt"))
     assert final.finished(training, folder) == metrics

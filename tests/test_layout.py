@@ -27,12 +27,18 @@ LAYERS = [
     ["hpo.after.report", "hpo.reference"],
     ["hpo.after.trained"],
     ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
-    ["hpo.view.checked", "hpo.view.live", "hpo.view.dashboard", "hpo.view.variants"],
+    [
+        "hpo.view.checked",
+        "hpo.view.live",
+        "hpo.view.dashboard",
+        "hpo.view.variants",
+        "hpo.view.trajectory",
+    ],
     ["hpo.together"],
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
     ["hpo.handover", "hpo.executors"],
-    ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
+    ["hpo.export", "hpo.assembly", "hpo.tensorboards", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
     ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
@@ -41,7 +47,7 @@ LAYERS = [
     ["hpo.train.stack", "hpo.train.stacked", "hpo.train.vmapped"],
     ["hpo.train.broadcast"],
     ["hpo.train.layers", "hpo.train.rowoptim"],
-    ["hpo.train.noise", "hpo.train.rowaverages"],
+    ["hpo.train.noise", "hpo.train.rowaverages", "hpo.train.rowgauge"],
     ["hpo.lease"],
     [
         "hpo.results",
@@ -77,10 +83,14 @@ LAYERS = [
         "hpo.train.warmup",
         "hpo.train.checkpoint",
         "hpo.train.pixels",
+        "hpo.train.stopping",
+        "hpo.train.measures",
+        "hpo.train.watching",
         "hpo.train.architecture",
         "hpo.measured",
     ],
     ["hpo.config", "hpo.db.tables", "hpo.db.engine", "hpo.train.muon", "hpo.train.sgdw", "hpo.train.schedule"],
+    ["hpo.metrics"],
     [
         "hpo.options",
         "hpo.typetext",
@@ -180,7 +190,8 @@ def test_models_and_data_know_torch_and_its_like_and_nothing_of_studies(module: 
 
 @pytest.mark.parametrize("module", group("hpo.train"))
 def test_training_knows_no_database(module: str) -> None:
-    allowed = {"torch", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"} | sys.stdlib_module_names
+    allowed = {"torch", "torchmetrics", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"}
+    allowed |= sys.stdlib_module_names
     assert roots(module) - allowed == set()
 
 
@@ -189,6 +200,7 @@ WRITERS = [
     "hpo.space",
     "hpo.curve",
     "hpo.config",
+    "hpo.metrics",
     "hpo.options",
     "hpo.usercode",
     "hpo.errors",

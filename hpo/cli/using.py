@@ -81,9 +81,22 @@ def train(
         typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
         raise typer.Exit(stopping.exit_code)
     openings.complete(spec, output, url, metrics)
+    if metrics["stopped_by"]:
+        typer.echo(f"stopped after epoch {len(metrics['history'])} by {metrics['stopped_by']}")
     typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
+    if metrics["overfits_since"] is not None:
+        typer.echo(
+            f"overfits since epoch {metrics['overfits_since']}: the validation loss rose while the training loss fell"
+        )
     typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
-    typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs")
+    typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs{drawn(output)}")
+
+
+def drawn(output: Path) -> str:
+    """Say that there is a picture of the training, or what it takes to get one."""
+    from hpo.view.trajectory import FILE
+
+    return f", {FILE}" if (output / FILE).exists() else " (no trajectory.svg: needs matplotlib, the extra `plots`)"
 
 
 def seen(url: str | None) -> str | None:
@@ -140,9 +153,12 @@ def show_replay(training: Training) -> int:
 
 
 def show_epoch(result: EpochResult) -> None:
+    further = {name: value for name, value in result.watched.items() if name.startswith("validation_")}
     typer.echo(
         f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
-        f"validation accuracy {result.validation_accuracy:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
+        f"validation accuracy {result.validation_accuracy:.4f}  "
+        + "".join(f"{name.replace('_', ' ')} {value:.4f}  " for name, value in further.items())
+        + f"lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
     )
 
 

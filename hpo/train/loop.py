@@ -1,16 +1,16 @@
 """The reference executor: one trial, one model, a generator that yields one result per epoch.
 
 What it owns: batch order, randomness, precision, where a trial may stop and how it goes on bit for bit. What
-it leaves to the caller's `for` body: pruning, reports, checkpoints, early stopping, and what to do about a
-loss that is not finite.
+it leaves to the caller's `for` body: pruning, reports, checkpoints, and what to do about a loss that is not
+finite. Where a run ends by a rule of its own it says so itself: then it is finished.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
@@ -20,22 +20,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data import Augmentation, Drawn, MixedLabels, Split, Splits, Strength, Tone, draw
+from hpo.config import Stopping
+from hpo.metrics import column
 from hpo.seeds import derive
 from hpo.train import averaging as averagings
-from hpo.train import losses, optim, penalties, sharpness
+from hpo.train import losses, measures, optim, penalties, sharpness, stopping, watching
 from hpo.train import schedule as schedules
 from hpo.train.averaging import Average, Averaging
 from hpo.train.losses import Loss
 from hpo.train.penalties import Penalties
 from hpo.train.pixels import Layout, Pixels, as_they_lie, channels_last, pixels
 from hpo.train.schedule import Schedule
+from hpo.train.watching import Gauge, Watch
 from models import adopt_dropout, use_generator
 
 Precision = Literal["float32", "bfloat16"]
 Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and with whose labels they are mixed
 
 AS_THEY_ARE = Strength()
+NOTHING_MORE = Watch()
 EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
+LOSS_AND_ACCURACY = ("loss", "accuracy")
 SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
 
 
@@ -49,10 +54,17 @@ class EpochResult:
     validation_accuracy: float  # share of images, 0..1
     learning_rate: float  # of the epoch's last step, first parameter group
     seconds: float  # training and validation
+    watched: Mapping[str, float] = field(default_factory=dict)  # what else was asked for, by the ledger's names
 
-    def judged(self, metric: Literal["accuracy", "loss"]) -> float:
-        """Return the validation part's value of the metric that a study judges by."""
-        return self.validation_accuracy if metric == "accuracy" else self.validation_loss
+    def judged(self, metric: str) -> float:
+        """Return the validation part's value of the metric that a study judges by; KeyError if it was not measured."""
+        return self.numbers[column(metric)]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Everything measured, by the names that the ledger has for it."""
+        plain = {key: float(value) for key, value in vars(self).items() if key not in ("epoch", "watched")}
+        return plain | dict(self.watched)
 
 
 def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -100,10 +112,29 @@ def evaluate(
     """Return mean loss and accuracy over one part, in batches as small as a run's with this accumulation; the model is
     left in eval mode.
     """
+    found = assess(model, split, mean=mean, std=std, precision=precision, accumulation=accumulation, loss=loss)
+    return found["loss"], found["accuracy"]
+
+
+@torch.no_grad()
+def assess(
+    model: nn.Module,
+    split: Split,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    precision: Precision = "float32",
+    accumulation: int = 1,
+    loss: Loss = losses.CROSS_ENTROPY,
+    metrics: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return loss, accuracy and further metrics by name, as `evaluate` does."""
     images = pixels(split.images, mean, std, number_type(model))
+    logits: list[Tensor] | None = [] if metrics else None
     size, laid_out = _evaluation_batch(accumulation), layout_of(model, images)
-    mean_loss, accuracy = _evaluate(model, images, split.labels, precision, size, laid_out, loss).tolist()
-    return mean_loss, accuracy
+    totals = _evaluate(model, images, split.labels, precision, size, laid_out, loss, logits)
+    found = dict(zip(LOSS_AND_ACCURACY, totals.tolist(), strict=True))
+    return found | (measures.compute(metrics, torch.cat(logits), split.labels) if logits else {})
 
 
 class Run:
@@ -131,6 +162,8 @@ class Run:
     normalises, and moves its running statistics, by micro-batches, and dropout masks are drawn for each. A
     training part smaller than a batch is taken in fewer, so that none has one image. It belongs to the
     configuration that a saved state asks for.
+
+    `stopping` ends the run before its last epoch; `watch` says what is measured beside losses and accuracy.
     """
 
     def __init__(
@@ -152,6 +185,8 @@ class Run:
         penalised: Penalties = penalties.NONE,
         averaging: Averaging = averagings.NONE,
         sam_rho: float = 0.0,
+        stopping: Stopping | None = None,
+        watch: Watch = NOTHING_MORE,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -189,6 +224,12 @@ class Run:
         self.validation_losses: list[float] = []  # of the epochs finished
         self.accumulation = accumulation
         self.executors: list[str] = []  # that have trained it, in order
+        self.stopping = stopping
+        self.stopped_by: str | None = None  # why it ended before its last epoch, by a rule of its own
+        self.curves: dict[str, list[float]] = {}  # what those rules look at, raw, by epoch
+        self.watch = watch
+        owned = {p for group in optimizer.param_groups for p in group["params"]}
+        self.gauge = Gauge(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
         self._schedule = schedule
         self._schedule_now = schedule  # as it is for the epoch under way
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
@@ -203,8 +244,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are trained."""
-        return self.epoch >= self.epochs
+        """Whether all epochs are trained, or one of its own rules has ended it."""
+        return self.epoch >= self.epochs or self.stopped_by is not None
 
     @property
     def alone(self) -> str | None:
@@ -273,6 +314,8 @@ class Run:
             "average": None if self.average is None else self.average.state_dict(),
             "executors": list(self.executors),
             "validation_losses": list(self.validation_losses),
+            **({"curves": {name: list(curve) for name, curve in self.curves.items()}} if self.stopping else {}),
+            **({"gauge": self.gauge.state_dict()} if self.watch.gradients and self.batch else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -289,6 +332,10 @@ class Run:
         self.executors = list(state.get("executors", ["loop"]))
         self.validation_losses = list(state.get("validation_losses", []))
         self._in_step = False
+        self.curves = {name: list(curve) for name, curve in state.get("curves", {}).items()}
+        self._look_whether_to_stop()
+        if self.watch.gradients and "gauge" in state:
+            self.gauge.load_state_dict(state["gauge"])
 
     @property
     def computes_statistics(self) -> bool:
@@ -313,6 +360,7 @@ class Run:
         else:
             self._seed_generators()
             self._loss_sum.zero_()
+            self.gauge.begin()
         self._schedule_now = schedules.after(self._schedule, self.validation_losses)
         self.model.train()
         self._in_step = True
@@ -351,20 +399,46 @@ class Run:
         self._random = self._generator_states() if batch else {}
         self._in_step = False
 
-    def close_epoch(self, train_loss: float, validation_loss: float, accuracy: float, seconds: float) -> EpochResult:
+    def close_epoch(
+        self,
+        train_loss: float,
+        validation_loss: float,
+        accuracy: float,
+        seconds: float,
+        watched: Mapping[str, float] | None = None,
+    ) -> EpochResult:
         """Finish the epoch with what was measured and return its result."""
         seconds += self._seconds
+        watched = dict(watched or {})
+        if self.watch.resources:
+            watched |= watching.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
         self.epoch += 1
         self.validation_losses.append(validation_loss)
         self.batch, self._seconds, self._random, self._in_step = 0, 0.0, {}, False
-        return EpochResult(
+        self.gauge.before = {}
+        result = EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,
             validation_loss=validation_loss,
             validation_accuracy=accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
+            watched=watched,
         )
+        if self.stopping:
+            for name in stopping.columns(self.stopping):
+                self.curves.setdefault(name, []).append(result.numbers[name])
+            self._look_whether_to_stop()
+        return result
+
+    def further_metrics(self, logits: Tensor) -> dict[str, float]:
+        """Return what is asked for of the validation part beside loss and accuracy, from its logits [N, classes]."""
+        found = measures.compute(self.watch.metrics, logits, self.splits.validation.labels)
+        return {column(name): value for name, value in found.items()}
+
+    def _look_whether_to_stop(self) -> None:
+        is_early = self.stopping is not None and 0 < self.epoch < self.epochs and bool(self.curves)
+        self.stopped_by = stopping.verdict(self.stopping, self.curves) if self.stopping and is_early else None
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -404,6 +478,8 @@ class Run:
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach()
             penalised.add_to_gradients(weights.values())
+            if self.watch.gradients:
+                self.gauge.take(loss_sum)
             self._clip(parameters)
             optimizer.step()
             penalised.bound(units)
@@ -430,26 +506,38 @@ class Run:
 
     @torch.no_grad()
     def _finish_epoch(self, started: float) -> EpochResult:
-        validation = self._validate()
+        logits: list[Tensor] | None = [] if self.watch.metrics else None
+        validation = self._validate(logits)
         measured = torch.stack([self._loss_sum / self.steps_per_epoch, *validation])
         train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
-        return self.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started)
+        watched = self._watched(torch.cat(logits)) if logits else self._watched()
+        return self.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started, watched)
 
-    def _validate(self) -> Tensor:
+    def _watched(self, logits: Tensor | None = None) -> dict[str, float]:
+        found = {} if logits is None else self.further_metrics(logits)
+        if not self.watch.gradients:
+            return found
+        *sums, norm = torch.cat([self.gauge.sums, self.gauge.parameter_norm()[None]]).tolist()
+        return found | watching.of_gradients(
+            self.watch, sums, norm, steps=self.steps_per_epoch, batch_size=self.batch_size
+        )
+
+    def _validate(self, logits_too: list[Tensor] | None) -> Tensor:
         average = self.average
         if average is None:
-            return self._judge()
+            return self._judge(logits_too)
         if average.takes_epoch(self.epoch + 1):
             average.take(average.pairs(self.model))
         with average.shown_in(self.model):
             if average.norms_anew and average.count:
                 with autocasting(self.device, self.precision):
                     average.compute_statistics(self.model, self._plain_batches())
-            return self._judge()
+            return self._judge(logits_too)
 
-    def _judge(self) -> Tensor:
+    def _judge(self, logits_too: list[Tensor] | None) -> Tensor:
         images, labels, batch = self.validation_images, self.splits.validation.labels, self._evaluation_batch
-        return _evaluate(self.model, images, labels, self.precision, batch, self._layout, self.judging_loss)
+        how = (self.precision, batch, self._layout, self.judging_loss)
+        return _evaluate(self.model, images, labels, *how, logits_too)
 
     def _plain_batches(self) -> Iterator[Tensor]:
         """Return the images of the epoch's batches as they are, each batch in its micro-batches."""
@@ -535,8 +623,12 @@ def _evaluate(
     batch: int,
     laid_out: Layout,
     loss_of: Loss,
+    logits_too: list[Tensor] | None = None,
 ) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
+
+    Args:
+        logits_too: takes each batch's logits [B, classes], if it is given.
 
     Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
     """
@@ -547,6 +639,8 @@ def _evaluate(
             logits = model(laid_out(x))
             loss = losses.reduced(loss_of, logits, y, "sum")
         totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
+        if logits_too is not None:
+            logits_too.append(logits)
     return totals / len(labels)
 
 

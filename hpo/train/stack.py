@@ -21,8 +21,10 @@ from hpo.train.losses import IGNORED, RowLosses, own_kind
 from hpo.train.noise import Noise
 from hpo.train.penalties import RowPenalties
 from hpo.train.rowaverages import RowAverages
+from hpo.train.rowgauge import RowGauges
 from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
 from hpo.train.rows import Rows, own_tensors
+from hpo.train.watching import of_gradients
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
@@ -74,6 +76,7 @@ class Stack:
         self._noise = Noise(slots, first.device, self._rows.values.dtype)
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
+        self._gauges = RowGauges(self._rows, first.watch) if first.watch.gradients else None
         self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
         self._penalties = RowPenalties(self._rows, first.model)
         self._averages = RowAverages(self._rows)
@@ -111,6 +114,8 @@ class Stack:
         own_tensors(run.model)
         own_state(run.optimizer)
         run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))
+        if self._gauges is not None:
+            self._gauges.let_go(run)
 
     def compact(self) -> None:
         """Close the gaps, when nobody is to fill them: empty slots cost time as full ones do."""
@@ -140,11 +145,13 @@ class Stack:
             for run in runs:
                 run.spend(seconds)
             return []
-        measured = self._measure().tolist()  # the one wait for the device in an epoch
+        logits: list[Tensor] | None = [] if runs[0].watch.metrics else None
+        measured = self._measure(logits).tolist()  # the one wait for the device in an epoch
+        watched = self._watched(logits)
         seconds = time.perf_counter() - started
         return [
-            run.close_epoch(train_loss, loss, accuracy, seconds)
-            for run, (train_loss, loss, accuracy) in zip(self._places, measured, strict=True)
+            run.close_epoch(train_loss, loss, accuracy, seconds, more)
+            for run, (train_loss, loss, accuracy), more in zip(self._places, measured, watched, strict=True)
             if run is not None
         ]
 
@@ -155,6 +162,8 @@ class Stack:
         augmentation = self._augmentation(runs[0])
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
+        if self._gauges is not None:
+            self._gauges.begin()
         self._enter(waiting)
         fed = runs[0].images.feed(self._shown(orders[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
         for batch in range(first, runs[0].steps_per_epoch):
@@ -189,6 +198,8 @@ class Stack:
         for row, run in enumerate(active):
             if run is not None:
                 run.keep_losses_in(self._loss_sums[row])
+                if self._gauges is not None:
+                    self._gauges.enter(row, run)
 
     def _enter_for(self, active: list[Run | None], some: Run) -> None:
         """Prepare steps of these runs, by row; a row without one does as another's, and is not stepped."""
@@ -207,6 +218,8 @@ class Stack:
             if run in waiting:
                 self._rows.restore(self._places.index(run), waiting[run])
             run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # its place counts on, should it wait here
+            if self._gauges is not None and run not in waiting:
+                self._gauges.leave(self._places.index(run), run)
             run.leave_epoch(max(run.batch, batch))
 
     def _shown(self, batches: Tensor) -> Tensor:
@@ -256,6 +269,10 @@ class Stack:
         for row, run in enumerate(self._active):
             if run is not None:
                 self._penalties.add_to_gradient(row, run.penalised)
+        if self._gauges is not None:
+            self._gauges.take(self._active, self._loss_sums)
+        for row, run in enumerate(self._active):
+            if run is not None:
                 self._clip(row, run)
                 run.set_rate(batch)
         active = [row for row, run in enumerate(self._active) if run is not None]
@@ -282,8 +299,12 @@ class Stack:
             gradient.mul_(torch.clamp(run.clip_norm / (norm + 1e-6), max=1.0))  # as torch.nn.utils.clip_grad_norm_
 
     @torch.no_grad()
-    def _measure(self) -> Tensor:
-        """Return by slot the training loss and the validation part's loss and accuracy, float64 [K, 3] on the device."""
+    def _measure(self, logits_too: list[Tensor] | None = None) -> Tensor:
+        """Return by slot the training loss and the validation part's loss and accuracy, float64 [K, 3] on the device.
+
+        Args:
+            logits_too: takes each part's logits [K, classes, B], if it is given.
+        """
         some = self.runs[0]
         self._averages.take_epoch(self._epochs())
         parameters, buffers = self._averages.judged()
@@ -299,7 +320,24 @@ class Stack:
                 logits = self._forward(at, images)
                 losses = loss_of(logits, y.expand(len(logits), -1), filling)
             totals += torch.stack([losses.double().sum(1), (logits.argmax(1) == y).double().sum(1)])
+            if logits_too is not None:
+                logits_too.append(logits[:, :, : logits.shape[2] - filling])
         return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(labels))], dim=1)
+
+    @torch.no_grad()
+    def _watched(self, logits: list[Tensor] | None) -> list[dict[str, float]]:
+        """Return by slot what the runs want to know beside losses and accuracies."""
+        found: list[dict[str, float]] = [{} for _ in self._places]
+        whole = torch.cat(logits, dim=2).transpose(1, 2) if logits else None
+        sums = self._gauges.measured() if self._gauges is not None else None
+        for row, run in enumerate(self._places):
+            if run is not None and whole is not None:
+                found[row] |= run.further_metrics(whole[row])
+            if run is not None and sums is not None:
+                *of_run, norm = sums[row]
+                size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
+                found[row] |= of_gradients(run.watch, of_run, norm, **size)
+        return found
 
 
 def _even(slots: int) -> int:
@@ -324,4 +362,5 @@ def _shared(run: Run) -> dict[str, Any]:
         "loss": own_kind(run.loss),
         "batch norm": run.computes_statistics,
         "what stands against a stack": run.alone,
+        "what is watched": run.watch,
     }

@@ -311,6 +311,11 @@ def history_text(found: History) -> str:
     if found.checkpoint:
         lines.append(f"saved    {found.checkpoint}")
     lines += [f"param    {name} = {_param(value)}" for name, value in found.params.items()]
+    lines += [f"measured {name} = {value_text(value)}" for name, value in found.metrics.items()]
+    if found.overfits_since is not None:
+        lines.append(
+            f"overfits since epoch {found.overfits_since}: the validation loss rose while the training loss fell"
+        )
     for failed in found.failures:
         lines.append(f"failed   attempt {failed.attempt} by {failed.kind}, then {failed.verdict}: {failed.message}")
         lines += [f"           {line}" for line in (failed.traceback or "").splitlines()]

@@ -1,0 +1,79 @@
+"""What is watched of the steps of K runs in a stack: as `watching.Gauge` measures one run's, for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hpo.train.loop import Run
+from hpo.train.rows import Rows
+from hpo.train.watching import NORM, PRODUCT, SQUARE, SUMS, Watch
+
+
+class RowGauges:
+    """The gauges of the runs whose weights lie in rows: while a run is in training here, its gauge's sums are a view."""
+
+    def __init__(self, rows: Rows, watch: Watch) -> None:
+        self.watch = watch
+        self._rows = rows
+        self._sums = torch.zeros(rows.count, SUMS, dtype=torch.float64, device=rows.values.device)
+        self._before = torch.zeros_like(rows.gradients) if watch.noise else None
+
+    def begin(self) -> None:
+        """Begin an epoch, or go on amid it: no row has a gradient before its first step here."""
+        if self._before is not None:
+            self._before.zero_()
+
+    def enter(self, row: int, run: Run) -> None:
+        """Go on with a run's gauge in its row."""
+        run.gauge.keep_in(self._sums[row])
+        if self._before is not None:
+            for name, gradient in run.gauge.before.items():
+                self._rows.of(self._before, row, name).copy_(gradient)
+            run.gauge.before = {}
+
+    def leave(self, row: int, run: Run) -> None:
+        """Let a run's gauge go amid an epoch, with tensors of its own."""
+        self.let_go(run)
+        if self._before is not None:
+            names = run.gauge.parameters
+            run.gauge.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
+
+    def let_go(self, run: Run) -> None:
+        """Give a run's gauge sums of its own."""
+        run.gauge.keep_in(torch.zeros_like(self._sums[0]))
+
+    @torch.no_grad()
+    def take(self, active: Sequence[Run | None], losses: Tensor) -> None:
+        """Measure a step of all rows, between the backward pass and whatever is done to the gradients.
+
+        Args:
+            active: by row, the runs in training.
+            losses: the sums of the epoch's losses so far [K].
+        """
+        gradients = self._rows.gradients
+        norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+        self._sums[:, NORM] += norms
+        self._sums[:, SQUARE] += norms.square()
+        if self._before is not None:
+            self._sums[:, PRODUCT] += (gradients * self._before).sum(1, dtype=torch.float64)
+            self._before.copy_(gradients)
+        if self.watch.by_step:
+            steps = torch.stack([losses, norms, self.parameter_norms()], dim=1)
+            for row, run in enumerate(active):
+                if run is not None:
+                    run.gauge.steps.append(steps[row].clone())
+
+    @torch.no_grad()
+    def parameter_norms(self) -> Tensor:
+        """Return the 2-norm of each row's trained parameters, float64 [K]."""
+        trained = self._rows.values[:, : self._rows.gradients.shape[1]]
+        norms: Tensor = torch.linalg.vector_norm(trained, dim=1, dtype=torch.float64)
+        return norms
+
+    def measured(self) -> list[list[float]]:
+        """Return by row the epoch's sums and the norm of the parameters [K][SUMS + 1]."""
+        found: list[list[float]] = torch.cat([self._sums, self.parameter_norms()[:, None]], dim=1).tolist()
+        return found

@@ -1,0 +1,163 @@
+"""Rules by which a trial ends itself before its last epoch: functions of its raw curves up to an epoch, and of nothing else.
+
+So a trial that goes on from a checkpoint stops where it would have stopped unbroken. The first epoch at which some rule says
+so is the last one that is trained. E_va is the validation loss, E_tr the training loss, both by epoch; a strip is `strip`
+epochs, the first one being epochs 1 to `strip`.
+
+GL, PQ and UP: L. Prechelt, Early Stopping - But When?, 1998, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+from hpo.config import Stopping
+from hpo.metrics import column, direction
+
+Curves = Mapping[str, Sequence[float]]  # raw values by epoch, by the names that the ledger has for them
+TRAINING, VALIDATION, SECONDS, GRADIENT = "train_loss", "validation_loss", "seconds", "gradient_norm"
+
+
+def verdict(settings: Stopping, curves: Curves) -> str | None:
+    """Return why a training ends after the last epoch of its curves, in a line; None if it goes on."""
+    if len(curves[VALIDATION]) < settings.min_epochs:
+        return None
+    reasons = [rule(settings, curves) for name, rule in RULES.items() if getattr(settings, name) is not None]
+    return "; ".join(filter(None, reasons)) or None
+
+
+def columns(settings: Stopping) -> list[str]:
+    """Return the curves that `verdict` wants to see."""
+    found = [TRAINING, VALIDATION, SECONDS]
+    found += [column(settings.monitor)] if settings.monitor else []
+    found += [GRADIENT] if settings.gradient_norm is not None else []
+    return list(dict.fromkeys(found))
+
+
+# --- the rules, each of which returns why it ends a training after the last epoch, or None -------------------------------
+
+
+def patience(settings: Stopping, curves: Curves) -> str | None:
+    """No improvement within `patience` epochs; one must be better than the best value b by more than
+    max(min_delta, min_relative * |b|).
+    """
+    assert settings.patience is not None
+    assert settings.monitor is not None
+    curve = curves[column(settings.monitor)]
+    epoch = last_improvement(
+        curve, settings.min_delta, settings.min_relative, maximize=direction(settings.monitor) == "maximize"
+    )
+    if len(curve) - epoch < settings.patience:
+        return None
+    best = f"the {curve[epoch - 1]:.6g} of epoch {epoch}" if epoch else "no number"
+    return f"stopping.patience = {settings.patience}: validation {settings.monitor} did not improve on {best}"
+
+
+def gl(settings: Stopping, curves: Curves) -> str | None:
+    """GL(alpha): the generalisation loss is above alpha percent."""
+    assert settings.gl is not None
+    found = generalisation_loss(curves[VALIDATION])
+    return f"stopping.gl = {settings.gl:g}: the generalisation loss is {found:.4g} %" if found > settings.gl else None
+
+
+def pq(settings: Stopping, curves: Curves) -> str | None:
+    """PQ(alpha, k): at a strip's end the generalisation loss over the strip's training progress is above alpha."""
+    assert settings.pq is not None
+    if not _ends_strip(settings, curves):
+        return None
+    loss = generalisation_loss(curves[VALIDATION])
+    progress = training_progress(curves[TRAINING][-settings.strip :])
+    if not loss > settings.pq * progress:
+        return None
+    return f"stopping.pq = {settings.pq:g}: generalisation loss {loss:.4g} % at a training progress of {progress:.4g}"
+
+
+def up(settings: Stopping, curves: Curves) -> str | None:
+    """UP(s): the validation loss went up in s successive strips, E_va(t) > E_va(t - k) at the end t of each."""
+    assert settings.up is not None
+    if not _ends_strip(settings, curves):
+        return None
+    ends = curves[VALIDATION][settings.strip - 1 :: settings.strip][-settings.up - 1 :]
+    if len(ends) <= settings.up or not all(later > earlier for earlier, later in pairwise(ends)):
+        return None
+    return (
+        f"stopping.up = {settings.up}: the validation loss rose over {settings.up} strips of {settings.strip} epochs, "
+        f"from {ends[0]:.6g} to {ends[-1]:.6g}"
+    )
+
+
+def max_seconds(settings: Stopping, curves: Curves) -> str | None:
+    """The epochs took so long together, validation included."""
+    assert settings.max_seconds is not None
+    spent = math.fsum(curves[SECONDS])
+    if spent < settings.max_seconds:
+        return None
+    return f"stopping.max_seconds = {settings.max_seconds:g}: trained for {spent:.3g} s"
+
+
+def gradient_norm(settings: Stopping, curves: Curves) -> str | None:
+    """The mean 2-norm of the epoch's gradients, before clipping, is below the value."""
+    assert settings.gradient_norm is not None
+    found = curves[GRADIENT][-1]
+    if not found < settings.gradient_norm:
+        return None
+    return f"stopping.gradient_norm = {settings.gradient_norm:g}: the gradient's mean norm is {found:.4g}"
+
+
+RULES: dict[str, Callable[[Stopping, Curves], str | None]] = {
+    "patience": patience,
+    "gl": gl,
+    "pq": pq,
+    "up": up,
+    "max_seconds": max_seconds,
+    "gradient_norm": gradient_norm,
+}
+
+
+def _ends_strip(settings: Stopping, curves: Curves) -> bool:
+    return len(curves[VALIDATION]) % settings.strip == 0
+
+
+# --- what they are made of ------------------------------------------------------------------------------------------------
+
+
+def generalisation_loss(validation: Sequence[float]) -> float:
+    """Return GL(t) = 100 * (E_va(t) / E_opt(t) - 1) in percent, E_opt(t) being the lowest validation loss up to t."""
+    lowest, last = min(validation), validation[-1]
+    if last == lowest:
+        return 0.0
+    return 100 * (last / lowest - 1) if lowest > 0 else math.inf
+
+
+def training_progress(strip: Sequence[float]) -> float:
+    """Return P_k(t) = 1000 * (mean / min - 1) of the training losses of a strip, in thousandths."""
+    lowest = min(strip)
+    if max(strip) == lowest:
+        return 0.0
+    return 1000 * (math.fsum(strip) / (len(strip) * lowest) - 1) if lowest > 0 else math.inf
+
+
+def last_improvement(curve: Sequence[float], min_delta: float, min_relative: float, *, maximize: bool) -> int:
+    """Return the last epoch, from 1, whose value improved on the best one before by more than what is asked; 0 if none is
+    finite. The first finite value is an improvement, and what improves by less does not raise the bar.
+    """
+    sign, best, epoch = (1.0 if maximize else -1.0), None, 0
+    for number, value in enumerate(curve, start=1):
+        if not math.isfinite(value):
+            continue
+        if best is None or sign * (value - best) > max(min_delta, min_relative * abs(best)):
+            best, epoch = value, number
+    return epoch
+
+
+def overfits_since(training: Sequence[float], validation: Sequence[float], *, percent: float = 5.0) -> int | None:
+    """Return the epoch of the lowest validation loss, from 1, if the model has overfitted since: the generalisation loss at
+    the end is above `percent` while the training loss is below what it was then. None if it has not.
+    """
+    if not validation or not all(map(math.isfinite, (*training, *validation))):
+        return None
+    best = min(range(len(validation)), key=validation.__getitem__)
+    is_worse = generalisation_loss(validation) > percent
+    return best + 1 if is_worse and training[-1] < training[best] else None
