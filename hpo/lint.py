@@ -52,7 +52,7 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     # Of an objective of the user's own only Hyperband says how long it is.
     epochs = spec.pruner.get("max_resource") if spec.objective else max(space.ends_of(spec.tree["training"]["epochs"]))
     last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
-    if last is not None and not _can_prune(pruning.build(spec), last, spec.direction or "minimize"):
+    if last is not None and not _can_prune(pruning.plain(spec), last, spec.direction or "minimize"):
         yield f"pruner {name}: cannot prune anything within the first {last} of {epochs} epochs; lower its warm-up or rungs"
 
 

@@ -31,7 +31,7 @@ LAYERS = [
     ["hpo.together"],
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
-    ["hpo.handover", "hpo.executors"],
+    ["hpo.handover", "hpo.executors", "hpo.costs"],
     ["hpo.export", "hpo.assembly", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
@@ -60,6 +60,7 @@ LAYERS = [
     ["hpo.settling", "hpo.outage", "hpo.reports"],
     ["hpo.storage", "hpo.tpe", "hpo.train.loop"],
     ["hpo.pruning", "hpo.train.penalties"],
+    ["hpo.rivals"],
     ["hpo.columnpruning"],
     ["hpo.db.leanstorage"],
     ["hpo.db.trialcache", "hpo.db.trialwrites"],
@@ -68,6 +69,7 @@ LAYERS = [
     ["hpo.recycling"],
     [
         "hpo.spec",
+        "hpo.front",
         "hpo.db.sql",
         "hpo.train.optim",
         "hpo.train.losses",
@@ -79,7 +81,7 @@ LAYERS = [
         "hpo.train.architecture",
         "hpo.measured",
     ],
-    ["hpo.config", "hpo.db.tables", "hpo.db.engine"],
+    ["hpo.config", "hpo.objectives", "hpo.db.tables", "hpo.db.engine"],
     [
         "hpo.options",
         "hpo.typetext",
@@ -224,6 +226,8 @@ WRITERS = [
     "hpo.claim",
     "hpo.tpe",
     "hpo.columnpruning",
+    "hpo.rivals",
+    "hpo.objectives",
 ]
 
 

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 def spec_text(spec: StudySpec) -> str:
     """Return the study's own settings and its resolved space, one line each."""
     rule = f"{spec.value} epoch" if spec.value in ("best", "last") else spec.value or "as the objective returns it"
+    goals = spec.goals
+    goal = f"{spec.direction} {spec.objective or 'validation ' + spec.metric}"
+    if spec.objectives:
+        several = ", ".join(f"{direction} {name}" for name, direction in spec.objectives.items())
+        goal = f"{several} of {spec.objective}" if spec.objective else several
     lines = [
-        f"study {spec.name}: {spec.direction} {spec.objective or 'validation ' + spec.metric}, value: {rule}, seed {spec.seed}",
+        f"study {spec.name}: {goal}, value: {rule}, seed {spec.seed}",
+        *([f"bounds: {', '.join(map(str, goals.bounds))}"] if goals.bounds else []),
         f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
         f"sampler: {_named(spec.sampler)}",
         f"pruner: {_named(spec.pruner)}",
