@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
 from hpo import rows
 from hpo.db.tables import hpo_trials, intermediate_values, trial_values, trials
@@ -54,7 +55,7 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
             seconds=_seconds(row),
             params=params[row.trial_id],
             values=rows.named(study, judged[row.trial_id].values),
-            violated=judged[row.trial_id].violated,
+            violated=judged[row.trial_id].violated if row.state == TrialState.COMPLETE else [],
         )
         for count, row in enumerate(found, start=total - len(found) + 1)
     ]

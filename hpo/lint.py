@@ -113,10 +113,17 @@ def idle_augmentation(spec: StudySpec) -> Iterator[str]:
             yield f"augment.{name} = {json.dumps(given[name])}: does nothing without {', '.join(others)}; remove it"
 
 
+def equal_costs(spec: StudySpec) -> Iterator[str]:
+    """Where the model is the same in every trial, all cost the same, and there is nothing to weigh against the curve."""
+    if spec.goals.costs and not any(path.startswith("model.") for path, _ in space.parameters(spec.tree)):
+        yield f"{', '.join(spec.goals.costs)}: nothing of [model] is searched, so every trial costs the same; search its size"
+
+
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
     idle_pruner,
     owned_momentum,
     idle_augmentation,
+    equal_costs,
 ]

@@ -119,9 +119,8 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
     typer.echo(f"the objective returned {value!r}")
     if replaying:
         repeats = owntrain.repeats(spec, config, value)
-        typer.echo(
-            f"trial {spec.receipt['trial']} had {spec.receipt['value']!r}: {'the same' if repeats else 'another'}"
-        )
+        had = spec.receipt["values" if spec.objectives else "value"]
+        typer.echo(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
         return 0 if repeats else 1
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.view.words import STATES, counted, duration, value_text
+from hpo.view.words import STATES, amount_text, counted, duration, value_text
 
 if TYPE_CHECKING:
     from hpo.finished import FinishedTrial
@@ -334,7 +334,7 @@ def _goal(summary: Summary) -> str:
 
 def _values(values: Mapping[str, float]) -> str:
     """Return the values of several objectives by name."""
-    return " ".join(f"{name}={value_text(value)}" for name, value in values.items())
+    return " ".join(f"{name}={amount_text(value)}" for name, value in values.items())
 
 
 def history_text(found: History) -> str:
@@ -351,9 +351,9 @@ def history_text(found: History) -> str:
         lines.append(f"attempt  {found.attempt}, by {found.worker}")
     if found.checkpoint:
         lines.append(f"saved    {found.checkpoint}")
-    lines += [f"cost     {name} = {value_text(cost)}" for name, cost in found.costs.items()]
+    lines += [f"cost     {name} = {amount_text(cost)}" for name, cost in found.costs.items()]
     for name, violation in found.constraints.items():
-        lines.append(f"bound    {name}: {f'violated by {violation:.1%} of it' if violation > 0 else 'kept'}")
+        lines.append(f"bound    {name}: {f'violated by {violation:.1%}' if violation > 0 else 'kept'}")
     lines += [f"param    {name} = {_param(value)}" for name, value in found.params.items()]
     for failed in found.failures:
         lines.append(f"failed   attempt {failed.attempt} by {failed.kind}, then {failed.verdict}: {failed.message}")
@@ -378,7 +378,7 @@ def front_text(front: Sequence[TrialResult]) -> str:
     params = list(dict.fromkeys(name for one in front for name in one.params))
     table = [["front", "trial", *names, *params]]
     for one in front:
-        values = [value_text(one.values[name]) for name in names]
+        values = [amount_text(one.values[name]) for name in names]
         table.append(["", str(one.number), *values, *(_param(one.params.get(name, "-")) for name in params)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     widths[0] = 7
