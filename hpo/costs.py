@@ -66,7 +66,7 @@ def memory_mb(model: nn.Module, forward: Forward) -> float:
     It is counted tensor by tensor and so the same on every device: without what a kernel takes for itself, and without what
     an allocator rounds up to.
     """
-    held = {tensor.untyped_storage().data_ptr(): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    held = {_address(tensor): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with _Peak(held) as peak:
         forward()
     return float(sum(held.values()) + peak.most) / MEGABYTE
@@ -74,6 +74,10 @@ def memory_mb(model: nn.Module, forward: Forward) -> float:
 
 def _bytes(tensor: Tensor) -> int:
     return int(tensor.untyped_storage().nbytes())
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,8 +96,9 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        given = {_address(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and _address(tensor) not in given:  # neither a view nor written in place
                 self._count(tensor)
         return made
 

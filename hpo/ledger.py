@@ -45,8 +45,8 @@ from hpo.settling import NO_CHECKPOINT, End
 
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
-#: What an attempt leaves in a trial's system attributes: Optuna's halving pruners, and a user's objective by its bounds.
-OF_ATTEMPT = (f"{RUNG_PREFIX}%", f"{CONSTRAINTS}%")
+RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
+CONSTRAINT_KEYS = f"{CONSTRAINTS}%"  # and what an objective of the user's own does by `trial.set_constraint`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -507,7 +507,7 @@ def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
     kept = {row.trial_id: json.loads(row.checkpoint_attributes) for row in rows if row.checkpoint_attributes}
     of_trial = trial_system_attributes.c.trial_id
     if without := [trial_id for trial_id in ids if trial_id not in kept]:
-        is_of_attempt = sa.or_(*(trial_system_attributes.c.key.like(keys) for keys in OF_ATTEMPT))
+        is_of_attempt = sa.or_(*(trial_system_attributes.c.key.like(keys) for keys in (RUNG_KEYS, CONSTRAINT_KEYS)))
         connection.execute(trial_system_attributes.delete().where(of_trial.in_(without), is_of_attempt))
     if kept:
         connection.execute(trial_system_attributes.delete().where(of_trial.in_(kept)))
