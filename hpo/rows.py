@@ -159,7 +159,7 @@ def is_plain(study: Study) -> bool:
 def judged(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, Judged]:
     """Return what trials of a study came to, by id; of a plain one nothing is read, and nothing told."""
     if is_plain(study):
-        return {trial_id: Judged() for trial_id in ids}
+        return dict.fromkeys(ids, Judged())
     values: dict[int, list[float]] = {trial_id: [] for trial_id in ids}
     constraints: dict[int, dict[str, float]] = {trial_id: {} for trial_id in ids}
     for chunk in chunks(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ from hpo.storage import Storage
 from hpo.study import Study
 from hpo.studyfile import StudyFile
 from hpo.summary import read, summarize
-from hpo.view import live
+from hpo.view import dashboard, live
+from tests.test_dashboard import caller
 from tests.test_objective import DOCUMENT
 from tests.test_together import Asked
 
@@ -332,6 +334,16 @@ def test_the_front_is_shown(searched: Study) -> None:
     assert f"accuracy={front[0].values['accuracy']:.4f}" in told
     assert "\nbound    memory_mb: kept" in told
     assert f"front of {len(front)}" in live.status_table([summary])
+
+
+def test_the_dashboard_shows_the_front(searched: Study) -> None:
+    status, body = caller(dashboard.app(searched.storage, write=False))("GET", f"/api/studies/{searched.study_id}")
+    assert status == 200
+    told = json.loads(body)
+    front = [result.number for result in results.best(searched, k=None)]
+    assert sorted(trial["number"] for trial in told["best_trials"]) == sorted(front)
+    assert told["metric_names"] == ["accuracy", "params"]
+    assert told["directions"] == ["maximize", "minimize"]
 
 
 def _ids(study: Study) -> list[int]:
