@@ -67,7 +67,7 @@ class Recovery(pydantic.BaseModel):
     checkpoint_every: str = "30s"
     """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
     keep_checkpoints: Annotated[int, Ge(0)] = 1
-    """Of how many finished trials, the best ones, the last checkpoint is kept; of several objectives all on the front, or none."""
+    """Of how many finished trials, the best ones, the last checkpoint is kept; of several objectives all of the front."""
     recycle_trials: Positive = 10_000
     """Trials after which a worker's process starts afresh."""
     recycle_growth_mb: Positive = 2048
