@@ -42,7 +42,7 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
         return []
     with study.storage.engine.connect() as connection:
         found = [row for chunk in chunks(ids) for row in _ended(connection, study, chunk)]
-        params, judged = rows.params(connection, study, ids), rows.judged(connection, study, ids)
+        params, judged = rows.params(connection, study, ids), rows.judged(connection, study, found)
     found.sort(key=lambda row: (rows.timestamp(row.datetime_complete), row.number))
     return [
         FinishedTrial(

@@ -90,7 +90,7 @@ def history(study: Study, number: int) -> History:
             .order_by(hpo_failures.c.attempt, hpo_failures.c.failed_at)
         ).all()
         params = rows.params(connection, study, [row.trial_id])
-        judged = rows.judged(connection, study, [row.trial_id])[row.trial_id]
+        judged = rows.judged(connection, study, [row])[row.trial_id]
         told = connection.execute(
             sa.select(trial_user_attributes.c.key, trial_user_attributes.c.value_json).where(
                 trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key.like(f"{COST_PREFIX}%")

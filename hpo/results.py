@@ -56,7 +56,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         else:
             found = rows.leading(connection, study)[:k]
         ids = [row.trial_id for row in found]
-        judged = rows.judged(connection, study, ids)
+        judged = rows.judged(connection, study, found)
         params, curves = rows.params(connection, study, ids), _raw_curves(connection, study, ids)
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(

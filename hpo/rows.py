@@ -156,21 +156,28 @@ def is_plain(study: Study) -> bool:
     return not (study.spec.objective or study.spec.objectives or study.spec.constraints)
 
 
-def judged(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, Judged]:
-    """Return what trials of a study came to, by id; of a plain one nothing is read, and nothing told."""
+def judged(connection: sa.Connection, study: Study, found: Sequence[Any]) -> dict[int, Judged]:
+    """Return what trials of a study came to, by id; of a plain one nothing is read, and nothing told.
+
+    Args:
+        found: rows with the trials' ids and first values.
+    """
+    ids = [row.trial_id for row in found]
     if is_plain(study):
         return dict.fromkeys(ids, Judged())
-    values: dict[int, list[float]] = {trial_id: [] for trial_id in ids}
+    values = {row.trial_id: [] if row.value_type is None else [value_of(row)] for row in found}
     constraints: dict[int, dict[str, float]] = {trial_id: {} for trial_id in ids}
+    further = sa.select(trial_values).where(trial_values.c.objective > 0).order_by(trial_values.c.objective)
+    attribute = trial_system_attributes.c
+    said = sa.select(attribute.trial_id, attribute.key, attribute.value_json).where(
+        attribute.key.like(f"{CONSTRAINTS}%")
+    )
     for chunk in chunks(ids):
-        told = sa.select(trial_values).where(trial_values.c.trial_id.in_(chunk)).order_by(trial_values.c.objective)
-        for row in connection.execute(told):
-            values[row.trial_id].append(value_of(row))
-        attribute = trial_system_attributes.c
-        said = sa.select(attribute.trial_id, attribute.key, attribute.value_json).where(
-            attribute.trial_id.in_(chunk), attribute.key.like(f"{CONSTRAINTS}%")
-        )
-        for row in connection.execute(said.order_by(attribute.trial_system_attribute_id)):
+        if study.spec.objectives:
+            for row in connection.execute(further.where(trial_values.c.trial_id.in_(chunk))):
+                values[row.trial_id].append(value_of(row))
+        of_chunk = said.where(attribute.trial_id.in_(chunk)).order_by(attribute.trial_system_attribute_id)
+        for row in connection.execute(of_chunk):
             constraints[row.trial_id] |= _constraints(row.key, json.loads(row.value_json))
     return {trial_id: Judged(values=tuple(values[trial_id]), constraints=constraints[trial_id]) for trial_id in ids}
 
@@ -193,7 +200,7 @@ def leading(connection: sa.Connection, study: Study) -> list[Any]:
     """
     of_complete = results(study).where(trials.c.state == TrialState.COMPLETE, trial_values.c.value_type.is_not(None))
     found = connection.execute(of_complete.order_by(trials.c.number)).all()
-    known = judged(connection, study, [row.trial_id for row in found])
+    known = judged(connection, study, found)
     return [found[position] for position in positions(study, {row.trial_id: row.number for row in found}, known)]
 
 

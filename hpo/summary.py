@@ -181,7 +181,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
         news = rows.since(connection, study, past.cursor)
-        judged = rows.judged(connection, study, [row.trial_id for row in news.complete])
+        judged = rows.judged(connection, study, news.complete)
         running = [trial for trial in news.pending if trial.state == TrialState.RUNNING]
         live = [trial for trial in running if trial.live]
         curves = _judged_curves(connection, [trial.trial_id for trial in live])

@@ -342,7 +342,7 @@ def test_the_dashboard_shows_the_front(searched: Study) -> None:
     told = json.loads(body)
     front = [result.number for result in results.best(searched, k=None)]
     assert sorted(trial["number"] for trial in told["best_trials"]) == sorted(front)
-    assert told["metric_names"] == ["accuracy", "params"]
+    assert told["objective_names"] == ["accuracy", "params"]
     assert told["directions"] == ["maximize", "minimize"]
 
 
