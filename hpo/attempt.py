@@ -82,7 +82,7 @@ def open_trial(study: Study, lease: Lease) -> LeasedTrial:
         study.storage.optuna.expect(study.study_id, fresh)
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
     curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
-    trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve)
+    trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve, study.spec.goals)
     handover.take(study.trial_folder(trial.number), trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:

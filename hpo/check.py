@@ -15,7 +15,7 @@ import torch
 import torchinfo
 
 import data
-from hpo import assembly, executors, parts, seeds, space
+from hpo import assembly, costs, executors, parts, seeds, space, usercode
 from hpo.config import TrainConfig
 from hpo.executors import Choice
 from hpo.lint import lint
@@ -39,6 +39,7 @@ class Findings:
     longest_trial_epochs: int
     choice: Choice  # of executor and slots, in the middle of the space
     warnings: list[str]
+    costs: dict[str, float]  # by which trials are judged, in the middle of the space
 
     def budget_seconds(self, trials: int, workers: int) -> float:
         """Return the wall clock of the whole budget without pruning, one trial after the other in each worker."""
@@ -60,6 +61,13 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     shape = splits.train.images.shape[1:]
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
     run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
+    measured = costs.measure(
+        spec.goals.costs,
+        run,
+        threads=config.training.threads,
+        device=assembly.device_name(device),
+        code=usercode.digest(spec.code_references, folder),
+    )
     epochs = tree["training"]["epochs"]
     choice = executors.choose(spec, config, splits, folder, device)
     return Findings(
@@ -70,6 +78,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
         choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
         warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
+        costs=measured,
     )
 
 

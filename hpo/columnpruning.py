@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,11 @@ from hpo.db.columns import RUNG_PREFIX, STANDING, Columns
 from hpo.db.leanstorage import LeanStorage
 from hpo.db.trialrows import TrialRow
 
+Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 BracketsOf = Callable[[Integers], Integers]  # by the numbers of trials
+RivalsOf = Callable[[FrozenTrial, Integers], Bools]  # with which of the trials with these numbers one is compared
 
 
 def decide(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
@@ -81,21 +84,41 @@ class _Columnar(JointPruner):
 # --- percentiles ------------------------------------------------------------------------------------------------------
 
 
+class History(Protocol):
+    """The COMPLETE trials that one is compared with."""
+
+    @property
+    def complete(self) -> int:
+        """How many they are."""
+
+    def at_step(self, step: int) -> Floats:
+        """Return what they reported at a step, of those that did, NaN included."""
+
+    def percentile(self, step: int, percent: float) -> float:
+        """Return a percentile of that, but for NaN; NaN if nothing is left."""
+
+
 class Percentile(_Columnar, optuna.pruners.PercentilePruner):
     """Ends a trial whose best value so far is beyond a percentile of the COMPLETE ones at its step (Golovin et al., Google
     Vizier, 2017)."""
 
     def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        due = [self._is_due(trial) for trial in trials]
+        due = [self.is_due(trial) for trial in trials]
         if not any(due):
             return due
         columns = storage.columns(study._study_id)
-        if columns.complete < max(self._n_startup_trials, 1):
-            return [False] * len(trials)
-        sign = _sign(study)
-        return [is_due and self._is_beyond(columns, trial, sign) for is_due, trial in zip(due, trials, strict=True)]
+        sign = sign_of(study)
+        return [is_due and self.ends(trial, columns, sign) for is_due, trial in zip(due, trials, strict=True)]
 
-    def _is_due(self, trial: FrozenTrial) -> bool:
+    def ends(self, trial: FrozenTrial, history: History, sign: float) -> bool:
+        """Say whether a trial that is due ends, compared with these.
+
+        Args:
+            sign: what makes more the better of their values.
+        """
+        return history.complete >= max(self._n_startup_trials, 1) and self._is_beyond(history, trial, sign)
+
+    def is_due(self, trial: FrozenTrial) -> bool:
         """Say whether a trial is past the warm-up and has just entered an interval."""
         step = trial.last_step
         if step is None or step < self._n_warmup_steps:
@@ -103,7 +126,7 @@ class Percentile(_Columnar, optuna.pruners.PercentilePruner):
         into_interval = (step - self._n_warmup_steps) % self._interval_steps
         return max((other for other in trial.intermediate_values if other != step), default=-1) < step - into_interval
 
-    def _is_beyond(self, columns: Columns, trial: FrozenTrial, sign: float) -> bool:
+    def _is_beyond(self, history: History, trial: FrozenTrial, sign: float) -> bool:
         best = max(
             (sign * value for value in trial.intermediate_values.values() if not math.isnan(value)), default=None
         )
@@ -111,9 +134,9 @@ class Percentile(_Columnar, optuna.pruners.PercentilePruner):
             return True  # it has reported, but no number
         step = trial.last_step
         assert step is not None
-        if len(columns.at_step(step)) < self._n_min_trials:
+        if len(history.at_step(step)) < self._n_min_trials:
             return False
-        bar = columns.percentile(step, self._percentile if sign < 0 else 100 - self._percentile)
+        bar = history.percentile(step, self._percentile if sign < 0 else 100 - self._percentile)
         return best < sign * bar  # False for a bar that is NaN
 
 
@@ -197,15 +220,16 @@ class Standings:
         self._sign = sign
         self._brackets = brackets
 
-    def at(self, rung: int, bracket: int) -> Floats:
-        """Return the values of a bracket's trials at a rung; more is better."""
+    def at(self, rung: int, bracket: int) -> npt.NDArray[np.void]:
+        """Return the STANDINGs of a bracket's trials at a rung; more is better."""
         key = _key(rung)
         of_open = [
             (row.number, float(row.system_attributes[key])) for row in self._rows if key in row.system_attributes
         ]
         found = np.append(self._columns.at_rung(rung), np.array(of_open, STANDING))
-        values: Floats = self._sign * found["value"][self._brackets(found["number"]) == bracket]
-        return values
+        found["value"] *= self._sign
+        of_bracket: npt.NDArray[np.void] = found[self._brackets(found["number"]) == bracket]
+        return of_bracket
 
 
 def halve(
@@ -214,9 +238,14 @@ def halve(
     trials: Sequence[FrozenTrial],
     ladders: Sequence[Ladder],
     brackets: BracketsOf,
+    rivals: RivalsOf | None = None,
 ) -> list[bool]:
-    """Say of each trial whether it ends at a rung of its bracket's ladder, and write down at which rungs it was judged."""
-    sign = _sign(study)
+    """Say of each trial whether it ends at a rung of its bracket's ladder, and write down at which rungs it was judged.
+
+    Args:
+        rivals: whom each is compared with; all of its bracket if that is not given.
+    """
+    sign = sign_of(study)
     of_trials = brackets(np.array([trial.number for trial in trials], np.int64))
     climbers = [
         Climber(trial, bracket, ladders[bracket], sign)
@@ -227,31 +256,43 @@ def halve(
         climber.is_pruned = math.isnan(climber.value)
     judged = [climber for climber in due if not climber.is_pruned]
     if judged:
-        _climb(judged, Standings(*storage.view(study._study_id), sign, brackets))
+        _climb(judged, Standings(*storage.view(study._study_id), sign, brackets), rivals)
         storage.set_system_attributes({climber.trial._trial_id: climber.entries for climber in judged})
         for climber in judged:
             climber.trial.system_attrs.update(climber.entries)
     return [climber.is_pruned for climber in climbers]
 
 
-def _climb(climbers: Sequence[Climber], standings: Standings) -> None:
+def _climb(climbers: Sequence[Climber], standings: Standings, rivals: RivalsOf | None) -> None:
     """Judge trials rung by rung from the lowest, so that who goes on is in time for the next one."""
     while climbers:
         rung, bracket = min((climber.rung, climber.bracket) for climber in climbers)
         group = [climber for climber in climbers if (climber.rung, climber.bracket) == (rung, bracket)]
-        shown = np.append(standings.at(rung, bracket), [climber.value for climber in group])
-        bar = group[0].ladder.bar(shown)
-        for climber in group:
+        of_group = np.array([(climber.trial.number, climber.value) for climber in group], STANDING)
+        shown = np.append(standings.at(rung, bracket), of_group)
+        ladder = group[0].ladder
+        if rivals is None:
+            bar = ladder.bar(shown["value"])
+            bars = [bar] * len(group)
+        else:
+            bars = [ladder.bar(shown["value"][_own_or_rival(one.trial, shown["number"], rivals)]) for one in group]
+        for climber, bar in zip(group, bars, strict=True):
             climber.judge(bar)
         climbers = [climber for climber in climbers if climber.is_due]
+
+
+def _own_or_rival(trial: FrozenTrial, numbers: Integers, rivals: RivalsOf) -> Bools:
+    found: Bools = (numbers == trial.number) | rivals(trial, numbers)
+    return found
 
 
 def _key(rung: int) -> str:
     return f"{RUNG_PREFIX}{rung}"
 
 
-def _sign(study: optuna.Study) -> float:
-    return 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+def sign_of(study: optuna.Study) -> float:
+    """Return what makes more the better of the values that trials report, which are the first objective's."""
+    return 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
 
 
 class SuccessiveHalving(_Columnar, optuna.pruners.SuccessiveHalvingPruner):
@@ -261,7 +302,17 @@ class SuccessiveHalving(_Columnar, optuna.pruners.SuccessiveHalvingPruner):
         return self._min_resource is not None
 
     def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        return halve(storage, study, trials, [Ladder.of(self)], np.zeros_like)
+        return self.halve(storage, study, trials)
+
+    def halve(
+        self,
+        storage: LeanStorage,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        rivals: RivalsOf | None = None,
+    ) -> list[bool]:
+        """Say of each trial whether it ends, compared with its rivals."""
+        return halve(storage, study, trials, [Ladder.of(self)], np.zeros_like, rivals)
 
 
 # --- Hyperband --------------------------------------------------------------------------------------------------------
@@ -274,8 +325,18 @@ class Hyperband(_Columnar, optuna.pruners.HyperbandPruner):
         return self._max_resource != "auto"
 
     def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+        return self.halve(storage, study, trials)
+
+    def halve(
+        self,
+        storage: LeanStorage,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        rivals: RivalsOf | None = None,
+    ) -> list[bool]:
+        """Say of each trial whether it ends, compared with its rivals of its bracket."""
         brackets = self.brackets(study)
-        return halve(storage, study, trials, [Ladder.of(pruner) for pruner in self._pruners], brackets)
+        return halve(storage, study, trials, [Ladder.of(pruner) for pruner in self._pruners], brackets, rivals)
 
     def brackets(self, study: optuna.Study) -> Brackets:
         """Return what knows the brackets of a study's trials; `max_resource` is known."""

@@ -28,7 +28,7 @@ from hpo.train.watching import Watch
 
 ENDLESS = 10**6  # epochs of a run that is only tried
 TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
-MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2")  # samplers that learn from what has finished
+MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2", "nsga3")  # samplers that learn from what has finished
 GENERATIONS = 4  # into which such a sampler's budget is divided at least: from what is asked at once, nothing is learnt
 Executor = Loop | Stack
 

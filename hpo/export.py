@@ -20,22 +20,46 @@ from hpo.results import TrialResult, best
 from hpo.spec import UNIDENTIFYING
 from hpo.study import Study
 from hpo.summary import summarize
+from hpo.view.words import amount_text
 
-LEFT_OUT = {"sampler", "pruner", *UNIDENTIFYING, "params"}  # of a search only
+LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # of a search only
 
 
-def export(study: Study, output: Path, *, number: int | None = None, top: int = 1) -> list[Path]:
-    """Write the best trial, the one with this number, or the best `top`, which get the rank put into their file names.
+def export(
+    study: Study, output: Path, *, number: int | None = None, top: int | None = None, whole_front: bool = False
+) -> list[Path]:
+    """Write the best trial, the one with this number, or several, which get the rank put into their file names.
 
-    Raises StudyError without a finished trial, or if the file cannot be written.
+    Args:
+        top: how many of the best; of several objectives, of the front, the best in the first objective first.
+        whole_front: all trials on the front of several objectives.
+
+    Raises StudyError without a finished trial, if there are several objectives and no choice, or if the file cannot be written.
     """
-    found = best(study, k=top, number=number)
-    if top == 1:
+    several = study.spec.goals.are_several
+    if whole_front and not several:
+        raise StudyError(f"study {study.name!r} has one objective and no front; leave --front out for the best trial")
+    found = best(study, k=None if whole_front or several else top or 1, number=number)
+    if several and number is None and top is None and not whole_front:
+        raise StudyError(_choose(study, found))
+    found = found if number is not None else found[:top]
+    if top in (None, 1) and not whole_front:
         return [write(output, pinned(study, found[0]))]
     return [
         write(output.with_suffix(f".{rank}{output.suffix}"), pinned(study, result))
         for rank, result in enumerate(found, start=1)
     ]
+
+
+def _choose(study: Study, front: list[TrialResult]) -> str:
+    """Say what there is to choose from where there is no single best trial."""
+    lines = [
+        f"study {study.name!r} has several objectives and no single best trial; choose by --trial, or --front for all:"
+    ]
+    for result in front:
+        values = ", ".join(f"{name} {amount_text(value)}" for name, value in result.values.items())
+        lines.append(f"  --trial {result.number}: {values}")
+    return "\n".join(lines)
 
 
 def pinned(study: Study, result: TrialResult) -> dict[str, Any]:
@@ -45,6 +69,7 @@ def pinned(study: Study, result: TrialResult) -> dict[str, Any]:
         unused = {"metric", *SECTIONS}
         document = {key: value for key, value in document.items() if key not in unused} | {"params": result.params}
     else:
+        document.pop("objectives", None)
         document |= space.pin(study.spec.tree, lambda path, _: _value(result, path))
     return _scalars_first(document) | {"receipt": _receipt(study, result)}
 
@@ -69,6 +94,8 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "trial": result.number,
         "state": result.state,
         "value": result.value,
+        "values": result.values,
+        "constraints": result.constraints,
         "attempts": result.attempt,
         "trials_tried": summarize(study).finished,
         "checkpoint": result.checkpoint,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.trial import TrialState
 
 from hpo import rows
 from hpo.db.tables import hpo_trials, intermediate_values, trial_values, trials
@@ -26,6 +27,8 @@ class FinishedTrial:
     epochs: int
     seconds: float  # in training; from start to end if its epochs were not timed
     params: dict[str, Any]
+    values: dict[str, float] = field(default_factory=dict)  # by objective, if there are several
+    violated: list[str] = field(default_factory=list)  # the constraints that keep it from being a result
 
 
 def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTrial]:
@@ -39,7 +42,7 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
         return []
     with study.storage.engine.connect() as connection:
         found = [row for chunk in chunks(ids) for row in _ended(connection, study, chunk)]
-        params = rows.params(connection, study, ids)
+        params, judged = rows.params(connection, study, ids), rows.judged(connection, study, found)
     found.sort(key=lambda row: (rows.timestamp(row.datetime_complete), row.number))
     return [
         FinishedTrial(
@@ -51,6 +54,8 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
             epochs=row.epochs or 0,
             seconds=_seconds(row),
             params=params[row.trial_id],
+            values=rows.named(study, judged[row.trial_id].values),
+            violated=judged[row.trial_id].violated if row.state == TrialState.COMPLETE else [],
         )
         for count, row in enumerate(found, start=total - len(found) + 1)
     ]

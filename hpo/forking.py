@@ -19,8 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import space
 from hpo import study as studies
 from hpo.db import sql
+from hpo.db.columns import COST_PREFIX
 from hpo.db.tables import hpo_studies
 from hpo.errors import MismatchError, StudyError
+from hpo.objectives import Goals
 from hpo.space import Choices, Parameter, Tree
 from hpo.study import Study
 from hpo.studyfile import StudyFile
@@ -35,7 +37,7 @@ def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
         raise StudyError(f"there is a study {wanted.spec.name!r} already; choose another name")
     _refuse_another_yardstick(source, wanted)
     finished = source.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    fitting = [copy for trial in finished if (copy := _fitted(trial, wanted.spec.tree)) is not None]
+    fitting = [copy for trial in finished if (copy := _fitted(trial, wanted.spec.tree, wanted.spec.goals)) is not None]
     made = studies.create_or_join(
         source.storage,
         wanted.spec,
@@ -55,8 +57,8 @@ def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
 
 def _refuse_another_yardstick(source: Study, wanted: StudyFile) -> None:
     old, new = source.spec, wanted.spec
-    for key in ("objective", "metric", "direction", "value", "data"):
-        if getattr(old, key) != getattr(new, key):
+    for key in ("objective", "metric", "direction", "objectives", "value", "data"):
+        if getattr(old, key) != getattr(new, key) or (key == "objectives" and [*old.objectives] != [*new.objectives]):
             raise MismatchError(
                 f"{key}: study {old.name!r} has {getattr(old, key)!r}, the file has {getattr(new, key)!r}; "
                 "its values mean something else, so its trials cannot be taken along"
@@ -65,8 +67,10 @@ def _refuse_another_yardstick(source: Study, wanted: StudyFile) -> None:
         raise MismatchError(f"study {old.name!r} has an objective of your own, whose space hpo does not know")
 
 
-def _fitted(trial: FrozenTrial, tree: Tree) -> FrozenTrial | None:
-    """Return a copy of the trial with the new space's distributions, None if its parameters are not exactly of it."""
+def _fitted(trial: FrozenTrial, tree: Tree, goals: Goals) -> FrozenTrial | None:
+    """Return a copy of the trial with the new space's distributions, held against the new bounds; None if its parameters are
+    not exactly of that space, or if nobody measured what is bounded.
+    """
     distributions: dict[str, BaseDistribution] = {}
 
     def pick(path: str, parameter: Parameter) -> Any:
@@ -80,11 +84,14 @@ def _fitted(trial: FrozenTrial, tree: Tree) -> FrozenTrial | None:
         space.pin(tree, pick)
     except (KeyError, ValueError):
         return None
-    if distributions.keys() != trial.params.keys():
+    costs = {name: trial.user_attrs[key] for name in goals.costs if (key := COST_PREFIX + name) in trial.user_attrs}
+    if distributions.keys() != trial.params.keys() or len(costs) < len(goals.costs):
         return None
+    constraints = goals.known(costs).beside(trial.values[0] if trial.values else None).constraints
     return optuna.trial.create_trial(
         state=trial.state,
-        value=trial.value,
+        values=trial.values,
+        constraints=dict(constraints),
         params=trial.params,
         distributions=distributions,
         intermediate_values=trial.intermediate_values,

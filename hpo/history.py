@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,16 @@ from optuna.trial import TrialState
 
 from hpo import rows
 from hpo.db import sql
-from hpo.db.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trial_values, trials
+from hpo.db.columns import COST_PREFIX
+from hpo.db.tables import (
+    hpo_curves,
+    hpo_failures,
+    hpo_trials,
+    intermediate_values,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
 from hpo.errors import StudyError
 from hpo.study import Study
 from hpo.train.stopping import overfits_since
@@ -48,6 +58,11 @@ class History:
         int | None
     )  # the epoch of the lowest validation loss, if it has risen much while the training loss fell
     failures: list[FailedAttempt]
+    values: dict[str, float] = field(default_factory=dict)  # by objective, if there are several
+    costs: dict[str, float] = field(default_factory=dict)  # known before it was trained
+    constraints: dict[str, float] = field(
+        default_factory=dict
+    )  # by how much each is violated: more than 0 is no result
 
 
 def history(study: Study, number: int) -> History:
@@ -83,6 +98,13 @@ def history(study: Study, number: int) -> History:
         ).all()
         params = rows.params(connection, study, [row.trial_id])
         curves = _curves(connection, study, row.trial_id)
+        judged = rows.judged(connection, study, [row])[row.trial_id]
+        told = connection.execute(
+            sa.select(trial_user_attributes.c.key, trial_user_attributes.c.value_json).where(
+                trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key.like(f"{COST_PREFIX}%")
+            )
+        )
+        costs = {key.removeprefix(COST_PREFIX): json.loads(text) for key, text in told}
     return History(
         number=number,
         state=_state(row),
@@ -107,6 +129,9 @@ def history(study: Study, number: int) -> History:
             )
             for one in failed
         ],
+        values=rows.named(study, judged.values),
+        costs=costs,
+        constraints=judged.constraints,
     )
 
 

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from hpo import settling
 from hpo.claim import Checkpoint, Claim, Orders, Token
 from hpo.db import sql, trialwrites
-from hpo.db.columns import RUNG_PREFIX
+from hpo.db.columns import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
 from hpo.db.tables import (
     Hold,
     hpo_curves,
@@ -34,16 +34,19 @@ from hpo.db.tables import (
     intermediate_values,
     trial_params,
     trial_system_attributes,
+    trial_user_attributes,
     trials,
 )
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
+from hpo.objectives import NOTHING, Beside, Known
 from hpo.reports import Answer, Report, stands, write_metrics, write_values
 from hpo.settling import NO_CHECKPOINT, End
 
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
 RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
+CONSTRAINT_KEYS = f"{CONSTRAINTS}%"  # and what an objective of the user's own does by `trial.set_constraint`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +219,15 @@ class Ledger:
             if not trialwrites.put(connection, trial_params, claim.trial_id, *rows, key="param_name", **held):
                 raise LostLease(f"trial {claim.number}: another worker has taken it up, or it was ended elsewhere")
 
+    def record_costs(self, claim: Claim, costs: Mapping[str, float], known: Known) -> None:
+        """Record what a trial costs, for all to see, and what of its end is known by that; LostLease if the claim fell."""
+        attributes = trialwrites.attribute_rows({f"{COST_PREFIX}{name}": cost for name, cost in costs.items()})
+        with sql.writing(self.engine) as connection:
+            self._update_or_raise(connection, claim, costs=known.to_json())
+            rows = [{"trial_id": claim.trial_id, **attribute} for attribute in attributes]
+            if rows:
+                sql.upsert(connection, trial_user_attributes, *rows, key=["trial_id", "key"])
+
     def start_over(self, claim: Claim) -> None:
         """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
         with sql.writing(self.engine) as connection:
@@ -236,13 +248,21 @@ class Ledger:
                 settling.release(connection, row, partition=partition)
 
     def finish(
-        self, claim: Claim, state: TrialState, value: float | None, *, outcome: str, reason: str | None = None
+        self,
+        claim: Claim,
+        state: TrialState,
+        value: float | None,
+        *,
+        outcome: str,
+        reason: str | None = None,
+        beside: Beside = NOTHING,
     ) -> None:
-        """Settle a trial that did not fail: its state, its value if it has a finite one, and why.
+        """Settle a trial that did not fail: its state, its values if the first is a finite one, and why.
 
         Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
         """
-        if self.finish_all([End(claim=claim, state=state, value=value, outcome=outcome, reason=reason)]):
+        end = End(claim=claim, state=state, value=value, outcome=outcome, reason=reason, beside=beside)
+        if self.finish_all([end]):
             raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
 
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
@@ -487,8 +507,8 @@ def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
     kept = {row.trial_id: json.loads(row.checkpoint_attributes) for row in rows if row.checkpoint_attributes}
     of_trial = trial_system_attributes.c.trial_id
     if without := [trial_id for trial_id in ids if trial_id not in kept]:
-        is_rung = trial_system_attributes.c.key.like(RUNG_KEYS)
-        connection.execute(trial_system_attributes.delete().where(of_trial.in_(without), is_rung))
+        is_of_attempt = sa.or_(*(trial_system_attributes.c.key.like(keys) for keys in (RUNG_KEYS, CONSTRAINT_KEYS)))
+        connection.execute(trial_system_attributes.delete().where(of_trial.in_(without), is_of_attempt))
     if kept:
         connection.execute(trial_system_attributes.delete().where(of_trial.in_(kept)))
     if again := [

@@ -64,7 +64,7 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     # Of an objective of the user's own only Hyperband says how long it is.
     epochs = spec.pruner.get("max_resource") if spec.objective else max(space.ends_of(spec.tree["training"]["epochs"]))
     last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
-    if last is not None and not _can_prune(pruning.build(spec), last, spec.direction or "minimize"):
+    if last is not None and not _can_prune(pruning.plain(spec), last, spec.direction or "minimize"):
         yield f"pruner {name}: cannot prune anything within the first {last} of {epochs} epochs; lower its warm-up or rungs"
 
 
@@ -151,6 +151,12 @@ def two_patiences(spec: StudySpec) -> Iterator[str]:
         )
 
 
+def equal_costs(spec: StudySpec) -> Iterator[str]:
+    """Where the model is the same in every trial, all cost the same, and there is nothing to weigh against the curve."""
+    if spec.goals.costs and not any(path.startswith("model.") for path, _ in space.parameters(spec.tree)):
+        yield f"{', '.join(spec.goals.costs)}: nothing of [model] is searched, so every trial costs the same; search its size"
+
+
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
@@ -160,4 +166,5 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     idle_augmentation,
     idle_stopping,
     two_patiences,
+    equal_costs,
 ]

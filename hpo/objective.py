@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from data import Splits
-from hpo import assembly, seeds, space
+from hpo import assembly, costs, seeds, space, usercode
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.config import TrainConfig
@@ -71,6 +71,7 @@ class Declared:
         if can_halve(batch, accumulation):
             trial.finer_accumulation = 2 * accumulation
         run = self._build(config, trial_seed(self._study.spec.seed, trial.number), accumulation=accumulation)
+        trial.learn_costs(lambda: self._costs(run, config))
         saver = Saver(attempt.study, run, trial)
         saver.resume()
         return Seat(attempt, trial, run, saver, config)
@@ -101,6 +102,17 @@ class Declared:
 
     def _build(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
         return assembly.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
+
+    def _costs(self, run: Run, config: TrainConfig) -> dict[str, float]:
+        """Return what the model of a run costs, as far as the study's trials are judged by it."""
+        spec = self._study.spec
+        return costs.measure(
+            spec.goals.costs,
+            run,
+            threads=config.training.threads,
+            device=assembly.device_name(self._device),
+            code=usercode.digest(spec.code_references, self._folder),
+        )
 
     def note(self, seat: Seat) -> None:
         """Record what a trial is being made from, once its executor has it."""

@@ -13,11 +13,13 @@ from hpo.errors import SpecError, StudyError
 from hpo.spec import StudySpec
 
 
-def run(spec: StudySpec, path: Path, folder: Path) -> float:
-    """Call the objective with an `optuna.trial.FixedTrial` of the config's [params] and return what it returns.
+def run(spec: StudySpec, path: Path, folder: Path) -> float | dict[str, float]:
+    """Call the objective with an `optuna.trial.FixedTrial` of the config's [params] and return what it returns, several values
+    by their names.
 
     The trial has the number of the receipt's, from which many an objective takes its seed. Raises SpecError without
-    [params] or if one that the objective asks for is missing, StudyError if it does not return a number.
+    [params] or if one that the objective asks for is missing, StudyError if it does not return a number, or as many as the
+    config has objectives.
     """
     assert spec.objective is not None
     if not spec.params:
@@ -30,16 +32,17 @@ def run(spec: StudySpec, path: Path, folder: Path) -> float:
             raise
         raise SpecError(f"{path}: params: {error}") from None
     try:
-        value = float(returned)
+        values = [float(value) for value in (returned if spec.objectives else [returned])]
     except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise StudyError(f"{path}: the objective returned {returned!r}, not a finite number")
-    return value
+        values = [math.nan]
+    if not all(map(math.isfinite, values)) or len(values) != max(1, len(spec.objectives)):
+        wanted = f"{len(spec.objectives)} finite numbers" if spec.objectives else "a finite number"
+        raise StudyError(f"{path}: the objective returned {returned!r}, not {wanted}")
+    return dict(zip(spec.objectives, values, strict=True)) if spec.objectives else values[0]
 
 
-def repeats(spec: StudySpec, path: Path, returned: float) -> bool:
-    """Say whether the objective returned the trial's value again; StudyError if the trial has none to compare with."""
+def repeats(spec: StudySpec, path: Path, returned: float | dict[str, float]) -> bool:
+    """Say whether the objective returned the trial's values again; StudyError if the trial has none to compare with."""
     receipt = spec.receipt
     if spec.rule is not None:
         raise StudyError(f"{path}: the trial's value is the {spec.value} of its curve, which this run does not see")
@@ -47,4 +50,4 @@ def repeats(spec: StudySpec, path: Path, returned: float) -> bool:
         raise StudyError(
             f"{path}: trial {receipt.get('trial')} was {receipt.get('state')}; its value cannot be compared"
         )
-    return bool(returned == receipt["value"])
+    return bool(returned == receipt["values" if spec.objectives else "value"])

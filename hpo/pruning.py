@@ -17,6 +17,8 @@ from annotated_types import Ge, Le
 from hpo import columnpruning, options
 from hpo.config import training_defaults
 from hpo.errors import SpecError, nearest
+from hpo.objectives import Goals
+from hpo.rivals import AmongRivals, Comparing
 from hpo.space import ends_of
 from hpo.spec import StudySpec
 
@@ -104,8 +106,8 @@ class Patient(columnpruning.JointPruner):
 
     def decide(self, study: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial]) -> list[bool]:
         """Say of each trial whether it has not improved, and the wrapped pruner agrees; only those are shown to it."""
-        maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
-        stuck = [self._is_stuck(trial, 1.0 if maximize else -1.0) for trial in trials]
+        sign = columnpruning.sign_of(study)
+        stuck = [self._is_stuck(trial, sign) for trial in trials]
         if self.wrapped is None:
             return stuck
         shown = [trial for trial, is_stuck in zip(trials, stuck, strict=True) if is_stuck]
@@ -146,6 +148,11 @@ def resolve(spec: StudySpec) -> StudySpec:
     options.check("pruner", name, PRUNERS[name], 0, given, paths)
     if name == "threshold" and not {"lower", "upper"} & given.keys():
         raise SpecError("pruner: threshold needs lower or upper; add one")
+    if name == "patient" and given.get("wrapped", "none") == "none" and spec.objectives:
+        raise SpecError(
+            'pruner.wrapped = "none": a trial that stands still may yet be on the front of several objectives; '
+            'wrap a pruner that compares, such as "median"'
+        )
     _check_order(given, "lower", "upper")
     _check_order({"min_resource": 1} | given, "min_resource", "max_resource")
     return spec.model_copy(update={"pruner": {"name": name} | options.defaults(PRUNERS[name], 0) | given})
@@ -166,6 +173,17 @@ def named(table: dict[str, object], section: str, known: dict[str, options.Funct
 
 
 def build(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """Return the study's pruner."""
+    """Return the study's pruner; where trials are judged by more than their curves, it compares rivals only."""
+    return _among_rivals(plain(spec), spec.goals) if spec.goals.costs else plain(spec)
+
+
+def _among_rivals(pruner: optuna.pruners.BasePruner, goals: Goals) -> optuna.pruners.BasePruner:
+    if isinstance(pruner, Patient) and pruner.wrapped is not None:
+        return Patient(_among_rivals(pruner.wrapped, goals), pruner.patience, pruner.min_delta)
+    return AmongRivals(pruner, goals) if isinstance(pruner, Comparing) else pruner
+
+
+def plain(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """Return the study's pruner as if a trial were its curve and no more."""
     name, given = named(dict(spec.pruner), "pruner", PRUNERS)
     return PRUNERS[name](**given)  # type: ignore[no-any-return]

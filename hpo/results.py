@@ -29,21 +29,40 @@ class TrialResult:
     state: str
     value: float
     params: dict[str, Any]
+    values: dict[str, float]  # by objective, if there are several
+    constraints: dict[str, float]  # by how much each bound is violated, if there are any: more than 0 is no result
     curves: dict[str, list[float]]  # raw, by epoch; of a trial that was not ours: none
     receipt: dict[str, Any]
     attempt: int  # 0 for a trial that was not ours
     checkpoint: str | None  # the file with its last state, while it is kept
 
 
-def best(study: Study, k: int = 1, number: int | None = None) -> list[TrialResult]:
+def best(study: Study, k: int | None = 1, number: int | None = None) -> list[TrialResult]:
     """Return the `k` best COMPLETE trials, best first, ties to the lower number; or the one asked for by number.
+
+    What violates a constraint is no result unless asked for by its number. Of several objectives the trials are those of the
+    front, and the best is that in the first of them.
+
+    Args:
+        k: None for the whole front, or for all.
 
     Raises StudyError if no trial is COMPLETE, or if that number is neither COMPLETE nor PRUNED with a value.
     """
     with study.storage.engine.connect() as connection:
-        found = rows.ranked(connection, study, k) if number is None else [_numbered(connection, study, number)]
+        if number is not None:
+            found: Sequence[Any] = [_numbered(connection, study, number)]
+        elif rows.is_plain(study) and k is not None:
+            found = rows.ranked(connection, study, k)
+        else:
+            found = rows.leading(connection, study)[:k]
         ids = [row.trial_id for row in found]
+        judged = rows.judged(connection, study, found)
         params, curves = rows.params(connection, study, ids), _raw_curves(connection, study, ids)
+    if not found and (complete := summarize(study).counts["complete"]):
+        raise StudyError(
+            f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
+            f"`hpo export {study.name} --trial N` takes one all the same"
+        )
     if not found:
         told = ", ".join(counted(summarize(study).counts).values())
         raise StudyError(
@@ -56,6 +75,8 @@ def best(study: Study, k: int = 1, number: int | None = None) -> list[TrialResul
             state=row.state.name.lower(),
             value=rows.value_of(row),
             params=params[row.trial_id],
+            values=rows.named(study, judged[row.trial_id].values),
+            constraints=judged[row.trial_id].constraints,
             curves=curves[row.trial_id],
             receipt=json.loads(row.receipt or "{}"),
             attempt=row.attempt or 0,

@@ -12,7 +12,9 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo import front
 from hpo.db.tables import hpo_trials, trials
+from hpo.objectives import NOTHING, Beside
 from hpo.study import Study
 
 log = logging.getLogger(__name__)
@@ -36,26 +38,39 @@ def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
-def leads(study: Study, number: int, value: float) -> bool:
-    """Say whether a trial that ends with this value is among those whose checkpoint is kept."""
-    keep = study.spec.recovery.keep_checkpoints
+def leads(study: Study, number: int, value: float, beside: Beside = NOTHING) -> bool:
+    """Say whether a trial that ends so is among those whose checkpoint is kept.
+
+    Args:
+        value: of the first objective.
+        beside: what else it ends with.
+    """
+    violation = sum(violation for violation in beside.constraints.values() if violation > 0)
+    return number in leaders(study, with_end=(number, (value, *beside.values), violation))
+
+
+def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None = None) -> list[int]:
+    """Return the numbers of the COMPLETE trials whose checkpoints are kept, the best one first; of equal ones the lower number
+    leads.
+
+    Those are the best ones, `recovery.keep_checkpoints` at most; of several objectives all on the front, unless that is 0.
+
+    Args:
+        with_end: number, values and violation of a trial that is about to be COMPLETE.
+    """
+    goals, keep = study.spec.goals, study.spec.recovery.keep_checkpoints
     if not keep:
-        return False
-    numbers, values = leaders(study, keep)
-    if len(numbers) < keep:
-        return True
-    sign = 1.0 if study.spec.direction == "maximize" else -1.0
-    return bool((sign * value, -number) > (sign * values[-1], -numbers[-1]))
-
-
-def leaders(study: Study, keep: int) -> tuple[list[int], list[float]]:
-    """Return the numbers and the values of the best COMPLETE trials, `keep` at most, the best one first; of equal ones the
-    lower number leads."""
+        return []
     columns = study.storage.optuna.columns(study.study_id, anew=True)
     complete = np.flatnonzero(columns.states == TrialState.COMPLETE.value)
-    sign = -1.0 if study.spec.direction == "maximize" else 1.0
-    best = complete[np.lexsort((columns.numbers[complete], sign * columns.values[complete]))][:keep]
-    return columns.numbers[best].tolist(), columns.values[best].tolist()
+    numbers, violations = columns.numbers[complete], columns.violations[complete]
+    values = np.stack([columns.values_of(objective)[complete] for objective in range(len(goals.names))], axis=1)
+    if with_end is not None:
+        number, own, violation = with_end
+        numbers, violations = np.append(numbers, number), np.append(violations, violation)
+        values = np.append(values, [own], axis=0)
+    found: list[int] = numbers[front.leading(goals, numbers, values, violations)].tolist()
+    return found if goals.are_several else found[:keep]
 
 
 def sweep(study: Study) -> list[Path]:
@@ -88,5 +103,5 @@ def stale(study: Study) -> list[Path]:
             )
         ).scalars()
         ended = set(settled)  # read first: a trial that ends as the best in between is not among them
-    leading = set(leaders(study, study.spec.recovery.keep_checkpoints)[0])
+    leading = set(leaders(study))
     return [folders[number] for number in sorted(ended - leading)]

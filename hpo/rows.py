@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import space
+from hpo import front, space
 from hpo.db import sql
-from hpo.db.tables import FINISHED, VALUE_TYPE, hpo_curves, hpo_trials, restored, trial_params, trial_values, trials
+from hpo.db.columns import CONSTRAINTS
+from hpo.db.tables import (
+    FINISHED,
+    VALUE_TYPE,
+    hpo_curves,
+    hpo_trials,
+    restored,
+    trial_params,
+    trial_system_attributes,
+    trial_values,
+    trials,
+)
 from hpo.db.trialrows import chunks, distribution_of
 from hpo.study import Study
 
@@ -41,6 +54,11 @@ class News:
     pending: Sequence[Any]  # all others
     ended: Sequence[int]  # ids of those that have ended since
     cursor: Cursor  # past all of this
+
+    @property
+    def complete(self) -> Sequence[Any]:
+        """Those of them that are COMPLETE."""
+        return [row for row in (*self.final, *self.pending) if row.state == TrialState.COMPLETE]
 
 
 def since(connection: sa.Connection, study: Study, cursor: Cursor) -> News:
@@ -114,6 +132,91 @@ def trained_seconds(study: Study) -> sa.Label[float | None]:
     )
     total = sa.select(sa.func.sum(hpo_curves.c.value)).where(of_trial).correlate(trials)
     return total.scalar_subquery().label("trained_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a trial came to: its values by objective, and what it says of its constraints, more than 0 being a violation."""
+
+    values: tuple[float, ...] = ()
+    constraints: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def violation(self) -> float:
+        return sum(violation for violation in self.constraints.values() if violation > 0)
+
+    @property
+    def violated(self) -> list[str]:
+        """The names of the constraints that are violated."""
+        return [name for name, violation in self.constraints.items() if violation > 0]
+
+
+def is_plain(study: Study) -> bool:
+    """Say whether all that trials are judged by is one value: a user's own objective may set constraints at any time."""
+    return not (study.spec.objective or study.spec.objectives or study.spec.constraints)
+
+
+def judged(connection: sa.Connection, study: Study, found: Sequence[Any]) -> dict[int, Judged]:
+    """Return what trials of a study came to, by id; of a plain one nothing is read, and nothing told.
+
+    Args:
+        found: rows with the trials' ids and first values.
+    """
+    ids = [row.trial_id for row in found]
+    if is_plain(study):
+        return dict.fromkeys(ids, Judged())
+    values = {row.trial_id: [] if row.value_type is None else [value_of(row)] for row in found}
+    constraints: dict[int, dict[str, float]] = {trial_id: {} for trial_id in ids}
+    further = sa.select(trial_values).where(trial_values.c.objective > 0).order_by(trial_values.c.objective)
+    attribute = trial_system_attributes.c
+    said = sa.select(attribute.trial_id, attribute.key, attribute.value_json).where(
+        attribute.key.like(f"{CONSTRAINTS}%")
+    )
+    for chunk in chunks(ids):
+        if study.spec.objectives:
+            for row in connection.execute(further.where(trial_values.c.trial_id.in_(chunk))):
+                values[row.trial_id].append(value_of(row))
+        of_chunk = said.where(attribute.trial_id.in_(chunk)).order_by(attribute.trial_system_attribute_id)
+        for row in connection.execute(of_chunk):
+            constraints[row.trial_id] |= _constraints(row.key, json.loads(row.value_json))
+    return {trial_id: Judged(values=tuple(values[trial_id]), constraints=constraints[trial_id]) for trial_id in ids}
+
+
+def _constraints(key: str, told: Any) -> dict[str, float]:
+    if isinstance(told, list):  # as Optuna 4 wrote them
+        return {str(index): float(violation) for index, violation in enumerate(told)}
+    return {key.removeprefix(f"{CONSTRAINTS}:"): float(told)}
+
+
+def named(study: Study, values: Sequence[float]) -> dict[str, float]:
+    """Return a trial's values by the names of the study's objectives; none if there is one objective."""
+    goals = study.spec.goals
+    return dict(zip(goals.names, values, strict=False)) if goals.are_several else {}
+
+
+def leading(connection: sa.Connection, study: Study) -> list[Any]:
+    """Return the rows of `results` of the trials that lead: of several objectives the front, else all COMPLETE ones that
+    violate nothing, the best in the first objective first.
+    """
+    of_complete = results(study).where(trials.c.state == TrialState.COMPLETE, trial_values.c.value_type.is_not(None))
+    found = connection.execute(of_complete.order_by(trials.c.number)).all()
+    known = judged(connection, study, found)
+    return [found[position] for position in positions(study, {row.trial_id: row.number for row in found}, known)]
+
+
+def positions(study: Study, numbers: Mapping[int, int], known: Mapping[int, Judged]) -> list[int]:
+    """Return which of these COMPLETE trials lead, as positions, likewise.
+
+    Args:
+        numbers: by the trials' ids.
+        known: what each came to, by id.
+    """
+    if not numbers:
+        return []
+    values = np.array([known[trial_id].values for trial_id in numbers])
+    violations = np.array([known[trial_id].violation for trial_id in numbers])
+    found: list[int] = front.leading(study.spec.goals, np.array(list(numbers.values())), values, violations).tolist()
+    return found
 
 
 def ranked(connection: sa.Connection, study: Study, k: int) -> Sequence[Any]:

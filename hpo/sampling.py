@@ -99,6 +99,26 @@ def nsga2(
     )
 
 
+def nsga3(
+    draw: Draw,
+    *,
+    population_size: Annotated[int, Ge(2)] = 50,
+    mutation_prob: Share | None = None,
+    crossover_prob: Share = 0.9,
+    swapping_prob: Share = 0.5,
+    dividing_parameter: Positive = 3,
+) -> Sampler:
+    """Genetic search by reference points, for three objectives or more (Deb and Jain, NSGA-III, 2014)."""
+    return optuna.samplers.NSGAIIISampler(
+        population_size=population_size,
+        mutation_prob=mutation_prob,
+        crossover_prob=crossover_prob,
+        swapping_prob=swapping_prob,
+        dividing_parameter=dividing_parameter,
+        seed=draw.trial_seed,
+    )
+
+
 def random(draw: Draw) -> Sampler:
     """Independent uniform draws (Bergstra and Bengio, 2012)."""
     return optuna.samplers.RandomSampler(seed=draw.trial_seed)
@@ -147,10 +167,16 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "gp": gp,
     "cmaes": cmaes,
     "nsga2": nsga2,
+    "nsga3": nsga3,
     "random": random,
     "grid": grid,
     "qmc": qmc,
 }
+
+
+#: Those that take note of further objectives and of constraints; random, grid and qmc learn nothing and go with anything.
+LEARNING = ("tpe", "gp", "nsga2", "nsga3")
+OF_ONE_OBJECTIVE = ("cmaes",)
 
 
 def resolve(spec: StudySpec) -> StudySpec:
@@ -159,6 +185,9 @@ def resolve(spec: StudySpec) -> StudySpec:
     options.check("sampler", name, SAMPLERS[name], 1, given, {key: f"sampler.{key}" for key in given})
     if given.get("group") and not given.get("multivariate", True):
         raise SpecError("sampler.group = true: goes with multivariate = true only; change one of the two")
+    if name in OF_ONE_OBJECTIVE and (spec.objectives or spec.constraints):
+        what = "several objectives" if spec.objectives else "constraints"
+        raise SpecError(f"sampler.name = {name!r}: knows no {what}; choose {', '.join(LEARNING)} or random")
     if name == "tpe" and "group" not in given:
         given["group"] = given.get("multivariate", True) and space.is_conditional(spec.tree)
     if name == "grid":

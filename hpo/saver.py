@@ -58,8 +58,8 @@ class Saver:
 
     def save_if_leading(self, value: float) -> None:
         """Save the state at a finished trial's end if it is among the best, whose checkpoints are kept."""
-        lease = self.trial.lease
-        if lease.patience(lambda: retention.leads(self.study, self.trial.number, value)):
+        lease, (_, beside) = self.trial.lease, self.trial.beside(value)
+        if lease.patience(lambda: retention.leads(self.study, self.trial.number, value, beside)):
             self.save(self.run.epoch)
 
     def save(self, epoch: int) -> None:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from hpo.claim import Claim
 from hpo.db import sql, trialwrites
+from hpo.db.columns import CONSTRAINTS
 from hpo.db.tables import (
     FINISHED,
     INTERMEDIATE_TYPE,
@@ -24,10 +25,13 @@ from hpo.db.tables import (
     hpo_studies,
     hpo_trials,
     intermediate_values,
+    study_directions,
+    trial_system_attributes,
     trial_values,
     trials,
 )
 from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
+from hpo.objectives import NOTHING, Beside, Known
 
 NO_CHECKPOINT = {
     "checkpoint_epoch": None,
@@ -47,9 +51,19 @@ class End:
 
     claim: Claim
     state: TrialState
-    value: float | None
+    value: float | None  # of the first objective
     outcome: str  # a word
     reason: str | None = None  # a line
+    beside: Beside = NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What Optuna's tables are to hold of an end."""
+
+    state: TrialState
+    value: float | None
+    beside: Beside
 
 
 def _is_open(connection: sa.Connection, row: Any) -> bool:
@@ -64,10 +78,28 @@ def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> bool:
     """Write the end of a trial; False if it was not open any more."""
-    if row.settled or not _end(connection, {row.trial_id: (state, value)}):
+    if row.settled or not _end(connection, {row.trial_id: _result(connection, row, state, value)}):
         return False
     close(connection, row, outcome=outcome, reason=reason)
     return True
+
+
+def _result(connection: sa.Connection, row: Any, state: TrialState, value: float | None) -> _Result:
+    """Return what an end comes to that somebody writes who knows the trial by our row alone.
+
+    Of several objectives all are known or none: where only the first is, the trial ends without a value.
+    """
+    if row.costs is not None:
+        return _Result(state=state, value=value, beside=Known.from_json(row.costs).beside(value))
+    if value is not None and _objectives(connection, row.trial_id) > 1:
+        value = None
+    return _Result(state=state, value=value, beside=NOTHING)
+
+
+def _objectives(connection: sa.Connection, trial_id: int) -> int:
+    of_study = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id).scalar_subquery()
+    counted = sa.select(sa.func.count()).where(study_directions.c.study_id == of_study)
+    return int(connection.execute(counted).scalar_one())
 
 
 def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | None) -> None:
@@ -111,24 +143,38 @@ def succeed(connection: sa.Connection, study_uid: str, ends: Sequence[End]) -> N
     """Write the ends of trials that did not fail, and with them that of a streak of failures; the caller has locked Optuna's
     rows of them too, and seen them RUNNING.
     """
-    _end(connection, {end.claim.trial_id: (end.state, end.value) for end in ends})
+    _end(
+        connection,
+        {end.claim.trial_id: _Result(state=end.state, value=end.value, beside=end.beside) for end in ends},
+    )
     connection.execute(_END_OF_STREAK, {"of_study": study_uid})
 
 
-def _end(connection: sa.Connection, ends: Mapping[int, tuple[TrialState, float | None]]) -> set[int]:
-    """Write ends of trials, a state and a value by id, into Optuna's tables; return the ids of those that did run."""
+def _end(connection: sa.Connection, ends: Mapping[int, _Result]) -> set[int]:
+    """Write ends of trials, by id, into Optuna's tables; return the ids of those that did run."""
     ended: set[int] = set()
     for state in FINISHED:
-        ids = sorted(trial_id for trial_id, (wanted, _) in ends.items() if wanted == state)
+        ids = sorted(trial_id for trial_id, end in ends.items() if end.state == state)
         if ids:
             ended |= trialwrites.set_states(connection, ids, state, once=(TrialState.RUNNING,))
+    written = {trial_id: end for trial_id, end in ends.items() if trial_id in ended}
     rows = [
-        {"trial_id": trial_id, "objective": 0, "value": value, "value_type": VALUE_TYPE.FINITE}
-        for trial_id, (_, value) in ends.items()
-        if trial_id in ended and value is not None
+        {"trial_id": trial_id, "objective": objective, "value": value, "value_type": VALUE_TYPE.FINITE}
+        for trial_id, end in written.items()
+        if end.value is not None
+        for objective, value in enumerate((end.value, *end.beside.values))
     ]
     if rows:
         sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
+    said = [
+        {"trial_id": trial_id, **attribute}
+        for trial_id, end in written.items()
+        for attribute in trialwrites.attribute_rows(
+            {f"{CONSTRAINTS}:{name}": violation for name, violation in end.beside.constraints.items()}
+        )
+    ]
+    if said:
+        sql.upsert(connection, trial_system_attributes, *said, key=["trial_id", "key"])
     return ended
 
 

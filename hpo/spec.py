@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo import metrics, options, space, usercode
+from hpo import metrics, objectives, options, space, usercode
 from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.durations import seconds
 from hpo.errors import SpecError
 from hpo.failures import Policies
 from hpo.metrics import Metric
+from hpo.objectives import OWN_VALUE, Goals
 from hpo.space import Choices
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
@@ -32,6 +33,7 @@ FORMAT = 1  # raised when the meaning of a study file changes; stands in front o
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
+LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints")  # no part of a study's identity then
 
 
 class Budget(pydantic.BaseModel):
@@ -65,7 +67,7 @@ class Recovery(pydantic.BaseModel):
     checkpoint_every: str = "30s"
     """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
     keep_checkpoints: Annotated[int, Ge(0)] = 1
-    """Of how many finished trials, the best ones, the last checkpoint is kept."""
+    """Of how many finished trials, the best ones, the last checkpoint is kept; of several objectives all of the front."""
     recycle_trials: Positive = 10_000
     """Trials after which a worker's process starts afresh."""
     recycle_growth_mb: Positive = 2048
@@ -103,6 +105,10 @@ class StudySpec(pydantic.BaseModel):
     """What the validation curve shows, for the declared objective: accuracy, loss, macro_f1, auroc, calibration_error or
     top_K_accuracy for any K."""
     direction: Direction | None = None
+    objectives: dict[str, Direction] = {}
+    """Two or more by name, in their order: first what the curve shows, then costs; the trials that none beats are a front."""
+    constraints: dict[str, str] = {}
+    """Soft bounds by name, such as "<= 1e6", on the first objective or on costs."""
     value: str | None = None
     data: dict[str, Any] = {}
     augment: dict[str, Any] = {}
@@ -167,6 +173,7 @@ class StudySpec(pydantic.BaseModel):
         _check_plain({key: value for key, value in document.items() if key not in ("params", "receipt")})
         spec = spec._with_objective_defaults() if spec.objective else spec._with_training_defaults()
         spec.rule  # noqa: B018  (an unknown rule is told now)
+        spec.goals  # noqa: B018  (a bound that is none likewise)
         _check_durations(spec)
         space.check_branches(spec.tree)
         return spec
@@ -177,9 +184,25 @@ class StudySpec(pydantic.BaseModel):
                 raise SpecError(
                     f"{section}: goes with a declared training, not with objective = {self.objective!r}; remove it"
                 )
+        if self.objectives:
+            objectives.check_own(self.objectives)
+            return self._with_first_direction()
+        if self.constraints:
+            raise SpecError(
+                f"constraints.{next(iter(self.constraints))}: goes with named [objectives]; "
+                "an objective of your own with one value calls trial.set_constraint(name, value)"
+            )
         if self.direction is None:
             raise SpecError('direction: needed with an objective of your own; write "maximize" or "minimize"')
         return self
+
+    def _with_first_direction(self) -> StudySpec:
+        first, direction = next(iter(self.objectives.items()))
+        if self.direction not in (None, direction):
+            raise SpecError(
+                f"direction = {self.direction!r}: objectives.{first} is to be {direction}d; remove direction"
+            )
+        return self.model_copy(update={"direction": direction})
 
     def _with_training_defaults(self) -> StudySpec:
         for section in ("data", "model", "optimizer"):
@@ -189,6 +212,18 @@ class StudySpec(pydantic.BaseModel):
                 )
         if self.params:
             raise SpecError("params: goes with an objective of your own; write the values into their sections")
+        if self.objectives:
+            return self._with_metric()._with_training_filled()
+        return self._with_training_filled()
+
+    def _with_metric(self) -> StudySpec:
+        objectives.check_declared(self.objectives)
+        first = next(iter(self.objectives))
+        if "metric" in self.model_fields_set and self.metric != first:
+            raise SpecError(f"metric = {self.metric!r}: the first of [objectives] is {first}; remove metric")
+        return self.model_copy(update={"metric": first})
+
+    def _with_training_filled(self) -> StudySpec:
         direction = metrics.direction(self.metric)
         if self.direction not in (None, direction):
             raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
@@ -201,6 +236,15 @@ class StudySpec(pydantic.BaseModel):
         """The rule for a trial's value; None keeps what an objective of the user's own reports and returns."""
         assert self.direction is not None
         return ValueRule.parse(self.value, self.direction) if self.value else None
+
+    @property
+    def goals(self) -> Goals:
+        """What trials are judged by; SpecError for a bound that is none."""
+        assert self.direction is not None
+        first = OWN_VALUE if self.objective else self.metric
+        directions = self.objectives or {first: self.direction}
+        known = directions if self.objective else (*directions, *objectives.COSTS)
+        return Goals(directions=directions, bounds=objectives.bounds_of(self.constraints, known))
 
     @property
     def tree(self) -> space.Tree:
@@ -229,13 +273,16 @@ class StudySpec(pydantic.BaseModel):
     @property
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON and TOML values, without what was left unset."""
-        left_out = {section for section in OPTIONAL if not getattr(self, section)}
+        left_out = {section for section in LEFT_OUT_IF_EMPTY if not getattr(self, section)}
         return self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
 
     @property
     def identity(self) -> dict[str, Any]:
         """The part of the document that two workers of one study must share."""
-        return {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
+        found = {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
+        if self.objectives:  # whose order counts
+            found["objectives"] = [list(objective) for objective in self.objectives.items()]
+        return found
 
     def managed_by(self, other: StudySpec) -> StudySpec:
         """Return this spec with the other's settings for how a study is run."""

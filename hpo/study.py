@@ -21,13 +21,23 @@ import sqlalchemy as sa
 
 from hpo import pruning, sampling, spec
 from hpo.db import sql, trialwrites
-from hpo.db.tables import UID_KEY, Hold, hpo_studies, living_row, studies, study_user_attributes, trials
+from hpo.db.tables import (
+    UID_KEY,
+    Hold,
+    hpo_studies,
+    living_row,
+    studies,
+    study_system_attributes,
+    study_user_attributes,
+    trials,
+)
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.ledger import Ledger
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
+METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute for how its objectives are called
 PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
 
 
@@ -87,11 +97,9 @@ def create_or_join(
 
     Raises MismatchError with each difference if the stored study is another one.
     """
-    assert wanted.direction is not None
     root = checkpoint_root(place, wanted)
-    made = optuna.create_study(
-        storage=place.optuna, study_name=wanted.name, direction=wanted.direction, load_if_exists=True
-    )
+    directions = list(wanted.goals.directions.values())
+    made = optuna.create_study(storage=place.optuna, study_name=wanted.name, directions=directions, load_if_exists=True)
     with sql.writing(place.engine) as connection:
         row = _lock_and_read(connection, made._study_id)
         if row is None:
@@ -196,7 +204,7 @@ def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
 
 def _refuse_a_plain_optuna_study(connection: sa.Connection, made: optuna.Study, wanted: StudySpec) -> None:
     study_id, directions = made._study_id, [direction.name.lower() for direction in made.directions]
-    if directions != [wanted.direction]:
+    if directions != list(wanted.goals.directions.values()):
         raise MismatchError(
             f"study {wanted.name!r} is there already, was not made by hpo and is to {', '.join(directions)}; "
             "choose another name with --name"
@@ -243,6 +251,9 @@ def _insert(
             for key, value in {UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint}.items()
         ],
     )
+    if wanted.objectives:
+        names = {"study_id": study_id, "key": METRIC_NAMES_KEY, "value_json": json.dumps(wanted.goals.names)}
+        sql.upsert(connection, study_system_attributes, names, key=["study_id", "key"])
 
 
 def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:

@@ -33,10 +33,18 @@ WINDOW = 128  # finished trials from which the speed is taken: some waves of a m
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best COMPLETE trial."""
+    """The best COMPLETE trial that violates no constraint; of several objectives the best in the first."""
 
     number: int
     value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontTrial:
+    """A trial that none beats."""
+
+    number: int
+    values: dict[str, float]  # by objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,9 @@ class Summary:
     seconds: float  # from the first trial's start to now, or to the last trial's end if none runs
     seconds_per_trial: float | None  # of the last ones, side by side as they ran; None until two have finished
     seconds_left: float | None  # likewise
+    objectives: dict[str, str] = field(default_factory=dict)  # name -> direction, if there are several
+    front: list[FrontTrial] = field(default_factory=list)  # the best in the first objective first, likewise
+    infeasible: int = 0  # COMPLETE trials that violate a constraint
 
     @property
     def finished(self) -> int:
@@ -110,10 +121,20 @@ class Tally:
     first_start: datetime | None = None  # UTC, without a zone
     last_end: datetime | None = None  # likewise
     best: Best | None = None
+    front: tuple[
+        tuple[Any, rows.Judged], ...
+    ] = ()  # of several objectives: the trials that lead, and what each came to
+    infeasible: int = 0  # COMPLETE trials that violate a constraint
     spans: tuple[tuple[int, datetime, datetime], ...] = ()  # number, start and end of the last that ran to an end
 
-    def plus(self, found: Sequence[Any], direction: str) -> Tally:
-        """Return the tally with more trials, each a row of `rows.since`."""
+    def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, rows.Judged]) -> Tally:
+        """Return the tally with more trials, each a row of `rows.since`.
+
+        Args:
+            judged: what the COMPLETE ones of them came to, by id.
+        """
+        complete = [row for row in found if row.state == TrialState.COMPLETE and row.value_type is not None]
+        feasible = [row for row in complete if not judged[row.trial_id].violated]
         # One that is added finished, as by a fork, took no time: it has one time as its start and its end.
         ran = [row for row in found if row.datetime_start != row.datetime_complete]
         return Tally(
@@ -122,7 +143,9 @@ class Tally:
             + sum(row.state == TrialState.FAIL and row.outcome is None for row in found),
             first_start=min(filter(None, [self.first_start, *(row.datetime_start for row in ran)]), default=None),
             last_end=max(filter(None, [self.last_end, *(row.datetime_complete for row in ran)]), default=None),
-            best=_best(self.best, found, direction),
+            best=_best(self.best, feasible, str(study.spec.direction)),
+            front=_front(study, [*self.front, *((row, judged[row.trial_id]) for row in feasible)]),
+            infeasible=self.infeasible + len(complete) - len(feasible),
             spans=tuple(nlargest(WINDOW, [*self.spans, *_spans(ran)])),
         )
 
@@ -152,20 +175,21 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
     Args:
         past: what an earlier reading of the study left; without it every trial is read.
     """
-    past, direction = past or Past(), str(study.spec.direction)
+    past = past or Past()
     with study.storage.engine.connect() as connection:
         row = living_row(connection, study.study_id)
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
         news = rows.since(connection, study, past.cursor)
+        judged = rows.judged(connection, study, news.complete)
         running = [trial for trial in news.pending if trial.state == TrialState.RUNNING]
         live = [trial for trial in running if trial.live]
         curves = _judged_curves(connection, [trial.trial_id for trial in live])
         trained = _trained_seconds(connection, study, [trial.trial_id for trial in live])
         recorded = _recorded_failures(connection, study)
         failures = past.failures if recorded == past.recorded else _failures(connection, study)
-    final = past.tally.plus(news.final, direction)
-    tally = final.plus(news.pending, direction)
+    final = past.tally.plus(news.final, study, judged)
+    tally = final.plus(news.pending, study, judged)
     parked = [trial for trial in running if trial.attempt and not trial.live]
     counts = {
         "complete": tally.states[TrialState.COMPLETE],
@@ -179,7 +203,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
     budget, pace = row.trials + row.imported, _pace(tally.spans)
     summary = Summary(
         name=study.name,
-        direction=direction,
+        direction=str(study.spec.direction),
         sampler=str(study.spec.sampler.get("name")),
         pruner=str(study.spec.pruner.get("name")),
         counts=counts,
@@ -194,6 +218,9 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         seconds=_elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
+        objectives=dict(study.spec.objectives),
+        front=[FrontTrial(number=one.number, values=rows.named(study, came_to.values)) for one, came_to in tally.front],
+        infeasible=tally.infeasible,
     )
     after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
     return Reading(summary=summary, ended=news.ended, past=after)
@@ -213,19 +240,24 @@ def statuses(place: Storage) -> list[Summary]:
 
 
 def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
-    """Return the best of what is known and was found, as `rows.ranked` has them: of equals the lower number."""
+    """Return the best of what is known and of COMPLETE trials found, as `rows.ranked` has them: of equals the lower number."""
     sign = -1 if direction == "maximize" else 1
-    keys = [
-        (sign * rows.value_of(row), row.number)
-        for row in found
-        if row.state == TrialState.COMPLETE and row.value_type is not None
-    ]
+    keys = [(sign * rows.value_of(row), row.number) for row in found]
     if known:
         keys.append((sign * known.value, known.number))
     if not keys:
         return None
     value, number = min(keys)
     return Best(number=number, value=sign * value)
+
+
+def _front(study: Study, found: Sequence[tuple[Any, rows.Judged]]) -> tuple[tuple[Any, rows.Judged], ...]:
+    """Return those that lead of COMPLETE trials and what they came to, if there are several objectives."""
+    if not study.spec.objectives:
+        return ()
+    numbers = {row.trial_id: row.number for row, _ in found}
+    known = {row.trial_id: came_to for row, came_to in found}
+    return tuple(found[position] for position in rows.positions(study, numbers, known))
 
 
 def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:

@@ -3,7 +3,8 @@
 Optuna's TPESampler walks the whole history in Python, once per group of parameters: to infer the space, to split good trials
 from bad ones, to collect their values. Here numpy does these three on `hpo.db.columns`. The estimators and all that is drawn
 stay Optuna's (5.0), and what the columns cannot answer for goes to Optuna's own code: other storages, several objectives,
-constraints. The private names of Optuna that this rests on are its methods that are overridden or called here; the test of
+constraints. With several objectives that code fails at a pruned trial, since Optuna prunes none there; see `FirstJudged`.
+The private names of Optuna that this rests on are its methods that are overridden or called here; the test of
 equality is what notices when one changes.
 """
 
@@ -138,6 +139,21 @@ class Look:
         return self.history.observations(below, space)[1], values
 
 
+class FirstJudged(optuna.Study):
+    """A study of several objectives whose one direction is that of the first.
+
+    Optuna's TPE ranks pruned trials by the last value reported, in the study's one direction, and finds none if there are
+    several objectives. What is reported is the first one's value.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.__dict__ = study.__dict__  # the same study, its caches too
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
+
+
 class ColumnTPE(optuna.samplers.TPESampler):
     """Optuna's TPESampler, quick on a LeanStorage."""
 
@@ -172,6 +188,11 @@ class ColumnTPE(optuna.samplers.TPESampler):
         if len(look.history) < self._n_startup_trials:
             return self._random_sampler.sample_independent(study, trial, param_name, param_distribution)
         return self._draw(look, {param_name: param_distribution})[param_name]
+
+    def _sample(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        """Sample by Optuna's own code."""
+        judged = FirstJudged(study) if study._is_multi_objective() else study
+        return super()._sample(judged, trial, search_space)
 
     def _look_at(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
         """Return what there is to see, None if Optuna's own code is to look; one look serves all parameters of a trial.

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,12 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.curve import ValueRule
+from hpo.db.columns import COST_PREFIX
 from hpo.db.leanstorage import LeanStorage
 from hpo.errors import Diverged
 from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
+from hpo.objectives import NOTHING, Beside, Goals, Known
 from hpo.reports import Report
 from hpo.settling import STATES
 from hpo.study import forget_stop, look_anew, stop_was_requested
@@ -37,15 +39,23 @@ class LeasedTrial(optuna.trial.Trial):
     """A trial held under a lease."""
 
     def __init__(
-        self, study: optuna.Study, lease: Lease, rule: ValueRule | None, curve: list[float] | None = None
+        self,
+        study: optuna.Study,
+        lease: Lease,
+        rule: ValueRule | None,
+        curve: list[float] | None = None,
+        goals: Goals | None = None,
     ) -> None:
         """Open a claimed trial.
 
         Args:
             rule: makes of a curve the value that Optuna sees; without one values are kept as reported.
             curve: what the trial reported before, up to its checkpoint.
+            goals: what it is judged by, if that is more than one value.
         """
         super().__init__(study, lease.claim.trial_id)
+        self.goals = goals if goals is not None and (goals.are_several or goals.bounds) else None
+        self.known: Known | None = None  # of its end, by its costs or by what an objective of the user's own returned
         self.lease = lease
         self.rule = rule
         self.curve = list(curve or [])  # the judged metric, raw, by epoch
@@ -148,7 +158,11 @@ class LeasedTrial(optuna.trial.Trial):
         if self.lease.is_cut_off:
             return False
         self._history.hear(self.study._study_id, self.lease.finished)
-        return bool(self.lease.ask_optuna(super().should_prune))
+        return bool(self.lease.ask_optuna(self._ask_the_pruner))
+
+    def _ask_the_pruner(self) -> bool:
+        """Do as `optuna.Trial.should_prune`, which refuses several objectives."""
+        return self.study.pruner.prune(self.study, self._get_latest_trial())
 
     @property
     def _history(self) -> LeanStorage:
@@ -166,29 +180,70 @@ class LeasedTrial(optuna.trial.Trial):
         """Record what the trial is being made from, and what it may be trained together with."""
         self.lease.patience(lambda: self.lease.ledger.record_receipt(self.lease.claim, receipt, partition))
 
+    def learn_costs(self, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Record what the trial costs, measured at its first attempt only: another machine may measure something else."""
+        if self.goals is None:
+            return
+        attributes = self._cached_frozen_trial.user_attrs
+        costs = {name: float(attributes[key]) for name in self.goals.costs if (key := COST_PREFIX + name) in attributes}
+        if costs and len(costs) == len(self.goals.costs):
+            self.known = self.goals.known(costs)
+            return
+        costs = dict(measure())
+        self.known = known = self.goals.known(costs)
+        self.lease.patience(lambda: self.lease.ledger.record_costs(self.lease.claim, costs, known))
+        found = {COST_PREFIX + name: cost for name, cost in costs.items()}
+        self._cached_frozen_trial.user_attrs = {**attributes, **found}
+
     # --- its end ----------------------------------------------------------------------------------------------------
 
     def judge(self, returned: Any) -> float:
-        """Return the trial's value: the rule on its curve if there is one, else what the objective returned.
+        """Return the trial's first value: the rule on its curve if there is one, else what the objective returned.
 
-        Raises ValueError for what is no number, Diverged for one that is not finite.
+        Of an objective of the user's own that returns several, the others are remembered. Raises ValueError for what is no
+        number, or not so many, Diverged for one that is not finite.
         """
+        if self.goals is not None and self.known is None:
+            returned = self._judge_all(returned)
         value = self.rule(self.curve) if self.rule and self.curve else returned
+        return self._finite(value, "return one number")
+
+    def _judge_all(self, returned: Any) -> float:
+        """Take note of all that an objective returned, and return the first."""
+        assert self.goals is not None
+        names = self.goals.names
+        mend = f"return {len(names)} numbers: {', '.join(names)}"
+        if isinstance(returned, str) or not isinstance(returned, Sequence) or len(returned) != len(names):
+            raise ValueError(f"the objective returned {returned!r}, a {type(returned).__name__}; {mend}")
+        values = {name: self._finite(value, mend) for name, value in zip(names, returned, strict=True)}
+        first = self.rule(self.curve) if self.rule and self.curve else values[names[0]]
+        self.known = self.goals.returned({**values, names[0]: first})
+        return first
+
+    @staticmethod
+    def _finite(value: Any, mend: str) -> float:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"the objective returned {value!r}, a {type(value).__name__}; return one number") from None
+            raise ValueError(f"the objective returned {value!r}, a {type(value).__name__}; {mend}") from None
         if not math.isfinite(number):
             raise Diverged(f"the objective returned {number}; a trial's value must be a finite number")
         return number
 
+    def beside(self, value: float | None) -> tuple[float | None, Beside]:
+        """Return the first value and what else the end is written with; no value if of several objectives one is not known."""
+        if self.known is not None:
+            return value, self.known.beside(value)
+        return None if self.goals is not None and self.goals.are_several else value, NOTHING
+
     def finish(self, state: TrialState, value: float | None, *, reason: str | None = None) -> None:
         """Tell the sampler, then write the end of a trial that did not fail; LostLease if another worker owns it by now."""
         self.lease.flush()
-        self._tell_the_sampler(state, value)
+        value, beside = self.beside(value)
+        self._tell_the_sampler(state, value, beside)
         self.pass_on_a_stop()
         ledger, claim, outcome = self.lease.ledger, self.lease.claim, state.name.lower()
-        self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason))
+        self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason, beside=beside))
 
     def finish_as_pruned(self, reason: str | None) -> None:
         """Write the end of a trial that the pruner ended, with the last finite value that it reported."""
@@ -204,7 +259,7 @@ class LeasedTrial(optuna.trial.Trial):
         verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
         if verdict in STATES:
             value = self.lease.patience(lambda: ledger.last_value(claim)) if verdict is Verdict.PRUNE else None
-            self._tell_the_sampler(STATES[verdict], value)
+            self._tell_the_sampler(STATES[verdict], *self.beside(value))
             self.pass_on_a_stop()
         return verdict
 
@@ -213,12 +268,12 @@ class LeasedTrial(optuna.trial.Trial):
         self.lease.flush()
         self.lease.patience(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
 
-    def _tell_the_sampler(self, state: TrialState, value: float | None) -> None:
+    def _tell_the_sampler(self, state: TrialState, value: float | None, beside: Beside) -> None:
         frozen = self._get_latest_trial()
         try:
             look_anew(self.study)
             filtered = optuna.pruners._filter_study(self.study, frozen)
-            self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value])
+            self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value, *beside.values])
         except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
             log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
 

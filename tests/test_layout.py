@@ -37,7 +37,7 @@ LAYERS = [
     ["hpo.together"],
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
-    ["hpo.handover", "hpo.executors"],
+    ["hpo.handover", "hpo.executors", "hpo.costs"],
     ["hpo.export", "hpo.assembly", "hpo.tensorboards", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
@@ -66,6 +66,7 @@ LAYERS = [
     ["hpo.settling", "hpo.outage", "hpo.reports"],
     ["hpo.storage", "hpo.tpe", "hpo.train.loop"],
     ["hpo.pruning", "hpo.train.penalties"],
+    ["hpo.rivals"],
     ["hpo.columnpruning"],
     ["hpo.db.leanstorage"],
     ["hpo.db.trialcache", "hpo.db.trialwrites"],
@@ -74,6 +75,7 @@ LAYERS = [
     ["hpo.recycling"],
     [
         "hpo.spec",
+        "hpo.front",
         "hpo.db.sql",
         "hpo.train.optim",
         "hpo.train.losses",
@@ -89,7 +91,15 @@ LAYERS = [
         "hpo.train.architecture",
         "hpo.measured",
     ],
-    ["hpo.config", "hpo.db.tables", "hpo.db.engine", "hpo.train.muon", "hpo.train.sgdw", "hpo.train.schedule"],
+    [
+        "hpo.config",
+        "hpo.objectives",
+        "hpo.db.tables",
+        "hpo.db.engine",
+        "hpo.train.muon",
+        "hpo.train.sgdw",
+        "hpo.train.schedule",
+    ],
     ["hpo.metrics"],
     [
         "hpo.options",
@@ -238,6 +248,8 @@ WRITERS = [
     "hpo.claim",
     "hpo.tpe",
     "hpo.columnpruning",
+    "hpo.rivals",
+    "hpo.objectives",
 ]
 
 

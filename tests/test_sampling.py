@@ -195,7 +195,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "sampler.search_space: is for an objective of your own; a declared space lists its values itself",
     ),
     ({"name": "tep"}, FLAT, "sampler.name: there is no sampler 'tep' (did you mean 'tpe'?)"),
-    ({}, FLAT, "sampler.name: there is no sampler None (known: cmaes, gp, grid, nsga2, qmc, random, tpe)"),
+    ({}, FLAT, "sampler.name: there is no sampler None (known: cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe)"),
     ({"name": "random", "seed": 3}, FLAT, "sampler.seed: sampler random takes no 'seed'"),
     (
         {"name": "tpe", "n_startup_trials": -1},

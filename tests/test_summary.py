@@ -240,13 +240,14 @@ def test_a_refresh_reads_what_is_new_or_open_however_much_has_finished(place: St
             run(demo, 0.5, 0.6, 0.7)
         past = read(demo).past
         run(demo, 0.5, 0.6, 0.7)
-        # our row; the open trial, the new one; the open one's curve and its seconds; how many failures there are
+        # our row; the open trial, the new one; what the new one says of constraints, as an objective of the user's own may;
+        # the open one's curve and its seconds; how many failures there are
         with traffic(demo) as refresh:
             read(demo, past)
-        assert refresh == [1, 1, 1, 1, 1, 1]
+        assert refresh == [1, 1, 1, 0, 1, 1, 1]
         with traffic(demo) as first:
             read(demo)
-        assert first == [1, finished + 2, 1, 1, 1, 1]
+        assert first == [1, finished + 2, 0, 1, 1, 1, 1]
 
 
 def test_failures_are_read_again_only_when_there_is_another(demo: Study) -> None:

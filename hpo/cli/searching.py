@@ -159,7 +159,9 @@ def run(
 
 
 def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
-    """Print how a run ended, the winner and what to do with it, why there is none, or how to go on; return the summary.
+    """Print how a run ended, the winner or the front and what to do with it, why there is none, or how to go on.
+
+    Returns the summary.
 
     Args:
         drawn: the terminal still shows the live view's last picture.
@@ -183,7 +185,12 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
         typer.echo("next     the same command goes on from here, or hpo status for what holds it up")
         return summary
     try:
-        typer.echo(live.winner_text(best(study)[0]))
+        winners = best(study, k=None) if summary.objectives else best(study)
+        if summary.objectives:
+            typer.echo(live.front_text(winners))
+            typer.echo(f"next     hpo export {study.name}{again} --front, or --trial N")
+            return summary
+        typer.echo(live.winner_text(winners[0]))
         typer.echo(f"next     hpo export {study.name}{again} -o best.toml && hpo train best.toml -o runs/{study.name}")
     except StudyError as error:
         typer.echo(str(error), err=True)

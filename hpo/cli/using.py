@@ -21,20 +21,30 @@ def export(
     study: Annotated[str, typer.Argument(help="Name of the study.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("best.toml"),
     trial: Annotated[int | None, typer.Option("--trial", min=0, help="This trial instead of the best.")] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="The best K, as best.1.toml, best.2.toml, ...")] = 1,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="The best K, as best.1.toml, best.2.toml, ...")
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="All trials that none beats in several objectives, as best.1.toml, ...")
+    ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best trial's full config, every value pinned, with a receipt of what it was made from."""
+    """Write the best trial's full config, every value pinned, with a receipt of what it was made from.
+
+    Of several objectives no trial is the best: one is chosen by --trial, or all that none beats are written by --front.
+    """
     from hpo import export as exporting
     from hpo import storage as storages
     from hpo import study as studies
     from hpo.errors import SpecError
 
-    if trial is not None and top > 1:
-        raise SpecError(f"--trial {trial} and --top {top} do not go together; leave one out")
+    chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
+    given = [option for option, is_given in chosen.items() if is_given]
+    if len(given) > 1:
+        raise SpecError(f"{' and '.join(given)} do not go together; leave one out")
     quiet_optuna()
     opened = studies.join(storages.connect(storage_url(storage)), study)
-    for path in exporting.export(opened, output, number=trial, top=top):
+    for path in exporting.export(opened, output, number=trial, top=top, whole_front=front):
         typer.echo(f"wrote {path}; next: hpo train {path} -o runs/{path.stem}")
 
 
@@ -122,9 +132,8 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
     typer.echo(f"the objective returned {value!r}")
     if replaying:
         repeats = owntrain.repeats(spec, config, value)
-        typer.echo(
-            f"trial {spec.receipt['trial']} had {spec.receipt['value']!r}: {'the same' if repeats else 'another'}"
-        )
+        had = spec.receipt["values" if spec.objectives else "value"]
+        typer.echo(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
         return 0 if repeats else 1
     try:
         output.mkdir(parents=True, exist_ok=True)

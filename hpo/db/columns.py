@@ -6,9 +6,10 @@ numbers. Columns only grow: a finished trial never changes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from hpo.db.trialrows import TrialRow
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 CONSTRAINTS = "constraints"  # how the system attributes begin in which Optuna keeps a trial's constraints
+COST_PREFIX = "hpo:cost:"  # begins the user attributes in which a trial's costs stand, known before its first epoch
 RUNG_PREFIX = "completed_rung_"  # begins those in which its halving pruners keep what a trial had to show at a rung
 STANDING = np.dtype([("number", np.int64), ("value", np.float64)])  # of a trial at a rung
 
@@ -63,6 +65,20 @@ class Column(Generic[Scalar]):
         self._room[positions] = values
 
 
+def cost_in(attributes: Mapping[str, str], name: str) -> float:
+    """Return the cost of this name that a trial's user attributes, JSON by key, tell; NaN if they do not."""
+    text = attributes.get(COST_PREFIX + name)
+    told = None if text is None else json.loads(text)
+    return float(told) if isinstance(told, int | float) else math.nan
+
+
+def violation_in(attributes: Mapping[str, str]) -> float:
+    """Return the sum of what a trial's system attributes, JSON by key, say that it violates; 0 is feasible."""
+    told = [json.loads(text) for key, text in attributes.items() if key.startswith(CONSTRAINTS)]
+    listed = [number for one in told for number in (one if isinstance(one, list) else [one])]  # Optuna 4 wrote a list
+    return float(sum(number for number in listed if number > 0))
+
+
 class Columns:
     """The finished trials of one study."""
 
@@ -74,7 +90,11 @@ class Columns:
         self._last_values = Column(np.float64)
         self._spaces = Column(np.int32)
         self._params: dict[str, Column[np.float64]] = {}
+        self._further: list[Column[np.float64]] = []  # values of the objectives after the first
+        self._violations = Column(np.float64)
+        self._costs: dict[str, Column[np.float64]] = {}
         self._at_step: defaultdict[int, Column[np.float64]] = defaultdict(lambda: Column(np.float64))
+        self._who_at_step: defaultdict[int, Column[np.int64]] = defaultdict(lambda: Column(np.int64))
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # and of how many values each is
         self._at_rung: defaultdict[str, Column[np.void]] = defaultdict(lambda: Column(STANDING))  # by the rung's key
         self._index_of_space: dict[int, int] = {}
@@ -95,9 +115,32 @@ class Columns:
         self._last_values.extend([row.curve[-1] if row.curve else math.nan for row in rows])
         self._spaces.extend([self._space(row.space) for row in rows])
         self.has_constraints |= any(key.startswith(CONSTRAINTS) for row in rows for key in row.system_attributes)
+        self._violations.extend([violation_in(row.system_attributes) for row in rows])
+        self._add_further(rows, start)
+        self._add_costs(rows, start)
         self._add_params(rows, start)
         self._add_rungs(rows)
         self._add_curves([row for row in rows if row.state == TrialState.COMPLETE])
+
+    def _add_further(self, rows: Sequence[TrialRow], start: int) -> None:
+        most = max((len(row.values) for row in rows if row.values), default=1) - 1
+        self._further += [Column(np.float64, math.nan) for _ in range(len(self._further), most)]
+        for objective, column in enumerate(self._further, 1):
+            column.pad(len(self))
+            told = [
+                (at, row.values[objective])
+                for at, row in enumerate(rows, start)
+                if row.values is not None and len(row.values) > objective
+            ]
+            column.put([at for at, _ in told], [value for _, value in told])
+
+    def _add_costs(self, rows: Sequence[TrialRow], start: int) -> None:
+        names = {key for row in rows for key in row.user_attributes if key.startswith(COST_PREFIX)}
+        for name in {key.removeprefix(COST_PREFIX) for key in names} - self._costs.keys():
+            self._costs[name] = Column(np.float64, math.nan)
+        for name, column in self._costs.items():
+            column.pad(len(self))
+            column.put(range(start, len(self)), [cost_in(row.user_attributes, name) for row in rows])
 
     def _add_params(self, rows: Sequence[TrialRow], start: int) -> None:
         found: dict[str, tuple[list[int], list[float]]] = {}
@@ -124,10 +167,13 @@ class Columns:
 
     def _add_curves(self, complete: Sequence[TrialRow]) -> None:
         found: defaultdict[int, list[float]] = defaultdict(list)
+        who: defaultdict[int, list[int]] = defaultdict(list)
         for row in complete:
             for step, value in zip(row.steps, row.curve, strict=True):
                 found[step].append(value)
+                who[step].append(row.number)
         for step, values in found.items():
+            self._who_at_step[step].extend(who[step])
             self._at_step[step].extend(values)
         self.complete += len(complete)
 
@@ -153,6 +199,23 @@ class Columns:
     def values(self) -> npt.NDArray[np.float64]:
         """Their values (the first objective's), NaN for one that has none."""
         return self._values.array
+
+    def values_of(self, objective: int) -> npt.NDArray[np.float64]:
+        """Return their values of an objective, likewise."""
+        if objective == 0:
+            return self.values
+        known = objective <= len(self._further)
+        return self._further[objective - 1].array if known else np.full(len(self), math.nan)
+
+    @property
+    def violations(self) -> npt.NDArray[np.float64]:
+        """The sum of the constraints that each violates, 0 for one that is feasible or says nothing."""
+        return self._violations.array
+
+    def costs(self, name: str) -> npt.NDArray[np.float64]:
+        """Return what each said that it costs, NaN for one that did not."""
+        column = self._costs.get(name)
+        return np.full(len(self), math.nan) if column is None else column.array
 
     @property
     def last_steps(self) -> npt.NDArray[np.int64]:
@@ -181,6 +244,11 @@ class Columns:
         column = self._at_step.get(step)
         return np.empty(0) if column is None else column.array
 
+    def who_at_step(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the numbers of those that reported what `at_step` returns."""
+        column = self._who_at_step.get(step)
+        return np.empty(0, np.int64) if column is None else column.array
+
     def percentile(self, step: int, percent: float) -> float:
         """Return a percentile of what COMPLETE trials reported at a step, but for NaN; NaN if nothing is left.
 
@@ -189,7 +257,7 @@ class Columns:
         values = self.at_step(step)
         count, known = self._percentiles.get((step, percent), (0, math.nan))
         if count != len(values):
-            known = _percentile(values, percent)
+            known = percentile(values, percent)
             self._percentiles[step, percent] = len(values), known
         return known
 
@@ -201,7 +269,8 @@ class Columns:
         return np.empty(0, STANDING) if column is None else column.array
 
 
-def _percentile(values: npt.NDArray[np.float64], percent: float) -> float:
+def percentile(values: npt.NDArray[np.float64], percent: float) -> float:
+    """Return a percentile of values, but for NaN; NaN if nothing is left."""
     if np.isnan(values).all():
         return math.nan
     with np.errstate(invalid="ignore"):  # there is nothing between -inf and inf

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpo import space
 from hpo.spec import StudySpec
-from hpo.view.words import duration, value_text
+from hpo.view.words import amount_text, duration, value_text
 
 if TYPE_CHECKING:
     from hpo.check import Findings
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 def spec_text(spec: StudySpec) -> str:
     """Return the study's own settings and its resolved space, one line each."""
     rule = f"{spec.value} epoch" if spec.value in ("best", "last") else spec.value or "as the objective returns it"
+    goals = spec.goals
+    goal = f"{spec.direction} {spec.objective or 'validation ' + spec.metric}"
+    if spec.objectives:
+        several = ", ".join(f"{direction} {name}" for name, direction in spec.objectives.items())
+        goal = f"{several} of {spec.objective}" if spec.objective else several
     lines = [
-        f"study {spec.name}: {spec.direction} {spec.objective or 'validation ' + spec.metric}, value: {rule}, seed {spec.seed}",
+        f"study {spec.name}: {goal}, value: {rule}, seed {spec.seed}",
+        *([f"bounds: {', '.join(map(str, goals.bounds))}"] if goals.bounds else []),
         f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
         f"sampler: {_named(spec.sampler)}",
         f"pruner: {_named(spec.pruner)}",
@@ -71,6 +77,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
         f"validation accuracy {value_text(epoch.validation_accuracy)}",
+        *([f"costs of it: {costs}"] if (costs := _costs(found)) else []),
         f"executor: {found.choice.executor}"
         + (f", {found.choice.slots} trials at a time in each worker" if found.choice.slots > 1 else "")
         + f": {found.choice.why}",
@@ -80,6 +87,10 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         warnings_text(found.warnings),
     ]
     return "\n".join(lines)
+
+
+def _costs(found: Findings) -> str:
+    return ", ".join(f"{name} {amount_text(cost)}" for name, cost in found.costs.items())
 
 
 def warnings_text(warnings: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.view.words import STATES, counted, duration, value_text
+from hpo.view.words import STATES, amount_text, counted, duration, value_text
 
 if TYPE_CHECKING:
     from hpo.finished import FinishedTrial
@@ -138,9 +138,7 @@ def _failed(failure: FailureCount) -> str:
 
 
 def _header(summary: Summary, width: int) -> RenderableType:
-    left = Text.assemble(
-        (summary.name, "bold"), (f"  {summary.direction} · {summary.sampler} · {summary.pruner}", "dim")
-    )
+    left = Text.assemble((summary.name, "bold"), (f"  {_goal(summary)} · {summary.sampler} · {summary.pruner}", "dim"))
     right = Text(_clock(summary), style="dim")
     left.truncate(max(10, width - right.cell_len - 2), overflow="ellipsis")
     return Text.assemble(left, " " * max(2, width - left.cell_len - right.cell_len), right, no_wrap=True)
@@ -171,8 +169,24 @@ def _states(summary: Summary) -> Text:
 
 def _best_line(summary: Summary) -> Text:
     if summary.best is None:
-        return Text("no trial is complete yet", style="dim")
+        return Text(_none_best(summary), style="dim")
+    if summary.objectives:
+        line = Text("front", no_wrap=True, overflow="ellipsis")
+        for trial in summary.front:
+            line.append(f"  {trial.number}: ").append(_values(trial.values), "bold green")
+        return line
     return Text.assemble("best ", (value_text(summary.best.value), "bold green"), f" by trial {summary.best.number}")
+
+
+def _none_best(summary: Summary) -> str:
+    if not summary.infeasible:
+        return "no trial is complete yet"
+    return f"no result yet: {_violating(summary)}"
+
+
+def _violating(summary: Summary) -> str:
+    is_one = summary.infeasible == 1
+    return f"{summary.infeasible} complete trial{' violates' if is_one else 's violate'} a constraint"
 
 
 def _running(running: Sequence[RunningTrial], width: int) -> RenderableType:
@@ -247,11 +261,15 @@ def finished_line(trial: FinishedTrial, summary: Summary) -> str:
     epochs = f"{trial.epochs} epoch{'' if trial.epochs == 1 else 's'}"
     state = STATES[trial.state]
     ending = state if trial.outcome in (trial.state, state) else f"{state} ({trial.outcome})"
-    value = value_text(trial.value)
+    value = _values(trial.values) if trial.values else value_text(trial.value)
+    if trial.violated:
+        value += f" (violates {', '.join(trial.violated)})"
     told = [f"trial {trial.number}", ending, value, epochs, duration(trial.seconds)]
     if params:
         told.append(f" {params}")
-    if summary.best:
+    if summary.objectives:
+        told.append(f" (front of {len(summary.front)})")
+    elif summary.best:
         told.append(f" (best {_best(summary.best)})")
     return "  ".join([*told, f"{trial.count}/{summary.budget}"])
 
@@ -264,6 +282,7 @@ def status_table(summaries: Sequence[Summary]) -> str:
     for summary in summaries:
         stopped = " (stopped)" if summary.stop_reason else " (paused)" if summary.hold else ""
         best = value_text(summary.best.value) if summary.best else "-"
+        best += f" (front of {len(summary.front)})" if summary.objectives else ""
         trials = f"{summary.finished}/{summary.budget}"
         rows.append((summary.name, trials, best, _clock(summary), _states(summary).plain + stopped))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -275,11 +294,13 @@ def status_table(summaries: Sequence[Summary]) -> str:
 def status_text(summary: Summary) -> str:
     """Tell a study in plain lines."""
     lines = [
-        f"{summary.name}  ({summary.direction}, sampler {summary.sampler}, pruner {summary.pruner})",
+        f"{summary.name}  ({_goal(summary)}, sampler {summary.sampler}, pruner {summary.pruner})",
         f"trials   {summary.finished} of {summary.budget} finished: {_states(summary).plain}",
-        f"best     {_best(summary.best) if summary.best else 'no trial is complete yet'}",
+        *_best_lines(summary),
         f"time     {_clock(summary)}",
     ]
+    if summary.infeasible and summary.best:
+        lines.append(f"bounds   {_violating(summary)}")
     if why := held(summary):
         word, _, why = why.partition(": ")
         lines.append(f"{word.ljust(9)}{why}")
@@ -297,12 +318,32 @@ def status_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _best_lines(summary: Summary) -> list[str]:
+    if summary.best is None:
+        return [f"best     {_none_best(summary)}"]
+    if not summary.objectives:
+        return [f"best     {_best(summary.best)}"]
+    return [f"front    {_values(trial.values)} by trial {trial.number}" for trial in summary.front]
+
+
+def _goal(summary: Summary) -> str:
+    """Return what the study is after: the direction of its one objective, or all of them by name."""
+    several = (f"{direction} {name}" for name, direction in summary.objectives.items())
+    return ", ".join(several) or summary.direction
+
+
+def _values(values: Mapping[str, float]) -> str:
+    """Return the values of several objectives by name."""
+    return " ".join(f"{name}={amount_text(value)}" for name, value in values.items())
+
+
 def history_text(found: History) -> str:
     """Tell one trial in full, the tracebacks of its failures last."""
+    value = _values(found.values) or value_text(found.value)
     lines = [
         f"trial    {found.number}, {STATES[found.state]}"
         + (f" ({found.outcome})" if found.outcome not in (None, found.state) else ""),
-        f"value    {value_text(found.value)} after {found.epochs} epoch{'' if found.epochs == 1 else 's'}",
+        f"value    {value} after {found.epochs} epoch{'' if found.epochs == 1 else 's'}",
     ]
     if found.reason:
         lines.append(f"reason   {found.reason}")
@@ -310,6 +351,9 @@ def history_text(found: History) -> str:
         lines.append(f"attempt  {found.attempt}, by {found.worker}")
     if found.checkpoint:
         lines.append(f"saved    {found.checkpoint}")
+    lines += [f"cost     {name} = {amount_text(cost)}" for name, cost in found.costs.items()]
+    for name, violation in found.constraints.items():
+        lines.append(f"bound    {name}: {f'violated by {violation:.1%}' if violation > 0 else 'kept'}")
     lines += [f"param    {name} = {_param(value)}" for name, value in found.params.items()]
     lines += [f"measured {name} = {value_text(value)}" for name, value in found.metrics.items()]
     if found.overfits_since is not None:
@@ -330,6 +374,21 @@ def winner_text(winner: TrialResult) -> str:
             f"winner   trial {winner.number} with {value_text(winner.value)}",
             *(f"           {name.ljust(longest)}  {_param(value)}" for name, value in winner.params.items()),
         ]
+    )
+
+
+def front_text(front: Sequence[TrialResult]) -> str:
+    """Tell the trials that none beats, the best in the first objective first, in columns."""
+    names = list(front[0].values)
+    params = list(dict.fromkeys(name for one in front for name in one.params))
+    table = [["front", "trial", *names, *params]]
+    for one in front:
+        values = [amount_text(one.values[name]) for name in names]
+        table.append(["", str(one.number), *values, *(_param(one.params.get(name, "-")) for name in params)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[0] = 7
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
     )
 
 

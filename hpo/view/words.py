@@ -33,6 +33,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def amount_text(value: float) -> str:
+    """Return a value as `value_text`, a large count as a whole number."""
+    return f"{value:,.0f}" if abs(value) >= 100 and value == round(value) else value_text(value)
+
+
 def value_text(value: float | None) -> str:
     """Return a value with four decimals, in exponent form where these would hide it, a dash where there is none."""
     if value is None:

@@ -1,0 +1,146 @@
+"""Pruning where trials are judged by more than their curves: each is compared with its rivals only. Optuna itself refuses.
+
+The rule. Of a trial some things are known before it is trained: its costs, and which bounds on costs it violates. A *rival*
+of a trial is another one that is at least as good in all of these: it violates less, or as much and costs no more in any
+objective. A pruner judges a trial's curve, the first objective's, as if its rivals were all the trials that there are. So
+whatever the curve, a trial is never ended by one that costs more than it in some objective, nor by one that is no result
+while it may be one: that is how it could still come to stand on the front. One without rivals is never ended, nor is one
+whose costs are not told.
+
+To violate less comes first, as in NSGA-II (Deb et al., 2002), where what is feasible dominates what is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.columnpruning import (
+    Bools,
+    Floats,
+    Hyperband,
+    Integers,
+    JointPruner,
+    Percentile,
+    RivalsOf,
+    SuccessiveHalving,
+    sign_of,
+)
+from hpo.db.columns import COST_PREFIX, Columns, cost_in, percentile
+from hpo.db.leanstorage import LeanStorage
+from hpo.db.trialrows import TrialRow
+from hpo.objectives import Goals
+
+Comparing = Percentile | SuccessiveHalving | Hyperband  # the pruners that compare a trial with others
+
+
+class Field:
+    """The trials of a study by what was known of each before it was trained, as last read."""
+
+    def __init__(self, goals: Goals, columns: Columns, rows: Sequence[TrialRow] = ()) -> None:
+        """Take the finished ones in columns, and the rows of others."""
+        self._goals = goals
+        numbers = np.append(columns.numbers, np.array([row.number for row in rows], np.int64))
+        order = np.argsort(numbers)
+        self._numbers: Integers = numbers[order]
+        self._costs: dict[str, Floats] = {
+            name: np.append(columns.costs(name), [cost_in(row.user_attributes, name) for row in rows])[order]
+            for name in goals.costs
+        }
+
+    def rivals(self, trial: FrozenTrial, numbers: Integers) -> Bools:
+        """Say of trials, by their numbers, which of them are rivals of this one; it is none of its own."""
+        if not len(self._numbers):
+            return np.zeros(len(numbers), dtype=bool)
+        at = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
+        theirs = {name: cost[at] for name, cost in self._costs.items()}
+        own = {name: np.full(len(numbers), _told(trial, name)) for name in self._costs}
+        violated, own_violated = self._violation(theirs, len(numbers)), self._violation(own, len(numbers))
+        is_no_dearer = np.ones(len(numbers), dtype=bool)
+        for name in self._goals.names[1:]:
+            sign = 1.0 if self._goals.directions[name] == "minimize" else -1.0
+            is_no_dearer &= sign * theirs[name] <= sign * own[name]
+        found: Bools = (violated < own_violated) | ((violated == own_violated) & is_no_dearer)
+        found &= (self._numbers[at] == numbers) & (numbers != trial.number)
+        return found
+
+    def _violation(self, costs: Mapping[str, Floats], count: int) -> Floats:
+        """Return by how much each of so many trials violates the bounds on costs; NaN, which makes nobody a rival, if that
+        is not known.
+        """
+        total = np.zeros(count)
+        for bound in self._goals.static_bounds:
+            total += np.maximum(bound.violation(costs[bound.name]), 0.0)
+        return total
+
+
+def _told(trial: FrozenTrial, name: str) -> float:
+    told = trial.user_attrs.get(COST_PREFIX + name)
+    return float(told) if isinstance(told, int | float) else math.nan
+
+
+class _Rivals:
+    """The COMPLETE rivals of one trial: what a percentile asks of a history."""
+
+    def __init__(self, columns: Columns, field: Field, trial: FrozenTrial) -> None:
+        self._columns = columns
+        self._field = field
+        self._trial = trial
+
+    @property
+    def complete(self) -> int:
+        numbers = self._columns.numbers[self._columns.states == TrialState.COMPLETE.value]
+        return int(self._field.rivals(self._trial, numbers).sum())
+
+    def at_step(self, step: int) -> Floats:
+        values = self._columns.at_step(step)
+        found: Floats = values[self._field.rivals(self._trial, self._columns.who_at_step(step)[: len(values)])]
+        return found
+
+    def percentile(self, step: int, percent: float) -> float:
+        return percentile(self.at_step(step), percent)
+
+
+class AmongRivals(JointPruner):
+    """Asks another pruner about each trial, and shows it that trial's rivals only."""
+
+    def __init__(self, inner: Comparing, goals: Goals) -> None:
+        """Ask this pruner about trials that are judged so."""
+        self.inner = inner
+        self.goals = goals
+
+    def decide(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+        """Say of each trial of a study in our storage whether it is to end."""
+        storage = study._storage
+        assert isinstance(storage, LeanStorage)
+        if isinstance(self.inner, Percentile):
+            return self._below(self.inner, storage, study, trials)
+        return self.inner.halve(storage, study, trials, self._rivals(storage, study))
+
+    def _below(
+        self, pruner: Percentile, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]
+    ) -> list[bool]:
+        due = [pruner.is_due(trial) for trial in trials]
+        if not any(due):
+            return due
+        columns, sign = storage.columns(study._study_id), sign_of(study)
+        field = Field(self.goals, columns)
+        return [
+            is_due and pruner.ends(trial, _Rivals(columns, field, trial), sign)
+            for is_due, trial in zip(due, trials, strict=True)
+        ]
+
+    def _rivals(self, storage: LeanStorage, study: optuna.Study) -> RivalsOf:
+        """Return what knows trials' rivals, of those that there are when it is first asked."""
+        read: list[Field] = []
+
+        def rivals(trial: FrozenTrial, numbers: Integers) -> Bools:
+            if not read:
+                read.append(Field(self.goals, *storage.view(study._study_id)))
+            return read[0].rivals(trial, numbers)
+
+        return rivals
