@@ -16,13 +16,16 @@ import torchinfo
 
 import data
 from hpo import assembly, executors, parts, seeds, space
-from hpo.config import TrainConfig
+from hpo.config import Part, TrainConfig
+from hpo.errors import SpecError
 from hpo.executors import Choice
 from hpo.lint import lint
 from hpo.space import Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult, steps_per_epoch
 from hpo.train.schedule import CurveSchedule
+from models import MODELS
+from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at
 TRIED_STEPS = 3  # momentum acts on the weights from the second step on
@@ -34,6 +37,7 @@ class Findings:
 
     parameters: dict[str, Parameter]
     model: str  # torchinfo's table
+    weights: str | None  # what of the model was taken over from where; None if nothing
     epoch: EpochResult  # the measured one, in the middle of the space
     device: str
     longest_trial_epochs: int
@@ -53,11 +57,13 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     splits = assembly.load_splits(config, spec.seed, folder, device)
     for variant in space.variants(tree):
         assembly.check_images(TrainConfig.from_tree(variant), splits)
+    refuse_unbuildable(tree, splits, folder)
     assembly.try_losses(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)
     shape = splits.train.images.shape[1:]
+    taken_over = reuse(run.model)
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
     run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
     epochs = tree["training"]["epochs"]
@@ -65,12 +71,32 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     return Findings(
         parameters=dict(space.parameters(tree)),
         model=str(table),
+        weights=None if taken_over is None else str(taken_over),
         epoch=next(iter(run.train())),
         device=assembly.device_name(device),
         choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
         warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
     )
+
+
+def refuse_unbuildable(tree: Tree, splits: data.Splits, folder: Path) -> None:
+    """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
+    for images too small, widths that do not fit, weights that are not there.
+    """
+    problems: dict[str, None] = {}
+    shape = tuple(splits.train.images.shape[1:])
+    for variant in space.variants({"model": tree["model"]}):
+        part = Part.from_tree("model", variant["model"])
+        if part.name not in MODELS:
+            continue  # a user's own may compute with its weights when it is built
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                parts.call("model", part, folder, shape, splits.num_classes)
+        except SpecError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise SpecError("\n".join(problems))
 
 
 def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:

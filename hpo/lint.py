@@ -151,6 +151,19 @@ def two_patiences(spec: StudySpec) -> Iterator[str]:
         )
 
 
+def normalised_selu(spec: StudySpec) -> Iterator[str]:
+    """SELU keeps activations normal by itself (Klambauer et al. 2017), which a norm undoes."""
+    part = spec.tree["model"]
+    for path, table in [("model", part), *((f"model.{name}", branch) for name, branch in space.branches(part).items())]:
+        both = part | table
+        norms = [norm for norm in space.ends_of(both.get("norm", "none")) if norm != "none"]
+        if "selu" in space.ends_of(table.get("activation")) and norms:
+            yield (
+                f"{path}.activation = selu: normalises by itself, which norm = {' or '.join(norms)} undoes; "
+                'take norm = "none" and init = "lecun_normal" with it'
+            )
+
+
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
@@ -160,4 +173,5 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     idle_augmentation,
     idle_stopping,
     two_patiences,
+    normalised_selu,
 ]

@@ -2,6 +2,7 @@
 
 A part is a function whose first parameters come from us and whose other parameters are the part's options. Their
 annotations say what a study file may write, their defaults what it may leave out, so a new entry is one function.
+Options that several functions share are keys of a TypedDict: `**options: Unpack[Shared]`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def _fields(function: Function, given: int) -> tuple[dict[str, Any], Literal["al
     stars = [index for index, parameter in enumerate(listed[:given]) if parameter.kind is parameter.VAR_POSITIONAL]
     for parameter in listed[stars[0] + 1 if stars else given :]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            extra = "allow"
+            shared = _shared(hints.get(parameter.name))
+            fields |= shared or {}
+            extra = "allow" if shared is None else "forbid"
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
@@ -72,6 +75,23 @@ def _hints(target: Function) -> dict[str, Any]:
     return typing.get_type_hints(
         types.SimpleNamespace(__annotations__=annotations), globalns=known, include_extras=True
     )
+
+
+def _shared(hint: Any) -> dict[str, Any] | None:
+    """Return the fields of `**options: Unpack[SomeTypedDict]`, which functions share; None of any other `**options`.
+
+    A key that may be left out has no default here: the function has it.
+    """
+    if typing.get_origin(hint) is not typing.Unpack:
+        return None
+    (keys,) = typing.get_args(hint)
+    hints = typing.get_type_hints(keys, include_extras=True)
+    return {name: (_bare(hint), ... if name in keys.__required_keys__ else None) for name, hint in hints.items()}
+
+
+def _bare(hint: Any) -> Any:
+    wrapped = typing.get_origin(hint) in (typing.Required, typing.NotRequired)
+    return typing.get_args(hint)[0] if wrapped else hint
 
 
 def _check_leading(listed: list[inspect.Parameter], given: int) -> None:

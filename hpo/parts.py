@@ -33,6 +33,7 @@ from hpo.train.optim import NEEDS, OPTIMIZERS
 from hpo.train.schedule import SCHEDULES
 from hpo.train.warmup import WARMUPS
 from models import MODELS
+from models.transfer import FILE_OR_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,9 @@ def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
 def _located(kind: Kind, found: Function, given: Tree, folder: Path) -> Tree:
     """Return options with the files that they name looked up beside the study file."""
     named = options.marked(found, kind.given, data.FILE)
-    return {key: str(folder / Path(value).expanduser()) if key in named else value for key, value in given.items()}
+    perhaps = options.marked(found, kind.given, FILE_OR_NAME)
+    full = {key: folder / Path(given[key]).expanduser() for key in given.keys() & (named | perhaps)}
+    return given | {key: str(path) for key, path in full.items() if key in named or path.is_file()}
 
 
 def files(spec: StudySpec) -> list[str]:

@@ -86,6 +86,7 @@ LAYERS = [
         "hpo.train.stopping",
         "hpo.train.measures",
         "hpo.train.watching",
+        "hpo.train.layerrates",
         "hpo.train.architecture",
         "hpo.measured",
     ],
@@ -312,6 +313,10 @@ def isolated(code: str, *, path: Path | None = None) -> str:
 
 def test_the_launcher_never_loads_torch() -> None:
     assert isolated("import hpo.search, hpo.fleet.local, hpo.view.live; print('torch' in sys.modules)") == "False"
+
+
+def test_models_and_data_load_torchvision_only_when_it_is_needed() -> None:
+    assert isolated("import models, data; print('torchvision' in sys.modules)") == "False"
 
 
 def test_importing_hpo_loads_nothing_heavy() -> None:
