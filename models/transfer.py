@@ -127,9 +127,14 @@ def _first_convolution(state: State, model: nn.Module) -> State:
 # --- where weights come from ----------------------------------------------------------------------------------------------
 
 
+def is_file(source: str) -> bool:
+    """Say whether what `weights` names is a file."""
+    return source not in ("none", "default") and not source.startswith(NAMED)
+
+
 def read(source: str, name: str) -> State:
     """Return the weights that a name or a file holds; ValueError says what is wrong with it, and the mend."""
-    return _torchvisions(source, name) if source == "default" or source.startswith(NAMED) else _of_file(Path(source))
+    return _of_file(Path(source)) if is_file(source) else _torchvisions(source, name)
 
 
 def _of_file(path: Path) -> State:

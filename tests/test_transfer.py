@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import models
+from hpo import parts
+from hpo.spec import StudySpec
 from hpo.train.checkpoint import save
 from hpo.train.layerrates import slow_down
 from hpo.train.layers import Unstackable
@@ -279,3 +281,16 @@ def test_models_without_freezing_are_not_concerned() -> None:
     assert freezing.rates(model) == {}
     assert freezing.why_alone(model) is None
     assert models.freezing.freezing(model) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "files"), [("w.pt", ["w.pt"]), ("none", []), ("default", []), ("IMAGENET1K_V2", [])]
+)
+def test_a_config_asks_for_the_files_of_its_weights_and_for_no_names(weights: str, files: list[str]) -> None:
+    document = {
+        "name": "s",
+        "data": {"name": "digits"},
+        "model": {"name": "resnet18", "weights": weights},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+    }
+    assert parts.files(StudySpec.from_document(document)) == files
