@@ -20,7 +20,7 @@ from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
 from hpo.executors import Choice
 from hpo.lint import lint
-from hpo.space import Parameter, Tree
+from hpo.space import Choices, Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult, steps_per_epoch
 from hpo.train.schedule import CurveSchedule
@@ -100,20 +100,33 @@ def refuse_unbuildable(tree: Tree, splits: data.Splits, folder: Path) -> None:
 
 
 def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:
-    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it."""
+    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it.
+
+    In the middle of the space, and then with each choice of the part's own: a slope has a use with one activation alone.
+    """
     for path, parameter in space.parameters(tree):
         section, *inside = path.split(".")
         if section in ("training", "stopping") or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
             continue
         branch = {f"{section}.name": inside[0]} if len(inside) > 1 else {}
-        marks = [
-            _mark(
-                TrainConfig.from_tree(space.middle(tree, {**branch, path: end})), section, splits, seed, folder, device
-            )
-            for end in (parameter.ends()[0], parameter.ends()[-1])
-        ]
-        if marks[0] == marks[1]:
+        ends = (parameter.ends()[0], parameter.ends()[-1])
+
+        def is_idle(
+            taken: dict[str, Any], path: str = path, section: str = section, ends: tuple[Any, Any] = ends
+        ) -> bool:
+            configs = [TrainConfig.from_tree(space.middle(tree, {**taken, path: end})) for end in ends]
+            marks = [_mark(config, section, splits, seed, folder, device) for config in configs]
+            return bool(marks[0] == marks[1])
+
+        if is_idle(branch) and all(is_idle(branch | other) for other in _choices_beside(tree, section, path)):
             yield f"{path} = {parameter}: makes no difference to a training; nothing uses it, remove it"
+
+
+def _choices_beside(tree: Tree, section: str, path: str) -> Iterator[dict[str, Any]]:
+    """Yield each choice of the section's other parameters, but for the name."""
+    for other, parameter in space.parameters({section: tree[section]}):
+        if isinstance(parameter, Choices) and other not in (path, f"{section}.name"):
+            yield from ({other: option} for option in parameter.options)
 
 
 def _mark(

@@ -105,6 +105,16 @@ def test_an_optimizer_whose_package_is_missing_is_told(tmp_path: Path, monkeypat
         )
 
 
+def test_an_option_that_has_a_use_with_one_choice_alone_is_not_told(tmp_path: Path) -> None:
+    found = examine(
+        tmp_path,
+        '[model]\nname = "mlp"\nwidths = [8]\nactivation = { choices = ["swish", "elu", "relu"] }\n'
+        "alpha = { low = 0.5, high = 2.0 }\nupper = { low = 0.4, high = 0.8 }\n"
+        '[optimizer]\nname = "sgd"\nlr = 0.1\n[training]\nbatch_size = 256\n',
+    )
+    assert [line.split(" = ")[0] for line in found.warnings] == ["model.upper"]
+
+
 def test_a_model_that_cannot_be_built_is_a_fault_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^model cnn: ValueError: channels = .* give at most 3 entries"):
         examine(tmp_path, '[model]\nname = "cnn"\nchannels = [4, 4, 4, 4]\n[optimizer]\nname = "sgd"\nlr = 0.1\n')

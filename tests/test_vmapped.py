@@ -26,7 +26,7 @@ from hpo.train.schedule import cosine
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from hpo.train.vmapped import VmapForward
-from models import adopt_dropout
+from models import adopt_dropout, mlp
 
 EPOCHS, BATCH, STEPS = 10, 8, 10  # 100 steps; 84 training images, the last 4 of each order left out
 PS = (0.0, 0.3, 0.6)  # dropout by run
@@ -191,7 +191,23 @@ def small_resnet(p: float) -> nn.Module:
     return model
 
 
+def blocks(p: float) -> nn.Module:
+    """Return residual blocks that are dropped image by image, with activations whose shapes differ from run to run."""
+    return mlp(
+        (1, 8, 8),
+        CLASSES,
+        widths=[6],
+        depth=2,
+        residual=True,
+        stochastic_depth=p,
+        norm="layer",
+        activation="swish",
+        beta=1.0 + p,
+    )
+
+
 MODELS: dict[str, Callable[[float], nn.Module]] = {
+    "blocks of ours": blocks,
     "transformer": Transformer,
     "attention by hand": Attention,
     "views, einsum, PReLU": Mixed,
