@@ -36,11 +36,11 @@ class Layers(ActivationOptions, NormOptions, InitOptions, Options, total=False):
 class Residual(nn.Module):
     """A body with a shortcut around it."""
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module, rate: float) -> None:
+    def __init__(self, body: nn.Module, shortcut: nn.Module, rate: float | None) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut
-        self.depth: nn.Module = StochasticDepth(rate) if rate else nn.Identity()
+        self.depth: nn.Module = nn.Identity() if rate is None else StochasticDepth(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shortcut(x) + body(x)."""
@@ -99,8 +99,11 @@ class Blocks:
     def _is_residual(self) -> bool:
         return self.options.get("residual", False)
 
-    def _rate(self, index: int) -> float:
-        return rates(self.options.get("stochastic_depth", 0.0), self.depth)[index]
+    def _rate(self, index: int) -> float | None:
+        """Return how often a block is skipped; None if the option was not given, as runs of rate 0 share stacks with others."""
+        return (
+            rates(self.options["stochastic_depth"], self.depth)[index] if "stochastic_depth" in self.options else None
+        )
 
     def _body(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
         dropout = [] if self.dropout is None else [Dropout(self.dropout)]

@@ -125,7 +125,7 @@ def test_options_that_are_not_given_are_no_part_of_a_study() -> None:
     [
         ({"activation": "elu", "alpha": 0.5}, {"activation": "elu", "alpha": 1.5}, True),
         ({"activation": "swish", "beta": 0.5}, {"activation": "swish", "beta": 1.5}, True),
-        ({"residual": True, "stochastic_depth": 0.1}, {"residual": True, "stochastic_depth": 0.2}, True),
+        ({"residual": True, "stochastic_depth": 0.0}, {"residual": True, "stochastic_depth": 0.2}, True),
         ({"input_dropout": 0.1}, {"input_dropout": 0.2}, True),
         ({"init": "lsuv"}, {"init": "orthogonal"}, True),
         ({"activation": "rrelu"}, {"activation": "rrelu"}, True),

@@ -207,7 +207,6 @@ def blocks(p: float) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[float], nn.Module]] = {
-    "blocks of ours": blocks,
     "transformer": Transformer,
     "attention by hand": Attention,
     "views, einsum, PReLU": Mixed,
@@ -569,3 +568,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(Unstackable, match=message) as refusal:
         VmapForward(model, sample())
     assert "\n" not in str(refusal.value)
+
+
+def test_residual_blocks_of_ours_are_dropped_and_shaped_by_each_runs_own_numbers(splits: Splits) -> None:
+    assert_equal_to_the_loop(several(splits, blocks, kind="sgd"), several(splits, blocks, kind="sgd"))
