@@ -6,11 +6,15 @@ is the head. What is frozen is kept on the model, as `Freezing`; a model without
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+FACTOR = (
+    "lr_factor"  # a parameter's attribute: its share of the learning rate, for whoever makes the optimizer's groups
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,10 @@ def freeze(model: nn.Module, how: Freezing) -> None:
         raise ValueError(f"freeze = {how.frozen}: the model has {count} layers, the last of which must be trained")
     vars(model)["freezing"] = how
     _hold(model, how.frozen, resting=False)
+    if how.rate != 1.0:
+        for _, module in chain.from_iterable(layers(model)[: how.pretrained]):
+            for parameter in module.parameters(recurse=False):
+                vars(parameter)[FACTOR] = how.rate
 
 
 def enter_epoch(model: nn.Module, epoch: int) -> None:
@@ -72,20 +80,6 @@ def _hold(model: nn.Module, frozen: int, *, resting: bool) -> None:
                 parameter.requires_grad_(index >= frozen)
             if resting and index < frozen and isinstance(module, _BatchNorm):
                 module.eval()
-
-
-def rates(model: nn.Module) -> dict[Tensor, float]:
-    """Return by what factor the learning rate of a parameter differs from the optimizer's; without those of factor 1."""
-    how = freezing(model)
-    if how is None or how.rate == 1.0:
-        return {}
-    return dict.fromkeys(_parameters(model, how.pretrained), how.rate)
-
-
-def _parameters(model: nn.Module, count: int) -> Iterator[Tensor]:
-    for layer in layers(model)[:count]:
-        for _, module in layer:
-            yield from module.parameters(recurse=False)
 
 
 def why_alone(model: nn.Module) -> str | None:

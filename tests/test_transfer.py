@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import models
-from hpo import parts
+from hpo import assembly, parts
+from hpo.config import TrainConfig, with_sections
 from hpo.spec import StudySpec
+from hpo.train import groups
 from hpo.train.checkpoint import save
-from hpo.train.layerrates import slow_down
 from hpo.train.layers import Unstackable
 from models import MODELS, cnn, freezing, mlp
 from models.transfer import reuse
@@ -231,24 +232,36 @@ def test_a_thawing_goes_on_where_it_was_stopped(splits: Any) -> None:
 
 def test_pre_trained_layers_have_a_rate_of_their_own() -> None:
     model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="none", layer_rate=0.1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.3)
-    slow_down(optimizer, freezing.rates(model))
+    optimizer = torch.optim.AdamW(groups.split(model, decay="all"), lr=0.02, weight_decay=0.3)
+    groups.set_rates(optimizer)
     head, rest = optimizer.param_groups
     assert [p.shape[0] for p in head["params"]] == [CLASSES] * 2
-    assert [p.shape[0] for p in rest["params"]] == [7, 7, 5, 5]
+    assert sorted(p.shape[0] for p in rest["params"]) == [5, 5, 7, 7]
     assert (head["lr"], rest["lr"]) == (0.02, pytest.approx(0.002))
     assert head["weight_decay"] == rest["weight_decay"] == 0.3
-    plain = torch.optim.SGD(model.parameters(), lr=0.02)
-    slow_down(plain, freezing.rates(mlp(SHAPE, CLASSES)))
-    assert len(plain.param_groups) == 1
+    assert len(groups.split(mlp(SHAPE, CLASSES), decay="all")) == 1
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(1.0, 0.01), (0.1, 0.001)])
+def test_a_run_reports_the_whole_rate_and_steps_by_the_layers_own(splits: Any, rate: float, expected: float) -> None:
+    chosen = {"name": "mlp", "widths": [7], "norm": "none", "layer_rate": rate}
+    optimizer = {"name": "sgd", "lr": 0.01}
+    tree = {"data": {"name": "digits"}, "model": chosen, "optimizer": optimizer, **with_sections({})}
+    run = assembly.build_run(TrainConfig.from_tree(tree), splits, 0, Path(), torch.device("cpu"))
+    rates = {tuple(p.shape): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert rates == {
+        (CLASSES, 7): 0.01,
+        (CLASSES,): 0.01,
+        (7, 64): pytest.approx(expected),
+        (7,): pytest.approx(expected),
+    }
+    assert next(run.train()).learning_rate == 0.01
 
 
 def slowed(parameters: Any, lr: float) -> torch.optim.Optimizer:
     """Return an optimizer of a trial's model, whose first four parameters are pre-trained."""
     listed = list(parameters)
-    optimizer = torch.optim.SGD(listed, lr=lr)
-    slow_down(optimizer, dict.fromkeys(listed[:4], 0.1))
-    return optimizer
+    return torch.optim.SGD([{"params": listed[4:]}, {"params": listed[:4], "lr": 0.1 * lr}], lr=lr)
 
 
 def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(splits: Any) -> None:
@@ -278,7 +291,7 @@ def test_models_without_freezing_are_not_concerned() -> None:
     freezing.enter_epoch(model, 3)
     assert model[1].training
     assert not model[0].weight.requires_grad
-    assert freezing.rates(model) == {}
+    assert not any(hasattr(p, freezing.FACTOR) for p in model.parameters())
     assert freezing.why_alone(model) is None
     assert models.freezing.freezing(model) is None
 
