@@ -53,9 +53,9 @@ def _fields(function: Function, given: int) -> tuple[dict[str, Any], Literal["al
     stars = [index for index, parameter in enumerate(listed[:given]) if parameter.kind is parameter.VAR_POSITIONAL]
     for parameter in listed[stars[0] + 1 if stars else given :]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            shared = _shared(hints.get(parameter.name))
-            fields |= shared or {}
-            extra = "allow" if shared is None else "forbid"
+            keys = _unpacked(hints.get(parameter.name))
+            fields |= _fields_of(keys) if keys else {}
+            extra = "forbid" if keys else "allow"
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
@@ -77,14 +77,20 @@ def _hints(target: Function) -> dict[str, Any]:
     )
 
 
-def _shared(hint: Any) -> dict[str, Any] | None:
-    """Return the fields of `**options: Unpack[SomeTypedDict]`, which functions share; None of any other `**options`.
+def shared_keys(function: Function) -> Any:
+    """Return the TypedDict of a function's `**options: Unpack[SomeTypedDict]`, which it shares with others; None without."""
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = _hints(target)
+    stars = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
+    return _unpacked(hints.get(stars[0])) if stars else None
 
-    A key that may be left out has no default here: the function has it.
-    """
-    if typing.get_origin(hint) is not typing.Unpack:
-        return None
-    (keys,) = typing.get_args(hint)
+
+def _unpacked(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Unpack else None
+
+
+def _fields_of(keys: Any) -> dict[str, Any]:
+    """Return the keys of a TypedDict as fields; one that may be left out has no default here, but in the function."""
     hints = typing.get_type_hints(keys, include_extras=True)
     return {name: (_bare(hint), ... if name in keys.__required_keys__ else None) for name, hint in hints.items()}
 
