@@ -86,7 +86,6 @@ LAYERS = [
         "hpo.train.stopping",
         "hpo.train.measures",
         "hpo.train.watching",
-        "hpo.train.layerrates",
         "hpo.train.architecture",
         "hpo.measured",
     ],
