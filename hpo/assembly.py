@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import data
+import models
 from hpo import metrics, parts, space
 from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
@@ -17,10 +19,12 @@ from hpo.space import Tree
 from hpo.train import groups, loop, losses, measures, warmup
 from hpo.train.losses import Loss
 from hpo.train.penalties import Penalties
+from hpo.train.pixels import endless_batches
 from hpo.train.schedule import Schedule
 from hpo.train.watching import Watch
 
 RGB = 3  # channels
+PREPARING_BATCH = 128  # images that a model is fitted to before it is trained: lsuv, an autoencoder's step
 
 
 def pick_device() -> torch.device:
@@ -82,7 +86,12 @@ def build_run(
     training = config.training
     measures.check(config.watch.metrics, splits.num_classes)
     shape = tuple(splits.train.images.shape[1:])
-    model = loop.initial_model(lambda: parts.call("model", config.model, folder, shape, splits.num_classes), seed)
+
+    def build() -> nn.Module:
+        model = parts.call("model", config.model, folder, shape, splits.num_classes)
+        return models.prepare(model, endless_batches(splits.train.images, splits.mean, splits.std, PREPARING_BATCH))
+
+    model = loop.initial_model(build, seed)
     model = model.to(device, dtype)
     steps = loop.steps_per_epoch(len(splits.train.labels), training.batch_size)
     optimizer = parts.call("optimizer", config.optimizer, folder, model)

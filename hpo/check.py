@@ -16,13 +16,16 @@ import torchinfo
 
 import data
 from hpo import assembly, costs, executors, parts, seeds, space, usercode
-from hpo.config import TrainConfig
+from hpo.config import Part, TrainConfig
+from hpo.errors import SpecError
 from hpo.executors import Choice
 from hpo.lint import lint
-from hpo.space import Parameter, Tree
+from hpo.space import Choices, Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult, steps_per_epoch
 from hpo.train.schedule import CurveSchedule
+from models import MODELS
+from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at
 TRIED_STEPS = 3  # momentum acts on the weights from the second step on
@@ -34,6 +37,7 @@ class Findings:
 
     parameters: dict[str, Parameter]
     model: str  # torchinfo's table
+    weights: str | None  # what of the model was taken over from where; None if nothing
     epoch: EpochResult  # the measured one, in the middle of the space
     device: str
     longest_trial_epochs: int
@@ -54,11 +58,13 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     splits = assembly.load_splits(config, spec.seed, folder, device)
     for variant in space.variants(tree):
         assembly.check_images(TrainConfig.from_tree(variant), splits)
+    refuse_unbuildable(tree, splits, folder)
     assembly.try_losses(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)
     shape = splits.train.images.shape[1:]
+    taken_over = reuse(run.model)
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
     run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
     measured = costs.measure(
@@ -73,6 +79,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     return Findings(
         parameters=dict(space.parameters(tree)),
         model=str(table),
+        weights=None if taken_over is None else str(taken_over),
         epoch=next(iter(run.train())),
         device=assembly.device_name(device),
         choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
@@ -82,21 +89,53 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     )
 
 
+def refuse_unbuildable(tree: Tree, splits: data.Splits, folder: Path) -> None:
+    """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
+    for images too small, widths that do not fit, weights that are not there.
+    """
+    problems: dict[str, None] = {}
+    shape = tuple(splits.train.images.shape[1:])
+    for variant in space.variants({"model": tree["model"]}):
+        part = Part.from_tree("model", variant["model"])
+        if part.name not in MODELS:
+            continue  # a user's own may compute with its weights when it is built
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                parts.call("model", part, folder, shape, splits.num_classes)
+        except SpecError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise SpecError("\n".join(problems))
+
+
 def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:
-    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it."""
+    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it.
+
+    In the middle of the space, and then with each choice of the part's own: a slope has a use with one activation alone.
+    """
     for path, parameter in space.parameters(tree):
         section, *inside = path.split(".")
         if section in ("training", "stopping") or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
             continue
         branch = {f"{section}.name": inside[0]} if len(inside) > 1 else {}
-        marks = [
-            _mark(
-                TrainConfig.from_tree(space.middle(tree, {**branch, path: end})), section, splits, seed, folder, device
-            )
-            for end in (parameter.ends()[0], parameter.ends()[-1])
-        ]
-        if marks[0] == marks[1]:
+        ends = (parameter.ends()[0], parameter.ends()[-1])
+
+        def is_idle(
+            taken: dict[str, Any], path: str = path, section: str = section, ends: tuple[Any, Any] = ends
+        ) -> bool:
+            configs = [TrainConfig.from_tree(space.middle(tree, {**taken, path: end})) for end in ends]
+            marks = [_mark(config, section, splits, seed, folder, device) for config in configs]
+            return bool(marks[0] == marks[1])
+
+        if is_idle(branch) and all(is_idle(branch | other) for other in _choices_beside(tree, section, path)):
             yield f"{path} = {parameter}: makes no difference to a training; nothing uses it, remove it"
+
+
+def _choices_beside(tree: Tree, section: str, path: str) -> Iterator[dict[str, Any]]:
+    """Yield each choice of the section's other parameters, but for the name."""
+    for other, parameter in space.parameters({section: tree[section]}):
+        if isinstance(parameter, Choices) and other not in (path, f"{section}.name"):
+            yield from ({other: option} for option in parameter.options)
 
 
 def _mark(

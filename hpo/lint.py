@@ -157,6 +157,19 @@ def equal_costs(spec: StudySpec) -> Iterator[str]:
         yield f"{', '.join(spec.goals.costs)}: nothing of [model] is searched, so every trial costs the same; search its size"
 
 
+def normalised_selu(spec: StudySpec) -> Iterator[str]:
+    """SELU keeps activations normal by itself (Klambauer et al. 2017), which a norm undoes."""
+    part = spec.tree["model"]
+    for path, table in [("model", part), *((f"model.{name}", branch) for name, branch in space.branches(part).items())]:
+        both = part | table
+        norms = [norm for norm in space.ends_of(both.get("norm", "none")) if norm != "none"]
+        if "selu" in space.ends_of(table.get("activation")) and norms:
+            yield (
+                f"{path}.activation = selu: normalises by itself, which norm = {' or '.join(norms)} undoes; "
+                'take norm = "none" and init = "lecun_normal" with it'
+            )
+
+
 RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     linear_learning_rate,
     long_schedule,
@@ -167,4 +180,5 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     idle_stopping,
     two_patiences,
     equal_costs,
+    normalised_selu,
 ]

@@ -2,6 +2,7 @@
 
 A part is a function whose first parameters come from us and whose other parameters are the part's options. Their
 annotations say what a study file may write, their defaults what it may leave out, so a new entry is one function.
+Options that several functions share are keys of a TypedDict: `**options: Unpack[Shared]`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def _fields(function: Function, given: int) -> tuple[dict[str, Any], Literal["al
     stars = [index for index, parameter in enumerate(listed[:given]) if parameter.kind is parameter.VAR_POSITIONAL]
     for parameter in listed[stars[0] + 1 if stars else given :]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            extra = "allow"
+            keys = _unpacked(hints.get(parameter.name))
+            fields |= _fields_of(keys) if keys else {}
+            extra = "forbid" if keys else "allow"
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
@@ -72,6 +75,29 @@ def _hints(target: Function) -> dict[str, Any]:
     return typing.get_type_hints(
         types.SimpleNamespace(__annotations__=annotations), globalns=known, include_extras=True
     )
+
+
+def shared_keys(function: Function) -> Any:
+    """Return the TypedDict of a function's `**options: Unpack[SomeTypedDict]`, which it shares with others; None without."""
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = _hints(target)
+    stars = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
+    return _unpacked(hints.get(stars[0])) if stars else None
+
+
+def _unpacked(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Unpack else None
+
+
+def _fields_of(keys: Any) -> dict[str, Any]:
+    """Return the keys of a TypedDict as fields; one that may be left out has no default here, but in the function."""
+    hints = typing.get_type_hints(keys, include_extras=True)
+    return {name: (_bare(hint), ... if name in keys.__required_keys__ else None) for name, hint in hints.items()}
+
+
+def _bare(hint: Any) -> Any:
+    wrapped = typing.get_origin(hint) in (typing.Required, typing.NotRequired)
+    return typing.get_args(hint)[0] if wrapped else hint
 
 
 def _check_leading(listed: list[inspect.Parameter], given: int) -> None:

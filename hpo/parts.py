@@ -33,6 +33,7 @@ from hpo.train.optim import NEEDS, OPTIMIZERS
 from hpo.train.schedule import SCHEDULES
 from hpo.train.warmup import WARMUPS
 from models import MODELS
+from models.transfer import FILE_OR_NAME, is_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +126,21 @@ def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
 def _located(kind: Kind, found: Function, given: Tree, folder: Path) -> Tree:
     """Return options with the files that they name looked up beside the study file."""
     named = options.marked(found, kind.given, data.FILE)
-    return {key: str(folder / Path(value).expanduser()) if key in named else value for key, value in given.items()}
+    perhaps = options.marked(found, kind.given, FILE_OR_NAME)
+    full = {key: folder / Path(given[key]).expanduser() for key in given.keys() & (named | perhaps)}
+    return given | {key: str(path) for key, path in full.items() if key in named or path.is_file()}
 
 
 def files(spec: StudySpec) -> list[str]:
-    """Return the files that a spec's data is read from, as it names them; of a source of ours only."""
-    part = spec.tree.get("data", {})
-    found = SOURCES.get(str(part.get("name")))
-    wanted = options.marked(found, 0, data.FILE) if found else set()
+    """Return the files that a spec's data and weights are read from, as it names them; of parts of ours only."""
+    named = _named(spec, "data", data.FILE)
+    return named + [name for name in _named(spec, "model", FILE_OR_NAME) if is_file(name)]
+
+
+def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
+    part, kind = spec.tree.get(section, {}), KINDS[section]
+    found = kind.functions.get(str(part.get("name")))
+    wanted = options.marked(found, kind.given, mark) if found else set()
     return [value for key, value in part.items() if key in wanted and isinstance(value, str)]
 
 

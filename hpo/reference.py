@@ -98,7 +98,8 @@ def _entries(functions: Mapping[str, Function], given: int) -> list[str]:
 
 
 def _option_lines(function: Function, given: int) -> list[str]:
-    return list(_lines(options.model_of(function, given), {}))
+    shared = options.shared_keys(function)
+    return list(_lines(options.model_of(function, given), _docs_of_keys(shared) if shared else {}))
 
 
 def _fields(table: type[pydantic.BaseModel]) -> list[str]:
@@ -133,14 +134,33 @@ def _docs(table: type[pydantic.BaseModel]) -> dict[str, str]:
     """Return the strings that stand below the fields of a class and of those it comes from."""
     found: dict[str, str] = {}
     for owner in reversed(table.__mro__):
-        if not issubclass(owner, pydantic.BaseModel) or owner is pydantic.BaseModel:
-            continue
-        (written,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        assert isinstance(written, ast.ClassDef)
-        for field, below in zip(written.body, written.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-                text = ast.literal_eval(below.value) if isinstance(below.value, ast.Constant) else ""
-                found[field.target.id] = " ".join(str(text).split())
+        if issubclass(owner, pydantic.BaseModel) and owner is not pydantic.BaseModel:
+            found |= _strings_below(_written(owner))
+    return found
+
+
+def _docs_of_keys(keys: type) -> dict[str, str]:
+    """Return the strings that stand below the keys of a TypedDict and of those it is made of, which it has forgotten."""
+    written, known = _written(keys), vars(sys.modules[keys.__module__])
+    bases = [known[base.id] for base in written.bases if isinstance(base, ast.Name) and base.id in known]
+    found: dict[str, str] = {}
+    for base in filter(typing.is_typeddict, bases):
+        found |= _docs_of_keys(base)
+    return found | _strings_below(written)
+
+
+def _written(owner: type) -> ast.ClassDef:
+    (written,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(written, ast.ClassDef)
+    return written
+
+
+def _strings_below(written: ast.ClassDef) -> dict[str, str]:
+    found = {}
+    for field, below in zip(written.body, written.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value) if isinstance(below.value, ast.Constant) else ""
+            found[field.target.id] = " ".join(str(text).split())
     return {name: text for name, text in found.items() if text}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Unpack
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt
 from torch import nn
 
+from models.activations import Activation
+from models.blocks import Blocks, Layers, Rate
 from models.dropout import Dropout
-from models.mlp import ACTIVATIONS
+from models.norms import Norm
 
 
 def cnn(
@@ -17,15 +19,17 @@ def cnn(
     num_classes: int,
     *,
     channels: Sequence[Annotated[int, Gt(0)]] = (16, 32),
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
-    norm: Literal["none", "batch"] = "batch",
-    activation: Literal["relu", "gelu", "silu"] = "relu",
+    depth: Annotated[int, Gt(0)] | None = None,
+    dropout: Rate = 0.0,
+    block_dropout: Rate | None = None,
+    norm: Norm = "batch",
+    activation: Activation = "relu",
+    **layers: Unpack[Layers],
 ) -> nn.Module:
-    """Build conv3x3, norm, activation, maxpool2 for each entry of `channels`, then dropout and a linear
-    layer.
+    """Build a stage for each entry of `channels`: conv3x3, norm, activation, dropout (`block_dropout`), `depth` times over
+    (once if not given), then maxpool2. Then `dropout` and a linear layer.
 
-    Each stage halves height and width, rounded down; ValueError if nothing is left. A convolution in front of
-    a batch norm has no bias, for the reason given in `models.mlp`.
+    Each stage halves height and width, rounded down; ValueError if nothing is left.
     """
     fan_in, height, width = input_shape
     stages = min(height, width).bit_length() - 1
@@ -34,12 +38,16 @@ def cnn(
             f"channels = {list(channels)} halves an image of {height}x{width} pixels {len(channels)} times, "
             f"which leaves nothing of it; give at most {stages} entries"
         )
-    layers: list[nn.Module] = []
-    for fan_out in channels:
-        layers.append(nn.Conv2d(fan_in, fan_out, kernel_size=3, padding=1, bias=norm == "none"))
-        if norm == "batch":
-            layers.append(nn.BatchNorm2d(fan_out))
-        layers += [ACTIVATIONS[activation](), nn.MaxPool2d(2)]
-        fan_in, height, width = fan_out, height // 2, width // 2
-    layers += [nn.Flatten(), Dropout(dropout), nn.Linear(fan_in * height * width, num_classes)]
-    return nn.Sequential(*layers)
+    times = depth or 1
+    blocks = Blocks(
+        norm=norm, activation=activation, dropout=block_dropout, options=layers, depth=len(channels) * times
+    )
+    body: list[nn.Module] = blocks.at_input
+    for stage, fan_out in enumerate(channels):
+        for index in range(stage * times, (stage + 1) * times):
+            body += blocks.convolution(index, fan_in, fan_out)
+            fan_in = fan_out
+        body.append(nn.MaxPool2d(2))
+        height, width = height // 2, width // 2
+    head = nn.Linear(fan_in * height * width, num_classes)
+    return blocks.finished([*body, nn.Flatten(), Dropout(dropout), head], "cnn")

@@ -64,13 +64,6 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-def use_generator(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Let every `Dropout` in the model draw from this generator."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.generator = generator
-
-
 def adopt_dropout(model: nn.Module) -> nn.Module:
     """Replace each module of exact type `nn.Dropout` by ours, in place, and return the model.
 

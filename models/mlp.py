@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Unpack
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt
 from torch import nn
 
-from models.dropout import Dropout
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+from models.activations import Activation
+from models.blocks import Blocks, Layers, Rate
+from models.norms import Norm
 
 
 def mlp(
@@ -19,24 +19,20 @@ def mlp(
     num_classes: int,
     *,
     widths: Sequence[Annotated[int, Gt(0)]] = (64, 32),
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
-    norm: Literal["none", "batch"] = "batch",
-    activation: Literal["relu", "gelu", "silu"] = "relu",
+    depth: Annotated[int, Gt(0)] | None = None,
+    dropout: Rate = 0.0,
+    norm: Norm = "batch",
+    activation: Activation = "relu",
+    **layers: Unpack[Layers],
 ) -> nn.Module:
-    """Build linear, norm, activation, dropout for each width, then the linear layer to the logits [B,
-    num_classes].
-
-    A layer in front of a batch norm has no bias: the norm subtracts it again, its gradient is rounding noise,
-    and Adam would blow that noise up to steps of the size of the learning rate (Ioffe & Szegedy 2015, section
-    3.2).
+    """Build linear, norm, activation, dropout for each width, `depth` times over (once if not given), then the linear layer
+    to the logits [B, num_classes].
     """
-    layers: list[nn.Module] = [nn.Flatten()]
+    sizes = [width for width in widths for _ in range(depth or 1)]
+    blocks = Blocks(norm=norm, activation=activation, dropout=dropout, options=layers, depth=len(sizes))
+    body: list[nn.Module] = [nn.Flatten(), *blocks.at_input]
     fan_in = math.prod(input_shape)
-    for width in widths:
-        layers.append(nn.Linear(fan_in, width, bias=norm == "none"))
-        if norm == "batch":
-            layers.append(nn.BatchNorm1d(width))
-        layers += [ACTIVATIONS[activation](), Dropout(dropout)]
+    for index, width in enumerate(sizes):
+        body += blocks.dense(index, fan_in, width)
         fan_in = width
-    layers.append(nn.Linear(fan_in, num_classes))
-    return nn.Sequential(*layers)
+    return blocks.finished([*body, nn.Linear(fan_in, num_classes)], "mlp")

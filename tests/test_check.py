@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpo import check, studyfile
 from hpo.errors import SpecError
 from hpo.space import Range
+from models import mlp
 
 OWN_MODEL = """
 from torch import nn
@@ -103,6 +105,47 @@ def test_an_optimizer_whose_package_is_missing_is_told(tmp_path: Path, monkeypat
         )
 
 
+def test_an_option_that_has_a_use_with_one_choice_alone_is_not_told(tmp_path: Path) -> None:
+    found = examine(
+        tmp_path,
+        '[model]\nname = "mlp"\nwidths = [8]\nactivation = { choices = ["swish", "elu", "relu"] }\n'
+        "alpha = { low = 0.5, high = 2.0 }\nupper = { low = 0.4, high = 0.8 }\n"
+        '[optimizer]\nname = "sgd"\nlr = 0.1\n[training]\nbatch_size = 256\n',
+    )
+    assert [line.split(" = ")[0] for line in found.warnings] == ["model.upper"]
+
+
 def test_a_model_that_cannot_be_built_is_a_fault_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^model cnn: ValueError: channels = .* give at most 3 entries"):
         examine(tmp_path, '[model]\nname = "cnn"\nchannels = [4, 4, 4, 4]\n[optimizer]\nname = "sgd"\nlr = 0.1\n')
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            'name = { choices = ["mlp", "vit_b_16"] }',
+            "model vit_b_16: ValueError: vit_b_16 needs images of at least 16x16",
+        ),
+        ('name = "vgg11"', "model vgg11: ValueError: vgg11 needs images of at least 32x32 pixels here, these have 8x8"),
+        (
+            'name = "mlp"\nnorm = "group"\ngroups = { low = 2, high = 3 }',
+            "model mlp: ValueError: groups = 3 does not divide 64",
+        ),
+        ('name = "mlp"\nweights = "no.pt"', "model mlp: ValueError: weights = 'no.pt': there is no such file"),
+    ],
+)
+def test_what_cannot_be_built_at_some_end_of_the_space_is_told(tmp_path: Path, model: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        examine(tmp_path, f'[model]\n{model}\n[optimizer]\nname = "sgd"\nlr = 0.1\n')
+    assert str(caught.value).startswith(said)
+
+
+def test_weights_beside_the_study_file_are_taken_over_and_reported(tmp_path: Path) -> None:
+    torch.save(mlp((1, 8, 8), 7, widths=[8]).state_dict(), tmp_path / "before.pt")
+    found = examine(
+        tmp_path,
+        '[model]\nname = "mlp"\nwidths = [8]\nweights = "before.pt"\n[optimizer]\nname = "sgd"\nlr = 0.1\n'
+        "[training]\nbatch_size = 256\n",
+    )
+    assert found.weights == f"{tmp_path}/before.pt: 6 tensors taken over; new: 4.weight, 4.bias".replace("4.", "5.")

@@ -16,6 +16,8 @@ from data import Splits
 from hpo.train.layers import ELEMENTWISE, POOLS, RULES, Unstackable
 from hpo.train.stacked import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, Forward
 from models import Dropout, cnn, mlp
+from models.activations import FORMULAS, RReLU, Shaped, SwiGLU
+from models.depth import StochasticDepth
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, together
 
@@ -114,6 +116,16 @@ def batched(items: Iterable[Any]) -> list[tuple[Any, ...]]:
     return [tuple(items[start : start + 3]) for start in range(0, len(items), 3)]
 
 
+def shapes() -> list[nn.Module]:
+    """Return every formula with a shape of its own, which differs from one call to the next, learned and not."""
+    first = torch.empty(()).uniform_(0.2, 1.5).item()
+    return [
+        Shaped(name, first + 0.1 * index, learned=learned)
+        for learned in (False, True)
+        for index, name in enumerate(FORMULAS)
+    ]
+
+
 def activations(names: Iterable[str]) -> list[nn.Module]:
     return [ACTIVATIONS[name]() for name in names]
 
@@ -158,6 +170,37 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "layer norm of images: not affine": lambda: images(nn.LayerNorm([4, 8, 8], elementwise_affine=False)),
     "group norm": lambda: images(nn.GroupNorm(2, 4), nn.Tanh()),
     "group norm: not affine": lambda: images(nn.GroupNorm(1, 4, affine=False, eps=0.1), nn.Tanh()),
+    "group norm of features": lambda: dense(nn.GroupNorm(3, 12), nn.Tanh()),
+    "group norm of features: not affine": lambda: dense(nn.GroupNorm(2, 12, affine=False, eps=0.1), nn.Tanh()),
+    "shapes": lambda: dense(*shapes(), width=12),
+    "shapes of images": lambda: images(*shapes()),
+    "swiglu": lambda: dense(SwiGLU(), width=6),
+    "swiglu of images": lambda: images(SwiGLU()),
+    "stochastic depth": lambda: dense(StochasticDepth(0.3), nn.Tanh(), StochasticDepth(0.0)),
+    "stochastic depth of images": lambda: images(StochasticDepth(0.3), nn.Tanh(), StochasticDepth(0.5)),
+    "residual mlp": lambda: mlp(
+        (1, 8, 8),
+        CLASSES,
+        widths=[9],
+        depth=3,
+        residual=True,
+        stochastic_depth=0.4,
+        dropout=0.1,
+        norm="layer",
+        activation="gelu",
+    ),
+    "residual cnn": lambda: cnn(
+        (1, 8, 8),
+        CLASSES,
+        channels=[3, 4],
+        depth=2,
+        residual=True,
+        stochastic_depth=0.4,
+        block_dropout=0.1,
+        input_dropout=0.1,
+        norm="layer",
+        activation="swiglu",
+    ),
     "dropout": lambda: dense(Dropout(0.3), nn.Tanh(), nn.Dropout(0.5)),
     "dropout of images": lambda: images(Dropout(0.3), nn.Tanh(), Dropout(0.1), flat=[Dropout(0.2)]),
     "dropout of the input": lambda: nn.Sequential(Dropout(0.3), *dense()),
@@ -237,6 +280,7 @@ def _adamw(parameters: Any, lr: float) -> torch.optim.Optimizer:
 def test_every_rule_and_function_is_among_the_models() -> None:
     used = {type(module) for build in LAYERS.values() for module in build().modules()}
     assert set(RULES) - set(ELEMENTWISE) <= used | {Dropout}
+    assert {Shaped, SwiGLU, StochasticDepth} <= used
     assert set(POOLS) <= used
     assert {function.__name__ for function in (*ALIKE, *SPATIAL)} <= set(" ".join(CALLS).split())
     assert {target for target in (*FUNCTIONS, *TOGETHER) if isinstance(target, str)} == {
@@ -301,6 +345,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "circular padding": (lambda: images(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), "pads by circular"),
     "an average of all batches": (lambda: dense(nn.BatchNorm1d(12, momentum=None)), r"momentum = None"),
     "Dropout2d": (lambda: images(nn.Dropout2d(0.2)), r"layer 1 \(Dropout2d\) has no stacked form"),
+    "RReLU": (lambda: dense(RReLU()), r"layer 2 \(RReLU\) has no stacked form"),
     "PReLU": (lambda: dense(nn.PReLU()), r"layer 2 \(PReLU\) has no stacked form"),
     "a subclass": (lambda: dense(type("Mine", (nn.Linear,), {})(12, 12)), "is read outside of a layer"),
     "a parametrization": (

@@ -326,6 +326,10 @@ def test_the_launcher_never_loads_torch() -> None:
     assert isolated("import hpo.search, hpo.fleet.local, hpo.view.live; print('torch' in sys.modules)") == "False"
 
 
+def test_models_and_data_load_torchvision_only_when_it_is_needed() -> None:
+    assert isolated("import models, data; print('torchvision' in sys.modules)") == "False"
+
+
 def test_importing_hpo_loads_nothing_heavy() -> None:
     heavy = sorted(HEAVY | {"numpy", "pydantic", "rich"})
     assert isolated(f"import hpo; print([name for name in {heavy} if name in sys.modules])") == "[]"

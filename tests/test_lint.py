@@ -115,6 +115,29 @@ def test_the_whole_warning_about_a_pruner_says_what_to_do() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "norms"),
+    [
+        ({"activation": "selu", "norm": "batch"}, "batch"),
+        (
+            {"activation": {"choices": ["relu", "selu"]}, "norm": {"choices": ["none", "batch", "group"]}},
+            "batch or group",
+        ),
+        ({"activation": "selu", "norm": "none"}, ""),
+        ({"activation": "relu", "norm": "batch"}, ""),
+        ({}, ""),
+    ],
+)
+def test_selu_under_a_norm_is_allowed_and_told(model: Any, norms: str) -> None:
+    lines = found(model={"name": "m", **model})
+    expected = f"model.activation = selu: normalises by itself, which norm = {norms} undoes; "
+    assert [line.removesuffix('take norm = "none" and init = "lecun_normal" with it') for line in lines] == (
+        [expected] if norms else []
+    )
+    branch = found(model={"name": {"choices": ["m", "n"]}, "m": model})
+    assert [line.split(" = ")[0] for line in branch] == (["model.m.activation"] if norms else [])
+
+
 def test_a_momentum_that_some_trials_leave_to_chance_is_told() -> None:
     schedule = {"name": "onecycle", "cycle_momentum": {"choices": [True, False]}}
     assert found(schedule=schedule) == [

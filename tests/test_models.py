@@ -22,7 +22,7 @@ def noise(p: float, count: int, seed: int = 0) -> torch.Tensor:
     return Dropout(p, generator(seed))(torch.ones(count))
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_every_model_turns_images_into_one_logit_per_class(name: str, norm: str, activation: str) -> None:

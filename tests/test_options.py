@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack
 
 import pytest
 from annotated_types import Ge, Lt
@@ -35,6 +35,24 @@ def untyped(first, second, width=3, **more):  # type: ignore[no-untyped-def]
 
 def starred(*given: Any, width: int = 3) -> None:
     del given, width
+
+
+class Shared(TypedDict, total=False):
+    slope: Annotated[float, Ge(0)]
+    file: Annotated[str, "mark"]
+
+
+class Further(Shared):
+    needed: int
+    maybe: NotRequired[bool]
+
+
+def sharing(shape: tuple[int, ...], *, width: int = 3, **more: Unpack[Shared]) -> None:
+    del shape, width, more
+
+
+def needing(shape: tuple[int, ...], **more: Unpack[Further]) -> None:
+    del shape, more
 
 
 def faults(function: Any, given: int, found: dict[str, Any]) -> list[str]:
@@ -105,3 +123,21 @@ def test_a_return_type_that_only_a_type_checker_knows_is_no_option() -> None:
         namespace,
     )
     assert options.defaults(namespace["make"], 1) == {"width": 3}
+
+
+def test_functions_share_options_by_a_typed_dict_whose_keys_are_checked_and_may_be_left_out() -> None:
+    assert options.defaults(sharing, 1) == {"width": 3}
+    options.check("model", "part", sharing, 1, {"slope": 0.5, "width": 2}, {})
+    assert faults(sharing, 1, {"slope": -1.0, "slop": 1.0}) == [
+        "model.slope = -1.0: input should be greater than or equal to 0",
+        "slop: model part takes no 'slop' (did you mean 'slope'?)",
+    ]
+    assert faults(needing, 1, {"maybe": 1}) == [
+        "model.needed: model part needs 'needed'; add it",
+        "model.maybe = 1: input should be a valid boolean",
+    ]
+
+
+def test_shared_options_carry_marks_as_others_do() -> None:
+    assert options.marked(sharing, 1, "mark") == {"file"}
+    assert options.marked(part, 1, "mark") == set()

@@ -291,7 +291,8 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "an unknown model far from all": (
         DATA + '[model]\nname = "transformer"\n' + OPTIMIZER,
-        "model.name: there is no model 'transformer' (known: cnn, mlp); your own is \"package.module:name\"",
+        "model.name: there is no model 'transformer' (known: cnn, efficientnet_b0, mlp, mobilenet_v3, "
+        'resnet18, resnet34, resnet50, vgg11, vgg13, vgg16, vgg19, vit_b_16, wide_resnet); your own is "package.module:name"',
     ),
     "an unknown optimizer among choices": (
         DATA + MODEL + '[optimizer]\nname = { choices = ["sgd", "rmsporp"] }\nlr = 0.1',
@@ -461,10 +462,10 @@ def test_a_wrong_file_is_refused_naming_file_key_value_and_mend(case: str, tmp_p
 
 
 def test_every_wrong_value_is_told_at_once(tmp_path: Path) -> None:
-    text = DATA + '[model]\nname = "mlp"\ndropout = 2.0\nnorm = "layer"\n' + OPTIMIZER + "[training]\nepochs = 20"
+    text = DATA + '[model]\nname = "mlp"\ndropout = 2.0\nnorm = "instance"\n' + OPTIMIZER + "[training]\nepochs = 20"
     assert fault(tmp_path, text) == [
         "model.dropout = 2.0: input should be less than 1",
-        "model.norm = 'layer': input should be 'none' or 'batch'",
+        "model.norm = 'instance': input should be 'none', 'batch', 'layer' or 'group'",
     ]
 
 

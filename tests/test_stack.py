@@ -246,6 +246,28 @@ def test_in_bfloat16_a_stack_comes_close_to_the_loop(real: Splits) -> None:
 
 # --- bit for bit: no trace of row, neighbours and K ---------------------------------------------------------------------
 
+
+def shaped_mlp() -> nn.Module:
+    return mlp(
+        (1, 8, 8),
+        CLASSES,
+        widths=[18],
+        depth=2,
+        residual=True,
+        stochastic_depth=0.3,
+        dropout=0.2,
+        norm="group",
+        activation="swish",
+        learn_beta=True,
+    )
+
+
+def shaped_cnn() -> nn.Module:
+    return cnn(
+        (1, 8, 8), CLASSES, channels=[6, 10], residual=True, stochastic_depth=0.3, norm="group", activation="prelu"
+    )
+
+
 BITWISE: dict[str, dict[str, Any]] = {
     "mlp": {"build": noisy_mlp},
     "mlp, odd batch": {"build": noisy_mlp, "batch_size": 21},
@@ -259,6 +281,8 @@ BITWISE: dict[str, dict[str, Any]] = {
     "residual": {"build": lambda: Residual(0.2)},
     "norms": {"build": first_norm, "batch_size": 21},
     "norms in float64": {"build": first_norm, "dtype": torch.float64},
+    "shaped mlp": {"build": shaped_mlp, "batch_size": 21},
+    "shaped cnn": {"build": shaped_cnn, "batch_size": 21},
     "bfloat16": {"build": noisy_mlp, "options": {"precision": "bfloat16"}},
 }
 LARGER: dict[str, dict[str, Any]] = {

@@ -26,7 +26,7 @@ from hpo.train.schedule import cosine
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from hpo.train.vmapped import VmapForward
-from models import adopt_dropout
+from models import adopt_dropout, mlp
 
 EPOCHS, BATCH, STEPS = 10, 8, 10  # 100 steps; 84 training images, the last 4 of each order left out
 PS = (0.0, 0.3, 0.6)  # dropout by run
@@ -189,6 +189,21 @@ def small_resnet(p: float) -> nn.Module:
     model.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
     model.fc = nn.Sequential(nn.Dropout(p), nn.Linear(64, CLASSES))
     return model
+
+
+def blocks(p: float) -> nn.Module:
+    """Return residual blocks that are dropped image by image, with activations whose shapes differ from run to run."""
+    return mlp(
+        (1, 8, 8),
+        CLASSES,
+        widths=[6],
+        depth=2,
+        residual=True,
+        stochastic_depth=p,
+        norm="layer",
+        activation="swish",
+        beta=1.0 + p,
+    )
 
 
 MODELS: dict[str, Callable[[float], nn.Module]] = {
@@ -553,3 +568,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(Unstackable, match=message) as refusal:
         VmapForward(model, sample())
     assert "\n" not in str(refusal.value)
+
+
+def test_residual_blocks_of_ours_are_dropped_and_shaped_by_each_runs_own_numbers(splits: Splits) -> None:
+    assert_equal_to_the_loop(several(splits, blocks, kind="sgd"), several(splits, blocks, kind="sgd"))

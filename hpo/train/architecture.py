@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from models import Dropout
+from models.drawing import DRAWING
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps itself
 
@@ -36,7 +37,9 @@ def _described(model: nn.Module) -> Iterator[str]:
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:
-    left_out = {"p", "generator"} if isinstance(module, Dropout) else set()
+    left_out = (
+        {"p", "generator"} if isinstance(module, Dropout) else {"generator"} if isinstance(module, DRAWING) else set()
+    )
     for name, value in vars(module).items():
         if name not in OF_EVERY_MODULE and name not in left_out:
             yield f"{name}={value!r}"

@@ -26,10 +26,10 @@ def split(model: nn.Module, *, decay: Literal["weights", "all"] = "weights") -> 
     nothing alone.
 
     Parameters of one learning rate follow one another, weights first, whatever is decayed: so runs that differ in decay
-    lie alike in the rows of a stack.
+    lie alike in the rows of a stack. Those of the whole rate come first, as it is the first group's that a run reports.
     """
     parameters = list(model.parameters())
-    factors = list(dict.fromkeys(map(_factor, parameters)))
+    factors = sorted(dict.fromkeys(map(_factor, parameters)), key=lambda factor: factor != 1.0)
     parameters.sort(key=lambda parameter: (factors.index(_factor(parameter)), _is_no_weight(parameter)))
     groups: dict[tuple[bool, float], Group] = {}
     for parameter in parameters:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from hpo.train.noise import Noise
 from hpo.train.rows import ALIGNMENT
 from models import Dropout
+from models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
+from models.depth import StochasticDepth
 
 Layout = Literal["input", "images", "dense"]
 
@@ -151,13 +153,21 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, layout: Layo
 
 
 def _group_norm(module: nn.GroupNorm, name: str, layout: Layout) -> tuple[Operation, Layout]:
-    _expect(module, layout, "images")
+    _expect(module, layout, "dense" if layout == "dense" else "images")
 
-    def group_norm(at: Pass, x: Tensor) -> Tensor:
+    def of_images(at: Pass, x: Tensor) -> Tensor:
         weight, bias = (at.flat(f"{name}.{key}") if module.affine else None for key in ("weight", "bias"))
         return F.group_norm(x, at.count * module.num_groups, weight, bias, module.eps)
 
-    return group_norm, "images"
+    def of_features(at: Pass, x: Tensor) -> Tensor:
+        y = F.group_norm(x.transpose(1, 2).flatten(0, 1), module.num_groups, None, None, module.eps)
+        y = y.view(at.count, -1, module.num_channels)  # [K, B, F]
+        if module.affine:
+            weight, bias = (at.parameters[f"{name}.{key}"].unsqueeze(1) for key in ("weight", "bias"))
+            y = torch.addcmul(bias, y, weight)
+        return _dense(y.transpose(1, 2))
+
+    return of_features if layout == "dense" else of_images, layout
 
 
 def _layer_norm(module: nn.LayerNorm, name: str, layout: Layout) -> tuple[Operation, Layout]:
@@ -198,6 +208,50 @@ def _dropout(_module: Dropout, name: str, layout: Layout) -> tuple[Operation, La
     return dropout, layout
 
 
+def _stochastic_depth(_module: StochasticDepth, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    def stochastic_depth(at: Pass, x: Tensor) -> Tensor:
+        if not at.training:
+            return x
+        drawn = x.shape[2 if layout == "dense" else 0] - at.filling
+        factors = at.noise.factors(f"{name}.mask", drawn)  # [K, B]
+        if factors is None:
+            return x
+        factors = filled(factors.to(x.dtype), 1, at.filling)
+        if layout == "dense":
+            return x * factors.unsqueeze(1)
+        return (_by_model(at, x) * factors.t()[:, :, None, None, None]).flatten(1, 2)
+
+    return stochastic_depth, layout
+
+
+def _by_model(at: Pass, images: Tensor) -> Tensor:
+    """Return images of K models with these apart [B, K, C, H, W]."""
+    return images.reshape(len(images), at.count, -1, *images.shape[2:])
+
+
+def _shaped(module: Shaped, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    formula, kept = FORMULAS[module.formula], isinstance(module.shape, nn.Parameter)
+
+    def shaped(at: Pass, x: Tensor) -> Tensor:
+        shape = (at.parameters if kept else at.buffers)[f"{name}.shape"].to(x.dtype)  # [K]
+        if layout == "dense":
+            return formula(x, shape.view(-1, 1, 1))
+        return formula(_by_model(at, x), shape.view(-1, 1, 1, 1)).flatten(1, 2)
+
+    return shaped, layout
+
+
+def _swiglu(_module: SwiGLU, _name: str, layout: Layout) -> tuple[Operation, Layout]:
+    def swiglu(at: Pass, x: Tensor) -> Tensor:
+        if layout == "dense":
+            gate, value = x.chunk(2, 1)
+            return _dense(F.silu(gate) * value)
+        gate, value = _by_model(at, x).chunk(2, 2)
+        return (F.silu(gate) * value).flatten(1, 2)
+
+    return swiglu, layout
+
+
 def _elementwise(module: nn.Module, _name: str, layout: Layout) -> tuple[Operation, Layout]:
     return lambda _at, x: module(x), layout
 
@@ -228,6 +282,7 @@ ELEMENTWISE = (
     nn.Mish,
     nn.ReLU,
     nn.ReLU6,
+    ReLU2,
     nn.SELU,
     nn.SiLU,
     nn.Sigmoid,
@@ -247,6 +302,9 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: _layer_norm,
     nn.Flatten: flatten,
     Dropout: _dropout,
+    StochasticDepth: _stochastic_depth,
+    Shaped: _shaped,
+    SwiGLU: _swiglu,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(POOLS, _pool),
 }

@@ -32,7 +32,7 @@ from hpo.train.penalties import Penalties
 from hpo.train.pixels import Layout, Pixels, as_they_lie, channels_last, pixels
 from hpo.train.schedule import Schedule
 from hpo.train.watching import Gauge, Watch
-from models import adopt_dropout, use_generator
+from models import adopt_dropout, freezing, use_generator
 
 Precision = Literal["float32", "bfloat16"]
 Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and with whose labels they are mixed
@@ -363,6 +363,7 @@ class Run:
             self.gauge.begin()
         self._schedule_now = schedules.after(self._schedule, self.validation_losses)
         self.model.train()
+        freezing.enter_epoch(self.model, self.epoch)
         self._in_step = True
 
     def order(self) -> Tensor:

@@ -100,6 +100,17 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
             yield batch
 
 
+def endless_batches(images: Tensor | Stored, mean: Tensor, std: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield batches of normalised images [size, C, H, W] on the CPU without end, each pass in an order of its own from torch's
+    generator; of all images where there are fewer than `size`.
+    """
+    found, size = pixels(images, mean, std, torch.float32), min(size, len(images))
+    while True:
+        order = torch.randperm(len(images))[: len(images) // size * size]
+        for rows in torch.split(order, size):
+            yield found.take(rows.to(images.device)).cpu()
+
+
 @lru_cache(maxsize=REMEMBERED)
 def pixels(images: Tensor | Stored, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Pixels:
     """Return the images of a part in a number type; tensors are told apart by identity, so they must not be written to."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hpo.train.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
+from models.drawing import DRAWING
 
 
 class Forward:
@@ -145,7 +146,7 @@ class Tracer(fx.Tracer):
     """torch.fx's tracer, which looks no deeper than the layers that we know."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
+        return type(m) in RULES or isinstance(m, DRAWING) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _names(model: nn.Module) -> dict[str, str]:

@@ -26,6 +26,7 @@ from torch.nn.parameter import is_lazy
 from hpo.train.architecture import OF_EVERY_MODULE
 from hpo.train.layers import Pass, Unstackable
 from models import Dropout
+from models.activations import RReLU
 
 COUNTER = "num_batches_tracked"  # buffers of this name are counted up by the stack itself, once a step
 TRIED = 2  # models in the trial passes
@@ -300,6 +301,8 @@ def _refuse_by_looks(model: nn.Module) -> None:
         layer = f"layer {name} ({type(module).__name__})" if name else "the model"
         if any(getattr(module, hooks) for hooks in HOOKS):
             raise Unstackable(f"{layer} has hooks, which may hold on to the model that they were made for")
+        if isinstance(module, RReLU):
+            raise Unstackable(f"{layer} draws a slope for each element from one generator, which K models would share")
         if isinstance(module, _DropoutNd):
             raise Unstackable(f"{layer} draws its mask from torch's global generator, which K models would share")
         if isinstance(module, _BatchNorm) and module.track_running_stats and module.momentum is None:

@@ -74,6 +74,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
         "model (the middle of the space):",
         found.model,
+        *([f"weights: {found.weights}"] if found.weights else []),
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
         f"validation accuracy {value_text(epoch.validation_accuracy)}",

@@ -1,0 +1,35 @@
+"""MobileNetV3 (Howard et al. 2019), torchvision's: 1.5 (small) and 4.2 (large) million parameters at 10 classes."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack
+
+from torch import nn
+
+from models.blocks import Rate
+from models.preparing import Options, prepared
+from models.stem import Stem, convolution, is_small, refuse_smaller
+
+
+def mobilenet_v3(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    size: Literal["small", "large"] = "small",
+    stem: Stem = "auto",
+    dropout: Rate = 0.2,
+    **options: Unpack[Options],
+) -> nn.Module:
+    """Build the network of this size, `dropout` in front of its last layer.
+
+    stem: small takes the first convolution with stride 1; full is torchvision's of stride 2; auto is small where a side has
+    less than 64 pixels. Images have at least 16 pixels on a side, 32 with a full stem; ValueError if they have less.
+    """
+    from torchvision import models  # here: it takes a second, which other models need not pay
+
+    small = is_small(stem, input_shape)
+    refuse_smaller("mobilenet_v3", input_shape, small=small)
+    name = f"mobilenet_v3_{size}"
+    model = models.get_model(name, weights=None, num_classes=num_classes, dropout=dropout)
+    model.features[0][0] = convolution(model.features[0][0], input_shape[0], stride=1 if small else 0)
+    return prepared(model, name, options)

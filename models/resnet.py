@@ -1,0 +1,59 @@
+"""ResNet-18, -34 and -50 (He et al. 2016), torchvision's: 11.2, 21.3 and 23.5 million parameters at 10 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Unpack
+
+from torch import nn
+
+from models.blocks import Rate
+from models.depth import StochasticDepth, rates
+from models.preparing import Options, prepared
+from models.stem import Stem, convolution, is_small, refuse_smaller
+
+Name = Literal["resnet18", "resnet34", "resnet50"]
+
+BLOCKS: dict[Name, list[int]] = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}
+
+
+def _family(name: Name) -> Callable[..., nn.Module]:
+    def build(
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        stem: Stem = "auto",
+        dropout: Rate = 0.0,
+        stochastic_depth: Rate = 0.0,
+        **options: Unpack[Options],
+    ) -> nn.Module:
+        """Build the network with a linear layer on top; `dropout` in front of that.
+
+        stem: small is a 3x3 convolution of stride 1 without pooling, as He et al. have it for CIFAR; full is torchvision's
+        7x7 of stride 2 with pooling; auto is small where a side has less than 64 pixels. stochastic_depth: probability of
+        the last block, of earlier ones evenly less (Huang et al. 2016). Images have at least 8 pixels on a side, 32 with a
+        full stem; ValueError if they have less.
+        """
+        from torchvision.models.resnet import ResNet  # here: it takes a second, which other models need not pay
+
+        from models.resnet_blocks import DroppedBasicBlock, DroppedBottleneck
+
+        small = is_small(stem, input_shape)
+        refuse_smaller(name, input_shape, small=small)
+        model = ResNet(DroppedBottleneck if name == "resnet50" else DroppedBasicBlock, BLOCKS[name], num_classes)
+        model.conv1 = convolution(model.conv1, input_shape[0], **({"kernel": 3, "stride": 1} if small else {}))
+        if small:
+            model.maxpool = nn.Identity()
+        blocks = [module for module in model.modules() if isinstance(module, DroppedBasicBlock | DroppedBottleneck)]
+        for block, rate in zip(blocks, rates(stochastic_depth, len(blocks)), strict=True):
+            block.depth = StochasticDepth(rate)
+        model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(dropout))
+        return prepared(model, name, options)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+resnet18 = _family("resnet18")
+resnet34 = _family("resnet34")
+resnet50 = _family("resnet50")

@@ -1,0 +1,74 @@
+"""Wide residual networks WRN-d-k (Zagoruyko & Komodakis 2016), made for small images: WRN-16-4 has 2.7 million parameters,
+WRN-28-10 36.5 million, at 10 classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Unpack
+
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from models.blocks import Rate
+from models.depth import StochasticDepth, rates
+from models.dropout import Dropout
+from models.preparing import Options, prepared
+from models.stem import refuse_smaller
+
+CHANNELS = (16, 32, 64)  # of the three groups, times the width
+
+
+class Block(nn.Module):
+    """Norm, ReLU and 3x3 convolution, twice, dropout in between, beside a shortcut (pre-activation, He et al. 2016b)."""
+
+    def __init__(self, inputs: int, channels: int, stride: int, dropout: float, rate: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.dropout = Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.relu = nn.ReLU()
+        self.depth = StochasticDepth(rate)
+        self.shortcut = nn.Conv2d(inputs, channels, 1, stride, bias=False) if inputs != channels or stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output [B, channels, H / stride, W / stride]."""
+        y = self.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(y)
+        y = self.conv2(self.dropout(self.relu(self.bn2(self.conv1(y)))))
+        joined: Tensor = shortcut + self.depth(y)
+        return joined
+
+
+def wide_resnet(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    depth: Literal[10, 16, 22, 28, 34, 40] = 16,
+    width: Annotated[int, Ge(1)] = 4,
+    dropout: Rate = 0.0,
+    stochastic_depth: Rate = 0.0,
+    **options: Unpack[Options],
+) -> nn.Module:
+    """Build WRN-depth-width: a 3x3 convolution, three groups of (depth - 4) / 6 blocks, norm, ReLU, mean, linear layer.
+
+    `dropout` is between the convolutions of each block; stochastic_depth: probability of the last block, of earlier ones
+    evenly less (Huang et al. 2016). Images have at least 4 pixels on a side; ValueError if they have less.
+    """
+    refuse_smaller("wide_resnet", input_shape)
+    count = (depth - 4) // 6
+    left = iter(rates(stochastic_depth, 3 * count))
+    inputs = CHANNELS[0]
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], inputs, 3, 1, 1, bias=False)]
+    for group, channels in enumerate(CHANNELS):
+        for index in range(count):
+            stride = 2 if group > 0 and index == 0 else 1
+            layers.append(Block(inputs, channels * width, stride, dropout, next(left)))
+            inputs = channels * width
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    model = nn.Sequential(*layers)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return prepared(model, "", options)
