@@ -28,6 +28,7 @@ from models import MODELS
 from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at
+ACTS_LATER = {"model.unfreeze_every"}  # between epochs, of which not one is tried
 TRIED_STEPS = 3  # momentum acts on the weights from the second step on
 
 
@@ -115,7 +116,12 @@ def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: tor
     """
     for path, parameter in space.parameters(tree):
         section, *inside = path.split(".")
-        if section in ("training", "stopping") or inside == ["name"] or len(set(map(str, parameter.ends()))) < 2:
+        if (
+            path in ACTS_LATER
+            or section in ("training", "stopping")
+            or inside == ["name"]
+            or len(set(map(str, parameter.ends()))) < 2
+        ):
             continue
         branch = {f"{section}.name": inside[0]} if len(inside) > 1 else {}
         ends = (parameter.ends()[0], parameter.ends()[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ LIGHTNING = ("lightning", "optuna_integration")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_study_file_is_read_without_a_warning(file: Path) -> None:
     spec = studyfile.read(file).spec
-    assert not spec.is_pinned or spec.objective
+    assert spec.is_pinned == (file.stem == "transfer_source" or spec.objective is not None)
     assert lint(spec) == []
 
 
@@ -52,6 +53,18 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
         run = assembly.build_run(config, splits, number, found.code_folder, device)
         result = next(run.train())
         assert math.isfinite(result.train_loss), taken
+
+
+def test_what_one_training_left_is_searched_on_by_another(shell: Shell) -> None:
+    for name in ("transfer_source.toml", "transfer.toml"):
+        shutil.copy(EXAMPLES / name, shell.folder)
+    shell.run("train", "transfer_source.toml", "-o", "runs/source")
+    checked = shell.run("check", "transfer.toml")
+    assert "12 tensors taken over; new: 10.weight, 10.bias" in checked
+    assert "no warnings" in checked
+    shell.run("run", "transfer.toml", "--trials", "3")
+    shell.run("export", "transfer", "-o", "best.toml")
+    assert "bit for bit" in shell.run("train", "best.toml", "--replay")
 
 
 def test_the_lightning_objective_runs_unchanged(shell: Shell) -> None:
