@@ -152,6 +152,35 @@ def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> 
         raise SpecError(f"loss {part.name}: {type(error).__name__}: {error}") from error
 
 
+def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
+    """Raise SpecError for what a file asks for and this data, or any model or loss that may be chosen, cannot do: known
+    before it costs a trial.
+    """
+    for variant in space.variants(tree):
+        check_images(TrainConfig.from_tree(variant), splits)
+    try_models(tree, splits, folder)
+    try_losses(tree, splits, folder, device)
+
+
+def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
+    """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
+    for images too small, widths that do not fit, weights that are not there.
+    """
+    problems: dict[str, None] = {}
+    shape = tuple(splits.train.images.shape[1:])
+    for variant in space.variants({"model": tree["model"]}):
+        part = Part.from_tree("model", variant["model"])
+        if part.name not in models.MODELS:
+            continue  # a user's own may compute with its weights when it is built
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                parts.call("model", part, folder, shape, splits.num_classes)
+        except SpecError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise SpecError("\n".join(problems))
+
+
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
     """Raise SpecError if some loss that may be chosen from a study's sections is none for this data."""
     for variant in space.variants({key: tree[key] for key in tree.keys() & {"loss"}}):

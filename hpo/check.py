@@ -16,15 +16,13 @@ import torchinfo
 
 import data
 from hpo import assembly, costs, executors, parts, seeds, space, usercode
-from hpo.config import Part, TrainConfig
-from hpo.errors import SpecError
+from hpo.config import TrainConfig
 from hpo.executors import Choice
 from hpo.lint import lint
 from hpo.space import Choices, Parameter, Tree
 from hpo.spec import StudySpec
 from hpo.train.loop import EpochResult, steps_per_epoch
 from hpo.train.schedule import CurveSchedule
-from models import MODELS
 from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at
@@ -57,10 +55,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     device = assembly.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
     splits = assembly.load_splits(config, spec.seed, folder, device)
-    for variant in space.variants(tree):
-        assembly.check_images(TrainConfig.from_tree(variant), splits)
-    refuse_unbuildable(tree, splits, folder)
-    assembly.try_losses(tree, splits, folder, device)
+    assembly.try_out(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assembly.build_run(config, splits, seed, folder, device)
@@ -88,25 +83,6 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
         warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
         costs=measured,
     )
-
-
-def refuse_unbuildable(tree: Tree, splits: data.Splits, folder: Path) -> None:
-    """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
-    for images too small, widths that do not fit, weights that are not there.
-    """
-    problems: dict[str, None] = {}
-    shape = tuple(splits.train.images.shape[1:])
-    for variant in space.variants({"model": tree["model"]}):
-        part = Part.from_tree("model", variant["model"])
-        if part.name not in MODELS:
-            continue  # a user's own may compute with its weights when it is built
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                parts.call("model", part, folder, shape, splits.num_classes)
-        except SpecError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise SpecError("\n".join(problems))
 
 
 def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:

@@ -38,9 +38,7 @@ def declared(study: Study, folder: Path) -> Declared:
     first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
     splits = assembly.load_splits(first, study.spec.seed, folder, device)
     studies.check_data(study, splits.digest)
-    for variant in space.variants(study.spec.tree):
-        assembly.check_images(TrainConfig.from_tree(variant), splits)
-    assembly.try_losses(study.spec.tree, splits, folder, device)
+    assembly.try_out(study.spec.tree, splits, folder, device)
     assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
     return Declared(study, splits, folder, device)
 

@@ -18,7 +18,7 @@ from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
 from hpo.config import TrainConfig
 from hpo.db.tables import hpo_trials
-from hpo.errors import LostLease, MismatchError, StorageError
+from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.objective import declared
@@ -157,6 +157,15 @@ def test_other_data_is_refused_before_anything_is_trained(make_digits: Callable[
     study = make_digits(2)
     studies.check_data(study, "0" * 64)
     with pytest.raises(MismatchError, match="data"):
+        work(study)
+    assert study.optuna.trials == []
+
+
+def test_a_model_that_some_trial_could_not_build_is_refused_before_anything_is_trained(
+    make_digits: Callable[..., Study],
+) -> None:
+    study = make_digits(1, model={"name": "cnn", "channels": {"choices": [[4], [4, 4, 4, 4]]}})
+    with pytest.raises(SpecError, match="halves an image of 8x8 pixels 4 times"):
         work(study)
     assert study.optuna.trials == []
 
