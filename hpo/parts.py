@@ -133,15 +133,24 @@ def _located(kind: Kind, found: Function, given: Tree, folder: Path) -> Tree:
 
 def files(spec: StudySpec) -> list[str]:
     """Return the files that a spec's data and weights are read from, as it names them; of parts of ours only."""
-    named = _named(spec, "data", data.FILE)
-    return named + [name for name in _named(spec, "model", FILE_OR_NAME) if is_file(name)]
+    return _named(spec, "data", data.FILE) + weights(spec)
+
+
+def weights(spec: StudySpec) -> list[str]:
+    """Return the files that weights of a spec's models are read from, as it names them."""
+    return [name for name in _named(spec, "model", FILE_OR_NAME) if is_file(name)]
 
 
 def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
-    part, kind = spec.tree.get(section, {}), KINDS[section]
-    found = kind.functions.get(str(part.get("name")))
-    wanted = options.marked(found, kind.given, mark) if found else set()
-    return [value for key, value in part.items() if key in wanted and isinstance(value, str)]
+    """Return the texts that options with this mark may have, each once."""
+    found: dict[str, None] = {}
+    for variant in space.variants({section: spec.tree[section]} if section in spec.tree else {}):
+        if section in variant:
+            part, kind = Part.from_tree(section, variant[section]), KINDS[section]
+            known = kind.functions.get(part.name)
+            wanted = options.marked(known, kind.given, mark) if known else set()
+            found |= {value: None for key, value in part.options.items() if key in wanted and isinstance(value, str)}
+    return list(found)
 
 
 def check(config: TrainConfig, folder: Path) -> None:

@@ -304,8 +304,9 @@ def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: 
         return
     if not allow_change:
         raise MismatchError(
-            f"your own code changed since the study was made ({row.code_digest[:12]} is now {digest[:12]}); "
-            "undo the change, start a new study with --name, or join with --allow-code-change, which is recorded"
+            "your own code, or a file of weights, changed since the study was made "
+            f"({row.code_digest[:12]} is now {digest[:12]}); undo the change, "
+            "start a new study with --name, or join with --allow-code-change, which is recorded"
         )
     connection.execute(
         hpo_studies.update()

@@ -56,8 +56,13 @@ def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:
 
 
 def digest_code(spec: StudySpec, folder: Path) -> str:
-    """Return the digest of the user's own code that a spec names, "" if it names none."""
-    return usercode.digest(spec.code_references, folder)
+    """Return the digest of the user's own code and files of weights that a spec names, "" if it names none."""
+    if spec.objective:
+        return usercode.digest(spec.code_references, folder)
+    from hpo import parts
+
+    weights = [folder / Path(name).expanduser() for name in parts.weights(spec)]
+    return usercode.digest(spec.code_references, folder, weights)
 
 
 def load_and_digest(spec: StudySpec, folder: Path) -> str:

@@ -75,9 +75,13 @@ def _file_module(file: Path) -> ModuleType:
     return module
 
 
-def digest(references: Iterable[str], folder: Path) -> str:
-    """Return the SHA-256 of the files that the references name ("" if there are none); what those import is not in it."""
+def digest(references: Iterable[str], folder: Path, others: Iterable[Path] = ()) -> str:
+    """Return the SHA-256 of the files that the references name and of other files; "" if there are none.
+
+    What the references' files import is not in it, nor are others that are not there.
+    """
     files = sorted({_source(reference.partition(":")[0], folder) for reference in references})
+    files += sorted({other for other in others if other.is_file()})
     if not files:
         return ""
     return hashlib.sha256(b"\0".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()

@@ -305,7 +305,7 @@ def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> Non
     (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
     code, _, err = hpo("run", "own.toml", "--workers", "0")
     assert code == 2
-    assert err.startswith("error: your own code changed since the study was made (")
+    assert err.startswith("error: your own code, or a file of weights, changed since the study was made (")
     assert hpo("run", "own.toml", "--workers", "0", "--allow-code-change")[0] == 0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from hpo import assembly, parts
+from hpo import assembly, parts, studyfile
 from hpo.config import TrainConfig, with_sections
 from hpo.spec import StudySpec
 from hpo.train import groups
@@ -307,3 +307,20 @@ def test_a_config_asks_for_the_files_of_its_weights_and_for_no_names(weights: st
         "optimizer": {"name": "sgd", "lr": 0.1},
     }
     assert parts.files(StudySpec.from_document(document)) == files
+
+
+def test_what_a_file_of_weights_holds_counts_as_code_of_the_study(tmp_path: Path) -> None:
+    document = {
+        "name": "s",
+        "data": {"name": "digits"},
+        "model": {"name": {"choices": ["mlp", "cnn"]}, "cnn": {"weights": {"choices": ["none", "a.pt", "b.pt"]}}},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+    }
+    spec = StudySpec.from_document(document)
+    assert parts.weights(spec) == ["a.pt", "b.pt"]
+    assert studyfile.digest_code(spec, tmp_path) == ""
+    digests = []
+    for name, content in [("a.pt", b"1"), ("b.pt", b"1"), ("b.pt", b"2")]:
+        (tmp_path / name).write_bytes(content)
+        digests.append(studyfile.digest_code(spec, tmp_path))
+    assert len({"", *digests}) == 4

@@ -210,7 +210,7 @@ def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy)
     worker = start_worker(study)
     said, _ = worker.communicate(timeout=60)
     assert worker.returncode == 2
-    assert "your own code changed" in said
+    assert "your own code, or a file of weights, changed" in said
     assert "Traceback" not in said
     assert len(trials(study)) == 1
 
