@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from data.files import data_dir
+from data.files import BadFile, data_dir
 from data.source import Source
 
 FORMAT = 1  # raised when an entry's files change their meaning
@@ -34,11 +35,20 @@ def cached(name: str, key: Any, write: Callable[[Path], None]) -> Source:
     text = json.dumps([FORMAT, key], sort_keys=True)
     place = data_dir() / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _prepare(place.parent)
         with FileLock(f"{place}.lock"):
             if not place.exists():
                 _make(place, write)
     return _read(place)
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadFile(f"{folder}: cannot be written: {error.strerror}; name another folder by HPO_DATA_DIR") from error
 
 
 def _make(place: Path, write: Callable[[Path], None]) -> None:

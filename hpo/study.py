@@ -286,7 +286,8 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
     shown = "\n".join(f"  {line}" for line in lines)
     raise MismatchError(
         f"study {wanted.name!r} was made with another spec:\n{shown}\n"
-        f"undo the change, start a new study with --name NEW, or take its trials along with `hpo fork {wanted.name} NEW FILE`"
+        "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
+        f"or take its trials along with `hpo fork {wanted.name} NEW FILE`"
     )
 
 

@@ -280,7 +280,8 @@ def test_a_study_made_from_another_file_is_refused_with_the_difference_and_the_w
     assert code == 2
     assert err == (
         "error: study 'own' was made with another spec:\n  seed: the study has 0, the file has 5\n"
-        "undo the change, start a new study with --name NEW, or take its trials along with `hpo fork own NEW FILE`\n"
+        "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
+        "or take its trials along with `hpo fork own NEW FILE`\n"
     )
     place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
     kept = study.join(place, "own")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import tempfile
+import threading
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
+from multiprocessing import current_process, forkserver
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from optuna.trial import TrialState
 
 from hpo import claiming
 from hpo.claim import Claim
-from hpo.fleet import gpus
-from hpo.fleet.local import RESTARTS, Fleet, default_workers, last_words
+from hpo.fleet import gpus, nursery
+from hpo.fleet.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.signals import ASKING
 from hpo.study import Study
 
@@ -163,9 +165,11 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
 
 FORKED = """
 import os, pathlib, sys
+import numpy
 def objective(trial):
-    told = [os.getsid(0) == os.getpid(), os.getppid(), sys.orig_argv[1:4], os.getcwd()]
+    told = [os.getsid(0) == os.getpid(), os.getppid(), sys.orig_argv[1:4], os.getcwd(), os.readlink("/proc/self/fd/0")]
     pathlib.Path(__file__).with_name(f"told-{trial.number}").write_text(repr(told))
+    pathlib.Path(__file__).with_name(f"drawn-{trial.number}").write_text(repr(numpy.random.random()))
     return 0.0
 """
 
@@ -175,11 +179,62 @@ def test_a_signal_to_the_whole_group_leaves_the_server_that_workers_are_forked_f
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server = server_of_workers()
     for number in ASKING:
         os.kill(server, number)
     tend_to_the_end(fleet)
     assert fleet.slots[0].exit_codes == [0]
-    assert forkserver._forkserver._forkserver_pid == server  # type: ignore[attr-defined]
+    assert server_of_workers() == server
     told = [(study.code_folder / f"told-{number}").read_text() for number in range(2)]
-    assert told == [repr([True, server, ["-P", "-m", "hpo"], os.getcwd()])] * 2
+    assert told == [repr([True, server, ["-P", "-m", "hpo"], os.getcwd(), os.devnull])] * 2
+
+
+def server_of_workers() -> int:
+    return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+
+
+def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpo.fleet.local.RESTART_SECONDS", 0.01)
+    study = make_study(trials=2)
+    objective_file(study, FORKED)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    nursery.warm_up(declared=False)
+    os.kill(server_of_workers(), signal.SIGSTOP)
+    killing = threading.Timer(0.3, os.kill, [server_of_workers(), signal.SIGKILL])
+    killing.start()
+    fleet.start()  # meanwhile
+    killing.join()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [SERVER_GONE, 0]
+    environment = Path(f"/proc/{server_of_workers()}/environ").read_bytes().split(b"\0")
+    assert b"PYTHONSAFEPATH=1" in environment  # else a folder `models` at hand would be taken for ours
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nursery, "ANY", [*nursery.ANY, "numpy.random"])  # as scikit-learn does, for a declared study
+    nursery.warm_up(declared=False)
+    os.kill(server_of_workers(), signal.SIGKILL)
+    drawn = []
+    for name in ("first", "second"):
+        study = make_study(trials=1, name=name)
+        objective_file(study, FORKED)
+        fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+        fleet.start()
+        tend_to_the_end(fleet)
+        drawn.append((study.code_folder / "drawn-0").read_text())
+    assert drawn[0] != drawn[1]
+
+
+def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(current_process(), "_config", {**current_process()._config, "tempdir": None})
+    monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
+    nursery.warm_up(declared=False)
+    assert tempfile.gettempdir() == str(long)

@@ -20,6 +20,7 @@ from PIL import Image
 
 import data
 from data import SOURCES
+from data.cache import cached
 from data.files import BadFile, data_dir
 from hpo import parts
 from hpo.config import Part
@@ -406,3 +407,12 @@ def test_made_up_images_depend_on_their_class_and_on_the_seed() -> None:
     assert not torch.equal(found.images, SOURCES["fake"](count=200, num_classes=4, shape=[3, 6, 5], seed=1).images)
     with pytest.raises(ValueError, match=r"shape = \[8, 8\]: write \[channels, height, width\]"):
         SOURCES["fake"](shape=[8, 8])
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "a file" / "data"))
+    (tmp_path / "a file").touch()
+    with pytest.raises(BadFile, match=r"data/cache: cannot be written: .*; name another folder by HPO_DATA_DIR"):
+        cached("some", 1, lambda folder: None)

@@ -30,6 +30,7 @@ NEW = [
     hpo_trials.c.stop_requested,
     hpo_trials.c.accumulation,
     hpo_trials.c.partition,
+    hpo_trials.c.costs,
 ]
 
 

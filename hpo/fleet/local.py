@@ -31,6 +31,7 @@ LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 60.0  # a worker that lived so long starts a new count of crashes
 RELEASE_SECONDS = 2.0  # between two tries to take the leases of the dead from a storage that fails
 KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themselves
+SERVER_GONE = 255  # multiprocessing's exit code for a worker whose end the server did not live to tell
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
 #: Of workers that may leave a trial behind them; one that ends with 0 or 2 amid a trial was ended by the trial.
@@ -115,8 +116,13 @@ class Fleet:
             str(len(self.slots)),
         ]
         arguments += ["--allow-code-change"] if self.allow_code_change else []
-        slot.process = nursery.start(arguments, self._environment(slot), slot.log)
         slot.started_at, slot.restart_at = time.monotonic(), None
+        try:
+            slot.process = nursery.start(arguments, self._environment(slot), slot.log)
+        except (EOFError, OSError) as error:
+            log.warning("%s did not start: %s", slot.name, error or "the server that workers are forked from is gone")
+            slot.exit_codes.append(SERVER_GONE)
+            self._start_another(slot, SERVER_GONE, cost_a_trial=False)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         threads = str(self.study.spec.training.get("threads", 1))
@@ -144,7 +150,7 @@ class Fleet:
         return sum(slot.process is not None or slot.restart_at is not None for slot in self.slots)
 
     def _bury(self, slot: Slot) -> None:
-        """Give a dead worker's trials back; after a crash have another one started, with a growing pause."""
+        """Give a dead worker's trials back; after a crash have another one started."""
         assert slot.process is not None
         code = slot.process.exitcode
         assert code is not None
@@ -153,6 +159,11 @@ class Fleet:
         cost_a_trial = self._release(Dead(worker=slot.worker, code=code, asked=self.stop_asked_at is not None))
         if self.stop_asked_at is not None or (code == 0 and not cost_a_trial):
             return
+        self._start_another(slot, code, cost_a_trial=cost_a_trial)
+
+    @staticmethod
+    def _start_another(slot: Slot, code: int, *, cost_a_trial: bool) -> None:
+        """Have another worker started after a crash, with a growing pause, or give the slot up."""
         lived = time.monotonic() - slot.started_at
         if lived >= HEALTHY_SECONDS:
             slot.crashes = 0

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -23,30 +24,39 @@ ANY = ["hpo.fleet.server", "hpo.cli.searching", "hpo.worker", "hpo.studyfile"]
 DECLARED = ["hpo.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
 #: Of the server. Some libraries read it when they are loaded; a training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LONGEST_FOLDER = 64  # bytes of a path; the server's socket lies in it, and the path of a socket has 107 at most
 
 
 def warm_up(*, declared: bool) -> None:
     """Start the server, if there is none yet, and let it load what workers need; do not wait for it."""
     CONTEXT.set_forkserver_preload(ANY + DECLARED if declared else ANY)
-    with _in_environment(SETTINGS):
+    with _as_the_server_needs_it():
         forkserver.ensure_running()
 
 
 @contextmanager
-def _in_environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {**os.environ}
-    os.environ.update(settings)
+def _as_the_server_needs_it() -> Iterator[None]:
+    """Wherever a server may be started: its environment, and a folder for its socket."""
+    environment, folder = {**os.environ}, tempfile.gettempdir()
+    os.environ.update(SETTINGS)
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"  # multiprocessing makes a folder of its own in it
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(environment)
+        tempfile.tempdir = folder
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
-    """Start `hpo worker ARGUMENTS` in a session of its own; what it says goes to the end of the log."""
+    """Start `hpo worker ARGUMENTS` in a session of its own; what it says goes to the end of the log.
+
+    A server that was killed is started again. Raises EOFError or OSError if it is killed just now.
+    """
     worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], {**environment}, str(log), os.getcwd()))
-    worker.start()
+    with _as_the_server_needs_it():
+        worker.start()
     return worker
 
 
@@ -54,11 +64,17 @@ def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, fo
     os.setsid()  # a Ctrl-C in the terminal reaches only the parent
     os.environ.clear()
     os.environ.update(environment)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.close(said)
     os.chdir(folder)
+    _let_the_server_end()
+    if numpy := sys.modules.get("numpy.random"):
+        numpy.seed()  # else every worker would draw what the others draw
     command = ["worker", *arguments, "--parent", str(os.getppid())]  # the server, which ends with whoever started it
     starter = multiprocessing.parent_process()
     if starter is None or not starter.is_alive():
@@ -66,3 +82,13 @@ def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, fo
     sys.argv = ["hpo", *command]
     sys.orig_argv = [sys.executable, "-P", "-m", "hpo", *command]  # for a process that starts afresh
     runpy.run_module("hpo", run_name="__main__", alter_sys=True)
+
+
+def _let_the_server_end() -> None:
+    """Let go of the pipe by which the server knows that it is needed: it ends with `hpo run`, and so do its workers then.
+
+    multiprocessing hands the pipe to each of its processes, for children of their own.
+    """
+    server = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)  # type: ignore[attr-defined]
+    server._forkserver_alive_fd = None  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 import torch
@@ -109,6 +110,19 @@ def test_the_only_worker_is_killed_on_the_last_trial_and_the_run_finishes_it(she
     assert [trial.value for trial in trials_of(study)] == [0.0]
     assert len(begun(shell, 0)) == 2
     assert [(row.kind, row.verdict, row.attempt) for row in failures(study)] == [("lost_worker", "retry", 1)]
+
+
+def test_the_run_is_killed_and_its_workers_park_and_leave(shell: Shell, place: Storage) -> None:
+    shell.write(SLOW, trials=100)
+    run = shell.start("run", "own.toml", "--workers", "2")
+    wait_for(lambda: bool(begun(shell, 0)) and bool(begun(shell, 1)))
+    workers = begun(shell, 0) + begun(shell, 1)
+    run.kill()
+    wait_for(lambda: not any(psutil.pid_exists(worker) for worker in workers))
+    study = shell.study(place)
+    assert leases(study) == [None] * len(trials_of(study))
+    assert [trial.state for trial in trials_of(study)].count(TrialState.RUNNING) == 2
+    assert failures(study) == []
 
 
 def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_the_budget_is_spent(
