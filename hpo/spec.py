@@ -154,7 +154,8 @@ class StudySpec(pydantic.BaseModel):
             raise SpecError(f"{path}: not TOML: {error}") from None
         document.setdefault("name", path.stem)
         try:
-            spec = cls.from_document(document)
+            was_resolved = "fingerprint" in document.get("receipt", {})
+            spec = cls.from_document(as_meant(document) if was_resolved else document)
         except SpecError as error:
             raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
         if name is None:
@@ -307,6 +308,18 @@ def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
     if judged and isinstance(watched, list) and all(isinstance(name, str) for name in watched):
         watch["metrics"] = list(dict.fromkeys([*watched, *judged]))
     return sections | {key: table for key, table in (("stopping", stopping), ("watch", watch)) if table}
+
+
+def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document that was resolved before, maybe by an earlier version, with what it meant by leaving it out.
+
+    Every default of its day stands in it, so an optimizer without `decay` is from before there was a choice.
+    """
+    optimizer = document.get("optimizer") or {}
+    tables = [optimizer, *(value for value in optimizer.values() if isinstance(value, dict))]
+    if not optimizer or any("decay" in table for table in tables):
+        return document
+    return {**document, "optimizer": {**optimizer, "decay": "all"}}
 
 
 def _check_durations(spec: StudySpec) -> None:

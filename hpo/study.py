@@ -149,7 +149,7 @@ def join(place: Storage, name: str) -> Study:
 
 def _stored_spec(row: Any, name: str) -> StudySpec:
     try:
-        return StudySpec.from_document(json.loads(row.spec))
+        return StudySpec.from_document(spec.as_meant(json.loads(row.spec)))
     except (SpecError, ValueError, TypeError) as error:
         raise StudyError(f"study {name!r}: its spec in the database cannot be read: {error}") from None
 

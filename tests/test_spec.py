@@ -12,7 +12,7 @@ import pytest
 from hpo import space, spec, studyfile
 from hpo.errors import SpecError
 from hpo.failures import Policies
-from hpo.spec import Recovery, StudySpec
+from hpo.spec import Recovery, StudySpec, as_meant
 
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 OPTIMIZER = '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
@@ -500,3 +500,25 @@ def test_a_file_is_pinned_when_no_range_is_left() -> None:
     assert not StudySpec.from_document(document).is_pinned
     document["optimizer"]["lr"] = 0.1
     assert StudySpec.from_document(document).is_pinned
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decay"),
+    [
+        ({"name": "sgd", "lr": 0.1}, "all"),
+        ({"name": "sgd", "lr": 0.1, "decay": "weights"}, "weights"),
+        ({"name": {"choices": ["sgd", "adam"]}, "lr": 0.1, "adam": {"decay": "weights"}}, None),
+        ({}, None),
+    ],
+)
+def test_a_file_resolved_before_decay_could_be_chosen_means_what_it_meant(
+    optimizer: dict[str, Any], decay: str | None
+) -> None:
+    assert as_meant({"optimizer": optimizer})["optimizer"].get("decay") == decay
+
+
+def test_a_pinned_file_of_an_earlier_version_decays_all_and_a_new_one_what_the_default_says(tmp_path: Path) -> None:
+    text = DATA + MODEL + OPTIMIZER
+    for receipt, decay in [("", None), ('[receipt]\nfingerprint = "f"\n', "all")]:
+        (tmp_path / "s.toml").write_text(text + receipt)
+        assert StudySpec.load(tmp_path / "s.toml").optimizer.get("decay") == decay
