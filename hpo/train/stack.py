@@ -25,7 +25,6 @@ from hpo.train.rowgauge import RowGauges
 from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
 from hpo.train.rows import Rows, own_tensors
 from hpo.train.watching import of_gradients
-from models import freezing
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
@@ -63,8 +62,6 @@ class Stack:
             raise Unstackable("no parameter is trained")
         if len({parameter.dtype for parameter in first.model.parameters()}) > 1:
             raise Unstackable("the model's parameters are of several number types")
-        if reason := freezing.why_alone(first.model):
-            raise Unstackable(reason)
         if first.accumulation > 1:
             raise Unstackable("batches are taken in micro-batches")
         if first.computes_statistics:
