@@ -19,7 +19,7 @@ from hpo.train.layers import Pass, Unstackable, filled
 from hpo.train.loop import EpochResult, Run, autocasting
 from hpo.train.losses import IGNORED, RowLosses, own_kind
 from hpo.train.noise import Noise
-from hpo.train.penalties import RowPenalties
+from hpo.train.penalties import NONE, RowPenalties
 from hpo.train.rowaverages import RowAverages
 from hpo.train.rowgauge import RowGauges
 from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
@@ -206,7 +206,9 @@ class Stack:
         self._active = active
         self._noise.draw_for(active)
         self._loss_of = RowLosses([(run or some).loss for run in active], some.device)
-        self._limits = self._penalties.limits([None if run is None else run.penalised for run in active])
+        present = ((row, run.penalised) for row, run in enumerate(active) if run is not None)
+        self._penalised = {row: penalised for row, penalised in present if penalised != NONE}
+        self._limits = self._penalties.limits(self._penalised)
 
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
@@ -266,9 +268,8 @@ class Stack:
         self._loss_sums += losses.detach()
         if self._counters:
             torch._foreach_add_(self._counters, 1)
-        for row, run in enumerate(self._active):
-            if run is not None:
-                self._penalties.add_to_gradient(row, run.penalised)
+        for row, penalised in self._penalised.items():
+            self._penalties.add_to_gradient(row, penalised)
         if self._gauges is not None:
             self._gauges.take(self._active, self._loss_sums)
         for row, run in enumerate(self._active):
@@ -279,7 +280,8 @@ class Stack:
         self._steps.take(active)
         if self._limits is not None:
             self._penalties.bound(self._limits)
-        self._averages.take_step(active, self._epochs())
+        if self._averages:
+            self._averages.take_step(active, self._epochs())
 
     def _epochs(self) -> dict[int, int]:
         """Return by row the epoch that a run is in, from 1."""
