@@ -6,7 +6,7 @@ is the head. What is frozen is kept on the model, as `Freezing`; a model without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torch import nn
@@ -23,7 +23,8 @@ class Freezing:
 
     frozen: int  # layers, from the input on
     every: int | None = None  # epochs, after each of which the last frozen layer is thawed
-    rate: float = 1.0  # learning rate of layers that were pre-trained, as a factor
+    # Learning rate of layers that were pre-trained, as a factor; not shown, since models that differ in it share a stack.
+    rate: float = field(default=1.0, repr=False)
     pretrained: int = 0  # layers, from the input on, that this rate is for
 
     def frozen_in(self, epoch: int) -> int:

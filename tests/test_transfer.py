@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 import models
 from hpo import assembly, parts, studyfile
-from hpo.config import TrainConfig, with_sections
+from hpo.config import TrainConfig, Training, with_sections
+from hpo.executors import partition_of
 from hpo.spec import StudySpec
-from hpo.train import groups
+from hpo.train import averaging, groups
 from hpo.train.checkpoint import save
 from hpo.train.layers import Unstackable
+from hpo.train.optim import OPTIMIZERS
 from models import MODELS, cnn, freezing, mlp
 from models.transfer import reuse
 from tests import stacks
@@ -208,6 +211,35 @@ def test_frozen_layers_stay_bit_for_bit_with_their_batch_norms_and_the_others_tr
     assert results[-1].train_loss < results[0].train_loss
 
 
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("found", [averaging.none(), averaging.swa(start=0.3)])
+def test_frozen_statistics_are_those_that_are_judged_whatever_else_looks_at_the_model(
+    splits: Any, build: Any, found: Any
+) -> None:
+    trial = Trial(
+        splits=splits, build=lambda: build(SHAPE, CLASSES, freeze=1), dtype=torch.float32, epochs=4, lr=0.05
+    )  # float32, as a convolution's images are laid out for it
+    run = replace(trial, options={"averaging": found}).run()
+    before = named(run.model)
+    list(run.train())
+    after = run.judged_weights()
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    assert [name for name in statistics if torch.equal(after[name], before[name])] == statistics[:3]
+    assert len(statistics) == 6
+
+
+@pytest.mark.parametrize("options", [{}, {"decoupled": True, "weight_decay": 0.1}])
+def test_momentum_begins_where_a_layer_is_thawed(splits: Any, options: dict[str, Any]) -> None:
+    def sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        return OPTIMIZERS["sgd"](parameters, lr=lr, momentum=0.9, **options)
+
+    model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="layer", freeze=2, unfreeze_every=1)
+    run = Trial(splits=splits, build=lambda: model, optimizer=sgd, epochs=3).run()
+    held = [len(run.optimizer.state) for _ in run.train()]
+    assert held == sorted(set(held))
+    assert held[-1] == len(list(model.parameters()))
+
+
 def test_layers_are_thawed_one_by_one_from_the_top(splits: Any) -> None:
     run = run_of(splits, freeze="features", unfreeze_every=2)
     seen, previous = [], named(run.model)
@@ -271,6 +303,15 @@ def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(s
     trials = Trial(splits=splits, build=build, optimizer=slowed, epochs=5).several(2)
     with stacks.one_thread():
         assert apart(stacks.together(trials), [trial.by_plain_torch() for trial in trials]) <= 1e-10
+
+
+def test_runs_share_a_stack_whatever_the_rate_of_their_pre_trained_layers(splits: Any) -> None:
+    def partition(**options: Any) -> str:
+        return partition_of(run_of(splits, norm="layer", **options), Training())
+
+    assert partition(layer_rate=0.1) == partition(layer_rate=0.3)
+    assert len({partition(layer_rate=0.1), partition(layer_rate=0.1, freeze=1), partition()}) == 3
+    assert partition(freeze=1) != partition(freeze=1, unfreeze_every=2)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import swa_utils
 
 SLOWNESS = 10  # of the decay's warm-up: what is forgotten of an average of n is 9 / (10 + n) then
 
@@ -141,8 +140,20 @@ class Average:
 
     @torch.no_grad()
     def compute_statistics(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Compute batch norm's statistics for the average, which the model has just now, from batches of images."""
-        swa_utils.update_bn(batches, model)
+        """Compute batch norm's statistics for the average, which the model, in train mode, has just now, from batches of images.
+
+        As torch.optim.swa_utils.update_bn does, which puts norms that are kept in eval mode, frozen ones, back into train mode.
+        """
+        moving = {module: module.momentum for module in model.modules() if _has_statistics(module) and module.training}
+        try:
+            for module in moving:
+                module.reset_running_stats()
+                module.momentum = None  # the mean over all batches
+            for images in batches:
+                model(images)
+        finally:
+            for module, momentum in moving.items():
+                module.momentum = momentum
         for name, buffer in model.named_buffers():
             self.values[name].copy_(buffer)
 
@@ -182,5 +193,5 @@ def _write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         tensor.copy_(values[name])
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def _has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and module.running_mean is not None

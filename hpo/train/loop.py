@@ -252,7 +252,7 @@ class Run:
         """Why the run cannot be trained as one model with others, if that is so."""
         if self.sam_rho:
             return "sharpness-aware minimisation takes each batch twice"
-        return optim.ALONE.get(type(self.optimizer).__name__)
+        return optim.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
 
     @property
     def images(self) -> Pixels:
@@ -445,9 +445,9 @@ class Run:
 
     def _train_epoch(self, stop: Callable[[], bool]) -> bool:
         """Train the rest of one epoch; False if `stop` ended it."""
+        laid_out = self._layout  # first, as trying it takes layers out of the mode that `enter_epoch` leaves them in
         self.enter_epoch()
         model, optimizer, images, labels = self.model, self.optimizer, self.images, self._labels
-        laid_out = self._layout
         loss_sum, autocast = self._loss_sum, autocasting(self.device, self.precision)
         loss_of, average, penalised = self.loss, self.average, self.penalised
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -230,7 +230,9 @@ def _groups(params: Params, weight_decay: float) -> list[Group]:
 
 
 def _fastest_form(kind: Callable[..., Optimizer], groups: list[Group]) -> Literal["fused", "foreach"]:
-    parameters = (parameter for group in groups for parameter in group["params"])
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if kind in (SGD, SGDW) and not all(parameter.requires_grad for parameter in parameters):
+        return "foreach"  # the fused form wants momenta of all or of none, and layers that are thawed have none yet
     return "fused" if all(_has_fused(kind, p.device.type, p.dtype) for p in parameters) else "foreach"
 
 

@@ -5,7 +5,7 @@ Weights are parameters of two dimensions or more: biases, and the scales and shi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,11 +99,12 @@ class RowPenalties:
         if penalties.l1:
             self._rows.gradients[row].add_(weights.sign(), alpha=penalties.l1)
 
-    def limits(self, penalties: Sequence[Penalties | None]) -> Tensor | None:
-        """Return by row the most that a unit's norm may be, for `bound`; None if nobody has a bound."""
-        most = [torch.inf if one is None or one.max_norm is None else one.max_norm for one in penalties]
+    def limits(self, penalties: Mapping[int, Penalties]) -> Tensor | None:
+        """Return by row the most that a unit's norm may be, for `bound`; None if none of these rows has a bound."""
+        bounds = {row: one.max_norm for row, one in penalties.items() if one.max_norm is not None}
         values = self._rows.values
-        return None if min(most) == torch.inf else values.new_tensor(most).unsqueeze(1)
+        most = [bounds.get(row, torch.inf) for row in range(len(values))]
+        return values.new_tensor(most).unsqueeze(1) if bounds else None
 
     @torch.no_grad()
     def bound(self, limits: Tensor) -> None:

@@ -36,6 +36,9 @@ class RowAverages:
         pairs += [(average.values[name], self._rows.buffers[name][row]) for name in sorted(buffers)]
         self._averages[row] = (average, Pairs.of(pairs))
 
+    def __bool__(self) -> bool:
+        return bool(self._averages)
+
     def remove(self, row: int) -> None:
         """Let a row's average go, with tensors of its own."""
         if row in self._averages:

@@ -38,7 +38,7 @@ class RowGauges:
         """Let a run's gauge go amid an epoch, with tensors of its own."""
         self.let_go(run)
         if self._before is not None:
-            names = run.gauge.parameters
+            names = [name for name, parameter in run.gauge.parameters.items() if parameter.requires_grad]
             run.gauge.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
 
     def let_go(self, run: Run) -> None:

@@ -19,13 +19,12 @@ from hpo.train.layers import Pass, Unstackable, filled
 from hpo.train.loop import EpochResult, Run, autocasting
 from hpo.train.losses import IGNORED, RowLosses, own_kind
 from hpo.train.noise import Noise
-from hpo.train.penalties import RowPenalties
+from hpo.train.penalties import NONE, RowPenalties
 from hpo.train.rowaverages import RowAverages
 from hpo.train.rowgauge import RowGauges
 from hpo.train.rowoptim import RowByRow, Steps, order_of, own_state
 from hpo.train.rows import Rows, own_tensors
 from hpo.train.watching import of_gradients
-from models import freezing
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
@@ -63,8 +62,6 @@ class Stack:
             raise Unstackable("no parameter is trained")
         if len({parameter.dtype for parameter in first.model.parameters()}) > 1:
             raise Unstackable("the model's parameters are of several number types")
-        if reason := freezing.why_alone(first.model):
-            raise Unstackable(reason)
         if first.accumulation > 1:
             raise Unstackable("batches are taken in micro-batches")
         if first.computes_statistics:
@@ -209,7 +206,9 @@ class Stack:
         self._active = active
         self._noise.draw_for(active)
         self._loss_of = RowLosses([(run or some).loss for run in active], some.device)
-        self._limits = self._penalties.limits([None if run is None else run.penalised for run in active])
+        present = ((row, run.penalised) for row, run in enumerate(active) if run is not None)
+        self._penalised = {row: penalised for row, penalised in present if penalised != NONE}
+        self._limits = self._penalties.limits(self._penalised)
 
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
@@ -269,9 +268,8 @@ class Stack:
         self._loss_sums += losses.detach()
         if self._counters:
             torch._foreach_add_(self._counters, 1)
-        for row, run in enumerate(self._active):
-            if run is not None:
-                self._penalties.add_to_gradient(row, run.penalised)
+        for row, penalised in self._penalised.items():
+            self._penalties.add_to_gradient(row, penalised)
         if self._gauges is not None:
             self._gauges.take(self._active, self._loss_sums)
         for row, run in enumerate(self._active):
@@ -282,7 +280,8 @@ class Stack:
         self._steps.take(active)
         if self._limits is not None:
             self._penalties.bound(self._limits)
-        self._averages.take_step(active, self._epochs())
+        if self._averages:
+            self._averages.take_step(active, self._epochs())
 
     def _epochs(self) -> dict[int, int]:
         """Return by row the epoch that a run is in, from 1."""
