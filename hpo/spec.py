@@ -154,7 +154,8 @@ class StudySpec(pydantic.BaseModel):
             raise SpecError(f"{path}: not TOML: {error}") from None
         document.setdefault("name", path.stem)
         try:
-            was_resolved = "fingerprint" in document.get("receipt", {})
+            receipt = document.get("receipt")
+            was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
             spec = cls.from_document(as_meant(document) if was_resolved else document)
         except SpecError as error:
             raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None

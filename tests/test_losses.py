@@ -130,10 +130,22 @@ def test_a_run_gone_wrong_reaches_no_other_loss(number: float) -> None:
         assert logits.grad[others].isfinite().all()
 
 
+class Learning(nn.Module):
+    """A loss with something to learn, which no optimizer knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(logits, labels, reduction="none")
+
+
 WRONG: dict[str, tuple[Loss, str]] = {
     "a mean": (nn.CrossEntropyLoss(), r'gave shape \[\] for 2 images, .* \(reduction = "none"\)'),
     "by class": (lambda logits, labels: logits.square(), r"gave shape \[2, 4\] for 2 images"),
     "no tensor": (lambda logits, labels: 1.0, "gave a float for 2 images"),
+    "learning": (Learning(), "has parameters, which nothing trains"),
     "cut off": (lambda logits, labels: logits.detach().sum(1), "do not depend on the logits"),
 }
 

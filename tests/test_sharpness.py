@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,25 @@ def states(run: Run) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
 
+class Drawing(nn.Module):
+    """A user's model, which draws from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, stacks.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.dropout(x.flatten(1), 0.3, self.training))
+        return logits
+
+
+@pytest.mark.parametrize("build", [noisy_cnn, Drawing])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_second_pass_leaves_weights_statistics_losses_and_draws_alone(splits: Splits, accumulation: int) -> None:
+def test_the_second_pass_leaves_weights_statistics_losses_and_draws_alone(
+    splits: Splits, accumulation: int, build: Callable[[], nn.Module]
+) -> None:
     options = {"accumulation": accumulation}
-    common: dict[str, Any] = {"build": noisy_cnn, "schedule": still, "options": options, "dtype": torch.float32}
+    common: dict[str, Any] = {"build": build, "schedule": still, "options": options, "dtype": torch.float32}
     sharp, plain = (trial(splits, rho=rho, **common).run() for rho in (RHO, 0.0))
     assert apart(numbers(sharp.train()), numbers(plain.train())) == 0.0
     before, after = states(plain), states(sharp)

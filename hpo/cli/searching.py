@@ -122,6 +122,7 @@ def run(
         limit = seconds(found.spec.budget.timeout, "budget.timeout")
     quiet_optuna()
     place = storages.connect(storage_url(storage, found.spec.storage), create=True)
+    is_new = found.spec.name not in studies.names(place)
     study = studies.create_or_join(
         place,
         found.spec,
@@ -149,6 +150,9 @@ def run(
         if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = code_of_exit or fleet.exit_code
+        if is_new and fleet.refused and not study.optuna.get_trials(deepcopy=False):
+            place.optuna.delete_study(study.study_id)  # the file is wrong in what only a worker sees, such as its data
+            raise typer.Exit(code_of_exit)
     try:
         summary = report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
     except storages.FAILURES:

@@ -196,6 +196,11 @@ class Fleet:
         return [slot for slot in self.slots if slot.given_up]
 
     @property
+    def refused(self) -> bool:
+        """Whether every worker refused to work at all."""
+        return all(slot.given_up and slot.exit_codes[-1] == USAGE_ERROR for slot in self.slots)
+
+    @property
     def exit_code(self) -> int:
         """What a run with failed workers ends with: 2 if one refused to work at all, else 1."""
         codes = {slot.exit_codes[-1] for slot in self.failed}

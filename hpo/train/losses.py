@@ -96,6 +96,8 @@ def own_kind(loss: Loss) -> str:
 def try_out(loss: Loss, classes: int, device: torch.device) -> Loss:
     """Return a loss on this device; ValueError if it does not give each image a loss that can be differentiated."""
     if isinstance(loss, nn.Module):
+        if any(parameter.requires_grad for parameter in loss.parameters()):
+            raise ValueError("has parameters, which nothing trains: the optimizer knows the model's; make them buffers")
         loss = loss.to(device)
     logits = torch.zeros((2, classes), device=device, requires_grad=True)
     found = loss(logits, torch.tensor([0, classes - 1], device=device))

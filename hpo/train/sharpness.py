@@ -37,17 +37,29 @@ def passes(
         dropout: the generator of the model's masks.
         loss_sum: where the caller counts losses.
     """
-    masks = dropout.get_state()
+    masks, others = dropout.get_state(), _global_states(dropout.device)
     yield from batch
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     before, counted = [parameter.detach().clone() for parameter in trained], loss_sum.clone()
     _climb(trained, rho)
     dropout.set_state(masks)
+    for generator, state in others.items():
+        generator.set_state(state)
     with _still_statistics(model):
         yield from batch
     loss_sum.copy_(counted)
     with torch.no_grad():
         torch._foreach_copy_(trained, before)
+
+
+def _global_states(device: torch.device) -> dict[torch.Generator, Tensor]:
+    """Return the states of torch's own generators, from which a user's model may draw."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(
+            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        )
+    return {generator: generator.get_state() for generator in generators}
 
 
 @torch.no_grad()

@@ -257,6 +257,14 @@ def test_the_examples_run_export_and_train(shell: Shell, file: str, trials: str)
     assert "Traceback" not in said
 
 
+def test_a_file_that_only_workers_see_to_be_wrong_leaves_no_study(shell: Shell) -> None:
+    text = (REPOSITORY / "examples" / "csv_search.toml").read_text()
+    shell.write("wrong.toml", text)  # without the tables beside it
+    said = shell.run("run", "wrong.toml", "--workers", "2", code=2)
+    assert "csv_images.csv" in said
+    assert "there is no study" in shell.run("status", "csv-search", code=2)
+
+
 def test_the_example_on_spreadsheets_runs_exports_and_trains(shell: Shell) -> None:
     for name in ("csv_search.py", "csv_search.toml"):
         shutil.copy(REPOSITORY / "examples" / name, shell.folder)
