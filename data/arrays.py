@@ -39,6 +39,8 @@ def npz(
     """
     found = existing(path, "path")
     try:
+        if not zipfile.is_zipfile(found):  # numpy would take it for pickled objects, and advise to trust them
+            raise BadFile(f"{found}: is no archive of arrays that can be read; write it by numpy.savez")
         with open(found, "rb") as file, np.load(file, allow_pickle=False) as archive:
             wanted = {images, labels, *({test_images, test_labels} & set(archive.files))}
             arrays = {name: archive[name] for name in wanted & set(archive.files)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import optuna
 
@@ -125,6 +126,44 @@ def idle_augmentation(spec: StudySpec) -> Iterator[str]:
             yield f"augment.{name} = {json.dumps(given[name])}: does nothing without {', '.join(others)}; remove it"
 
 
+OF_THE_MODEL: dict[
+    str, tuple[str, tuple[Any, ...]]
+] = {  # option of [model] -> another one, and its values that ask for it
+    "keep": ("weights", ()),  # (): any but "none"
+    "unfreeze_every": ("freeze", ()),
+    "pretrain_steps": ("pretrain", ()),
+    "pretrain_lr": ("pretrain", ()),
+    "norm_momentum": ("norm", ("batch",)),
+    "groups": ("norm", ("group",)),
+    "init_std": ("init", ("uniform", "normal")),
+    "negative_slope": ("activation", ("leaky_relu", "prelu")),
+    "lower": ("activation", ("rrelu",)),
+    "upper": ("activation", ("rrelu",)),
+    "alpha": ("activation", ("elu",)),
+    "beta": ("activation", ("swish", "softplus")),
+    "learn_beta": ("activation", ("swish",)),
+    "stochastic_depth": ("residual", (True,)),
+}
+NOTHING = {None, "none", 0}
+WITH_RESIDUAL = ("mlp", "cnn")  # other models are residual by themselves, or cannot be
+
+
+def idle_model_option(spec: StudySpec) -> Iterator[str]:
+    """An option of a model of ours that no other one asks for; a searched one is found out by training."""
+    part = spec.tree["model"]
+    tables = {"model": part} | {f"model.{name}": branch for name, branch in space.branches(part).items()}
+    for path, table in tables.items():
+        names = [path.partition(".")[2]] if "." in path else space.ends_of(part["name"])
+        for key in [key for key in OF_THE_MODEL if key in table and not isinstance(table[key], Range | Choices)]:
+            other, asking = OF_THE_MODEL[key]
+            if any(":" in name or (other == "residual" and name not in WITH_RESIDUAL) for name in names):
+                continue
+            said = {value for one in tables.values() for value in space.ends_of(one.get(other))}
+            if not (said & set(asking) if asking else said - NOTHING):
+                mend = " or ".join(map(json.dumps, asking)) if asking else "..."
+                yield f"{path}.{key} = {json.dumps(table[key])}: does nothing without {other} = {mend}; add that or remove this"
+
+
 def idle_stopping(spec: StudySpec) -> Iterator[str]:
     """A rule of stopping that cannot act before the last epoch."""
     table, epochs = spec.tree.get("stopping", {}), max(space.ends_of(spec.tree["training"]["epochs"]))
@@ -177,6 +216,7 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     idle_pruner,
     owned_momentum,
     idle_augmentation,
+    idle_model_option,
     idle_stopping,
     two_patiences,
     equal_costs,

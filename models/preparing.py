@@ -60,8 +60,8 @@ def prepared(
     """
     if lsuv and options.get("weights", "none") != "none":
         raise ValueError('init = "lsuv" scales weights that are taken over, too; leave it or `weights` out')
-    transfer(model, name, options, adapt)
     steps = options.get("pretrain_steps", 200) if options.get("pretrain", "none") != "none" else 0
+    transfer(model, name, options, adapt, fitted=bool(steps))
     if steps or lsuv:
         left = Preparation(lsuv=lsuv, autoencoder_steps=steps, autoencoder_lr=options.get("pretrain_lr", 1e-3))
         vars(model)["preparation"] = left

@@ -5,6 +5,7 @@ Tensors are matched by name and shape. Nothing is downloaded but what `weights` 
 
 from __future__ import annotations
 
+import pickle
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,13 +59,19 @@ def reuse(model: nn.Module) -> Reuse | None:
 
 
 def transfer(
-    model: nn.Module, name: str, options: TransferOptions, adapt: Callable[[State], State] = lambda state: state
+    model: nn.Module,
+    name: str,
+    options: TransferOptions,
+    adapt: Callable[[State], State] = lambda state: state,
+    *,
+    fitted: bool = False,
 ) -> nn.Module:
     """Load what the options name into a model, freeze what they say, and return it.
 
     Args:
         name: of the model at torchvision, if it has weights there.
         adapt: fits what torchvision or a file has to the model where shapes differ.
+        fitted: whether the layers before the head are trained before the training even if nothing is taken over.
     """
     source = options.get("weights", "none")
     count = len(freezing.layers(model))
@@ -80,7 +87,7 @@ def transfer(
             frozen=layers or 0,
             every=options.get("unfreeze_every"),
             rate=options.get("layer_rate", 1.0),
-            pretrained=keep,
+            pretrained=keep if source != "none" or fitted else 0,
         )
         freezing.freeze(model, how)
     return model
@@ -146,7 +153,14 @@ def _of_file(path: Path) -> State:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever unpickling comes upon
-        raise ValueError(f"weights = {str(path)!r}: cannot be read: {type(error).__name__}: {error}") from error
+        told = (
+            "it holds more than tensors"
+            if isinstance(error, pickle.UnpicklingError)
+            else f"{type(error).__name__}: {error}"
+        )
+        raise ValueError(
+            f"weights = {str(path)!r}: is no file of weights that can be read: {told}; save model.state_dict() by torch.save"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"weights = {str(path)!r}: holds no state dict (names with tensors); save model.state_dict()")
     return dict(state)

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 from sqlalchemy.engine import URL, make_url
 
 from hpo import storage, study
@@ -24,6 +25,7 @@ from hpo.storage import Storage
 from hpo.study import Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+torch.set_num_threads(1)  # tests run beside one another: more threads than cores spin, and small ones gain nothing
 
 OWN_OBJECTIVE = {
     "name": "own",

@@ -193,12 +193,11 @@ def test_channels_of_the_smallest_norm_are_pruned_but_none_of_the_last_layer(
 
 @pytest.fixture(scope="module")
 def measured(run: Trained, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
-    """Every step by itself and a recipe of two, exported in both formats."""
+    """Every step by itself and a recipe of two."""
     pytest.importorskip("torchao")
-    pytest.importorskip("onnxruntime")
-    output = tmp_path_factory.mktemp("out")
-    recipes = [steps.read(text) for text in RECIPES]
-    return report.make(run, recipes, output, passes=5, formats=["pt2", "onnx"])
+    return report.make(
+        run, [steps.read(text) for text in RECIPES], tmp_path_factory.mktemp("out"), passes=5, formats=[]
+    )
 
 
 RECIPES = ["fold", "prune=0.3", "channels=0.1", "bf16", "fp16", "int8", "int8_weights", "int8_static", "fold+fp16"]
@@ -254,42 +253,50 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
+SHORT = ["fold.pt2", "fold.onnx", "bf16.pt2", "fp16.onnx", "int8.pt2", "int8_static.onnx"]
+ALL = [f"{recipe}.{kind}" for recipe in ["trained", *RECIPES] for kind in files.FORMATS]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [f"{recipe}.{one}" for recipe in ["trained", *RECIPES] for one in ("pt2", "onnx")])
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.soak) for name in ALL]
+)
 def test_a_file_takes_raw_images_in_any_number_and_gives_the_model_s_logits(
-    run: Trained, measured: report.Report, images: Tensor, name: str
+    run: Trained, images: Tensor, tmp_path: Path, name: str
 ) -> None:
-    recipe, _, kind = name.rpartition(".")
-    (variant,) = (one for one in measured.variants if one.name == recipe)
-    if name in LACKING:
-        (why,) = variant.refused
-        assert why.startswith(f"{name}: onnx cannot hold this model")
-        assert LACKING[name] in why
-        return
-    (told,) = (one for one in variant.files if one.format == kind)
-    raw = run.training.splits.validation.images.cpu()
-    model = run.copy() if recipe == "trained" else steps.read(recipe).apply(run.copy(), images)
-    expected = run.deployed(model)(raw.to(DEVICE)).cpu()
+    for package in ("torchao", "onnxruntime"):
+        pytest.importorskip(package)
+    recipe = name.rpartition(".")[0]
     exact = recipe in ("trained", "fold", "prune=0.3", "channels=0.1")
-    exported = load(Path(measured.receipt["output"]) / told.file)
+    raw = run.training.splits.validation.images.cpu()
+    model = run.deployed(run.copy() if recipe == "trained" else steps.read(recipe).apply(run.copy(), images))
+    if name in LACKING:
+        with pytest.raises(StudyError, match=f"{name}: onnx cannot hold this model.*{LACKING[name]}"):
+            files.export(trained.on_cpu(model), raw, tmp_path / name, {}, is_coarse=not exact)
+        assert list(tmp_path.iterdir()) == []
+        return
+    told = files.export(trained.on_cpu(model), raw, tmp_path / name, {}, is_coarse=not exact)
+    expected = model(raw.to(DEVICE)).cpu()
+    exported = load(tmp_path / told.file)
     for count in (1, 7, len(raw)):
         assert torch.allclose(exported(raw[:count]), expected[:count], rtol=0, atol=1e-4 if exact else 0.1)
         assert torch.equal(exported(raw[:count]).argmax(1), expected[:count].argmax(1)) or not exact
 
 
-def test_a_file_carries_its_receipt(run: Trained, measured: report.Report) -> None:
-    output = Path(measured.receipt["output"])
+def test_a_file_carries_its_receipt(run: Trained, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    made = report.make(run, [], tmp_path, passes=None, formats=["pt2", "onnx"])
+    assert (made.refused, [file.file for file in made.variants[0].files]) == ([], ["trained.pt2", "trained.onnx"])
     extra = {files.RECEIPT: ""}
-    torch.export.load(output / "fold.pt2", extra_files=extra)
-    import onnx
-
-    (prop,) = (p for p in onnx.load(output / "fold.onnx").metadata_props if p.key == files.RECEIPT)
+    torch.export.load(tmp_path / "trained.pt2", extra_files=extra)
+    (prop,) = (p for p in onnx.load(tmp_path / "trained.onnx").metadata_props if p.key == files.RECEIPT)
     for text in (extra[files.RECEIPT], prop.value):
         receipt = json.loads(text)
-        assert receipt["recipe"] == "fold"
+        assert receipt["recipe"] == "trained"
         assert receipt["identity"] == run.metrics["identity"]
         assert receipt["weights_sha256"] == trained.load(run.folder).weights_sha256
-    assert not list(output.glob("part.*"))
+    assert not list(tmp_path.glob("part.*"))
 
 
 @torch.no_grad()
@@ -400,6 +407,24 @@ def test_a_file_that_a_format_cannot_hold_is_an_error_beside_the_rest(folder: Pa
     assert not (tmp_path / "out" / "bf16.onnx").exists()
 
 
+def test_what_does_not_go_with_the_model_is_an_error_beside_the_rest(folder: Path, hpo: Hpo, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "dry")
+    (tmp_path / "dry" / "config.toml").write_text(CONFIG.replace("dropout = 0.3", "dropout = 0.0"))
+    metrics = json.loads((tmp_path / "dry" / "metrics.json").read_text())
+    identity = final.prepare(tmp_path / "dry" / "config.toml", seed=metrics["receipt"]["seed"]).identity
+    (tmp_path / "dry" / "metrics.json").write_text(json.dumps(metrics | {"identity": identity}))
+    code, out, err = hpo("after", "dry", "fold+fold", "prune=.5", "--mc-dropout", "5")
+    assert code == 1
+    no_norm, no_dropout = err.splitlines()
+    assert no_norm.startswith("error: fold+fold: fold: no batch norm stands right behind")
+    assert "the model has no dropout module with p above 0" in no_dropout
+    kept = json.loads((tmp_path / "dry" / "after" / report.REPORT).read_text())
+    assert [variant["name"] for variant in kept["variants"]] == ["trained", "prune=.5"]
+    assert kept["variants"][1]["score"]["zeros"] == pytest.approx(0.5, abs=0.02)
+    assert [f"error: {why}" for why in kept["unfit"]] == err.splitlines()
+    assert "prune=.5" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -409,18 +434,16 @@ def test_a_file_that_a_format_cannot_hold_is_an_error_beside_the_rest(folder: Pa
         (["halted"], "halted: its training is not finished; `hpo train halted/config.toml -o halted` goes on"),
         (["edited"], "edited/config.toml: is not the config that edited/metrics.json was made from"),
         (["other"], "other/weights.pt: does not fit the model that its config builds now"),
-        (["dry", "--mc-dropout", "5"], "the model has no dropout module with p above 0"),
         (["run", "squash"], "squash: there is no step 'squash' (known: "),
         (["run", "fold+prune"], "fold+prune: prune needs its share; write prune=0.5"),
         (["run", "prune=1.5"], "prune = 1.5: input should be less than 1"),
         (["run", "channels=half"], "channels = 'half': input should be a valid number"),
         (["run", "bf16=2"], "bf16=2: bf16 takes no value; write bf16"),
         (["run", "--export", "onx"], "--export onx: there is no such format (did you mean 'onnx'?)"),
-        (["run", "int8_static+fold"], "fold: "),
     ],
 )
 def test_wrong_input_is_told(folder: Path, hpo: Hpo, tmp_path: Path, arguments: list[str], told: str) -> None:
-    for name in ("run", "halted", "edited", "other", "dry"):
+    for name in ("run", "halted", "edited", "other"):
         shutil.copytree(folder, tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "own").mkdir()
@@ -428,11 +451,6 @@ def test_wrong_input_is_told(folder: Path, hpo: Hpo, tmp_path: Path, arguments: 
     (tmp_path / "halted" / "checkpoint.pt").touch()
     (tmp_path / "edited" / "config.toml").write_text(CONFIG.replace("0.005", "0.5"))
     torch.save({"0.weight": torch.zeros(1)}, tmp_path / "other" / "weights.pt")
-    dry = CONFIG.replace("dropout = 0.3", "dropout = 0.0")
-    (tmp_path / "dry" / "config.toml").write_text(dry)
-    metrics = json.loads((tmp_path / "dry" / "metrics.json").read_text())
-    identity = final.prepare(tmp_path / "dry" / "config.toml", seed=metrics["receipt"]["seed"]).identity
-    (tmp_path / "dry" / "metrics.json").write_text(json.dumps(metrics | {"identity": identity}))
     code, _, err = hpo("after", *arguments)
     assert code == 2
     assert told in err

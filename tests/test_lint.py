@@ -148,6 +148,35 @@ def test_a_momentum_that_some_trials_leave_to_chance_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "warned"),
+    [
+        ({"name": "mlp", "keep": 1}, ["model.keep = 1: does nothing without weights = ...; add that or remove this"]),
+        ({"name": "mlp", "keep": 1, "weights": {"choices": ["none", "a.pt"]}}, []),
+        ({"name": "mlp", "unfreeze_every": 2, "freeze": 0}, ["model.unfreeze_every = 2: does nothing without freeze"]),
+        ({"name": "mlp", "unfreeze_every": 2, "freeze": {"choices": ["none", 1]}}, []),
+        (
+            {"name": "cnn", "groups": 4, "norm": {"choices": ["batch", "layer"]}},
+            ['model.groups = 4: does nothing without norm = "group"'],
+        ),
+        (
+            {
+                "name": {"choices": ["mlp", "resnet18"]},
+                "mlp": {"stochastic_depth": 0.1},
+                "resnet18": {"stochastic_depth": 0.1},
+            },
+            ["model.mlp.stochastic_depth = 0.1: does nothing without residual = true"],
+        ),
+        ({"name": "cnn", "stochastic_depth": 0.1, "residual": True}, []),
+        ({"name": "mine:model", "beta": 0.1}, []),
+    ],
+)
+def test_an_option_of_the_model_that_no_other_one_asks_for_is_told(model: dict[str, Any], warned: list[str]) -> None:
+    told = found(model=model)
+    assert len(told) == len(warned)
+    assert all(line.startswith(start) for line, start in zip(told, warned, strict=True))
+
+
+@pytest.mark.parametrize(
     ("augment", "warned"),
     [
         ({"fill": "edge"}, ['augment.fill = "edge": does nothing without crop, ']),

@@ -113,7 +113,9 @@ def test_what_a_file_says_wrongly_of_metrics_is_told_with_the_mend(
 
 def test_a_k_that_every_model_reaches_is_refused() -> None:
     measures.check(["top_2_accuracy", "auroc"], 3)
-    with pytest.raises(SpecError, match="top_3_accuracy is 1 for every model, the data has 3 classes; use a K below 3"):
+    with pytest.raises(
+        SpecError, match="top_3_accuracy: is 1 for every model, the data has 3 classes; use a K below 3"
+    ):
         measures.check(["top_3_accuracy"], 3)
 
 

@@ -322,9 +322,17 @@ def test_the_front_is_shown(searched: Study) -> None:
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("front ")] == [
         str(r.number) for r in front
     ]
-    table = live.front_text(front).splitlines()
+    table = live.front_text(front, 120).splitlines()
     assert table[0].split() == ["front", "trial", "accuracy", "params", "model.widths", "optimizer.lr"]
     assert [line.split()[0] for line in table[1:]] == [str(result.number) for result in front]
+    turned = live.front_text(front, 30).splitlines()
+    assert max(map(len, turned)) <= 40
+    rows: dict[str, list[str]] = {}
+    for name, *cells in (line.removeprefix("front").split() for line in turned):
+        rows.setdefault(name, []).extend(cells)
+    assert list(map(list, zip(*[[name, *cells] for name, cells in rows.items()], strict=True))) == [
+        line.removeprefix("front").split() for line in table
+    ]
     shown = live.to_json(summary)
     assert shown["objectives"] == TWO
     assert shown["front"] == [{"number": result.number, "values": result.values} for result in front]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +22,8 @@ import torch
 from PIL import Image
 
 import data
-from data import SOURCES
-from data.cache import cached
+from data import SOURCES, Source
+from data.cache import cached, keep
 from data.files import BadFile, data_dir
 from hpo import parts
 from hpo.config import Part
@@ -111,45 +114,58 @@ def test_without_a_network_it_is_said_which_files_to_put_where(name: str) -> Non
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
-ENTRY = """
-import os, sys, time
-from pathlib import Path
-import torch
-from data import Source
-from data.cache import cached, keep
-
-def write(folder):
-    with open(sys.argv[1], "a") as log:
-        log.write("made\\n")
-    (folder / "images.npy").write_bytes(b"half")
-    if "killed" in sys.argv:
-        os.kill(os.getpid(), 9)
-    time.sleep(0.5)
-    images = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1)
-    keep(folder, Source(images=images, labels=torch.arange(16) % 2, num_classes=2, classes=("a", "b")))
-
-found = cached("entry", 1, write)
-print(found.images.flatten().tolist() == list(range(16)), found.classes)
-"""
+#: Processes that have loaded torch once for all, and are forked from that.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.test_sources"])
 
 
-def making(log: Path, *told: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", ENTRY, str(log), *told], stdout=subprocess.PIPE, text=True)
+def make_entry(
+    place: str, log: Path, found: Queue[tuple[list[int], tuple[str, ...] | None]], *, is_killed: bool
+) -> None:
+    """Take an entry of the cache, made here unless it is there or somebody else makes it; die amid the making if told so."""
+    os.environ["HPO_DATA_DIR"] = place  # the server may have been started in another test
+
+    def write(folder: Path) -> None:
+        with log.open("a") as file:
+            file.write("made\n")
+        (folder / "images.npy").write_bytes(b"half")
+        if is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        images = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1)
+        keep(folder, Source(images=images, labels=torch.arange(16) % 2, num_classes=2, classes=("a", "b")))
+
+    entry = cached("entry", 1, write)
+    assert isinstance(entry.images, torch.Tensor)
+    found.put((entry.images.flatten().tolist(), entry.classes))
+
+
+def making(log: Path, found: Queue[Any], *, is_killed: bool = False) -> ForkServerProcess:
+    process = FORKS.Process(target=make_entry, args=(str(data_dir()), log, found), kwargs={"is_killed": is_killed})
+    process.start()
+    return process
+
+
+WHOLE = (list(range(16)), ("a", "b"))
 
 
 def test_processes_that_come_at_once_make_an_entry_once(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert [one.communicate()[0] for one in [making(log) for _ in range(3)]] == ["True ('a', 'b')\n"] * 3
+    log, found = tmp_path / "log", FORKS.Queue()
+    processes = [making(log, found) for _ in range(3)]
+    assert [found.get(timeout=60) for _ in processes] == [WHOLE] * 3
+    for process in processes:
+        process.join()
     assert log.read_text() == "made\n"
 
 
 def test_nothing_is_taken_of_an_entry_whose_maker_was_killed(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    killed = making(log, "killed")
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    log, found = tmp_path / "log", FORKS.Queue()
+    killed = making(log, found, is_killed=True)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert [name.endswith(".part") for name in kept()] == [True]
-    assert making(log).communicate()[0] == "True ('a', 'b')\n"
+    making(log, found).join()
+    assert found.get(timeout=60) == WHOLE
     assert [name.endswith(".part") for name in kept()] == [False]
     assert log.read_text() == "made\nmade\n"
 

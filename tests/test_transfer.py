@@ -80,7 +80,7 @@ def test_a_head_is_taken_over_only_where_all_layers_are_kept(before: tuple[nn.Mo
     ("options", "said"),
     [
         ({"weights": "no/such.pt"}, "weights = 'no/such.pt': there is no such file; give none, default, IMAGENET1K_V1"),
-        ({"weights": "{folder}/text.pt"}, "text.pt': cannot be read: "),
+        ({"weights": "{folder}/text.pt"}, "text.pt': is no file of weights that can be read: "),
         ({"weights": "{folder}/list.pt"}, r"list.pt': holds no state dict \(names with tensors\)"),
         ({"weights": "{folder}/other.pt"}, r"none of its 1 tensors .* it has a \[2\], the model 1.weight \[64, 64\]"),
         ({"weights": "default"}, "weights = 'default': torchvision has none for this model; give none, or a file"),
@@ -252,7 +252,13 @@ def test_layers_are_thawed_one_by_one_from_the_top(splits: Any) -> None:
 
 
 def test_a_thawing_goes_on_where_it_was_stopped(splits: Any) -> None:
-    options = {"freeze": "features", "unfreeze_every": 1, "layer_rate": 0.5}
+    options = {
+        "freeze": "features",
+        "unfreeze_every": 1,
+        "layer_rate": 0.5,
+        "pretrain": "autoencoder",
+        "pretrain_steps": 2,
+    }
     whole = list(run_of(splits, **options).train())
     run = run_of(splits, **options)
     first = [next(run.train()), next(run.train())]
@@ -263,7 +269,7 @@ def test_a_thawing_goes_on_where_it_was_stopped(splits: Any) -> None:
 
 
 def test_pre_trained_layers_have_a_rate_of_their_own() -> None:
-    model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="none", layer_rate=0.1)
+    model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="none", layer_rate=0.1, pretrain="autoencoder")
     optimizer = torch.optim.AdamW(groups.split(model, decay="all"), lr=0.02, weight_decay=0.3)
     groups.set_rates(optimizer)
     head, rest = optimizer.param_groups
@@ -274,9 +280,14 @@ def test_pre_trained_layers_have_a_rate_of_their_own() -> None:
     assert len(groups.split(mlp(SHAPE, CLASSES), decay="all")) == 1
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(1.0, 0.01), (0.1, 0.001)])
-def test_a_run_reports_the_whole_rate_and_steps_by_the_layers_own(splits: Any, rate: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("rate", "before", "expected"), [(1.0, "autoencoder", 0.01), (0.1, "autoencoder", 0.001), (0.1, "none", 0.01)]
+)
+def test_a_run_reports_the_whole_rate_and_steps_by_that_of_pre_trained_layers(
+    splits: Any, rate: float, before: str, expected: float
+) -> None:
     chosen = {"name": "mlp", "widths": [7], "norm": "none", "layer_rate": rate}
+    chosen |= {"pretrain": before, "pretrain_steps": 2}
     optimizer = {"name": "sgd", "lr": 0.01}
     tree = {"data": {"name": "digits"}, "model": chosen, "optimizer": optimizer, **with_sections({})}
     run = assembly.build_run(TrainConfig.from_tree(tree), splits, 0, Path(), torch.device("cpu"))

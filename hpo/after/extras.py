@@ -35,16 +35,11 @@ def module(name: str) -> Any:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep what torch's exporters and torchao tell their own developers (deprecations, steps) from the user."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch", "torch.utils._pytree", "torch.onnx", "onnxscript", "torchao")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # not by logger: importing parts of torch gives its loggers their levels anew
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

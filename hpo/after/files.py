@@ -105,8 +105,9 @@ def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_
             found = torch.cat(list(FORMATS[kind](program, part, receipt, [images[:1], images[1:]])))
     except Exception as error:  # torch.export, the exporter and the runtimes tell in many types what they lack
         part.unlink(missing_ok=True)
+        told = _told(error).replace(str(part), path.name)
         raise StudyError(
-            f"{path.name}: {kind} cannot hold this model: {_told(error)}; export it in another format or number type"
+            f"{path.name}: {kind} cannot hold this model: {told}; export it in another format or number type"
         ) from error
     expected = model(images)
     difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()

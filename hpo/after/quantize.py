@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hpo.after.extras import module, need, quietly
+from hpo.after.extras import module, quietly
 from hpo.errors import StudyError
 
 CALIBRATION_BATCH = 64  # images
@@ -29,7 +29,6 @@ def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
 
     Through torchao's PT2E with the quantiser for x86; batch norms are folded on the way (Jacob et al. 2018). For CPUs.
     """
-    need("int8", "int8_static")
     flow = module("torchao.quantization.pt2e.quantize_pt2e")
     x86 = module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     try:
@@ -63,7 +62,6 @@ def _without_floats(graph: fx.GraphModule) -> nn.Module:
 
 
 def _linear(model: nn.Module, step: str, config: str) -> nn.Module:
-    need("int8", step)
     torchao: Any = module("torchao.quantization")
     if not any(type(layer) is nn.Linear for layer in model.modules()):
         raise StudyError(f"{step}: the model has no linear layer; int8_static quantises convolutions too")

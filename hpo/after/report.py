@@ -47,12 +47,13 @@ class Report:
     validation_images: int
     variants: list[Variant]
     mc_dropout: dict[str, float] | None
+    unfit: list[str]  # why a recipe, or the measuring of doubt, does not go with the model
     receipt: dict[str, Any]
 
     @property
     def refused(self) -> list[str]:
-        """Why files that were wanted are not there."""
-        return [why for variant in self.variants for why in variant.refused]
+        """Why something that was wanted is not there."""
+        return [*self.unfit, *(why for variant in self.variants for why in variant.refused)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -64,10 +65,8 @@ def make(
 ) -> Report:
     """Do all that was asked for, leave it in `output` with a report, and return the report.
 
-    A format that cannot hold a variant is told in the report. Raises StudyError if a recipe does not fit the model; files that
-    were written before stay.
+    What does not go with the model, and a format that cannot hold a variant, are told in the report beside the rest.
     """
-    files.check(list(formats))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,9 +75,14 @@ def make(
     part = trained.training.splits.validation
     shown = first(part.images, COMPARED).cpu()
     reference = logits(trained.deployed(trained.model), part.images, trained.batch)
-    variants = []
+    variants: list[Variant] = []
+    unfit: list[str] = []
     for recipe in [AS_TRAINED, *recipes]:
-        model = trained.deployed(recipe.apply(trained.copy(), trained.calibration()))
+        try:
+            model = trained.deployed(recipe.apply(trained.copy(), trained.calibration()))
+        except StudyError as error:
+            unfit.append(str(error))
+            continue
         scored = score(model, logits(model, part.images, trained.batch), reference, part)
         variant = Variant(name=recipe.name, score=scored)
         for one in formats:
@@ -87,11 +91,18 @@ def make(
             except StudyError as error:
                 variant.refused.append(str(error))
         variants.append(variant)
+    doubt = None
+    if passes:
+        try:
+            doubt = _doubt(trained, part, passes, output)
+        except StudyError as error:
+            unfit.append(str(error))
     report = Report(
         folder=str(trained.folder),
         validation_images=len(part.labels),
         variants=variants,
-        mc_dropout=_doubt(trained, part, passes, output) if passes else None,
+        mc_dropout=doubt,
+        unfit=unfit,
         receipt=made_from | {"output": str(output.absolute())},
     )
     write_json(output / REPORT, report.to_json())

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hpo import options
+from hpo.after.extras import need
 from hpo.after.fold import fold
 from hpo.after.precision import bf16, fp16
 from hpo.after.prune import channels, prune
@@ -30,6 +31,7 @@ STEPS: dict[str, Callable[..., nn.Module]] = {
     "int8_weights": int8_weights,
     "int8_static": int8_static,
 }
+EXTRA_OF = dict.fromkeys(("int8", "int8_weights", "int8_static"), "int8")  # step -> the extra of ours that it needs
 GIVEN = 2  # arguments that a step gets from us
 
 
@@ -53,6 +55,8 @@ class Recipe:
         for step in self.steps:
             try:
                 model = STEPS[step.name](model, images, **step.options)
+            except StudyError as error:
+                raise StudyError(f"{self.name}: {error}" if len(self.steps) > 1 else str(error)) from error
             except RuntimeError as error:  # an operation that a device or a number type lacks
                 raise StudyError(f"{self.name}: {step.name}: {error}") from error
         return model
@@ -78,7 +82,16 @@ def _step(piece: str, text: str) -> Step:
 
 
 def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for read_as in (json.loads, float):  # JSON has no .5
+        try:
+            return read_as(text)
+        except ValueError:
+            continue
+    return text
+
+
+def check(recipes: Sequence[Recipe]) -> None:
+    """Raise Fault if a step needs packages that are not here."""
+    for step in [step for recipe in recipes for step in recipe.steps]:
+        if step.name in EXTRA_OF:
+            need(EXTRA_OF[step.name], step.name)

@@ -45,6 +45,7 @@ def after(
     for one in formats:
         if one not in files.FORMATS:
             raise SpecError(f"--export {one}: there is no such format{nearest(one, files.FORMATS)}")
+    steps.check(wanted)
     files.check(formats)
     quiet_optuna()
     target = output or folder / "after"

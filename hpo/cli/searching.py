@@ -6,6 +6,7 @@ import contextlib
 import json as jsons
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -191,7 +192,7 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
     try:
         winners = best(study, k=None) if summary.objectives else best(study)
         if summary.objectives:
-            typer.echo(live.front_text(winners))
+            typer.echo(live.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
             typer.echo(f"next     hpo export {study.name}{again} --front, or --trial N")
             return summary
         typer.echo(live.winner_text(winners[0]))

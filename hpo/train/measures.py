@@ -100,6 +100,5 @@ def check(names: Sequence[str], classes: int) -> None:
         match = TOP_K.fullmatch(name)
         if match and int(match[1]) >= classes:
             raise SpecError(
-                f"watch.metrics: {name} is 1 for every model, the data has {classes} classes; "
-                f"use a K below {classes} or remove it"
+                f"{name}: is 1 for every model, the data has {classes} classes; use a K below {classes} or remove it"
             )

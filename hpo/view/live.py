@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"
+FRONT = "front    "  # the head of the table of what none beats
 RUNNING_SHOWN = 16  # running trials that get a line of their own
 COLOURS = {
     "complete": "green",
@@ -377,19 +378,36 @@ def winner_text(winner: TrialResult) -> str:
     )
 
 
-def front_text(front: Sequence[TrialResult]) -> str:
-    """Tell the trials that none beats, the best in the first objective first, in columns."""
+def front_text(front: Sequence[TrialResult], width: int) -> str:
+    """Tell the trials that none beats, the best in the first objective first: a row each, or a column each where a row does
+    not fit into so many characters.
+    """
     names = list(front[0].values)
     params = list(dict.fromkeys(name for one in front for name in one.params))
-    table = [["front", "trial", *names, *params]]
-    for one in front:
-        values = [amount_text(one.values[name]) for name in names]
-        table.append(["", str(one.number), *values, *(_param(one.params.get(name, "-")) for name in params)])
+    head = ["trial", *names, *params]
+    trials = [
+        [
+            str(one.number),
+            *(amount_text(one.values[name]) for name in names),
+            *(_param(one.params.get(name, "-")) for name in params),
+        ]
+        for one in front
+    ]
+    lines = _columns([head, *trials])
+    if max(map(len, lines)) + len(FRONT) > width:
+        of_names = max(map(len, head))
+        per_block = max(
+            1, (width - len(FRONT) - of_names) // (2 + max(len(cell) for cells in trials for cell in cells))
+        )
+        blocks = [trials[start : start + per_block] for start in range(0, len(trials), per_block)]
+        lines = [line for block in blocks for line in _columns(list(zip(head, *block, strict=True)))]
+    return "\n".join(f"{FRONT if not number else '':<{len(FRONT)}}{line}" for number, line in enumerate(lines))
+
+
+def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    widths[0] = 7
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def to_json(shown: Summary | History) -> dict[str, Any]:
