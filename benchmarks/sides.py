@@ -161,7 +161,7 @@ class HpoSide:
     """`hpo run` on the task's study file."""
 
     executor: str | None = None  # None: what hpo does by itself
-    counts_cpu = True
+    counts_cpu = False  # the server that workers are forked from is their parent, and nobody waits for it
 
     def prepare(self, job: Job) -> None:
         """Write the study file as this comparison wants it: seed, pruner, sampler, and the last epoch's value."""

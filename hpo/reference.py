@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 import textwrap
 import typing
@@ -28,6 +29,7 @@ from hpo.spec import StudySpec
 from hpo.typetext import default_text, field_text
 
 REGENERATE = "make reference"
+ARGUMENT = re.compile(r" {4}(?P<name>\w+): (?P<text>.+)")  # a line with which a docstring begins on an argument
 #: parts of a study that are no part of a training: their functions, and how many arguments those get from us
 OF_THE_STUDY: dict[str, tuple[Mapping[str, Function], int]] = {"sampler": (SAMPLERS, 1), "pruner": (PRUNERS, 0)}
 HEAD = f"""# Reference
@@ -91,7 +93,7 @@ def _positional(function: Function) -> int:
 def _entries(functions: Mapping[str, Function], given: int) -> list[str]:
     lines: list[str] = []
     for name, function in functions.items():
-        lines += [f"### {name}", "", _first_paragraph(function), ""]
+        lines += [f"### {name}", "", *_prose(function)]
         found = _option_lines(function, given)
         lines += [*found, ""] if found else []
     return lines[:-1]
@@ -99,7 +101,8 @@ def _entries(functions: Mapping[str, Function], given: int) -> list[str]:
 
 def _option_lines(function: Function, given: int) -> list[str]:
     shared = options.shared_keys(function)
-    return list(_lines(options.model_of(function, given), _docs_of_keys(shared) if shared else {}))
+    docs = (_docs_of_keys(shared) if shared else {}) | _docs_of_arguments(function)
+    return list(_lines(options.model_of(function, given), docs))
 
 
 def _fields(table: type[pydantic.BaseModel]) -> list[str]:
@@ -149,6 +152,19 @@ def _docs_of_keys(keys: type) -> dict[str, str]:
     return found | _strings_below(written)
 
 
+def _docs_of_arguments(function: Function) -> dict[str, str]:
+    """Return what a function's docstring says of its arguments, each beginning on a line of its own under `Args:`."""
+    _, _, arguments = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in arguments.split("\n\n")[0].splitlines():
+        if begun := ARGUMENT.fullmatch(line):
+            name, found[begun["name"]] = begun["name"], begun["text"]
+        elif name:
+            found[name] += f" {line.strip()}"
+    return {name: f"{text[:1].upper()}{text[1:]}" for name, text in found.items()}
+
+
 def _written(owner: type) -> ast.ClassDef:
     (written,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(written, ast.ClassDef)
@@ -162,6 +178,13 @@ def _strings_below(written: ast.ClassDef) -> dict[str, str]:
             text = ast.literal_eval(below.value) if isinstance(below.value, ast.Constant) else ""
             found[field.target.id] = " ".join(str(text).split())
     return {name: text for name, text in found.items() if text}
+
+
+def _prose(function: Function) -> list[str]:
+    """Return what a function's docstring says before its arguments, a paragraph a line, with an empty line behind each."""
+    _, *others = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0].split("\n\n")
+    paragraphs = [_first_paragraph(function), *(" ".join(text.split()) for text in others)]
+    return [line for paragraph in paragraphs for line in (paragraph, "")]
 
 
 def _first_paragraph(documented: Any) -> str:

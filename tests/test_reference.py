@@ -44,6 +44,11 @@ def part(
     and that.
 
     More of it.
+
+    Args:
+        given: what we give.
+        widths: how wide, and
+            where.
     """
 
 
@@ -51,9 +56,10 @@ def test_a_new_entry_is_on_the_page_without_a_word_about_it(monkeypatch: pytest.
     kind = Kind(functions={"new": part}, given=1, returns=object)
     monkeypatch.setitem(KINDS, "schedule", kind)
     start = reference.page().partition("\n## schedule\n")[2].partition("\n## ")[0]
-    assert start.split("\n\n")[-2:] == [
+    assert start.split("\n\n")[-3:] == [
         "Do this and that.",
-        "- `rate`: float > 0, <= 1, needed\n- `widths = [4, 2]`: list of int >= 1\n",
+        "More of it.",
+        "- `rate`: float > 0, <= 1, needed\n- `widths = [4, 2]`: list of int >= 1. How wide, and where.\n",
     ]
 
 
