@@ -53,7 +53,12 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:
     """Raise SpecError if a config asks for what cannot be done to such images."""
-    channels = splits.train.images.shape[1]
+    channels, *sides = splits.train.images.shape[1:]
+    if config.augment.crop >= min(sides):
+        raise SpecError(
+            f"augment.crop = {config.augment.crop}: moves images of {sides[0]}x{sides[1]} pixels out of sight; "
+            f"give at most {min(sides) - 1}, rather a few pixels"
+        )
     for name in ("saturation", "hue"):
         value = getattr(config.augment, name)
         if value and channels != RGB:

@@ -285,14 +285,18 @@ def write(folder: Path, lines: str) -> Path:
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("line", ["hue = 0.1", "saturation = { choices = [0.5, 0.0] }"])
-def test_colours_of_grey_images_are_refused_by_a_check_and_by_a_worker(
-    make_digits: Any,
-    tmp_path: Path,
-    line: str,
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("hue = 0.1", r"augment\.hue = 0\.1: the images have 1 channel, and only those with 3 have colours; remove it"),
+        ("saturation = { choices = [0.5, 0.0] }", r"augment\.saturation = 0\.5: the images have 1 channel"),
+        ("crop = { low = 0, high = 8 }", r"augment\.crop = 8: moves images of 8x8 pixels out of sight; give at most 7"),
+    ],
+)
+def test_what_cannot_be_done_to_such_images_is_refused_by_a_check_and_by_a_worker(
+    make_digits: Any, tmp_path: Path, line: str, said: str
 ) -> None:
     found = studyfile.read(write(tmp_path, line))
-    said = r"augment\.(hue = 0\.1|saturation = 0\.5): the images have 1 channel, and only those with 3 have colours; remove it"
     with pytest.raises(SpecError, match=said):
         check.examine(found.spec, found.code_folder, workers=1)
     study = make_digits(4, augment=found.spec.augment)
