@@ -316,9 +316,13 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Every default of its day stands in it, so an optimizer without `decay` is from before there was a choice.
     """
-    optimizer = document.get("optimizer") or {}
+    optimizer = (
+        document.get("optimizer") if isinstance(document, Mapping) else None
+    )  # what is no document is told later
+    if not isinstance(optimizer, dict) or not optimizer:
+        return document
     tables = [optimizer, *(value for value in optimizer.values() if isinstance(value, dict))]
-    if not optimizer or any("decay" in table for table in tables):
+    if any("decay" in table for table in tables):
         return document
     return {**document, "optimizer": {**optimizer, "decay": "all"}}
 
