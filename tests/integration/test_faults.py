@@ -25,9 +25,10 @@ from tests.integration.shell import Shell
 
 
 def kill_at_random_instants(crew: Crew, times: int, workers: int, seed: int) -> None:
-    """Keep so many workers running and kill one after the other of them, each at a moment of its own."""
+    """Keep so many workers running and kill one after the other of them, each at a moment of its own, once one trains."""
     draw = random.Random(seed)
     crew_now = [crew.start() for _ in range(workers)]
+    wait_for(lambda: reported(crew.study) > 0)  # on a busy machine all kills would else come before any trial
     for _ in range(times):
         time.sleep(draw.uniform(0.1, 0.7))
         place = draw.randrange(workers)

@@ -42,7 +42,7 @@ def test_postgres_stopped_amid_a_study_is_a_pause(
     study = made(place, tmp_path, 6, training={"epochs": 24, "batch_size": 16}, recovery={"lease": "2s"})
     crew = hire(study)
     workers = [crew.start() for _ in range(4)]
-    wait_for(lambda: reported(study) >= 8)
+    wait_for(lambda: reported(study) >= 8 and crew.said.count("joined study") == len(workers))
     before = curves(study)
     server.stop("immediate")
     time.sleep(5.0)  # two leases and a half
@@ -63,6 +63,7 @@ def test_backends_terminated_amid_a_study_are_not_noticed(
     study = made(place, tmp_path, 6, training={"epochs": 20, "batch_size": 16})
     crew = hire(study)
     workers = [crew.start() for _ in range(3)]
+    wait_for(lambda: crew.said.count("joined study") == len(workers))
     for epochs in (6, 25, 45):
         wait_for(lambda epochs=epochs: reported(study) >= epochs)
         assert server.terminate_backends() >= 3
