@@ -295,21 +295,27 @@ def sign_of(study: optuna.Study) -> float:
     return 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
 
 
-class SuccessiveHalving(_Columnar, optuna.pruners.SuccessiveHalvingPruner):
+class _Halving(_Columnar):
+    """A pruner with rungs, which may be told to compare each trial with its rivals only."""
+
+    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+        return self.halve(storage, study, trials)
+
+    @abstractmethod
+    def halve(
+        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
+    ) -> list[bool]:
+        """Say of each trial whether it ends."""
+
+
+class SuccessiveHalving(_Halving, optuna.pruners.SuccessiveHalvingPruner):
     """Ends a trial that is not among the best at a rung (Li et al., ASHA, 2020)."""
 
     def _is_settled(self) -> bool:
         return self._min_resource is not None
 
-    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        return self.halve(storage, study, trials)
-
     def halve(
-        self,
-        storage: LeanStorage,
-        study: optuna.Study,
-        trials: Sequence[FrozenTrial],
-        rivals: RivalsOf | None = None,
+        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
     ) -> list[bool]:
         """Say of each trial whether it ends, compared with its rivals."""
         return halve(storage, study, trials, [Ladder.of(self)], np.zeros_like, rivals)
@@ -318,21 +324,14 @@ class SuccessiveHalving(_Columnar, optuna.pruners.SuccessiveHalvingPruner):
 # --- Hyperband --------------------------------------------------------------------------------------------------------
 
 
-class Hyperband(_Columnar, optuna.pruners.HyperbandPruner):
+class Hyperband(_Halving, optuna.pruners.HyperbandPruner):
     """Successive halving in brackets, each with another first rung (Li et al., Hyperband, 2018)."""
 
     def _is_settled(self) -> bool:
         return self._max_resource != "auto"
 
-    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        return self.halve(storage, study, trials)
-
     def halve(
-        self,
-        storage: LeanStorage,
-        study: optuna.Study,
-        trials: Sequence[FrozenTrial],
-        rivals: RivalsOf | None = None,
+        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
     ) -> list[bool]:
         """Say of each trial whether it ends, compared with its rivals of its bracket."""
         brackets = self.brackets(study)
