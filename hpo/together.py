@@ -210,9 +210,7 @@ class Together:
     def _judge(self, epoch: Sequence[tuple[Seat, EpochResult]]) -> None:
         """Report an epoch of all trials, then end those that are to end, and save the others where that is due."""
         metric = self._study.spec.metric
-        reports = [
-            seat.trial.reporting(result.epoch, result.judged(metric), metrics_of(result)) for seat, result in epoch
-        ]
+        reports = [seat.trial.reporting(result.epoch, result.judged(metric), result.numbers) for seat, result in epoch]
         self._post.report(reports, since=self._study.storage.optuna.low(self._study.study_id))
         for (seat, _), report in zip(epoch, reports, strict=True):
             seat.trial.take_note(report)
@@ -312,11 +310,6 @@ class Together:
                 seat.attempt.end(seat.trial, partial(_keep_place, seat, error))
             except BaseException:  # the same error, as a rule, which is raised in the end
                 log.debug("trial %d is left", seat.trial.number, exc_info=True)
-
-
-def metrics_of(result: EpochResult) -> dict[str, float]:
-    """Return an epoch's raw metrics by name."""
-    return result.numbers
 
 
 # --- how a trial ends, as `Attempt.end` wants it ----------------------------------------------------------------------
