@@ -20,7 +20,6 @@ from hpo.objective import trial_seed
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.together import metrics_of
 from tests.integration.crew import Crew, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
@@ -62,7 +61,7 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
         run = assembly.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
         found: dict[str, list[float]] = {}
         for result in run.train():
-            for metric, value in metrics_of(result).items():
+            for metric, value in result.numbers.items():
                 found.setdefault(metric, []).append(value)
             if result.epoch == max(trial.intermediate_values):
                 break
