@@ -522,8 +522,9 @@ def run_side_by_side(our: OurWorker) -> None:
                 one.result()
             for trial in opened:
                 trial.should_prune()
-        for trial, of_trial in zip(opened, curves, strict=True):
-            trial.finish(TrialState.COMPLETE, of_trial[-1][1])
+        ledger.finish_all(
+            [trial.ending(TrialState.COMPLETE, points[-1][1]) for trial, points in zip(opened, curves, strict=True)]
+        )
 
 
 def _open(our: OurWorker, ledger: Ledger) -> LeasedTrial:

@@ -1,21 +1,24 @@
-"""One attempt at a trial, from its opening to its end: settled, parked or, if another owns it by now, nothing written."""
+"""Attempts at trials, from their opening to their end: settled, parked or, if another owns it by now, nothing written."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from hpo import handover, retention, sampling
+from hpo.claim import Claim
 from hpo.db.trialrows import TrialRow
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
 from hpo.failures import Failure, Verdict, signal_behind
 from hpo.lease import Lease
 from hpo.rows import SECONDS
+from hpo.settling import End
 from hpo.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, LeasedTrial
 
@@ -40,7 +43,7 @@ class Attempt:
     def open(self) -> LeasedTrial | None:
         """Return the trial, ready to be trained; None if that failed, by the sampler for one, which is written already."""
         opened: list[LeasedTrial] = []
-        with self._letting_go(), self.at_work():
+        with self.letting_go(), self.at_work():
             try:
                 opened.append(open_trial(self.study, self.lease))
             except Exception as error:
@@ -52,13 +55,10 @@ class Attempt:
 
     def end(self, trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
         """End the trial by what `outcome` returns, which is its value, or raises."""
-        with self._letting_go():
-            with self.at_work():
-                settle(trial, outcome)
-            self.lease.patience(lambda: retention.sweep(self.study))
+        end_all([Ending(self, trial, outcome)])
 
     @contextmanager
-    def _letting_go(self) -> Iterator[None]:
+    def letting_go(self) -> Iterator[None]:
         """Park the trial, or leave it to its new owner, where that is how the block ends."""
         lease = self.lease
         try:
@@ -91,26 +91,62 @@ def open_trial(study: Study, lease: Lease) -> LeasedTrial:
     return trial
 
 
-def settle(trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
-    """Settle the trial by what `outcome` returns or raises."""
-    failure: Failure | None = None
+@dataclass(frozen=True)
+class Ending:
+    """An attempt that ends by what `outcome` returns, which is the trial's value, or raises."""
+
+    attempt: Attempt
+    trial: LeasedTrial
+    outcome: Callable[[], Any]
+
+
+def end_all(endings: Sequence[Ending]) -> None:
+    """End attempts of one worker: those that did not fail in one transaction, after the others."""
+    ends: dict[Claim, tuple[Ending, End]] = {}
+    for ending in endings:
+        attempt, trial = ending.attempt, ending.trial
+        with attempt.letting_go(), attempt.at_work():
+            end = conclude(trial, ending.outcome)
+            if end is not None:
+                ends[end.claim] = ending, end
+    if not endings:
+        return
+    lease, study = endings[0].attempt.lease, endings[0].attempt.study
+    lost = lease.patience(lambda: lease.ledger.finish_all([end for _, end in ends.values()]))
+    for claim, (ending, _) in ends.items():
+        with ending.attempt.letting_go():
+            if claim in lost:
+                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+            note_settled(ending.trial)
+    lease.patience(lambda: retention.sweep(study))
+
+
+def conclude(trial: LeasedTrial, outcome: Callable[[], Any]) -> End | None:
+    """Return the end of a trial by what `outcome` returns or raises, to be written; None if it is written already, since the
+    trial failed or a person ended it.
+    """
     try:
         value = trial.judge(outcome())
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
         why = signal_behind(error)  # whatever user code made of it: "pruned", for one
-        if isinstance(why, Stopped):
-            trial.end_as_stopped()
-        elif why is not None and not isinstance(why, TimeUp):
+        if why is not None and not isinstance(why, Stopped | TimeUp):
             trial.pass_on_a_stop()
             raise why from None
-        elif why is None and isinstance(error, optuna.TrialPruned):
-            trial.finish_as_pruned(str(error) or None)
-        else:
-            failure = Failure.of(why or error)
+        if why is None and isinstance(error, optuna.TrialPruned):
+            return trial.ending(TrialState.PRUNED, trial.last_finite, reason=str(error) or None)
+        failure = None if isinstance(why, Stopped) else Failure.of(why or error)
     else:
-        trial.finish(TrialState.COMPLETE, value, reason=trial.end_reason)
-    if failure is not None:  # outside of the handler: the exception's frames, and what they hold, are gone
+        return trial.ending(TrialState.COMPLETE, value, reason=trial.end_reason)
+    if failure is None:
+        trial.end_as_stopped()
+    else:  # outside of the handler: the exception's frames, and what they hold, are gone
         note(trial.lease, failure, trial.fail(failure))
+    note_settled(trial)
+    return None
+
+
+def note_settled(trial: LeasedTrial) -> None:
+    """Say that this attempt has written the trial's end, or that of itself."""
     log.info("trial %d settled", trial.number, extra={"action": "trial_settled", "trial": trial.number})
 
 

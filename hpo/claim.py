@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 Token = tuple[int, int]  # a trial's id, and the attempt
 
@@ -36,6 +37,14 @@ class Claim:
     def token(self) -> Token:
         """What a write is checked against, whatever else is known of the claim."""
         return self.trial_id, self.attempt
+
+
+class Told(Protocol):
+    """What the holder of a claim has to say of its trial."""
+
+    @property
+    def claim(self) -> Claim:
+        """Under which it is written, if that stands."""
 
 
 @dataclass(frozen=True, kw_only=True)

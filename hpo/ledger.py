@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import settling
-from hpo.claim import Checkpoint, Claim, Orders, Token
+from hpo.beginnings import MadeFrom, Suggested, write_receipts, write_suggested
+from hpo.claim import Checkpoint, Claim, Orders, Token, Told
 from hpo.db import sql, trialwrites
 from hpo.db.columns import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
 from hpo.db.tables import (
@@ -32,17 +33,17 @@ from hpo.db.tables import (
     hpo_studies,
     hpo_trials,
     intermediate_values,
-    trial_params,
     trial_system_attributes,
     trial_user_attributes,
     trials,
 )
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
-from hpo.objectives import NOTHING, Beside, Known
+from hpo.objectives import Known
 from hpo.reports import Answer, Report, stands, write_metrics, write_values
 from hpo.settling import NO_CHECKPOINT, End
 
+_Told = TypeVar("_Told", bound=Told)
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
 RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
@@ -94,12 +95,18 @@ class Ledger:
         """Write the raw metrics of reports, whose values are there already, and renew their leases; return the claims that
         fell, for which nothing is written.
         """
-        if not reports:
+        return self._write(reports, lambda connection, held: write_metrics(connection, self.uid, held))
+
+    def _write(self, told: Sequence[_Told], write: Callable[[sa.Connection, list[_Told]], None]) -> set[Claim]:
+        """Write what is told of claims, for those that stand, and renew their leases, all in one transaction; return the
+        claims that fell.
+        """
+        claims = {one.claim for one in told}
+        if not claims:
             return set()
-        claims = {report.claim for report in reports}
         with sql.writing(self.engine) as connection:
             held = self._renew(connection, claims)
-            write_metrics(connection, self.uid, [report for report in reports if report.claim.token in held])
+            write(connection, [one for one in told if one.claim.token in held])
         return _fallen(claims, held)
 
     def curve(self, claim: Claim, metric: str) -> list[float]:
@@ -128,7 +135,7 @@ class Ledger:
             return _fallen(claims, self._renew(connection, claims))
 
     def _renew(self, connection: sa.Connection, claims: Collection[Claim]) -> set[Token]:
-        """Lock our rows of these trials and renew the leases of those whose claims stand; return what tells these."""
+        """Lock these trials, both rows of each, and renew the leases of those whose claims stand; return what tells these."""
         parameters = {
             "uid": self.uid,
             "uid_json": json.dumps(self.uid),
@@ -196,28 +203,17 @@ class Ledger:
                 self._whose(claim),
             )
 
-    def record_receipt(self, claim: Claim, receipt: Mapping[str, Any], partition: str | None = None) -> None:
-        """Record what the trial is being made from; LostLease if the claim fell.
-
-        Args:
-            partition: which kind of stack it trains in, if that is known by now.
-        """
-        known = {} if partition is None else {"partition": partition}
-        with sql.writing_once(self.engine) as connection:
-            self._update_or_raise(connection, claim, receipt=json.dumps(receipt), **known)
+    def record_receipts(self, made: Sequence[MadeFrom]) -> set[Claim]:
+        """Record what trials are being made from; return the claims that fell, for which nothing is written."""
+        return self._write(made, lambda connection, held: write_receipts(connection, self.uid, held))
 
     def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
         if not self._update(connection, claim, **values):
             raise LostLease(f"trial {claim.number}: another worker has taken it up")
 
-    def write_params(self, claim: Claim, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write a trial's parameters, as rows of Optuna's table; LostLease if the claim fell."""
-        if not rows:
-            return
-        held = {"held": _of_claim(), **self._whose(claim)}
-        with sql.writing_once(self.engine) as connection:
-            if not trialwrites.put(connection, trial_params, claim.trial_id, *rows, key="param_name", **held):
-                raise LostLease(f"trial {claim.number}: another worker has taken it up, or it was ended elsewhere")
+    def write_suggested(self, given: Sequence[Suggested]) -> set[Claim]:
+        """Write what samplers gave trials; return the claims that fell, for which nothing is written."""
+        return self._write(given, write_suggested)
 
     def record_costs(self, claim: Claim, costs: Mapping[str, float], known: Known) -> None:
         """Record what a trial costs, for all to see, and what of its end is known by that; LostLease if the claim fell."""
@@ -246,24 +242,6 @@ class Ledger:
             row = self._lock(connection, claim)
             if row is not None:
                 settling.release(connection, row, partition=partition)
-
-    def finish(
-        self,
-        claim: Claim,
-        state: TrialState,
-        value: float | None,
-        *,
-        outcome: str,
-        reason: str | None = None,
-        beside: Beside = NOTHING,
-    ) -> None:
-        """Settle a trial that did not fail: its state, its values if the first is a finite one, and why.
-
-        Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing.
-        """
-        end = End(claim=claim, state=state, value=value, outcome=outcome, reason=reason, beside=beside)
-        if self.finish_all([end]):
-            raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
 
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
         """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
@@ -320,11 +298,6 @@ class Ledger:
             done = row is not None and settling.end_as_stopped(connection, row)
             if not done and not self._has_ended(self._rows(connection, [claim]), claim, settling.STOPPED):
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
-
-    def last_value(self, claim: Claim) -> float | None:
-        """Return the last number that the trial reported for Optuna and that a sampler can use."""
-        with self.engine.connect() as connection:
-            return settling.last_finite(connection, claim.trial_id)
 
     def drop(self, claim: Claim, message: str) -> None:
         """Record that this worker found its trial in other hands, and close our row if another program has ended it."""
@@ -415,15 +388,16 @@ def _renew_statement(dialect: str) -> Any:
     tokens: sa.BindParameter[Any] = sa.bindparam("tokens", expanding=True)
     held = (
         sa.select(hpo_trials.c.trial_id)
+        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
         .where(
             hpo_trials.c.study_uid == sa.bindparam("uid"),
             hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),  # by the index
             sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).in_(tokens),
             stands(sa.bindparam("uid_json")),
-            _runs(),
+            trials.c.state == TrialState.RUNNING,
         )
         .order_by(hpo_trials.c.trial_id)  # everybody locks in this order
-        .with_for_update(of=hpo_trials)
+        .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
         .cte("held")
     )
     update = hpo_trials.update().where(_is_held(held)).values(lease_until=_lease_until(dialect))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from data import Splits
 from hpo import assembly, costs, seeds, space, usercode
 from hpo import study as studies
 from hpo.attempt import Attempt
+from hpo.beginnings import MadeFrom, Suggested
 from hpo.config import TrainConfig
 from hpo.executors import Choice, Executor, choose, remember, spread
 from hpo.post import Post
@@ -59,11 +61,13 @@ class Declared:
         self._fleet = fleet
         return Together(study, self, post, stopping)
 
-    def seat(self, attempt: Attempt, trial: LeasedTrial) -> Seat:
-        """Make a trial's run from what the sampler proposes, at epoch 0 or where its checkpoint stands."""
-        with trial.suggesting():
-            pinned = space.suggest(self._study.spec.tree, trial)
-        config = TrainConfig.from_tree(pinned)
+    def propose(self, trial: LeasedTrial) -> tuple[TrainConfig, Suggested]:
+        """Return the config that the sampler proposes for a trial, and what to write of it."""
+        pinned, suggested = trial.suggested(partial(space.suggest, self._study.spec.tree))
+        return TrainConfig.from_tree(pinned), suggested
+
+    def seat(self, attempt: Attempt, trial: LeasedTrial, config: TrainConfig) -> Seat:
+        """Make a trial's run of a config, at epoch 0 or where its checkpoint stands."""
         accumulation = trial.lease.claim.accumulation
         batch = min(config.training.batch_size, len(self._splits.train.labels))
         if can_halve(batch, accumulation):
@@ -112,9 +116,9 @@ class Declared:
             code=usercode.digest(spec.code_references, self._folder),
         )
 
-    def note(self, seat: Seat) -> None:
-        """Record what a trial is being made from, once its executor has it."""
-        made_from = receipt(
+    def made_from(self, seat: Seat) -> MadeFrom:
+        """Return what a trial is being made from, once its executor has it."""
+        found = receipt(
             folder=self._folder,
             device=assembly.device_name(self._device),
             threads=seat.config.training.threads,
@@ -125,7 +129,7 @@ class Declared:
             split_seed=self._study.spec.seed,
             data_digest=self._splits.digest,
         )
-        seat.trial.record_receipt(made_from, seat.partition)
+        return MadeFrom(claim=seat.lease.claim, receipt=found, partition=seat.partition)
 
     def halve(self, partition: str) -> None:
         """Make stacks of this partition of half the slots from now on, in every process on this machine."""

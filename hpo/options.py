@@ -33,7 +33,7 @@ def model_of(function: Function, given: int, common: Function | None = None) -> 
     """
     fields, extra = _fields(function, given)
     if common is not None:
-        fields = _fields(common, 1)[0] | fields
+        fields = {**_fields(common, 1)[0], **fields}
     config = pydantic.ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -42,7 +42,8 @@ def model_of(function: Function, given: int, common: Function | None = None) -> 
         return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
 
 
-def _fields(function: Function, given: int) -> tuple[dict[str, Any], Literal["allow", "forbid"]]:
+@cache  # read anew, the annotations of a trial's parts took as long as an epoch of a small model
+def _fields(function: Function, given: int) -> tuple[Mapping[str, Any], Literal["allow", "forbid"]]:
     """Return a function's options as pydantic's fields, and whether it takes any other by `**`."""
     target = function.__init__ if inspect.isclass(function) else function
     hints = _hints(target)

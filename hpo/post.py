@@ -12,10 +12,10 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hpo import clocks
-from hpo.claim import Claim, Token
+from hpo.claim import Claim, Token, Told
 from hpo.errors import NoAnswer
 from hpo.ledger import Ledger
 from hpo.outage import Patience, Result, within
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpo.lease import Lease
 
 log = logging.getLogger(__name__)
+Something = TypeVar("Something", bound=Told)
 RENEWALS_PER_LEASE = 3
 AT_ONCE = 100  # reports in one statement, of those that were kept
 METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction: others wait for its lock
@@ -137,6 +138,28 @@ class Post:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             log.warning("the storage fails, training goes on: %s", cause(error))
+
+    def write(self, write: Callable[[Sequence[Something]], Collection[Claim]], told: Sequence[Something]) -> None:
+        """Write what is told of trials that are held here, in one transaction, waiting for a storage that fails; Outage if it
+        does so for too long.
+
+        Each trial learns at its lease's next `check` that it is in other hands, or that the database refused this for good.
+
+        Args:
+            write: returns the claims that fell.
+        """
+        if not told:
+            return
+        asked_at = clocks.awake_or_asleep()
+        try:
+            self._note_claims(told, self.patience(lambda: write(told)), renewed_at=asked_at)
+        except Exception as error:
+            if len(told) == 1:
+                for lease in self._of(told):
+                    lease.refused = error
+                return
+            for one in told:
+                self.write(write, [one])
 
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; Outage if it does so for too long."""
@@ -251,18 +274,18 @@ class Post:
         """Return the leases that are not known to be lost."""
         return {lease.claim: lease for lease in self.leases if not lease.is_lost}
 
-    def _of(self, reports: Sequence[Report]) -> list[Lease]:
-        """Return the leases that reports were made under, of those that are still here."""
+    def _of(self, told: Sequence[Told]) -> list[Lease]:
+        """Return the leases under which something is told, of those that are still here."""
         with self._noting:
-            tokens = {report.claim.token for report in reports} & self._leases.keys()
+            tokens = {one.claim.token for one in told} & self._leases.keys()
             return [self._leases[token] for token in tokens]
 
     def _is_due(self, reports: Sequence[Report]) -> bool:
         return any(lease.is_to_be_renewed for lease in self._of(reports))
 
-    def _note_claims(self, reports: Sequence[Report], lost: Collection[Claim], *, renewed_at: float | None) -> None:
+    def _note_claims(self, told: Sequence[Told], lost: Collection[Claim], *, renewed_at: float | None) -> None:
         fallen = {claim.token for claim in lost}
-        for lease in self._of(reports):
+        for lease in self._of(told):
             if lease.claim.token in fallen:
                 lease.lose()
             elif renewed_at is not None:

@@ -14,7 +14,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol
@@ -22,7 +22,8 @@ from typing import Any, NoReturn, Protocol
 import optuna
 
 from hpo import columnpruning
-from hpo.attempt import Attempt
+from hpo.attempt import Attempt, Ending, end_all
+from hpo.beginnings import MadeFrom, Suggested
 from hpo.claim import Claim
 from hpo.config import TrainConfig
 from hpo.crew import Wanted
@@ -39,7 +40,18 @@ from hpo.train.loop import EpochResult, Run
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
+Outcome = Callable[[], Any]  # how a trial ends, as `attempt.end_all` wants it
 LOOK_SECONDS = 0.02  # between two looks at whether one of several trials must let go
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A trial that is to be trained by a config."""
+
+    attempt: Attempt
+    trial: LeasedTrial
+    config: TrainConfig
+    suggested: Suggested
 
 
 @dataclass(eq=False)
@@ -65,14 +77,17 @@ class Seat:
 class Trainer(Protocol):
     """What a declared study trains."""
 
-    def seat(self, attempt: Attempt, trial: LeasedTrial) -> Seat:
-        """Make a trial's run, at epoch 0 or where its checkpoint stands."""
+    def propose(self, trial: LeasedTrial) -> tuple[TrainConfig, Suggested]:
+        """Return the config that the sampler proposes for a trial, and what to write of it."""
+
+    def seat(self, attempt: Attempt, trial: LeasedTrial, config: TrainConfig) -> Seat:
+        """Make a trial's run of a config, at epoch 0 or where its checkpoint stands."""
 
     def executor(self, seat: Seat) -> Executor:
         """Return an empty executor for runs like this one."""
 
-    def note(self, seat: Seat) -> None:
-        """Record what a trial is being made from, once its executor has it."""
+    def made_from(self, seat: Seat) -> MadeFrom:
+        """Return what a trial is being made from, once its executor has it."""
 
     def halve(self, partition: str) -> None:
         """Make stacks of this partition of half the slots from now on, in every process on this machine."""
@@ -109,30 +124,52 @@ class Together:
         return Wanted(count=free, partition=self._partition, waiting_at_most=self._executor.slots)
 
     def take(self, claims: Sequence[Claim]) -> None:
+        """Begin with these trials: all are proposed, what was proposed is written at once, then they are built and placed."""
         post = self._post
         leases = [Lease(post.ledger, c, stopping=self._stopping, patience=post.patience, post=post) for c in claims]
         with self._study.storage.optuna.one_look(self._study.study_id):
-            for lease in leases:
-                self._open(Attempt(self._study, lease))
+            proposals = [found for lease in leases if (found := self._propose(Attempt(self._study, lease)))]
+        post.write(post.ledger.write_suggested, [proposal.suggested for proposal in proposals])
+        before = len(self._seats)
+        for proposal in proposals:
+            self._seat(proposal)
+        post.write(post.ledger.record_receipts, [self._trainer.made_from(seat) for seat in self._seats[before:]])
 
-    def _open(self, attempt: Attempt) -> None:
+    def _propose(self, attempt: Attempt) -> Proposal | None:
+        """Open a trial and let the sampler propose for it; None if that ended the attempt."""
         trial = attempt.open()
         if trial is None:
             self._close(attempt)
-            return
+            return None
         try:
             attempt.lease.let_go()
             with attempt.at_work():
-                seat = self._trainer.seat(attempt, trial)
+                config, suggested = self._trainer.propose(trial)
         except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
-            attempt.end(trial, partial(_raise, error))
-            self._close(attempt)
+            self._give_up(attempt, trial, error)
+            return None
+        return Proposal(attempt, trial, config, suggested)
+
+    def _seat(self, proposal: Proposal) -> None:
+        """Build a trial's run and place it."""
+        attempt, trial = proposal.attempt, proposal.trial
+        try:
+            attempt.lease.check()
+            attempt.lease.let_go()
+            with attempt.at_work():
+                seat = self._trainer.seat(attempt, trial, proposal.config)
+        except BaseException as error:
+            self._give_up(attempt, trial, error)
             return
         if seat.run.finished:  # its last worker was gone before it could say so
             attempt.end(trial, partial(_complete, seat))
             self._close(attempt)
         else:
             self._place(seat)
+
+    def _give_up(self, attempt: Attempt, trial: LeasedTrial, error: BaseException) -> None:
+        attempt.end(trial, partial(_raise, error))
+        self._close(attempt)
 
     def _place(self, seat: Seat) -> None:
         """Give a trial its slot, or park it until a stack of its kind is opened."""
@@ -143,7 +180,6 @@ class Together:
                 self._let_wait(seat)
                 return
             self._executor.put(seat.run)
-            self._trainer.note(seat)
         except BaseException as error:
             self._fail_to_place(seat, error)
         else:
@@ -196,8 +232,7 @@ class Together:
             return
         if results:
             self._judge([(seat, results[seat.run]) for seat in self._seats])
-        for seat in [seat for seat in self._seats if seat.lease.must_end()]:
-            self._end(seat, partial(_left_amid, seat))
+        self._end({seat: partial(_left_amid, seat) for seat in self._seats if seat.lease.must_end()})
 
     def _must_look_up(self) -> bool:
         """Say whether some trial must let go; asked before every batch, and of several trials not each time."""
@@ -215,20 +250,23 @@ class Together:
         for (seat, _), report in zip(epoch, reports, strict=True):
             seat.trial.take_note(report)
             seat.saver.unrecorded.append(report)
-        undecided = []
+        ends: dict[Seat, Outcome] = {}
         for seat, result in epoch:
             if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
-                self._end(seat, partial(_diverged, seat, result))
+                ends[seat] = partial(_diverged, seat, result)
             elif seat.run.finished:  # nothing is left to save by pruning
-                self._end(seat, partial(_complete, seat))
-            else:
-                undecided.append(seat)
+                ends[seat] = partial(_complete, seat)
+        undecided = [seat for seat, _ in epoch if seat not in ends]
+        self._end(ends)
+        ends = {}
         for seat, decision in zip(undecided, self._decide(undecided), strict=True):
             if isinstance(decision, Exception):
-                self._end(seat, partial(_raise, decision))
+                ends[seat] = partial(_raise, decision)
             elif decision:
-                self._end(seat, partial(_pruned, seat))
-            else:
+                ends[seat] = partial(_pruned, seat)
+        self._end(ends)
+        for seat in undecided:
+            if seat not in ends:
                 self._save(seat)
 
     def _decide(self, seats: Sequence[Seat]) -> Sequence[bool | Exception]:
@@ -262,17 +300,18 @@ class Together:
             seat.lease.check()
             seat.saver.save_if_due(seat.run.epoch)
         except BaseException as error:
-            self._end(seat, partial(_raise, error))
+            self._end({seat: partial(_raise, error)})
 
     # --- trials go --------------------------------------------------------------------------------------------------
 
-    def _end(self, seat: Seat, outcome: Callable[[], Any]) -> None:
-        """End a trial by what `outcome` returns or raises, and give its slot free."""
-        seat.attempt.end(seat.trial, outcome)
-        self._seats.remove(seat)
-        if self._executor is not None:
-            self._executor.remove(seat.run)
-        self._close(seat.attempt)
+    def _end(self, outcomes: Mapping[Seat, Outcome]) -> None:
+        """End trials by what their outcomes return or raise, and give their slots free."""
+        end_all([Ending(seat.attempt, seat.trial, outcome) for seat, outcome in outcomes.items()])
+        for seat in outcomes:
+            self._seats.remove(seat)
+            if self._executor is not None:
+                self._executor.remove(seat.run)
+            self._close(seat.attempt)
 
     def _close(self, attempt: Attempt) -> None:
         self._post.remove(attempt.lease)
@@ -295,14 +334,12 @@ class Together:
             outcome = partial(_raise, Parked("the stack that it was trained in broke up"))
         else:
             outcome = partial(_raise, error)
-        for seat in list(self._seats):
-            self._end(seat, outcome)
+        self._end(dict.fromkeys(self._seats, outcome))
         if kind in SPOILING:
             self._ended.append(kind)
 
     def park(self) -> None:
-        for seat in list(self._seats):
-            self._end(seat, partial(_parked, seat))
+        self._end({seat: partial(_parked, seat) for seat in self._seats})
 
     def leave(self, error: BaseException) -> None:
         for seat in self._seats:
@@ -312,7 +349,7 @@ class Together:
                 log.debug("trial %d is left", seat.trial.number, exc_info=True)
 
 
-# --- how a trial ends, as `Attempt.end` wants it ----------------------------------------------------------------------
+# --- outcomes --------------------------------------------------------------------------------------------------------
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -10,6 +10,8 @@ equality is what notices when one changes.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +27,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.db.columns import Columns
 from hpo.db.leanstorage import LeanStorage
+from hpo.db.trialrows import TrialRow
 
 Space = dict[str, BaseDistribution]
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]  # places in columns
 MOST_GOOD = 25
+GIVEN_KEY = "tpe:relative_params"  # in whose attributes Optuna's TPE shares what a trial was given, part by part
 
 
 def count_good(trials: int) -> int:
@@ -215,8 +219,19 @@ class ColumnTPE(optuna.samplers.TPESampler):
         liars = sorted(running, key=lambda row: row.number) if self._constant_liar else []
         return Look(
             history=History(columns, study.direction),
-            running={row.number: self._get_params(row.frozen(), study) for row in liars},
+            running={row.number: self._params_of(row, study) for row in liars},
         )
+
+    def _params_of(self, row: TrialRow, study: optuna.Study) -> dict[str, Any]:
+        """Return the parameters of a trial that runs, those included that it was given and has not asked for: what Optuna's
+        `_get_params` returns, without a FrozenTrial for it.
+        """
+        parts: list[str] = []
+        while self._is_multivariate(study) and (text := row.system_attributes.get(f"{GIVEN_KEY}:{len(parts)}")):
+            parts.append(json.loads(text))
+        with contextlib.suppress(json.JSONDecodeError):  # another process may be writing them just now
+            return {**(json.loads("".join(parts)) if parts else {}), **row.external}
+        return row.external
 
     def _draw(self, look: Look, search_space: Space) -> dict[str, Any]:
         """Draw a group of parameters as TPESampler._sample does (Bergstra et al., 2011; Watanabe, 2023)."""

@@ -10,14 +10,14 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from hpo.beginnings import Suggested
 from hpo.curve import ValueRule
 from hpo.db.columns import COST_PREFIX
 from hpo.db.leanstorage import LeanStorage
@@ -26,10 +26,11 @@ from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
 from hpo.objectives import NOTHING, Beside, Goals, Known
 from hpo.reports import Report
-from hpo.settling import STATES
+from hpo.settling import STATES, End
 from hpo.study import forget_stop, look_anew, stop_was_requested
 
 log = logging.getLogger(__name__)
+Taken = TypeVar("Taken")
 
 MAX_STEP = 2**31 - 1  # what an integer column of Postgres holds
 OWN_METRIC = "value"  # how the curve of a user's own objective is called in the ledger
@@ -106,13 +107,12 @@ class LeasedTrial(optuna.trial.Trial):
 
     # --- what our own objective calls -------------------------------------------------------------------------------
 
-    @contextmanager
-    def suggesting(self) -> Iterator[None]:
-        """Write the parameters that are suggested within at the end, all in one statement; LostLease if the claim fell."""
-        with self._history.gathering(self._trial_id) as rows:
-            yield
-        ledger, claim = self.lease.ledger, self.lease.claim
-        self.lease.patience(lambda: ledger.write_params(claim, list(rows.values())))
+    def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, Suggested]:
+        """Return what is taken of the trial's suggestions, and what to write of them: nothing of it is written here."""
+        with self._history.gathering(self._trial_id) as given:
+            taken = take(self)
+        params, attributes = list(given.params.values()), list(given.attributes.values())
+        return taken, Suggested(claim=self.lease.claim, params=params, attributes=attributes)
 
     def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
         """Report an epoch and return what was reported; of the Signals only LostLease is raised."""
@@ -176,10 +176,6 @@ class LeasedTrial(optuna.trial.Trial):
         self.curve.clear()
         self._cached_frozen_trial.intermediate_values.clear()
 
-    def record_receipt(self, receipt: Mapping[str, Any], partition: str | None = None) -> None:
-        """Record what the trial is being made from, and what it may be trained together with."""
-        self.lease.patience(lambda: self.lease.ledger.record_receipt(self.lease.claim, receipt, partition))
-
     def learn_costs(self, measure: Callable[[], Mapping[str, float]]) -> None:
         """Record what the trial costs, measured at its first attempt only: another machine may measure something else."""
         if self.goals is None:
@@ -236,20 +232,22 @@ class LeasedTrial(optuna.trial.Trial):
             return value, self.known.beside(value)
         return None if self.goals is not None and self.goals.are_several else value, NOTHING
 
-    def finish(self, state: TrialState, value: float | None, *, reason: str | None = None) -> None:
-        """Tell the sampler, then write the end of a trial that did not fail; LostLease if another worker owns it by now."""
+    def ending(self, state: TrialState, value: float | None, *, reason: str | None = None) -> End:
+        """Tell the sampler of the end of a trial that did not fail, and return it, to be written; LostLease if another worker
+        owns it by now.
+        """
         self.lease.flush()
         value, beside = self.beside(value)
         self._tell_the_sampler(state, value, beside)
         self.pass_on_a_stop()
-        ledger, claim, outcome = self.lease.ledger, self.lease.claim, state.name.lower()
-        self.lease.patience(lambda: ledger.finish(claim, state, value, outcome=outcome, reason=reason, beside=beside))
+        outcome = state.name.lower()
+        return End(claim=self.lease.claim, state=state, value=value, outcome=outcome, reason=reason, beside=beside)
 
-    def finish_as_pruned(self, reason: str | None) -> None:
-        """Write the end of a trial that the pruner ended, with the last finite value that it reported."""
-        self.lease.flush()
-        value = self.lease.patience(lambda: self.lease.ledger.last_value(self.lease.claim))
-        self.finish(TrialState.PRUNED, value, reason=reason)
+    @property
+    def last_finite(self) -> float | None:
+        """The last number that it reported for Optuna and that a sampler can use: its value if the pruner ends it."""
+        reported = sorted(self._cached_frozen_trial.intermediate_values.items(), reverse=True)
+        return next((value for _, value in reported if math.isfinite(value)), None)
 
     def fail(self, failure: Failure) -> Verdict:
         """Write a failed attempt and do what the study's policy says; LostLease if another worker owns it by now."""
@@ -258,7 +256,7 @@ class LeasedTrial(optuna.trial.Trial):
         ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
         verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
         if verdict in STATES:
-            value = self.lease.patience(lambda: ledger.last_value(claim)) if verdict is Verdict.PRUNE else None
+            value = self.last_finite if verdict is Verdict.PRUNE else None
             self._tell_the_sampler(STATES[verdict], *self.beside(value))
             self.pass_on_a_stop()
         return verdict

@@ -25,7 +25,7 @@ from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim, record_receipt
 
 MakeStudy = Callable[..., Study]
 
@@ -218,8 +218,8 @@ def test_each_of_many_claims_can_be_worked_on(make_study: MakeStudy) -> None:
     for claim in many(study, 3):
         assert (claim.attempt, claim.partition, claim.alone) == (1, None, False)
         assert (claim.began is None) == (claim.number == 0)  # that one was there
-        ledger.record_receipt(claim, {"seed": 1}, "mlp")
-        ledger.finish(claim, TrialState.COMPLETE, 0.5, outcome="complete")
+        record_receipt(ledger, claim, {"seed": 1}, "mlp")
+        finish_claim(ledger, claim, TrialState.COMPLETE, 0.5, outcome="complete")
     assert claiming.claim_many(ledger, 3) is Idle.DONE
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE"] * 3
 
@@ -292,7 +292,7 @@ def test_a_grid_s_points_are_each_dealt_out_once(make_study: MakeStudy) -> None:
     assert len(claims) == 6  # the queued one may yet take a point as well
     for point, claim in enumerate(claims[1:]):
         study.storage.optuna.set_trial_system_attr(claim.trial_id, claiming.GRID_KEY, point)
-    ledger.finish(claims[0], TrialState.COMPLETE, 0.5, outcome="complete")  # without one
+    finish_claim(ledger, claims[0], TrialState.COMPLETE, 0.5, outcome="complete")  # without one
     assert len(many_of(ledger, 9)) == 1
     assert claiming.claim_many(ledger, 9) is Idle.WAIT
 
@@ -307,7 +307,7 @@ def test_a_grid_that_is_all_tried_stops_the_study(make_study: MakeStudy) -> None
     ledger = dataclasses.replace(study.ledger("w"), grid_points=3)
     for point, claim in enumerate(many_of(ledger, 64)):
         study.storage.optuna.set_trial_system_attr(claim.trial_id, claiming.GRID_KEY, point)
-        ledger.finish(claim, TrialState.COMPLETE, 0.5, outcome="complete")
+        finish_claim(ledger, claim, TrialState.COMPLETE, 0.5, outcome="complete")
     assert claiming.claim_many(ledger, 64) is Idle.DONE
     with study.storage.engine.connect() as connection:
         reason = connection.execute(sa.select(hpo_studies.c.stop_reason)).scalar_one()
@@ -360,11 +360,11 @@ def test_what_was_parked_as_of_a_partition_stays_so_over_attempts(make_study: Ma
     study = make_study(trials=1)
     ledger = study.ledger("w")
     (claim,) = many(study, 1)
-    ledger.record_receipt(claim, {"seed": 1}, "a")
+    record_receipt(ledger, claim, {"seed": 1}, "a")
     ledger.park(claim)
     (again,) = many(study, 1)
     assert (again.partition, again.attempt) == ("a", 2)
-    ledger.record_receipt(again, {"seed": 2})
+    record_receipt(ledger, again, {"seed": 2})
     ledger.park(again, partition="b")  # the file was changed between two runs, for one
     assert claiming.claim(ledger) == dataclasses.replace(again, attempt=3, partition="b")
 
@@ -400,7 +400,7 @@ def test_trials_beside_the_oldest_parked_one_are_none_that_are_trained_alone(mak
     study = make_study(trials=9, failures={"cuda_error": {"retries": 1}})
     claims = many(study, 3)
     for claim in claims:
-        study.ledger("w").record_receipt(claim, {}, "a")
+        record_receipt(study.ledger("w"), claim, {}, "a")
     lose(study, claims[1], Kind.CUDA_ERROR)
     for claim in (claims[0], claims[2]):
         study.ledger("w").park(claim)

@@ -18,7 +18,7 @@ from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.failures import Failure, Kind
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 BY_HAND = "by `hpo stop`"
@@ -63,7 +63,7 @@ def with_one_of_each(study: Study) -> None:
     (_, _, running), (ledger, claim, _), (_, done, _) = opened
     running.report(0.5, 1)
     ledger.park(claim)
-    ledger.finish(done, TrialState.COMPLETE, 1.0, outcome="complete")
+    finish_claim(ledger, done, TrialState.COMPLETE, 1.0, outcome="complete")
     study.optuna.ask()
     study.optuna.enqueue_trial({"x": 0.5})
 
@@ -85,7 +85,7 @@ def test_a_stopped_study_starts_nothing_and_finishes_what_is_open(make_study: Ma
     assert not row_of(study, RUNNING).stop_requested
     ledger, claim, _ = begin(study)
     assert claim.number == PARKED
-    ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+    finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert claiming.claim(ledger) is Idle.WAIT  # for the one that runs
 
 

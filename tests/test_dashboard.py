@@ -27,6 +27,7 @@ from hpo.study import Study
 from hpo.summary import summarize
 from hpo.trial import LeasedTrial
 from hpo.view import dashboard
+from tests.trials import end_trial
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def demo(place: Storage, tmp_path: Path) -> Study:
         trial.report(0.25, 1)
         trial.report(0.5, 2)
         if claim.number == 0:
-            trial.finish(TrialState.COMPLETE, 0.5)
+            end_trial(trial, TrialState.COMPLETE, 0.5)
         claims.append(claim)
     ledger.park(claims[2])
     return made
@@ -200,6 +201,7 @@ SERVE = """
 import sys
 from hpo import storage
 from hpo.view import dashboard
+from tests.trials import end_trial
 dashboard.serve(storage.connect(sys.argv[1]), host=sys.argv[2], port=0)
 """
 

@@ -28,7 +28,7 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeWhole = Callable[..., Study]
 CODE = "def objective(trial): return trial.suggest_float('x', 0.0, 1.0)\n"
@@ -80,7 +80,7 @@ def mended(study: Study, what: str) -> None:
 
 def finish(study: Study, value: float = 0.5) -> None:
     ledger, claim, _ = begin(study)
-    ledger.finish(claim, TrialState.COMPLETE, value, outcome="complete")
+    finish_claim(ledger, claim, TrialState.COMPLETE, value, outcome="complete")
 
 
 def change(study: Study, table: sa.Table, **values: object) -> None:

@@ -24,6 +24,7 @@ from hpo.spec import StudySpec
 from hpo.study import Study
 from hpo.train import checkpoint
 from tests.test_objective import DOCUMENT
+from tests.trials import finish_claim
 
 TRIALS = 5
 
@@ -45,7 +46,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
     failed = claiming.claim(ledger)
-    ledger.finish(failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
+    finish_claim(ledger, failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
     worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
 
@@ -240,8 +241,8 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
         "def objective(trial):\n    return trial.suggest_float('x', -1, 1) ** 2 + trial.number\n"
     )
     study = make_study(trials=3)
-    study.ledger("w").finish(
-        claiming.claim(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
+    finish_claim(
+        study.ledger("w"), claiming.claim(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
     )  # the best is not 0
     worker.work(study, worker.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
     (path,) = export.export(study, tmp_path / "best.toml")

@@ -12,7 +12,7 @@ from hpo.finished import FinishedTrial, finished
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import Past, read
-from tests.trials import START, begin, make, run, set_times, with_a_list_chosen
+from tests.trials import START, begin, end_trial, make, run, set_times, with_a_list_chosen
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_trial_that_ends_late_is_told_although_later_ones_were(demo: Study) ->
     run(demo, 0.6)
     assert [trial.number for trial in tell()] == [1, 2]
     assert tell() == []
-    slow.finish(TrialState.COMPLETE, 0.9)
+    end_trial(slow, TrialState.COMPLETE, 0.9)
     run(demo, 0.7)
     set_times(demo, 0, START, START + 1)  # by a clock that is behind all others
     assert [trial.number for trial in tell()] == [0, 3]
@@ -82,7 +82,7 @@ def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: St
     x = trial.suggest_float("x", 1e-3, 1.0, log=True)
     kind = trial.suggest_categorical("kind", ["sgd", "adamw"])
     width = trial.suggest_int("width", 8, 64)
-    trial.finish(TrialState.COMPLETE, 0.9)
+    end_trial(trial, TrialState.COMPLETE, 0.9)
     set_times(demo, 0, START, START + 1.5)
     (told,) = Teller(demo)()
     assert told.seconds == 1.5
@@ -98,7 +98,7 @@ def test_a_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: S
     ledger.park(claim)
     _, _, trial = begin(demo)
     trial.report_epoch(2, 0.6, {"seconds": 0.5})
-    trial.finish(TrialState.COMPLETE, 0.6)
+    end_trial(trial, TrialState.COMPLETE, 0.6)
     set_times(demo, 0, START, START + 593)
     (told,) = Teller(demo)()
     assert told.seconds == 1.75
@@ -125,7 +125,7 @@ def test_a_look_that_goes_on_from_another_tells_nothing_of_before_and_counts_on_
     run(demo, 0.5)
     tell = Teller(demo, read(demo).past)
     assert tell() == []
-    slow.finish(TrialState.COMPLETE, 0.9)
+    end_trial(slow, TrialState.COMPLETE, 0.9)
     run(demo, 0.5)
     assert [(trial.number, trial.count) for trial in tell()] == [(0, 3), (3, 4)]
 

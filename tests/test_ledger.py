@@ -27,6 +27,7 @@ from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.settling import End
 from hpo.study import Study
+from tests.trials import finish_claim, record_receipt
 
 MakeStudy = Callable[..., Study]
 
@@ -42,7 +43,7 @@ def said(claim: Claim, step: int, value: float) -> Report:
 
 
 def finish(ledger: Ledger, claim: Claim, value: float = 1.0) -> None:
-    ledger.finish(claim, TrialState.COMPLETE, value, outcome="complete")
+    finish_claim(ledger, claim, TrialState.COMPLETE, value, outcome="complete")
 
 
 def trial_of(study: Study, number: int) -> optuna.trial.FrozenTrial:
@@ -83,7 +84,7 @@ def test_the_budget_is_reserved_before_a_trial_starts(make_study: MakeStudy) -> 
 def test_a_failed_trial_is_charged_and_a_taken_over_one_only_once(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     ledger = study.ledger("w")
-    ledger.finish(taken(ledger), TrialState.FAIL, None, outcome="exception", reason="boom")
+    finish_claim(ledger, taken(ledger), TrialState.FAIL, None, outcome="exception", reason="boom")
     ledger.park(taken(ledger))
     again = taken(ledger)
     assert (again.number, again.attempt) == (1, 2)
@@ -209,7 +210,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     with pytest.raises(LostLease):
         old.record_checkpoint(stale, Checkpoint(epoch=1, path="x", digest="d"))
     with pytest.raises(LostLease):
-        old.record_receipt(stale, {"seed": 1})
+        record_receipt(old, stale, {"seed": 1})
     old.park(stale)
     assert claiming.claim(old) is Idle.WAIT  # the park did not touch the new lease
     assert trial_of(study, 0).intermediate_values == {}
@@ -372,7 +373,7 @@ def test_any_reason_can_be_stored(make_study: MakeStudy, reason: str) -> None:
     study = make_study(trials=1)
     ledger = study.ledger("w")
     claim = taken(ledger)
-    ledger.finish(claim, TrialState.FAIL, None, outcome="exception", reason=reason)
+    finish_claim(ledger, claim, TrialState.FAIL, None, outcome="exception", reason=reason)
     assert row_of(study, claim).reason == reason.replace("\udcff", "\\udcff").replace("\0", "\\0")
 
 

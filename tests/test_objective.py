@@ -28,6 +28,7 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial
+from tests.trials import end_trial
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
@@ -235,7 +236,7 @@ def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "record_receipt", broken)
+        patched.setattr(Ledger, "record_receipts", broken)
         with pytest.raises(StorageError, match="closed the connection"):
             work(study)
     reaping.park_all_of(study.ledger("launcher"), "w")
@@ -353,7 +354,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
         study = studies.join(study.storage, name)
         for height in (0.3, 0.4, 0.6, 0.7):
             _, trial, _ = attempt(study, [height] * 9, 1)
-            trial.finish(TrialState.COMPLETE, height)
+            end_trial(trial, TrialState.COMPLETE, height)
         return study
 
     _, _, unbroken = attempt(with_history("unbroken"), curve, 1)

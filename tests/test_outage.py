@@ -21,7 +21,7 @@ from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
 from hpo.outage import Patience, within
 from hpo.storage import OUTAGES, Storage
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 ATTRIBUTE = "INSERT INTO trial_user_attributes"  # somewhere in the statement
@@ -398,7 +398,7 @@ def test_what_optuna_itself_refuses_is_raised_at_once(make_study: MakeStudy) -> 
     wrapped = study.storage.optuna.bearing(Patience(3600.0))
     with pytest.raises(KeyError):
         wrapped.get_trial(10**6)
-    ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+    finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         wrapped.set_trial_user_attr(claim.trial_id, "key", "value")
 

@@ -24,7 +24,7 @@ from hpo.outage import Patience
 from hpo.post import Post
 from hpo.reports import Answer, Report
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
@@ -566,7 +566,7 @@ def test_trials_come_go_and_are_lost_while_the_storage_fails_now_and_then_and_ev
                 del at[lease]
                 try:
                     lease.flush()
-                    lease.ledger.finish(lease.claim, TrialState.COMPLETE, 1.0, outcome="complete")
+                    finish_claim(lease.ledger, lease.claim, TrialState.COMPLETE, 1.0, outcome="complete")
                     ended.append(lease)
                 except LostLease:
                     lease.ledger.drop(lease.claim, "lost")

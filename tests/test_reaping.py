@@ -21,7 +21,7 @@ from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reaping import Reaper
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 LEASE = 60.0
@@ -95,7 +95,7 @@ def test_only_running_trials_of_this_study_are_reaped(make_study: MakeStudy) -> 
     study, other = make_study(trials=9), make_study(trials=9, name="other")
     parked, ended, done = (taken(study) for _ in range(3))
     study.ledger("dead").park(parked)
-    study.ledger("dead").finish(done, TrialState.COMPLETE, 1.0, outcome="complete")
+    finish_claim(study.ledger("dead"), done, TrialState.COMPLETE, 1.0, outcome="complete")
     study.optuna.tell(ended.number, 0.5)
     study.optuna.ask()
     taken(other)
@@ -122,7 +122,7 @@ def test_a_worker_that_comes_back_to_a_reaped_trial_finds_it_lost(make_study: Ma
     assert not ledger.renew(claim)
     assert ledger.orders(claim).lost
     with pytest.raises(LostLease):
-        ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+        finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert trial_of(study, 0).state == TrialState.RUNNING
 
 

@@ -24,7 +24,7 @@ from hpo.reports import Answer, Report
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial
-from tests.trials import begin, make
+from tests.trials import begin, make, suggested
 
 
 def said(claim: Claim, step: int, value: float = 0.5, **metrics: float) -> Report:
@@ -71,18 +71,16 @@ def test_parameters_suggested_before_a_trial_was_lost_are_not_mixed_with_the_new
         taken = claiming.claim(other)
         assert isinstance(taken, Claim)
         owner = LeasedTrial(elsewhere.optuna, Lease(other, taken), None)
-        with owner.suggesting():
-            return owner.suggest_float("x", 0, 1)
+        return suggested(owner, lambda trial: trial.suggest_float("x", 0, 1))
 
-    def suggest() -> None:
-        with frozen.suggesting():
-            for name in ("x", "only_mine"):
-                frozen.suggest_float(name, 0, 1)
-            drawn.append(take_over())
+    def suggest(trial: LeasedTrial) -> None:
+        for name in ("x", "only_mine"):
+            trial.suggest_float(name, 0, 1)
+        drawn.append(take_over())
 
     drawn: list[float] = []
     with pytest.raises(LostLease):
-        suggest()
+        suggested(frozen, suggest)
     (trial,) = study.optuna.get_trials()
     assert trial.params == {"x": drawn[0]}
 
@@ -91,13 +89,12 @@ def test_suggestions_that_end_in_an_error_write_nothing(place: Storage, tmp_path
     study = make(place, tmp_path)
     _, _, trial = begin(study)
 
-    def suggest() -> None:
-        with trial.suggesting():
-            trial.suggest_float("x", 0, 1)
-            raise ValueError("the objective's own")
+    def suggest(trial: LeasedTrial) -> None:
+        trial.suggest_float("x", 0, 1)
+        raise ValueError("the objective's own")
 
     with pytest.raises(ValueError, match="the objective's own"):
-        suggest()
+        suggested(trial, suggest)
     assert study.optuna.get_trials()[0].params == {}
 
 

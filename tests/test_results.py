@@ -11,7 +11,7 @@ from hpo.errors import StudyError
 from hpo.results import best
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import begin, make, run, with_a_list_chosen
+from tests.trials import begin, end_trial, make, record_receipt, run, with_a_list_chosen
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_a_result_carries_curves_receipt_and_attempt(demo: Study) -> None:
     ledger, claim, trial = begin(demo)
     trial.report_epoch(1, 0.5, {"accuracy": 0.5, "loss": math.nan})
     trial.report_epoch(2, 0.7, {"accuracy": 0.7, "loss": 1.25})
-    ledger.record_receipt(claim, {"seed": 3})
-    trial.finish(TrialState.COMPLETE, 0.7)
+    record_receipt(ledger, claim, {"seed": 3})
+    end_trial(trial, TrialState.COMPLETE, 0.7)
     (result,) = best(demo)
     assert (result.number, result.state, result.value, result.attempt) == (0, "complete", 0.7, 1)
     assert result.curves["accuracy"] == [0.5, 0.7]
@@ -102,7 +102,7 @@ def test_more_trials_than_fit_into_one_statement_are_read_in_pieces(
         _, _, trial = begin(demo)
         trial.suggest_float("x", value, value)
         trial.report_epoch(1, value, {"accuracy": value})
-        trial.finish(TrialState.COMPLETE, value)
+        end_trial(trial, TrialState.COMPLETE, value)
     monkeypatch.setattr(trialrows, "CHUNK", 2)
     assert [result.params for result in best(demo, 3)] == [{"x": 0.3}, {"x": 0.2}, {"x": 0.1}]
     assert [result.curves for result in best(demo, 3)] == [{"accuracy": [value]} for value in (0.3, 0.2, 0.1)]

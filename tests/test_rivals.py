@@ -20,6 +20,7 @@ from hpo.storage import Storage, connect
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials
+from tests.trials import end_trial
 
 MEDIAN = {"name": "median", "n_startup_trials": 1, "n_min_trials": 1}
 HALVING = {"name": "successive_halving", "reduction_factor": 2}
@@ -61,7 +62,7 @@ def end(study: Study, costs: float | tuple[float, float], *curve: float) -> None
         trial.report(value, step)
     further = costs if isinstance(costs, tuple) else (costs,)
     trial.known = Known(values=further[: len(study.spec.goals.names) - 1], constraints={})
-    trial.finish(TrialState.COMPLETE, curve[-1])
+    end_trial(trial, TrialState.COMPLETE, curve[-1])
 
 
 def is_ended(study: Study, costs: Costs, value: float) -> bool:

@@ -18,7 +18,7 @@ from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
 from hpo.ledger import Ledger
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 RETRY, FAIL, PRUNE, DROP = Verdict.RETRY, Verdict.FAIL, Verdict.PRUNE, Verdict.DROP
@@ -214,7 +214,7 @@ def test_a_second_end_of_another_kind_changes_nothing(make_study: MakeStudy) -> 
     ledger.fail(claim, AN_EXCEPTION)
     for end in (
         lambda: ledger.fail(claim, failure(Kind.DIVERGED)),
-        lambda: ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete"),
+        lambda: finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete"),
         lambda: ledger.end_as_stopped(claim),
     ):
         with pytest.raises(LostLease):
@@ -283,7 +283,7 @@ def test_a_failure_without_a_traceback_has_none(make_study: MakeStudy) -> None:
 
 def complete(study: Study, state: TrialState = TrialState.COMPLETE) -> None:
     ledger, claim, _ = begin(study)
-    ledger.finish(claim, state, 0.5, outcome=state.name.lower())
+    finish_claim(ledger, claim, state, 0.5, outcome=state.name.lower())
 
 
 def test_trials_ended_by_one_kind_one_after_the_other_break_the_study(make_study: MakeStudy) -> None:
@@ -364,7 +364,7 @@ def test_trials_that_run_in_a_study_as_it_breaks_may_end_and_the_first_reason_st
     (ledger, failing), (_, good) = others
     assert not ledger.orders(good).park
     assert ledger.fail(failing, AN_EXCEPTION) is FAIL
-    ledger.finish(good, TrialState.COMPLETE, 0.5, outcome="complete")
+    finish_claim(ledger, good, TrialState.COMPLETE, 0.5, outcome="complete")
     assert standing(study)[:2] == broken[:2]
     assert trial_of(study, good.number).value == 0.5
 

@@ -26,7 +26,7 @@ from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize
 from hpo.trial import LeasedTrial
-from tests.trials import START, begin, make, run, set_times
+from tests.trials import START, begin, end_trial, finish_claim, make, run, set_times
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_failures_are_told_by_kind_with_the_last_one_s_message(demo: Study) -> N
     run(demo, 0.1, kind=Kind.EXCEPTION, reason="ValueError: second")
     ledger, claim, _ = begin(demo)
     ledger.fail(claim, Failure(kind=Kind.LOST_WORKER, message="killed"))
-    ledger.finish(begin(demo)[1], TrialState.COMPLETE, 0.1, outcome="complete")
+    finish_claim(ledger, begin(demo)[1], TrialState.COMPLETE, 0.1, outcome="complete")
     run(demo, 0.1, state=TrialState.PRUNED, reason="the pruner said so")
     foreign = demo.optuna.ask()
     demo.optuna.tell(foreign, state=TrialState.FAIL)
@@ -212,7 +212,7 @@ def test_the_pace_is_of_the_last_trials_by_number_however_late_one_ended(
         set_times(demo, number, START, START + 10)
     reading = read(demo)
     assert reading.summary.seconds_per_trial == 5
-    slow.finish(TrialState.COMPLETE, 0.5)
+    end_trial(slow, TrialState.COMPLETE, 0.5)
     assert read(demo, reading.past).summary.seconds_per_trial == 5
 
 
@@ -308,7 +308,7 @@ class History:
 
     def finish(self) -> None:
         state = self.random.choice([TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED])
-        self.any_held()[2].finish(state, self.value())
+        end_trial(self.any_held()[2], state, self.value())
 
     def fail(self) -> None:
         kind = self.random.choice([Kind.EXCEPTION, Kind.DIVERGED, Kind.CUDA_ERROR])
@@ -451,7 +451,7 @@ def test_a_study_is_over_when_nothing_is_open_and_nothing_may_begin(place: Stora
     ledger.park(claim)
     assert not summarize(demo).is_over
     _, _, trial = begin(demo)
-    trial.finish(TrialState.COMPLETE, 0.9)
+    end_trial(trial, TrialState.COMPLETE, 0.9)
     assert summarize(demo).is_over
 
 
@@ -459,5 +459,5 @@ def test_a_stopped_study_is_over_when_nothing_is_open(demo: Study) -> None:
     _, _, trial = begin(demo)
     demo.ledger("w").stop("enough")
     assert not summarize(demo).is_over
-    trial.finish(TrialState.COMPLETE, 0.9)
+    end_trial(trial, TrialState.COMPLETE, 0.9)
     assert summarize(demo).is_over

@@ -19,7 +19,7 @@ from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import StorageError
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import begin, finish_claim
 
 MakeStudy = Callable[..., Study]
 #: What has come to our tables since they were first made.
@@ -110,7 +110,7 @@ def test_one_column_that_is_lacking_is_told_by_name(
 def test_an_old_database_is_mended_with_every_row_kept(make_study: MakeStudy, place: Storage, url: str) -> None:
     study = make_study(trials=3)
     parked, done, running = (begin(study, worker) for worker in ("one", "other", "third"))
-    done[0].finish(done[1], TrialState.COMPLETE, 1.0, outcome="complete")
+    finish_claim(done[0], done[1], TrialState.COMPLETE, 1.0, outcome="complete")
     running[2].report(0.5, 1)
     checkpoint = Checkpoint(epoch=1, path="/c.pt", digest="abc")
     parked[0].record_checkpoint(parked[1], checkpoint)
@@ -132,7 +132,7 @@ def test_an_old_database_is_mended_with_every_row_kept(make_study: MakeStudy, pl
     ledger, claim, trial = begin(studies.join(mended, study.name), "after")
     assert (claim.number, claim.attempt, claim.checkpoint, claim.accumulation) == (0, 2, checkpoint, 1)
     trial.report(0.25, 2)
-    ledger.finish(claim, TrialState.COMPLETE, 0.25, outcome="complete")
+    finish_claim(ledger, claim, TrialState.COMPLETE, 0.25, outcome="complete")
     mended.close()
     storage.connect(url).close()
 

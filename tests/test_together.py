@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import shutil
 import signal
@@ -21,12 +20,12 @@ from hpo import assembly, claiming, control, executors, export, final, reaping, 
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.config import TrainConfig
-from hpo.db.leanstorage import LeanStorage
 from hpo.db.tables import hpo_failures, hpo_trials
 from hpo.errors import Outage, Parked, StorageError
 from hpo.executors import Choice
 from hpo.objective import Declared, declared, trial_seed
 from hpo.post import Post
+from hpo.settling import End
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
@@ -379,12 +378,13 @@ def odd(input_shape, num_classes):
 def test_trials_opened_together_get_the_suggestions_of_a_look_each(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One look at the study for all of them, or one for each: what TPE's liar knows of the others is the same."""
+    """One look at the study and one write for all of them, or for each: what TPE's liar knows of the others is the same."""
     sampler = {"name": "tpe", "n_startup_trials": 4, "group": True}
     one = make_digits(24, slots=6, name="one", sampler=sampler)
     work(one)
+    real = Together.take
     with monkeypatch.context() as patched:
-        patched.setattr(LeanStorage, "one_look", lambda self, study_id: contextlib.nullcontext())
+        patched.setattr(Together, "take", lambda crew, claims: [real(crew, [claim]) for claim in claims])
         each = make_digits(24, slots=6, name="each", sampler=sampler)
         work(each)
     assert [t.params for t in one.optuna.trials] == [t.params for t in each.optuna.trials]
@@ -395,15 +395,15 @@ def test_a_trial_whose_worker_was_gone_before_it_could_say_that_it_has_finished_
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
     study = make_digits(2, executor=executor)
-    real, gone = LeasedTrial.finish, []
+    real, gone = LeasedTrial.ending, []
 
-    def finish(trial: LeasedTrial, *arguments: Any, **settings: Any) -> None:
+    def ending(trial: LeasedTrial, *arguments: Any, **settings: Any) -> End:
         if not gone:
             gone.append(trial.number)
             raise Parked("as if the worker had been killed here")
-        real(trial, *arguments, **settings)
+        return real(trial, *arguments, **settings)
 
-    monkeypatch.setattr(LeasedTrial, "finish", finish)
+    monkeypatch.setattr(LeasedTrial, "ending", ending)
     assert work(study) == 0
     assert gone
     assert states(study) == ["COMPLETE"] * 2

@@ -28,6 +28,7 @@ from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial
+from tests.trials import finish_claim
 
 MakeStudy = Callable[..., Study]
 
@@ -220,7 +221,7 @@ def test_a_trial_that_was_lost_before_its_objective_started_is_dropped(
 
     def objective(trial: LeasedTrial) -> float:
         assert trial.number == 1
-        thief.finish(stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
+        finish_claim(thief, stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
         return 1.0
 
     opening(steal)
@@ -286,7 +287,7 @@ def test_an_error_on_the_way_out_of_a_lost_trial_fails_nothing(
 
     def finish_for_the_thief() -> None:
         wait_for(lambda: bool(failures(study)))
-        thief.finish(stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
+        finish_claim(thief, stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
 
     helper = threading.Thread(target=finish_for_the_thief)
     helper.start()
@@ -448,7 +449,7 @@ def test_a_stop_by_an_objective_is_not_passed_on_again_after_a_person_resumed_th
         wait_for(lambda: join_study(study.storage, study.name).stop_reason is not None)
         wait_for(lambda: states(study)[1:] == ["COMPLETE"])
         control.resume(study)
-        other.finish(held, TrialState.COMPLETE, 1.0, outcome="complete")
+        finish_claim(other, held, TrialState.COMPLETE, 1.0, outcome="complete")
 
     def objective(trial: LeasedTrial) -> float:
         if trial.number == 1:
@@ -684,7 +685,7 @@ def test_a_trial_that_another_worker_took_up_after_a_lost_answer_is_not_taken_fr
     def finish_for_the_other() -> None:
         wait_for(lambda: bool(taken))
         time.sleep(0.5)
-        study.ledger("other").finish(taken[0], TrialState.COMPLETE, 8.0, outcome="complete")
+        finish_claim(study.ledger("other"), taken[0], TrialState.COMPLETE, 8.0, outcome="complete")
 
     monkeypatch.setattr(Ledger, "fail", unheard)
     helper = threading.Thread(target=finish_for_the_other)

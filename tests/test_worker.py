@@ -27,6 +27,7 @@ from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial
+from tests.trials import end_trial, finish_claim
 
 MakeStudy = Callable[..., Study]
 
@@ -258,7 +259,7 @@ def test_a_trial_that_was_taken_meanwhile_is_dropped_and_the_worker_goes_on(make
             trial.report(1.0, 1)
             pytest.fail("a report under a lost lease must end the trial")
         if len(stolen) == 1:  # now our worker has the second trial: the thief ends the first one
-            thief.finish(stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
+            finish_claim(thief, stolen[0], TrialState.COMPLETE, 8.0, outcome="complete")
             stolen.append(None)
         return 2.0
 
@@ -320,7 +321,7 @@ def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(m
     assert claiming.claim(quick) is Idle.WAIT
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
-        ledger.finish(claim, TrialState.COMPLETE, 1.0, outcome="complete")
+        finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert claiming.claim(quick) is Idle.DONE  # though nobody told the study to stop
     assert join_study(study.storage, study.name).stop_reason == "every point of the grid was tried"
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2]
@@ -359,7 +360,7 @@ def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeSt
             opened.append(open_trial(study, Lease(ledger, claim)))
             drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
         for trial in opened:
-            trial.finish(TrialState.COMPLETE, float(start))
+            end_trial(trial, TrialState.COMPLETE, float(start))
     assert len(set(drawn)) == 12
 
 

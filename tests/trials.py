@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo import claiming, study
+from hpo.beginnings import MadeFrom
 from hpo.claim import Claim
 from hpo.db import sql
 from hpo.db.tables import trials
+from hpo.errors import LostLease
 from hpo.failures import Failure, Kind
 from hpo.lease import Lease
 from hpo.ledger import Ledger
+from hpo.settling import End
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
-from hpo.trial import LeasedTrial
+from hpo.trial import LeasedTrial, Taken
 
 START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
 
@@ -47,7 +51,44 @@ def run(
     if kind is not None:
         trial.fail(Failure(kind=kind, message=reason))
     else:
-        trial.finish(state, curve[-1], reason=reason or None)
+        end_trial(trial, state, curve[-1], reason=reason or None)
+
+
+def end_trial(trial: LeasedTrial, state: TrialState, value: float | None, *, reason: str | None = None) -> None:
+    """End a trial as its worker does; LostLease if it is in other hands."""
+    write_end(trial.lease.ledger, trial.ending(state, value, reason=reason))
+
+
+def finish_claim(
+    ledger: Ledger,
+    claim: Claim,
+    state: TrialState,
+    value: float | None,
+    *,
+    outcome: str,
+    reason: str | None = None,
+) -> None:
+    """End a trial in the ledger alone; LostLease if the claim fell."""
+    write_end(ledger, End(claim=claim, state=state, value=value, outcome=outcome, reason=reason))
+
+
+def write_end(ledger: Ledger, end: End) -> None:
+    if ledger.finish_all([end]):
+        raise LostLease(f"trial {end.claim.number}")
+
+
+def record_receipt(ledger: Ledger, claim: Claim, receipt: dict[str, Any], partition: str | None = None) -> None:
+    """Record what a trial is made from; LostLease if the claim fell."""
+    if ledger.record_receipts([MadeFrom(claim=claim, receipt=receipt, partition=partition)]):
+        raise LostLease(f"trial {claim.number}")
+
+
+def suggested(trial: LeasedTrial, take: Callable[[LeasedTrial], Taken]) -> Taken:
+    """Let a trial be given parameters as a declared one is, and write them; LostLease if it is in other hands."""
+    taken, given = trial.suggested(take)
+    if trial.lease.ledger.write_suggested([given]):
+        raise LostLease(f"trial {trial.number}")
+    return taken
 
 
 def set_times(demo: Study, number: int, start: float, end: float | None = None) -> None:
@@ -75,5 +116,5 @@ def with_a_list_chosen(place: Storage, tmp_path: Path) -> Study:
     )
     _, _, trial = begin(demo)
     trial.suggest_categorical("model.widths", ["[32]", "[64,32]"])
-    trial.finish(TrialState.COMPLETE, 0.5)
+    end_trial(trial, TrialState.COMPLETE, 0.5)
     return demo

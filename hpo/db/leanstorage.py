@@ -14,6 +14,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -50,6 +51,14 @@ Bear = Callable[[Callable[[], Any]], Any]
 NAME_PREFIX = "no-name-"  # as Optuna calls a study that was given no name
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What a trial was given and is not written yet: rows of Optuna's tables without the trial's id, by their keys."""
+
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # system attributes
+
+
 def at_once(action: Callable[[], Result]) -> Result:
     """Do it, and let what it raises through."""
     return action()
@@ -74,7 +83,7 @@ class LeanStorage(BaseStorage):
         self._study_of: dict[int, int] = {}  # by the ids of trials that were written to
         self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
         self._begun: dict[int, TrialRow] = {}  # by id; see `expect`
-        self._gathered: dict[int, dict[str, dict[str, Any]]] = {}  # rows of parameters by trial and name
+        self._gathered: dict[int, Gathered] = {}  # by trial
         self._looking_once: dict[int, bool] = {}  # studies of which one look is to do, and whether it was had
 
     def __getstate__(self) -> dict[str, Any]:
@@ -292,26 +301,28 @@ class LeanStorage(BaseStorage):
         else:
             if self._known.get((self._study_of.get(trial_id, -1), param_name)) != distribution:
                 self._reading(check)
-            gathered[param_name] = row
+            gathered.params[param_name] = row
         self._known.setdefault((self._study_of[trial_id], param_name), distribution)
 
     @contextmanager
-    def gathering(self, trial_id: int) -> Iterator[dict[str, dict[str, Any]]]:
-        """Do not write the parameters that a trial is given within, but yield their rows by name, for the caller to write."""
-        gathered = self._gathered[trial_id] = {}
+    def gathering(self, trial_id: int) -> Iterator[Gathered]:
+        """Do not write the parameters and system attributes that a trial is given within, but gather them, for the caller to
+        write.
+        """
+        gathered = self._gathered[trial_id] = Gathered()
         try:
             yield gathered
-            self._learn(trial_id, gathered)
+            self._learn(trial_id, gathered.params)
         finally:
             del self._gathered[trial_id]
 
-    def _learn(self, trial_id: int, gathered: Mapping[str, Mapping[str, Any]]) -> None:
+    def _learn(self, trial_id: int, params: Mapping[str, Mapping[str, Any]]) -> None:
         """Know the parameters of an open trial, which no other look within `one_look` would find."""
         row = self._looked_at(trial_id)
-        if row is not None and gathered:
+        if row is not None and params:
             study_id = self._study_of[trial_id]
-            row.space = {**row.space, **{name: self._known[study_id, name] for name in gathered}}
-            row.params = (*row.params, *(found["param_value"] for found in gathered.values()))
+            row.space = {**row.space, **{name: self._known[study_id, name] for name in params}}
+            row.params = (*row.params, *(found["param_value"] for found in params.values()))
 
     def _looked_at(self, trial_id: int) -> TrialRow | None:
         """Return an open trial as it is known within `one_look`; None outside of it, or if it is not known."""
@@ -375,7 +386,10 @@ class LeanStorage(BaseStorage):
         self._set_trial_attribute(trial_user_attributes, trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._set_trial_attribute(trial_system_attributes, trial_id, key, value)
+        if (gathered := self._gathered.get(trial_id)) is not None:
+            gathered.attributes[key] = {"key": key, "value_json": json.dumps(value)}
+        else:
+            self._set_trial_attribute(trial_system_attributes, trial_id, key, value)
         if (row := self._looked_at(trial_id)) is not None:
             row.system_attributes[key] = json.dumps(value)
 
@@ -432,7 +446,8 @@ class LeanStorage(BaseStorage):
         found = self._attributes(trials.c.trial_id, trial_system_attributes.c.trial_id, trial_id)
         if found is None:
             raise _no_trial(trial_id)
-        return found
+        gathered = self._gathered.get(trial_id, Gathered()).attributes
+        return {**found, **{key: json.loads(row["value_json"]) for key, row in gathered.items()}}
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -55,6 +55,12 @@ class TrialRow:
     def is_finished(self) -> bool:
         return self.state.is_finished()
 
+    @property
+    def external(self) -> dict[str, Any]:
+        """Its parameters by name, as an objective sees them."""
+        named = zip(self.space.items(), self.params, strict=True)
+        return {name: distribution.to_external_repr(value) for (name, distribution), value in named}
+
     def frozen(self) -> FrozenTrial:
         """Return Optuna's object of this trial, a new one each time."""
         return FrozenTrial(
@@ -64,10 +70,7 @@ class TrialRow:
             values=self.values,
             datetime_start=as_local(self.started),
             datetime_complete=as_local(self.completed),
-            params={
-                name: distribution.to_external_repr(value)
-                for (name, distribution), value in zip(self.space.items(), self.params, strict=True)
-            },
+            params=self.external,
             distributions=dict(self.space),
             user_attrs={key: json.loads(text) for key, text in self.user_attributes.items()},
             system_attrs={key: json.loads(text) for key, text in self.system_attributes.items()},

@@ -21,7 +21,6 @@ from hpo.db import sql
 from hpo.db.tables import (
     VALUE_TYPE,
     as_utc,
-    hpo_trials,
     intermediate_values,
     stored,
     studies,
@@ -124,42 +123,26 @@ def put(
     trial_id: int,
     *rows: Mapping[str, Any],
     key: str,
-    held: sa.ColumnElement[bool] | None = None,
-    **parameters: Any,
 ) -> bool:
     """Insert or overwrite rows that hang on a trial, if the trial has not finished; False if it has, or is not there.
 
     Args:
         rows: at least one; all have the same columns.
         key: the column that names a row among those of the trial.
-        held: what our row of the trial must be, too, always the same object.
-        parameters: of `held`.
     """
-    statement = _put(connection.dialect.name, table, key, tuple(rows[0]), len(rows), held)
-    written = connection.execute(statement, {"of_trial": trial_id, **parameters, **sql.numbered(rows)}).all()
+    statement = _put(connection.dialect.name, table, key, tuple(rows[0]), len(rows))
+    written = connection.execute(statement, {"of_trial": trial_id, **sql.numbered(rows)}).all()
     return len(written) == len(rows)  # SQLite's driver does not count what a WITH inserts
 
 
 @cache
-def _put(
-    dialect: str,
-    table: sa.Table,
-    key: str,
-    names: tuple[str, ...],
-    count: int,
-    held: sa.ColumnElement[bool] | None,
-) -> Any:
+def _put(dialect: str, table: sa.Table, key: str, names: tuple[str, ...], count: int) -> Any:
     told = sql.told(dialect, {name: table.c[name].type for name in names}, count)
-    # On Postgres an end that is being written is waited for, and then seen.
-    tables, locked = trials.join(told, sa.true()), [trials]
-    if held is not None:
-        tables, locked = tables.join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id), [hpo_trials, trials]
     source = (
         sa.select(trials.c.trial_id, *told.c)
-        .select_from(tables)
+        .select_from(trials.join(told, sa.true()))
         .where(trials.c.trial_id == sa.bindparam("of_trial"), trials.c.state.in_(UNFINISHED))
-        .where(sa.true() if held is None else held)
-        .with_for_update(read=True, of=locked)
+        .with_for_update(read=True, of=trials)  # on Postgres an end that is being written is waited for, and then seen
     )
     insert = sql.overwriting(dialect, table, ["trial_id", *names], source, key=["trial_id", key])
     return insert.returning(table.c.trial_id)

@@ -1,0 +1,74 @@
+"""What trials begin with, written in one transaction however many they are: what samplers gave them, and what they are made from.
+
+The caller has our rows of the trials locked, and has seen that the claims stand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpo.claim import Claim
+from hpo.db import sql
+from hpo.db.tables import hpo_trials, trial_params, trial_system_attributes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggested:
+    """What a sampler gave a trial, as rows of Optuna's tables without the trial's id."""
+
+    claim: Claim
+    params: Sequence[Mapping[str, Any]]
+    attributes: Sequence[Mapping[str, Any]]  # system attributes: what the sampler tells the samplers of other trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFrom:
+    """What a trial is being made from."""
+
+    claim: Claim
+    receipt: Mapping[str, Any]
+    partition: str | None = None  # which kind of stack it trains in, if that is known by now
+
+
+def write_suggested(connection: sa.Connection, given: Sequence[Suggested]) -> None:
+    """Write what samplers gave trials."""
+    params = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.params]
+    attributes = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.attributes]
+    if params:
+        sql.upsert(connection, trial_params, *params, key=["trial_id", "param_name"])
+    if attributes:
+        sql.upsert(connection, trial_system_attributes, *attributes, key=["trial_id", "key"])
+
+
+def write_receipts(connection: sa.Connection, uid: str, made: Sequence[MadeFrom]) -> None:
+    """Write what trials are being made from; a partition that is not known leaves the one that was."""
+    rows = [
+        {
+            "of_study": uid,
+            "of_trial": one.claim.trial_id,
+            "new_receipt": json.dumps(one.receipt),
+            "new_partition": one.partition,
+        }
+        for one in made
+    ]
+    if rows:
+        connection.execute(_receipts_statement(), rows)
+
+
+@cache
+def _receipts_statement() -> sa.Update:
+    partition = sa.bindparam("new_partition", type_=hpo_trials.c.partition.type)
+    return (
+        hpo_trials.update()
+        .where(hpo_trials.c.study_uid == sa.bindparam("of_study"), hpo_trials.c.trial_id == sa.bindparam("of_trial"))
+        .values(
+            receipt=sa.bindparam("new_receipt", type_=hpo_trials.c.receipt.type),
+            partition=sa.func.coalesce(partition, hpo_trials.c.partition),
+        )
+    )
