@@ -78,7 +78,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study()
-    ledger = study.ledger("w", lease_seconds=0.3)
+    ledger = study.ledger("w", lease_seconds=2.0)
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     renew, failures = Ledger.renew_all, iter(range(100))
