@@ -16,10 +16,13 @@ from hpo import metrics, parts, space
 from hpo.config import Part, TrainConfig
 from hpo.errors import SpecError
 from hpo.space import Tree
-from hpo.train import groups, loop, losses, measures, warmup
+from hpo.train import groups, losses, measures, warmup
+from hpo.train.batches import steps_per_epoch
 from hpo.train.losses import Loss
 from hpo.train.penalties import Penalties
 from hpo.train.pixels import endless_batches
+from hpo.train.randomness import initial_model
+from hpo.train.run import Run
 from hpo.train.schedule import Schedule
 from hpo.train.watching import Watch
 
@@ -78,7 +81,7 @@ def build_run(
     accumulation: int = 1,
     dtype: torch.dtype | None = None,
     by_step: bool = False,
-) -> loop.Run:
+) -> Run:
     """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches.
 
     Raises SpecError if it cannot be built, or does not go with the images.
@@ -96,12 +99,12 @@ def build_run(
         model = parts.call("model", config.model, folder, shape, splits.num_classes)
         return models.prepare(model, endless_batches(splits.train.images, splits.mean, splits.std, PREPARING_BATCH))
 
-    model = loop.initial_model(build, seed)
+    model = initial_model(build, seed)
     model = model.to(device, dtype)
-    steps = loop.steps_per_epoch(len(splits.train.labels), training.batch_size)
+    steps = steps_per_epoch(len(splits.train.labels), training.batch_size)
     optimizer = parts.call("optimizer", config.optimizer, folder, model)
     groups.set_rates(optimizer)
-    return loop.Run(
+    return Run(
         model=model,
         optimizer=optimizer,
         schedule=schedule_of(config, steps, folder),

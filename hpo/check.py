@@ -21,7 +21,9 @@ from hpo.executors import Choice
 from hpo.lint import lint
 from hpo.space import Choices, Parameter, Tree
 from hpo.spec import StudySpec
-from hpo.train.loop import EpochResult, steps_per_epoch
+from hpo.train.batches import steps_per_epoch
+from hpo.train.epoch import EpochResult
+from hpo.train.loop import train
 from hpo.train.schedule import CurveSchedule
 from models.transfer import reuse
 
@@ -76,7 +78,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
         parameters=dict(space.parameters(tree)),
         model=str(table),
         weights=None if taken_over is None else str(taken_over),
-        epoch=next(iter(run.train())),
+        epoch=next(train(run)),
         device=assembly.device_name(device),
         choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
@@ -139,5 +141,5 @@ def _mark(
     rows = TRIED_STEPS * config.training.batch_size
     few = data.Split(images=splits.train.images[:rows], labels=splits.train.labels[:rows])
     run = assembly.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
-    next(iter(run.train()))
+    next(train(run))
     return [value.tolist() for value in run.model.state_dict().values()]

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from hpo import measured
 from hpo.receipt import processor
 from hpo.train import architecture
-from hpo.train.loop import Precision, Run, autocasting, number_type
+from hpo.train.precision import Precision, autocasting, number_type
+from hpo.train.run import Run
 
 WARM_UP_PASSES = 5
 PASSES = 50  # timed, at most, and three at least

@@ -18,11 +18,13 @@ from hpo.config import Stopping, TrainConfig, Training
 from hpo.receipt import processor
 from hpo.spec import StudySpec
 from hpo.train import architecture, forwards, sizing
+from hpo.train.epoch import EpochResult
 from hpo.train.forwards import Make
 from hpo.train.layers import Unstackable
-from hpo.train.loop import EpochResult, Loop, Run
+from hpo.train.loop import Loop
 from hpo.train.losses import own_kind
 from hpo.train.rowoptim import order_of
+from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.watching import Watch
 

@@ -26,8 +26,10 @@ from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import StudySpec
 from hpo.tensorboards import Boards
-from hpo.train import checkpoint, loop
-from hpo.train.loop import EpochResult
+from hpo.train import checkpoint, validation
+from hpo.train.batches import most_pieces
+from hpo.train.epoch import EpochResult
+from hpo.train.run import Run
 from hpo.train.stopping import overfits_since
 from hpo.view import trajectory
 
@@ -62,7 +64,7 @@ class Training:
         made_of += [self.executor] if self.executor != "loop" else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
-    def run(self, *, by_step: bool = False) -> loop.Run:
+    def run(self, *, by_step: bool = False) -> Run:
         """Return the run at epoch 0.
 
         Args:
@@ -78,7 +80,7 @@ class Training:
             by_step=by_step,
         )
 
-    def epochs(self, run: loop.Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
+    def epochs(self, run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
         """Train the run on as the receipt's trial was trained; the loop stands for several executors in a row."""
         choice = Choice(executor=self.executor if "+" not in self.executor else "loop", slots=1, why="a receipt")
         return executors.train(choice.build(run), run, stop)
@@ -116,7 +118,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     torch.set_num_threads(config.training.threads)
     device = assembly.pick_device()
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
-    if accumulation > 1 and config.training.batch_size // accumulation < loop.SMALLEST_PIECE:
+    if accumulation > most_pieces(config.training.batch_size):
         raise SpecError(
             f"{path}: receipt.accumulation = {accumulation}: cannot cut training.batch_size = "
             f"{config.training.batch_size} into so many micro-batches; remove it"
@@ -195,7 +197,7 @@ def train(
             return None
         before_test()
         metrics = _test(training, run, kept)
-        for name in loop.LOSS_AND_ACCURACY:
+        for name in validation.LOSS_AND_ACCURACY:
             boards.show_test(f"test_{name}", metrics[f"test_{name}"], run.epoch)
     if trajectory.can_draw():
         trajectory.draw(folder / trajectory.FILE, kept.steps.tolist(), kept.history, kept=metrics["epoch"])
@@ -221,7 +223,7 @@ class _Kept:
         training, validation = ([one[name] for one in self.history] for name in ("train_loss", "validation_loss"))
         return overfits_since(training, validation)
 
-    def take(self, training: Training, run: loop.Run, result: EpochResult) -> None:
+    def take(self, training: Training, run: Run, result: EpochResult) -> None:
         self.curve.append(result.judged(training.spec.metric))
         self.history.append({"epoch": float(result.epoch)} | result.numbers)
         self.steps = torch.cat([self.steps, torch.tensor(run.gauge.trajectory())])
@@ -229,11 +231,11 @@ class _Kept:
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
             self.weights = {name: tensor.detach().clone() for name, tensor in run.judged_weights().items()}
 
-    def save(self, training: Training, run: loop.Run, path: Path) -> None:
+    def save(self, training: Training, run: Run, path: Path) -> None:
         kept = {"curve": self.curve, "history": self.history, "weights": self.weights, "steps": self.steps}
         checkpoint.save(path, {"identity": training.identity, "run": run.state_dict(), **kept})
 
-    def resume(self, training: Training, run: loop.Run, path: Path) -> None:
+    def resume(self, training: Training, run: Run, path: Path) -> None:
         try:
             state = checkpoint.load(path)
         except CheckpointError as error:
@@ -255,13 +257,13 @@ def _open_folder(training: Training, folder: Path) -> None:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
 
-def _test(training: Training, run: loop.Run, kept: _Kept) -> dict[str, Any]:
+def _test(training: Training, run: Run, kept: _Kept) -> dict[str, Any]:
     """Open the test split with the weights that the study's rule stands for, and return everything measured."""
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
     assert rule is not None
     test = assembly.load_test(training.config, training.spec.seed, training.folder, training.device)
-    tested = loop.assess(
+    tested = validation.assess(
         run.model,
         test,
         mean=training.splits.mean,

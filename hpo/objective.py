@@ -22,7 +22,9 @@ from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.together import Seat, Together
-from hpo.train.loop import Loop, Run, can_halve
+from hpo.train.batches import can_halve
+from hpo.train.loop import Loop
+from hpo.train.run import Run
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from hpo.errors import CheckpointError
 from hpo.reports import Report
 from hpo.study import Study
 from hpo.train import checkpoint
-from hpo.train.loop import Run
+from hpo.train.run import Run
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

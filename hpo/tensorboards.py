@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from hpo.train.loop import EpochResult
+from hpo.train.epoch import EpochResult
 
 STEPS = "steps"  # the folder
 OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # as `Gauge.trajectory` has them

@@ -36,7 +36,8 @@ from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.storage import FAILURES
 from hpo.study import Study
-from hpo.train.loop import EpochResult, Run
+from hpo.train.epoch import EpochResult
+from hpo.train.run import Run
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

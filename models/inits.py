@@ -1,6 +1,6 @@
 """Initial weights by name, of the linear and convolution layers of a model; torch's own if nothing is said.
 
-Draws come from torch's global generator on the CPU, which `hpo.train.loop.initial_model` seeds.
+Draws come from torch's global generator on the CPU, which `hpo.train.randomness.initial_model` seeds.
 """
 
 from __future__ import annotations

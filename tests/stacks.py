@@ -16,7 +16,10 @@ from torch.optim import Optimizer
 import data
 from data import Source, Splits
 from hpo.seeds import derive
-from hpo.train.loop import EpochResult, Run, initial_model, steps_per_epoch
+from hpo.train.batches import steps_per_epoch
+from hpo.train.epoch import EpochResult
+from hpo.train.randomness import initial_model
+from hpo.train.run import Run
 from hpo.train.schedule import Schedule, after, constant
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward

@@ -18,7 +18,8 @@ from hpo import check, export, final, studyfile
 from hpo.config import Augment
 from hpo.errors import SpecError
 from hpo.seeds import derive
-from hpo.train.loop import Run
+from hpo.train import loop
+from hpo.train.run import Run
 from models import mlp
 from tests import stacks, test_together
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, train, weights
@@ -86,7 +87,7 @@ def state(run: Run) -> dict[str, Any]:
 
 
 def losses(run: Run) -> list[float]:
-    return [result.train_loss for result in run.train()]
+    return [result.train_loss for result in loop.train(run)]
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
@@ -103,7 +104,7 @@ def test_a_run_of_a_stack_is_augmented_as_alone_and_its_neighbours_are_as_if_it_
         results = train(stack_of(runs))
         for run, one in zip(runs, trials, strict=True):
             if dtype == torch.float64:
-                assert apart(numbers(results[run]), numbers(one.run().train())) <= 1e-10
+                assert apart(numbers(results[run]), numbers(loop.train(one.run()))) <= 1e-10
             else:
                 alone = one.run()
                 assert numbers(train(stack_of([alone]))[alone]) == numbers(results[run])
@@ -117,14 +118,14 @@ def test_a_batch_in_pieces_is_augmented_and_mixed_as_a_whole(splits: Splits, nam
         dataclasses.replace(trial(splits, STRENGTHS[name], options={"accumulation": count}), build=without_norm)
         for count in (1, 3)
     )
-    assert apart(numbers(whole.run().train()), numbers(pieces.run().train())) <= 1e-10
+    assert apart(numbers(loop.train(whole.run())), numbers(loop.train(pieces.run()))) <= 1e-10
 
 
 def test_an_epoch_left_amid_goes_on_with_its_own_draws(splits: Splits) -> None:
     one = trial(splits, STRENGTHS["all"])
     whole = losses(one.run())
     run = one.run()
-    assert list(run.train(stop_before(1))) == []
+    assert list(loop.train(run, stop_before(1))) == []
     other = one.run()
     other.load_state_dict(run.state_dict())
     assert losses(other) == whole
@@ -140,7 +141,7 @@ def test_epochs_and_seeds_have_draws_of_their_own(splits: Splits) -> None:
     run = trial(splits, STRENGTHS["all"]).run()
     first = shown(run)
     assert shown(run) == first
-    next(iter(run.train()))
+    next(iter(loop.train(run)))
     for other in (shown(run), shown(trial(splits, STRENGTHS["all"], seed=1).run())):
         assert [name for name in first if first[name] == other[name]] == []
     assert len(set(map(tuple, first["colour"]))) > 20

@@ -16,9 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from data import Splits
 from hpo import final
-from hpo.train import averaging, checkpoint
+from hpo.train import averaging, checkpoint, loop
 from hpo.train.averaging import Average, Averaging
-from hpo.train.loop import Run, evaluate
+from hpo.train.run import Run
+from hpo.train.validation import assess
 from models import cnn
 from tests import stacks
 from tests.stacks import CLASSES, Trial, stop_before
@@ -52,7 +53,7 @@ def test_ema_without_warm_up_is_torch_s(splits: Splits) -> None:
     run = trial_of(splits, averaging.ema(decay=0.8, warm_up=False)).run()
     reference = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
     watched(run, lambda: reference.update_parameters(run.model))
-    results = list(run.train())
+    results = list(loop.train(run))
     for name, tensor in reference.module.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(run.judged_weights()[name], tensor, rtol=1e-10, atol=1e-12)
@@ -64,7 +65,8 @@ def test_ema_without_warm_up_is_torch_s(splits: Splits) -> None:
 def judged_anew(run: Run) -> tuple[float, float]:
     net = copy.deepcopy(run.model)
     net.load_state_dict(run.judged_weights())
-    return evaluate(net, run.splits.validation, mean=run.splits.mean, std=run.splits.std)
+    found = assess(net, run.splits.validation, mean=run.splits.mean, std=run.splits.std)
+    return found["loss"], found["accuracy"]
 
 
 def test_the_decay_warms_up_as_tensorflow_s() -> None:
@@ -85,7 +87,7 @@ def test_swa_is_torch_s_with_batch_norm_s_statistics_anew(splits: Splits, build:
     plain = replace(trial_of(splits, averaging.none(), build)).run()
     reference = AveragedModel(run.model)
     results = []
-    for result, other in zip(run.train(), plain.train(), strict=True):
+    for result, other in zip(loop.train(run), loop.train(plain), strict=True):
         results.append(result)
         if result.epoch > 2:
             reference.update_parameters(plain.model)
@@ -93,7 +95,7 @@ def test_swa_is_torch_s_with_batch_norm_s_statistics_anew(splits: Splits, build:
         assert (result.validation_loss == other.validation_loss) == judged_as_trained
         assert result.train_loss == other.train_loss  # nothing of the average reaches the training
     run.epoch -= 1  # as when it was judged
-    update_bn(list(run._plain_batches()), reference.module)
+    update_bn(list(loop.plain_batches(run)), reference.module)
     for name, tensor in reference.module.state_dict().items():
         torch.testing.assert_close(run.judged_weights()[name], tensor, rtol=1e-10, atol=1e-12)
     assert judged_anew(run)[0] == pytest.approx(results[-1].validation_loss, rel=1e-12)
@@ -101,15 +103,15 @@ def test_swa_is_torch_s_with_batch_norm_s_statistics_anew(splits: Splits, build:
 
 def test_the_optimizer_s_own_weights_are_untouched(splits: Splits) -> None:
     averaged, plain = (trial_of(splits, found).run() for found in (averaging.swa(start=0.0), averaging.none()))
-    list(averaged.train())
-    list(plain.train())
+    list(loop.train(averaged))
+    list(loop.train(plain))
     for mine, theirs in zip(averaged.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
 
 
 def test_a_model_gets_its_own_weights_back_whatever_happens(splits: Splits) -> None:
     run = trial_of(splits, averaging.ema(decay=0.5)).run()
-    next(run.train())
+    next(loop.train(run))
     average, before = run.average, copy.deepcopy(run.model.state_dict())
     assert average is not None
 
@@ -146,7 +148,7 @@ class Tied(nn.Module):
 
 def test_tensors_of_several_names_are_averaged_once(splits: Splits) -> None:
     run = trial_of(splits, averaging.ema(decay=0.9, warm_up=False), Tied).run()
-    list(run.train())
+    list(loop.train(run))
     state = run.judged_weights()
     assert state.keys() == run.model.state_dict().keys()
     assert torch.equal(state["one.weight"], state["two.weight"])
@@ -158,13 +160,13 @@ def test_tensors_of_several_names_are_averaged_once(splits: Splits) -> None:
 def test_a_state_goes_through_a_file_and_is_copied(splits: Splits, tmp_path: Path, found: Averaging) -> None:
     trial = trial_of(splits, found)
     run = trial.run()
-    assert len(list(run.train(stop_before(6)))) == 1
+    assert len(list(loop.train(run, stop_before(6)))) == 1
     digest = checkpoint.save(tmp_path / "run.pt", run.state_dict())
     state = checkpoint.load(tmp_path / "run.pt", digest)
     other = trial.run()
     other.load_state_dict(state)
     left = copy.deepcopy(state)
-    results = [list(one.train()) for one in (other, run)]
+    results = [list(loop.train(one)) for one in (other, run)]
     assert [r.validation_loss for r in results[0]] == [r.validation_loss for r in results[1]]
     for name, tensor in other.judged_weights().items():
         assert torch.equal(tensor, run.judged_weights()[name])
@@ -204,7 +206,7 @@ def test_the_final_training_keeps_and_tests_the_average_and_replays_bit_for_bit(
     path.write_text(tomli_w.dumps(PINNED | {"value": "last"}))
     training = final.prepare(path)
     run = training.run()
-    results = list(run.train())
+    results = list(loop.train(run))
     metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet, before_test=lambda: None)
     assert metrics is not None
     assert [row["validation_loss"] for row in metrics["history"]] == [r.validation_loss for r in results]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hpo.train import loop
 from hpo.train.broadcast import FORMS, Broadcast
 from hpo.train.rowoptim import KINDS, order_of, own_state
 from hpo.train.rows import Rows
@@ -466,7 +467,7 @@ def test_trials_of_all_kinds_come_to_what_each_comes_to_alone() -> None:
     for trial, run in zip(some, runs, strict=True):
         alone = trial.run()
         assert trial.epochs * trial.steps >= 100
-        assert apart(numbers(results[run]), numbers(alone.train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(alone))) <= 1e-10
         theirs = weights(alone)
         assert all((tensor - theirs[name]).abs().max() <= 1e-10 for name, tensor in weights(run).items())
 
@@ -485,16 +486,16 @@ def test_slots_are_filled_again_whatever_the_kind() -> None:
                     stack.put(coming.pop(0))
         stack.compact()
     for trial, run in zip(some, runs, strict=True):
-        assert apart(numbers(results[run]), numbers(trial.run().train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(trial.run()))) <= 1e-10
 
 
 def test_a_run_that_was_left_amid_an_epoch_waits_for_the_others() -> None:
     some = [replace(trial, epochs=4) for trial in trials(5)]
     runs = [trial.run() for trial in some]
-    list(runs[1].train(stop_before(2)))  # left before its third batch
+    list(loop.train(runs[1], stop_before(2)))  # left before its third batch
     results = train(stack_of(runs))
     for trial, run in zip(some, runs, strict=True):
-        assert apart(numbers(results[run]), numbers(trial.run().train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(trial.run()))) <= 1e-10
 
 
 def test_a_schedule_of_momentum_reaches_every_row() -> None:
@@ -506,7 +507,7 @@ def test_a_schedule_of_momentum_reaches_every_row() -> None:
     runs = [trial.run() for trial in some]
     results = train(stack_of(runs))
     for trial, run in zip(some, runs, strict=True):
-        assert apart(numbers(results[run]), numbers(trial.run().train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(trial.run()))) <= 1e-10
 
 
 def test_a_saved_run_goes_on_alone() -> None:
@@ -517,7 +518,7 @@ def test_a_saved_run_goes_on_alone() -> None:
     for trial, run in zip(some, runs, strict=True):
         further = trial.run()
         further.load_state_dict(run.state_dict())
-        assert apart(numbers(further.train()), numbers(trial.run().train())[1:]) <= 1e-10
+        assert apart(numbers(loop.train(further)), numbers(loop.train(trial.run()))[1:]) <= 1e-10
 
 
 def test_gradients_are_clipped_row_by_row_before_the_step() -> None:
@@ -526,7 +527,7 @@ def test_gradients_are_clipped_row_by_row_before_the_step() -> None:
     runs = [trial.run() for trial in some]
     results = train(stack_of(runs))
     for trial, run in zip(some, runs, strict=True):
-        assert apart(numbers(results[run]), numbers(trial.run().train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(trial.run()))) <= 1e-10
 
 
 @pytest.mark.gpu

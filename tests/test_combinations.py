@@ -20,10 +20,11 @@ from data import Source, Splits, select
 from hpo import assembly, executors, parts
 from hpo.config import TrainConfig
 from hpo.spec import StudySpec
-from hpo.train import checkpoint
+from hpo.train import checkpoint, loop
+from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.loop import EpochResult, Run
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from tests import stacks
@@ -186,14 +187,14 @@ def test_a_run_left_amid_an_epoch_goes_on_and_a_replay_repeats_it(
 ) -> None:
     one, read = (Combination(seed, splits, alone=True) for splits in both)
     whole = one.run()
-    expected = (whole, list(whole.train()))
+    expected = (whole, list(loop.train(whole)))
     watched = one.run(by_step=True)  # as the final training's
-    assert_same(expected, (watched, list(watched.train())))
+    assert_same(expected, (watched, list(loop.train(watched))))
 
     run, stop = read.run(), stop_before(6)  # whose images are read batch by batch
-    results = list(run.train(stop))
+    results = list(loop.train(run, stop))
     run = through_a_file(run, read.run(), tmp_path / "state.pt")
-    assert_same(expected, (run, results + list(run.train())))
+    assert_same(expected, (run, results + list(loop.train(run))))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -207,7 +208,7 @@ def test_a_stack_comes_to_what_the_loop_comes_to(both: list[Splits], seed: int) 
     runs, alone = [each.run(torch.float64) for each in ones], [each.run(torch.float64) for each in ones]
     results = train(stack_of(runs))
     for run, other in zip(runs, alone, strict=True):
-        assert apart(numbers(results[run]), numbers(other.train())) <= 1e-10
+        assert apart(numbers(results[run]), numbers(loop.train(other))) <= 1e-10
         for name, tensor in tensors(other).items():
             torch.testing.assert_close(tensors(run)[name], tensor, rtol=1e-8, atol=1e-9)
 

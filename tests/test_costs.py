@@ -12,7 +12,8 @@ from torch import nn
 
 from hpo import assembly, costs, measured
 from hpo.config import TrainConfig
-from hpo.train.loop import Run
+from hpo.train import loop
+from hpo.train.run import Run
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -97,4 +98,4 @@ def test_measuring_leaves_a_run_as_it_was() -> None:
     measure(run, "params", "latency_ms", "memory_mb")
     assert torch.get_num_threads() == threads
     assert run.model.training
-    assert next(iter(run.train())).validation_loss == next(iter(other.train())).validation_loss
+    assert next(iter(loop.train(run))).validation_loss == next(iter(loop.train(other))).validation_loss

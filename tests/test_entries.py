@@ -13,7 +13,8 @@ import data
 from hpo import assembly, final, parts
 from hpo.config import TrainConfig
 from hpo.spec import StudySpec
-from hpo.train.loop import EpochResult
+from hpo.train import loop
+from hpo.train.epoch import EpochResult
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.schedule import SCHEDULES
 from hpo.train.warmup import WARMUPS
@@ -52,7 +53,7 @@ def test_two_epochs_lower_the_loss_and_the_export_trains_to_the_same(
     spec = parts.resolve(StudySpec.from_document(DOCUMENT | ENTRIES[name]), tmp_path)
     config = TrainConfig.from_tree(spec.tree)
     torch.set_num_threads(1)
-    results = list(assembly.build_run(config, splits, 5, tmp_path, torch.device("cpu")).train())
+    results = list(loop.train(assembly.build_run(config, splits, 5, tmp_path, torch.device("cpu"))))
     assert results[1].train_loss < results[0].train_loss
     assert results[1].validation_loss < results[0].validation_loss
 

@@ -16,6 +16,7 @@ from hpo import assembly, space, studyfile
 from hpo.config import TrainConfig
 from hpo.lint import lint
 from hpo.space import Choices
+from hpo.train import loop
 from tests.integration.test_commands import Shell, shell
 
 __all__ = ["shell"]  # a fixture
@@ -51,7 +52,7 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
         }
         config = TrainConfig.from_tree(space.middle(tree, taken))
         run = assembly.build_run(config, splits, number, found.code_folder, device)
-        result = next(run.train())
+        result = next(loop.train(run))
         assert math.isfinite(result.train_loss), taken
 
 

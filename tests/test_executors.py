@@ -15,7 +15,7 @@ from hpo.config import TrainConfig
 from hpo.executors import Choice
 from hpo.spec import StudySpec
 from hpo.train import sizing
-from hpo.train.loop import Run
+from hpo.train.run import Run
 from hpo.train.stack import Forward
 from tests.test_objective import DOCUMENT
 

@@ -22,7 +22,7 @@ from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.study import Study
-from hpo.train import checkpoint
+from hpo.train import checkpoint, loop
 from tests.test_objective import DOCUMENT
 from tests.trials import finish_claim
 
@@ -131,7 +131,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(best_file: Path, tmp_path:
     metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
     assert metrics is not None
     run = training.run()
-    for result in run.train():
+    for result in loop.train(run):
         if result.epoch == metrics["epoch"]:
             break
     kept = checkpoint.load(tmp_path / "run" / "weights.pt")

@@ -20,9 +20,9 @@ import data
 from hpo import assembly, options, parts, space, studyfile
 from hpo.config import TrainConfig
 from hpo.spec import StudySpec
-from hpo.train import architecture, forwards, stacked
+from hpo.train import architecture, forwards, loop, stacked
 from hpo.train.layers import Unstackable
-from hpo.train.loop import initial_model
+from hpo.train.randomness import initial_model
 from models import MODELS, SMALLEST, adopt_dropout, use_generator
 from models.activations import Activation
 from models.depth import StochasticDepth
@@ -91,7 +91,7 @@ def test_every_option_trains_on_the_digits_and_again_to_the_same_curve(
     digits: data.Splits, name: str, option: str
 ) -> None:
     config = config_of({"name": name, **SIZES[name], **OPTIONS[option]})
-    first, again = (list(assembly.build_run(config, digits, 3, Path(), CPU).train()) for _ in range(2))
+    first, again = (list(loop.train(assembly.build_run(config, digits, 3, Path(), CPU))) for _ in range(2))
     assert first[1].train_loss < first[0].train_loss
     assert [dataclasses.replace(r, seconds=0.0) for r in first] == [dataclasses.replace(r, seconds=0.0) for r in again]
 
@@ -301,5 +301,5 @@ def test_a_large_model_trains_on_enlarged_digits(digits: data.Splits, name: str)
     config = config.model_copy(
         update={"optimizer": config.optimizer.model_copy(update={"options": {"lr": 1e-4 if "v" in name else 1e-3}})}
     )
-    results = list(assembly.build_run(config, splits, 0, Path(), CPU).train())
+    results = list(loop.train(assembly.build_run(config, splits, 0, Path(), CPU)))
     assert results[-1].train_loss < 0.9 * results[0].train_loss

@@ -15,6 +15,7 @@ from hpo import assembly, final
 from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
+from hpo.train import loop
 
 PINNED: dict[str, Any] = {
     "name": "digits",
@@ -48,7 +49,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config, device = TrainConfig.from_tree(spec.tree), assembly.pick_device()
     torch.set_num_threads(config.training.threads)
     splits = assembly.load_splits(config, spec.seed, folder, device)
-    results = list(assembly.build_run(config, splits, 11, folder, device, accumulation=2).train())
+    results = list(loop.train(assembly.build_run(config, splits, 11, folder, device, accumulation=2)))
     curves = {name: [getattr(result, name) for result in results] for name in ("train_loss", "validation_loss")}
     return {"seed": 11, "accumulation": 2, "curves": curves}
 

@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from data import Splits
 from hpo.config import Training
 from hpo.executors import partition_of
-from hpo.train import groups
+from hpo.train import groups, loop
 from hpo.train.groups import joined, set_rates, split
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.rowoptim import KINDS, Kind
@@ -160,7 +160,7 @@ def test_runs_that_are_decayed_otherwise_share_a_stack_each_as_plain_torch(split
         monkeypatch.setattr(run.optimizer, "step", lambda: pytest.fail("torch's own step, for a row that we know"))
     results = train(stack_of(runs))
     assert apart([numbers(results[run]) for run in runs], expected) <= 1e-10
-    assert apart([numbers(trial.run().train()) for trial in trials], expected) <= 1e-10
+    assert apart([numbers(loop.train(trial.run())) for trial in trials], expected) <= 1e-10
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -182,10 +182,10 @@ def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_partition(splits: Spl
     trials = trial.several(2)
     runs = [one.run() for one in trials]
     results = train(stack_of(runs))
-    curves = [numbers(one.run().train()) for one in trials]
+    curves = [numbers(loop.train(one.run())) for one in trials]
     assert apart([numbers(results[run]) for run in runs], curves) <= 1e-10
     same = replace(trial, optimizer=ours("adamw", weight_decay=0.1))
-    assert apart(curves[0], numbers(same.run().train())) > 1e-4
+    assert apart(curves[0], numbers(loop.train(same.run()))) > 1e-4
     assert partition_of(same.run(), Training()) != partition_of(runs[0], Training())
 
 

@@ -30,7 +30,8 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together
-from hpo.train.loop import EpochResult, Run
+from hpo.train.epoch import EpochResult
+from hpo.train.run import Run
 from hpo.trial import LeasedTrial
 from tests.test_objective import DOCUMENT
 
@@ -69,17 +70,17 @@ class Weather:
         self.cut_after: int | None = None
         self.is_cut = False
         self.epoch_seconds = 0.0  # that each epoch takes longer in an outage
-        finish = Run._finish_epoch
+        close = Run.close_epoch
 
-        def finish_epoch(run: Run, started: float) -> EpochResult:
-            result = finish(run, started)
+        def close_epoch(run: Run, *measured: Any) -> EpochResult:
+            result = close(run, *measured)
             self.trained.append(result.epoch)
             if self.is_cut:
                 time.sleep(self.epoch_seconds)
             self.is_cut = self.is_cut or result.epoch == self.cut_after
             return result
 
-        monkeypatch.setattr(Run, "_finish_epoch", finish_epoch)
+        monkeypatch.setattr(Run, "close_epoch", close_epoch)
         for name in ("report", "record_checkpoint", "renew_all"):
             self._let_fail(monkeypatch, name)
 

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 import data
 from data import Source, Splits
 from hpo.seeds import derive
-from hpo.train import averaging, checkpoint, loop, losses, pixels
-from hpo.train.loop import EpochResult, Run, can_halve, evaluate, initial_model, steps_per_epoch
+from hpo.train import averaging, checkpoint, loop, losses, pixels, validation
+from hpo.train.batches import can_halve, steps_per_epoch
+from hpo.train.epoch import EpochResult
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.penalties import Penalties
+from hpo.train.randomness import initial_model
+from hpo.train.run import Run
 from hpo.train.schedule import constant, cosine, onecycle, plateau
+from hpo.train.validation import assess
 from models import Dropout, cnn, mlp
 
 EPOCHS, BATCH = 3, 16
@@ -124,10 +128,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("step", [0, 1, 3, STEPS - 1, STEPS, STEPS + 2, 2 * STEPS - 1, 3 * STEPS - 1])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(splits: Splits, tmp_path: Path, name: str, step: int) -> None:
     unbroken = make(splits, **CONFIGURATIONS[name])
-    expected = timeless(list(unbroken.train()))
+    expected = timeless(list(loop.train(unbroken)))
 
     first = make(splits, **CONFIGURATIONS[name])
-    results = list(first.train(stop_at(step)))
+    results = list(loop.train(first, stop_at(step)))
     assert len(results) == first.epoch == step // STEPS
     torch.randn(3)  # what happens to the global generator meanwhile is no matter
     digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
@@ -135,20 +139,20 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(splits: Splits, tmp_pa
     second = make(splits, **CONFIGURATIONS[name])
     second.load_state_dict(checkpoint.load(tmp_path / "run.pt", digest))
     torch.randn(3)
-    results += second.train()
+    results += loop.train(second)
     assert timeless(results) == expected
     assert same(state(second), state(unbroken))
 
 
 def test_a_state_that_was_loaded_is_not_changed_by_training_on(splits: Splits) -> None:
     first = make(splits)
-    next(first.train())
+    next(loop.train(first))
     left = copy.deepcopy(first.state_dict())
     results = []
     for _ in range(2):
         run = make(splits)
         run.load_state_dict(left)
-        results.append(timeless(list(run.train())))
+        results.append(timeless(list(loop.train(run))))
     assert results[0] == results[1]
     assert same(left, first.state_dict())
 
@@ -165,39 +169,39 @@ def test_a_run_on_a_gpu_resumes_amid_an_epoch(splits: Splits, tmp_path: Path) ->
         model = initial_model(Noisy, 7).cuda()
         return make(there, model=model, optimizer=OPTIMIZERS["adamw"](model.parameters(), lr=0.01))
 
-    expected = [result.validation_loss for result in on_gpu().train()]
+    expected = [result.validation_loss for result in loop.train(on_gpu())]
     first = on_gpu()
-    results = list(first.train(stop_at(STEPS + 2)))
+    results = list(loop.train(first, stop_at(STEPS + 2)))
     digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
     second = on_gpu()
     second.load_state_dict(checkpoint.load(tmp_path / "run.pt", digest))
-    results += second.train()
+    results += loop.train(second)
     assert [result.validation_loss for result in results] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_stopped_run_goes_on_in_place_even_batch_by_batch(splits: Splits) -> None:
-    expected = timeless(list(make(splits, build=Noisy).train()))
+    expected = timeless(list(loop.train(make(splits, build=Noisy))))
     run, results = make(splits, build=Noisy), []
     while not run.finished:
-        results += run.train(stop_at(1))
+        results += loop.train(run, stop_at(1))
         torch.randn(3)
     assert timeless(results) == expected
 
 
 def test_two_runs_in_turn_do_not_disturb_each_other(splits: Splits) -> None:
-    expected = [timeless(list(make(splits, build=Noisy, seed=seed).train())) for seed in (1, 2)]
-    pairs = zip(*(make(splits, build=Noisy, seed=seed).train() for seed in (1, 2)), strict=True)
+    expected = [timeless(list(loop.train(make(splits, build=Noisy, seed=seed)))) for seed in (1, 2)]
+    pairs = zip(*(loop.train(make(splits, build=Noisy, seed=seed)) for seed in (1, 2)), strict=True)
     assert [timeless(list(results)) for results in zip(*pairs, strict=True)] == expected
 
 
 def test_a_run_depends_on_its_seed(splits: Splits) -> None:
-    assert timeless(list(make(splits).train())) == timeless(list(make(splits).train()))
-    assert timeless(list(make(splits, seed=1).train())) != timeless(list(make(splits, seed=2).train()))
+    assert timeless(list(loop.train(make(splits)))) == timeless(list(loop.train(make(splits))))
+    assert timeless(list(loop.train(make(splits, seed=1)))) != timeless(list(loop.train(make(splits, seed=2))))
 
 
 def test_a_run_is_what_a_plain_loop_over_the_same_batches_does(splits: Splits) -> None:
     run = make(splits, lambda: mlp((1, 8, 8), 3, widths=[8, 6]))
-    results = list(run.train())
+    results = list(loop.train(run))
 
     model = initial_model(lambda: mlp((1, 8, 8), 3, widths=[8, 6]), 7)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
@@ -229,44 +233,44 @@ def test_a_run_is_what_a_plain_loop_over_the_same_batches_does(splits: Splits) -
 
 def test_dropout_draws_from_the_trial_and_not_from_the_global_generator(splits: Splits) -> None:
     run = make(splits)
-    list(run.train())
+    list(loop.train(run))
     generator = torch.Generator().manual_seed(derive(7, "global", EPOCHS - 1))
     assert torch.equal(torch.get_rng_state(), generator.get_state())
 
 
 def test_normalising_batch_by_batch_changes_no_bit(splits: Splits, monkeypatch) -> None:
-    expected = timeless(list(make(splits).train()))
+    expected = timeless(list(loop.train(make(splits))))
     monkeypatch.setattr(pixels, "FLOAT_COPY_BYTES", 0)
     pixels.pixels.cache_clear()
-    assert timeless(list(make(splits).train())) == expected
+    assert timeless(list(loop.train(make(splits)))) == expected
 
 
 def test_validation_in_several_batches_covers_every_image_once(splits: Splits, monkeypatch) -> None:
     model = initial_model(build_mlp, 0)
-    whole = evaluate(model, splits.validation, mean=splits.mean, std=splits.std)
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 7)
-    assert evaluate(model, splits.validation, mean=splits.mean, std=splits.std) == pytest.approx(whole, rel=1e-6)
+    whole = assess(model, splits.validation, mean=splits.mean, std=splits.std)
+    monkeypatch.setattr(validation, "EVALUATION_BATCH", 7)
+    assert assess(model, splits.validation, mean=splits.mean, std=splits.std) == pytest.approx(whole, rel=1e-6)
 
 
-def test_evaluate_gives_what_the_run_reports(splits: Splits) -> None:
+def test_assessing_gives_what_the_run_reports(splits: Splits) -> None:
     run = make(splits)
-    *_, last = run.train()
-    found = evaluate(run.model, splits.validation, mean=splits.mean, std=splits.std)
-    assert found == (last.validation_loss, last.validation_accuracy)
+    *_, last = loop.train(run)
+    found = assess(run.model, splits.validation, mean=splits.mean, std=splits.std)
+    assert found == {"loss": last.validation_loss, "accuracy": last.validation_accuracy}
 
 
 def test_a_model_in_float64_is_trained_in_float64(splits: Splits) -> None:
-    results = list(make(splits, lambda: build_mlp().double()).train())
-    single = list(make(splits).train())
+    results = list(loop.train(make(splits, lambda: build_mlp().double())))
+    single = list(loop.train(make(splits)))
     assert results[0].train_loss != single[0].train_loss
     assert results[0].train_loss == pytest.approx(single[0].train_loss, rel=1e-4)
 
 
 def test_bfloat16_keeps_weights_in_float32(splits: Splits) -> None:
     run = make(splits, precision="bfloat16")
-    results = list(run.train())
+    results = list(loop.train(run))
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    assert results[0].train_loss != next(make(splits).train()).train_loss
+    assert results[0].train_loss != next(loop.train(make(splits))).train_loss
     assert math.isfinite(results[-1].validation_loss)
 
 
@@ -283,28 +287,28 @@ def test_a_training_part_smaller_than_a_batch_is_trained_whole(splits: Splits) -
                 seen.append(len(x))
             return super().forward(x.flatten(1))
 
-    list(make(splits, lambda: Counting(64, 3), batch_size=1000).train())
+    list(loop.train(make(splits, lambda: Counting(64, 3), batch_size=1000)))
     assert seen == [84] * EPOCHS
 
 
 def test_stop_is_asked_before_every_batch(splits: Splits) -> None:
     asked: list[None] = []
-    list(make(splits).train(lambda: asked.append(None) is not None))
+    list(loop.train(make(splits), lambda: asked.append(None) is not None))
     assert len(asked) == EPOCHS * STEPS
 
 
 def test_a_finished_run_yields_nothing_more(splits: Splits) -> None:
     run = make(splits)
     assert not run.finished
-    assert [result.epoch for result in run.train()] == [1, 2, 3]
+    assert [result.epoch for result in loop.train(run)] == [1, 2, 3]
     assert run.finished
-    assert list(run.train()) == []
+    assert list(loop.train(run)) == []
 
 
 def test_a_loss_that_is_not_finite_is_reported_and_not_raised(splits: Splits) -> None:
     model = initial_model(build_mlp, 0)
     run = make(splits, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1e30))
-    results = list(run.train())
+    results = list(loop.train(run))
     assert len(results) == EPOCHS
     assert not math.isfinite(results[-1].train_loss)
     assert not math.isfinite(results[-1].validation_loss)
@@ -312,7 +316,7 @@ def test_a_loss_that_is_not_finite_is_reported_and_not_raised(splits: Splits) ->
 
 def test_the_state_may_be_taken_between_epochs_but_not_within_one(splits: Splits) -> None:
     run = make(splits)
-    next(run.train())
+    next(loop.train(run))
     assert run.state_dict()["batch"] == 0
 
     def stop() -> bool:
@@ -320,15 +324,15 @@ def test_the_state_may_be_taken_between_epochs_but_not_within_one(splits: Splits
         return False
 
     with pytest.raises(RuntimeError, match=r"amid epoch 2.*let `stop` end"):
-        list(run.train(stop))
+        list(loop.train(run, stop))
 
 
 def test_time_spent_before_a_stop_counts(splits: Splits) -> None:
     run = make(splits)
-    list(run.train(stop_at(STEPS - 1)))
+    list(loop.train(run, stop_at(STEPS - 1)))
     spent = run.state_dict()["seconds"]
     assert spent > 0
-    assert next(run.train()).seconds > spent
+    assert next(loop.train(run)).seconds > spent
     assert run.state_dict()["seconds"] == 0.0
 
 
@@ -375,8 +379,8 @@ def numbers(results: list[EpochResult]) -> list[float]:
 @pytest.mark.parametrize("accumulation", [2, 3, 4])
 def test_micro_batches_train_as_whole_batches_do(splits: Splits, kind: str, accumulation: int) -> None:
     whole, pieces = make_plain(splits, kind), make_plain(splits, kind, accumulation=accumulation)
-    expected = numbers(list(whole.train()))
-    assert numbers(list(pieces.train())) == pytest.approx(expected, rel=0, abs=1e-10)
+    expected = numbers(list(loop.train(whole)))
+    assert numbers(list(loop.train(pieces))) == pytest.approx(expected, rel=0, abs=1e-10)
     for one, other in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
@@ -384,7 +388,7 @@ def test_micro_batches_train_as_whole_batches_do(splits: Splits, kind: str, accu
 def test_a_batch_that_does_not_divide_evenly_weighs_each_row_the_same(splits: Splits) -> None:
     runs = [make_plain(splits, batch_size=7, accumulation=pieces) for pieces in (1, 3)]
     for run in runs:
-        assert list(run.train(stop_at(1))) == []  # one batch, its gradients still there
+        assert list(loop.train(run, stop_at(1))) == []  # one batch, its gradients still there
     for one, other in zip(*(run.model.parameters() for run in runs), strict=True):
         assert one.grad is not None
         assert other.grad is not None
@@ -394,33 +398,33 @@ def test_a_batch_that_does_not_divide_evenly_weighs_each_row_the_same(splits: Sp
 
 def test_an_accumulation_of_one_changes_no_bit(splits: Splits) -> None:
     plain, one = make(splits), make(splits, accumulation=1)
-    assert timeless(list(one.train())) == timeless(list(plain.train()))
+    assert timeless(list(loop.train(one))) == timeless(list(loop.train(plain)))
     assert same(state(one), state(plain))
 
 
 def test_stop_is_asked_before_every_batch_and_not_before_every_micro_batch(splits: Splits) -> None:
     asked: list[None] = []
-    list(make(splits, accumulation=4).train(lambda: asked.append(None) is not None))
+    list(loop.train(make(splits, accumulation=4), lambda: asked.append(None) is not None))
     assert len(asked) == EPOCHS * STEPS
 
 
 def test_a_micro_batch_has_two_images_where_the_training_part_is_smaller_than_a_batch(splits: Splits) -> None:
     few = data.Split(images=splits.train.images[:5], labels=splits.train.labels[:5])
     run = make_plain(dataclasses.replace(splits, train=few), accumulation=8)
-    list(run.train())
+    list(loop.train(run))
     assert run.model.taken[True] == [3, 2] * EPOCHS
 
 
 def test_validation_takes_fewer_images_at_once_with_micro_batches(splits: Splits, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 9)
+    monkeypatch.setattr(validation, "EVALUATION_BATCH", 9)
     images = len(splits.validation.labels)
     for accumulation, size in ((1, 9), (2, 4), (4, 2)):
         run = make_plain(splits, accumulation=accumulation)
-        next(run.train())
+        next(loop.train(run))
         assert run.model.taken[False] == [min(size, images - start) for start in range(0, images, size)]
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 1)
+    monkeypatch.setattr(validation, "EVALUATION_BATCH", 1)
     run = make_plain(splits, accumulation=4)
-    next(run.train())
+    next(loop.train(run))
     assert run.model.taken[False] == [1] * images
 
 
@@ -434,7 +438,7 @@ def test_an_accumulation_that_leaves_fewer_than_two_images_is_refused(
 
 
 def test_a_batch_of_one_image_is_trained_whole_and_never_cut(splits: Splits) -> None:
-    next(make(splits, Noisy, batch_size=1).train())
+    next(loop.train(make(splits, Noisy, batch_size=1)))
     with pytest.raises(ValueError, match=r"from 1 to 1$"):
         make(splits, batch_size=1, accumulation=2)
 
@@ -489,14 +493,14 @@ def test_images_laid_out_for_convolutions_are_the_same_images(channels: int) -> 
 
 def test_a_run_lays_images_out_for_convolutions_and_leaves_weights_and_states_as_they_are(splits: Splits) -> None:
     run = make(splits, build_cnn)
-    assert run._layout is pixels.channels_last
-    assert make(splits, build_mlp)._layout is pixels.as_they_lie
-    list(run.train())
+    assert run.layout is pixels.channels_last
+    assert make(splits, build_mlp).layout is pixels.as_they_lie
+    list(loop.train(run))
     tensors = [*run.model.parameters(), *(t for s in run.optimizer.state.values() for t in s.values() if t.ndim)]
     assert all(tensor.is_contiguous() for tensor in tensors)
 
 
 def test_a_model_that_goes_by_memory_gets_its_images_as_they_lie(splits: Splits) -> None:
     run = make(splits, Viewing)
-    assert run._layout is pixels.as_they_lie
-    assert [result.epoch for result in run.train()] == [1, 2, 3]
+    assert run.layout is pixels.as_they_lie
+    assert [result.epoch for result in loop.train(run)] == [1, 2, 3]

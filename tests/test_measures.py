@@ -16,9 +16,10 @@ from torch import Tensor
 from hpo import metrics, parts
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
-from hpo.train import measures
-from hpo.train.loop import Run, assess
+from hpo.train import loop, measures
+from hpo.train.run import Run
 from hpo.train.stack import Stack
+from hpo.train.validation import assess
 from hpo.train.vmapped import VmapForward
 from hpo.train.watching import Watch
 from tests.stacks import Trial, digits, stack_of, train
@@ -124,7 +125,7 @@ TRIAL = Trial(splits=digits(), epochs=3, options={"watch": Watch(metrics=ALL)})
 
 def test_the_loop_measures_what_scikit_learn_does_and_the_last_epoch_s_values_come_again() -> None:
     run = TRIAL.run()
-    *_, last = run.train()
+    *_, last = loop.train(run)
     validation = run.splits.validation
     with torch.no_grad():
         logits = run.model(next(run.validation_images.split(1000)))
@@ -137,8 +138,8 @@ def test_the_loop_measures_what_scikit_learn_does_and_the_last_epoch_s_values_co
 
 def test_metrics_change_nothing_of_a_training() -> None:
     plain = replace(TRIAL, options={}).run()
-    assert [replace(one, seconds=0.0) for one in plain.train()] == [
-        replace(one, seconds=0.0, watched={}) for one in TRIAL.run().train()
+    assert [replace(one, seconds=0.0) for one in loop.train(plain)] == [
+        replace(one, seconds=0.0, watched={}) for one in loop.train(TRIAL.run())
     ]
 
 
@@ -156,7 +157,7 @@ def test_a_stack_measures_each_run_as_the_loop_does(make: Callable[[list[Run]], 
     runs = [trial.run() for trial in trials]
     stacked = train(make(runs))
     for run, trial in zip(runs, trials, strict=True):
-        for one, other in zip(stacked[run], trial.run().train(), strict=True):
+        for one, other in zip(stacked[run], loop.train(trial.run()), strict=True):
             assert one.watched.keys() == other.watched.keys() == {f"validation_{name}" for name in ALL}
             assert np.allclose(list(one.watched.values()), list(other.watched.values()), rtol=0, atol=1e-9)
 

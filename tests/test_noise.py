@@ -19,7 +19,7 @@ def run(seed: int, *shares: float) -> Any:
     model = nn.Sequential(*map(Dropout, shares))
     generator = torch.Generator().manual_seed(seed)
     use_generator(model, generator)
-    return SimpleNamespace(model=model, dropout=generator)
+    return SimpleNamespace(model=model, randomness=SimpleNamespace(dropout=generator))
 
 
 def noise(runs: list[Any], count: int = 0, dtype: torch.dtype = torch.float32) -> Noise:
@@ -73,7 +73,7 @@ def test_images_that_fill_a_batch_draw_nothing(layout: str) -> None:
 def test_where_no_row_drops_anything_nothing_is_drawn() -> None:
     runs = [run(1, 0.0), run(2, 0.0)]
     assert noise(runs).factors("0", 8) is None
-    assert torch.equal(runs[0].dropout.get_state(), run(1).dropout.get_state())
+    assert torch.equal(runs[0].randomness.dropout.get_state(), run(1).randomness.dropout.get_state())
 
 
 def test_a_row_without_dropout_draws_nothing_beside_one_with() -> None:
@@ -81,8 +81,8 @@ def test_a_row_without_dropout_draws_nothing_beside_one_with() -> None:
     factors = noise(runs).factors("0", 8)
     assert factors is not None
     assert factors[0].eq(1).all()
-    assert torch.equal(runs[0].dropout.get_state(), run(1).dropout.get_state())
-    assert not torch.equal(runs[1].dropout.get_state(), run(2).dropout.get_state())
+    assert torch.equal(runs[0].randomness.dropout.get_state(), run(1).randomness.dropout.get_state())
+    assert not torch.equal(runs[1].randomness.dropout.get_state(), run(2).randomness.dropout.get_state())
 
 
 def test_a_row_that_waits_keeps_its_generator() -> None:

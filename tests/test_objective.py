@@ -27,6 +27,7 @@ from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.train import loop
 from hpo.trial import LeasedTrial
 from tests.trials import end_trial
 
@@ -278,7 +279,7 @@ def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_th
     cpu = torch.device("cpu")
     splits = assembly.load_splits(config, 0, tmp_path, cpu)
     run = assembly.build_run(config, splits, result.receipt["seed"], tmp_path, cpu, accumulation=4)
-    assert [epoch.validation_accuracy for epoch in run.train()] == result.curves["validation_accuracy"]
+    assert [epoch.validation_accuracy for epoch in loop.train(run)] == result.curves["validation_accuracy"]
 
 
 def test_a_trial_that_trains_for_too_long_is_pruned_with_what_it_has(make_digits: Callable[..., Study]) -> None:

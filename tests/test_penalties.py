@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpo.train import loop
 from hpo.train.penalties import Penalties, units_of, weights_of
 from models import cnn
 from tests import stacks
@@ -100,14 +101,14 @@ def test_l2_is_coupled_weight_decay_of_the_weights() -> None:
         return torch.optim.SGD(groups, lr=lr)
 
     trial = Trial(splits=stacks.digits(), epochs=3)
-    expected = numbers(replace(trial, optimizer=decayed).run().train())
-    assert apart(numbers(replace(trial, options={"penalised": Penalties(l2=0.1)}).run().train()), expected) <= 1e-10
+    expected = numbers(loop.train(replace(trial, optimizer=decayed).run()))
+    assert apart(numbers(loop.train(replace(trial, options={"penalised": Penalties(l2=0.1)}).run())), expected) <= 1e-10
 
 
 def test_penalties_come_before_the_gradient_is_clipped() -> None:
     trial = Trial(splits=stacks.digits(), epochs=1, options={"penalised": Penalties(l1=100.0), "clip_norm": 1e-3})
     run = trial.run()
     before = [p.detach().clone() for p in run.model.parameters()]
-    list(run.train())
+    list(loop.train(run))
     moved = torch.stack([(p - b).norm() for p, b in zip(run.model.parameters(), before, strict=True)]).norm()
     assert moved <= trial.steps * trial.lr * 1e-3 * (1 + 1e-6)

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits, Strength
-from hpo.train import averaging, checkpoint, forwards, losses
+from hpo.train import averaging, checkpoint, forwards, loop, losses
+from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.loop import EpochResult, Run
 from hpo.train.losses import Loss
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.penalties import Penalties
+from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import Dropout, cnn
@@ -78,7 +79,7 @@ def test_each_run_of_a_stack_comes_to_what_it_comes_to_in_the_loop(splits: Split
     runs, alone = [one.run() for one in ones], [one.run() for one in ones]
     results = train(stack_of(runs))
     for run, other in zip(runs, alone, strict=True):
-        expected = list(other.train())
+        expected = list(loop.train(other))
         assert apart(numbers(results[run]), numbers(expected)) <= EQUAL
         for name, tensor in other.judged_weights().items():
             torch.testing.assert_close(run.judged_weights()[name], tensor, rtol=1e-8, atol=1e-9)
@@ -94,7 +95,7 @@ def test_in_vmap_s_forward_pass_too(splits: Splits) -> None:
         stack.put(run)
     results = train(stack)
     for run, one in zip(runs, ones, strict=True):
-        assert apart(numbers(results[run]), numbers(one.run().train())) <= EQUAL
+        assert apart(numbers(results[run]), numbers(loop.train(one.run()))) <= EQUAL
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -158,9 +159,9 @@ def test_runs_come_and_go_and_the_loop_takes_one_on(splits: Splits) -> None:
     stack.compact()
     results.append(stack.train_epoch()[0])
     stack.remove(run)
-    results += run.train()
-    assert apart(numbers(results), numbers(ones["averaged"].run().train())) <= EQUAL
-    assert apart(numbers(guests[0].train()), numbers(ones["mse"].run().train())[1:]) <= EQUAL
+    results += loop.train(run)
+    assert apart(numbers(results), numbers(loop.train(ones["averaged"].run()))) <= EQUAL
+    assert apart(numbers(loop.train(guests[0])), numbers(loop.train(ones["mse"].run()))[1:]) <= EQUAL
 
 
 def test_weights_averaged_by_epoch_are_stacked_where_no_batch_norm_is(splits: Splits) -> None:
@@ -170,7 +171,7 @@ def test_weights_averaged_by_epoch_are_stacked_where_no_batch_norm_is(splits: Sp
     runs = [one.run() for one in ones]
     results = train(stack_of(runs))
     for run, one in zip(runs, ones, strict=True):
-        assert apart(numbers(results[run]), numbers(one.run().train())) <= EQUAL
+        assert apart(numbers(results[run]), numbers(loop.train(one.run()))) <= EQUAL
     assert runs[0].average is not None
     assert runs[0].average.count == 3
 
@@ -193,7 +194,7 @@ def test_losses_of_ones_own_are_stacked_among_themselves(splits: Splits) -> None
     runs = [one.run() for one in ones]
     results = train(stack_of(runs))
     for run, one in zip(runs, ones, strict=True):
-        assert apart(numbers(results[run]), numbers(one.run().train())) <= EQUAL
+        assert apart(numbers(results[run]), numbers(loop.train(one.run()))) <= EQUAL
     stack, stranger = stack_of([ones[0].run()], slots=2), trials(splits, batch_size=21)["bce"].run()
     with pytest.raises(Unstackable, match=r"differs from those of the stack: loss$"):
         stack.put(stranger)

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from data import Splits
-from hpo.train import checkpoint
+from hpo.train import checkpoint, loop
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.rowoptim import order_of, own_state, stepper
 from hpo.train.rows import Rows
@@ -154,7 +154,7 @@ def test_curves_and_weights_are_those_of_the_loop_and_of_plain_torch(splits: Spl
     results = train(stack_of(runs))
     expected = [trial.by_plain_torch() for trial in trials]
     assert apart([numbers(results[run]) for run in runs], expected) <= EQUAL
-    assert apart([numbers(run.train()) for run in alone], expected) <= EQUAL
+    assert apart([numbers(loop.train(run)) for run in alone], expected) <= EQUAL
     for one, other in zip(runs, alone, strict=True):
         torch.testing.assert_close(stacks.weights(one), stacks.weights(other), rtol=0, atol=1e-9)
         torch.testing.assert_close(  # same keys too, where there is a state at all
@@ -208,7 +208,7 @@ def test_a_run_moves_between_executors(splits: Splits, name: str, way: str) -> N
             stack.remove(run)
             stack.train_epoch()  # its place is no more its own
         else:
-            training = run.train()
+            training = loop.train(run)
             results += [next(training) for _ in range(3)]
             training.close()
     assert apart(numbers(results), one.by_plain_torch()) <= EQUAL

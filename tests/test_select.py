@@ -14,6 +14,7 @@ from hpo import assembly, parts, studyfile
 from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
+from hpo.train import loop
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -177,7 +178,7 @@ def test_files_are_looked_up_beside_the_study_file(tmp_path: Path) -> None:
 def test_the_made_up_images_are_learnt(tmp_path: Path) -> None:
     config = TrainConfig.from_tree(spec(tmp_path, name="fake", count=500).tree)
     run = assembly.build_run(config, splits(tmp_path, name="fake", count=500), 0, tmp_path, torch.device("cpu"))
-    results = list(run.train())[:2]
+    results = list(loop.train(run))[:2]
     assert results[1].train_loss < results[0].train_loss
 
 

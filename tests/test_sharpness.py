@@ -18,9 +18,10 @@ from hpo import assembly, executors, parts
 from hpo.config import TrainConfig, Training
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
+from hpo.train import loop
 from hpo.train.layers import Unstackable
-from hpo.train.loop import Run
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.run import Run
 from hpo.train.schedule import Rate
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
@@ -70,7 +71,7 @@ def test_every_step_is_the_formulas_whatever_the_optimizer(splits: Splits, name:
     run, model = one.run(), one.model()
     by_formula = ByFormula(model, one.optimizer(model.parameters(), lr=one.lr), RHO)
     images = (splits.train.images.double() - splits.mean.double().view(-1, 1, 1)) / splits.std.double().view(-1, 1, 1)
-    for result in run.train():
+    for result in loop.train(run):
         twin = one.run()
         twin.epoch = result.epoch - 1
         losses = [by_formula.step_on(images[rows], splits.train.labels[rows]) for rows in twin.order().split(20)]
@@ -111,20 +112,20 @@ def test_the_second_pass_leaves_weights_statistics_losses_and_draws_alone(
     options = {"accumulation": accumulation}
     common: dict[str, Any] = {"build": build, "schedule": still, "options": options, "dtype": torch.float32}
     sharp, plain = (trial(splits, rho=rho, **common).run() for rho in (RHO, 0.0))
-    assert apart(numbers(sharp.train()), numbers(plain.train())) == 0.0
+    assert apart(numbers(loop.train(sharp)), numbers(loop.train(plain))) == 0.0
     before, after = states(plain), states(sharp)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert torch.equal(sharp.dropout.get_state(), plain.dropout.get_state())
+    assert torch.equal(sharp.randomness.dropout.get_state(), plain.randomness.dropout.get_state())
 
 
 def test_micro_batches_climb_together(splits: Splits) -> None:
     build = partial(mlp, (1, 8, 8), stacks.CLASSES, widths=[7], norm="none")
     whole, pieces = (trial(splits, build=build, options={"accumulation": count}).run() for count in (1, 4))
-    assert apart(numbers(whole.train()), numbers(pieces.train())) <= 1e-10
+    assert apart(numbers(loop.train(whole)), numbers(loop.train(pieces))) <= 1e-10
 
 
 def test_it_trains_otherwise_than_without(splits: Splits) -> None:
-    sharp, plain = (numbers(trial(splits, rho=rho).run().train()) for rho in (RHO, 0.0))
+    sharp, plain = (numbers(loop.train(trial(splits, rho=rho).run())) for rho in (RHO, 0.0))
     assert apart(sharp, plain) > 1e-3
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn, optim
 
 import data
 from data import Splits
-from hpo.train import checkpoint, schedule
+from hpo.train import checkpoint, loop, schedule
+from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.loop import EpochResult, Run
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from hpo.train.warmup import before, linear
@@ -126,7 +127,7 @@ def test_a_plateau_is_each_runs_own(splits: Splits) -> None:
     for run, one in zip(runs, trials, strict=True):
         factors = [result.learning_rate / one.lr for result in results[run]]
         assert factors[0] == 1.0 > factors[-1]
-        assert factors == pytest.approx([result.learning_rate / one.lr for result in one.run().train()])
+        assert factors == pytest.approx([result.learning_rate / one.lr for result in loop.train(one.run())])
     assert len({tuple(result.learning_rate / 0.02 for result in results[run]) for run in runs}) == 2
 
 
@@ -154,7 +155,7 @@ def test_what_the_optimizer_was_not_given_stays_and_counts_in_no_norm(splits: Sp
     before = weights(run)
     stack = stack_of([trial.several(2)[1].run(), run])
     results = train(stack)[run]
-    assert apart(numbers(results), numbers(alone.train())) <= EQUAL
+    assert apart(numbers(results), numbers(loop.train(alone))) <= EQUAL
     after = weights(run)
     changed = {name for name, parameter in run.model.named_parameters() if not torch.equal(before[name], after[name])}
     assert len(changed) == 2
@@ -241,7 +242,7 @@ def test_in_bfloat16_a_stack_comes_close_to_the_loop(real: Splits) -> None:
     results = train(stack_of(runs))
     assert {p.dtype for run in runs for p in run.model.parameters()} == {torch.float32}
     for run, one in zip(runs, trials, strict=True):
-        assert apart(numbers(results[run]), numbers(one.run().train())) < 0.02
+        assert apart(numbers(results[run]), numbers(loop.train(one.run()))) < 0.02
 
 
 # --- bit for bit: no trace of row, neighbours and K ---------------------------------------------------------------------
@@ -472,7 +473,7 @@ def test_a_run_amid_an_epoch_moves_to_the_loop_and_back(splits: Splits) -> None:
     stack = stack_of([run, trial.several(2)[1].run()])
     assert stack.train_epoch(stop_before(1)) == []
     stack.remove(run)
-    assert list(run.train(stop_before(2))) == []
+    assert list(loop.train(run, stop_before(2))) == []
     stack.train_epoch()
     stack.put(run)
     results = train(stack)[run]
@@ -495,7 +496,7 @@ def test_a_run_that_was_removed_is_its_own(splits: Splits) -> None:
     stack.train_epoch()
     assert_same(state(run), before)
     stack.remove(other)
-    assert len(list(run.train())) == len(list(other.train())) + 2 == trial.epochs
+    assert len(list(loop.train(run))) == len(list(loop.train(other))) + 2 == trial.epochs
 
 
 def test_a_run_that_was_removed_counts_its_losses_for_itself(splits: Splits) -> None:
@@ -509,11 +510,11 @@ def test_a_run_that_was_removed_counts_its_losses_for_itself(splits: Splits) -> 
     found: list[EpochResult] = []
 
     def train_the_other() -> bool:
-        found.extend(run.train(stop_before(1)))
+        found.extend(loop.train(run, stop_before(1)))
         return False
 
     results = stack.train_epoch(train_the_other)
-    found.extend(run.train())
+    found.extend(loop.train(run))
     assert measured(results) == alone_in_a_stack(trial.several(2)[1])[0][:1]
     assert apart(numbers(found), trial.by_plain_torch()[1:]) <= EQUAL
 
@@ -535,7 +536,7 @@ def test_a_slots_file_is_as_small_as_a_runs_alone(splits: Splits, tmp_path: Path
     kind = kinds.get(name) or OPTIMIZERS[name]
     trial = Trial(splits=splits, optimizer=kind, build=lambda: mlp((1, 8, 8), CLASSES, widths=[200, 100]), epochs=2)
     alone, runs = trial.run(), [trial.run() for trial in trial.several(8)]
-    next(alone.train())
+    next(loop.train(alone))
     stack = stack_of(runs)
     stack.train_epoch()
     for index, run in enumerate((alone, runs[0], runs[5])):

@@ -23,7 +23,8 @@ from hpo.history import history
 from hpo.space import lift, middle
 from hpo.spec import StudySpec
 from hpo.study import Study
-from hpo.train.loop import Run
+from hpo.train import loop
+from hpo.train.run import Run
 from hpo.train.stopping import verdict
 from hpo.view.live import history_text, to_json
 from tests.stacks import Trial, digits, stop_before
@@ -177,17 +178,17 @@ def test_what_was_parked_stops_where_it_would_have_unbroken(
 def test_a_state_of_a_run_that_has_stopped_is_finished() -> None:
     trial = Trial(splits=digits(), epochs=9, options={"stopping": Stopping(**AFTER_TWO)})
     run, other = trial.run(), trial.run()
-    assert len(list(run.train())) == 2
+    assert len(list(loop.train(run))) == 2
     assert run.finished
     other.load_state_dict(run.state_dict())
     assert other.finished
     assert other.stopped_by == run.stopped_by
-    assert list(other.train()) == []
+    assert list(loop.train(other)) == []
 
 
 def test_in_its_last_epoch_a_run_ends_by_having_had_all() -> None:
     run = Trial(splits=digits(), epochs=2, options={"stopping": Stopping(**AFTER_TWO)}).run()
-    assert len(list(run.train())) == 2
+    assert len(list(loop.train(run))) == 2
     assert run.stopped_by is None
 
 
@@ -196,13 +197,13 @@ def test_a_run_stops_by_its_time_counted_over_a_pause() -> None:
         return Trial(splits=digits(), epochs=100, options={"stopping": Stopping(max_seconds=5.0)}).run()
 
     run = make()
-    list(run.train(stop_before(6)))
+    list(loop.train(run, stop_before(6)))
     state = run.state_dict()
     state["seconds"] = 4.9  # spent on the epoch under way
     state["curves"]["seconds"] = [0.2]
     other = make()
     other.load_state_dict(state)
-    assert len(list(other.train())) == 1
+    assert len(list(loop.train(other))) == 1
     assert (other.stopped_by or "").startswith("stopping.max_seconds = 5: trained for 5.1")
 
 

@@ -18,8 +18,10 @@ from data import SOURCES, Source, Split, Splits, Stored, Strength, select
 from data import stored as storing
 from hpo.failures import Kind, kind_of
 from hpo.train import forwards, loop
-from hpo.train.loop import Run
 from hpo.train.pixels import AHEAD, pixels
+from hpo.train.randomness import initial_model
+from hpo.train.run import Run
+from hpo.train.validation import assess
 from tests.stacks import Trial, stack_of, stop_before, train, weights
 from tests.test_loop import Noisy, build_cnn, build_mlp, make, timeless
 
@@ -57,8 +59,8 @@ def test_what_is_known_of_the_data_is_the_same(options: dict[str, Any], monkeypa
     everything = torch.arange(len(resident.train.images))
     assert torch.equal(streamed.train.images.take(everything), resident.train.images)
     tests = [data.load_test(select(source(), resident=r, **options), split_seed=0, device="cpu") for r in (True, False)]
-    model = loop.initial_model(build_mlp, 0)
-    evaluated = [loop.evaluate(model, test, mean=resident.mean, std=resident.std) for test in tests]
+    model = initial_model(build_mlp, 0)
+    evaluated = [assess(model, test, mean=resident.mean, std=resident.std) for test in tests]
     assert evaluated[0] == evaluated[1]
 
 
@@ -75,10 +77,10 @@ def test_the_loop_trains_the_same_also_when_it_was_stopped_amid_an_epoch(
 ) -> None:
     resident, streamed = both()
     whole = make(resident, build, **options)
-    expected = timeless(list(whole.train()))
+    expected = timeless(list(loop.train(whole)))
     run = make(streamed, build, **options)
-    assert list(run.train(stop_before(2))) == []
-    assert timeless(list(run.train())) == expected
+    assert list(loop.train(run, stop_before(2))) == []
+    assert timeless(list(loop.train(run))) == expected
     assert same(weights(whole), weights(run))
 
 
@@ -88,7 +90,7 @@ def test_a_stack_trains_the_same_also_with_a_run_that_comes_amid_an_epoch() -> N
         runs = [
             trial.run() for trial in Trial(splits=splits, epochs=3, dtype=torch.float32, options=options).several(3)
         ]
-        assert list(runs[2].train(stop_before(2))) == []
+        assert list(loop.train(runs[2], stop_before(2))) == []
         results = train(stack_of(runs, 4))
         return [timeless(results[run]) for run in runs], [weights(run) for run in runs]
 
@@ -137,7 +139,7 @@ def test_an_error_of_the_disk_is_the_trial_s_data_error() -> None:
     splits = load(resident=True)
     broken = Split(images=Broken(store=source().images, rows=torch.arange(84)), labels=splits.train.labels)
     with pytest.raises(OSError, match="Input/output error") as caught:
-        list(make(data.Splits(**{**vars(splits), "train": broken})).train())
+        list(loop.train(make(data.Splits(**{**vars(splits), "train": broken}))))
     assert kind_of(caught.value) is Kind.DATA_ERROR
 
 

@@ -32,7 +32,8 @@ from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together
 from hpo.train import architecture, forwards
-from hpo.train.loop import EpochResult, Loop
+from hpo.train.epoch import EpochResult
+from hpo.train.loop import Loop
 from hpo.train.stack import Stack
 from hpo.trial import LeasedTrial
 from tests.test_objective import DOCUMENT

@@ -18,6 +18,7 @@ from hpo.errors import SpecError
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
+from hpo.train import loop
 from hpo.train.averaging import AVERAGINGS
 from hpo.train.losses import LOSSES
 from tests import stacks
@@ -94,7 +95,7 @@ def test_every_loss_under_every_average_learns_digits(
     sections = {"loss": {"name": loss}, "averaging": {"name": averaging}}
     training = {**BASE["training"], "l1": 1e-5, "l2": 1e-4, "max_norm": 3.0}
     tree = resolved(tmp_path, **sections, training=training).tree
-    first, second = assembly.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU).train()
+    first, second = loop.train(assembly.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU))
     assert second.train_loss < first.train_loss
     assert second.validation_loss < first.validation_loss
 

@@ -15,7 +15,7 @@ from hpo import assembly, parts, studyfile
 from hpo.config import TrainConfig, Training, with_sections
 from hpo.executors import partition_of
 from hpo.spec import StudySpec
-from hpo.train import averaging, groups
+from hpo.train import averaging, groups, loop
 from hpo.train.checkpoint import save
 from hpo.train.layers import Unstackable
 from hpo.train.optim import OPTIMIZERS
@@ -204,7 +204,7 @@ def run_of(splits: Any, epochs: int = 6, **options: Any) -> Any:
 def test_frozen_layers_stay_bit_for_bit_with_their_batch_norms_and_the_others_train(splits: Any) -> None:
     run = run_of(splits, freeze=1)
     before = named(run.model)
-    results = list(run.train())
+    results = list(loop.train(run))
     kept = [name for name, tensor in named(run.model).items() if torch.equal(tensor, before[name])]
     of_norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     assert kept == ["1.weight", *(f"2.{key}" for key in of_norm)]
@@ -221,7 +221,7 @@ def test_frozen_statistics_are_those_that_are_judged_whatever_else_looks_at_the_
     )  # float32, as a convolution's images are laid out for it
     run = replace(trial, options={"averaging": found}).run()
     before = named(run.model)
-    list(run.train())
+    list(loop.train(run))
     after = run.judged_weights()
     statistics = [name for name in before if "running" in name or "num_batches" in name]
     assert [name for name in statistics if torch.equal(after[name], before[name])] == statistics[:3]
@@ -235,7 +235,7 @@ def test_momentum_begins_where_a_layer_is_thawed(splits: Any, options: dict[str,
 
     model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="layer", freeze=2, unfreeze_every=1)
     run = Trial(splits=splits, build=lambda: model, optimizer=sgd, epochs=3).run()
-    held = [len(run.optimizer.state) for _ in run.train()]
+    held = [len(run.optimizer.state) for _ in loop.train(run)]
     assert held == sorted(set(held))
     assert held[-1] == len(list(model.parameters()))
 
@@ -243,7 +243,7 @@ def test_momentum_begins_where_a_layer_is_thawed(splits: Any, options: dict[str,
 def test_layers_are_thawed_one_by_one_from_the_top(splits: Any) -> None:
     run = run_of(splits, freeze="features", unfreeze_every=2)
     seen, previous = [], named(run.model)
-    for _ in run.train():
+    for _ in loop.train(run):
         now = named(run.model)
         seen.append([not torch.equal(now[name], previous[name]) for name in ("1.weight", "5.weight", "9.weight")])
         previous = now
@@ -259,12 +259,12 @@ def test_a_thawing_goes_on_where_it_was_stopped(splits: Any) -> None:
         "pretrain": "autoencoder",
         "pretrain_steps": 2,
     }
-    whole = list(run_of(splits, **options).train())
+    whole = list(loop.train(run_of(splits, **options)))
     run = run_of(splits, **options)
-    first = [next(run.train()), next(run.train())]
+    first = [next(loop.train(run)), next(loop.train(run))]
     again = run_of(splits, **options)
     again.load_state_dict(run.state_dict())
-    rest = list(again.train())
+    rest = list(loop.train(again))
     assert [r.validation_loss for r in (*first, *rest)] == [r.validation_loss for r in whole]
 
 
@@ -298,7 +298,7 @@ def test_a_run_reports_the_whole_rate_and_steps_by_that_of_pre_trained_layers(
         (7, 64): pytest.approx(expected),
         (7,): pytest.approx(expected),
     }
-    assert next(run.train()).learning_rate == 0.01
+    assert next(loop.train(run)).learning_rate == 0.01
 
 
 def slowed(parameters: Any, lr: float) -> torch.optim.Optimizer:

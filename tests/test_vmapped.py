@@ -18,10 +18,13 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 import data
 from data import Source, Splits
+from hpo.train import loop
+from hpo.train.epoch import EpochResult
 from hpo.train.layers import Pass, Unstackable
-from hpo.train.loop import EpochResult, Run, initial_model
 from hpo.train.noise import Noise
 from hpo.train.optim import OPTIMIZERS
+from hpo.train.randomness import initial_model
+from hpo.train.run import Run
 from hpo.train.schedule import cosine
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
@@ -273,7 +276,7 @@ def distance(one: list[EpochResult], other: list[EpochResult]) -> float:
 def assert_equal_to_the_loop(alone: list[Run], together: list[Run], *, state: float = 1e-10) -> None:
     curves = train_stacked(together)
     for one, other, curve in zip(alone, together, curves, strict=True):
-        assert distance(list(one.train()), curve) < 1e-10
+        assert distance(list(loop.train(one)), curve) < 1e-10
         expected = one.model.state_dict()
         for name, value in other.model.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=state, msg=name)
@@ -311,7 +314,7 @@ def test_runs_that_come_and_go_are_those_trained_alone(splits: Splits) -> None:
         [all_three[2], *(results[1] for results in left)],
     ]
     for run, curve in zip(alone, curves, strict=True):
-        assert distance([result for result, _ in zip(run.train(), curve, strict=False)], curve) < 1e-10
+        assert distance([result for result, _ in zip(loop.train(run), curve, strict=False)], curve) < 1e-10
 
 
 @pytest.mark.parametrize(("precision", "within"), [("float32", 1e-5), ("bfloat16", 1e-2)])
@@ -322,7 +325,7 @@ def test_other_precisions_come_near(splits: Splits, name: str, precision: str, w
     for run, curve in zip(several(splits, MODELS[name], **options), curves, strict=True):
         assert (
             distance(
-                [dataclasses.replace(one, validation_accuracy=0.0) for one in run.train()],
+                [dataclasses.replace(one, validation_accuracy=0.0) for one in loop.train(run)],
                 [dataclasses.replace(one, validation_accuracy=0.0) for one in curve],
             )
             < within

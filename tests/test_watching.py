@@ -17,8 +17,10 @@ from torch import Tensor
 import data
 from data import Source, Splits
 from hpo.seeds import derive
-from hpo.train.loop import EpochResult, Run
+from hpo.train import loop
+from hpo.train.epoch import EpochResult
 from hpo.train.penalties import Penalties
+from hpo.train.run import Run
 from hpo.train.watching import Watch, of_gradients
 from models import mlp
 from tests.stacks import CLASSES, Trial, one_thread, stack_of, stop_before, train
@@ -61,7 +63,7 @@ def gradients_by_hand(trial: Trial) -> tuple[list[list[Tensor]], list[Tensor]]:
 def test_norms_and_noise_are_those_of_autograd_by_hand() -> None:
     run = TRIAL.run()
     steps, ends = gradients_by_hand(TRIAL)
-    for result, gradients, weights in zip(run.train(), steps, ends, strict=True):
+    for result, gradients, weights in zip(loop.train(run), steps, ends, strict=True):
         norms = torch.stack([g.norm() for g in gradients])
         products = torch.stack([a @ b for a, b in pairwise(gradients)])
         variance = norms.square().mean() - products.mean()
@@ -114,18 +116,18 @@ def test_what_cannot_be_told_is_no_number() -> None:
 
 def test_norms_are_of_the_gradient_before_it_is_clipped_and_of_the_whole_batch() -> None:
     clipped = replace(TRIAL, options={"watch": EVERYTHING, "clip_norm": 1e-9, "clip_value": 1e-9}).run()
-    assert next(clipped.train()).watched["gradient_norm"] > 0.1
+    assert next(loop.train(clipped)).watched["gradient_norm"] > 0.1
     plain = replace(TRIAL, build=lambda: mlp((1, 8, 8), CLASSES, widths=[7], norm="none"))
-    whole = next(plain.run().train()).watched
-    pieces = next(replace(plain, options={"watch": EVERYTHING, "accumulation": 3}).run().train()).watched
+    whole = next(loop.train(plain.run())).watched
+    pieces = next(loop.train(replace(plain, options={"watch": EVERYTHING, "accumulation": 3}).run())).watched
     assert pieces == pytest.approx(whole, rel=1e-9)
 
 
 def test_what_is_not_asked_for_is_not_measured() -> None:
-    assert next(replace(TRIAL, options={}).run().train()).watched == {}
-    only = next(replace(TRIAL, options={"watch": Watch(norms=True)}).run().train()).watched
+    assert next(loop.train(replace(TRIAL, options={}).run())).watched == {}
+    only = next(loop.train(replace(TRIAL, options={"watch": Watch(norms=True)}).run())).watched
     assert only.keys() == {"gradient_norm", "parameter_norm"}
-    resources = next(replace(TRIAL, options={"watch": Watch(resources=True)}).run().train())
+    resources = next(loop.train(replace(TRIAL, options={"watch": Watch(resources=True)}).run()))
     assert resources.watched["images_per_second"] == pytest.approx(80 / resources.seconds)
     assert 50 < resources.watched["peak_memory_mb"] < 100_000
 
@@ -156,7 +158,7 @@ def test_a_stack_measures_each_run_as_the_loop_does(
                 stack.remove(run)
     for run, trial in zip(runs, trials, strict=True):
         alone, expected = trial.run(), []
-        for one in alone.train():
+        for one in loop.train(alone):
             expected.append((one, alone.gauge.trajectory()))
         for mine, theirs, (other, of_steps) in zip(stacked[run], steps[run], expected, strict=True):
             assert dict(mine.watched) == pytest.approx(dict(other.watched), rel=1e-9, nan_ok=True)
@@ -177,7 +179,7 @@ Executor = Callable[[Run, Callable[[], bool]], list[EpochResult]]
 
 
 def by_loop(run: Run, stop: Callable[[], bool]) -> list[EpochResult]:
-    return list(run.train(stop))
+    return list(loop.train(run, stop))
 
 
 def by_stack(run: Run, stop: Callable[[], bool]) -> list[EpochResult]:
@@ -209,12 +211,12 @@ def test_a_run_that_was_stopped_amid_an_epoch_measures_on(first: Executor, then:
 
 
 def test_a_run_that_was_stopped_measures_bit_for_bit_what_it_would_have() -> None:
-    whole = [one.watched for one in TRIAL.run().train()]
+    whole = [one.watched for one in loop.train(TRIAL.run())]
     run = TRIAL.run()
-    before = [one.watched for one in run.train(stop_before(6))]
+    before = [one.watched for one in loop.train(run, stop_before(6))]
     other = TRIAL.run()
     other.load_state_dict(torch.load(saved(run.state_dict()), weights_only=True))
-    assert before + [one.watched for one in other.train()] == whole
+    assert before + [one.watched for one in loop.train(other)] == whole
     assert "gauge" not in other.state_dict()  # between epochs there is nothing to keep
 
 

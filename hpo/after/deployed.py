@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpo.train.loop import number_type
+from hpo.train.precision import number_type
 
 
 class Deployed(nn.Module):

@@ -18,7 +18,7 @@ from hpo.after.extras import quietly
 from hpo.after.raw import first
 from hpo.errors import StudyError
 from hpo.final import Training
-from hpo.train import checkpoint, loop
+from hpo.train import checkpoint, validation
 from models import use_generator
 
 CALIBRATION = 256  # training images that a step may look at
@@ -37,7 +37,7 @@ class Trained:
     @property
     def batch(self) -> int:
         """How many images the model is shown at once, as in training's validation."""
-        return max(1, loop.EVALUATION_BATCH // self.training.accumulation)
+        return validation.batch_size(self.training.accumulation)
 
     def copy(self) -> nn.Module:
         """Return a model of one's own to change."""

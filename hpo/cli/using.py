@@ -13,7 +13,7 @@ from hpo.signals import StopSignal
 if TYPE_CHECKING:
     from hpo.final import Training
     from hpo.spec import StudySpec
-    from hpo.train.loop import EpochResult
+    from hpo.train.epoch import EpochResult
 
 
 @app.command()

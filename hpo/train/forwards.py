@@ -11,8 +11,10 @@ import torch
 
 from data import Split, Splits
 from hpo.train import stacked, vmapped
+from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.loop import EpochResult, Run
+from hpo.train.loop import train
+from hpo.train.run import Run
 from hpo.train.stack import Forward, Stack
 
 STEPS = 3  # of the check, each an epoch; momentum and running statistics show from the second on
@@ -61,7 +63,7 @@ def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_siz
     """Train two runs for STEPS epochs of one step in float64, alone and together; Unstackable if that is not the same."""
     size = min(batch_size, IMAGES, len(splits.train.labels))
     few = dataclasses.replace(splits, train=_first(splits.train, size), validation=_first(splits.validation, size))
-    alone = [list(islice(make(seed, few, torch.float64).train(), STEPS)) for seed in (1, 2)]
+    alone = [list(islice(train(make(seed, few, torch.float64)), STEPS)) for seed in (1, 2)]
     runs = [make(seed, few, torch.float64) for seed in (1, 2)]
     stack = Stack(build(runs[0]), runs[0], len(runs))
     for run in runs:

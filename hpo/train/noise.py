@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo.train.loop import Run
+from hpo.train.run import Run
 from models.dropout import LEVELS, LOWEST, Dropout, kept_levels
 
 HALF = LEVELS // 2
@@ -33,7 +33,7 @@ class Noise:
 
     def draw_for(self, runs: Sequence[Run | None]) -> None:
         """Draw for these runs, by row, in the steps to come; a row without one keeps its generator as it is."""
-        self._generators = [None if run is None else run.dropout for run in runs]
+        self._generators = [None if run is None else run.randomness.dropout for run in runs]
 
     def factors(self, name: str, elements: int) -> Tensor | None:
         """Return what a layer's elements are multiplied by [K, elements], in the order in which one run alone draws

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from data import Stored
@@ -131,3 +131,23 @@ def channels_last(images: Tensor) -> Tensor:
     if channels == 1:  # the same memory either way, but torch goes by the strides
         return images.as_strided(images.shape, (height * width, 1, width, 1))
     return images.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def layout_of(model: nn.Module, images: Pixels) -> Layout:
+    """Return how a model's images are to lie in memory, tried on two of them: a function of a batch [B, C, H, W].
+
+    A model may depend on where numbers lie, as one that calls `view` does; it gets its images as they are.
+    """
+    some = next(images.split(2))
+    gains = some.device.type == "cpu" and some.dtype == torch.float32  # oneDNN's convolutions
+    if not gains or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return as_they_lie
+    was_training = model.training
+    try:
+        model.eval()(channels_last(some))
+    except RuntimeError:
+        return as_they_lie
+    finally:
+        model.train(was_training)
+    return channels_last

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo.train.loop import Run
 from hpo.train.rows import Rows
+from hpo.train.run import Run
 from hpo.train.watching import NORM, PRODUCT, SQUARE, SUMS, Watch
 
 

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 
 from hpo.failures import Kind, kind_of
-from hpo.train.loop import Loop, Run
+from hpo.train.loop import Loop
+from hpo.train.run import Run
 from hpo.train.stack import Forward, Stack
 
 GAIN = 1.08  # by which twice as many must be faster to be worth it

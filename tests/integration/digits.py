@@ -20,6 +20,7 @@ from hpo.objective import trial_seed
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from hpo.train import loop
 from tests.integration.crew import Crew, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
@@ -60,7 +61,7 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
         splits = assembly.load_splits(config, study.spec.seed, study.code_folder, cpu)
         run = assembly.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
         found: dict[str, list[float]] = {}
-        for result in run.train():
+        for result in loop.train(run):
             for metric, value in result.numbers.items():
                 found.setdefault(metric, []).append(value)
             if result.epoch == max(trial.intermediate_values):

@@ -1,0 +1,332 @@
+"""A run: one trial in training, whoever trains it.
+
+What it owns: batch order, randomness, where it stands and how it goes on from there bit for bit, and the rules of its own
+by which it ends. An executor trains it (`loop.py` alone, `stack.py` with others) by the calls listed at its end, in their
+order. What it leaves to both and to their callers: pruning, reports, checkpoints, and what to do about a loss that is not
+finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data import Drawn, Splits, Strength, Tone, draw
+from hpo.config import Stopping
+from hpo.metrics import column
+from hpo.train import averaging as averagings
+from hpo.train import losses, measures, optim, penalties, stopping, watching
+from hpo.train import schedule as schedules
+from hpo.train.averaging import Average, Averaging
+from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
+from hpo.train.epoch import EpochResult
+from hpo.train.losses import Loss
+from hpo.train.penalties import Penalties
+from hpo.train.pixels import Layout, Pixels, layout_of, pixels
+from hpo.train.precision import Precision, number_type
+from hpo.train.randomness import Randomness
+from hpo.train.schedule import Schedule
+from hpo.train.watching import Gauge, Watch
+from models import freezing, use_generator
+
+AS_THEY_ARE = Strength()
+NOTHING_MORE = Watch()
+
+
+class Run:
+    """One trial in training; between epochs, or where `stop` ended it, its state can be saved and taken up
+    elsewhere.
+
+    Images and labels stay on their device as the splits hold them. `optimizer` comes fresh: its learning
+    rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch), those
+    by which `augment` has training images augmented as well.
+
+    A gradient longer than `clip_norm` (2-norm over all parameters) is shortened to it (Pascanu et al. 2013), and
+    its elements are kept within `clip_value` of 0; None leaves it as it is.
+
+    Training minimises the mean of `loss` over the images of a batch and what `penalised` adds to it. Validation judges the
+    average of the weights that `averaging` makes, by the loss without label smoothing.
+
+    With `sam_rho` above 0, each step's gradient is taken that far uphill, see `sharpness.py`; micro-batches climb together, and
+    penalties add to the gradient as ever.
+
+    `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
+    gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
+    fewer images at once by the same factor. What differs from whole batches, beyond rounding: batch norm
+    normalises, and moves its running statistics, by micro-batches, and dropout masks are drawn for each. A
+    training part smaller than a batch is taken in fewer, so that none has one image. It belongs to the
+    configuration that a saved state asks for.
+
+    `stopping` ends the run before its last epoch; `watch` says what is measured beside losses and accuracy.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        splits: Splits,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        precision: Precision = "float32",
+        accumulation: int = 1,
+        augment: Strength = AS_THEY_ARE,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        loss: Loss = losses.CROSS_ENTROPY,
+        penalised: Penalties = penalties.NONE,
+        averaging: Averaging = averagings.NONE,
+        sam_rho: float = 0.0,
+        stopping: Stopping | None = None,
+        watch: Watch = NOTHING_MORE,
+    ) -> None:
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
+        if not 1 <= accumulation <= most_pieces(batch_size):
+            raise ValueError(
+                f"accumulation = {accumulation} with batch_size = {batch_size}; a micro-batch needs at least "
+                f"{SMALLEST_PIECE} images: give from 1 to {most_pieces(batch_size)}"
+            )
+        device = splits.train.images.device
+        strangers = {p.device for p in model.parameters()} - {device}
+        if strangers:
+            raise ValueError(
+                f"the model is on {strangers.pop()}, the images on {device}; move the model before the run"
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.splits = splits
+        self.device = device
+        self.seed = seed
+        self.randomness = Randomness(seed, device)
+        use_generator(model, self.randomness.dropout)
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
+        self.batch_size = min(batch_size, len(splits.train.labels))
+        self.accumulation = accumulation
+        self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch as it is
+        self.precision: Precision = precision
+        self.augment = augment
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.loss = loss
+        self.judging_loss = losses.judging(loss)
+        self.penalised = penalised
+        self.sam_rho = sam_rho
+        self.stopping = stopping
+        self.watch = watch
+        self._schedule = schedule
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+
+        self.epoch = 0  # epochs finished
+        self.batch = 0  # batches finished in the epoch under way
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of those batches' mean losses
+        self.average = Average(averaging, model, epochs) if averaging.every else None
+        owned = {p for group in optimizer.param_groups for p in group["params"]}
+        self.gauge = Gauge(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
+        self.executors: list[str] = []  # that have trained it, in order
+        self.validation_losses: list[float] = []  # of the epochs finished
+        self.curves: dict[str, list[float]] = {}  # what the rules of `stopping` look at, raw, by epoch
+        self.stopped_by: str | None = None  # why it ended before its last epoch, by a rule of its own
+        self._schedule_now = schedule  # as it is for the epoch under way
+        self._seconds = 0.0  # spent on the epoch under way before it was stopped
+        self._generators: dict[str, Tensor] = {}  # where the epoch was stopped; empty between epochs
+        self._in_step = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are trained, or one of its own rules has ended it."""
+        return self.epoch >= self.epochs or self.stopped_by is not None
+
+    @property
+    def alone(self) -> str | None:
+        """Why the run cannot be trained as one model with others, if that is so."""
+        if self.sam_rho:
+            return "sharpness-aware minimisation takes each batch twice"
+        return optim.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
+
+    @property
+    def images(self) -> Pixels:
+        """The training images, in the number type of the parameters."""
+        splits = self.splits
+        return pixels(splits.train.images, splits.mean, splits.std, number_type(self.model))
+
+    @property
+    def tone(self) -> Tone:
+        """What the normalised training images stand for."""
+        return Tone(self.splits.mean, self.splits.std, self.splits.white)
+
+    @property
+    def validation_images(self) -> Pixels:
+        """The validation images, likewise."""
+        splits = self.splits
+        return pixels(splits.validation.images, splits.mean, splits.std, number_type(self.model))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the model's images are to lie in memory; trying it out leaves the model in another mode than it had."""
+        return layout_of(self.model, self.images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on bit for bit, made of tensors and plain values.
+
+        The tensors are the run's own: save or copy them before training on. RuntimeError if an epoch was left
+        by an exception or is under way, since its position is then unknown.
+        """
+        if self._in_step:
+            raise RuntimeError(
+                f"the state was asked for amid epoch {self.epoch + 1}; "
+                "ask between results, or let `stop` end the training"
+            )
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seconds": self._seconds,
+            "loss_sum": self.loss_sum,
+            "random": dict(self._generators),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "executors": list(self.executors),
+            "validation_losses": list(self.validation_losses),
+            **({"curves": {name: list(curve) for name, curve in self.curves.items()}} if self.stopping else {}),
+            **({"gauge": self.gauge.state_dict()} if self.watch.gradients and self.batch else {}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that a run of the same configuration left; the state itself is not written to later."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(_own(state["optimizer"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.epoch = state["epoch"]
+        self.batch = state["batch"]
+        self._seconds = state["seconds"]
+        self.loss_sum.copy_(state["loss_sum"])
+        self._generators = dict(state["random"])
+        self.executors = list(state.get("executors", ["loop"]))
+        self.validation_losses = list(state.get("validation_losses", []))
+        self._in_step = False
+        self.curves = {name: list(curve) for name, curve in state.get("curves", {}).items()}
+        self._look_whether_to_stop()
+        if self.watch.gradients and "gauge" in state:
+            self.gauge.load_state_dict(state["gauge"])
+
+    @property
+    def computes_statistics(self) -> bool:
+        """Whether its averages need batch norm's statistics computed anew."""
+        return self.average is not None and self.average.norms_anew
+
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Return the model's state dict as validation judges it: with averages of weights, where there are any."""
+        return averagings.judged_weights(self.model, self.average)
+
+    # --- what an executor calls, in this order ----------------------------------------------------------------------
+
+    def note_executor(self, name: str) -> None:
+        """Take note of who trains the run from here on."""
+        if self.executors[-1:] != [name]:
+            self.executors.append(name)
+
+    def enter_epoch(self) -> None:
+        """Begin the next epoch, or go on amid it where the run was stopped: position, randomness, train mode."""
+        if self.batch:
+            self.randomness.restore(self._generators)
+        else:
+            self.randomness.begin(self.epoch)
+            self.loss_sum.zero_()
+            self.gauge.begin()
+        self._schedule_now = schedules.after(self._schedule, self.validation_losses)
+        self.model.train()
+        freezing.enter_epoch(self.model, self.epoch)
+        self._in_step = True
+
+    def order(self) -> Tensor:
+        """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU, the same on every device."""
+        generator = self.randomness.drawn_for("order", self.epoch)
+        order = torch.randperm(len(self.splits.train.labels), generator=generator).to(self.device)
+        return order[: self.steps_per_epoch * self.batch_size]
+
+    def drawn(self) -> Drawn | None:
+        """Return what becomes of the epoch's images, in the order of `order`; None if they are shown as they are."""
+        height, width = self.splits.train.images.shape[2:]
+        random = partial(self.randomness.drawn_for, epoch=self.epoch)
+        return draw(self.augment, self.steps_per_epoch, self.batch_size, (height, width), random)
+
+    def set_rate(self, batch: int) -> None:
+        """Set learning rate and momentum for a batch of the epoch."""
+        schedules.apply(self.optimizer, self._base_lrs, self._schedule_now(self.epoch * self.steps_per_epoch + batch))
+
+    def keep_losses_in(self, place: Tensor) -> None:
+        """Let the epoch's sum of losses, float64 without dimensions, be in this place from now on."""
+        place.copy_(self.loss_sum)
+        self.loss_sum = place
+
+    def spend(self, seconds: float) -> None:
+        """Count time on the epoch under way, which is stopped."""
+        self._seconds += seconds
+
+    def leave_epoch(self, batch: int) -> None:
+        """Stop amid the epoch, before this batch."""
+        self.batch = batch
+        self._generators = self.randomness.states() if batch else {}
+        self._in_step = False
+
+    def close_epoch(
+        self,
+        train_loss: float,
+        validation_loss: float,
+        accuracy: float,
+        seconds: float,
+        watched: Mapping[str, float] | None = None,
+    ) -> EpochResult:
+        """Finish the epoch with what was measured and return its result."""
+        seconds += self._seconds
+        watched = dict(watched or {})
+        if self.watch.resources:
+            watched |= watching.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
+        self.epoch += 1
+        self.validation_losses.append(validation_loss)
+        self.batch, self._seconds, self._generators, self._in_step = 0, 0.0, {}, False
+        self.gauge.before = {}
+        result = EpochResult(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            validation_accuracy=accuracy,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+            watched=watched,
+        )
+        if self.stopping:
+            for name in stopping.columns(self.stopping):
+                self.curves.setdefault(name, []).append(result.numbers[name])
+            self._look_whether_to_stop()
+        return result
+
+    def further_metrics(self, logits: Tensor) -> dict[str, float]:
+        """Return what is asked for of the validation part beside loss and accuracy, from its logits [N, classes]."""
+        found = measures.compute(self.watch.metrics, logits, self.splits.validation.labels)
+        return {column(name): value for name, value in found.items()}
+
+    def _look_whether_to_stop(self) -> None:
+        is_early = self.stopping is not None and 0 < self.epoch < self.epochs and bool(self.curves)
+        self.stopped_by = stopping.verdict(self.stopping, self.curves) if self.stopping and is_early else None
+
+
+def _own(value: Any) -> Any:
+    """Return a state with tensors of its own, each its own: torch would share them, and steps of one count would be
+    counted once for each parameter.
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _own(child) for key, child in value.items()}
+    return [_own(child) for child in value] if isinstance(value, list) else value
