@@ -238,13 +238,13 @@ class _Kept:
     def resume(self, training: Training, run: Run, path: Path) -> None:
         try:
             state = checkpoint.load(path)
+            if state["identity"] != training.identity:
+                raise StudyError(f"{path.parent}: holds another training, unfinished; name another folder with -o")
+            run.load_state_dict(state["run"])
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nremove {path} to train from the start") from None
-        if state["identity"] != training.identity:
-            raise StudyError(f"{path.parent}: holds another training, unfinished; name another folder with -o")
-        run.load_state_dict(state["run"])
         self.curve, self.history, self.weights = state["curve"], state["history"], state["weights"]
-        self.steps = state.get("steps", self.steps)
+        self.steps = state["steps"]
 
 
 def _open_folder(training: Training, folder: Path) -> None:

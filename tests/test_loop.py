@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import data
 from data import Source, Splits
+from hpo.config import Stopping
+from hpo.errors import CheckpointError
 from hpo.seeds import derive
 from hpo.train import averaging, checkpoint, loop, losses, pixels, validation
 from hpo.train.batches import can_halve, steps_per_epoch
@@ -24,6 +26,7 @@ from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 from hpo.train.schedule import constant, cosine, onecycle, plateau
 from hpo.train.validation import assess
+from hpo.train.watching import Watch
 from models import Dropout, cnn, mlp
 
 EPOCHS, BATCH = 3, 16
@@ -155,6 +158,32 @@ def test_a_state_that_was_loaded_is_not_changed_by_training_on(splits: Splits) -
         results.append(timeless(list(loop.train(run))))
     assert results[0] == results[1]
     assert same(left, first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"averaging": averaging.ema()}, "the run has an average of weights, the state has not"),
+        ({"stopping": Stopping(gl=5.0)}, "the run has the curve train_loss, the state has not"),
+        ({"watch": Watch(norms=True)}, "the run has sums of gradients, the state has not"),
+    ],
+)
+def test_a_state_of_another_configuration_is_refused_before_anything_of_it_is_taken(
+    splits: Splits, changes: dict[str, Any], said: str
+) -> None:
+    first, other = make(splits), make(splits, **changes)
+    list(loop.train(first, stop_at(STEPS + 2)))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CheckpointError, match=f"{said}: they are of two configurations; start again from epoch 0"):
+        other.load_state_dict(first.state_dict())
+    assert same(before, other.state_dict())
+
+
+def test_a_state_of_another_version_is_told_by_what_it_lacks(splits: Splits) -> None:
+    run = make(splits)
+    old = {key: value for key, value in run.state_dict().items() if key not in ("executors", "curves")}
+    with pytest.raises(CheckpointError, match="the state has no executors, no curves: another version of hpo left it"):
+        run.load_state_dict(old)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from data import Drawn, Splits, Strength, Tone, draw
 from hpo.config import Stopping
+from hpo.errors import CheckpointError
 from hpo.metrics import column
 from hpo.train import averaging as averagings
 from hpo.train import losses, measures, optim, penalties, stopping, watching
@@ -36,6 +37,20 @@ from models import freezing, use_generator
 
 AS_THEY_ARE = Strength()
 NOTHING_MORE = Watch()
+VALIDATION_LOSS = column("loss")
+STATE = (
+    "epoch",
+    "batch",
+    "seconds",
+    "loss_sum",
+    "random",
+    "model",
+    "optimizer",
+    "average",
+    "executors",
+    "curves",
+    "gauge",
+)
 
 
 class Run:
@@ -132,8 +147,7 @@ class Run:
         owned = {p for group in optimizer.param_groups for p in group["params"]}
         self.gauge = Gauge(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
         self.executors: list[str] = []  # that have trained it, in order
-        self.validation_losses: list[float] = []  # of the epochs finished
-        self.curves: dict[str, list[float]] = {}  # what the rules of `stopping` look at, raw, by epoch
+        self.curves: dict[str, list[float]] = {name: [] for name in _looked_at(stopping)}  # raw, of the epochs finished
         self.stopped_by: str | None = None  # why it ended before its last epoch, by a rule of its own
         self._schedule_now = schedule  # as it is for the epoch under way
         self._seconds = 0.0  # spent on the epoch under way before it was stopped
@@ -195,29 +209,50 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "executors": list(self.executors),
-            "validation_losses": list(self.validation_losses),
-            **({"curves": {name: list(curve) for name, curve in self.curves.items()}} if self.stopping else {}),
-            **({"gauge": self.gauge.state_dict()} if self.watch.gradients and self.batch else {}),
+            "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "gauge": self.gauge.state_dict() if self.watch.gradients and self.batch else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that a run of the same configuration left; the state itself is not written to later."""
+        """Take up a state that a run of the same configuration left; the state itself is not written to later.
+
+        Raises CheckpointError, before anything is taken up, if the state is none of such a run; what does not fit the model or
+        the optimizer is told by torch.
+        """
+        self._refuse_another_s(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(_own(state["optimizer"]))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if state["gauge"] is not None:
+            self.gauge.load_state_dict(state["gauge"])
         self.epoch = state["epoch"]
         self.batch = state["batch"]
         self._seconds = state["seconds"]
         self.loss_sum.copy_(state["loss_sum"])
         self._generators = dict(state["random"])
-        self.executors = list(state.get("executors", ["loop"]))
-        self.validation_losses = list(state.get("validation_losses", []))
+        self.executors = list(state["executors"])
+        self.curves = {name: list(state["curves"][name]) for name in self.curves}
         self._in_step = False
-        self.curves = {name: list(curve) for name, curve in state.get("curves", {}).items()}
         self._look_whether_to_stop()
-        if self.watch.gradients and "gauge" in state:
-            self.gauge.load_state_dict(state["gauge"])
+
+    def _refuse_another_s(self, state: Mapping[str, Any]) -> None:
+        lacking = [key for key in STATE if key not in state]
+        if lacking:
+            raise CheckpointError(
+                f"the state has no {', no '.join(lacking)}: another version of hpo left it; start again from epoch 0"
+            )
+        watches_steps = self.watch.gradients and state["batch"] > 0
+        for what, theirs, ours in (
+            ("an average of weights", state["average"] is not None, self.average is not None),
+            ("sums of gradients", state["gauge"] is not None, watches_steps),
+            *((f"the curve {name}", name in state["curves"], True) for name in self.curves),
+        ):
+            if theirs != ours:
+                side, other = ("state", "run") if theirs else ("run", "state")
+                raise CheckpointError(
+                    f"the {side} has {what}, the {other} has not: they are of two configurations; start again from epoch 0"
+                )
 
     @property
     def computes_statistics(self) -> bool:
@@ -243,7 +278,7 @@ class Run:
             self.randomness.begin(self.epoch)
             self.loss_sum.zero_()
             self.gauge.begin()
-        self._schedule_now = schedules.after(self._schedule, self.validation_losses)
+        self._schedule_now = schedules.after(self._schedule, self.curves[VALIDATION_LOSS])
         self.model.train()
         freezing.enter_epoch(self.model, self.epoch)
         self._in_step = True
@@ -293,7 +328,6 @@ class Run:
         if self.watch.resources:
             watched |= watching.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
         self.epoch += 1
-        self.validation_losses.append(validation_loss)
         self.batch, self._seconds, self._generators, self._in_step = 0, 0.0, {}, False
         self.gauge.before = {}
         result = EpochResult(
@@ -305,10 +339,10 @@ class Run:
             seconds=seconds,
             watched=watched,
         )
-        if self.stopping:
-            for name in stopping.columns(self.stopping):
-                self.curves.setdefault(name, []).append(result.numbers[name])
-            self._look_whether_to_stop()
+        numbers = result.numbers
+        for name, curve in self.curves.items():
+            curve.append(numbers[name])
+        self._look_whether_to_stop()
         return result
 
     def further_metrics(self, logits: Tensor) -> dict[str, float]:
@@ -317,8 +351,13 @@ class Run:
         return {column(name): value for name, value in found.items()}
 
     def _look_whether_to_stop(self) -> None:
-        is_early = self.stopping is not None and 0 < self.epoch < self.epochs and bool(self.curves)
+        is_early = 0 < self.epoch < self.epochs
         self.stopped_by = stopping.verdict(self.stopping, self.curves) if self.stopping and is_early else None
+
+
+def _looked_at(settings: Stopping | None) -> list[str]:
+    """Return the curves that a run keeps: what a schedule may look at, and its own rules of stopping."""
+    return list(dict.fromkeys([VALIDATION_LOSS, *(stopping.columns(settings) if settings else ())]))
 
 
 def _own(value: Any) -> Any:
