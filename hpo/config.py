@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import pydantic
 from annotated_types import Ge, Gt, Le, Lt
@@ -30,8 +30,6 @@ SECTIONS = (
     "stopping",
     "watch",
 )
-#: Sections that are a table of values, and no part chosen by name.
-TABLES = ("augment", "sam", "training", "stopping", "watch")
 #: Sections that a file may leave out, and that are then no part of its identity.
 OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging", "stopping", "watch")
 #: What a part is that may be left out, if it is; no warm-up is none.
@@ -214,17 +212,28 @@ class Watch(pydantic.BaseModel):
     """Training images a second, and the most memory the process has had."""
 
 
+Table = Training | Augment | Sam | Stopping | Watch
+#: Sections that are a table of values, and no part chosen by name.
+TABLES: dict[str, type[Table]] = {
+    "augment": Augment,
+    "sam": Sam,
+    "training": Training,
+    "stopping": Stopping,
+    "watch": Watch,
+}
+
+
 class TrainConfig(pydantic.BaseModel):
     """One training run."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
     data: Part
-    augment: Augment
+    augment: Augment = Augment()
     model: Part
     loss: Part
     optimizer: Part
-    sam: Sam
+    sam: Sam = Sam()
     schedule: Part
     warmup: Part | None = None
     averaging: Part
@@ -236,20 +245,11 @@ class TrainConfig(pydantic.BaseModel):
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
         """Read a pinned tree of the sections; SpecError names path, value and mend."""
         tree = UNSAID | dict(tree)
-        named = [section for section in SECTIONS if section in tree and section not in TABLES]
-        parts: dict[str, Any] = {section: Part.from_tree(section, tree[section]) for section in named}
-        stopping = _table("stopping", tree.get("stopping", {}), Stopping)
-        config = cls(
-            augment=_table("augment", tree.get("augment", {}), Augment),
-            sam=_table("sam", tree.get("sam", {}), Sam),
-            training=_table("training", tree["training"], Training),
-            stopping=stopping,
-            watch=_table("watch", tree.get("watch", {}), Watch),
-            **parts,
-        )
+        read: dict[str, Any] = {
+            section: read_section(section, tree[section]) for section in SECTIONS if section in tree
+        }
+        config = cls(**read)
         config._refuse_two_owners_of_momentum()
-        if "stopping" in tree:
-            stopping.refuse_idle()
         return config
 
     def _refuse_two_owners_of_momentum(self) -> None:
@@ -263,16 +263,19 @@ class TrainConfig(pydantic.BaseModel):
                 )
 
 
-Table = TypeVar("Table", Training, Augment, Sam, Stopping, Watch)
-
-
-def _table(section: str, values: Mapping[str, Any], model: type[Table]) -> Table:
-    """Read a section that is a table of values; SpecError names path, value and mend."""
+def read_section(section: str, table: Mapping[str, Any]) -> Part | Table:
+    """Read one pinned section by itself; SpecError lists paths, values and mends."""
+    if section not in TABLES:
+        return Part.from_tree(section, table)
+    model = TABLES[section]
     try:
-        return model.model_validate(values)
+        found = model.model_validate(table)
     except pydantic.ValidationError as error:
-        paths = {key: f"{section}.{key}" for key in values}
+        paths = {key: f"{section}.{key}" for key in table}
         raise SpecError("\n".join(options.explain(error, paths, section, model))) from None
+    if isinstance(found, Stopping):
+        found.refuse_idle()
+    return found
 
 
 def with_sections(tree: Mapping[str, Any]) -> Tree:

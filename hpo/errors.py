@@ -21,7 +21,8 @@ Signal (BaseException)    not errors: how a trial learns, inside a report, that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class HpoError(Exception):
@@ -38,6 +39,35 @@ class Fault(HpoError):
 
 class SpecError(Fault):
     """Raised when a study file or a pinned config cannot be used as it stands."""
+
+
+class Mistakes:
+    """What is wrong with a file, gathered line by line, so that a person is told all of it at once."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, None] = {}  # in their order, each once
+        self._cause: BaseException | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.lines)
+
+    def add(self, error: SpecError) -> None:
+        """Take note of what an error says."""
+        self.lines |= dict.fromkeys(str(error).splitlines())
+        self._cause = self._cause or error.__cause__
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Go on behind a block that raises SpecError, with what it says."""
+        try:
+            yield
+        except SpecError as error:
+            self.add(error)
+
+    def tell(self) -> None:
+        """Raise SpecError with all that was gathered, if there is something."""
+        if self:
+            raise SpecError("\n".join(self.lines)) from self._cause
 
 
 class CheckpointError(Fault):

@@ -113,8 +113,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     """
     spec = load_pinned(path)
     folder = code_folder or find_code_folder(spec, path)
-    config = TrainConfig.from_tree(spec.tree)
-    parts.check(config, folder)
+    config = parts.read(spec.tree, folder)
     torch.set_num_threads(config.training.threads)
     device = assembly.pick_device()
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)

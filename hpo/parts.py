@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 import data
 from data import SOURCES, Source
 from hpo import options, space, usercode
-from hpo.config import Part, TrainConfig, training_defaults
-from hpo.errors import SpecError, nearest
+from hpo.config import Part, TrainConfig, read_section, training_defaults
+from hpo.errors import Mistakes, SpecError, nearest
 from hpo.options import Function
 from hpo.space import Choices, Tree
 from hpo.spec import StudySpec
@@ -66,6 +66,11 @@ KINDS = {
     # its length in steps, made of the schedule's and an epoch's
     "warmup": Kind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
     "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
+}
+#: Sections in which nothing may be searched, and why.
+UNSEARCHED = {
+    "data": "trials are compared on the same data",
+    "watch": "what is watched changes no training",
 }
 
 
@@ -153,15 +158,38 @@ def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
     return list(found)
 
 
-def check(config: TrainConfig, folder: Path) -> None:
-    """Raise SpecError if some part of a pinned config does not take its options, or if parts do not go together."""
-    for section, kind in KINDS.items():
-        part: Part | None = getattr(config, section)
-        if part is not None:
-            found = function(section, part.name, folder)
-            options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared)
-    _refuse_a_missing_package(config.optimizer)
+def read(tree: Tree, folder: Path) -> TrainConfig:
+    """Return the config of a pinned tree; SpecError lists what is wrong of its sections, or else of their going together."""
+    refuse_wrong_sections(tree, folder)
+    return _together(tree)
+
+
+def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
+    """Raise SpecError that lists what is wrong of each section by itself, at some end of a range or some choice."""
+    mistakes = Mistakes()
+    for section, table in tree.items():
+        for variant in space.variants({section: table}):
+            with mistakes.gathered():
+                _check_section(section, variant[section], folder)
+    mistakes.tell()
+
+
+def _check_section(section: str, table: Tree, folder: Path) -> None:
+    """Raise SpecError if a pinned section is none, or its part does not take its options."""
+    part = read_section(section, table)
+    if not isinstance(part, Part):
+        return
+    kind, found = KINDS[section], function(section, part.name, folder)
+    options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared)
+    if section == "optimizer":
+        _refuse_a_missing_package(part)
+
+
+def _together(tree: Tree) -> TrainConfig:
+    """Return the config of a pinned tree whose sections are right; SpecError if they do not go together."""
+    config = TrainConfig.from_tree(tree)
     _refuse_a_cycle_without_momentum(config)
+    return config
 
 
 def _refuse_a_missing_package(optimizer: Part) -> None:
@@ -185,25 +213,29 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
-    tree = spec.tree
-    _refuse_a_search_over(tree, "data", "trials are compared on the same data")
-    _refuse_a_search_over(tree, "watch", "what is watched changes no training")
-    _refuse_values_in_several_measures(spec)
+    tree, mistakes = spec.tree, Mistakes()
+    with mistakes.gathered():
+        refuse_searches(spec)
+    with mistakes.gathered():
+        refuse_wrong_sections(tree, folder)
+    mistakes.tell()  # how sections go together is asked of those that are right by themselves
     _refuse_a_warmup_without_end(tree)
-    problems: dict[str, None] = {}
     for variant in space.variants(tree):
-        try:
-            check(TrainConfig.from_tree(variant), folder)
-        except SpecError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-    if problems:
-        raise SpecError("\n".join(problems))
+        with mistakes.gathered():
+            _together(variant)
+    mistakes.tell()
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
 
 
-def _refuse_a_search_over(tree: Tree, section: str, why: str) -> None:
-    for path, parameter in space.parameters({section: tree.get(section, {})}):
-        raise SpecError(f"{path} = {parameter}: {why}; give one value")
+def refuse_searches(spec: StudySpec) -> None:
+    """Raise SpecError that lists what cannot be searched."""
+    mistakes = Mistakes()
+    for section, why in UNSEARCHED.items():
+        for path, parameter in space.parameters({section: spec.tree.get(section, {})}):
+            mistakes.add(SpecError(f"{path} = {parameter}: {why}; give one value"))
+    with mistakes.gathered():
+        _refuse_values_in_several_measures(spec)
+    mistakes.tell()
 
 
 def _refuse_values_in_several_measures(spec: StudySpec) -> None:

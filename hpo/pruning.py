@@ -141,8 +141,9 @@ def resolve(spec: StudySpec) -> StudySpec:
     """Return the spec with the pruner's defaults filled and checked; Hyperband's max_resource is the epochs of a trial."""
     table = dict(spec.pruner)
     if table.get("name") == "hyperband" and not spec.objective:
-        epochs = (training_defaults() | spec.tree["training"])["epochs"]
-        table.setdefault("max_resource", max(ends_of(epochs)))
+        ends = ends_of((training_defaults() | spec.tree["training"])["epochs"])
+        epochs = [end for end in ends if isinstance(end, int)]
+        table.setdefault("max_resource", max(epochs, default=2**31))  # wrong epochs are told as training.epochs
     name, given = named(table, "pruner", PRUNERS)
     paths = {key: f"pruner.{key}" for key in given}
     options.check("pruner", name, PRUNERS[name], 0, given, paths)

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from hpo import metrics, objectives, options, space, usercode
 from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.durations import seconds
-from hpo.errors import SpecError
+from hpo.errors import Mistakes, SpecError
 from hpo.failures import Policies
 from hpo.metrics import Metric
 from hpo.objectives import OWN_VALUE, Goals
@@ -33,6 +34,8 @@ FORMAT = 1  # raised when the meaning of a study file changes; stands in front o
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
+#: What is checked against one another: where one of these is wrong, the others are not asked.
+JUDGED_TOGETHER = {*SECTIONS, "objective", "params", "metric", "direction", "objectives", "constraints", "value"}
 LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints")  # no part of a study's identity then
 
 
@@ -144,21 +147,9 @@ class StudySpec(pydantic.BaseModel):
         Args:
             name: takes the place of the file's own name for the study.
         """
-        try:
-            document = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            raise SpecError(f"{path}: no such file; `hpo init {path}` writes one to start from") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: cannot be read: {error}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise SpecError(f"{path}: not TOML: {error}") from None
-        document.setdefault("name", path.stem)
-        try:
-            receipt = document.get("receipt")
-            was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
-            spec = cls.from_document(as_meant(document) if was_resolved else document)
-        except SpecError as error:
-            raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        document = read_document(path)
+        with told_of(path):
+            spec = cls.from_document(document)
         if name is None:
             return spec
         check_name(name, "--name")
@@ -166,26 +157,61 @@ class StudySpec(pydantic.BaseModel):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> StudySpec:
-        """Check a document and fill the study's own defaults; SpecError names key, value and mend."""
+        """Check a document and fill the study's own defaults; SpecError lists keys, values and mends."""
+        document = dict(document)
+        spec, wrong, mistakes = cls._shaped(document)
+        if "name" not in wrong:
+            with mistakes.gathered():
+                check_name(spec.name, "name")
+        for key in document:
+            if key not in (*SECTIONS, *wrong, "params", "receipt"):
+                with mistakes.gathered():
+                    _check_plain(document[key], key)
+        if not wrong & JUDGED_TOGETHER:
+            with mistakes.gathered():
+                spec = spec._with_defaults()
+        with mistakes.gathered():
+            _check_durations(spec)
+        for section in [] if spec.objective else SECTIONS:
+            with mistakes.gathered():
+                _lifted(section, getattr(spec, section))
+        mistakes.tell()
+        return spec
+
+    @classmethod
+    def rest_of(cls, document: Mapping[str, Any]) -> StudySpec:
+        """Return a spec of those keys of a wrong document that can be read, for the sake of what their values get wrong."""
+        spec, _, _ = cls._shaped(dict(document))
+        unread: space.Tree = {section: {} for section in SECTIONS if not _can_lift(section, getattr(spec, section))}
+        return spec.model_copy(update=unread)
+
+    @classmethod
+    def _shaped(cls, document: dict[str, Any]) -> tuple[StudySpec, set[str], Mistakes]:
+        """Return a document as far as its keys have the shape that they must have, the keys that have not, and what they say."""
+        mistakes = Mistakes()
         try:
-            spec = cls.model_validate(dict(document))
+            return cls.model_validate(document), set(), mistakes
         except pydantic.ValidationError as error:
-            raise SpecError("\n".join(options.explain(error, {}, "a study file", cls))) from None
-        check_name(spec.name, "name")
-        _check_plain({key: value for key, value in document.items() if key not in ("params", "receipt")})
-        spec = spec._with_objective_defaults() if spec.objective else spec._with_training_defaults()
-        spec.rule  # noqa: B018  (an unknown rule is told now)
-        spec.goals  # noqa: B018  (a bound that is none likewise)
-        _check_durations(spec)
-        space.check_branches(spec.tree)
+            mistakes.add(SpecError("\n".join(options.explain(error, {}, "a study file", cls))))
+            wrong = {str(found["loc"][0]) for found in error.errors()}
+        right = {key: value for key, value in document.items() if key not in wrong}
+        return cls.model_validate({"name": "", **right}), wrong, mistakes
+
+    def _with_defaults(self) -> StudySpec:
+        """Return the spec with the study's own defaults; SpecError lists what does not go together or is no rule."""
+        mistakes = Mistakes()
+        spec = self._with_objective_defaults() if self.objective else self._with_training_defaults()
+        for part in ("rule", "goals"):
+            with mistakes.gathered():
+                getattr(spec, part)
+        mistakes.tell()
         return spec
 
     def _with_objective_defaults(self) -> StudySpec:
-        for section in SECTIONS:
-            if getattr(self, section):
-                raise SpecError(
-                    f"{section}: goes with a declared training, not with objective = {self.objective!r}; remove it"
-                )
+        given = [section for section in SECTIONS if getattr(self, section)]
+        if given:
+            why = f"goes with a declared training, not with objective = {self.objective!r}; remove it"
+            raise SpecError("\n".join(f"{section}: {why}" for section in given))
         if self.objectives:
             objectives.check_own(self.objectives)
             return self._with_first_direction()
@@ -207,11 +233,10 @@ class StudySpec(pydantic.BaseModel):
         return self.model_copy(update={"direction": direction})
 
     def _with_training_defaults(self) -> StudySpec:
-        for section in ("data", "model", "optimizer"):
-            if not getattr(self, section):
-                raise SpecError(
-                    f'{section}: missing; add [{section}] with name = "...", or objective = "file.py:function"'
-                )
+        missing = [section for section in ("data", "model", "optimizer") if not getattr(self, section)]
+        if missing:
+            mend = 'with name = "...", or objective = "file.py:function"'
+            raise SpecError("\n".join(f"{section}: missing; add [{section}] {mend}" for section in missing))
         if self.params:
             raise SpecError("params: goes with an objective of your own; write the values into their sections")
         if self.objectives:
@@ -311,6 +336,31 @@ def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
     return sections | {key: table for key, table in (("stopping", stopping), ("watch", watch)) if table}
 
 
+def read_document(path: Path) -> Mapping[str, Any]:
+    """Return what a study file or a pinned config says, a name included; SpecError if it cannot be read at all."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file; `hpo init {path}` writes one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not TOML: {error}") from None
+    document.setdefault("name", path.stem)
+    receipt = document.get("receipt")
+    was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
+    return as_meant(document) if was_resolved else document
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Put a file's name in front of each line of a SpecError."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error.__cause__
+
+
 def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a document that was resolved before, maybe by an earlier version, with what it meant by leaving it out.
 
@@ -328,11 +378,15 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_durations(spec: StudySpec) -> None:
+    mistakes = Mistakes()
     for key in ("timeout", "trial_timeout"):
         if text := getattr(spec.budget, key):
-            seconds(text, f"budget.{key}")
+            with mistakes.gathered():
+                seconds(text, f"budget.{key}")
     for key in ("lease_seconds", "grace_seconds", "outage_seconds", "checkpoint_seconds"):
-        getattr(spec.recovery, key)
+        with mistakes.gathered():
+            getattr(spec.recovery, key)
+    mistakes.tell()
 
 
 def check_name(name: str, path: str) -> None:
@@ -343,18 +397,42 @@ def check_name(name: str, path: str) -> None:
         raise SpecError(f"{path} = {name!r}: a command would take it for an option or a file; choose another name")
 
 
-def _check_plain(tree: Any, path: str = "") -> None:
-    """Refuse what TOML can write and JSON cannot: dates, times, nan and inf."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            _check_plain(value, f"{path}.{key}" if path else key)
-    elif isinstance(tree, list):
-        for value in tree:
-            _check_plain(value, path)
-    elif isinstance(tree, float) and not math.isfinite(tree):
-        raise SpecError(f"{path}: {tree} is not a finite number")
-    elif tree is not None and not isinstance(tree, str | int | float):
-        raise SpecError(f"{path}: {tree} is a {type(tree).__name__}; write it as text in quotes")
+def _lifted(section: str, table: space.Tree) -> space.Tree:
+    """Return a section with its ranges and choices lifted out; SpecError lists what is wrong of its grammar."""
+    _check_plain(table, section)
+    mistakes = Mistakes()
+    lifted: space.Tree = {}
+    for key, value in table.items():
+        with mistakes.gathered():
+            lifted |= space.lift({key: value}, section)
+    mistakes.tell()
+    space.check_branches({section: lifted})
+    return lifted
+
+
+def _can_lift(section: str, table: space.Tree) -> bool:
+    mistakes = Mistakes()
+    with mistakes.gathered():
+        _lifted(section, table)
+    return not mistakes
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """Refuse what TOML can write and JSON cannot: dates, times, nan and inf; SpecError lists it."""
+    lines = list(_unplain(value, path))
+    if lines:
+        raise SpecError("\n".join(lines))
+
+
+def _unplain(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (line for key, child in value.items() for line in _unplain(child, f"{path}.{key}"))
+    elif isinstance(value, list):
+        yield from (line for child in value for line in _unplain(child, path))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{path}: {value} is not a finite number"
+    elif value is not None and not isinstance(value, str | int | float):
+        yield f"{path}: {value} is a {type(value).__name__}; write it as text in quotes"
 
 
 def differences(stored: StudySpec, mine: StudySpec) -> list[str]:

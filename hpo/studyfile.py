@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hpo import pruning, sampling, usercode
-from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.errors import Mistakes
+from hpo.spec import StudySpec, read_document, told_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +30,48 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
         name: takes the place of the file's own name for the study.
         code_folder: where user code is looked for, if not in the file's folder.
     """
-    return complete(StudySpec.load(path, name=name), path, code_folder=code_folder)
+    document, mistakes = read_document(path), Mistakes()
+    with mistakes.gathered():
+        return complete(StudySpec.load(path, name=name), path, code_folder=code_folder)
+    with mistakes.gathered(), told_of(path):
+        _refuse_rest(document, (code_folder or path.parent).absolute())
+    mistakes.tell()
+    raise AssertionError("what was gathered was told")
+
+
+def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
+    """Raise SpecError that lists what is wrong with the values of a document whose grammar is wrong somewhere."""
+    if "objective" in document:
+        return
+    from hpo import parts
+
+    rest, mistakes = StudySpec.rest_of(document), Mistakes()
+    with mistakes.gathered():
+        parts.refuse_searches(rest)
+    with mistakes.gathered():
+        parts.refuse_wrong_sections({section: table for section, table in rest.tree.items() if table}, folder)
+    for check in (sampling.resolve, pruning.resolve):
+        with mistakes.gathered():
+            check(rest)
+    mistakes.tell()
 
 
 def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) -> StudyFile:
     """Check what a loaded file's values mean and fill in all defaults."""
     folder = (code_folder or path.parent).absolute()
-    try:
+    with told_of(path):
         resolved = resolve(spec, folder)
-    except SpecError as error:
-        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error.__cause__
     return StudyFile(path=path, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder))
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every default filled and every value checked; SpecError names key, value and mend."""
-    return pruning.resolve(sampling.resolve(resolve_parts(spec, folder)))
+    mistakes = Mistakes()
+    for step in (partial(resolve_parts, folder=folder), sampling.resolve, pruning.resolve):
+        with mistakes.gathered():
+            spec = step(spec)
+    mistakes.tell()
+    return spec
 
 
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hpo import parts
-from hpo.config import Part, TrainConfig
+from hpo.config import Part
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
 from models import MODELS
@@ -172,6 +172,6 @@ def test_what_is_called_gets_our_arguments_and_its_options(tmp_path: Path) -> No
 
 def test_a_pinned_config_is_checked_part_by_part(tmp_path: Path) -> None:
     tree = {**{key: DOCUMENT[key] for key in ("data", "model")}, "schedule": {"name": "constant"}, "training": {}}
-    parts.check(TrainConfig.from_tree(tree | {"optimizer": {"name": "sgd", "lr": 0.1}}), tmp_path)
+    parts.read(tree | {"optimizer": {"name": "sgd", "lr": 0.1}}, tmp_path)
     with pytest.raises(SpecError, match=r"^optimizer.lr = -1: input should be greater than 0$"):
-        parts.check(TrainConfig.from_tree(tree | {"optimizer": {"name": "sgd", "lr": -1}}), tmp_path)
+        parts.read(tree | {"optimizer": {"name": "sgd", "lr": -1}}, tmp_path)

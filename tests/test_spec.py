@@ -469,6 +469,77 @@ def test_every_wrong_value_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+MANY_MISTAKES = """
+seed = -1
+slots = "many"
+[data]
+name = "digits"
+subset = { low = 100, high = 200 }
+[model]
+name = "mlp"
+dropout = 2.0
+widths = { low = 9, high = 3 }
+[optimizer]
+name = { choices = ["sgd", "rmsporp"] }
+lr = -1.0
+[optimizer.adam]
+beta1 = 0.5
+[training]
+epochs = "ten"
+[stopping]
+gl = "none"
+[schedule]
+name = "cosin"
+[augment]
+crop = 2020-01-01
+[budget]
+timeout = "30x"
+[recovery]
+lease = "soon"
+[sampler]
+name = "tep"
+[pruner]
+name = "hyperband"
+min_resource = 0
+"""
+
+
+def test_all_that_is_wrong_with_a_file_is_told_at_once_and_nothing_else(tmp_path: Path) -> None:
+    assert [line.partition(":")[0] for line in fault(tmp_path, MANY_MISTAKES)] == [
+        "seed = -1",
+        "slots = 'many'",
+        "budget.timeout",
+        "recovery.lease",
+        "augment.crop",
+        "model.widths",
+        "optimizer.adam",
+        "data.subset = { low = 100, high = 200 }",
+        "schedule.name",
+        "training.epochs = 'ten'",
+        "stopping.gl = 'none'",
+        "sampler.name",
+        "pruner.min_resource = 0",
+    ]
+
+
+@pytest.mark.parametrize("section", ['[stopping]\ngl = "none"', "[stopping]\nstrip = 3", "[watch]\nnorm = true"])
+def test_a_wrong_section_hides_no_other(section: str, tmp_path: Path) -> None:
+    text = DATA + '[model]\nname = "mlp"\ndropout = 2.0\n' + section + '\n[optimizer]\nname = "sgd"\nlr = -1\n'
+    lines = fault(tmp_path, text + '[pruner]\nname = "medain"')
+    assert [line.partition(":")[0].partition(" ")[0] for line in lines] == [
+        "model.dropout",
+        "optimizer.lr",
+        "watch.norm" if "watch" in section else "stopping.gl" if "gl" in section else "stopping",
+        "pruner.name",
+    ]
+
+
+def test_sections_are_compared_once_each_is_right(tmp_path: Path) -> None:
+    cycled = SMALL + 'momentum = 0.9\n[schedule]\nname = "onecycle"\ncycle_momentum = true\n'
+    assert [line[:20] for line in fault(tmp_path, cycled)] == ["optimizer.momentum ="]
+    assert [line[:20] for line in fault(tmp_path, cycled + "[training]\nepochs = 0")] == ["training.epochs = 0:"]
+
+
 def test_a_missing_a_binary_and_a_folder_are_no_study_files(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         studyfile.read(tmp_path / "no.toml")

@@ -95,10 +95,17 @@ def run(
     allow_code_change: CodeChangeOption = False,
 ) -> None:
     """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
+    from hpo.errors import SpecError
     from hpo.fleet import nursery
     from hpo.spec import StudySpec
 
-    loaded = StudySpec.load(file, name=name)
+    try:
+        loaded = StudySpec.load(file, name=name)
+    except SpecError:
+        from hpo import studyfile
+
+        studyfile.read(file, name=name, code_folder=code)  # which tells of what is wrong with values as well
+        raise
     if workers != 0:
         nursery.warm_up(declared=not loaded.objective)  # while this process loads the rest for itself
 
@@ -108,7 +115,6 @@ def run(
     from hpo import studyfile
     from hpo.db.tables import Hold
     from hpo.durations import seconds
-    from hpo.errors import SpecError
     from hpo.fleet.local import Fleet, default_workers, last_words
     from hpo.summary import summarize
     from hpo.view import live
