@@ -53,6 +53,17 @@ def test_the_gradient_is_that_of_the_penalised_loss(penalties: Penalties) -> Non
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("penalties", "weights", "units"),
+    [(Penalties(), 0, 0), (Penalties(l1=0.1), 3, 0), (Penalties(l2=0.1), 3, 0), (Penalties(max_norm=1.0), 3, 3)],
+)
+def test_a_model_is_searched_for_weights_only_where_something_is_done_to_them(
+    penalties: Penalties, weights: int, units: int
+) -> None:
+    net = model()
+    assert [len(found) for found in penalties.targets(net, list(net.parameters()))] == [weights, units]
+
+
 def test_weights_are_what_biases_and_norms_are_not() -> None:
     net = model()
     found = weights_of(net, net.parameters())

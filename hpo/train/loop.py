@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Augmentation, MixedLabels
-from hpo.train import losses, penalties, sharpness, validation, watching
+from hpo.train import losses, sharpness, validation, watching
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
 from hpo.train.losses import Loss
@@ -79,8 +79,7 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
     model, optimizer, labels, loss_sum = run.model, run.optimizer, run.splits.train.labels, run.loss_sum
     autocast = autocasting(run.device, run.precision)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    weights = penalties.weights_of(model, parameters)
-    units = [(weights[name], dimension) for name, dimension in penalties.units_of(model, parameters).items()]
+    weights, units = run.penalised.targets(model, parameters)
     average = run.average
     taken = None if average is None else average.pairs(model)
     batches = torch.split(run.order(), run.batch_size)
@@ -101,7 +100,7 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
                 loss = loss * (len(label) / run.batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-        run.penalised.add_to_gradients(weights.values())
+        run.penalised.add_to_gradients(weights)
         if run.watch.gradients:
             run.gauge.take(loss_sum)
         _clip(run, parameters)

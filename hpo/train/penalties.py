@@ -5,7 +5,7 @@ Weights are parameters of two dimensions or more: biases, and the scales and shi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,12 @@ class Penalties:
     l1: float = 0.0
     l2: float = 0.0
     max_norm: float | None = None
+
+    def targets(self, model: nn.Module, trained: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, int]]]:
+        """Return which of a model's trained parameters `add_to_gradients` and `bound` are given; none where they do nothing."""
+        weights = weights_of(model, trained) if self != NONE else {}  # told by walking over all modules
+        units = units_of(model, trained) if self.max_norm is not None else {}
+        return list(weights.values()), [(weights[name], dimension) for name, dimension in units.items()]
 
     @torch.no_grad()
     def add_to_gradients(self, weights: Iterable[Tensor]) -> None:
