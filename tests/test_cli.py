@@ -352,6 +352,12 @@ def test_every_command_is_known_here_and_has_a_help_text() -> None:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
+def test_help_lists_the_commands_in_the_order_of_the_readme_s_table() -> None:
+    table = (ROOT / "README.md").read_text().partition("| command |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
+    assert list(commands()) == [name for row in rows for name in re.findall(r"`(?:hpo )?([a-z]+)", row)]
+
+
 def test_every_command_stands_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [name for name in commands() if f"hpo {name}" not in readme] == []
