@@ -49,7 +49,8 @@ class History:
     reason: str | None
     value: float | None
     epochs: int
-    attempt: int  # 0 for a trial that is not ours
+    attempt: int  # how often the trial was taken up, 0 if it is not ours
+    parked: int  # how many attempts before this one ended without a failure: it waits for its turn, or for a worker
     worker: str | None
     checkpoint: str | None
     params: dict[str, Any]
@@ -113,6 +114,7 @@ def history(study: Study, number: int) -> History:
         value=None if row.value_type is None else rows.value_of(row),
         epochs=row.epochs or 0,
         attempt=row.attempt or 0,
+        parked=len(set(range(1, row.attempt or 0)) - {one.attempt for one in failed}),
         worker=row.worker,
         checkpoint=row.checkpoint_path,
         params=params[row.trial_id],

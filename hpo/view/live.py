@@ -349,7 +349,7 @@ def history_text(found: History) -> str:
     if found.reason:
         lines.append(f"reason   {found.reason}")
     if found.attempt:
-        lines.append(f"attempt  {found.attempt}, by {found.worker}")
+        lines.append(f"attempt  {found.attempt}, by {found.worker}{_waited(found.parked)}")
     if found.checkpoint:
         lines.append(f"saved    {found.checkpoint}")
     lines += [f"cost     {name} = {amount_text(cost)}" for name, cost in found.costs.items()]
@@ -365,6 +365,14 @@ def history_text(found: History) -> str:
         lines.append(f"failed   attempt {failed.attempt} by {failed.kind}, then {failed.verdict}: {failed.message}")
         lines += [f"           {line}" for line in (failed.traceback or "").splitlines()]
     return "\n".join(lines)
+
+
+def _waited(parked: int) -> str:
+    """Return why there is more than one attempt, where nothing failed."""
+    if not parked:
+        return ""
+    times = {1: "once", 2: "twice"}.get(parked, f"{parked} times")
+    return f"; parked {times} before, which is no failure: it waited for its turn in a stack or for a worker"
 
 
 def winner_text(winner: TrialResult) -> str:
