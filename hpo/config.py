@@ -12,7 +12,7 @@ import pydantic
 from annotated_types import Ge, Gt, Le, Lt
 
 from hpo import options
-from hpo.errors import SpecError
+from hpo.errors import SpecError, shown
 from hpo.metrics import Metric
 from hpo.space import Tree, branches
 
@@ -54,7 +54,8 @@ class Part(pydantic.BaseModel):
         if name is None:
             raise SpecError(f'{section}.name: missing; write name = "..."')
         if not isinstance(name, str):
-            raise SpecError(f'{section}.name: {name!r} is not the name of a {section}; write name = "..."')
+            article = "an" if section[0] in "aeiou" else "a"
+            raise SpecError(f'{section}.name: {shown(name)} is not the name of {article} {section}; write name = "..."')
         found = {key: value for key, value in part.items() if key != "name" and not isinstance(value, dict)}
         paths = {key: f"{section}.{key}" for key in found}
         for key, value in branches(part).get(name, {}).items():
@@ -192,7 +193,7 @@ class Stopping(pydantic.BaseModel):
         for key, rules in STOPPING_NEEDS.items():
             if key in self.model_fields_set and all(getattr(self, rule) is None for rule in rules):
                 raise SpecError(
-                    f"stopping.{key} = {getattr(self, key)!r}: goes with stopping.{' or stopping.'.join(rules)}; "
+                    f"stopping.{key} = {shown(getattr(self, key))}: goes with stopping.{' or stopping.'.join(rules)}; "
                     "add that or remove this"
                 )
 
@@ -258,7 +259,7 @@ class TrainConfig(pydantic.BaseModel):
         for key in ("momentum", "beta1"):
             if key in self.optimizer.options:
                 raise SpecError(
-                    f"{self.optimizer.paths[key]} = {self.optimizer.options[key]!r}: would be overwritten by "
+                    f"{self.optimizer.paths[key]} = {shown(self.optimizer.options[key])}: would be overwritten by "
                     f"{self.schedule.paths['cycle_momentum']} = true; remove one of the two"
                 )
 

@@ -21,8 +21,9 @@ Signal (BaseException)    not errors: how a trial learns, inside a report, that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date, time
 
 
 class HpoError(Exception):
@@ -116,6 +117,17 @@ class LostLease(Signal):
 
 class Outage(Signal):
     """Raised when the storage failed for longer than a worker bears; the trial is not to blame and keeps its place."""
+
+
+def shown(value: object) -> str:
+    """Return a value as a study file writes it, for a message to whoever wrote the file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {shown(child)}' for key, child in value.items())} }}" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return str(value) if isinstance(value, date | time) else repr(value)
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -18,10 +18,21 @@ from typing import Any, Literal
 
 import pydantic
 
-from hpo.errors import SpecError, nearest
+from hpo.errors import SpecError, nearest, shown
 
 Function = Callable[..., Any]
-_ALTERNATIVE = re.compile(r"literal\[|constrained-")  # how pydantic names one of several types that a value may have
+# How pydantic names one of several types that a value may have.
+_ALTERNATIVE = re.compile(
+    r"(literal|list|tuple|set|dict|union|nullable)\[|constrained-|function-|(str|int|float|bool|none)$"
+)
+#: What pydantic says in a programmer's words, by its name for the error.
+WANTED = {
+    "string_type": "text in quotes",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "sequence_str": "a list",
+}
 TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
@@ -143,7 +154,8 @@ def explain(
     """Return one line for each thing pydantic found: path, value, what is allowed."""
     lines = []
     for found in error.errors():
-        key, *inside = [str(step) for step in found["loc"] if not _ALTERNATIVE.match(str(step))] or [""]
+        key, *inside = map(str, found["loc"] or [""])
+        inside = [step for step in inside if not _ALTERNATIVE.match(step)]
         path = ".".join([paths.get(key, key), *inside])
         if found["type"] == "extra_forbidden" and inside:  # in a section that is a model itself
             section: typing.Any = model
@@ -156,10 +168,12 @@ def explain(
         elif found["type"] == "missing":
             lines.append(f"{path}: {owner} needs {key!r}; add it")
         elif found["type"] in TABLE_ERRORS:
-            lines.append(f"{path} = {found['input']!r}: is no table; write its keys under [{path}]")
+            lines.append(f"{path} = {shown(found['input'])}: is no table; write its keys under [{path}]")
         else:
-            said = f"{found['msg'][0].lower()}{found['msg'][1:]}"
-            alternative = f"{path} = {found['input']!r}: "
+            is_list = found.get("ctx", {}).get("class") == "Sequence"
+            wanted = "a list" if is_list else WANTED.get(found["type"])
+            said = f"input should be {wanted}" if wanted else f"{found['msg'][0].lower()}{found['msg'][1:]}"
+            alternative = f"{path} = {shown(found['input'])}: "
             if lines and lines[-1].startswith(alternative):
                 lines[-1] += f", or {said.removeprefix('input should ')}"
             else:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 import data
 from data import SOURCES, Source
+from data.files import BadFile
 from hpo import options, space, usercode
 from hpo.config import Part, TrainConfig, read_section, training_defaults
 from hpo.errors import Mistakes, SpecError, nearest
@@ -116,7 +117,9 @@ def _told_of(section: str, part: Part) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise  # no fault of the file's
     except Exception as error:
-        raise SpecError(f"{section} {part.name}: {type(error).__name__}: {error}") from error
+        of_ours = part.name in KINDS[section].functions and isinstance(error, ValueError | BadFile)
+        said = str(error) if of_ours else f"{type(error).__name__}: {error}"
+        raise SpecError(f"{section} {part.name}: {said}") from error
 
 
 def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:

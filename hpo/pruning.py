@@ -16,7 +16,7 @@ from annotated_types import Ge, Le
 
 from hpo import columnpruning, options
 from hpo.config import training_defaults
-from hpo.errors import SpecError, nearest
+from hpo.errors import SpecError, nearest, shown
 from hpo.objectives import Goals
 from hpo.rivals import AmongRivals, Comparing
 from hpo.space import ends_of
@@ -168,8 +168,12 @@ def named(table: dict[str, object], section: str, known: dict[str, options.Funct
     """Split a table into its name, which must be a known one, and the rest."""
     rest = {key: value for key, value in table.items() if key != "name"}
     name = table.get("name")
-    if not isinstance(name, str) or name not in known:
-        raise SpecError(f"{section}.name: there is no {section} {name!r}{nearest(str(name), known)}")
+    if name is None:
+        raise SpecError(f'{section}.name: missing; write name = "..."{nearest("", known)}')
+    if not isinstance(name, str):
+        raise SpecError(f'{section}.name: {shown(name)} is not the name of a {section}; write name = "..."')
+    if name not in known:
+        raise SpecError(f"{section}.name: there is no {section} {name!r}{nearest(name, known)}")
     return name, rest
 
 

@@ -22,7 +22,7 @@ from hpo import metrics, objectives, options, space, usercode
 from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.curve import Direction, ValueRule
 from hpo.durations import seconds
-from hpo.errors import Mistakes, SpecError
+from hpo.errors import Mistakes, SpecError, shown
 from hpo.failures import Policies
 from hpo.metrics import Metric
 from hpo.objectives import OWN_VALUE, Goals
@@ -406,6 +406,8 @@ def _lifted(section: str, table: space.Tree) -> space.Tree:
         with mistakes.gathered():
             lifted |= space.lift({key: value}, section)
     mistakes.tell()
+    if isinstance(name := lifted.get("name"), dict):
+        raise SpecError(f"{section}.name: {shown(name)} is neither a name nor a choice; {space.GRAMMAR}")
     space.check_branches({section: lifted})
     return lifted
 

@@ -48,7 +48,7 @@ def test_a_config_and_its_training_are_frozen() -> None:
             "optimizer.sgd.lr: optimizer.lr is given as well; keep one of the two",
         ),
         ("training", {"epochs": 0}, "training.epochs = 0: input should be greater than or equal to 1"),
-        ("training", {"epochs": True}, "training.epochs = True: input should be a valid integer"),
+        ("training", {"epochs": True}, "training.epochs = true: input should be a valid integer"),
         (
             "training",
             {"batchsize": 3},

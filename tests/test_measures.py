@@ -99,7 +99,7 @@ def test_every_metric_has_a_direction_and_fills_the_study_s(name: str) -> None:
         ),
         ({"metric": "top_0_accuracy"}, "there is no such metric (did you mean 'top_3_accuracy'?)"),
         ({"watch": {"metrics": ["f1"]}}, "watch.metrics.0 = 'f1': there is no such metric"),
-        ({"watch": {"metrics": "auroc"}}, "watch.metrics = 'auroc': input should be a valid list"),
+        ({"watch": {"metrics": "auroc"}}, "watch.metrics = 'auroc': input should be a list"),
         ({"watch": {"norm": True}}, "watch.norm: watch takes no 'norm' (did you mean 'norms'?)"),
         ({"watch": {"norms": {"choices": [True, False]}}}, "what is watched changes no training; give one value"),
     ],

@@ -87,8 +87,8 @@ def test_what_the_function_takes_is_right(function: Any, given: int, found: dict
     [
         ({}, ["model.part.rate: model part needs 'rate'; add it"]),
         ({"rate": 1.0}, ["model.part.rate = 1.0: input should be less than 1"]),
-        ({"rate": True}, ["model.part.rate = True: input should be a valid number"]),
-        ({"rate": 0.5, "flag": 1}, ["model.flag = 1: input should be a valid boolean"]),
+        ({"rate": True}, ["model.part.rate = true: input should be a valid number"]),
+        ({"rate": 0.5, "flag": 1}, ["model.flag = 1: input should be true or false"]),
         ({"rate": 0.5, "widths": [1, "2"]}, ["model.widths.1 = '2': input should be a valid integer"]),
         ({"rate": 0.5, "kind": "c"}, ["model.kind = 'c': input should be 'a' or 'b'"]),
         ({"rate": 0.5, "width": [1]}, ["width: model part takes no 'width' (did you mean 'widths'?)"]),
@@ -134,7 +134,7 @@ def test_functions_share_options_by_a_typed_dict_whose_keys_are_checked_and_may_
     ]
     assert faults(needing, 1, {"maybe": 1}) == [
         "model.needed: model part needs 'needed'; add it",
-        "model.maybe = 1: input should be a valid boolean",
+        "model.maybe = 1: input should be true or false",
     ]
 
 

@@ -160,7 +160,7 @@ def test_a_part_that_refuses_or_returns_something_else_is_named(
 
 def test_a_network_that_halves_its_image_away_is_a_fault_of_the_file(tmp_path: Path) -> None:
     part = Part(name="cnn", options={"channels": [4, 4, 4, 4]}, paths={})
-    with pytest.raises(SpecError, match=r"^model cnn: ValueError: channels = \[4, 4, 4, 4\] halves an image of 8x8"):
+    with pytest.raises(SpecError, match=r"^model cnn: channels = \[4, 4, 4, 4\] halves an image of 8x8"):
         parts.call("model", part, tmp_path, (1, 8, 8), 10)
 
 

@@ -195,7 +195,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "sampler.search_space: is for an objective of your own; a declared space lists its values itself",
     ),
     ({"name": "tep"}, FLAT, "sampler.name: there is no sampler 'tep' (did you mean 'tpe'?)"),
-    ({}, FLAT, "sampler.name: there is no sampler None (known: cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe)"),
+    ({}, FLAT, 'sampler.name: missing; write name = "..." (known: cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe)'),
     ({"name": "random", "seed": 3}, FLAT, "sampler.seed: sampler random takes no 'seed'"),
     (
         {"name": "tpe", "n_startup_trials": -1},
@@ -241,7 +241,7 @@ def test_a_sampler_that_cannot_work_is_refused(sampler: dict[str, Any], tree: di
         ({"search_space": {}}, "sampler.search_space: is empty; name the parameters: { lr = [0.1, 0.01], ... }"),
         ({"search_space": {"x": []}}, "sampler.search_space.x = []: give at least one value, no lists or tables"),
         ({"search_space": {"x": [[1]]}}, "sampler.search_space.x = [[1]]: give at least one value, no lists or tables"),
-        ({"search_space": {"x": 3}}, "sampler.search_space.x = 3: input should be a valid list"),
+        ({"search_space": {"x": 3}}, "sampler.search_space.x = 3: input should be a list"),
         (
             {"search_space": {"x": list(range(400)), "y": list(range(400))}},
             "sampler.name: the grid has 160,000 points, at most 100,000 are possible; widen the steps",

@@ -104,7 +104,7 @@ def test_without_a_network_it_is_said_which_files_to_put_where(name: str) -> Non
     with pytest.raises(SpecError) as caught:
         parts.call("data", Part(name=name, options={}, paths={}), Path())
     said = str(caught.value)
-    assert said.startswith(f"data {name}: BadFile: cannot be downloaded")
+    assert said.startswith(f"data {name}: cannot be downloaded")
     assert "Network is unreachable" in said
     assert f"{data_dir() / PUBLISHED[name][2]} from http" in said
     assert kind_of(caught.value) is Kind.DATA_ERROR

@@ -421,6 +421,45 @@ WRONG: dict[str, tuple[str, str]] = {
         DATA + MODEL + '[optimizer]\nname = "adagrad"\nlr = 0.1\n[schedule]\nname = "onecycle"\ncycle_momentum = true',
         "schedule.cycle_momentum = true: optimizer adagrad has no momentum; set it to false or choose another optimizer",
     ),
+    "a list for a number": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = [0.1, 2]',
+        "optimizer.lr = [0.1, 2]: input should be a valid number",
+    ),
+    "a bool for a list": (
+        DATA + '[model]\nname = "mlp"\nwidths = true\n' + OPTIMIZER,
+        "model.widths = true: input should be a list",
+    ),
+    "a number for a bool": (SMALL + "nesterov = 1", "optimizer.nesterov = 1: input should be true or false"),
+    "a date for a duration": (
+        SMALL + "[budget]\ntimeout = 2020-01-01",
+        "budget.timeout = 2020-01-01: input should be text in quotes",
+    ),
+    "a table for a name": (
+        DATA + "[model]\nname = { size = 1, deep = true }\n" + OPTIMIZER,
+        "model.name: { size = 1, deep = true } is neither a name nor a choice; "
+        "a range is { low = ..., high = ... }, a choice is { choices = [...] }",
+    ),
+    "tables for a section": (
+        '[[model]]\nname = "mlp"\n' + DATA + OPTIMIZER,
+        "model = [{ name = 'mlp' }]: is no table; write its keys under [model]",
+    ),
+    "neither of several types": (
+        '[data]\nname = "digits"\nclasses = [1, 2.5]\n' + MODEL + OPTIMIZER,
+        "data.classes.1 = 2.5: input should be text in quotes, or be a valid integer, or be a list",
+    ),
+    "a bool for a name": (
+        DATA + MODEL + "[optimizer]\nname = true\nlr = 0.1",
+        'optimizer.name: true is not the name of an optimizer; write name = "..."',
+    ),
+    "a choice of samplers": (
+        SMALL + '[sampler]\nname = { choices = ["tpe"] }',
+        "sampler.name: { choices = ['tpe'] } is not the name of a sampler; write name = \"...\"",
+    ),
+    "a pruner without a name": (
+        SMALL + "[pruner]\nn_warmup_steps = 3",
+        'pruner.name: missing; write name = "..." (known: hyperband, median, none, patient, percentile, successive_halving, '
+        "threshold)",
+    ),
     "params without an objective": (
         SMALL + "[params]\nx = 1",
         "params: goes with an objective of your own; write the values into their sections",

@@ -72,9 +72,12 @@ def check(
         typer.echo(checked.warnings_text(lint(found.spec)))
         return
     from hpo.check import examine
+    from hpo.spec import told_of
 
     count = workers or default_workers()
-    typer.echo(checked.findings_text(found.spec, examine(found.spec, found.code_folder, count), count))
+    with told_of(file):
+        findings = examine(found.spec, found.code_folder, count)
+    typer.echo(checked.findings_text(found.spec, findings, count))
 
 
 @app.command()
