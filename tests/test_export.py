@@ -45,7 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
     failed = claiming.claim(ledger)
-    ledger.finish(failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
+    ledger.finish(failed, TrialState.FAIL, None, outcome="exception", reason="boom")
     worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
 

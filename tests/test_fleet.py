@@ -234,7 +234,7 @@ def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(current_process(), "_config", {**current_process()._config, "tempdir": None})
+    monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
     monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
     nursery.warm_up(declared=False)
     assert tempfile.gettempdir() == str(long)

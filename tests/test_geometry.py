@@ -214,7 +214,7 @@ TRIVIAL: dict[str, Any] = {  # as torchvision's TrivialAugmentWide calls them
 
 
 def sheared(shown: Tensor, degrees: list[float]) -> Tensor:
-    return vision.affine(shown, 0.0, [0, 0], 1.0, degrees, interpolation=BILINEAR, center=[0, 0])  # type: ignore[no-any-return]
+    return vision.affine(shown, 0.0, [0, 0], 1.0, degrees, interpolation=BILINEAR, center=[0, 0])
 
 
 @pytest.mark.parametrize("amount", [7 / 30, -11 / 30, 1.0])

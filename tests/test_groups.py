@@ -54,7 +54,7 @@ def test_parameters_of_another_rate_are_groups_of_their_own() -> None:
     model = net()
     for layer in (model[0], model[1]):
         for parameter in layer.parameters():
-            parameter.lr_factor = 0.1  # type: ignore[attr-defined]
+            parameter.lr_factor = 0.1
     found = split(model)
     slow, fast = ["0.weight", "0.bias", "1.weight", "1.bias"], ["position", "4.weight", "2.weight", "4.bias"]
     assert named(model, found) == [fast[:2], fast[2:], slow[:1], slow[1:]]
@@ -113,7 +113,7 @@ def splits() -> Splits:
 def ours(name: str, *, decay: Any = "weights", slow: float = 1.0, **options: Any) -> Callable[..., Optimizer]:
     def make(params: Any, lr: float) -> Optimizer:
         model = nn.ParameterList(params)
-        [p for p in model if p.ndim > 1][1].lr_factor = slow  # type: ignore[attr-defined]
+        [p for p in model if p.ndim > 1][1].lr_factor = slow
         optimizer = OPTIMIZERS[name](split(model, decay=decay), lr=lr, **options)
         set_rates(optimizer)
         return optimizer

@@ -316,7 +316,7 @@ class Forwards(nn.Module):
 
 
 class TwoInputs(nn.Linear):
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x.flatten(1) * mask)
 
 

@@ -184,7 +184,7 @@ class TestCmaEsRefusesTwoObjectivesOnOurStorage(InOurStorage, SingleOnlySamplerT
 
 def test_a_grid_on_our_storage_is_walked_once_by_two_processes_storages(shared: Storage) -> None:
     """Optuna's suites ask a sampler for parameters of their own choice, which a grid does not have."""
-    points = {"x": [0.1, 0.2, 0.3], "y": ["a", "b"]}
+    points: dict[str, Any] = {"x": [0.1, 0.2, 0.3], "y": ["a", "b"]}
     sampler = AFreshSamplerEachTrial("grid", {"search_space": points})
     study = optuna.create_study(storage=shared.optuna, sampler=sampler)
     other = storage.connect(storage.plain(shared.url))

@@ -208,7 +208,7 @@ def test_a_run_moves_between_executors(splits: Splits, name: str, way: str) -> N
             stack.remove(run)
             stack.train_epoch()  # its place is no more its own
         else:
-            training = run.train()
+            training: Any = run.train()  # a generator, which is left midway
             results += [next(training) for _ in range(3)]
             training.close()
     assert apart(numbers(results), one.by_plain_torch()) <= EQUAL

@@ -449,7 +449,7 @@ def test_an_own_objective_s_constraints_count(lite: Storage, tmp_path: Path) -> 
     study = own(lite, tmp_path, "bounded", 6, direction="minimize")
     feasible = [trial for trial in ended(study) if trial.params["x"] >= 0.5]
     assert 0 < len(feasible) < 6
-    wanted = min(feasible, key=lambda trial: trial.value).number
+    wanted = min(feasible, key=lambda trial: trial.values[0]).number
     best = summarize(study).best
     assert best is not None
     assert best.number == results.best(study)[0].number == study.optuna.best_trial.number == wanted

@@ -52,7 +52,7 @@ class ByFormula:
         parameters = list(self.model.parameters())
         loss = F.cross_entropy(self.model(images), labels)
         gradients = torch.autograd.grad(loss, parameters)
-        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))  # type: ignore[arg-type]
+        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
         uphill = copy.deepcopy(self.model)
         with torch.no_grad():
             for parameter, gradient in zip(uphill.parameters(), gradients, strict=True):

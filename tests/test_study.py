@@ -29,7 +29,7 @@ def spec_of(study: Study, **changes: object) -> StudySpec:
 
 def join_again(study: Study, wanted: StudySpec, **settings: object) -> Study:
     arguments = {"code_folder": study.code_folder, "code_digest": "", **settings}
-    return studies.create_or_join(study.storage, wanted, **arguments)  # type: ignore[arg-type]
+    return studies.create_or_join(study.storage, wanted, **arguments)
 
 
 def test_a_study_is_joined_with_the_spec_it_was_made_with(make_study: MakeStudy) -> None:

@@ -398,7 +398,7 @@ def test_a_system_exit_of_any_code_is_the_end_of_its_trial_alone(code: object, m
 
     def objective(trial: LeasedTrial) -> float:
         if trial.number == 0:
-            sys.exit(code)  # type: ignore[arg-type]
+            sys.exit(code)
         return 1.0
 
     assert work(study, objective) == 0
