@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import random
 import warnings
@@ -513,7 +514,20 @@ def test_a_waiting_trial_that_two_processes_reach_for_is_run_once(place: Storage
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Storage) -> Callable[..., Any]:
+def root_logger() -> Iterator[None]:
+    """Take from the root logger what `optuna` adds: a handler on a stream that pytest closes, and the level DEBUG."""
+    root = logging.getLogger()
+    level, handlers = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - handlers:
+        root.removeHandler(handler)
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Storage, root_logger: None
+) -> Callable[..., Any]:
     """Run `optuna COMMAND --storage URL ... -f json` and return what it printed."""
     from optuna import cli
 
