@@ -19,13 +19,15 @@ import sqlalchemy as sa
 import torch
 from sqlalchemy.engine import URL, make_url
 
-from hpo import storage, study
+from data import Splits
+from hpo import keeper, storage, study
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from tests import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-torch.set_num_threads(1)  # tests run beside one another: more threads than cores spin, and small ones gain nothing
+torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
 
 OWN_OBJECTIVE = {
     "name": "own",
@@ -41,6 +43,33 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test measures, and what it makes a machine remember, from every other."""
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Compute with one thread, as workers do, whatever the last test has set.
+
+    Tests run beside one another: more threads than cores spin, and small ones gain nothing.
+    """
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker's keeper look around every 20 ms."""
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    """Images that can be told apart, and not at once."""
+    return stacks.digits()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with our tables and no study, to make copies of."""
+    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +127,9 @@ def make_study(place: Storage, tmp_path: Path) -> Callable[..., Study]:
         return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
     return make
+
+
+@pytest.fixture
+def demo(place: Storage, tmp_path: Path) -> Study:
+    """A study without a training and without trials."""
+    return trials.make(place, tmp_path)

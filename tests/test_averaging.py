@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,8 @@ from hpo.train import averaging, checkpoint
 from hpo.train.averaging import Average, Averaging
 from hpo.train.loop import Run, evaluate
 from models import cnn
-from tests import stacks
+from tests.declared import quiet
 from tests.stacks import CLASSES, Trial, stop_before
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def small_cnn() -> nn.Module:
@@ -193,10 +182,6 @@ PINNED: dict[str, Any] = {
     "loss": {"name": "bce_with_logits", "label_smoothing": 0.1},
     "averaging": {"name": "ema", "decay": 0.95},
 }
-
-
-def quiet(_result: object) -> None:
-    """Show no progress."""
 
 
 def test_the_final_training_keeps_and_tests_the_average_and_replays_bit_for_bit(tmp_path: Path) -> None:

@@ -25,9 +25,7 @@ from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.study import Study
-from tests.trials import begin
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy, begin
 
 
 def parked(study: Study) -> None:

@@ -186,11 +186,6 @@ def test_the_standings_at_a_rung_are_of_trials_in_every_state() -> None:
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
-
-
 @pytest.fixture
 def database(template: Path, tmp_path: Path) -> str:
     return emptied.sqlite_copy(template, tmp_path)

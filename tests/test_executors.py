@@ -17,7 +17,7 @@ from hpo.spec import StudySpec
 from hpo.train import sizing
 from hpo.train.loop import Run
 from hpo.train.stack import Forward
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT
 
 CPU = torch.device("cpu")
 

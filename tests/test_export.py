@@ -23,17 +23,9 @@ from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.study import Study
 from hpo.train import checkpoint
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT, nothing, quiet
 
 TRIALS = 5
-
-
-def quiet(result: object) -> None:
-    """Show no progress."""
-
-
-def nothing() -> None:
-    """Record no opening."""
 
 
 @pytest.fixture(scope="module")

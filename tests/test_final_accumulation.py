@@ -15,6 +15,7 @@ from hpo import assembly, final
 from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
+from tests.declared import nothing, quiet
 
 PINNED: dict[str, Any] = {
     "name": "digits",
@@ -25,14 +26,6 @@ PINNED: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 0.01},
     "schedule": {"name": "cosine"},
 }
-
-
-def quiet(result: object) -> None:
-    """Show no progress."""
-
-
-def nothing() -> None:
-    """Record no opening."""
 
 
 def write(path: Path, **receipt: Any) -> Path:

@@ -8,7 +8,6 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import current_process, forkserver
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from hpo.fleet import gpus, nursery
 from hpo.fleet.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.signals import ASKING
 from hpo.study import Study
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy
 
 
 @pytest.fixture

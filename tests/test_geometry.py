@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,14 +28,6 @@ from data.augment.geometry import (
     warp,
 )
 from data.augment.strength import Fill, Strength
-from tests import stacks
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
 
 BILINEAR = InterpolationMode.BILINEAR
 NEAR = {"rtol": 0.0, "atol": 1e-5}

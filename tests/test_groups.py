@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -97,17 +97,6 @@ def test_without_decay_there_is_one_group_in_the_same_order() -> None:
 
 
 # --- in a stack ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def ours(name: str, *, decay: Any = "weights", slow: float = 1.0, **options: Any) -> Callable[..., Optimizer]:

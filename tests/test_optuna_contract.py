@@ -43,11 +43,6 @@ from tests import emptied
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture(scope="module")
 def one_database(postgres_server: URL) -> Iterator[str]:
     with emptied.postgres_database(postgres_server) as url:
         yield url

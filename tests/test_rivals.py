@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from hpo.storage import Storage, connect
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials
+from tests.trials import MakeStudy
 
 MEDIAN = {"name": "median", "n_startup_trials": 1, "n_min_trials": 1}
 HALVING = {"name": "successive_halving", "reduction_factor": 2}
 Costs = float | tuple[float, float] | None
-MakeStudy = Callable[..., Study]
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from hpo.failures import Kind, kind_of
 from hpo.train import forwards, loop
 from hpo.train.loop import Run
 from hpo.train.pixels import AHEAD, pixels
-from tests.stacks import Trial, stack_of, stop_before, train, weights
-from tests.test_loop import Noisy, build_cnn, build_mlp, make, timeless
+from tests.stacks import Trial, stack_of, stop_before, timeless, train, weights
+from tests.test_loop import Noisy, build_cnn, build_mlp, make
 
 
 def source() -> Source:

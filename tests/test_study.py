@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,8 +17,8 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
+from tests.trials import MakeStudy
 
-MakeStudy = Callable[..., Study]
 ROOT = Path(__file__).parents[1]
 
 

@@ -29,11 +29,6 @@ from hpo.trial import LeasedTrial
 from tests.trials import START, begin, make, run, set_times
 
 
-@pytest.fixture
-def demo(place: Storage, tmp_path: Path) -> Study:
-    return make(place, tmp_path)
-
-
 def expire(demo: Study, number: int) -> None:
     trial_id = demo.optuna.get_trials(deepcopy=False)[number]._trial_id
     with sql.writing(demo.storage.engine) as connection:

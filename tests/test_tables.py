@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 
 import optuna
 import pytest
@@ -19,9 +18,8 @@ from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import StorageError
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import begin
+from tests.trials import MakeStudy, begin
 
-MakeStudy = Callable[..., Study]
 #: What has come to our tables since they were first made.
 NEW = [
     hpo_studies.c.hold,
