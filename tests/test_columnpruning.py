@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,8 @@ PRUNERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("shared")
-    return emptied.sqlite_copy(emptied.sqlite_template(tmp_path_factory.mktemp("template")), folder)
+def database(template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return emptied.sqlite_copy(template, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

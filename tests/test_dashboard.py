@@ -30,8 +30,8 @@ from hpo.view import dashboard
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
-    return storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+def place(lite: Storage) -> Storage:
+    return lite
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hpo.claiming import claim
 from hpo.db.columns import COST_PREFIX
 from hpo.lease import Lease
 from hpo.objectives import Known
-from hpo.storage import Storage, connect
+from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials
@@ -27,15 +27,10 @@ Costs = float | tuple[float, float] | None
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
-    return connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-
-
-@pytest.fixture
-def make(place: Storage, tmp_path: Path) -> MakeStudy:
+def make(lite: Storage, tmp_path: Path) -> MakeStudy:
     def make_one(pruner: dict[str, Any], **document: Any) -> Study:
         base = {"objectives": {"accuracy": "maximize", "size": "minimize"}, "direction": None, "budget": {"trials": 99}}
-        return trials.make(place, tmp_path, pruner=pruner, **{**base, **document})
+        return trials.make(lite, tmp_path, pruner=pruner, **{**base, **document})
 
     return make_one
 

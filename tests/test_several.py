@@ -67,11 +67,6 @@ def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
 
 
 @pytest.fixture
-def lite(tmp_path: Path) -> Storage:
-    return storage.connect(f"sqlite:///{tmp_path}/lite.db", create=True)
-
-
-@pytest.fixture
 def make(lite: Storage, tmp_path: Path) -> MakeStudy:
     return lambda trials, **changes: made(lite, tmp_path, trials, **changes)
 

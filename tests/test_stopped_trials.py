@@ -14,13 +14,14 @@ import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hpo import assembly, check, export, final, results, storage
+from hpo import assembly, check, export, final, results
 from hpo import study as studies
 from hpo.config import Stopping, TrainConfig
 from hpo.db.tables import hpo_trials
 from hpo.errors import SpecError
 from hpo.history import history
 from hpo.space import lift, middle
+from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train.loop import Run
 from hpo.train.stopping import verdict
@@ -36,11 +37,9 @@ AFTER_TWO = {"patience": 1, "monitor": "loss", "min_delta": 1000.0, "min_epochs"
 
 
 @pytest.fixture
-def make_digits(tmp_path: Path) -> MakeStudy:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-
+def make_digits(lite: Storage, tmp_path: Path) -> MakeStudy:
     def make(trials: int, **changes: Any) -> Study:
-        return made(place, tmp_path, {**DOCUMENT, "budget": {"trials": trials}, "training": TRAINING, **changes})
+        return made(lite, tmp_path, {**DOCUMENT, "budget": {"trials": trials}, "training": TRAINING, **changes})
 
     return make
 

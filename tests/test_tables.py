@@ -32,6 +32,12 @@ NEW = [
 ]
 
 
+@pytest.fixture
+def url(bare_url: str) -> str:
+    """The URL of a database of the test's own: these tests change tables."""
+    return bare_url
+
+
 def drop(place: Storage, *columns: sa.Column[object]) -> None:
     with place.engine.begin() as connection:
         for column in columns:
