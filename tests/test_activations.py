@@ -54,7 +54,7 @@ def test_every_name_is_in_the_table_and_has_a_test() -> None:
 @pytest.mark.parametrize(("name", "options"), EXPECTED)
 def test_an_activation_is_its_formula(name: Activation, options: tuple[tuple[str, Any], ...]) -> None:
     x = (X[:, :100] if name == "swiglu" else X).clone().requires_grad_()
-    module = ACTIVATIONS[name](dict(options)).double().eval()  # type: ignore[arg-type]
+    module = ACTIVATIONS[name](dict(options)).double().eval()
     y, expected = module(x), EXPECTED[name, options](x)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(value.sum(), x)[0] for value in (y, expected)]
@@ -94,7 +94,7 @@ def test_one_generator_serves_rrelu_and_dropout_of_a_model() -> None:
 
 def test_swiglu_is_fed_twice_as_many_features_as_it_gives() -> None:
     model = mlp((1, 8, 8), 10, widths=[12], activation="swiglu", norm="none")
-    linear, head = [module for module in model if isinstance(module, nn.Linear)]
+    linear, head = [module for module in model.children() if isinstance(module, nn.Linear)]
     assert (linear.out_features, head.in_features) == (24, 12)
     assert torch.equal(SwiGLU()(torch.ones(1, 4, 2, 2)), F.silu(torch.ones(1, 2, 2, 2)))
 

@@ -354,7 +354,7 @@ def test_doubt_is_what_the_formulas_say_of_the_passes(run: Trained) -> None:
 
 @pytest.mark.parametrize("kind", [Dropout, nn.Dropout])
 def test_the_spread_of_one_dropped_unit_is_the_bernoulli_s(kind: type[nn.Module]) -> None:
-    model = nn.Sequential(nn.Flatten(), kind(0.25), nn.Linear(1, 2, bias=False)).eval()  # type: ignore[call-arg]
+    model = nn.Sequential(nn.Flatten(), kind(0.25), nn.Linear(1, 2, bias=False)).eval()
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[3.0], [0.0]]))
     doubt = mcdropout.sample(model, torch.ones(400, 1, 1, 1), passes=200, seed=0, batch=400)

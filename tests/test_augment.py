@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +20,9 @@ from hpo.seeds import derive
 from hpo.train import loop
 from hpo.train.run import Run
 from models import mlp
-from tests import stacks, test_together
+from tests import test_together
+from tests.declared import work
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, train, weights
-from tests.test_together import work
 
 make_digits = test_together.make_digits  # a fixture
 
@@ -50,12 +49,6 @@ STRENGTHS: dict[str, Strength] = {
     "cutmix": Strength(cutmix=1.0),
     "all": Strength(crop=1, rotation=9.0, hue=0.1, trivial_augment=0.5, erasing=0.5, mixup=1.0, cutmix=1.0),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,8 @@ from hpo.train.averaging import Average, Averaging
 from hpo.train.run import Run
 from hpo.train.validation import assess
 from models import cnn
-from tests import stacks
+from tests.declared import quiet
 from tests.stacks import CLASSES, Trial, stop_before
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def small_cnn() -> nn.Module:
@@ -143,7 +132,7 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.two(self.one(x.flatten(1) * self.mask).relu())
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(x)
 
 
 def test_tensors_of_several_names_are_averaged_once(splits: Splits) -> None:
@@ -195,10 +184,6 @@ PINNED: dict[str, Any] = {
     "loss": {"name": "bce_with_logits", "label_smoothing": 0.1},
     "averaging": {"name": "ema", "decay": 0.95},
 }
-
-
-def quiet(_result: object) -> None:
-    """Show no progress."""
 
 
 def test_the_final_training_keeps_and_tests_the_average_and_replays_bit_for_bit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import random
 import warnings
@@ -196,7 +197,8 @@ class Play:
         )
 
     def drawn(self, name: str) -> Any:
-        match distribution := DISTRIBUTIONS[name]:
+        distribution: Any = DISTRIBUTIONS[name]
+        match distribution:
             case CategoricalDistribution():
                 return self.rng.choice(distribution.choices)
             case IntDistribution():
@@ -512,7 +514,20 @@ def test_a_waiting_trial_that_two_processes_reach_for_is_run_once(place: Storage
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Storage) -> Callable[..., Any]:
+def root_logger() -> Iterator[None]:
+    """Take from the root logger what `optuna` adds: a handler on a stream that pytest closes, and the level DEBUG."""
+    root = logging.getLogger()
+    level, handlers = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - handlers:
+        root.removeHandler(handler)
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Storage, root_logger: None
+) -> Callable[..., Any]:
     """Run `optuna COMMAND --storage URL ... -f json` and return what it printed."""
     from optuna import cli
 
@@ -557,7 +572,7 @@ def test_a_study_of_ours_is_loaded_and_evaluated_by_url_alone(place: Storage) ->
     with racing.opened(storage.plain(place.url), "cached") as theirs:
         loaded = optuna.load_study(study_name="demo", storage=theirs)
         assert written(loaded.best_trial) == written(study.best_trial)
-        assert written(study.best_trial) == written(min(study.trials, key=lambda trial: trial.value))
+        assert written(study.best_trial) == written(min(study.trials, key=lambda trial: trial.values[0]))
         assert [written(trial) for trial in loaded.trials] == [written(trial) for trial in study.trials]
         evaluate = optuna.importance.PedAnovaImportanceEvaluator
         importances = [optuna.importance.get_param_importances(one, evaluator=evaluate()) for one in (study, loaded)]

@@ -174,7 +174,8 @@ def test_an_autoencoder_wants_a_linear_head() -> None:
 
 def test_depth_repeats_the_blocks_of_each_entry() -> None:
     assert [m.out_features for m in layers(mlp(SHAPE, CLASSES, widths=[9, 5], depth=2))] == [9, 9, 5, 5, CLASSES]
-    convolutions = [m for m in cnn(SHAPE, CLASSES, channels=[3, 4], depth=2) if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    model = cnn(SHAPE, CLASSES, channels=[3, 4], depth=2)
+    convolutions = [m for m in model.children() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
     assert [getattr(m, "out_channels", "pool") for m in convolutions] == [3, 3, "pool", 4, 4, "pool"]
 
 
@@ -205,9 +206,9 @@ def test_stochastic_depth_drops_whole_images_evenly_more_with_depth() -> None:
 
 def test_dropout_stands_at_the_input_and_in_the_blocks_if_asked_for() -> None:
     model = cnn(SHAPE, CLASSES, input_dropout=0.1, block_dropout=0.2, dropout=0.3)
-    assert [m.p for m in model if isinstance(m, Dropout)] == [0.1, 0.2, 0.2, 0.3]
+    assert [m.p for m in model.children() if isinstance(m, Dropout)] == [0.1, 0.2, 0.2, 0.3]
     assert isinstance(model[0], Dropout)
-    assert [m.p for m in mlp(SHAPE, CLASSES, input_dropout=0.1, dropout=0.2) if isinstance(m, Dropout)] == [
+    assert [m.p for m in mlp(SHAPE, CLASSES, input_dropout=0.1, dropout=0.2).children() if isinstance(m, Dropout)] == [
         0.1,
         0.2,
         0.2,

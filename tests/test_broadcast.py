@@ -328,7 +328,7 @@ def test_a_square_that_overflows_stops_an_element_as_in_torch() -> None:
         for row, model in enumerate(theirs.models):
             for parameter, gradient in zip(model.parameters(), gradients_of(row, step, model), strict=True):
                 parameter.grad = gradient
-            next(model.parameters()).grad[0, 0] *= 1e160  # type: ignore[index]
+            next(model.parameters()).grad[0, 0] *= 1e160
             theirs.optimizers[row].step()
     for one, other in zip(ours.models, theirs.models, strict=True):
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
@@ -536,7 +536,7 @@ def test_gradients_are_clipped_row_by_row_before_the_step() -> None:
 def test_steps_on_a_gpu_are_those_of_torch_and_wait_for_nothing(fused: bool) -> None:
     device = torch.device("cuda")
     makes = [plainly(kind, lr=0.01, fused=True) for kind in (AdamW, SGD, Adam, AdamW)] if fused else BY_TURNS
-    ours, theirs = (one(makes, torch.float64, device) for one in (Together, Alone))
+    ours, theirs = Together(makes, torch.float64, device), Alone(makes, torch.float64, device)
     for step in range(STEPS):
         ours.set_gradients(step)
         theirs.step(step)

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from hpo.train import checkpoint
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    state = {"epoch": 3, "weights": OrderedDict(w=torch.arange(4.0)), "groups": [{"betas": (0.9, 0.99), "x": None}]}
+    state: Any = {
+        "epoch": 3,
+        "weights": OrderedDict(w=torch.arange(4.0)),
+        "groups": [{"betas": (0.9, 0.99), "x": None}],
+    }
     digest = checkpoint.save(tmp_path / "7" / "a.pt", state)
     loaded = checkpoint.load(tmp_path / "7" / "a.pt", digest)
     assert torch.equal(loaded["weights"].pop("w"), state["weights"].pop("w"))
@@ -115,7 +120,7 @@ def saved_size(path: Path, state: dict) -> int:
 
 def test_a_view_is_written_without_what_it_is_a_view_of(tmp_path: Path) -> None:
     rows = torch.arange(100_000.0).view(100, 1000)
-    nested = {"a": rows[3, :500].view(5, 100), "b": [rows[4].t(), (rows[:, 7],)], "c": OrderedDict(d=rows[5, 3])}
+    nested: Any = {"a": rows[3, :500].view(5, 100), "b": [rows[4].t(), (rows[:, 7],)], "c": OrderedDict(d=rows[5, 3])}
     size = saved_size(tmp_path / "a.pt", nested)
     alone = {"a": rows[3, :500].clone().view(5, 100), "b": [rows[4].clone(), (rows[:, 7].clone(),)]}
     assert size <= saved_size(tmp_path / "b.pt", alone | {"c": OrderedDict(d=rows[5, 3].clone())}) + 200
@@ -136,7 +141,7 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
 
 
 def test_a_models_state_keeps_its_versions_and_expanded_tensors_stay_small(tmp_path: Path) -> None:
-    state = torch.nn.BatchNorm1d(3).state_dict()
+    state: Any = torch.nn.BatchNorm1d(3).state_dict()
     one = torch.zeros(1)
     size = saved_size(tmp_path / "a.pt", {"model": state, "wide": one.expand(100_000)})
     assert size < 5000

@@ -25,9 +25,7 @@ from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.study import Study
-from tests.trials import begin, finish_claim, record_receipt
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy, begin, finish_claim, record_receipt
 
 
 def parked(study: Study) -> None:

@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,8 @@ PRUNERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("shared")
-    return emptied.sqlite_copy(emptied.sqlite_template(tmp_path_factory.mktemp("template")), folder)
+def database(template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return emptied.sqlite_copy(template, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ class Pair:
         self, processes: list[LeanStorage], name: str, direction: str, ours: Own, optunas: Own, *, lazy: bool = False
     ) -> None:
         self.copy = optuna.create_study(study_name=name, direction=direction, pruner=optunas())
+        assert isinstance(self.copy._storage, InMemoryStorage)
         self.memory = self.copy._storage
-        assert isinstance(self.memory, InMemoryStorage)
         self.study_id = processes[0].create_new_study([StudyDirection[direction.upper()]], name)
         self.studies = [optuna.load_study(study_name=name, storage=place, pruner=ours()) for place in processes]
         self.writing = processes[0]
@@ -223,7 +223,7 @@ def test_patience_over_our_pruners_is_patience_over_optunas(processes: list[Lean
         processes,
         f"patient {wrapped}",
         "minimize",
-        lambda: pruning.patient(patience=2, wrapped=wrapped),  # type: ignore[arg-type]
+        lambda: pruning.patient(patience=2, wrapped=wrapped),
         lambda: pruning.Patient(optunas[wrapped], 2, 0.0),
     )
     go_through(pair, random.Random(wrapped), 200)
@@ -497,7 +497,7 @@ def test_brackets_are_optunas(name: str) -> None:
     for numbers in ([3], [150, 7, 99], [], [4000]):
         wanted = [
             pruner._get_bracket_id(
-                study, optuna.trial.FrozenTrial(number, TrialState.RUNNING, *[None] * 3, *[{}] * 5, number)
+                study, FrozenTrial(number, TrialState.RUNNING, None, None, None, {}, {}, {}, {}, {}, number)
             )
             for number in numbers
         ]

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -23,12 +23,17 @@ from hpo import storage
 from hpo.db import sql, trialrows
 from hpo.db.columns import STANDING, Column, Columns
 from hpo.db.leanstorage import LeanStorage
+from hpo.db.tables import intermediate_values, trials
 from hpo.db.trialrows import TrialRow
 from tests import emptied
 
 NOW = datetime(2026, 11, 24)
 MAXIMIZE = [StudyDirection.MAXIMIZE]
-SPACES = [{"x": FloatDistribution(0, 1)}, {"x": FloatDistribution(0, 1), "y": IntDistribution(1, 9)}, {}]
+SPACES: list[dict[str, BaseDistribution]] = [
+    {"x": FloatDistribution(0, 1)},
+    {"x": FloatDistribution(0, 1), "y": IntDistribution(1, 9)},
+    {},
+]
 
 
 def row(number: int, curve: dict[int, float] | None = None, **given: Any) -> TrialRow:
@@ -179,11 +184,6 @@ def test_the_standings_at_a_rung_are_of_trials_in_every_state() -> None:
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_more_open_trials_than_fit_into_one_statement(processes: tuple[LeanStora
     count = 2 * trialrows.CHUNK + 200
     with sql.writing(acting.engine) as connection:
         connection.execute(
-            trialrows.trials.insert(),
+            trials.insert(),
             [
                 {"study_id": study_id, "number": n, "state": TrialState.RUNNING, "datetime_start": NOW}
                 for n in range(count)
@@ -442,11 +442,11 @@ def test_a_look_during_a_write_sees_the_trial_as_it_was_before(processes: tuple[
     study_id = acting.create_new_study(MAXIMIZE, "s")
     trial_id = acting.create_new_trial(study_id)
     with sql.writing(acting.engine) as connection:
-        connection.execute(trialrows.trials.update().values(state=TrialState.COMPLETE, datetime_complete=NOW))
+        connection.execute(trials.update().values(state=TrialState.COMPLETE, datetime_complete=NOW))
         assert len(looking.columns(study_id)) == 0
         assert [row.state for row in looking.view(study_id)[1]] == [TrialState.RUNNING]
         connection.execute(
-            trialrows.intermediate_values.insert().values(
+            intermediate_values.insert().values(
                 trial_id=trial_id, step=1, intermediate_value=0.5, intermediate_value_type="FINITE"
             )
         )

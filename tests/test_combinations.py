@@ -7,7 +7,6 @@ neighbours who ask for something else.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from hpo.train.optim import OPTIMIZERS
 from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
-from tests import stacks
 from tests.stacks import CLASSES, apart, numbers, stop_before, train
 
 SEEDS = (*range(9), 68, 114, 118, 125)  # a combination each; the latter once found something
@@ -47,12 +45,6 @@ def source() -> Source:
 def both() -> list[Splits]:
     """The same images in memory and read batch by batch."""
     return [data.load(select(source(), resident=resident), split_seed=0, device=CPU) for resident in (True, False)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------

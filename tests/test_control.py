@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from hpo import claiming, control, reaping
 from hpo.claim import Orders
@@ -18,9 +18,8 @@ from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.failures import Failure, Kind
 from hpo.study import Study
-from tests.trials import begin, finish_claim
+from tests.trials import MakeStudy, begin, finish_claim, trial_of
 
-MakeStudy = Callable[..., Study]
 BY_HAND = "by `hpo stop`"
 GO_ON = Orders(lost=False, stop=False, park=False)
 ORDERS: dict[str, Callable[[Study], object]] = {
@@ -31,10 +30,6 @@ ORDERS: dict[str, Callable[[Study], object]] = {
     "resume": control.resume,
     "doctor --fail": lambda study: control.fail_foreign(study, 0),
 }
-
-
-def trial_of(study: Study, number: int) -> FrozenTrial:
-    return study.optuna.get_trials(deepcopy=False)[number]
 
 
 def row_of(study: Study, number: int) -> Any:

@@ -30,7 +30,7 @@ NAN, INF = math.nan, math.inf
 def test_the_value_and_the_epoch_whose_weights_stand_for_it(
     text: str, direction: str, curve: list[float], value: float, epoch: int
 ) -> None:
-    rule = ValueRule.parse(text, direction)  # type: ignore[arg-type]
+    rule = ValueRule.parse(text, direction)
     assert rule(curve) == value
     assert rule.best_epoch(curve) == epoch
 

@@ -31,8 +31,8 @@ from tests.trials import end_trial
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
-    return storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+def place(lite: Storage) -> Storage:
+    return lite
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hpo.spec import StudySpec
 from hpo.train import sizing
 from hpo.train.run import Run
 from hpo.train.stack import Forward
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_measuring_climbs_until_twice_as_many_are_no_faster(tmp_path: Path, monk
     def make(seed: int) -> Run:
         return assembly.build_run(config, splits, seed, tmp_path, CPU)
 
-    found = sizing.measure(None, make, 0.01)  # type: ignore[arg-type]  # it is measured by the table above
+    found = sizing.measure(None, make, 0.01)  # it is measured by the table above
     assert found.slots == 8
     assert list(found.rates) == [1, 2, 4, 8, 16, 32]  # two misses end it
 
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_ends_the_climb(tmp_path: Path, monkeypatch: pytest
         return 0.01
 
     monkeypatch.setattr(sizing, "_stacked_step", step)
-    found = sizing.measure(None, lambda seed: assembly.build_run(config, splits, seed, tmp_path, CPU), 0.01)  # type: ignore[arg-type]
+    found = sizing.measure(None, lambda seed: assembly.build_run(config, splits, seed, tmp_path, CPU), 0.01)
     assert found.slots == 4
 
 

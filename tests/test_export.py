@@ -23,18 +23,10 @@ from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.study import Study
 from hpo.train import checkpoint, loop
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT, nothing, quiet
 from tests.trials import finish_claim
 
 TRIALS = 5
-
-
-def quiet(result: object) -> None:
-    """Show no progress."""
-
-
-def nothing() -> None:
-    """Record no opening."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
     failed = claiming.claim(ledger)
-    finish_claim(ledger, failed, TrialState.FAIL, None, outcome="exception", reason="boom")  # type: ignore[arg-type]
+    finish_claim(ledger, failed, TrialState.FAIL, None, outcome="exception", reason="boom")
     worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
 

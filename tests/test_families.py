@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,12 +57,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "freeze": {"freeze": 1, "unfreeze_every": 1, "layer_rate": 0.5},
 }
 SIZES = {"mlp": {"widths": [32]}, "cnn": {"channels": [8, 16]}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

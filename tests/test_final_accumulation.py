@@ -16,6 +16,7 @@ from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.spec import StudySpec
 from hpo.train import loop
+from tests.declared import nothing, quiet
 
 PINNED: dict[str, Any] = {
     "name": "digits",
@@ -26,14 +27,6 @@ PINNED: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 0.01},
     "schedule": {"name": "cosine"},
 }
-
-
-def quiet(result: object) -> None:
-    """Show no progress."""
-
-
-def nothing() -> None:
-    """Record no opening."""
 
 
 def write(path: Path, **receipt: Any) -> Path:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
 from optuna.trial import TrialState
 
 from hpo.claim import Checkpoint
@@ -12,12 +11,7 @@ from hpo.finished import FinishedTrial, finished
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import Past, read
-from tests.trials import START, begin, end_trial, make, run, set_times, with_a_list_chosen
-
-
-@pytest.fixture
-def demo(place: Storage, tmp_path: Path) -> Study:
-    return make(place, tmp_path)
+from tests.trials import START, begin, end_trial, run, set_times, with_a_list_chosen
 
 
 class Teller:

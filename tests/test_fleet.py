@@ -8,7 +8,6 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import current_process, forkserver
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from hpo.fleet import gpus, nursery
 from hpo.fleet.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.signals import ASKING
 from hpo.study import Study
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy
 
 
 @pytest.fixture
@@ -234,7 +232,7 @@ def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(current_process(), "_config", {**current_process()._config, "tempdir": None})
+    monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
     monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
     nursery.warm_up(declared=False)
     assert tempfile.gettempdir() == str(long)

@@ -23,9 +23,9 @@ def test_the_front_is_optunas(seed: int) -> None:
     study = optuna.create_study(directions=list(directions.values()))
     bounded = draw.random() < 0.5
     for _ in range(draw.choice([0, 1, 40])):
-        values = [float(draw.randrange(6)) for _ in directions]  # with ties, and equal trials
+        scores = [float(draw.randrange(6)) for _ in directions]  # with ties, and equal trials
         constraints = {"a": draw.uniform(-1, 0.5), "b": draw.uniform(-1, 0.5)} if bounded else None
-        study.add_trial(create_trial(values=values, constraints=constraints))
+        study.add_trial(create_trial(values=scores, constraints=constraints))
     study.add_trial(
         create_trial(state=TrialState.PRUNED, values=[9.0 if d == "maximize" else -9.0 for d in directions.values()])
     )

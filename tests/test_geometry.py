@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,14 +28,6 @@ from data.augment.geometry import (
     warp,
 )
 from data.augment.strength import Fill, Strength
-from tests import stacks
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
 
 BILINEAR = InterpolationMode.BILINEAR
 NEAR = {"rtol": 0.0, "atol": 1e-5}
@@ -214,7 +205,7 @@ TRIVIAL: dict[str, Any] = {  # as torchvision's TrivialAugmentWide calls them
 
 
 def sheared(shown: Tensor, degrees: list[float]) -> Tensor:
-    return vision.affine(shown, 0.0, [0, 0], 1.0, degrees, interpolation=BILINEAR, center=[0, 0])  # type: ignore[no-any-return]
+    return vision.affine(shown, 0.0, [0, 0], 1.0, degrees, interpolation=BILINEAR, center=[0, 0])
 
 
 @pytest.mark.parametrize("amount", [7 / 30, -11 / 30, 1.0])

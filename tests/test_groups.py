@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_parameters_of_another_rate_are_groups_of_their_own() -> None:
     model = net()
     for layer in (model[0], model[1]):
         for parameter in layer.parameters():
-            parameter.lr_factor = 0.1  # type: ignore[attr-defined]
+            parameter.lr_factor = 0.1
     found = split(model)
     slow, fast = ["0.weight", "0.bias", "1.weight", "1.bias"], ["position", "4.weight", "2.weight", "4.bias"]
     assert named(model, found) == [fast[:2], fast[2:], slow[:1], slow[1:]]
@@ -99,21 +99,10 @@ def test_without_decay_there_is_one_group_in_the_same_order() -> None:
 # --- in a stack ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
-
-
 def ours(name: str, *, decay: Any = "weights", slow: float = 1.0, **options: Any) -> Callable[..., Optimizer]:
     def make(params: Any, lr: float) -> Optimizer:
         model = nn.ParameterList(params)
-        [p for p in model if p.ndim > 1][1].lr_factor = slow  # type: ignore[attr-defined]
+        [p for p in model if p.ndim > 1][1].lr_factor = slow
         optimizer = OPTIMIZERS[name](split(model, decay=decay), lr=lr, **options)
         set_rates(optimizer)
         return optimizer

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, handover, reaping, results, studyfile, worker
+from hpo import claiming, handover, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
@@ -23,19 +23,17 @@ from hpo.errors import LostLease, StorageError
 from hpo.failures import Failure, Kind
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.objective import declared
 from hpo.reports import Answer, Report
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
 from hpo.trial import LeasedTrial
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT, made, work
+from tests.trials import MakeStudy
 
-MakeStudy = Callable[..., Study]
 EPOCHS = 8
 OF_NOTHING = hashlib.sha256(b"").hexdigest()
 PATIENCE = 1.0  # seconds; a study file knows none shorter
@@ -47,9 +45,7 @@ def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
         training = {"epochs": EPOCHS, "batch_size": 64}
         recovery = {"outage_patience": "1s", **changes.pop("recovery", {})}
         document = {**DOCUMENT, "name": name, "budget": {"trials": 1}, "training": training, "recovery": recovery}
-        spec = studyfile.resolve(StudySpec.from_document({**document, **changes}), tmp_path)
-        spec = spec.model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-        return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+        return made(place, tmp_path, {**document, **changes})
 
     return make
 
@@ -112,10 +108,6 @@ class Asked(StopSignal):
 @pytest.fixture
 def weather(monkeypatch: pytest.MonkeyPatch) -> Weather:
     return Weather(monkeypatch)
-
-
-def work(study: Study, stopping: StopSignal | None = None) -> int:
-    return worker.work(study, declared(study, study.code_folder), study.ledger("w"), stopping or StopSignal())
 
 
 def in_the_epoch_after(epoch: int, weather: Weather, batches: int) -> StopSignal:

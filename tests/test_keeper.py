@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import pytest
 import sqlalchemy as sa
@@ -19,13 +18,10 @@ from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.study import Study
+from tests.trials import MakeStudy, taken
+from tests.waiting import wait_for
 
-MakeStudy = Callable[..., Study]
-
-
-@pytest.fixture(autouse=True)
-def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+pytestmark = pytest.mark.usefixtures("fast_ticks")
 
 
 def never() -> None:
@@ -46,19 +42,6 @@ def worked_for_hours(ledger: Ledger) -> None:
     presence.enter(ledger)
     with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
-
-
-def taken(ledger: Ledger) -> Claim:
-    claim = claiming.claim(ledger)
-    assert isinstance(claim, Claim)
-    return claim
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.02)
 
 
 def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_study: MakeStudy) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,17 +22,6 @@ from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, together
 
 EQUAL = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def dense(*layers: nn.Module, width: int = 12) -> nn.Module:
@@ -316,7 +305,7 @@ class Forwards(nn.Module):
 
 
 class TwoInputs(nn.Linear):
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x.flatten(1) * mask)
 
 

@@ -20,9 +20,8 @@ from hpo.ledger import Ledger
 from hpo.outage import Patience
 from hpo.reports import Answer, Report
 from hpo.study import Study
-
-MakeStudy = Callable[..., Study]
-AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+from tests.trials import AN_OUTAGE, MakeStudy, refused, said
+from tests.waiting import wait_for
 
 
 def held(study: Study, worker: str = "w", **settings: Any) -> Lease:
@@ -30,10 +29,6 @@ def held(study: Study, worker: str = "w", **settings: Any) -> Lease:
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     return Lease(ledger, claim, **settings)
-
-
-def said(lease: Lease, step: int) -> Report:
-    return Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)})
 
 
 def stored(lease: Lease, study: Study) -> list[float]:
@@ -64,17 +59,6 @@ def lose(lease: Lease) -> None:
 
 def at(epoch: int) -> Checkpoint:
     return Checkpoint(epoch=epoch, path=f"/epoch-{epoch}.pt", digest="abc")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.01)
-
-
-def refused(*arguments: object, **settings: object) -> Any:
-    raise AN_OUTAGE
 
 
 class Hanging:

@@ -27,15 +27,7 @@ from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.settling import End
 from hpo.study import Study
-from tests.trials import finish_claim, record_receipt
-
-MakeStudy = Callable[..., Study]
-
-
-def taken(ledger: Ledger) -> Claim:
-    claim = claiming.claim(ledger)
-    assert isinstance(claim, Claim)
-    return claim
+from tests.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
 
 
 def said(claim: Claim, step: int, value: float) -> Report:
@@ -46,26 +38,10 @@ def finish(ledger: Ledger, claim: Claim, value: float = 1.0) -> None:
     finish_claim(ledger, claim, TrialState.COMPLETE, value, outcome="complete")
 
 
-def trial_of(study: Study, number: int) -> optuna.trial.FrozenTrial:
-    return study.optuna.get_trials(deepcopy=False)[number]
-
-
-def row_of(study: Study, claim: Claim) -> Any:
-    with study.storage.engine.connect() as connection:
-        return connection.execute(
-            sa.select(hpo_trials).where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == claim.trial_id)
-        ).one()
-
-
 def expire(study: Study) -> None:
     """Let every lease run out, as if its worker had been silent for long enough."""
     with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_trials.update().where(hpo_trials.c.lease_until.is_not(None)).values(lease_until=0.0))
-
-
-def reap(study: Study) -> int:
-    with sql.writing(study.storage.engine) as connection:
-        return reaping.reap(connection, study.ledger("reaper"))
 
 
 def test_new_trials_are_numbered_from_zero_without_gaps(make_study: MakeStudy) -> None:

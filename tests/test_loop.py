@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
-from data import Source, Splits
+from data import Splits
 from hpo.config import Stopping
 from hpo.errors import CheckpointError
 from hpo.seeds import derive
@@ -28,18 +28,10 @@ from hpo.train.schedule import constant, cosine, onecycle, plateau
 from hpo.train.validation import assess
 from hpo.train.watching import Watch
 from models import Dropout, cnn, mlp
+from tests.stacks import stop_before, timeless
 
 EPOCHS, BATCH = 3, 16
 STEPS = 5  # per epoch: 84 training images, the last 4 of each order left out
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    images = torch.randint(0, 200, (120, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return data.load(Source(images=images, labels=labels, num_classes=3), split_seed=0, device="cpu")
 
 
 class Noisy(nn.Module):
@@ -75,16 +67,6 @@ def make(
         "seed": seed,
     }
     return Run(**(options | changes))
-
-
-def timeless(results: list[EpochResult]) -> list[EpochResult]:
-    return [dataclasses.replace(result, seconds=0.0) for result in results]
-
-
-def stop_at(step: int) -> Callable[[], bool]:
-    """Say stop when asked before the step of this number, counted over the whole call."""
-    asked = iter(range(10**9))
-    return lambda: next(asked) == step
 
 
 def same(a: Any, b: Any) -> bool:
@@ -134,7 +116,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(splits: Splits, tmp_pa
     expected = timeless(list(loop.train(unbroken)))
 
     first = make(splits, **CONFIGURATIONS[name])
-    results = list(loop.train(first, stop_at(step)))
+    results = list(loop.train(first, stop_before(step)))
     assert len(results) == first.epoch == step // STEPS
     torch.randn(3)  # what happens to the global generator meanwhile is no matter
     digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
@@ -172,7 +154,7 @@ def test_a_state_of_another_configuration_is_refused_before_anything_of_it_is_ta
     splits: Splits, changes: dict[str, Any], said: str
 ) -> None:
     first, other = make(splits), make(splits, **changes)
-    list(loop.train(first, stop_at(STEPS + 2)))
+    list(loop.train(first, stop_before(STEPS + 2)))
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(CheckpointError, match=f"{said}: they are of two configurations; start again from epoch 0"):
         other.load_state_dict(first.state_dict())
@@ -200,7 +182,7 @@ def test_a_run_on_a_gpu_resumes_amid_an_epoch(splits: Splits, tmp_path: Path) ->
 
     expected = [result.validation_loss for result in loop.train(on_gpu())]
     first = on_gpu()
-    results = list(loop.train(first, stop_at(STEPS + 2)))
+    results = list(loop.train(first, stop_before(STEPS + 2)))
     digest = checkpoint.save(tmp_path / "run.pt", first.state_dict())
     second = on_gpu()
     second.load_state_dict(checkpoint.load(tmp_path / "run.pt", digest))
@@ -212,7 +194,7 @@ def test_a_stopped_run_goes_on_in_place_even_batch_by_batch(splits: Splits) -> N
     expected = timeless(list(loop.train(make(splits, build=Noisy))))
     run, results = make(splits, build=Noisy), []
     while not run.finished:
-        results += loop.train(run, stop_at(1))
+        results += loop.train(run, stop_before(1))
         torch.randn(3)
     assert timeless(results) == expected
 
@@ -358,7 +340,7 @@ def test_the_state_may_be_taken_between_epochs_but_not_within_one(splits: Splits
 
 def test_time_spent_before_a_stop_counts(splits: Splits) -> None:
     run = make(splits)
-    list(loop.train(run, stop_at(STEPS - 1)))
+    list(loop.train(run, stop_before(STEPS - 1)))
     spent = run.state_dict()["seconds"]
     assert spent > 0
     assert next(loop.train(run)).seconds > spent
@@ -417,7 +399,7 @@ def test_micro_batches_train_as_whole_batches_do(splits: Splits, kind: str, accu
 def test_a_batch_that_does_not_divide_evenly_weighs_each_row_the_same(splits: Splits) -> None:
     runs = [make_plain(splits, batch_size=7, accumulation=pieces) for pieces in (1, 3)]
     for run in runs:
-        assert list(loop.train(run, stop_at(1))) == []  # one batch, its gradients still there
+        assert list(loop.train(run, stop_before(1))) == []  # one batch, its gradients still there
     for one, other in zip(*(run.model.parameters() for run in runs), strict=True):
         assert one.grad is not None
         assert other.grad is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -46,9 +46,9 @@ def test_a_batch_s_mean_is_torch_s_own_with_its_gradient(name: str, smoothing: f
     found, expected = loss(logits, LABELS), reference(again, smoothing)
     assert found.shape == (IMAGES,)
     torch.testing.assert_close(found.mean(), expected, rtol=1e-12, atol=1e-14)
-    found.mean().backward()  # type: ignore[no-untyped-call]
+    found.mean().backward()
     expected.backward()
-    losses.reduced(loss, third, LABELS, "mean").backward()  # type: ignore[no-untyped-call]
+    losses.reduced(loss, third, LABELS, "mean").backward()
     torch.testing.assert_close(logits.grad, again.grad, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(third.grad, again.grad, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(losses.reduced(loss, logits, LABELS, "sum"), expected * IMAGES, rtol=1e-12, atol=0)
@@ -102,12 +102,12 @@ def test_losses_of_k_runs_are_each_run_s_own(name: str) -> None:
     labels = F.pad(torch.stack([LABELS.roll(row) for row in range(len(functions))]), (0, filling), value=IGNORED)
     found = RowLosses(functions, CPU)(logits, labels, filling)
     assert torch.equal(found[:, IMAGES:], torch.zeros(len(functions), filling, dtype=torch.float64))
-    found.sum().backward()  # type: ignore[no-untyped-call]
+    found.sum().backward()
     assert logits.grad is not None
     for row, function in enumerate(functions):
         alone = logits[row, :, :IMAGES].t().detach().requires_grad_()
         expected = function(alone, labels[row, :IMAGES])
-        expected.sum().backward()  # type: ignore[no-untyped-call]
+        expected.sum().backward()
         torch.testing.assert_close(found[row, :IMAGES], expected, rtol=1e-12, atol=1e-14)
         assert alone.grad is not None
         torch.testing.assert_close(logits.grad[row, :, :IMAGES].t(), alone.grad, rtol=1e-12, atol=1e-14)
@@ -123,7 +123,7 @@ def test_a_run_gone_wrong_reaches_no_other_loss(number: float) -> None:
         logits[ill] = number
         logits.requires_grad_()
         found = RowLosses(functions, CPU)(logits, labels)
-        found.sum().backward()  # type: ignore[no-untyped-call]
+        found.sum().backward()
         assert logits.grad is not None
         others = torch.arange(len(functions)) != ill
         assert torch.equal(found[others], expected[others])
@@ -144,7 +144,7 @@ class Learning(nn.Module):
 WRONG: dict[str, tuple[Loss, str]] = {
     "a mean": (nn.CrossEntropyLoss(), r'gave shape \[\] for 2 images, .* \(reduction = "none"\)'),
     "by class": (lambda logits, labels: logits.square(), r"gave shape \[2, 4\] for 2 images"),
-    "no tensor": (lambda logits, labels: 1.0, "gave a float for 2 images"),
+    "no tensor": (lambda logits, labels: cast(Tensor, 1.0), "gave a float for 2 images"),
     "learning": (Learning(), "has parameters, which nothing trains"),
     "cut off": (lambda logits, labels: logits.detach().sum(1), "do not depend on the logits"),
 }

@@ -45,7 +45,7 @@ def stacked(x: Tensor, layout: str) -> Tensor:
 def masks(made: Noise, layout: str, filling: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return what the layer makes of ones in a stack."""
     batch, *rest = SHAPES[layout]
-    operation, _ = RULES[Dropout](Dropout(), "0", layout)  # type: ignore[arg-type]
+    operation, _ = RULES[Dropout](Dropout(), "0", layout)
     ones = torch.ones((made.count, batch + filling, *rest), dtype=dtype)
     return operation(Pass(made.count, {}, {}, True, made, filling), stacked(ones, layout))
 
@@ -102,7 +102,7 @@ def test_a_row_that_waits_keeps_its_generator() -> None:
 def test_layers_have_shares_of_their_own() -> None:
     made = noise([run(1, 0.0, 0.5)])
     assert made.factors("0", 8) is None
-    assert torch.equal(made.factors("1", 8), alone(1, 0.5, (1, 8)).view(1, 8))  # type: ignore[arg-type]
+    assert torch.equal(made.factors("1", 8), alone(1, 0.5, (1, 8)).view(1, 8))
 
 
 def test_a_newcomer_has_its_own_share_in_a_row_that_was_anothers() -> None:

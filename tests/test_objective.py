@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import assembly, claiming, reaping, results, space, studyfile, worker
+from hpo import assembly, claiming, reaping, results, space, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
@@ -21,45 +21,22 @@ from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.objective import declared
 from hpo.saver import Saver
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop
 from hpo.trial import LeasedTrial
+from tests.declared import DOCUMENT, made, work
 from tests.trials import end_trial
-
-DOCUMENT: dict[str, Any] = {
-    "name": "digits",
-    "executor": "loop",
-    "data": {"name": "digits"},
-    "model": {"name": "mlp", "widths": [8], "dropout": {"low": 0.0, "high": 0.5}},
-    "training": {"epochs": 3, "batch_size": 64},
-    "optimizer": {
-        "name": {"choices": ["sgd", "adamw"]},
-        "lr": {"low": 1e-3, "high": 1e-1, "log": True},
-        "sgd": {"momentum": {"low": 0.0, "high": 0.9}},
-    },
-    "schedule": {"name": {"choices": ["constant", "cosine", "onecycle"]}},
-    "sampler": {"name": "random"},
-    "pruner": {"name": "none"},
-}
 
 
 @pytest.fixture
 def make_digits(place: Storage, tmp_path: Path) -> Callable[..., Study]:
     def make(trials: int, **changes: Any) -> Study:
-        spec = StudySpec.from_document({**DOCUMENT, "budget": {"trials": trials}, **changes})
-        resolved = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-        return studies.create_or_join(place, resolved, code_folder=tmp_path, code_digest="")
+        return made(place, tmp_path, {**DOCUMENT, "budget": {"trials": trials}, **changes})
 
     return make
-
-
-def work(study: Study, stopping: StopSignal | None = None) -> int:
-    return worker.work(study, declared(study, study.code_folder), study.ledger("w"), stopping or StopSignal())
 
 
 def new_row(study: Study) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -126,7 +126,9 @@ def test_what_is_known_of_an_end_survives_the_database() -> None:
     goals = resolved(objectives=TWO, constraints={"params": "<= 100", "accuracy": ">= 0.8"}).goals
     known = goals.known({"params": 150.0})
     assert Known.from_json(known.to_json()) == known
-    assert known.beside(0.6) == Beside(values=(150.0,), constraints={"params": 0.5, "accuracy": pytest.approx(0.25)})
+    assert known.beside(0.6) == Beside(
+        values=(150.0,), constraints={"params": 0.5, "accuracy": cast(float, pytest.approx(0.25))}
+    )
     assert known.beside(None) == Beside(constraints={"params": 0.5})  # a trial without a value has none of the others
 
 

@@ -29,7 +29,7 @@ class Net:
         del shape, classes, width, copy
 
 
-def untyped(first, second, width=3, **more):  # type: ignore[no-untyped-def]
+def untyped(first, second, width=3, **more):
     del first, second, width, more
 
 

@@ -33,38 +33,12 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import URL
 
 from hpo import pruning, sampling, storage
 from hpo.db import tables
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from tests import emptied
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emptied.sqlite_template(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture(scope="module")
-def one_database(postgres_server: URL) -> Iterator[str]:
-    with emptied.postgres_database(postgres_server) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def fresh(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Iterator[Storage]:
-    """A storage without a row in it, of either kind, opened for this test."""
-    if request.param == "sqlite":
-        url = emptied.sqlite_copy(template, tmp_path)
-    else:
-        url = request.getfixturevalue("one_database")
-        emptied.empty(url)
-    opened = storage.connect(url)
-    yield opened
-    opened.close()
-
 
 # --- the storage ----------------------------------------------------------------------------------------------------
 
@@ -73,8 +47,8 @@ class TestOurStorageKeepsOptunasContract(StorageTestCase):
     """All of Optuna's suite; each of its tests takes `storage`, and finds it empty."""
 
     @pytest.fixture(name="storage")
-    def ours(self, fresh: Storage) -> BaseStorage:
-        return fresh.optuna
+    def ours(self, place: Storage) -> BaseStorage:
+        return place.optuna
 
     @pytest.mark.filterwarnings(
         "ignore::ResourceWarning"
@@ -184,7 +158,7 @@ class TestCmaEsRefusesTwoObjectivesOnOurStorage(InOurStorage, SingleOnlySamplerT
 
 def test_a_grid_on_our_storage_is_walked_once_by_two_processes_storages(shared: Storage) -> None:
     """Optuna's suites ask a sampler for parameters of their own choice, which a grid does not have."""
-    points = {"x": [0.1, 0.2, 0.3], "y": ["a", "b"]}
+    points: dict[str, Any] = {"x": [0.1, 0.2, 0.3], "y": ["a", "b"]}
     sampler = AFreshSamplerEachTrial("grid", {"search_space": points})
     study = optuna.create_study(storage=shared.optuna, sampler=sampler)
     other = storage.connect(storage.plain(shared.url))
@@ -363,10 +337,10 @@ class Pair:
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # Optuna's pruners ask numpy for the best of none
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # and for what is half way between infinities
 @pytest.mark.parametrize("name", pruning.PRUNERS)
-def test_a_pruner_on_our_storage_decides_as_optunas_own_does_in_memory(fresh: Storage, name: str) -> None:
+def test_a_pruner_on_our_storage_decides_as_optunas_own_does_in_memory(place: Storage, name: str) -> None:
     decided = []
-    for seed in range(6 if fresh.is_sqlite else 3):
-        pair = Pair(fresh, name, random.Random(f"{name} {seed}"))
+    for seed in range(6 if place.is_sqlite else 3):
+        pair = Pair(place, name, random.Random(f"{name} {seed}"))
         pair.play(40)
         ours, theirs = pair.marks()
         assert ours == theirs

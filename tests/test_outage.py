@@ -20,10 +20,9 @@ from hpo.db.leanstorage import LeanStorage
 from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
 from hpo.outage import Patience, within
 from hpo.storage import OUTAGES, Storage
-from hpo.study import Study
-from tests.trials import begin, finish_claim
+from tests.trials import MakeStudy, begin, finish_claim
+from tests.waiting import wait_for
 
-MakeStudy = Callable[..., Study]
 ATTRIBUTE = "INSERT INTO trial_user_attributes"  # somewhere in the statement
 MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
 FLOAT = optuna.distributions.FloatDistribution(0, 1)
@@ -52,13 +51,6 @@ class Failing:
         if self.calls <= self.times:
             raise self.error()
         return "done"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.01)
 
 
 # --- patience ---------------------------------------------------------------------------------------------------------

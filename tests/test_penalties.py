@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,12 +13,6 @@ from hpo.train.penalties import Penalties, units_of, weights_of
 from models import cnn
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, clocks, control, keeper, post
+from hpo import claiming, clocks, control, post
 from hpo.claim import Checkpoint, Claim
 from hpo.db import sql
 from hpo.db.tables import hpo_trials
@@ -24,10 +24,8 @@ from hpo.outage import Patience
 from hpo.post import Post
 from hpo.reports import Answer, Report
 from hpo.study import Study
-from tests.trials import begin, finish_claim
-
-MakeStudy = Callable[..., Study]
-AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
+from tests.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
+from tests.waiting import wait_for
 
 
 def opened(study: Study, count: int, *, patience: float = 60.0, **ledger: Any) -> tuple[Post, list[Lease]]:
@@ -40,10 +38,6 @@ def more(office: Post, count: int) -> list[Lease]:
     claims = claiming.claim_many(office.ledger, count)
     assert not isinstance(claims, claiming.Idle)
     return [Lease(office.ledger, claim, post=office) for claim in claims]
-
-
-def said(lease: Lease, step: int) -> Report:
-    return Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)})
 
 
 def epoch(leases: Sequence[Lease], step: int) -> list[Report]:
@@ -80,17 +74,6 @@ def is_lost(lease: Lease) -> bool:
         assert lease.must_end()
         return True
     return lease.must_end()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.01)
-
-
-def refused(*arguments: object, **settings: object) -> Any:
-    raise AN_OUTAGE
 
 
 class Noted:
@@ -487,11 +470,6 @@ def test_a_worker_that_takes_up_its_own_lost_trial_holds_it_by_the_later_claim(m
 
 
 # --- the keeper -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("fast_ticks")

@@ -7,7 +7,6 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +18,7 @@ from hpo.db.tables import hpo_workers
 from hpo.ledger import Ledger
 from hpo.receipt import versions
 from hpo.study import Study
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy
 
 
 def rows(study: Study) -> list[Any]:

@@ -124,7 +124,7 @@ def test_hyperbands_resource_is_the_epochs_of_the_longest_trial(epochs: Any, mos
 
 
 def test_every_pruner_is_built_from_its_defaults() -> None:
-    needed = {"threshold": {"lower": 0.0}, "patient": {"patience": 3}}
+    needed: dict[str, dict[str, Any]] = {"threshold": {"lower": 0.0}, "patient": {"patience": 3}}
     for name in pruning.PRUNERS:
         built = pruning.build(spec({"name": name, **needed.get(name, {})}))
         assert isinstance(built, optuna.pruners.BasePruner)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from hpo import claiming, control, presence, reaping, settling
 from hpo.claim import Checkpoint, Claim
@@ -21,9 +21,8 @@ from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reaping import Reaper
 from hpo.study import Study
-from tests.trials import begin, finish_claim
+from tests.trials import MakeStudy, begin, finish_claim, reap, trial_of
 
-MakeStudy = Callable[..., Study]
 LEASE = 60.0
 
 
@@ -32,11 +31,6 @@ def taken(study: Study, worker: str = "dead", *, lease_seconds: float = -1.0) ->
     claim = claiming.claim(study.ledger(worker, lease_seconds=lease_seconds))
     assert isinstance(claim, Claim)
     return claim
-
-
-def reap(study: Study) -> int:
-    with sql.writing(study.storage.engine) as connection:
-        return reaping.reap(connection, study.ledger("reaper"))
 
 
 def rows(study: Study) -> list[Any]:
@@ -50,10 +44,6 @@ def failures(study: Study) -> list[Any]:
         return list(
             connection.execute(sa.select(hpo_failures).order_by(hpo_failures.c.trial_id, hpo_failures.c.attempt))
         )
-
-
-def trial_of(study: Study, number: int) -> FrozenTrial:
-    return study.optuna.get_trials(deepcopy=False)[number]
 
 
 # --- leases that ran out ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hpo.failures import SPOILING, Kind
 from hpo.recycling import MIB, Wear
 from hpo.signals import ASKING
 from hpo.spec import Recovery
+from tests.waiting import ended, heard
 
 # --- wear -------------------------------------------------------------------------------------------------------------
 
@@ -147,16 +148,6 @@ def program(tmp_path: Path) -> Iterator[Program]:
     for process in made.running:
         with process:
             process.kill()
-
-
-def heard(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().rstrip()
-
-
-def ended(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=60)
-    return process.returncode
 
 
 def is_dead(pid: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,8 @@ from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import Dropout, cnn
-from tests import stacks
-from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, train
-from tests.test_stack import EQUAL, alone_in_a_stack, assert_same, measured, noisy_cnn, noisy_mlp, state
+from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, train
+from tests.test_stack import EQUAL, alone_in_a_stack, assert_same, noisy_cnn, noisy_mlp, state
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -40,17 +38,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "mixed": {"augment": Strength(mixup=0.5), "loss": losses.bce_with_logits(label_smoothing=0.1)},
     "averaged": {"averaging": averaging.ema(decay=0.9, warm_up=False), "penalised": Penalties(l1=0.001, max_norm=1.0)},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def adamw(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -107,7 +94,7 @@ def test_neighbours_with_other_ways_leave_no_trace(splits: Splits, way: str, opt
     for count, row in ((2, 1), (3, 0), (10, 9)):
         runs = [one.run() for one in (others * 2)[row : row + count]]
         runs[row] = ones[way].run()
-        assert measured(train(stack_of(runs))[runs[row]]) == expected[0]
+        assert timeless(train(stack_of(runs))[runs[row]]) == expected[0]
         assert_same(state(runs[row]), expected[1])
 
 
@@ -117,7 +104,7 @@ def test_a_neighbour_gone_wrong_leaves_no_trace(splits: Splits, way: str) -> Non
     expected = alone_in_a_stack(ones[way])
     for ill in ("plain", "mse of logits", "averaged"):
         runs = [replace(ones[ill], seed=50, lr=float("inf")).run(), ones[way].run(), ones["bounded"].run()]
-        assert measured(train(stack_of(runs))[runs[1]]) == expected[0]
+        assert timeless(train(stack_of(runs))[runs[1]]) == expected[0]
         assert_same(state(runs[1]), expected[1])
 
 
@@ -138,7 +125,7 @@ def test_runs_left_amid_an_epoch_go_on_anywhere(splits: Splits, tmp_path: Path, 
     again = train(stack_of([ones["bce"].run(), *reversed(runs)]))
     for index, (way, run) in enumerate(zip(ways, runs, strict=True)):
         expected = alone_in_a_stack(ones[way])
-        assert measured([ended[index] for ended in results] + again[run]) == expected[0]
+        assert timeless([ended[index] for ended in results] + again[run]) == expected[0]
         assert_same(state(run), expected[1])
 
 

@@ -14,11 +14,6 @@ from hpo.study import Study
 from tests.trials import begin, end_trial, make, record_receipt, run, with_a_list_chosen
 
 
-@pytest.fixture
-def demo(place: Storage, tmp_path: Path) -> Study:
-    return make(place, tmp_path)
-
-
 def test_the_best_ones_come_first_and_ties_go_to_the_lower_number(demo: Study) -> None:
     for value in (0.5, 0.9, 0.9, 0.7):
         run(demo, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from hpo.claim import Checkpoint
 from hpo.retention import file_name, leads, stale, sweep, tidy
 from hpo.study import Study
 from hpo.train import checkpoint
-from tests.trials import begin, run
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy, begin, run
 
 
 def touched(folder: Path, *names: str) -> list[Path]:

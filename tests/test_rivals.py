@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,22 @@ from hpo.claiming import claim
 from hpo.db.columns import COST_PREFIX
 from hpo.lease import Lease
 from hpo.objectives import Known
-from hpo.storage import Storage, connect
+from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials
-from tests.trials import end_trial
+from tests.trials import MakeStudy, end_trial
 
 MEDIAN = {"name": "median", "n_startup_trials": 1, "n_min_trials": 1}
 HALVING = {"name": "successive_halving", "reduction_factor": 2}
 Costs = float | tuple[float, float] | None
-MakeStudy = Callable[..., Study]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
-    return connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-
-
-@pytest.fixture
-def make(place: Storage, tmp_path: Path) -> MakeStudy:
+def make(lite: Storage, tmp_path: Path) -> MakeStudy:
     def make_one(pruner: dict[str, Any], **document: Any) -> Study:
         base = {"objectives": {"accuracy": "maximize", "size": "minimize"}, "direction": None, "budget": {"trials": 99}}
-        return trials.make(place, tmp_path, pruner=pruner, **{**base, **document})
+        return trials.make(lite, tmp_path, pruner=pruner, **{**base, **document})
 
     return make_one
 

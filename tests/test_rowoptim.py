@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,6 @@ from tests import stacks
 from tests.stacks import Trial, apart, numbers, plain_epochs, stack_of, train
 
 EQUAL = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 class Lion(Optimizer):
@@ -208,7 +197,7 @@ def test_a_run_moves_between_executors(splits: Splits, name: str, way: str) -> N
             stack.remove(run)
             stack.train_epoch()  # its place is no more its own
         else:
-            training = loop.train(run)
+            training: Any = loop.train(run)  # a generator, which is left midway
             results += [next(training) for _ in range(3)]
             training.close()
     assert apart(numbers(results), one.by_plain_torch()) <= EQUAL

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ LR = 0.3
 RELATIVE = 1e-12
 
 
-def optimizer(kind: type[torch.optim.Optimizer] = torch.optim.SGD, **options) -> torch.optim.Optimizer:
+def optimizer(kind: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, **options) -> torch.optim.Optimizer:
     return kind([torch.nn.Parameter(torch.zeros(1))], lr=LR, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from hpo import seeds
 
@@ -13,7 +14,7 @@ def test_a_seed_is_the_same_on_every_machine_and_in_every_version() -> None:
 
 
 def test_every_part_its_order_and_its_type_count() -> None:
-    keys = [(0, "trial", 1), (0, "trial", 2), (1, "trial", 1), (0, "order", 1), ("trial", 0, 1), (0, "trial", "1")]
+    keys: Any = [(0, "trial", 1), (0, "trial", 2), (1, "trial", 1), (0, "order", 1), ("trial", 0, 1), (0, "trial", "1")]
     keys += [(0, "trial1"), (0, "tri", "al", 1), ("0", "trial", 1), (0,), ()]
     assert len({seeds.derive(*key) for key in keys}) == len(keys)
 

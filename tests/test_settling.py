@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from hpo import claiming, control
 from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
-from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials
+from hpo.db.tables import Hold, hpo_failures, hpo_studies
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind, Policies, Verdict
 from hpo.ledger import Ledger
 from hpo.study import Study
-from tests.trials import begin, finish_claim
+from tests.trials import MakeStudy, begin, finish_claim, row_of, trial_of
 
-MakeStudy = Callable[..., Study]
 RETRY, FAIL, PRUNE, DROP = Verdict.RETRY, Verdict.FAIL, Verdict.PRUNE, Verdict.DROP
 AN_EXCEPTION = Failure(kind=Kind.EXCEPTION, message="ValueError: no", traceback="Traceback: ...")
 OF_MEMORY = Failure(kind=Kind.OUT_OF_MEMORY, message="CUDA out of memory")
@@ -38,17 +35,6 @@ def attempt(study: Study, failed: Failure, *curve: float, accumulation: int | No
     for step, value in enumerate(curve, start=1):
         trial.report(value, step)
     return ledger.fail(claim, failed, accumulation=accumulation)
-
-
-def trial_of(study: Study, number: int) -> FrozenTrial:
-    return study.optuna.get_trials(deepcopy=False)[number]
-
-
-def row_of(study: Study, claim: Claim) -> Any:
-    with study.storage.engine.connect() as connection:
-        return connection.execute(
-            sa.select(hpo_trials).where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == claim.trial_id)
-        ).one()
 
 
 def failures(study: Study) -> list[tuple[int, str, str]]:

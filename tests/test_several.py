@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from hpo.db.tables import hpo_trials, trial_values
 from hpo.errors import MismatchError, StudyError
 from hpo.finished import finished
 from hpo.history import history
-from hpo.objective import declared
 from hpo.reaping import bury
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
@@ -43,9 +42,10 @@ from hpo.study import Study
 from hpo.studyfile import StudyFile
 from hpo.summary import read, summarize
 from hpo.view import dashboard, live
+from tests.declared import DOCUMENT, work
 from tests.test_dashboard import caller
-from tests.test_objective import DOCUMENT
 from tests.test_together import Asked
+from tests.trials import MakeStudy
 
 TWO = {"accuracy": "maximize", "params": "minimize"}
 WIDTHS = [[4], [8], [16]]
@@ -58,7 +58,6 @@ SPEC: dict[str, Any] = {
     "objectives": TWO,
     "pruner": {"name": "median", "n_startup_trials": 1, "n_min_trials": 1},
 }
-MakeStudy = Callable[..., Study]
 
 
 def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
@@ -68,17 +67,8 @@ def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
 
 
 @pytest.fixture
-def lite(tmp_path: Path) -> Storage:
-    return storage.connect(f"sqlite:///{tmp_path}/lite.db", create=True)
-
-
-@pytest.fixture
 def make(lite: Storage, tmp_path: Path) -> MakeStudy:
     return lambda trials, **changes: made(lite, tmp_path, trials, **changes)
-
-
-def work(study: Study, stopping: StopSignal | None = None, name: str = "w") -> int:
-    return worker.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
 
 
 @contextmanager
@@ -449,7 +439,7 @@ def test_an_own_objective_s_constraints_count(lite: Storage, tmp_path: Path) -> 
     study = own(lite, tmp_path, "bounded", 6, direction="minimize")
     feasible = [trial for trial in ended(study) if trial.params["x"] >= 0.5]
     assert 0 < len(feasible) < 6
-    wanted = min(feasible, key=lambda trial: trial.value).number
+    wanted = min(feasible, key=lambda trial: trial.values[0]).number
     best = summarize(study).best
     assert best is not None
     assert best.number == results.best(study)[0].number == study.optuna.best_trial.number == wanted

@@ -21,20 +21,14 @@ from hpo.spec import StudySpec
 from hpo.train import loop
 from hpo.train.layers import Unstackable
 from hpo.train.optim import OPTIMIZERS
-from hpo.train.run import Run
 from hpo.train.schedule import Rate
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import cnn, mlp
 from tests import stacks
-from tests.stacks import Trial, apart, numbers
+from tests.stacks import Trial, apart, numbers, weights
 
 RHO = 0.3
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def trial(splits: Splits, name: str = "sgd", rho: float = RHO, **changes: Any) -> Trial:
@@ -53,7 +47,7 @@ class ByFormula:
         parameters = list(self.model.parameters())
         loss = F.cross_entropy(self.model(images), labels)
         gradients = torch.autograd.grad(loss, parameters)
-        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))  # type: ignore[arg-type]
+        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
         uphill = copy.deepcopy(self.model)
         with torch.no_grad():
             for parameter, gradient in zip(uphill.parameters(), gradients, strict=True):
@@ -88,10 +82,6 @@ def noisy_cnn() -> nn.Module:
     return cnn((1, 8, 8), stacks.CLASSES, channels=[3, 4], dropout=0.3)
 
 
-def states(run: Run) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-
-
 class Drawing(nn.Module):
     """A user's model, which draws from torch's own generator."""
 
@@ -113,7 +103,7 @@ def test_the_second_pass_leaves_weights_statistics_losses_and_draws_alone(
     common: dict[str, Any] = {"build": build, "schedule": still, "options": options, "dtype": torch.float32}
     sharp, plain = (trial(splits, rho=rho, **common).run() for rho in (RHO, 0.0))
     assert apart(numbers(loop.train(sharp)), numbers(loop.train(plain))) == 0.0
-    before, after = states(plain), states(sharp)
+    before, after = weights(plain), weights(sharp)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert torch.equal(sharp.randomness.dropout.get_state(), plain.randomness.dropout.get_state())
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from hpo.signals import ASKING, StopSignal
+from tests.waiting import ended, heard
 
 PROGRAM = """
 import sys, time
@@ -73,18 +74,8 @@ def start(*arguments: str, program: str = PROGRAM) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", program, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started.append(process)
-    assert said(process) == "ready"
+    assert heard(process) == "ready"
     return process
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().rstrip()
-
-
-def ended(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=60)
-    return process.returncode
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
@@ -103,7 +94,7 @@ def test_the_first_signal_asks_and_the_exit_code_names_it(number: signal.Signals
 def test_the_second_signal_ends_a_process_that_does_not_look_up() -> None:
     process = start("stubborn")
     process.send_signal(signal.SIGINT)
-    assert said(process) == "asked"
+    assert heard(process) == "asked"
     process.send_signal(signal.SIGTERM)
     assert ended(process) == 128 + signal.SIGTERM
 
@@ -129,7 +120,7 @@ be_stuck_in_c()
 """
     process = start(program=BEGIN + program)
     process.send_signal(signal.SIGTERM)
-    assert said(process) == "asked"
+    assert heard(process) == "asked"
     process.send_signal(signal.SIGUSR1)
     assert outcome(process) == (128 + signal.SIGUSR1, [], "")
 
@@ -137,7 +128,7 @@ be_stuck_in_c()
 def test_without_a_grace_a_process_stuck_in_c_stays_until_the_second_signal() -> None:
     process = start(program=BEGIN + "stopping = StopSignal.installed(); be_stuck_in_c()")
     process.send_signal(signal.SIGTERM)
-    assert said(process) == "asked"
+    assert heard(process) == "asked"
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=2)
     process.send_signal(signal.SIGTERM)
@@ -271,7 +262,7 @@ time.sleep(600)
 """
     process = start(program=BEGIN + program)
     process.send_signal(signal.SIGTERM)
-    assert said(process) == "asked"
+    assert heard(process) == "asked"
     process.send_signal(signal.SIGINT)
     assert ended(process) == 128 + signal.SIGINT
 

@@ -208,9 +208,9 @@ def test_suggest_asks_optuna_for_the_distributions_that_were_declared() -> None:
     }
     shared = {"model.widths", "model.dropout", "optimizer.name", "optimizer.lr", "training.batch_size"}
     assert wanted == {frozenset(shared), frozenset(shared | {"optimizer.sgd.momentum"})}
-    for tree, trial in zip(trees, study.trials, strict=True):
+    for tree, asked in zip(trees, study.trials, strict=True):
         assert tree["model"]["widths"] in ([64, 32], [128])
-        assert ("sgd" in tree["optimizer"]) == (trial.params["optimizer.name"] == "sgd")
+        assert ("sgd" in tree["optimizer"]) == (asked.params["optimizer.name"] == "sgd")
 
 
 def test_a_log_range_of_ints_is_suggested_as_one() -> None:
@@ -359,6 +359,6 @@ def test_any_tree_comes_back_when_lowered_and_what_is_suggested_pins_it_again(se
 
     assert space.pin(lifted, stored) == pinned
     again = optuna.trial.FixedTrial(trial.params)
-    assert space.suggest(lifted, again) == pinned  # type: ignore[arg-type]
+    assert space.suggest(lifted, again) == pinned
     for variant in space.variants(lifted):
         assert not list(space.parameters(variant))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hpo import space, spec, studyfile
+from hpo.durations import seconds
 from hpo.errors import SpecError
 from hpo.failures import Policies
 from hpo.spec import Recovery, StudySpec, as_meant
@@ -111,7 +112,7 @@ def test_the_files_we_ship_are_right_and_searchable(file: str) -> None:
     found = studyfile.read(ROOT / file).spec
     assert not found.is_pinned
     assert {"optimizer.lr", "optimizer.weight_decay", "model.dropout", "optimizer.name", "schedule.name"} <= {
-        path for path, _ in spec.space.parameters(found.tree)
+        path for path, _ in space.parameters(found.tree)
     }
 
 
@@ -210,11 +211,11 @@ def test_the_fingerprint_is_a_sha256_of_the_identity_with_the_format_in_front(tm
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("text", "expected"),
     [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2d", 172800), ("1d1h1m1s", 90061), (" 5m ", 300), ("0h5s", 5)],
 )
-def test_a_duration_is_read(text: str, seconds: int) -> None:
-    assert spec.seconds(text, "budget.timeout") == seconds
+def test_a_duration_is_read(text: str, expected: int) -> None:
+    assert seconds(text, "budget.timeout") == expected
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_duration_is_read(text: str, seconds: int) -> None:
 )
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(SpecError) as caught:
-        spec.seconds(text, "--timeout")
+        seconds(text, "--timeout")
     assert str(caught.value) == f"--timeout: {text!r} is no duration; write it like 90s, 30m or 1h30m"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,21 +26,10 @@ from hpo.train.stacked import Forward
 from hpo.train.warmup import before, linear
 from models import Dropout, cnn, mlp
 from tests import stacks
-from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, together, train, weights
+from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, together, train, weights
 from tests.test_layers import Residual, frozen
 
 EQUAL = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return stacks.digits()
 
 
 def noisy_mlp() -> nn.Module:
@@ -72,10 +60,6 @@ def adamw(parameters: Any, lr: float) -> optim.Optimizer:
     return OPTIMIZERS["adamw"](parameters, lr=lr, weight_decay=0.1)
 
 
-def measured(results: list[EpochResult]) -> list[EpochResult]:
-    return [dataclasses.replace(result, seconds=0.0) for result in results]
-
-
 def state(run: Run) -> dict[str, Any]:
     """Return a copy of a run's state without what tells where and how long it was trained."""
     return copy.deepcopy({**run.state_dict(), "seconds": 0.0, "executors": []})
@@ -87,7 +71,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 def alone_in_a_stack(trial: Trial) -> tuple[list[EpochResult], dict[str, Any]]:
     run = trial.run()
-    return measured(train(stack_of([run]))[run]), state(run)
+    return timeless(train(stack_of([run]))[run]), state(run)
 
 
 # --- float64 ------------------------------------------------------------------------------------------------------------
@@ -199,7 +183,7 @@ def test_a_stack_opens_again_after_it_was_closed(splits: Splits) -> None:
             results[run].append(result)
     train(stack, results)
     for one, run in zip(trial.several(5)[1:], runs[1:], strict=True):
-        assert measured(results[run]) == alone_in_a_stack(one)[0]
+        assert timeless(results[run]) == alone_in_a_stack(one)[0]
 
 
 # --- float32 ------------------------------------------------------------------------------------------------------------
@@ -304,7 +288,7 @@ def check_any_place(trial: Trial, places: list[tuple[int, int]]) -> None:
         others = [replace(trial, seed=100 + other, lr=0.02 + other) for other in range(count)]
         runs = [trial.run() for trial in others]
         runs[row] = trial.run()
-        assert measured(train(stack_of(runs))[runs[row]]) == expected[0]
+        assert timeless(train(stack_of(runs))[runs[row]]) == expected[0]
         assert_same(state(runs[row]), expected[1])
 
 
@@ -345,7 +329,7 @@ def test_who_comes_and_goes_leaves_no_trace(splits: Splits, build: Callable[[], 
         for guest in guests[2 + epoch : 3 + epoch]:
             stack.put(guest)
     expected = alone_in_a_stack(trial)
-    assert measured(results) == expected[0]
+    assert timeless(results) == expected[0]
     assert_same(state(run), expected[1])
 
 
@@ -373,7 +357,7 @@ def test_a_run_gone_wrong_infects_nobody(splits: Splits, name: str, options: dic
     run, ill = trial.run(), INFECTIONS[name](replace(trial, seed=50, epochs=2))
     results = train(stack_of([trial.several(2)[1].run(), ill, run]))
     assert not math.isfinite(results[ill][-1].train_loss)
-    assert measured(results[run]) == expected[0]
+    assert timeless(results[run]) == expected[0]
     assert_same(state(run), expected[1])
 
 
@@ -386,7 +370,7 @@ def test_a_run_in_the_place_of_one_gone_wrong_is_well(splits: Splits) -> None:
         stack.remove(ill)
         stack.put(run)
         results, expected = train(stack)[run], alone_in_a_stack(trial)
-        assert measured(results) == expected[0]
+        assert timeless(results) == expected[0]
         assert_same(state(run), expected[1])
 
 
@@ -412,9 +396,9 @@ def test_runs_left_amid_an_epoch_go_on_anywhere(splits: Splits, tmp_path: Path, 
     fresh = [replace(trial, seed=70 + extra).run() for extra in range(4)]
     again = train(stack_of([*fresh[:3], runs[2], runs[0], fresh[3]]))
     results += again[runs[0]]
-    assert measured(results) == expected[0]
+    assert timeless(results) == expected[0]
     assert_same(state(runs[0]), expected[1])
-    assert measured(again[fresh[0]]) == alone_in_a_stack(replace(trial, seed=70))[0]
+    assert timeless(again[fresh[0]]) == alone_in_a_stack(replace(trial, seed=70))[0]
 
 
 def test_a_run_waits_for_others_to_come_to_its_batch(splits: Splits) -> None:
@@ -436,7 +420,7 @@ def test_a_run_waits_for_others_to_come_to_its_batch(splits: Splits) -> None:
     results = train(stack)
     for run, trial in zip((late, middle, fresh), trials, strict=True):
         expected = alone_in_a_stack(trial)
-        assert measured(results[run]) == expected[0]
+        assert timeless(results[run]) == expected[0]
         assert_same(state(run), expected[1])
 
 
@@ -452,7 +436,7 @@ def test_a_stopped_stack_goes_on_with_a_newcomer_beside_it(splits: Splits) -> No
     results = train(stack)
     for run, one in zip(runs, [*trial.several(2), newcomer], strict=True):
         expected = alone_in_a_stack(one)
-        assert measured(results[run]) == expected[0]
+        assert timeless(results[run]) == expected[0]
         assert_same(state(run), expected[1])
 
 
@@ -515,7 +499,7 @@ def test_a_run_that_was_removed_counts_its_losses_for_itself(splits: Splits) -> 
 
     results = stack.train_epoch(train_the_other)
     found.extend(loop.train(run))
-    assert measured(results) == alone_in_a_stack(trial.several(2)[1])[0][:1]
+    assert timeless(results) == alone_in_a_stack(trial.several(2)[1])[0][:1]
     assert apart(numbers(found), trial.by_plain_torch()[1:]) <= EQUAL
 
 
@@ -527,7 +511,7 @@ def test_a_run_put_back_into_its_row_has_lost_nothing(splits: Splits) -> None:
         results.append(stack.train_epoch()[0])
         stack.remove(run)
         stack.put(run)
-    assert measured(results) == alone_in_a_stack(trial)[0]
+    assert timeless(results) == alone_in_a_stack(trial)[0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgd momentum", "rmsprop", "adamw", "radam"])
@@ -592,7 +576,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 def _mixed() -> nn.Module:
     model = Mixed()
-    model.to = lambda *_: model  # type: ignore[method-assign,assignment]
+    model.to = lambda *_: model  # type: ignore[method-assign]
     return model
 
 

@@ -161,7 +161,7 @@ def test_parked_trials_are_taken_up_in_as_many_statements_however_many_they_are(
         for lease in leases:
             post.ledger.park(lease.claim, partition="a")
         with statements(place) as seen:
-            assert len(list(claiming.claim_many(post.ledger, count, partition="a"))) == count  # type: ignore[arg-type]
+            assert len(list(claiming.claim_many(post.ledger, count, partition="a"))) == count
         assert len(seen) == 7  # the lock, how the study stands, the trials, their leases, and three cut them back
         for lease in leases:
             finish_claim(post.ledger, replace(lease.claim, attempt=2), TrialState.COMPLETE, 1.0, outcome="complete")

@@ -14,38 +14,33 @@ import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hpo import assembly, check, export, final, results, storage, studyfile
+from hpo import assembly, check, export, final, results
 from hpo import study as studies
 from hpo.config import Stopping, TrainConfig
 from hpo.db.tables import hpo_trials
 from hpo.errors import SpecError
 from hpo.history import history
 from hpo.space import lift, middle
-from hpo.spec import StudySpec
+from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop
 from hpo.train.run import Run
 from hpo.train.stopping import verdict
 from hpo.view.live import history_text, to_json
+from tests.declared import DOCUMENT, made, nothing, quiet, work
 from tests.stacks import Trial, digits, stop_before
-from tests.test_export import nothing, quiet
-from tests.test_objective import DOCUMENT
-from tests.test_together import Asked, work
+from tests.test_together import Asked
+from tests.trials import MakeStudy
 
-MakeStudy = Callable[..., Study]
 EXECUTORS = [{"executor": "loop"}, {"executor": "stack", "slots": 3}]
 TRAINING = {"epochs": 8, "batch_size": 64}
 AFTER_TWO = {"patience": 1, "monitor": "loss", "min_delta": 1000.0, "min_epochs": 2}  # every trial, after epoch 2
 
 
 @pytest.fixture
-def make_digits(tmp_path: Path) -> MakeStudy:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-
+def make_digits(lite: Storage, tmp_path: Path) -> MakeStudy:
     def make(trials: int, **changes: Any) -> Study:
-        spec = StudySpec.from_document({**DOCUMENT, "budget": {"trials": trials}, "training": TRAINING, **changes})
-        resolved = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-        return studies.create_or_join(place, resolved, code_folder=tmp_path, code_digest="")
+        return made(lite, tmp_path, {**DOCUMENT, "budget": {"trials": trials}, "training": TRAINING, **changes})
 
     return make
 

@@ -23,6 +23,12 @@ SECRET = "hunter2"
 USE = "use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
 
 
+@pytest.fixture
+def url(bare_url: str) -> str:
+    """The URL of a database of the test's own: these tests change tables."""
+    return bare_url
+
+
 def fault(url: str, *, create: bool = True) -> str:
     with pytest.raises(StorageError) as caught:
         storage.connect(url, create=create)

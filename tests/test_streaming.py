@@ -22,8 +22,8 @@ from hpo.train.pixels import AHEAD, pixels
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 from hpo.train.validation import assess
-from tests.stacks import Trial, stack_of, stop_before, train, weights
-from tests.test_loop import Noisy, build_cnn, build_mlp, make, timeless
+from tests.stacks import Trial, stack_of, stop_before, timeless, train, weights
+from tests.test_loop import Noisy, build_cnn, build_mlp, make
 
 
 def source() -> Source:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,8 +17,8 @@ from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
+from tests.trials import MakeStudy
 
-MakeStudy = Callable[..., Study]
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,7 +28,7 @@ def spec_of(study: Study, **changes: object) -> StudySpec:
 
 def join_again(study: Study, wanted: StudySpec, **settings: object) -> Study:
     arguments = {"code_folder": study.code_folder, "code_digest": "", **settings}
-    return studies.create_or_join(study.storage, wanted, **arguments)  # type: ignore[arg-type]
+    return studies.create_or_join(study.storage, wanted, **arguments)
 
 
 def test_a_study_is_joined_with_the_spec_it_was_made_with(make_study: MakeStudy) -> None:
@@ -89,11 +88,11 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(make_study: MakeStud
         studies.join(made.storage, "digit")
 
 
-def test_a_storage_without_our_tables_is_said_to_hold_no_study(url: str) -> None:
-    theirs = optuna.storages.RDBStorage(storage.plain(storage.parse(url)))
+def test_a_storage_without_our_tables_is_said_to_hold_no_study(bare_url: str) -> None:
+    theirs = optuna.storages.RDBStorage(storage.plain(storage.parse(bare_url)))
     optuna.create_study(study_name="own", storage=theirs)
     theirs.engine.dispose()
-    place = storage.connect(url)
+    place = storage.connect(bare_url)
     assert studies.names(place) == []
     with pytest.raises(StudyError, match="no study of hpo"):
         studies.join(place, "own")
@@ -171,8 +170,8 @@ print(study.create_or_join(place, spec, code_folder=Path(sys.argv[2]), code_dige
 """
 
 
-def test_processes_that_make_the_same_storage_and_study_at_once_all_get_it(url: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CREATE, url, str(tmp_path)]
+def test_processes_that_make_the_same_storage_and_study_at_once_all_get_it(bare_url: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CREATE, bare_url, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     makers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]  # type: ignore[call-overload]
     for maker in makers:

@@ -18,7 +18,7 @@ from hpo import control, reaping, rows
 from hpo import summary as summary_module
 from hpo.claim import Checkpoint, Claim
 from hpo.db import sql
-from hpo.db.tables import hpo_studies, hpo_trials, trials
+from hpo.db.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.errors import LostLease, StudyError
 from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
@@ -27,11 +27,6 @@ from hpo.study import Study
 from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize
 from hpo.trial import LeasedTrial
 from tests.trials import START, begin, end_trial, finish_claim, make, run, set_times
-
-
-@pytest.fixture
-def demo(place: Storage, tmp_path: Path) -> Study:
-    return make(place, tmp_path)
 
 
 def expire(demo: Study, number: int) -> None:
@@ -375,9 +370,7 @@ def test_whatever_happens_a_reading_that_goes_on_shows_what_a_fresh_one_shows(
         with place.engine.connect() as connection:
             ranked = rows.ranked(connection, demo, 1)
             ended = connection.execute(
-                sa.select(trials.c.trial_id).where(
-                    trials.c.study_id == demo.study_id, trials.c.state.in_(rows.FINISHED)
-                )
+                sa.select(trials.c.trial_id).where(trials.c.study_id == demo.study_id, trials.c.state.in_(FINISHED))
             ).scalars()
             assert told == Counter(ended)
         best = Best(number=ranked[0].number, value=rows.value_of(ranked[0])) if ranked else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 
 import optuna
 import pytest
@@ -19,9 +18,8 @@ from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import StorageError
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.trials import begin, finish_claim
+from tests.trials import MakeStudy, begin, finish_claim
 
-MakeStudy = Callable[..., Study]
 #: What has come to our tables since they were first made.
 NEW = [
     hpo_studies.c.hold,
@@ -32,6 +30,12 @@ NEW = [
     hpo_trials.c.partition,
     hpo_trials.c.costs,
 ]
+
+
+@pytest.fixture
+def url(bare_url: str) -> str:
+    """The URL of a database of the test's own: these tests change tables."""
+    return bare_url
 
 
 def drop(place: Storage, *columns: sa.Column[object]) -> None:

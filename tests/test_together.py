@@ -16,18 +16,17 @@ import sqlalchemy as sa
 import torch
 from torch import nn
 
-from hpo import assembly, claiming, control, executors, export, final, reaping, results, space, studyfile, worker
+from hpo import assembly, claiming, control, executors, export, final, reaping, results, space, worker
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.config import TrainConfig
 from hpo.db.tables import hpo_failures, hpo_trials
 from hpo.errors import Outage, Parked, StorageError
 from hpo.executors import Choice
-from hpo.objective import Declared, declared, trial_seed
+from hpo.objective import Declared, trial_seed
 from hpo.post import Post
 from hpo.settling import End
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together
@@ -36,9 +35,9 @@ from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
 from hpo.train.stack import Stack
 from hpo.trial import LeasedTrial
-from tests.test_objective import DOCUMENT
+from tests.declared import DOCUMENT, made, work
+from tests.trials import MakeStudy
 
-MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")
 
 
@@ -46,15 +45,9 @@ CPU = torch.device("cpu")
 def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
     def make(trials: int, *, slots: int = 4, **changes: Any) -> Study:
         own = {"executor": "stack", "slots": slots, "budget": {"trials": trials}}
-        spec = StudySpec.from_document({**DOCUMENT, **own, **changes})
-        resolved = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-        return studies.create_or_join(place, resolved, code_folder=tmp_path, code_digest="")
+        return made(place, tmp_path, {**DOCUMENT, **own, **changes})
 
     return make
-
-
-def work(study: Study, stopping: StopSignal | None = None, name: str = "w") -> int:
-    return worker.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
 
 
 def never() -> bool:

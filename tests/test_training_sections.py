@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from hpo.spec import StudySpec
 from hpo.train import loop
 from hpo.train.averaging import AVERAGINGS
 from hpo.train.losses import LOSSES
-from tests import stacks
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
@@ -74,12 +72,6 @@ def broken():
 def resolved(folder: Path, **changes: Any) -> StudySpec:
     (folder / "mine.py").write_text(OWN)
     return parts.resolve(StudySpec.from_document(BASE | changes), folder)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with stacks.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

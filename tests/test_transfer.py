@@ -192,11 +192,6 @@ def test_the_features_of_a_network_are_all_but_its_last_layer(name: str) -> None
     assert [shape[0] for _, shape in heads] == [10, 10]
 
 
-@pytest.fixture(scope="module")
-def splits() -> Any:
-    return stacks.digits()
-
-
 def run_of(splits: Any, epochs: int = 6, **options: Any) -> Any:
     return Trial(splits=splits, build=lambda: mlp(SHAPE, CLASSES, widths=[7, 5], **options), epochs=epochs).run()
 
@@ -312,8 +307,7 @@ def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(s
         return mlp(SHAPE, CLASSES, widths=[7, 5], norm="layer", freeze=1, layer_rate=0.1)
 
     trials = Trial(splits=splits, build=build, optimizer=slowed, epochs=5).several(2)
-    with stacks.one_thread():
-        assert apart(stacks.together(trials), [trial.by_plain_torch() for trial in trials]) <= 1e-10
+    assert apart(stacks.together(trials), [trial.by_plain_torch() for trial in trials]) <= 1e-10
 
 
 def test_runs_share_a_stack_whatever_the_rate_of_their_pre_trained_layers(splits: Any) -> None:

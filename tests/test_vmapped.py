@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,8 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-import data
-from data import Source, Splits
+from data import Splits
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Pass, Unstackable
@@ -34,23 +33,6 @@ from models import adopt_dropout, mlp
 EPOCHS, BATCH, STEPS = 10, 8, 10  # 100 steps; 84 training images, the last 4 of each order left out
 PS = (0.0, 0.3, 0.6)  # dropout by run
 CLASSES = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % CLASSES
-    images = torch.randint(0, 200, (120, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return data.load(Source(images=images, labels=labels, num_classes=CLASSES), split_seed=0, device="cpu")
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------
@@ -465,7 +447,7 @@ def hooked() -> nn.Module:
 
 def bound_to_itself() -> nn.Module:
     model = Plain()
-    model.forward = lambda x: model.linear(x.flatten(1))
+    model.forward = lambda x: model.linear(x.flatten(1))  # type: ignore[method-assign]
     return model
 
 

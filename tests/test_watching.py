@@ -23,7 +23,7 @@ from hpo.train.penalties import Penalties
 from hpo.train.run import Run
 from hpo.train.watching import Watch, of_gradients
 from models import mlp
-from tests.stacks import CLASSES, Trial, one_thread, stack_of, stop_before, train
+from tests.stacks import CLASSES, Trial, stack_of, stop_before, train
 
 NAMES = {"gradient_norm", "parameter_norm", "gradient_variance", "noise_scale"}
 EVERYTHING = Watch(norms=True, noise=True, by_step=True)
@@ -167,12 +167,11 @@ def test_a_stack_measures_each_run_as_the_loop_does(
 
 def test_what_a_stack_measures_of_a_run_does_not_depend_on_its_neighbours() -> None:
     trials = replace(TRIAL, dtype=torch.float32).several(5)
-    with one_thread():
-        runs = [trial.run() for trial in trials]
-        together = train(stack_of(runs))
-        for run, trial in zip(runs, trials, strict=True):
-            alone = trial.run()
-            assert [one.watched for one in train(stack_of([alone]))[alone]] == [one.watched for one in together[run]]
+    runs = [trial.run() for trial in trials]
+    together = train(stack_of(runs))
+    for run, trial in zip(runs, trials, strict=True):
+        alone = trial.run()
+        assert [one.watched for one in train(stack_of([alone]))[alone]] == [one.watched for one in together[run]]
 
 
 Executor = Callable[[Run, Callable[[], bool]], list[EpochResult]]

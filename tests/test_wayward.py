@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import attempt, claiming, control, keeper, reaping, sampling, worker
+from hpo import attempt, claiming, control, reaping, sampling, worker
 from hpo.claim import Checkpoint, Claim
 from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.errors import StorageError
@@ -28,14 +28,10 @@ from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial
-from tests.trials import finish_claim
+from tests.trials import MakeStudy, finish_claim
+from tests.waiting import wait_for
 
-MakeStudy = Callable[..., Study]
-
-
-@pytest.fixture(autouse=True)
-def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+pytestmark = pytest.mark.usefixtures("fast_ticks")
 
 
 def work(study: Study, objective: worker.Objective, stopping: StopSignal | None = None) -> int:
@@ -66,13 +62,6 @@ def failures(study: Study) -> list[tuple[int, str, str]]:
         return [
             (row.attempt, row.kind, row.verdict) for row in connection.execute(sa.select(hpo_failures).order_by(*key))
         ]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.01)
 
 
 def one(trial: LeasedTrial) -> float:
@@ -399,7 +388,7 @@ def test_a_system_exit_of_any_code_is_the_end_of_its_trial_alone(code: object, m
 
     def objective(trial: LeasedTrial) -> float:
         if trial.number == 0:
-            sys.exit(code)  # type: ignore[arg-type]
+            sys.exit(code)
         return 1.0
 
     assert work(study, objective) == 0

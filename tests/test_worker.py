@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -27,9 +26,7 @@ from hpo.signals import StopSignal
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial
-from tests.trials import end_trial, finish_claim
-
-MakeStudy = Callable[..., Study]
+from tests.trials import MakeStudy, end_trial, finish_claim
 
 
 def work(study: Study, objective: worker.Objective, stopping: StopSignal | None = None) -> int:

@@ -7,30 +7,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, study
+from hpo import claiming, reaping
+from hpo import study as studies
 from hpo.beginnings import MadeFrom
 from hpo.claim import Claim
 from hpo.db import sql
-from hpo.db.tables import trials
+from hpo.db.tables import hpo_trials, trials
 from hpo.errors import LostLease
 from hpo.failures import Failure, Kind
 from hpo.lease import Lease
 from hpo.ledger import Ledger
+from hpo.reports import Report
 from hpo.settling import End
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial, Taken
 
+MakeStudy = Callable[..., Study]  # what the fixture make_study is
+AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 START = 1_700_000_000.0  # seconds since 1970; when the first trial starts, in tests that look at times
 
 
 def make(place: Storage, tmp_path: Path, **document: Any) -> Study:
     base = {"name": "demo", "objective": "x.py:f", "direction": "maximize", "budget": {"trials": 10}}
     spec = StudySpec.from_document({**base, "checkpoints": str(tmp_path / "checkpoints"), **document})
-    return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+    return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
 
 def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
@@ -39,6 +44,39 @@ def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
     assert isinstance(claim, Claim)
     demo.optuna.get_trials(deepcopy=False)
     return ledger, claim, LeasedTrial(demo.optuna, Lease(ledger, claim), None)
+
+
+def taken(ledger: Ledger) -> Claim:
+    claim = claiming.claim(ledger)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def said(lease: Lease, step: int) -> Report:
+    """Return a report whose value is its step."""
+    return Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)})
+
+
+def reap(study: Study) -> int:
+    with sql.writing(study.storage.engine) as connection:
+        return reaping.reap(connection, study.ledger("reaper"))
+
+
+def refused(*arguments: object, **settings: object) -> Any:
+    """Stand in for a method of the ledger while the storage is away."""
+    raise AN_OUTAGE
+
+
+def trial_of(study: Study, number: int) -> FrozenTrial:
+    return study.optuna.get_trials(deepcopy=False)[number]
+
+
+def row_of(study: Study, claim: Claim) -> Any:
+    """Return the ledger's row of a trial."""
+    with study.storage.engine.connect() as connection:
+        return connection.execute(
+            sa.select(hpo_trials).where(hpo_trials.c.study_uid == study.uid, hpo_trials.c.trial_id == claim.trial_id)
+        ).one()
 
 
 def run(

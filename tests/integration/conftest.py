@@ -11,9 +11,10 @@ import pytest
 from hpo.storage import Storage
 from hpo.study import Study
 from tests.integration.crew import Crew
-from tests.integration.digits import MakeStudy, made
+from tests.integration.digits import made
 from tests.integration.shell import Shell
 from tests.postgres import PostgresServer
+from tests.trials import MakeStudy
 
 
 @pytest.fixture

@@ -7,20 +7,18 @@ or two, an outage a few.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpo import assembly, space, studyfile
-from hpo import study as studies
+from hpo import assembly, space
 from hpo.config import TrainConfig
 from hpo.objective import trial_seed
-from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop
+from tests import declared
 from tests.integration.crew import Crew, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
@@ -40,14 +38,10 @@ DOCUMENT: dict[str, Any] = {
     "recovery": {"lease": "2s", "checkpoint_every": "0s"},
     "failures": {"lost_worker": {"retries": 100}},
 }
-MakeStudy = Callable[..., Study]
 
 
 def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
-    spec = StudySpec.from_document({**DOCUMENT, "budget": {"trials": trials}, **changes})
-    resolved = studyfile.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
-    digest = studyfile.digest_code(resolved, folder)
-    return studies.create_or_join(place, resolved, code_folder=folder, code_digest=digest)
+    return declared.made(place, folder, {**DOCUMENT, "budget": {"trials": trials}, **changes})
 
 
 def alone(study: Study, number: int) -> dict[str, list[float]]:

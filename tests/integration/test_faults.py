@@ -19,9 +19,11 @@ from hpo.db import sql
 from hpo.db.tables import hpo_trials
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
-from tests.integration.digits import MakeStudy, alone, assert_finished_once
+from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
+from tests.integration.digits import alone, assert_finished_once
 from tests.integration.shell import Shell
+from tests.trials import MakeStudy
+from tests.waiting import wait_for
 
 
 def kill_at_random_instants(crew: Crew, times: int, workers: int, seed: int) -> None:

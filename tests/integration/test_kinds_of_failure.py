@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 
 from hpo import control
 from hpo.storage import Storage
-from tests.integration.crew import failures, rows, trials_of, wait_for
+from tests.integration.crew import failures, rows, trials_of
 from tests.integration.shell import Shell
+from tests.waiting import wait_for
 
 OUT_OF_MEMORY = """
 import json, os, pathlib, uuid

@@ -18,10 +18,11 @@ from hpo import storage
 from hpo.db import engine
 from hpo.storage import Storage
 from hpo.study import Study
-from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of, wait_for
+from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once, made
 from tests.integration.shell import Shell
 from tests.postgres import PostgresServer
+from tests.waiting import wait_for
 
 
 def assert_nothing_happened(study: Study, crew: Crew, codes: list[int | None], number_of_trials: int) -> None:

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -21,6 +19,9 @@ from hpo import study as studies
 from hpo.db.tables import hpo_trials
 from hpo.storage import Storage
 from hpo.study import Study
+from tests.integration.crew import trials_of
+from tests.trials import MakeStudy
+from tests.waiting import wait_for
 
 OBJECTIVE = """
 import os
@@ -49,8 +50,6 @@ name = "{sampler}"
 [pruner]
 name = "none"
 """
-
-MakeStudy = Callable[..., Study]
 
 
 @pytest.fixture
@@ -96,21 +95,10 @@ def executions(study: Study) -> list[int]:
     return sorted(int(line.split()[0]) for line in lines)
 
 
-def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
-    return study.optuna.get_trials(deepcopy=False)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.05)
-
-
 def test_eight_workers_with_a_budget_of_fifty_make_exactly_fifty_trials(make_many: MakeStudy) -> None:
     study = make_many(50)
     assert leave([start_worker(study) for _ in range(8)]) == [0] * 8
-    made = trials(study)
+    made = trials_of(study)
     assert [trial.number for trial in made] == list(range(50))
     assert {trial.state for trial in made} == {TrialState.COMPLETE}
     assert executions(study) == list(range(50))
@@ -124,7 +112,7 @@ def test_two_hundred_queued_trials_run_once_each_and_nobody_exits(make_many: Mak
         study.optuna.enqueue_trial({"x": number / 200})
     assert leave([start_worker(study) for _ in range(8)]) == [0] * 8
     assert executions(study) == list(range(200))
-    assert [trial.params["x"] for trial in trials(study)] == [number / 200 for number in range(200)]
+    assert [trial.params["x"] for trial in trials_of(study)] == [number / 200 for number in range(200)]
 
 
 PLAIN = """
@@ -153,7 +141,7 @@ def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_tria
     ours = [start_worker(study) for _ in range(2)]
     assert leave(plain) == [0, 0]
     assert leave(ours) == [0, 0]
-    made = trials(study)
+    made = trials_of(study)
     assert [trial.number for trial in made] == list(range(len(made)))
     assert {trial.state for trial in made} == {TrialState.COMPLETE}
     with study.storage.engine.connect() as connection:
@@ -173,34 +161,34 @@ def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_tria
 def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy) -> None:
     study = make_many(3, sleep=0.4)
     first = start_worker(study, "--as", "first")
-    wait_for(lambda: any(trial.intermediate_values for trial in trials(study)))
+    wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     first.kill()
     leave([first])
     reaping.park_all_of(study.ledger("launcher"), "first")
     assert leave([start_worker(study)]) == [0]
-    assert [trial.state for trial in trials(study)] == [TrialState.COMPLETE] * 3
-    assert len(trials(study)) == 3
+    assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 3
+    assert len(trials_of(study)) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_parks_the_trial_and_the_exit_code_names_it(make_many: MakeStudy, number: signal.Signals) -> None:
     study = make_many(2, sleep=0.3)
     worker = start_worker(study)
-    wait_for(lambda: any(trial.intermediate_values for trial in trials(study)))
+    wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     worker.send_signal(number)
     assert leave([worker]) == [128 + number]
     with study.storage.engine.connect() as connection:
         leases = connection.execute(sa.select(hpo_trials.c.lease_until, hpo_trials.c.settled)).all()
     assert [tuple(lease) for lease in leases] == [(None, False)]
     assert leave([start_worker(study)]) == [0]
-    assert [trial.state for trial in trials(study)] == [TrialState.COMPLETE] * 2
+    assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 2
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_start_up_points_never_repeat_across_workers(make_many: MakeStudy, sampler: str) -> None:
     study = make_many(10, sampler=sampler)
     assert leave([start_worker(study) for _ in range(4)]) == [0] * 4
-    assert len({trial.params["x"] for trial in trials(study)}) == 10
+    assert len({trial.params["x"] for trial in trials_of(study)}) == 10
 
 
 def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy) -> None:
@@ -212,7 +200,7 @@ def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy)
     assert worker.returncode == 2
     assert "your own code, or a file of weights, changed" in said
     assert "Traceback" not in said
-    assert len(trials(study)) == 1
+    assert len(trials_of(study)) == 1
 
 
 def test_a_worker_whose_parent_died_while_it_started_claims_nothing(make_many: MakeStudy) -> None:
@@ -220,4 +208,4 @@ def test_a_worker_whose_parent_died_while_it_started_claims_nothing(make_many: M
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
     assert leave([start_worker(study, "--parent", str(gone.pid))]) == [128 + signal.SIGTERM]
-    assert trials(study) == []
+    assert trials_of(study) == []

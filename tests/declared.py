@@ -1,0 +1,51 @@
+"""Studies that declare their training: scikit-learn's digits in a small perceptron, worked on in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hpo import study as studies
+from hpo import studyfile, worker
+from hpo.objective import declared
+from hpo.signals import StopSignal
+from hpo.spec import StudySpec
+from hpo.storage import Storage
+from hpo.study import Study
+
+DOCUMENT: dict[str, Any] = {
+    "name": "digits",
+    "executor": "loop",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "widths": [8], "dropout": {"low": 0.0, "high": 0.5}},
+    "training": {"epochs": 3, "batch_size": 64},
+    "optimizer": {
+        "name": {"choices": ["sgd", "adamw"]},
+        "lr": {"low": 1e-3, "high": 1e-1, "log": True},
+        "sgd": {"momentum": {"low": 0.0, "high": 0.9}},
+    },
+    "schedule": {"name": {"choices": ["constant", "cosine", "onecycle"]}},
+    "sampler": {"name": "random"},
+    "pruner": {"name": "none"},
+}
+
+
+def made(place: Storage, folder: Path, document: dict[str, Any]) -> Study:
+    """Make a study of this document, its code and its checkpoints in the folder."""
+    resolved = studyfile.resolve(StudySpec.from_document(document), folder)
+    resolved = resolved.model_copy(update={"checkpoints": str(folder / "checkpoints")})
+    digest = studyfile.digest_code(resolved, folder)
+    return studies.create_or_join(place, resolved, code_folder=folder, code_digest=digest)
+
+
+def work(study: Study, stopping: StopSignal | None = None, name: str = "w") -> int:
+    """Do a worker's work in this process until there is no more; return its exit code."""
+    return worker.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
+
+
+def quiet(result: object) -> None:
+    """Show no progress."""
+
+
+def nothing() -> None:
+    """Record no opening."""
