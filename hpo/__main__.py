@@ -1,6 +1,6 @@
 """`python -m hpo` is the command `hpo`."""
 
-from hpo.cli import main
+from hpo.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -198,7 +198,7 @@ def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
     study = make_study(trials=2)
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
-    nursery.warm_up(declared=False)
+    nursery.warm_up(None)
     os.kill(server_of_workers(), signal.SIGSTOP)
     killing = threading.Timer(0.3, os.kill, [server_of_workers(), signal.SIGKILL])
     killing.start()
@@ -213,7 +213,7 @@ def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
 
 def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nursery, "ANY", [*nursery.ANY, "numpy.random"])  # as scikit-learn does, for a declared study
-    nursery.warm_up(declared=False)
+    nursery.warm_up(None)
     os.kill(server_of_workers(), signal.SIGKILL)
     drawn = []
     for name in ("first", "second"):
@@ -234,5 +234,5 @@ def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
     monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
-    nursery.warm_up(declared=False)
+    nursery.warm_up(None)
     assert tempfile.gettempdir() == str(long)

@@ -527,7 +527,7 @@ def test_a_finish_whose_answer_was_lost_settles_once(
     times: int, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: Told
 ) -> None:
     study = make_study(trials=2)
-    answers = lose_answers(monkeypatch, Ledger, "finish", times=times)
+    answers = lose_answers(monkeypatch, Ledger, "finish_all", times=times)
     assert work(study, lambda trial: float(trial.number)) == 0
     assert len(answers) == 2 + times
     assert [(trial.state.name, trial.value) for trial in trials(study)] == [("COMPLETE", 0.0), ("COMPLETE", 1.0)]
@@ -539,7 +539,7 @@ def test_a_pruning_whose_answer_was_lost_settles_once(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: Told
 ) -> None:
     study = make_study(trials=1)
-    lose_answers(monkeypatch, Ledger, "finish")
+    lose_answers(monkeypatch, Ledger, "finish_all")
 
     def objective(trial: LeasedTrial) -> float:
         trial.report(0.5, 1)

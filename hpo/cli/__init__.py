@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hpo.cli import finishing, looking, searching, steering, using
-from hpo.cli.app import app, main
+from hpo.cli.app import app, command, main
 
-__all__ = ["app", "finishing", "looking", "main", "searching", "steering", "using"]
+__all__ = ["app", "command", "finishing", "looking", "main", "searching", "steering", "using"]
 
 # As a person meets them; one that is not among them fails here.
 ORDER = (

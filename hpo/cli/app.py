@@ -53,6 +53,18 @@ def main() -> None:
         sys.exit(2)
 
 
+def command() -> None:
+    """Be the command `hpo`. Where torch is loaded the process ends without taking the interpreter apart, which takes a second."""
+    try:
+        main()
+    except SystemExit as ended:
+        if "torch" not in sys.modules or isinstance(ended.code, str):
+            raise
+        from hpo import recycling
+
+        recycling.leave(ended.code or 0)
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)

@@ -110,7 +110,7 @@ def run(
         studyfile.read(file, name=name, code_folder=code)  # which tells of what is wrong with values as well
         raise
     if workers != 0:
-        nursery.warm_up(declared=not loaded.objective)  # while this process loads the rest for itself
+        nursery.warm_up(None if loaded.objective else loaded.executor)  # while this process loads the rest for itself
 
     from hpo import search as searching
     from hpo import storage as storages

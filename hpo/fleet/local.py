@@ -100,7 +100,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start a worker in every slot."""
-        nursery.warm_up(declared=not self.study.spec.objective)
+        nursery.warm_up(None if self.study.spec.objective else self.study.spec.executor)
         for slot in self.slots:
             self._start(slot)
 

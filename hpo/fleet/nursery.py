@@ -19,17 +19,22 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ANY = ["hpo.fleet.server", "hpo.cli.searching", "hpo.worker", "hpo.studyfile"]
-#: For a declared study; the last is what torch's optimizers import at their first step. Not for an objective of the user's
-#: own, which may have something to say to torch before it loads it.
-DECLARED = ["hpo.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
+#: For a declared study. Not for an objective of the user's own, which may have something to say to torch before it loads it.
+DECLARED = ["hpo.objective", "sklearn.datasets", "sklearn.model_selection"]
+COMPILER = ["torch._dynamo"]  # which torch's own steps of an optimizer load, and those of a stack do not
 #: Of the server. Some libraries read it when they are loaded; a training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 LONGEST_FOLDER = 64  # bytes of a path; the server's socket lies in it, and the path of a socket has 107 at most
 
 
-def warm_up(*, declared: bool) -> None:
-    """Start the server, if there is none yet, and let it load what workers need; do not wait for it."""
-    CONTEXT.set_forkserver_preload(ANY + DECLARED if declared else ANY)
+def warm_up(executor: str | None) -> None:
+    """Start the server, if there is none yet, and let it load what workers need; do not wait for it.
+
+    Args:
+        executor: which a declared study asks for; None for an objective of the user's own.
+    """
+    declared = [] if executor is None else DECLARED + COMPILER if executor == "loop" else DECLARED
+    CONTEXT.set_forkserver_preload(ANY + declared)
     with _as_the_server_needs_it():
         forkserver.ensure_running()
 

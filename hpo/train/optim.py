@@ -9,6 +9,7 @@ lr * weight_decay instead, past gradient and momentum (Loshchilov & Hutter 2019)
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -242,7 +243,23 @@ def _has_fused(kind: Callable[..., Optimizer], device_type: str, dtype: torch.dt
     probe = nn.Parameter(torch.zeros(1, device=device_type, dtype=dtype))
     probe.grad = torch.zeros_like(probe)
     try:
-        kind([probe], lr=1.0, fused=True).step()
+        optimizer = kind([probe], lr=1.0, fused=True)
+        with torch.no_grad():
+            inspect.unwrap(type(optimizer).step)(optimizer)  # as the step that is wrapped loads the compiler, see below
     except (TypeError, RuntimeError):  # no such argument; no such kernel
         return False
     return True
+
+
+def _spare_the_compiler() -> None:
+    """Let no optimizer load torch's compiler as it is made, which takes more than a second: it would only be told there to
+    leave these methods alone.
+
+    Torch keeps what it is told in this attribute. Where it does not, the compiler is loaded as ever.
+    """
+    for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict, Optimizer.zero_grad):
+        plain = inspect.unwrap(method)
+        plain.__dynamo_disable = plain
+
+
+_spare_the_compiler()
