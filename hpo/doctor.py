@@ -91,7 +91,11 @@ def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
         if name not in studies.names(place):
             raise
         mend = "use the version of hpo that made it"
-        return [Finding(where=name, what=f"no worker can load its spec: {error}", mend=mend)]
+        return [Finding(where=name, what=f"no worker can load its spec: {_in_a_line(error)}", mend=mend)]
+
+
+def _in_a_line(error: Fault) -> str:
+    return "; ".join(str(error).splitlines())
 
 
 def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)
@@ -182,7 +186,8 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
         digest = studyfile.load_and_digest(study.spec, study.code_folder)
         studyfile.resolve(study.spec, study.code_folder)
     except Fault as error:
-        yield Finding(where=study.name, what=f"no worker here can load it: {error}", mend="mend that, or --code FOLDER")
+        what = f"no worker here can load it: {_in_a_line(error)}"
+        yield Finding(where=study.name, what=what, mend="mend that, or --code FOLDER")
         return
     with study.storage.engine.connect() as connection:
         row = connection.execute(sa.select(hpo_studies).where(hpo_studies.c.uid == study.uid)).one()

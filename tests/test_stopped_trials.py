@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.declared import DOCUMENT, made, nothing, quiet, work
 from tests.stacks import Trial, digits, stop_before
 from tests.test_together import Asked
 from tests.trials import MakeStudy
+from tests.waiting import wait_for
 
 EXECUTORS = [{"executor": "loop"}, {"executor": "stack", "slots": 3}]
 TRAINING = {"epochs": 8, "batch_size": 64}
@@ -325,6 +327,10 @@ def test_a_final_training_that_was_stopped_goes_on_to_the_same_end_and_the_same_
 
     whole = trained("whole", lambda: False)
     assert trained("broken", stop_before(batches)) is None
+    began = int(
+        time.time()
+    )  # event files are read by the second in their names, and in one by a count that sorts as text
+    wait_for(lambda: int(time.time()) > began)
     broken = trained("broken", lambda: False)
     assert whole is not None
     assert broken is not None
