@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     The same weights come out whatever the device is moved to later, and torch's global generator is left as
     it was.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    is_default = torch.get_default_device().type == "cpu"  # else each call of torch goes through Python once more
+    with torch.random.fork_rng(devices=[]), nullcontext() if is_default else torch.device("cpu"):
         torch.default_generator.manual_seed(derive(seed, "init"))
         return adopt_dropout(build())
 
