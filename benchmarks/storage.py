@@ -405,7 +405,7 @@ def statements(bench: Bench) -> Iterator[Figure]:
     ways = {
         "": found[HPO][0],
         f", epochs of {storage_sides.SLOW_SECONDS} s": found[HPO][0]["slow"],
-        f", reports of {at_once} trials in one call": batched,
+        f", {at_once} trials at once": batched,
     }
     for way, ours in ways.items():
         yield Figure(

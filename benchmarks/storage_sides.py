@@ -16,11 +16,10 @@ import random
 import re
 import resource
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -28,7 +27,7 @@ from functools import partial
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, cast
+from typing import Any
 
 import optuna
 import sqlalchemy as sa
@@ -45,7 +44,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, claiming, crew, presence, sampling, seeds, storage, summary, worker
+from hpo import attempt, claiming, columnpruning, crew, presence, sampling, seeds, storage, summary, worker
 from hpo import study as studies
 from hpo.db import tables
 from hpo.db.tables import (
@@ -60,6 +59,7 @@ from hpo.db.tables import (
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.outage import Patience
+from hpo.post import Post
 from hpo.signals import StopSignal
 from hpo.spec import StudySpec
 from hpo.storage import Storage
@@ -73,7 +73,7 @@ SHORT_STEPS = 10  # of the trials whose throughput is measured
 WARM_UP_TRIALS = 6  # before statements are counted: the median pruner begins to look after five
 COUNTED_TRIALS = 4
 SLOW_SECONDS = 1.1  # of an epoch: longer than a write of ours may wait to go with another
-AT_ONCE = 16  # trials whose reports are written by one call
+AT_ONCE = 16  # trials of which everything is written by one call each
 LATENCY_TRIALS = 6  # the first of which is not counted: it loads the history
 WARM_TRIALS = 6  # whose suggestions are timed, after a first one
 REFRESHES = 5
@@ -365,15 +365,11 @@ class OurWorker:
         study = worker.bearing(joined, patience)
         return cls(study=study, ledger=study.ledger(presence.new_name()), patience=patience)
 
-    def claim(self, ledger: Ledger | None = None) -> Lease:
-        """Claim a trial and return the lease on it.
-
-        Args:
-            ledger: through which its holder writes, if not its own.
-        """
+    def claim(self) -> Lease:
+        """Claim a trial and return the lease on it."""
         claim = claiming.claim(self.ledger)
         assert not isinstance(claim, claiming.Idle)
-        return Lease(ledger or self.ledger, claim, patience=self.patience)
+        return Lease(self.ledger, claim, patience=self.patience)
 
     def run(self, objective: worker.Objective) -> None:
         """Claim a trial and run it to its end; RuntimeError if it did not come to a good one."""
@@ -463,7 +459,7 @@ def statements_of_hpo(job: Job) -> Result:
 
 
 def batched_statements_of_hpo(job: Job) -> Result:
-    """Count the same of trials side by side in one process, whose reports of one epoch are written by one call."""
+    """Count the same of trials side by side in one process."""
     our = _first_worker(job)
     counted = Statements()
     counted.of(lambda: our.run(counted_objective), WARM_UP_TRIALS)
@@ -476,59 +472,36 @@ def _first_worker(job: Job) -> OurWorker:
     return OurWorker.join(place, job.study)
 
 
-class Gathering:
-    """A ledger, but that trials which report at one time from threads of their own are written by one call of it."""
-
-    def __init__(self, ledger: Ledger, count: int) -> None:
-        self._ledger = ledger
-        self._calls: list[tuple[Sequence[Any], Mapping[str, Any]]] = []
-        self._answer: Any = None
-        self._all_are_here = threading.Barrier(count, self._write)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ledger, name)
-
-    def report(self, reports: Sequence[Any], **options: Any) -> Any:
-        """Wait until the others report as well, and return what the database said to all."""
-        self._calls.append((reports, options))
-        self._all_are_here.wait()
-        return self._answer
-
-    def _write(self) -> None:
-        reports = [report for of_trial, _ in self._calls for report in of_trial]
-        options = {name: _united([options[name] for _, options in self._calls]) for name in self._calls[0][1]}
-        self._answer = self._ledger.report(reports, **options)
-        self._calls.clear()
-
-
-def _united(asked: Sequence[Any]) -> Any:
-    """Return what several callers ask of one call: what each brings, whatever one of them wants, the lowest number."""
-    if isinstance(asked[0], list):
-        return [one for of_caller in asked for one in of_caller]
-    return any(asked) if isinstance(asked[0], bool) else min(asked)
-
-
 def run_side_by_side(our: OurWorker) -> None:
-    """Run AT_ONCE trials in step: all report, one call writes it, all ask the pruner."""
-    ledger = cast(Ledger, Gathering(our.ledger, AT_ONCE))
-    with studies.as_in_optimize(our.study.optuna), ThreadPoolExecutor(AT_ONCE) as pool:
-        opened = [_open(our, ledger) for _ in range(AT_ONCE)]
-        curves = [list(curve(suggesting(trial))) for trial in opened]
-        for points in zip(*curves, strict=True):
-            reported = [
-                pool.submit(trial.report, value, step) for trial, (step, value) in zip(opened, points, strict=True)
+    """Run AT_ONCE trials in step, as a worker does that trains them as one model: what is suggested, reported and decided in
+    an epoch, and how they end, is written for all at once.
+    """
+    study, ledger, post = our.study, our.ledger, Post(our.ledger, our.patience)
+    claims = claiming.claim_many(ledger, AT_ONCE)
+    assert not isinstance(claims, claiming.Idle)
+    with studies.as_in_optimize(study.optuna):
+        with study.storage.optuna.one_look(study.study_id):
+            trials = [_open(our, Lease(ledger, claim, post=post)) for claim in claims]
+            proposed = [trial.suggested(lambda trial: list(curve(suggesting(trial)))) for trial in trials]
+        post.write(ledger.write_suggested, [given for _, given in proposed])
+        for points in zip(*(points for points, _ in proposed), strict=True):
+            reports = [
+                trial.reporting(step, value, {OWN_METRIC: value})
+                for trial, (step, value) in zip(trials, points, strict=True)
             ]
-            for one in reported:
-                one.result()
-            for trial in opened:
-                trial.should_prune()
-        ledger.finish_all(
-            [trial.ending(TrialState.COMPLETE, points[-1][1]) for trial, points in zip(opened, curves, strict=True)]
-        )
+            post.report(reports, since=study.storage.optuna.low(study.study_id))
+            for trial, report in zip(trials, reports, strict=True):
+                trial.take_note(report)
+            study.storage.optuna.hear(study.study_id, post.finished)
+            columnpruning.decide(study.optuna, [trial.frozen for trial in trials])
+        ends = [
+            trial.ending(TrialState.COMPLETE, points[-1][1])
+            for trial, (points, _) in zip(trials, proposed, strict=True)
+        ]
+        assert ledger.finish_all(ends) == set()
 
 
-def _open(our: OurWorker, ledger: Ledger) -> LeasedTrial:
-    lease = our.claim(ledger)
+def _open(our: OurWorker, lease: Lease) -> LeasedTrial:
     our.study.optuna.sampler = sampling.build(our.study.spec, lease.claim.number)
     return attempt.open_trial(our.study, lease)
 
