@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import SpecError, nearest
+from hpo.errors import SpecError, nearest, shown
 
 if TYPE_CHECKING:
     import optuna
@@ -134,13 +134,13 @@ def _choices(table: Mapping[str, Any], path: str) -> Choices:
         raise SpecError(f"{path}: {key!r} does not go with choices; a choice is {{ choices = [...] }} and nothing else")
     options = table["choices"]
     if not isinstance(options, list) or not options:
-        raise SpecError(f"{path}: choices = {options!r} is empty or no list; give at least one value in brackets")
+        raise SpecError(f"{path}: choices = {shown(options)} is empty or no list; give at least one value in brackets")
     if any(isinstance(option, dict) for option in options):
         raise SpecError(
-            f"{path}: choices = {options!r} holds a table; a choice is a number, a text, true, false or a list"
+            f"{path}: choices = {shown(options)} holds a table; a choice is a number, a text, true, false or a list"
         )
     if len({encode(option) for option in options}) < len(options):  # 1, 1.0 and true are one value to Optuna
-        raise SpecError(f"{path}: choices = {options!r} names a value twice; keep each once")
+        raise SpecError(f"{path}: choices = {shown(options)} names a value twice; keep each once")
     return Choices(options=tuple(options))
 
 
@@ -153,9 +153,9 @@ def _range(table: Mapping[str, Any], path: str) -> Range:
     for key in table.keys() & {"low", "high", "step"}:
         number = table[key]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise SpecError(f"{path}.{key}: {number!r} is not a finite number")
+            raise SpecError(f"{path}.{key}: {shown(number)} is not a finite number")
     if not isinstance(table.get("log", False), bool):
-        raise SpecError(f"{path}.log: {table['log']!r} is not true or false")
+        raise SpecError(f"{path}.log: {shown(table['log'])} is not true or false")
     found = Range(low=table["low"], high=table["high"], log=table.get("log", False), step=table.get("step"))
     _check_range(found, path)
     return found
@@ -249,7 +249,7 @@ def check_branches(tree: Mapping[str, Any]) -> None:
 
 
 def _no_parameter(table: Tree) -> str:
-    return f"{lower(table)} is neither a range nor a choice; {GRAMMAR}"
+    return f"{shown(lower(table))} is neither a range nor a choice; {GRAMMAR}"
 
 
 def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: str = "") -> Tree:

@@ -67,7 +67,7 @@ def test_a_range_is_of_ints_only_if_both_ends_are() -> None:
         ({"high": 1}, "p: a range needs both low and high, low is missing; add low = ..."),
         ({"low": 1, "high": 2, "logg": True}, "p: unknown key 'logg' in a range (did you mean 'log'?)"),
         ({"low": 1, "high": 2, "log": 1}, "p.log: 1 is not true or false"),
-        ({"low": True, "high": 2}, "p.low: True is not a finite number"),
+        ({"low": True, "high": 2}, "p.low: true is not a finite number"),
         ({"low": "1", "high": 2}, "p.low: '1' is not a finite number"),
         ({"low": float("nan"), "high": 2.0}, "p.low: nan is not a finite number"),
         ({"low": 1.0, "high": float("inf")}, "p.high: inf is not a finite number"),
@@ -95,7 +95,7 @@ def test_a_range_is_of_ints_only_if_both_ends_are() -> None:
         ({"choices": [[1], "[1]"]}, "p: choices = [[1], '[1]'] names a value twice; keep each once"),
         (
             {"choices": [{"a": 1}]},
-            "p: choices = [{'a': 1}] holds a table; a choice is a number, a text, true, false or a list",
+            "p: choices = [{ a = 1 }] holds a table; a choice is a number, a text, true, false or a list",
         ),
         (
             {"choices": [1], "low": 0},
@@ -135,12 +135,12 @@ def test_a_parameter_is_named_by_its_dotted_path_in_every_branch() -> None:
         ),
         (
             {"training": {"epochs": {"lo": 1}}},
-            "training.epochs: {'lo': 1} is neither a range nor a choice; "
+            "training.epochs: { lo = 1 } is neither a range nor a choice; "
             "a range is { low = ..., high = ... }, a choice is { choices = [...] }",
         ),
         (
             {"model": {"name": "m", "m": {"deep": {"x": 1}}}},
-            "model.m.deep: {'x': 1} is neither a range nor a choice; "
+            "model.m.deep: { x = 1 } is neither a range nor a choice; "
             "a range is { low = ..., high = ... }, a choice is { choices = [...] }",
         ),
     ],

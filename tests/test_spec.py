@@ -397,7 +397,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a table under training": (
         SMALL + "[training]\nepochs = { lo = 1, hi = 3 }",
-        "training.epochs: {'lo': 1, 'hi': 3} is neither a range nor a choice; "
+        "training.epochs: { lo = 1, hi = 3 } is neither a range nor a choice; "
         "a range is { low = ..., high = ... }, a choice is { choices = [...] }",
     ),
     "a child under no choice": (
