@@ -41,9 +41,36 @@ def test_the_mlp_is_linear_norm_activation_dropout_per_width() -> None:
 
 def test_the_cnn_halves_the_image_at_every_stage() -> None:
     model = cnn((1, 8, 8), 10, channels=[4, 6], norm="none")
-    stage = ["Conv2d", "ReLU", "MaxPool2d"]
+    stage = ["Conv2d", "MaxPool2d", "ReLU"]
     assert kinds(model) == [*stage, *stage, "Flatten", "Dropout", "Linear"]
     assert model[-1].in_features == 6 * 2 * 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_relu_behind_its_pooling_is_the_relu_before_it_to_the_last_bit(channels_last: bool) -> None:
+    model = cnn((3, 16, 16), 10, channels=[8, 8], depth=2, norm="batch")
+    layers = list(model.children())
+    assert kinds(model)[:7] == [
+        *("Conv2d", "BatchNorm2d", "ReLU"),
+        *("Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"),
+    ]
+    swapped = {5: layers[6], 6: layers[5], 12: layers[13], 13: layers[12]}
+    usual = nn.Sequential(*(swapped.get(place, layer) for place, layer in enumerate(layers)))
+    images = torch.randn(32, 3, 16, 16)
+    images = images.to(memory_format=torch.channels_last) if channels_last else images
+
+    def outcome(model: nn.Module) -> list[torch.Tensor]:
+        logits = model(images)
+        return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
+
+    assert all(map(torch.equal, outcome(model), outcome(usual)))
+
+
+def test_a_dropout_or_another_activation_stays_before_the_pooling() -> None:
+    dropping = cnn((1, 8, 8), 10, channels=[4], norm="none", block_dropout=0.5)
+    assert kinds(dropping)[:4] == ["Conv2d", "ReLU", "Dropout", "MaxPool2d"]
+    gelu = cnn((1, 8, 8), 10, channels=[4], norm="none", activation="gelu")
+    assert kinds(gelu)[:3] == ["Conv2d", "GELU", "MaxPool2d"]
 
 
 @pytest.mark.parametrize("build", [mlp, cnn])
