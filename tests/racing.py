@@ -1,4 +1,4 @@
-"""What the processes of test_beside_optuna.py run: started anew, all at once, each with a storage of its own.
+"""What the processes of test_beside_optuna.py and test_study.py run: started anew, all at once, each with a storage of its own.
 
 They come from a server that has this module imported and forks (`forkserver`), so that a process costs no second of imports.
 """
@@ -9,6 +9,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -16,7 +17,8 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import storage
+from hpo import storage, study
+from hpo.spec import StudySpec
 
 WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
 together: Barrier  # of the processes of one race
@@ -53,6 +55,17 @@ def _meet_at(barrier: Barrier) -> None:
     global together
     together = barrier
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def make_study(url: str, document: dict[str, Any]) -> str:
+    """Make a storage and a study in it, at the same moment as the others; return the study's uid."""
+    spec = StudySpec.from_document(document)
+    together.wait(WAIT_SECONDS)
+    place = storage.connect(url, create=True)
+    try:
+        return study.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
+    finally:
+        place.close()
 
 
 def create(url: str, kind: str, study_id: int, templates: Sequence[FrozenTrial | None]) -> list[tuple[int, int]]:

@@ -237,7 +237,7 @@ SEARCHED = {
 }
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("storage_kind", ["sqlite"])
 @pytest.mark.parametrize("executor", ["loop", "stack"])
 def test_strengths_are_searched_exported_and_replayed_bit_for_bit(
     make_digits: Any,
@@ -278,7 +278,7 @@ def write(folder: Path, lines: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("storage_kind", ["sqlite"])
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -56,13 +56,21 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
         assert math.isfinite(result.train_loss), taken
 
 
+def shorten(file: Path, epochs: int) -> None:
+    text = file.read_text()
+    assert "epochs = 20\n" in text
+    file.write_text(text.replace("epochs = 20\n", f"epochs = {epochs}\n"))
+
+
 def test_what_one_training_left_is_searched_on_by_another(shell: Shell) -> None:
     for name in ("transfer_source.toml", "transfer.toml"):
         shutil.copy(EXAMPLES / name, shell.folder)
+    shorten(shell.folder / "transfer_source.toml", epochs=3)
     shell.run("train", "transfer_source.toml", "-o", "runs/source")
     checked = shell.run("check", "transfer.toml")
     assert "12 tensors taken over; new: 10.weight, 10.bias" in checked
     assert "no warnings" in checked
+    shorten(shell.folder / "transfer.toml", epochs=3)
     shell.run("run", "transfer.toml", "--trials", "3")
     shell.run("export", "transfer", "-o", "best.toml")
     assert "bit for bit" in shell.run("train", "best.toml", "--replay")

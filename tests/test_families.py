@@ -138,7 +138,7 @@ def test_runs_share_a_stack_whatever_their_slopes_and_rates(
 
 def images_for(name: str, channels: int = 1) -> torch.Tensor:
     side = SMALLEST[name][0]
-    return torch.randn(16, channels, side, side, generator=torch.Generator().manual_seed(0))
+    return torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ["wide_resnet", *LARGE])
@@ -146,8 +146,8 @@ def test_a_model_takes_a_step_on_images_of_its_smallest_size(name: str) -> None:
     images = images_for(name)
     model = initial_model(lambda: MODELS[name](tuple(images.shape[1:]), 10), 0)
     logits = model(images)
-    assert logits.shape == (16, 10)
-    F.cross_entropy(logits, torch.arange(16) % 10).backward()
+    assert logits.shape == (4, 10)
+    F.cross_entropy(logits, torch.arange(4)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -173,6 +173,7 @@ def objective(trial):
 
 
 def test_a_signal_to_the_whole_group_leaves_the_server_that_workers_are_forked_from(make_study: MakeStudy) -> None:
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test's, in which nothing of ours is loaded
     study = make_study(trials=2)
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)

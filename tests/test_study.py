@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -16,10 +14,9 @@ from hpo.errors import MismatchError, StudyError
 from hpo.spec import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
+from tests import racing
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import MakeStudy
-
-ROOT = Path(__file__).parents[1]
 
 
 def spec_of(study: Study, **changes: object) -> StudySpec:
@@ -156,32 +153,9 @@ def test_a_study_of_plain_optuna_in_the_other_direction_is_not_adopted(place: St
         make_study()
 
 
-CREATE = """
-import sys
-from pathlib import Path
-from hpo import storage, study
-from hpo.spec import StudySpec
-from tests.conftest import OWN_OBJECTIVE
-print("ready", flush=True)
-sys.stdin.readline()
-place = storage.connect(sys.argv[1], create=True)
-spec = StudySpec.from_document({**OWN_OBJECTIVE, "checkpoints": sys.argv[2]})
-print(study.create_or_join(place, spec, code_folder=Path(sys.argv[2]), code_digest="").uid)
-"""
-
-
 def test_processes_that_make_the_same_storage_and_study_at_once_all_get_it(bare_url: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CREATE, bare_url, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    makers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]  # type: ignore[call-overload]
-    for maker in makers:
-        assert maker.stdout.readline() == "ready\n"
-    for maker in makers:
-        maker.stdin.write("go\n")
-        maker.stdin.flush()
-    uids = {maker.communicate(timeout=60)[0].strip() for maker in makers}
-    assert [maker.returncode for maker in makers] == [0] * 4
-    assert len(uids) == 1
+    uids = racing.race(racing.make_study, [bare_url] * 4, [{**OWN_OBJECTIVE, "checkpoints": str(tmp_path)}] * 4)
+    assert len(set(uids)) == 1
 
 
 def test_study_stop_is_allowed_only_inside_our_loop_and_is_seen(make_study: MakeStudy) -> None:

@@ -137,7 +137,7 @@ def test_from_a_study_file_to_tested_weights(shell: Shell) -> None:
 
 
 def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: Shell) -> None:
-    shell.write("digits.toml", DIGITS.replace("EPOCHS", "400"))
+    shell.write("digits.toml", DIGITS.replace("EPOCHS", "150"))
     process = shell.start("run", "digits.toml", "--workers", "2", "--trials", "2")
     wait_for(lambda: has_reports(shell), process)
     process.send_signal(signal.SIGINT)
@@ -155,7 +155,7 @@ def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: She
     assert said["counts"]["complete"] == 2
     made = shell.trials()
     assert [trial.state for trial in made] == [TrialState.COMPLETE] * 2
-    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 401))] * 2
+    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 151))] * 2
     shell.run("export", "digits", "--trial", "0", "-o", "first.toml")
     assert "equal the trial's bit for bit" in shell.run("train", "first.toml", "--replay")
 
