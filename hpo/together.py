@@ -34,6 +34,7 @@ from hpo.lease import Lease
 from hpo.post import Post
 from hpo.saver import Saver
 from hpo.signals import StopSignal
+from hpo.space import Tree
 from hpo.storage import FAILURES
 from hpo.study import Study
 from hpo.train.epoch import EpochResult
@@ -47,11 +48,11 @@ LOOK_SECONDS = 0.02  # between two looks at whether one of several trials must l
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A trial that is to be trained by a config."""
+    """A trial and what it is to be trained by."""
 
     attempt: Attempt
     trial: LeasedTrial
-    config: TrainConfig
+    pinned: Tree  # the study's tree with a value at each leaf, which are not checked together yet
     suggested: Suggested
 
 
@@ -78,11 +79,11 @@ class Seat:
 class Trainer(Protocol):
     """What a declared study trains."""
 
-    def propose(self, trial: LeasedTrial) -> tuple[TrainConfig, Suggested]:
-        """Return the config that the sampler proposes for a trial, and what to write of it."""
+    def propose(self, trial: LeasedTrial) -> tuple[Tree, Suggested]:
+        """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
 
-    def seat(self, attempt: Attempt, trial: LeasedTrial, config: TrainConfig) -> Seat:
-        """Make a trial's run of a config, at epoch 0 or where its checkpoint stands."""
+    def seat(self, attempt: Attempt, trial: LeasedTrial, pinned: Tree) -> Seat:
+        """Make a trial's run of a pinned tree, at epoch 0 or where its checkpoint stands."""
 
     def executor(self, seat: Seat) -> Executor:
         """Return an empty executor for runs like this one."""
@@ -145,11 +146,11 @@ class Together:
         try:
             attempt.lease.let_go()
             with attempt.at_work():
-                config, suggested = self._trainer.propose(trial)
+                pinned, suggested = self._trainer.propose(trial)
         except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
             self._give_up(attempt, trial, error)
             return None
-        return Proposal(attempt, trial, config, suggested)
+        return Proposal(attempt, trial, pinned, suggested)
 
     def _seat(self, proposal: Proposal) -> None:
         """Build a trial's run and place it."""
@@ -158,7 +159,7 @@ class Together:
             attempt.lease.check()
             attempt.lease.let_go()
             with attempt.at_work():
-                seat = self._trainer.seat(attempt, trial, proposal.config)
+                seat = self._trainer.seat(attempt, trial, proposal.pinned)
         except BaseException as error:
             self._give_up(attempt, trial, error)
             return
