@@ -345,6 +345,8 @@ class Together:
 
     def leave(self, error: BaseException) -> None:
         for seat in self._seats:
+            if seat.attempt.is_over:  # its end was written before those of others could not be
+                continue
             try:
                 seat.attempt.end(seat.trial, partial(_keep_place, seat, error))
             except BaseException:  # the same error, as a rule, which is raised in the end
