@@ -130,6 +130,8 @@ def conclude(trial: LeasedTrial, outcome: Callable[[], Any]) -> End | None:
     """
     try:
         value = trial.judge(outcome())
+        trial.lease.flush()
+        trial.lease.check()  # of what was kept until now the database may have refused something for good
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
         why = signal_behind(error)  # whatever user code made of it: "pruned", for one
         if why is not None and not isinstance(why, Stopped | TimeUp):
