@@ -31,6 +31,7 @@ class Attempt:
     def __init__(self, study: Study, lease: Lease) -> None:
         self.study = study
         self.lease = lease
+        self.is_over = False  # the trial is settled, parked or left to its new owner
         self._sampler = sampling.build(study.spec, lease.claim.number)
 
     @contextmanager
@@ -102,6 +103,8 @@ class Ending:
 
 def end_all(endings: Sequence[Ending]) -> None:
     """End attempts of one worker: those that did not fail in one transaction, after the others."""
+    if not endings:
+        return
     ends: dict[Claim, tuple[Ending, End]] = {}
     for ending in endings:
         attempt, trial = ending.attempt, ending.trial
@@ -109,8 +112,7 @@ def end_all(endings: Sequence[Ending]) -> None:
             end = conclude(trial, ending.outcome)
             if end is not None:
                 ends[end.claim] = ending, end
-    if not endings:
-        return
+        attempt.is_over = attempt.lease.claim not in ends
     lease, study = endings[0].attempt.lease, endings[0].attempt.study
     lost = lease.patience(lambda: lease.ledger.finish_all([end for _, end in ends.values()]))
     for claim, (ending, _) in ends.items():
@@ -118,6 +120,7 @@ def end_all(endings: Sequence[Ending]) -> None:
             if claim in lost:
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
             note_settled(ending.trial)
+        ending.attempt.is_over = True
     lease.patience(lambda: retention.sweep(study))
 
 
@@ -127,6 +130,8 @@ def conclude(trial: LeasedTrial, outcome: Callable[[], Any]) -> End | None:
     """
     try:
         value = trial.judge(outcome())
+        trial.lease.flush()
+        trial.lease.check()  # of what was kept until now the database may have refused something for good
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
         why = signal_behind(error)  # whatever user code made of it: "pruned", for one
         if why is not None and not isinstance(why, Stopped | TimeUp):

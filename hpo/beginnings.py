@@ -1,6 +1,6 @@
 """What trials begin with, written in one transaction however many they are: what samplers gave them, and what they are made from.
 
-The caller has our rows of the trials locked, and has seen that the claims stand.
+The caller has the trials locked, both rows of each, and has seen that the claims stand and that Optuna's trials run.
 """
 
 from __future__ import annotations

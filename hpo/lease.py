@@ -142,7 +142,8 @@ class Lease:
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; LostLease if the trial is in other hands."""
         self.post.flush()
-        self.check()
+        if self.is_lost:
+            raise self._lost_lease()
 
     # --- told by the post -------------------------------------------------------------------------------------------
 

@@ -63,13 +63,13 @@ class Declared:
         self._fleet = fleet
         return Together(study, self, post, stopping)
 
-    def propose(self, trial: LeasedTrial) -> tuple[TrainConfig, Suggested]:
-        """Return the config that the sampler proposes for a trial, and what to write of it."""
-        pinned, suggested = trial.suggested(partial(space.suggest, self._study.spec.tree))
-        return TrainConfig.from_tree(pinned), suggested
+    def propose(self, trial: LeasedTrial) -> tuple[space.Tree, Suggested]:
+        """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
+        return trial.suggested(partial(space.suggest, self._study.spec.tree))
 
-    def seat(self, attempt: Attempt, trial: LeasedTrial, config: TrainConfig) -> Seat:
-        """Make a trial's run of a config, at epoch 0 or where its checkpoint stands."""
+    def seat(self, attempt: Attempt, trial: LeasedTrial, pinned: space.Tree) -> Seat:
+        """Make a trial's run of a pinned tree, at epoch 0 or where its checkpoint stands."""
+        config = TrainConfig.from_tree(pinned)  # what is refused here is written: the trial ends with its parameters
         accumulation = trial.lease.claim.accumulation
         batch = min(config.training.batch_size, len(self._splits.train.labels))
         if can_halve(batch, accumulation):

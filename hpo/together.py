@@ -34,6 +34,7 @@ from hpo.lease import Lease
 from hpo.post import Post
 from hpo.saver import Saver
 from hpo.signals import StopSignal
+from hpo.space import Tree
 from hpo.storage import FAILURES
 from hpo.study import Study
 from hpo.train.epoch import EpochResult
@@ -47,11 +48,11 @@ LOOK_SECONDS = 0.02  # between two looks at whether one of several trials must l
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A trial that is to be trained by a config."""
+    """A trial and what it is to be trained by."""
 
     attempt: Attempt
     trial: LeasedTrial
-    config: TrainConfig
+    pinned: Tree  # the study's tree with a value at each leaf, which are not checked together yet
     suggested: Suggested
 
 
@@ -78,11 +79,11 @@ class Seat:
 class Trainer(Protocol):
     """What a declared study trains."""
 
-    def propose(self, trial: LeasedTrial) -> tuple[TrainConfig, Suggested]:
-        """Return the config that the sampler proposes for a trial, and what to write of it."""
+    def propose(self, trial: LeasedTrial) -> tuple[Tree, Suggested]:
+        """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
 
-    def seat(self, attempt: Attempt, trial: LeasedTrial, config: TrainConfig) -> Seat:
-        """Make a trial's run of a config, at epoch 0 or where its checkpoint stands."""
+    def seat(self, attempt: Attempt, trial: LeasedTrial, pinned: Tree) -> Seat:
+        """Make a trial's run of a pinned tree, at epoch 0 or where its checkpoint stands."""
 
     def executor(self, seat: Seat) -> Executor:
         """Return an empty executor for runs like this one."""
@@ -131,10 +132,8 @@ class Together:
         with self._study.storage.optuna.one_look(self._study.study_id):
             proposals = [found for lease in leases if (found := self._propose(Attempt(self._study, lease)))]
         post.write(post.ledger.write_suggested, [proposal.suggested for proposal in proposals])
-        before = len(self._seats)
-        for proposal in proposals:
-            self._seat(proposal)
-        post.write(post.ledger.record_receipts, [self._trainer.made_from(seat) for seat in self._seats[before:]])
+        made = [seated for proposal in proposals if (seated := self._seat(proposal))]
+        post.write(post.ledger.record_receipts, made)
 
     def _propose(self, attempt: Attempt) -> Proposal | None:
         """Open a trial and let the sampler propose for it; None if that ended the attempt."""
@@ -145,47 +144,49 @@ class Together:
         try:
             attempt.lease.let_go()
             with attempt.at_work():
-                config, suggested = self._trainer.propose(trial)
+                pinned, suggested = self._trainer.propose(trial)
         except BaseException as error:  # of user code as well: whatever it is, it ends this trial's attempt
             self._give_up(attempt, trial, error)
             return None
-        return Proposal(attempt, trial, config, suggested)
+        return Proposal(attempt, trial, pinned, suggested)
 
-    def _seat(self, proposal: Proposal) -> None:
-        """Build a trial's run and place it."""
+    def _seat(self, proposal: Proposal) -> MadeFrom | None:
+        """Build a trial's run and place it; return what it is made from, None if it came to no slot."""
         attempt, trial = proposal.attempt, proposal.trial
         try:
             attempt.lease.check()
             attempt.lease.let_go()
             with attempt.at_work():
-                seat = self._trainer.seat(attempt, trial, proposal.config)
+                seat = self._trainer.seat(attempt, trial, proposal.pinned)
         except BaseException as error:
             self._give_up(attempt, trial, error)
-            return
-        if seat.run.finished:  # its last worker was gone before it could say so
-            attempt.end(trial, partial(_complete, seat))
-            self._close(attempt)
-        else:
-            self._place(seat)
+            return None
+        if not seat.run.finished:
+            return self._place(seat)
+        attempt.end(trial, partial(_complete, seat))  # its last worker was gone before it could say so
+        self._close(attempt)
+        return None
 
     def _give_up(self, attempt: Attempt, trial: LeasedTrial, error: BaseException) -> None:
         attempt.end(trial, partial(_raise, error))
         self._close(attempt)
 
-    def _place(self, seat: Seat) -> None:
-        """Give a trial its slot, or park it until a stack of its kind is opened."""
+    def _place(self, seat: Seat) -> MadeFrom | None:
+        """Give a trial its slot and return what it is made from, or park it until a stack of its kind is opened."""
         try:
             if self._executor is None:
                 self._executor, self._partition = self._trainer.executor(seat), seat.partition
             if seat.partition != self._partition:
                 self._let_wait(seat)
-                return
+                return None
             self._executor.put(seat.run)
+            made_from = self._trainer.made_from(seat)
         except BaseException as error:
             self._fail_to_place(seat, error)
-        else:
-            seat.lease.started_at = time.monotonic()  # what came before is not its training
-            self._seats.append(seat)
+            return None
+        seat.lease.started_at = time.monotonic()  # what came before is not its training
+        self._seats.append(seat)
+        return made_from
 
     def _let_wait(self, seat: Seat) -> None:
         self._post.patience(lambda: self._post.ledger.park(seat.lease.claim, partition=seat.partition))
@@ -344,6 +345,8 @@ class Together:
 
     def leave(self, error: BaseException) -> None:
         for seat in self._seats:
+            if seat.attempt.is_over:  # its end was written before those of others could not be
+                continue
             try:
                 seat.attempt.end(seat.trial, partial(_keep_place, seat, error))
             except BaseException:  # the same error, as a rule, which is raised in the end

@@ -58,8 +58,8 @@ def command() -> None:
     try:
         main()
     except SystemExit as ended:
-        if "torch" not in sys.modules or isinstance(ended.code, str):
-            raise
+        if "torch" not in sys.modules or not isinstance(ended.code, int | None):
+            raise  # anything else that user code exits with is printed by the interpreter
         from hpo import recycling
 
         recycling.leave(ended.code or 0)
