@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 import threading
@@ -14,9 +15,11 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from hpo import claiming, control, openings, presence, reaping, storage
+from hpo.beginnings import MadeFrom, Suggested
 from hpo.claim import Checkpoint, Claim, Orders
 from hpo.claiming import Idle
 from hpo.db import sql, tables
@@ -602,6 +605,32 @@ def test_an_end_that_another_program_is_writing_is_waited_for_and_stands(make_st
     assert while_another_writes(study, url, elsewhere, lambda: ledger.finish_all(ends)) == {claims[1]}
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert not row_of(study, claims[1]).settled  # whoever drops the trial closes it
+
+
+def test_what_trials_begin_with_waits_for_an_end_that_another_program_is_writing_and_leaves_that_trial_alone(
+    make_study: MakeStudy, url: str
+) -> None:
+    study = make_study(trials=20)
+    ledger = study.ledger("w")
+    claims = taken_many(ledger, 4)
+    x = {"param_name": "x", "param_value": 0.5, "distribution_json": distribution_to_json(FloatDistribution(0, 1))}
+    told = {"key": "of_a_sampler", "value_json": "1"}
+
+    def ended(number: int) -> sa.Update:
+        return tables.trials.update().where(tables.trials.c.number == number).values(state=TrialState.FAIL)
+
+    given = [Suggested(claim=claim, params=[x], attributes=[told]) for claim in claims]
+    lost = while_another_writes(study, url, ended(1), lambda: ledger.write_suggested(given))
+    assert lost == {claims[1]}
+    made = [MadeFrom(claim=claim, receipt={"of": claim.number}) for claim in claims]
+    lost = while_another_writes(study, url, ended(2), lambda: ledger.record_receipts(made))
+    assert lost == {claims[1], claims[2]}
+    assert while_another_writes(study, url, ended(3), lambda: ledger.renew_all(claims)) == set(claims[1:])
+    found = study.optuna.get_trials()
+    assert [trial.params for trial in found] == [{"x": 0.5}, {}, {"x": 0.5}, {"x": 0.5}]
+    assert ["of_a_sampler" in trial.system_attrs for trial in found] == [True, False, True, True]
+    receipts = [row_of(study, claim).receipt for claim in claims]
+    assert [receipt and json.loads(receipt)["of"] for receipt in receipts] == [0, None, None, 3]
 
 
 def test_writers_of_many_trials_in_any_order_do_not_lock_each_other_out(make_study: MakeStudy, url: str) -> None:
