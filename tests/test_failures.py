@@ -249,14 +249,14 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"lease_lost": {"retries": 2}}, "failures.lease_lost: failures takes no 'lease_lost'"),
     ({"exception": {"retries": -1}}, "failures.exception.retries = -1: input should be greater than or equal to 0"),
     ({"exception": {"retries": 101}}, "failures.exception.retries = 101: input should be less than or equal to 100"),
-    ({"exception": {"retries": True}}, "failures.exception.retries = True: input should be a valid integer"),
+    ({"exception": {"retries": True}}, "failures.exception.retries = true: input should be a valid integer"),
     ({"exception": {"retries": "2"}}, "failures.exception.retries = '2': input should be a valid integer"),
     ({"exception": {"then": "park"}}, "failures.exception.then = 'park': input should be 'fail' or 'prune'"),
-    ({"out_of_memory": {"halve": 1}}, "failures.out_of_memory.halve = 1: input should be a valid boolean"),
+    ({"out_of_memory": {"halve": 1}}, "failures.out_of_memory.halve = 1: input should be true or false"),
     ({"exception": 3}, "failures.exception = 3: is no table; write its keys under [failures.exception]"),
     ({"in_a_row": 0}, "failures.in_a_row = 0: input should be greater than or equal to 1"),
     ({"in_a_row": "10"}, "failures.in_a_row = '10': input should be a valid integer"),
-    ({"in_a_row": {"retries": 1}}, "failures.in_a_row = {'retries': 1}: input should be a valid integer"),
+    ({"in_a_row": {"retries": 1}}, "failures.in_a_row = { retries = 1 }: input should be a valid integer"),
 ]
 
 
