@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import nn
 from hpo.train import checkpoint
 from hpo.train.optim import OPTIMIZERS
 from hpo.train.schedule import Rate, apply
+
+ROOT = Path(__file__).parent.parent
 
 CASES: list[tuple[str, dict[str, Any], type[torch.optim.Optimizer], dict[str, Any]]] = [
     ("sgd", {}, torch.optim.SGD, {}),
@@ -176,3 +180,21 @@ def test_nesterov_works_with_a_momentum_that_a_schedule_brings() -> None:
     step(torch.optim.SGD(expected, lr=0.05, momentum=0.9, nesterov=True), expected, 5)
     for p, q in zip(ours, expected, strict=True):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
+
+
+def test_torch_s_compiler_is_loaded_by_the_loop_before_its_first_epoch_and_by_no_stack() -> None:
+    code = (
+        "import sys\n"
+        "from hpo.train import loop\n"
+        "from hpo.train.optim import OPTIMIZERS\n"
+        "from tests.stacks import Trial, digits, stack_of\n"
+        "splits, told = digits(), []\n"
+        "for name in ('sgd', 'rmsprop', 'adam', 'adamw', 'adagrad', 'adamax', 'nadam'):\n"
+        "    trial = Trial(splits=splits, optimizer=OPTIMIZERS[name])\n"
+        "    assert len(stack_of([one.run() for one in trial.several(2)]).train_epoch()) == 2\n"
+        "assert 'torch._dynamo' not in sys.modules, 'a stack has loaded it'\n"
+        "run = trial.run()\n"
+        "list(loop.train(run, lambda: told.append('torch._dynamo' in sys.modules) or len(told) > 1))\n"
+        "assert told == [True, True], told\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -17,6 +17,7 @@ from hpo.train import losses, sharpness, validation, watching
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
 from hpo.train.losses import Loss
+from hpo.train.optim import load_compiler
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 
@@ -61,6 +62,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochR
     starts from and on nothing before.
     """
     run.note_executor(Loop.name)
+    load_compiler()
     while not run.finished:
         started = time.perf_counter()
         if not _train_epoch(run, stop):

@@ -9,6 +9,7 @@ lr * weight_decay instead, past gradient and momentum (Loshchilov & Hutter 2019)
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -251,9 +252,14 @@ def _has_fused(kind: Callable[..., Optimizer], device_type: str, dtype: torch.dt
     return True
 
 
+def load_compiler() -> None:
+    """Load what an optimizer's own step loads at its first time, so that no epoch is charged with that."""
+    importlib.import_module("torch._dynamo")
+
+
 def _spare_the_compiler() -> None:
     """Let no optimizer load torch's compiler as it is made, which takes more than a second: it would only be told there to
-    leave these methods alone.
+    leave these methods alone. A stack's steps do without it.
 
     Torch keeps what it is told in this attribute. Where it does not, the compiler is loaded as ever.
     """
