@@ -22,19 +22,9 @@ from tests import declared
 from tests.integration.crew import Crew, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
-    "name": "digits",
-    "executor": "loop",
-    "data": {"name": "digits"},
-    "model": {"name": "mlp", "widths": [16], "dropout": {"low": 0.0, "high": 0.5}},
+    **declared.DOCUMENT,
+    "model": {**declared.DOCUMENT["model"], "widths": [16]},
     "training": {"epochs": 12, "batch_size": 32},
-    "optimizer": {
-        "name": {"choices": ["sgd", "adamw"]},
-        "lr": {"low": 1e-3, "high": 1e-1, "log": True},
-        "sgd": {"momentum": {"low": 0.0, "high": 0.9}},
-    },
-    "schedule": {"name": {"choices": ["constant", "cosine", "onecycle"]}},
-    "sampler": {"name": "random"},
-    "pruner": {"name": "none"},
     "recovery": {"lease": "2s", "checkpoint_every": "0s"},
     "failures": {"lost_worker": {"retries": 100}},
 }
