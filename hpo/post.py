@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpo.lease import Lease
 
 log = logging.getLogger(__name__)
-Something = TypeVar("Something", bound=Told)
+_Told = TypeVar("_Told", bound=Told)
 RENEWALS_PER_LEASE = 3
 AT_ONCE = 100  # reports in one statement, of those that were kept
 METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction: others wait for its lock
@@ -139,7 +139,7 @@ class Post:
             self._failing_since = time.monotonic()
             log.warning("the storage fails, training goes on: %s", cause(error))
 
-    def write(self, write: Callable[[Sequence[Something]], Collection[Claim]], told: Sequence[Something]) -> None:
+    def write(self, write: Callable[[Sequence[_Told]], Collection[Claim]], told: Sequence[_Told]) -> None:
         """Write what is told of trials that are held here, in one transaction, waiting for a storage that fails; Outage if it
         does so for too long.
 
