@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are no p
 from benchmarks import comparison, tasks
 from benchmarks.comparison import Comparison
 from benchmarks.sides import HpoSide, OptunaSide, Side
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 
 
 def main() -> None:

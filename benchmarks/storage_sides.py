@@ -44,7 +44,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, claiming, columnpruning, crew, presence, sampling, seeds, storage, summary, worker
+from hpo import attempt, claiming, columnpruning, crew, presence, sampling, storage, summary, worker
 from hpo import study as studies
 from hpo.db import tables
 from hpo.db.tables import (
@@ -61,7 +61,8 @@ from hpo.ledger import Ledger
 from hpo.outage import Patience
 from hpo.post import Post
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
+from hpo.spec import seeds
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import OWN_METRIC, LeasedTrial

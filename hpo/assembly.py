@@ -12,10 +12,11 @@ from torch import nn
 
 import data
 import models
-from hpo import metrics, parts, space
-from hpo.config import Part, TrainConfig
+from hpo import parts
 from hpo.errors import SpecError
-from hpo.space import Tree
+from hpo.spec import metrics, space
+from hpo.spec.space import Tree
+from hpo.spec.training import Part, TrainConfig
 from hpo.train import groups, losses, measures, warmup
 from hpo.train.batches import steps_per_epoch
 from hpo.train.losses import Loss

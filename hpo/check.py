@@ -15,12 +15,13 @@ import torch
 import torchinfo
 
 import data
-from hpo import assembly, costs, executors, parts, seeds, space, usercode
-from hpo.config import TrainConfig
+from hpo import assembly, costs, executors, parts
 from hpo.executors import Choice
 from hpo.lint import lint
-from hpo.space import Choices, Parameter, Tree
-from hpo.spec import StudySpec
+from hpo.spec import seeds, space, usercode
+from hpo.spec.space import Choices, Parameter, Tree
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train.batches import steps_per_epoch
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train

@@ -27,9 +27,9 @@ from hpo.db.tables import (
     utc,
 )
 from hpo.errors import StudyError
-from hpo.failures import Kind
 from hpo.ledger import Ledger, cut_back
 from hpo.settling import write_stop
+from hpo.spec.failures import Kind
 
 GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
 TAKING_ALL = (Kind.LOST_WORKER, Kind.CUDA_ERROR)  # failures that all trials of a worker share, whichever is to blame

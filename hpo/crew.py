@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from hpo.attempt import Attempt
 from hpo.claim import Claim
-from hpo.failures import Kind
 from hpo.lease import Lease
 from hpo.post import Post
 from hpo.signals import StopSignal
+from hpo.spec.failures import Kind
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 

@@ -13,10 +13,11 @@ import torch
 
 import models
 from data import Splits
-from hpo import assembly, measured, usercode
-from hpo.config import Stopping, TrainConfig, Training
+from hpo import assembly, measured
 from hpo.receipt import processor
-from hpo.spec import StudySpec
+from hpo.spec import usercode
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import Stopping, TrainConfig, Training
 from hpo.train import architecture, forwards, sizing
 from hpo.train.epoch import EpochResult
 from hpo.train.forwards import Make

@@ -12,12 +12,12 @@ from typing import Any
 
 import tomli_w
 
-from hpo import space
-from hpo.config import SECTIONS
 from hpo.errors import StudyError
-from hpo.metrics import UNREPEATABLE
 from hpo.results import TrialResult, best
-from hpo.spec import UNIDENTIFYING
+from hpo.spec import space
+from hpo.spec.metrics import UNREPEATABLE
+from hpo.spec.study_file import UNIDENTIFYING
+from hpo.spec.training import SECTIONS
 from hpo.study import Study
 from hpo.summary import summarize
 from hpo.view.words import amount_text

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 import data
-from hpo import assembly, executors, parts, seeds, space
-from hpo.config import TrainConfig
+from hpo import assembly, executors, parts
 from hpo.errors import CheckpointError, SpecError, StudyError
 from hpo.executors import Choice
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
-from hpo.spec import StudySpec
+from hpo.spec import seeds, space
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.tensorboards import Boards
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces

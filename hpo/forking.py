@@ -16,14 +16,14 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import space
 from hpo import study as studies
 from hpo.db import sql
 from hpo.db.columns import COST_PREFIX
 from hpo.db.tables import hpo_studies
 from hpo.errors import MismatchError, StudyError
-from hpo.objectives import Goals
-from hpo.space import Choices, Parameter, Tree
+from hpo.spec import space
+from hpo.spec.objectives import Goals
+from hpo.spec.space import Choices, Parameter, Tree
 from hpo.study import Study
 from hpo.studyfile import StudyFile
 

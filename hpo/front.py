@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from hpo.objectives import Goals
+from hpo.spec.objectives import Goals
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]

@@ -38,10 +38,10 @@ from hpo.db.tables import (
     trials,
 )
 from hpo.errors import LostLease
-from hpo.failures import Failure, Kind, Policies, Verdict
-from hpo.objectives import Known
 from hpo.reports import Answer, Report, stands, write_metrics, write_values
 from hpo.settling import NO_CHECKPOINT, End
+from hpo.spec.failures import Failure, Kind, Policies, Verdict
+from hpo.spec.objectives import Known
 
 _Told = TypeVar("_Told", bound=Told)
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another

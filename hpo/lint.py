@@ -8,11 +8,12 @@ from typing import Any
 
 import optuna
 
-from hpo import pruning, space
-from hpo.config import Stopping
-from hpo.curve import Direction
-from hpo.space import Choices, Range
-from hpo.spec import StudySpec
+from hpo import pruning
+from hpo.spec import space
+from hpo.spec.curve import Direction
+from hpo.spec.space import Choices, Range
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import Stopping
 
 LR_SPREAD = 10.0  # a learning rate searched over more than a factor of this belongs on a log scale
 

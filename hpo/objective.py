@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 
 from data import Splits
-from hpo import assembly, costs, seeds, space, usercode
+from hpo import assembly, costs
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.beginnings import MadeFrom, Suggested
-from hpo.config import TrainConfig
 from hpo.executors import Choice, Executor, choose, remember, spread
 from hpo.post import Post
 from hpo.receipt import receipt
 from hpo.saver import Saver
 from hpo.signals import StopSignal
+from hpo.spec import seeds, space, usercode
+from hpo.spec.training import TrainConfig
 from hpo.study import Study
 from hpo.together import Seat, Together
 from hpo.train.batches import can_halve

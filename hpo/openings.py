@@ -18,7 +18,7 @@ from hpo import study as studies
 from hpo.db import sql
 from hpo.db.tables import hpo_test_openings
 from hpo.errors import Fault, StudyError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.study import Study
 
 TROUBLE = (Fault, *storages.FAILURES)

@@ -8,9 +8,9 @@ from typing import Any
 
 import optuna
 
-from hpo import usercode
 from hpo.errors import SpecError, StudyError
-from hpo.spec import StudySpec
+from hpo.spec import usercode
+from hpo.spec.study_file import StudySpec
 
 
 def run(spec: StudySpec, path: Path, folder: Path) -> float | dict[str, float]:

@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 import data
 from data import SOURCES, Source
 from data.files import BadFile
-from hpo import options, space, usercode
-from hpo.config import Part, TrainConfig, read_section, training_defaults
 from hpo.errors import Mistakes, SpecError, nearest
-from hpo.options import Function
-from hpo.space import Choices, Tree
-from hpo.spec import StudySpec
+from hpo.spec import options, space, usercode
+from hpo.spec.options import Function
+from hpo.spec.space import Choices, Tree
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import Part, TrainConfig, read_section, training_defaults
 from hpo.train import groups, warmup
 from hpo.train.averaging import AVERAGINGS, Averaging
 from hpo.train.losses import LOSSES

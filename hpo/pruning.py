@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal
 import optuna
 from annotated_types import Ge, Le
 
-from hpo import columnpruning, options
-from hpo.config import training_defaults
+from hpo import columnpruning
 from hpo.errors import SpecError, nearest, shown
-from hpo.objectives import Goals
 from hpo.rivals import AmongRivals, Comparing
-from hpo.space import ends_of
-from hpo.spec import StudySpec
+from hpo.spec import options
+from hpo.spec.objectives import Goals
+from hpo.spec.space import ends_of
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import training_defaults
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]

@@ -17,8 +17,8 @@ from hpo import clocks, presence, settling
 from hpo.claim import Claim
 from hpo.db import sql
 from hpo.db.tables import hpo_trials, running_ids, trials
-from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
+from hpo.spec.failures import Failure, Kind
 
 TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
 LONGEST_WAITS = 5  # pauses in a row, each of a lease at most

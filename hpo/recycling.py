@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import psutil
 
-from hpo.failures import SPOILING, Kind
 from hpo.signals import ASKING, StopSignal
-from hpo.spec import Recovery
+from hpo.spec.failures import SPOILING, Kind
+from hpo.spec.study_file import Recovery
 
 MIB = 2**20
 FOLDER = os.getcwd()  # in which the command was given, whatever user code does later

@@ -18,14 +18,14 @@ from typing import Any
 
 import pydantic
 
-from hpo import options
 from hpo.after.steps import GIVEN, STEPS
-from hpo.config import OPTIONAL, SECTIONS, TrainConfig
-from hpo.options import Function
 from hpo.parts import KINDS, Kind
 from hpo.pruning import PRUNERS
 from hpo.sampling import SAMPLERS
-from hpo.spec import StudySpec
+from hpo.spec import options
+from hpo.spec.options import Function
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import OPTIONAL, SECTIONS, TrainConfig
 from hpo.typetext import default_text, field_text
 
 REGENERATE = "make reference"

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo import front
 from hpo.db.tables import hpo_trials, trials
-from hpo.objectives import NOTHING, Beside
+from hpo.spec.objectives import NOTHING, Beside
 from hpo.study import Study
 
 log = logging.getLogger(__name__)

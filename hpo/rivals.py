@@ -33,7 +33,7 @@ from hpo.columnpruning import (
 from hpo.db.columns import COST_PREFIX, Columns, cost_in, percentile
 from hpo.db.leanstorage import LeanStorage
 from hpo.db.trialrows import TrialRow
-from hpo.objectives import Goals
+from hpo.spec.objectives import Goals
 
 Comparing = Percentile | SuccessiveHalving | Hyperband  # the pruners that compare a trial with others
 

@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import front, space
+from hpo import front
 from hpo.db import sql
 from hpo.db.columns import CONSTRAINTS
 from hpo.db.tables import (
@@ -28,6 +28,7 @@ from hpo.db.tables import (
     trials,
 )
 from hpo.db.trialrows import chunks, distribution_of
+from hpo.spec import space
 from hpo.study import Study
 
 SECONDS = "seconds"  # the metric in which our training tells how long an epoch took

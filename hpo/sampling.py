@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import optuna
 from annotated_types import Ge, Gt, Le
 
-from hpo import options, seeds, space
 from hpo.errors import SpecError
 from hpo.pruning import named
-from hpo.spec import StudySpec
+from hpo.spec import options, seeds, space
+from hpo.spec.study_file import StudySpec
 from hpo.tpe import ColumnTPE
 
 Sampler = optuna.samplers.BaseSampler

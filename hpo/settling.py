@@ -30,8 +30,8 @@ from hpo.db.tables import (
     trial_values,
     trials,
 )
-from hpo.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
-from hpo.objectives import NOTHING, Beside, Known
+from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
+from hpo.spec.objectives import NOTHING, Beside, Known
 
 NO_CHECKPOINT = {
     "checkpoint_epoch": None,

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from hpo import pruning, sampling, spec
+from hpo import pruning, sampling
 from hpo.db import sql, trialwrites
 from hpo.db.tables import (
     UID_KEY,
@@ -33,7 +33,8 @@ from hpo.db.tables import (
 )
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.ledger import Ledger
-from hpo.spec import StudySpec
+from hpo.spec import study_file
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
@@ -149,7 +150,7 @@ def join(place: Storage, name: str) -> Study:
 
 def _stored_spec(row: Any, name: str) -> StudySpec:
     try:
-        return StudySpec.from_document(spec.as_meant(json.loads(row.spec)))
+        return StudySpec.from_document(study_file.as_meant(json.loads(row.spec)))
     except (SpecError, ValueError, TypeError) as error:
         raise StudyError(f"study {name!r}: its spec in the database cannot be read: {error}") from None
 
@@ -282,7 +283,7 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
     if row.fingerprint == wanted.fingerprint:
         return
     stored = _stored_spec(row, wanted.name)
-    lines = spec.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
+    lines = study_file.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
     shown = "\n".join(f"  {line}" for line in lines)
     raise MismatchError(
         f"study {wanted.name!r} was made with another spec:\n{shown}\n"

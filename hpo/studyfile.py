@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo import pruning, sampling, usercode
+from hpo import pruning, sampling
 from hpo.errors import Mistakes
-from hpo.spec import StudySpec, read_document, told_of
+from hpo.spec import usercode
+from hpo.spec.study_file import StudySpec, read_document, told_of
 
 
 @dataclass(frozen=True, kw_only=True)

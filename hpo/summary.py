@@ -24,7 +24,7 @@ from hpo import study as studies
 from hpo.db.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
 from hpo.db.trialrows import chunks
 from hpo.errors import StudyError
-from hpo.failures import Verdict
+from hpo.spec.failures import Verdict
 from hpo.storage import Storage
 from hpo.study import Study
 

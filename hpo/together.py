@@ -25,16 +25,16 @@ from hpo import columnpruning
 from hpo.attempt import Attempt, Ending, end_all
 from hpo.beginnings import MadeFrom, Suggested
 from hpo.claim import Claim
-from hpo.config import TrainConfig
 from hpo.crew import Wanted
 from hpo.errors import Diverged, Parked
 from hpo.executors import Executor, partition_of
-from hpo.failures import SPOILING, Kind, kind_of
 from hpo.lease import Lease
 from hpo.post import Post
 from hpo.saver import Saver
 from hpo.signals import StopSignal
-from hpo.space import Tree
+from hpo.spec.failures import SPOILING, Kind, kind_of
+from hpo.spec.space import Tree
+from hpo.spec.training import TrainConfig
 from hpo.storage import FAILURES
 from hpo.study import Study
 from hpo.train.epoch import EpochResult

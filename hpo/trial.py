@@ -18,15 +18,15 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.beginnings import Suggested
-from hpo.curve import ValueRule
 from hpo.db.columns import COST_PREFIX
 from hpo.db.leanstorage import LeanStorage
 from hpo.errors import Diverged
-from hpo.failures import Failure, Verdict
 from hpo.lease import Lease
-from hpo.objectives import NOTHING, Beside, Goals, Known
 from hpo.reports import Report
 from hpo.settling import STATES, End
+from hpo.spec.curve import ValueRule
+from hpo.spec.failures import Failure, Verdict
+from hpo.spec.objectives import NOTHING, Beside, Goals, Known
 from hpo.study import forget_stop, look_anew, stop_was_requested
 
 log = logging.getLogger(__name__)

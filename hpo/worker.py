@@ -16,17 +16,18 @@ from typing import Any, Protocol
 
 import optuna
 
-from hpo import claiming, reaping, recycling, usercode
+from hpo import claiming, reaping, recycling
 from hpo.claim import Claim
 from hpo.crew import Alone, Crew, Wanted
 from hpo.errors import LostLease, Outage, StorageError
-from hpo.failures import Failure, Kind, Verdict
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.outage import Patience
 from hpo.post import Post
 from hpo.signals import StopSignal
+from hpo.spec import usercode
+from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage import FAILURES, cause
 from hpo.study import Study
 from hpo.trial import LeasedTrial

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, make_url
 
 from data import Splits
 from hpo import keeper, storage, study
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from tests import emptied, stacks, trials

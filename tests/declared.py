@@ -9,7 +9,7 @@ from hpo import study as studies
 from hpo import studyfile, worker
 from hpo.objective import declared
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import storage, study
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 
 WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
 together: Barrier  # of the processes of one race

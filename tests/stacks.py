@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 import data
 from data import Source, Splits
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
 from hpo.train.batches import steps_per_epoch
 from hpo.train.epoch import EpochResult
 from hpo.train.randomness import initial_model

@@ -14,9 +14,9 @@ from data import Augmentation, Source, Splits, Strength, Tone, draw
 from data.augment.drawn import STAGES, stages
 from data.augment.strength import Fill
 from hpo import check, export, final, studyfile
-from hpo.config import Augment
 from hpo.errors import SpecError
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
+from hpo.spec.training import Augment
 from hpo.train import loop
 from hpo.train.run import Run
 from models import mlp

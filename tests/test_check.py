@@ -10,7 +10,7 @@ import torch
 
 from hpo import check, studyfile
 from hpo.errors import SpecError
-from hpo.space import Range
+from hpo.spec.space import Range
 from models import mlp
 
 OWN_MODEL = """

@@ -21,9 +21,9 @@ from hpo.claiming import Idle
 from hpo.db import sql, trialwrites
 from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
-from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
+from hpo.spec.failures import Failure, Kind
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, record_receipt
 

@@ -17,8 +17,8 @@ from torch import Tensor
 import data
 from data import Source, Splits, select
 from hpo import assembly, executors, parts
-from hpo.config import TrainConfig
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable

@@ -7,8 +7,8 @@ from typing import Any
 import pydantic
 import pytest
 
-from hpo.config import Part, TrainConfig, Training, training_defaults, with_sections
 from hpo.errors import SpecError
+from hpo.spec.training import Part, TrainConfig, Training, training_defaults, with_sections
 
 TREE: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -16,7 +16,7 @@ from hpo.claiming import Idle
 from hpo.db import sql
 from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
-from hpo.failures import Failure, Kind
+from hpo.spec.failures import Failure, Kind
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, trial_of
 

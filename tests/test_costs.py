@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hpo import assembly, costs, measured
-from hpo.config import TrainConfig
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from hpo.train.run import Run
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from hpo.curve import ValueRule
 from hpo.errors import SpecError
+from hpo.spec.curve import ValueRule
 
 NAN, INF = math.nan, math.inf
 

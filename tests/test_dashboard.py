@@ -21,7 +21,7 @@ from hpo import claiming, storage, study
 from hpo.claim import Claim
 from hpo.errors import Fault, StudyError
 from hpo.lease import Lease
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import summarize

@@ -23,8 +23,8 @@ from hpo.db import sql
 from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.doctor import Finding
 from hpo.errors import StudyError
-from hpo.failures import Failure, Kind
-from hpo.spec import StudySpec
+from hpo.spec.failures import Failure, Kind
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpo.durations import MAX_SECONDS, seconds
 from hpo.errors import SpecError
+from hpo.spec.durations import MAX_SECONDS, seconds
 
 
 @pytest.mark.parametrize(

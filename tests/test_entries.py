@@ -11,8 +11,8 @@ import torch
 
 import data
 from hpo import assembly, final, parts
-from hpo.config import TrainConfig
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.optim import OPTIMIZERS

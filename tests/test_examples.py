@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import data
-from hpo import assembly, space, studyfile
-from hpo.config import TrainConfig
+from hpo import assembly, studyfile
 from hpo.lint import lint
-from hpo.space import Choices
+from hpo.spec import space
+from hpo.spec.space import Choices
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from tests.integration.test_commands import Shell, shell
 

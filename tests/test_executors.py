@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import assembly, executors, measured, space, studyfile
-from hpo.config import TrainConfig
+from hpo import assembly, executors, measured, studyfile
 from hpo.executors import Choice
-from hpo.spec import StudySpec
+from hpo.spec import space
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import sizing
 from hpo.train.run import Run
 from hpo.train.stack import Forward

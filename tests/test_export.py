@@ -20,7 +20,7 @@ from hpo.db.tables import hpo_test_openings
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.study import Study
 from hpo.train import checkpoint, loop
 from tests.declared import DOCUMENT, nothing, quiet

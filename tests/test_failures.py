@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hpo.errors import Diverged, LostLease, Outage, Parked, Signal, SpecError, Stopped, TimeUp
-from hpo.failures import LONGEST_MESSAGE, Failure, Kind, MemoryPolicy, Policies, Policy, kind_of, signal_behind
-from hpo.spec import StudySpec
+from hpo.spec.failures import LONGEST_MESSAGE, Failure, Kind, MemoryPolicy, Policies, Policy, kind_of, signal_behind
+from hpo.spec.study_file import StudySpec
 from tests.conftest import OWN_OBJECTIVE
 
 CUDA_SAYS = (

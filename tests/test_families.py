@@ -17,9 +17,10 @@ from torchvision import models as theirs
 from torchvision.models.vision_transformer import VisionTransformer
 
 import data
-from hpo import assembly, options, parts, space, studyfile
-from hpo.config import TrainConfig
-from hpo.spec import StudySpec
+from hpo import assembly, parts, studyfile
+from hpo.spec import options, space
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import architecture, forwards, loop, stacked
 from hpo.train.layers import Unstackable
 from hpo.train.randomness import initial_model

@@ -12,9 +12,9 @@ import tomli_w
 import torch
 
 from hpo import assembly, final
-from hpo.config import TrainConfig
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from tests.declared import nothing, quiet
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo.claim import Checkpoint
-from hpo.failures import Kind
 from hpo.finished import FinishedTrial, finished
+from hpo.spec.failures import Kind
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import Past, read

@@ -9,9 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.curve import Direction
 from hpo.front import leading, unbeaten
-from hpo.objectives import Goals
+from hpo.spec.curve import Direction
+from hpo.spec.objectives import Goals
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from data import Splits
-from hpo.config import Training
 from hpo.executors import partition_of
+from hpo.spec.training import Training
 from hpo.train import groups, loop
 from hpo.train.groups import joined, set_rates, split
 from hpo.train.optim import OPTIMIZERS

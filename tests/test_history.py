@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hpo.failures import Failure, Kind
 from hpo.history import history
+from hpo.spec.failures import Failure, Kind
 from hpo.study import Study
 from hpo.view.live import history_text, to_json
 from tests.trials import begin

@@ -25,10 +25,10 @@ from hpo.claiming import Idle
 from hpo.db import sql, tables
 from hpo.db.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.errors import LostLease, StudyError
-from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.settling import End
+from hpo.spec.failures import Failure, Kind
 from hpo.study import Study
 from tests.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
 

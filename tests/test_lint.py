@@ -8,7 +8,7 @@ import pytest
 
 from hpo import pruning, sampling
 from hpo.lint import lint
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 
 LOG = {"low": 1e-4, "high": 1e-1, "log": True}
 TRAINING = {"epochs": 9}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import data
 from data import Splits
-from hpo.config import Stopping
 from hpo.errors import CheckpointError
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
+from hpo.spec.training import Stopping
 from hpo.train import averaging, checkpoint, loop, losses, pixels, validation
 from hpo.train.batches import can_halve, steps_per_epoch
 from hpo.train.epoch import EpochResult

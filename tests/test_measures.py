@@ -13,9 +13,10 @@ import sklearn.metrics
 import torch
 from torch import Tensor
 
-from hpo import metrics, parts
+from hpo import parts
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec import metrics
+from hpo.spec.study_file import StudySpec
 from hpo.train import loop, measures
 from hpo.train.run import Run
 from hpo.train.stack import Stack

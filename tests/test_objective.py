@@ -12,17 +12,18 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import assembly, claiming, reaping, results, space, worker
+from hpo import assembly, claiming, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
-from hpo.config import TrainConfig
 from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.saver import Saver
 from hpo.signals import StopSignal
+from hpo.spec import space
+from hpo.spec.training import TrainConfig
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop

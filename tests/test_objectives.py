@@ -11,9 +11,9 @@ from hpo import pruning, studyfile
 from hpo.db.columns import violation_in
 from hpo.errors import SpecError
 from hpo.lint import lint
-from hpo.objectives import COSTS, Beside, Bound, Known
 from hpo.rivals import AmongRivals
-from hpo.spec import StudySpec, differences
+from hpo.spec.objectives import COSTS, Beside, Bound, Known
+from hpo.spec.study_file import StudySpec, differences
 
 DECLARED: dict[str, Any] = {
     "name": "s",

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, Unpack
 import pytest
 from annotated_types import Ge, Lt
 
-from hpo import options
 from hpo.errors import SpecError
+from hpo.spec import options
 
 
 def part(

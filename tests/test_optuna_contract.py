@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import pruning, sampling, storage
 from hpo.db import tables
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from tests import emptied
 

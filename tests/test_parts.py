@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hpo import parts
-from hpo.config import Part
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import Part
 from models import MODELS
 
 DOCUMENT: dict[str, Any] = {

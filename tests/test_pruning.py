@@ -10,7 +10,7 @@ import pytest
 
 from hpo import pruning
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 
 TREE: dict[str, Any] = {
     "data": {"name": "d"},

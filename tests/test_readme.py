@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo.failures import Kind, Policies
-from hpo.spec import StudySpec
+from hpo.spec.failures import Kind, Policies
+from hpo.spec.study_file import StudySpec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,9 +17,9 @@ from hpo.claiming import Idle
 from hpo.db import sql, tables
 from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import LostLease
-from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
 from hpo.reaping import Reaper
+from hpo.spec.failures import Failure, Kind
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, reap, trial_of
 

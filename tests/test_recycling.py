@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from hpo import recycling
-from hpo.failures import SPOILING, Kind
 from hpo.recycling import MIB, Wear
 from hpo.signals import ASKING
-from hpo.spec import Recovery
+from hpo.spec.failures import SPOILING, Kind
+from hpo.spec.study_file import Recovery
 from tests.waiting import ended, heard
 
 # --- wear -------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import pydantic
 import pytest
 from annotated_types import Ge, Gt, Le, MultipleOf
 
-from hpo import options, reference
+from hpo import reference
 from hpo.after.steps import STEPS
 from hpo.parts import KINDS, Kind
 from hpo.pruning import PRUNERS
 from hpo.sampling import SAMPLERS
-from hpo.spec import StudySpec
+from hpo.spec import options
+from hpo.spec.study_file import StudySpec
 from hpo.typetext import default_text, field_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"

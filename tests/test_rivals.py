@@ -14,7 +14,7 @@ from hpo.claim import Claim
 from hpo.claiming import claim
 from hpo.db.columns import COST_PREFIX
 from hpo.lease import Lease
-from hpo.objectives import Known
+from hpo.spec.objectives import Known
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial

@@ -9,9 +9,10 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo import sampling, space
+from hpo import sampling
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec import space
+from hpo.spec.study_file import StudySpec
 from hpo.study import as_in_optimize, stop_was_requested
 
 RANGE = {"low": 0.0, "high": 1.0}

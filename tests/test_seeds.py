@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from hpo import seeds
+from hpo.spec import seeds
 
 
 def test_a_seed_is_the_same_on_every_machine_and_in_every_version() -> None:

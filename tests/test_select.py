@@ -11,9 +11,9 @@ import data
 from data import SOURCES, Source, Splits, select
 from data.split import parted
 from hpo import assembly, parts, studyfile
-from hpo.config import TrainConfig
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 
 NAMES = ("ant", "bee", "cat", "dog")

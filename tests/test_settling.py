@@ -13,8 +13,8 @@ from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
 from hpo.db.tables import Hold, hpo_failures, hpo_studies
 from hpo.errors import LostLease
-from hpo.failures import Failure, Kind, Policies, Verdict
 from hpo.ledger import Ledger
+from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, row_of, trial_of
 

@@ -36,7 +36,7 @@ from hpo.finished import finished
 from hpo.history import history
 from hpo.reaping import bury
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.studyfile import StudyFile

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from data import Splits
 from hpo import assembly, executors, parts
-from hpo.config import TrainConfig, Training
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig, Training
 from hpo.train import loop
 from hpo.train.layers import Unstackable
 from hpo.train.optim import OPTIMIZERS

@@ -26,9 +26,9 @@ from data import SOURCES, Source
 from data.cache import cached, keep
 from data.files import BadFile, data_dir
 from hpo import parts
-from hpo.config import Part
 from hpo.errors import SpecError
-from hpo.failures import Kind, kind_of
+from hpo.spec.failures import Kind, kind_of
+from hpo.spec.training import Part
 from tests.published import COUNTS, PUBLISHED
 
 

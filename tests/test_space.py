@@ -8,9 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo import space
 from hpo.errors import SpecError
-from hpo.space import Choices, Range
+from hpo.spec import space
+from hpo.spec.space import Choices, Range
 
 CONDITIONAL = {
     "model": {"widths": {"choices": [[64, 32], [128]]}, "dropout": {"low": 0.0, "high": 0.5}, "name": "mlp"},

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from hpo import space, spec, studyfile
-from hpo.durations import seconds
+from hpo import studyfile
 from hpo.errors import SpecError
-from hpo.failures import Policies
-from hpo.spec import Recovery, StudySpec, as_meant
+from hpo.spec import space, study_file
+from hpo.spec.durations import seconds
+from hpo.spec.failures import Policies
+from hpo.spec.study_file import Recovery, StudySpec, as_meant
 
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 OPTIMIZER = '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
@@ -121,7 +122,7 @@ def test_a_resolved_spec_survives_its_way_through_the_storage(tmp_path: Path) ->
     stored = StudySpec.from_document(json.loads(json.dumps(found.document)))
     assert stored == found
     assert stored.fingerprint == found.fingerprint
-    assert spec.differences(stored, found) == []
+    assert study_file.differences(stored, found) == []
     assert read(tmp_path, SMALL).fingerprint == read(tmp_path, SMALL).fingerprint
 
 
@@ -195,7 +196,7 @@ def test_the_fingerprint_changes_with_anything_else_and_the_difference_is_named(
 ) -> None:
     stored, mine = read(tmp_path, SMALL), read(tmp_path, change + SMALL)
     assert stored.fingerprint != mine.fingerprint
-    assert "\n".join(spec.differences(stored, mine)) == line
+    assert "\n".join(study_file.differences(stored, mine)) == line
 
 
 def test_the_fingerprint_is_a_sha256_of_the_identity_with_the_format_in_front(tmp_path: Path) -> None:

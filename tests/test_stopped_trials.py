@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpo import assembly, check, export, final, results
 from hpo import study as studies
-from hpo.config import Stopping, TrainConfig
 from hpo.db.tables import hpo_trials
 from hpo.errors import SpecError
 from hpo.history import history
-from hpo.space import lift, middle
+from hpo.spec.space import lift, middle
+from hpo.spec.training import Stopping, TrainConfig
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hpo import pruning, sampling
-from hpo.config import STOPPING_RULES, Stopping, TrainConfig
 from hpo.errors import SpecError
 from hpo.lint import lint
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import STOPPING_RULES, Stopping, TrainConfig
 from hpo.train import stopping
 from hpo.train.stopping import generalisation_loss, last_improvement, overfits_since, training_progress, verdict
 

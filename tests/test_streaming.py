@@ -16,7 +16,7 @@ from torch import Tensor
 import data
 from data import SOURCES, Source, Split, Splits, Stored, Strength, select
 from data import stored as storing
-from hpo.failures import Kind, kind_of
+from hpo.spec.failures import Kind, kind_of
 from hpo.train import forwards, loop
 from hpo.train.pixels import AHEAD, pixels
 from hpo.train.randomness import initial_model

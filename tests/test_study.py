@@ -11,7 +11,7 @@ from hpo import claiming, storage
 from hpo import study as studies
 from hpo.db.tables import UID_KEY
 from hpo.errors import MismatchError, StudyError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import PROBE_FILE, Study
 from tests import racing

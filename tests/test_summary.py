@@ -20,8 +20,8 @@ from hpo.claim import Checkpoint, Claim
 from hpo.db import sql
 from hpo.db.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.errors import LostLease, StudyError
-from hpo.failures import Failure, Kind
 from hpo.ledger import Ledger
+from hpo.spec.failures import Failure, Kind
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize

@@ -18,10 +18,9 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import assembly, claiming, control, executors, export, final, reaping, results, space, worker
+from hpo import assembly, claiming, control, executors, export, final, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import Attempt
-from hpo.config import TrainConfig
 from hpo.db.tables import hpo_failures, hpo_trials
 from hpo.errors import Outage, Parked, SpecError, StorageError
 from hpo.executors import Choice
@@ -30,6 +29,8 @@ from hpo.objective import Declared, trial_seed
 from hpo.post import Post
 from hpo.settling import End
 from hpo.signals import StopSignal
+from hpo.spec import space
+from hpo.spec.training import TrainConfig
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.together import Together

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import assembly, check, export, final, parts, results, space, storage, studyfile, worker
+from hpo import assembly, check, export, final, parts, results, storage, studyfile, worker
 from hpo import study as studies
-from hpo.config import TrainConfig
 from hpo.errors import SpecError
 from hpo.objective import declared
 from hpo.signals import StopSignal
-from hpo.spec import StudySpec
+from hpo.spec import space
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from hpo.train.averaging import AVERAGINGS
 from hpo.train.losses import LOSSES

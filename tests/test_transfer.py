@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import models
 from hpo import assembly, parts, studyfile
-from hpo.config import TrainConfig, Training, with_sections
 from hpo.executors import partition_of
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig, Training, with_sections
 from hpo.train import averaging, groups, loop
 from hpo.train.checkpoint import save
 from hpo.train.layers import Unstackable

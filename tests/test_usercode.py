@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpo import usercode
 from hpo.errors import SpecError
+from hpo.spec import usercode
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch.optim import lr_scheduler
 
 import data
 from hpo import assembly, parts
-from hpo.config import TrainConfig
 from hpo.errors import SpecError
-from hpo.spec import StudySpec
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
 from hpo.train import schedule, warmup
 from hpo.train.warmup import Lengths
 from tests.test_schedule import LR, RELATIVE, optimizer, torchs_rates

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import data
 from data import Source, Splits
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.penalties import Penalties

@@ -17,12 +17,12 @@ from hpo.claim import Claim
 from hpo.db import sql
 from hpo.db.tables import hpo_trials, trials
 from hpo.errors import LostLease
-from hpo.failures import Failure, Kind
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.settling import End
-from hpo.spec import StudySpec
+from hpo.spec.failures import Failure, Kind
+from hpo.spec.study_file import StudySpec
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import LeasedTrial, Taken

@@ -17,7 +17,7 @@ import data
 from data import Stored
 from hpo.after.raw import batches
 from hpo.errors import StudyError
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
 from models import Dropout, use_generator
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hpo import options
 from hpo.after.extras import need
 from hpo.after.fold import fold
 from hpo.after.precision import bf16, fp16
 from hpo.after.prune import channels, prune
 from hpo.after.quantize import int8, int8_static, int8_weights
 from hpo.errors import SpecError, StudyError, nearest
+from hpo.spec import options
 
 STEPS: dict[str, Callable[..., nn.Module]] = {
     "fold": fold,

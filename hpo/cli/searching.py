@@ -72,7 +72,7 @@ def check(
         typer.echo(checked.warnings_text(lint(found.spec)))
         return
     from hpo.check import examine
-    from hpo.spec import told_of
+    from hpo.spec.study_file import told_of
 
     count = workers or default_workers()
     with told_of(file):
@@ -100,7 +100,7 @@ def run(
     """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
     from hpo.errors import SpecError
     from hpo.fleet import nursery
-    from hpo.spec import StudySpec
+    from hpo.spec.study_file import StudySpec
 
     try:
         loaded = StudySpec.load(file, name=name)
@@ -117,8 +117,8 @@ def run(
     from hpo import study as studies
     from hpo import studyfile
     from hpo.db.tables import Hold
-    from hpo.durations import seconds
     from hpo.fleet.local import Fleet, default_workers, last_words
+    from hpo.spec.durations import seconds
     from hpo.summary import summarize
     from hpo.view import live
     from hpo.view.live import LiveView
@@ -226,7 +226,7 @@ def worker(
     from hpo import worker as workers
     from hpo.errors import Outage
     from hpo.fleet.local import TRY_AGAIN
-    from hpo.spec import Recovery
+    from hpo.spec.study_file import Recovery
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     quiet_optuna()
@@ -273,7 +273,7 @@ def enlist(
     from hpo import worker as workers
     from hpo.errors import StorageBusy
     from hpo.outage import Patience
-    from hpo.spec import Recovery
+    from hpo.spec.study_file import Recovery
 
     def attempt() -> tuple[Study, Objective]:
         with contextlib.ExitStack() as undone:

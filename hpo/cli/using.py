@@ -12,7 +12,7 @@ from hpo.signals import StopSignal
 
 if TYPE_CHECKING:
     from hpo.final import Training
-    from hpo.spec import StudySpec
+    from hpo.spec.study_file import StudySpec
     from hpo.train.epoch import EpochResult
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from hpo.errors import CheckpointError
-from hpo.failures import SPOILING, kind_of
+from hpo.spec.failures import SPOILING, kind_of
 
 PLAIN = (bool, int, float, str, type(None))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hpo.metrics import column
+from hpo.spec.metrics import column
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hpo.errors import SpecError
-from hpo.metrics import TOP_K
+from hpo.spec.metrics import TOP_K
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # probabilities [N, classes], labels [N] -> a number
 BINS = 15  # of the calibration error, equally wide

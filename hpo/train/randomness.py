@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from hpo.seeds import derive
+from hpo.spec.seeds import derive
 from models import adopt_dropout
 
 

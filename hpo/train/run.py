@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data import Drawn, Splits, Strength, Tone, draw
-from hpo.config import Stopping
 from hpo.errors import CheckpointError
-from hpo.metrics import column
+from hpo.spec.metrics import column
+from hpo.spec.training import Stopping
 from hpo.train import averaging as averagings
 from hpo.train import losses, measures, optim, penalties, stopping, watching
 from hpo.train import schedule as schedules

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from hpo.failures import Kind, kind_of
+from hpo.spec.failures import Kind, kind_of
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.train.stack import Forward, Stack

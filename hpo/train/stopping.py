@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from hpo.config import Stopping
-from hpo.metrics import column, direction
+from hpo.spec.metrics import column, direction
+from hpo.spec.training import Stopping
 
 Curves = Mapping[str, Sequence[float]]  # raw values by epoch, by the names that the ledger has for them
 TRAINING, VALIDATION, SECONDS, GRADIENT = "train_loss", "validation_loss", "seconds", "gradient_norm"

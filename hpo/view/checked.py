@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hpo import space
-from hpo.spec import StudySpec
+from hpo.spec import space
+from hpo.spec.study_file import StudySpec
 from hpo.view.words import amount_text, duration, value_text
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from hpo import assembly, space
-from hpo.config import TrainConfig
+from hpo import assembly
 from hpo.objective import trial_seed
+from hpo.spec import space
+from hpo.spec.training import TrainConfig
 from hpo.storage import Storage
 from hpo.study import Study
 from hpo.train import loop

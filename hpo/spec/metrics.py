@@ -11,8 +11,8 @@ from typing import Annotated
 import pydantic
 from pydantic_core import PydanticCustomError
 
-from hpo.curve import Direction
 from hpo.errors import nearest
+from hpo.spec.curve import Direction
 
 ALWAYS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}  # every epoch has these
 FURTHER: dict[str, Direction] = {"macro_f1": "maximize", "auroc": "maximize", "calibration_error": "minimize"}

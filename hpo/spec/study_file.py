@@ -18,15 +18,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo import metrics, objectives, options, space, usercode
-from hpo.config import OPTIONAL, SECTIONS, Positive, with_sections
-from hpo.curve import Direction, ValueRule
-from hpo.durations import seconds
 from hpo.errors import Mistakes, SpecError, shown
-from hpo.failures import Policies
-from hpo.metrics import Metric
-from hpo.objectives import OWN_VALUE, Goals
-from hpo.space import Choices
+from hpo.spec import metrics, objectives, options, space, usercode
+from hpo.spec.curve import Direction, ValueRule
+from hpo.spec.durations import seconds
+from hpo.spec.failures import Policies
+from hpo.spec.metrics import Metric
+from hpo.spec.objectives import OWN_VALUE, Goals
+from hpo.spec.space import Choices
+from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
 FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint

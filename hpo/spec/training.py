@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Gt, Le, Lt
 
-from hpo import options
 from hpo.errors import SpecError, shown
-from hpo.metrics import Metric
-from hpo.space import Tree, branches
+from hpo.spec import options
+from hpo.spec.metrics import Metric
+from hpo.spec.space import Tree, branches
 
 SECTIONS = (
     "data",

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hpo import metrics
-from hpo.curve import Direction
 from hpo.errors import SpecError, nearest
+from hpo.spec import metrics
+from hpo.spec.curve import Direction
 
 #: What a trained model costs, less being better; how each is measured stands in `costs.py`.
 COSTS = ("params", "latency_ms", "memory_mb")
