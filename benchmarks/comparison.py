@@ -30,7 +30,7 @@ from benchmarks.runs import Outcome, Result
 from benchmarks.sides import Job, Options, Side
 from benchmarks.tasks import Task
 from hpo.receipt import processor, versions
-from hpo.storage import parse, plain, redacted
+from hpo.storage.connect import parse_url, plain_url, redacted_url
 
 WARM_UP_TRIALS, WARM_UP_IMAGES = 2, 300
 
@@ -122,7 +122,7 @@ class Comparison:
             "command": without_password(shlex.join(["python", *sys.orig_argv[1:]]), storage),
             "n": self.repeats,
             "sides": {name: str(side) for name, side in self.sides.items()},
-            "options": asdict(self.options) | {"storage": storage and redacted(parse(storage))},
+            "options": asdict(self.options) | {"storage": storage and redacted_url(parse_url(storage))},
             "hardware": hardware(self.options.gpu),
             "system": platform.platform(),
             "versions": own_versions,
@@ -227,7 +227,11 @@ def hardware(gpu: bool) -> str:
 
 def without_password(text: str, url: str | None) -> str:
     """Return a text with the storage's URL, if it stands there, as it may be shown."""
-    return text.replace(url, redacted(parse(url))).replace(plain(parse(url)), redacted(parse(url))) if url else text
+    return (
+        text.replace(url, redacted_url(parse_url(url))).replace(plain_url(parse_url(url)), redacted_url(parse_url(url)))
+        if url
+        else text
+    )
 
 
 def parser(description: str | None, *, chosen: Sequence[str], pruners: Sequence[str]) -> argparse.ArgumentParser:

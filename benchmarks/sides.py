@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from benchmarks.runs import Command, Ended, Outcome, seconds_since_1970
 from benchmarks.tasks import PRUNERS, ROOT, SAMPLERS, Task
-from hpo.storage import parse, plain
+from hpo.storage.connect import parse_url, plain_url
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -91,11 +91,11 @@ class OptunaSide:
 
     def prepare(self, job: Job) -> None:
         """Make the study, and with it the tables."""
-        optuna.create_study(study_name=job.study, storage=plain(parse(job.url)), direction="maximize")
+        optuna.create_study(study_name=job.study, storage=plain_url(parse_url(job.url)), direction="maximize")
 
     def commands(self, job: Job) -> list[Command]:
         """Return what a user of Optuna alone starts by hand."""
-        common = [sys.executable, "-m", "benchmarks.plain_optuna", "--storage", plain(parse(job.url))]
+        common = [sys.executable, "-m", "benchmarks.plain_optuna", "--storage", plain_url(parse_url(job.url))]
         common += ["--study", job.study, *job.rival_flags]
         return [[*common, "--process", str(process)] for process in range(job.options.processes)]
 
@@ -193,7 +193,7 @@ class HpoSide:
 
 
 def _outcome_in_database(job: Job) -> Outcome:
-    trials = optuna.load_study(study_name=job.study, storage=plain(parse(job.url))).get_trials(deepcopy=False)
+    trials = optuna.load_study(study_name=job.study, storage=plain_url(parse_url(job.url))).get_trials(deepcopy=False)
     ended = [
         Ended(
             epochs=len(trial.intermediate_values),

@@ -55,7 +55,9 @@ sys.path.insert(0, str(ROOT))  # the benchmarks and the tests are no packages th
 
 from benchmarks import storage_sides  # noqa: E402  (after the path)
 from benchmarks.storage_sides import HPO, OPTUNA, Job, Result  # noqa: E402
-from hpo import filesystem, receipt, storage  # noqa: E402
+from hpo import receipt  # noqa: E402
+from hpo.storage import filesystem  # noqa: E402
+from hpo.storage.connect import parse_url, plain_url, redacted_url  # noqa: E402
 
 SIDES = (OPTUNA, HPO)
 RUNNING = 32  # other trials, while the latency is measured
@@ -138,7 +140,7 @@ class PostgresGround:
     """Studies with unique names in one database."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self._url = storage.plain(storage.parse(url))
+        self._url = plain_url(parse_url(url))
         self._folder = folder
         self._histories: dict[int, str] = {}
 
@@ -669,7 +671,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw numbers here")
     parser.add_argument("--side", action="store_true", help=argparse.SUPPRESS)  # one measurement, its Job on stdin
     given = parser.parse_args()
-    if given.url and storage.parse(given.url).get_backend_name() != "postgresql":
+    if given.url and parse_url(given.url).get_backend_name() != "postgresql":
         parser.error("--url: is for postgresql://...; SQLite files are made where $TMPDIR says")
     if given.history < 2 * SMALL:
         parser.error(f"--history: at least {2 * SMALL}, which is compared with {SMALL}")
@@ -681,7 +683,7 @@ def benchmark(given: argparse.Namespace) -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     command = shlex.join(["python", *sys.orig_argv[1:]])
     if given.url:
-        command = command.replace(given.url, storage.redacted(storage.parse(given.url)))
+        command = command.replace(given.url, redacted_url(parse_url(given.url)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was made is deleted
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="hpo-bench-"))

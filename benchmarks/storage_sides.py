@@ -44,10 +44,18 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, claiming, columnpruning, crew, presence, sampling, storage, summary, worker
+from hpo import attempt, claiming, columnpruning, crew, presence, sampling, summary, worker
 from hpo import study as studies
-from hpo.db import tables
-from hpo.db.tables import (
+from hpo.lease import Lease
+from hpo.ledger import Ledger
+from hpo.post import Post
+from hpo.signals import StopSignal
+from hpo.spec import seeds
+from hpo.spec.study_file import StudySpec
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect, parse_url
+from hpo.storage.retry import Patience
+from hpo.storage.tables import (
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
     hpo_curves,
@@ -56,14 +64,6 @@ from hpo.db.tables import (
     trial_params,
     trials,
 )
-from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.outage import Patience
-from hpo.post import Post
-from hpo.signals import StopSignal
-from hpo.spec import seeds
-from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
 from hpo.study import Study
 from hpo.trial import OWN_METRIC, LeasedTrial
 
@@ -183,7 +183,7 @@ def make_our_study(place: Storage, name: str, folder: str) -> Study:
 
 def make_history(url: str, name: str, folder: str, size: int) -> None:
     """Make a study of ours with so many finished trials: the first by a worker, the others copied after it in bulk."""
-    place = storage.connect(url, create=True)
+    place = connect(url, create=True)
     try:
         make_our_study(place, name, folder)
         if size:
@@ -217,7 +217,7 @@ def add_trials(url: str, name: str, count: int, *, running: bool = False) -> Non
 
 
 def _engine(url: str) -> sa.Engine:
-    return sa.create_engine(storage.parse(url), poolclass=sa.pool.NullPool)
+    return sa.create_engine(parse_url(url), poolclass=sa.pool.NullPool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -468,7 +468,7 @@ def batched_statements_of_hpo(job: Job) -> Result:
 
 
 def _first_worker(job: Job) -> OurWorker:
-    place = storage.connect(job.url, create=True)
+    place = connect(job.url, create=True)
     make_our_study(place, job.study, job.folder)
     return OurWorker.join(place, job.study)
 
@@ -579,7 +579,7 @@ def plain_worker(job: Job, index: int) -> Pace:
 def our_worker(job: Job, index: int) -> Pace:  # noqa: ARG001  (both sides are called alike)
     """Run short trials by our worker's own loop until the window ends."""
     pace = Pace(shared=_shared[0])
-    place = storage.connect(job.url)
+    place = connect(job.url)
     study = studies.join(place, job.study)
     stopping = StopSignal()
 
@@ -605,7 +605,7 @@ def throughput(job: Job) -> Result:
     if job.side == OPTUNA:
         optuna.create_study(study_name=job.study, storage=job.url)
     else:
-        place = storage.connect(job.url, create=True)
+        place = connect(job.url, create=True)
         make_our_study(place, job.study, job.folder)
         place.close()
     context = multiprocessing.get_context("forkserver")
@@ -742,7 +742,7 @@ def latency_of_optuna(job: Job) -> Result:
 
 def latency_of_hpo(job: Job) -> Result:
     """Time the same in a worker of ours, its second thread at work."""
-    study, timed, stopping = studies.join(storage.connect(job.url), job.study), Timed(), StopSignal()
+    study, timed, stopping = studies.join(connect(job.url), job.study), Timed(), StopSignal()
 
     def objective(trial: LeasedTrial) -> float:
         value = timed(trial)
@@ -795,7 +795,7 @@ def opening_of_hpo(job: Job) -> Result:
     """Open our storage and have every trial as Optuna's object."""
     result: Result = {}
     with opening(job, result):
-        backend = storage.connect(job.url).optuna
+        backend = connect(job.url).optuna
         known = backend.get_all_trials(backend.get_study_id_from_name(job.study), deepcopy=False)
     return result | {"trials": len(known)}
 
@@ -804,7 +804,7 @@ def columns_of_hpo(job: Job) -> Result:
     """Open our storage and have every trial as our worker has it, in columns; nothing where there is no such thing yet."""
     result: Result = {}
     with opening(job, result):
-        backend: Any = storage.connect(job.url).optuna
+        backend: Any = connect(job.url).optuna
         if not hasattr(backend, "columns"):
             return {}
         known = backend.columns(backend.get_study_id_from_name(job.study))
@@ -862,7 +862,7 @@ def suggestions_of_optuna(job: Job) -> Result:
 
 def suggestions_of_hpo(job: Job) -> Result:
     """Let our workers' TPE sampler suggest, in trials that our worker runs."""
-    place, found = storage.connect(job.url), dict[str, Any]()
+    place, found = connect(job.url), dict[str, Any]()
     for group in (False, True):
         our = OurWorker.join(place, job.study, sampler={"name": "tpe", "group": group})
         suggestions = Suggestions()
@@ -898,7 +898,7 @@ def status_of_optuna(job: Job) -> Result:
 
 def status_of_hpo(job: Job) -> Result:
     """Time the summary that `hpo status` and the live view refresh."""
-    look = Look(studies.join(storage.connect(job.url), job.study))
+    look = Look(studies.join(connect(job.url), job.study))
     before = look.finished()
     took = _refreshes(job, look.finished, REFRESHES)
     if look.finished() != before + REFRESHES:

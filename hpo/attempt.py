@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 
 from hpo import handover, retention, sampling
 from hpo.claim import Claim
-from hpo.db.trialrows import TrialRow
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
 from hpo.lease import Lease
 from hpo.rows import SECONDS
 from hpo.settling import End
 from hpo.spec.failures import Failure, Verdict, signal_behind
+from hpo.storage.trial_rows import TrialRow
 from hpo.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, LeasedTrial
 

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import hpo_trials, trial_params, trial_system_attributes
+from hpo.storage import sql
+from hpo.storage.tables import hpo_trials, trial_params, trial_system_attributes
 
 
 @dataclass(frozen=True, kw_only=True)

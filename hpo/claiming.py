@@ -15,8 +15,12 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.claim import Checkpoint, Claim
-from hpo.db import sql, trialwrites
-from hpo.db.tables import (
+from hpo.errors import StudyError
+from hpo.ledger import Ledger, cut_back
+from hpo.settling import write_stop
+from hpo.spec.failures import Kind
+from hpo.storage import sql, trial_writes
+from hpo.storage.tables import (
     Hold,
     hpo_failures,
     hpo_trials,
@@ -26,10 +30,6 @@ from hpo.db.tables import (
     trials,
     utc,
 )
-from hpo.errors import StudyError
-from hpo.ledger import Ledger, cut_back
-from hpo.settling import write_stop
-from hpo.spec.failures import Kind
 
 GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
 TAKING_ALL = (Kind.LOST_WORKER, Kind.CUDA_ERROR)  # failures that all trials of a worker share, whichever is to blame
@@ -92,7 +92,7 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
     """Lock the study's row, as Optuna does for a new trial, and return our row with what is spent, queued, unfinished and
     parked; StudyError if it is gone.
     """
-    trialwrites.lock_study(connection, ledger.study_id)
+    trial_writes.lock_study(connection, ledger.study_id)
     row = living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
@@ -204,7 +204,7 @@ def _queued(connection: sa.Connection, ledger: Ledger, most: int) -> list[Claim]
     while waiting and len(claims) < most:
         tried, waiting = waiting[: most - len(claims)], waiting[most - len(claims) :]
         ids = [trial_id for trial_id, _ in tried]
-        got = trialwrites.set_states(connection, ids, TrialState.RUNNING, once=(TrialState.WAITING,))
+        got = trial_writes.set_states(connection, ids, TrialState.RUNNING, once=(TrialState.WAITING,))
         claims += [Claim(trial_id=trial_id, number=number, attempt=1) for trial_id, number in tried if trial_id in got]
     return claims
 
@@ -217,7 +217,7 @@ def _new(connection: sa.Connection, ledger: Ledger, most: int, *, left: int, fle
     if count < 1:
         return []
     began = utc()
-    inserted = trialwrites.insert_trials(connection, ledger.study_id, count, started=began)
+    inserted = trial_writes.insert_trials(connection, ledger.study_id, count, started=began)
     return [Claim(trial_id=trial_id, number=number, attempt=1, began=began) for trial_id, number in inserted]
 
 

@@ -24,9 +24,9 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo.db.columns import RUNG_PREFIX, STANDING, Columns
-from hpo.db.leanstorage import LeanStorage
-from hpo.db.trialrows import TrialRow
+from hpo.storage.finished_trials import RUNG_PREFIX, STANDING, Columns
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.trial_rows import TrialRow
 
 Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]

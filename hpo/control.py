@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import settling
-from hpo.db import sql
-from hpo.db.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.errors import StudyError
+from hpo.storage import sql
+from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.study import Study
 from hpo.view.words import STATES
 

@@ -12,12 +12,12 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import filesystem, reaping, retention, rows, settling, storage, studyfile
+from hpo import reaping, retention, rows, settling, studyfile
 from hpo import study as studies
-from hpo.db import sql
-from hpo.db.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.errors import Fault, StorageError
-from hpo.storage import Storage
+from hpo.storage import filesystem, sql
+from hpo.storage.connect import FAILURES, Storage, cause, check_connections
+from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.study import PROBE_FILE, Study
 from hpo.summary import summarize
 
@@ -48,8 +48,8 @@ def findings(place: Storage, name: str | None, *, repair: bool, workers: int | N
     yield from examine_storage(place, workers)
     try:
         names = [name] if name else studies.names(place)
-    except storage.FAILURES as error:
-        yield Finding(where=place.shown, what=f"no study can be read: {storage.cause(error)}", mend="see above")
+    except FAILURES as error:
+        yield Finding(where=place.shown, what=f"no study can be read: {cause(error)}", mend="see above")
         return
     for one in names:
         yield from examine(place, one, repair=repair)
@@ -66,7 +66,7 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
             yield Finding(where=place.shown, what=f"the file is damaged: {said}", mend="restore a copy of it")
     elif workers is not None:
         try:
-            storage.check_connections(place, workers)
+            check_connections(place, workers)
         except StorageError as error:
             yield Finding(where=place.shown, what=str(error), mend="see there")
 
@@ -75,8 +75,8 @@ def _quick_check(place: Storage) -> str:
     try:
         with place.engine.connect() as connection:
             said = connection.exec_driver_sql("PRAGMA quick_check").scalars().first()
-    except storage.FAILURES as error:  # so badly damaged that it cannot be looked at
-        said = storage.cause(error)
+    except FAILURES as error:  # so badly damaged that it cannot be looked at
+        said = cause(error)
     return " ".join(str(said).split())
 
 
@@ -85,8 +85,8 @@ def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
     try:
         study = studies.join(place, name)
         return [finding for check in CHECKS for finding in check(study, repair)]
-    except storage.FAILURES as error:
-        return [Finding(where=name, what=f"cannot be read: {storage.cause(error)}", mend="see to the storage first")]
+    except FAILURES as error:
+        return [Finding(where=name, what=f"cannot be read: {cause(error)}", mend="see to the storage first")]
     except Fault as error:
         if name not in studies.names(place):
             raise

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import rows
-from hpo.db.tables import hpo_trials, intermediate_values, trial_values, trials
-from hpo.db.trialrows import chunks
+from hpo.storage.tables import hpo_trials, intermediate_values, trial_values, trials
+from hpo.storage.trial_rows import chunks
 from hpo.study import Study
 
 

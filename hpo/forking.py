@@ -17,13 +17,13 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import study as studies
-from hpo.db import sql
-from hpo.db.columns import COST_PREFIX
-from hpo.db.tables import hpo_studies
 from hpo.errors import MismatchError, StudyError
 from hpo.spec import space
 from hpo.spec.objectives import Goals
 from hpo.spec.space import Choices, Parameter, Tree
+from hpo.storage import sql
+from hpo.storage.finished_trials import COST_PREFIX
+from hpo.storage.tables import hpo_studies
 from hpo.study import Study
 from hpo.studyfile import StudyFile
 

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import rows
-from hpo.db import sql
-from hpo.db.columns import COST_PREFIX
-from hpo.db.tables import (
+from hpo.errors import StudyError
+from hpo.storage import sql
+from hpo.storage.finished_trials import COST_PREFIX
+from hpo.storage.tables import (
     hpo_curves,
     hpo_failures,
     hpo_trials,
@@ -22,7 +23,6 @@ from hpo.db.tables import (
     trial_values,
     trials,
 )
-from hpo.errors import StudyError
 from hpo.study import Study
 from hpo.train.stopping import overfits_since
 

@@ -18,7 +18,7 @@ from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.post import Post
 from hpo.reaping import TICKS_PER_LEASE, Reaper
-from hpo.storage import FAILURES, cause
+from hpo.storage.connect import FAILURES, cause
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0

@@ -13,10 +13,10 @@ from hpo import clocks
 from hpo.claim import Checkpoint, Claim, Orders
 from hpo.errors import LostLease, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.ledger import Ledger
-from hpo.outage import Patience, Result
 from hpo.post import RENEWALS_PER_LEASE, Post
 from hpo.reports import Report
 from hpo.spec.failures import Kind
+from hpo.storage.retry import Patience, Result
 
 
 class Lease:

@@ -24,9 +24,14 @@ from optuna.trial import TrialState
 from hpo import settling
 from hpo.beginnings import MadeFrom, Suggested, write_receipts, write_suggested
 from hpo.claim import Checkpoint, Claim, Orders, Token, Told
-from hpo.db import sql, trialwrites
-from hpo.db.columns import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
-from hpo.db.tables import (
+from hpo.errors import LostLease
+from hpo.reports import Answer, Report, stands, write_metrics, write_values
+from hpo.settling import NO_CHECKPOINT, End
+from hpo.spec.failures import Failure, Kind, Policies, Verdict
+from hpo.spec.objectives import Known
+from hpo.storage import sql, trial_writes
+from hpo.storage.finished_trials import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
+from hpo.storage.tables import (
     Hold,
     hpo_curves,
     hpo_failures,
@@ -37,11 +42,6 @@ from hpo.db.tables import (
     trial_user_attributes,
     trials,
 )
-from hpo.errors import LostLease
-from hpo.reports import Answer, Report, stands, write_metrics, write_values
-from hpo.settling import NO_CHECKPOINT, End
-from hpo.spec.failures import Failure, Kind, Policies, Verdict
-from hpo.spec.objectives import Known
 
 _Told = TypeVar("_Told", bound=Told)
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
@@ -217,7 +217,7 @@ class Ledger:
 
     def record_costs(self, claim: Claim, costs: Mapping[str, float], known: Known) -> None:
         """Record what a trial costs, for all to see, and what of its end is known by that; LostLease if the claim fell."""
-        attributes = trialwrites.attribute_rows({f"{COST_PREFIX}{name}": cost for name, cost in costs.items()})
+        attributes = trial_writes.attribute_rows({f"{COST_PREFIX}{name}": cost for name, cost in costs.items()})
         with sql.writing(self.engine) as connection:
             self._update_or_raise(connection, claim, costs=known.to_json())
             rows = [{"trial_id": claim.trial_id, **attribute} for attribute in attributes]

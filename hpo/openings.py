@@ -13,15 +13,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo import storage as storages
 from hpo import study as studies
-from hpo.db import sql
-from hpo.db.tables import hpo_test_openings
 from hpo.errors import Fault, StudyError
 from hpo.spec.study_file import StudySpec
+from hpo.storage import sql
+from hpo.storage.connect import FAILURES, connect
+from hpo.storage.tables import hpo_test_openings
 from hpo.study import Study
 
-TROUBLE = (Fault, *storages.FAILURES)
+TROUBLE = (Fault, *FAILURES)
 
 
 def announce(spec: StudySpec, folder: Path, url: str) -> str | None:
@@ -67,7 +67,7 @@ def _opened(spec: StudySpec, url: str) -> Iterator[Study]:
     receipt = spec.receipt
     if "study_uid" not in receipt:
         raise StudyError("the config has no receipt of a study")
-    place = storages.connect(url)
+    place = connect(url)
     try:
         study = studies.join(place, receipt["study"])
         if study.uid != receipt["study_uid"]:

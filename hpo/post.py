@@ -18,9 +18,9 @@ from hpo import clocks
 from hpo.claim import Claim, Token, Told
 from hpo.errors import NoAnswer
 from hpo.ledger import Ledger
-from hpo.outage import Patience, Result, within
 from hpo.reports import Report
-from hpo.storage import OUTAGES, cause
+from hpo.storage.connect import OUTAGES, cause
+from hpo.storage.retry import Patience, Result, within
 
 if TYPE_CHECKING:
     from hpo.lease import Lease

@@ -10,10 +10,10 @@ import uuid
 
 import sqlalchemy as sa
 
-from hpo.db import sql
-from hpo.db.tables import hpo_workers
 from hpo.ledger import Ledger
 from hpo.receipt import versions
+from hpo.storage import sql
+from hpo.storage.tables import hpo_workers
 
 
 def new_name() -> str:

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 
 from hpo import clocks, presence, settling
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import hpo_trials, running_ids, trials
 from hpo.ledger import Ledger
 from hpo.spec.failures import Failure, Kind
+from hpo.storage import sql
+from hpo.storage.tables import hpo_trials, running_ids, trials
 
 TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
 LONGEST_WAITS = 5  # pauses in a row, each of a lease at most

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import (
+from hpo.storage import sql
+from hpo.storage.tables import (
     FINISHED,
     UID_KEY,
     hpo_curves,

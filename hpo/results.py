@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import rows
-from hpo.db.tables import hpo_curves, trials
-from hpo.db.trialrows import chunks
 from hpo.errors import StudyError
+from hpo.storage.tables import hpo_curves, trials
+from hpo.storage.trial_rows import chunks
 from hpo.study import Study
 from hpo.summary import summarize
 from hpo.view.words import STATES, counted

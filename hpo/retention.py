@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import front
-from hpo.db.tables import hpo_trials, trials
 from hpo.spec.objectives import NOTHING, Beside
+from hpo.storage.tables import hpo_trials, trials
 from hpo.study import Study
 
 log = logging.getLogger(__name__)

@@ -30,10 +30,10 @@ from hpo.columnpruning import (
     SuccessiveHalving,
     sign_of,
 )
-from hpo.db.columns import COST_PREFIX, Columns, cost_in, percentile
-from hpo.db.leanstorage import LeanStorage
-from hpo.db.trialrows import TrialRow
 from hpo.spec.objectives import Goals
+from hpo.storage.finished_trials import COST_PREFIX, Columns, cost_in, percentile
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.trial_rows import TrialRow
 
 Comparing = Percentile | SuccessiveHalving | Hyperband  # the pruners that compare a trial with others
 

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import front
-from hpo.db import sql
-from hpo.db.columns import CONSTRAINTS
-from hpo.db.tables import (
+from hpo.spec import space
+from hpo.storage import sql
+from hpo.storage.finished_trials import CONSTRAINTS
+from hpo.storage.tables import (
     FINISHED,
     VALUE_TYPE,
     hpo_curves,
@@ -27,8 +28,7 @@ from hpo.db.tables import (
     trial_values,
     trials,
 )
-from hpo.db.trialrows import chunks, distribution_of
-from hpo.spec import space
+from hpo.storage.trial_rows import chunks, distribution_of
 from hpo.study import Study
 
 SECONDS = "seconds"  # the metric in which our training tells how long an epoch took

@@ -19,7 +19,7 @@ from hpo.finished import finished
 from hpo.fleet.local import Fleet
 from hpo.reaping import Reaper
 from hpo.signals import ASKING
-from hpo.storage import FAILURES, cause
+from hpo.storage.connect import FAILURES, cause
 from hpo.study import Study
 from hpo.summary import Past, read
 from hpo.view.live import LiveView

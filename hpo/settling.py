@@ -14,9 +14,11 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.claim import Claim
-from hpo.db import sql, trialwrites
-from hpo.db.columns import CONSTRAINTS
-from hpo.db.tables import (
+from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
+from hpo.spec.objectives import NOTHING, Beside, Known
+from hpo.storage import sql, trial_writes
+from hpo.storage.finished_trials import CONSTRAINTS
+from hpo.storage.tables import (
     FINISHED,
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
@@ -30,8 +32,6 @@ from hpo.db.tables import (
     trial_values,
     trials,
 )
-from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
-from hpo.spec.objectives import NOTHING, Beside, Known
 
 NO_CHECKPOINT = {
     "checkpoint_epoch": None,
@@ -156,7 +156,7 @@ def _end(connection: sa.Connection, ends: Mapping[int, _Result]) -> set[int]:
     for state in FINISHED:
         ids = sorted(trial_id for trial_id, end in ends.items() if end.state == state)
         if ids:
-            ended |= trialwrites.set_states(connection, ids, state, once=(TrialState.RUNNING,))
+            ended |= trial_writes.set_states(connection, ids, state, once=(TrialState.RUNNING,))
     written = {trial_id: end for trial_id, end in ends.items() if trial_id in ended}
     rows = [
         {"trial_id": trial_id, "objective": objective, "value": value, "value_type": VALUE_TYPE.FINITE}
@@ -169,7 +169,7 @@ def _end(connection: sa.Connection, ends: Mapping[int, _Result]) -> set[int]:
     said = [
         {"trial_id": trial_id, **attribute}
         for trial_id, end in written.items()
-        for attribute in trialwrites.attribute_rows(
+        for attribute in trial_writes.attribute_rows(
             {f"{CONSTRAINTS}:{name}": violation for name, violation in end.beside.constraints.items()}
         )
     ]

@@ -20,8 +20,13 @@ import optuna
 import sqlalchemy as sa
 
 from hpo import pruning, sampling
-from hpo.db import sql, trialwrites
-from hpo.db.tables import (
+from hpo.errors import MismatchError, SpecError, StudyError, nearest
+from hpo.ledger import Ledger
+from hpo.spec import study_file
+from hpo.spec.study_file import StudySpec
+from hpo.storage import sql, trial_writes
+from hpo.storage.connect import Storage
+from hpo.storage.tables import (
     UID_KEY,
     Hold,
     hpo_studies,
@@ -31,11 +36,6 @@ from hpo.db.tables import (
     study_user_attributes,
     trials,
 )
-from hpo.errors import MismatchError, SpecError, StudyError, nearest
-from hpo.ledger import Ledger
-from hpo.spec import study_file
-from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute for how its objectives are called
@@ -199,7 +199,7 @@ def check_data(study: Study, digest: str) -> None:
 
 
 def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
-    trialwrites.lock_study(connection, study_id)
+    trial_writes.lock_study(connection, study_id)
     return living_row(connection, study_id)
 
 

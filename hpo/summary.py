@@ -21,11 +21,11 @@ from optuna.trial import TrialState
 
 from hpo import rows
 from hpo import study as studies
-from hpo.db.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
-from hpo.db.trialrows import chunks
 from hpo.errors import StudyError
 from hpo.spec.failures import Verdict
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
+from hpo.storage.trial_rows import chunks
 from hpo.study import Study
 
 WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs

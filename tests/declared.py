@@ -10,7 +10,7 @@ from hpo import studyfile, worker
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from hpo.study import Study
 
 DOCUMENT: dict[str, Any] = {

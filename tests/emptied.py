@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from sqlalchemy.engine import URL
 
-from hpo import storage
-from hpo.db import tables
+from hpo.storage import tables
+from hpo.storage.connect import connect, plain_url
 
 KEPT = {"version_info", "alembic_version"}  # what Optuna looks at before it trusts the tables
 ALL_TABLES = [
@@ -37,7 +37,7 @@ EMPTY = ";\n".join(
 def sqlite_template(folder: Path) -> Path:
     """Make a SQLite file with all tables, to be copied."""
     template = folder / "template.db"
-    storage.connect(f"sqlite:///{template}", create=True).close()
+    connect(f"sqlite:///{template}", create=True).close()
     return template
 
 
@@ -53,9 +53,9 @@ def postgres_database(server: URL) -> Iterator[str]:
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    url = storage.plain(server.set(database=name))
+    url = plain_url(server.set(database=name))
     try:
-        storage.connect(url, create=True).close()
+        connect(url, create=True).close()
         yield url
     finally:
         with engine.connect() as connection:

@@ -17,8 +17,9 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import storage, study
+from hpo import study
 from hpo.spec.study_file import StudySpec
+from hpo.storage.connect import connect
 
 WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
 together: Barrier  # of the processes of one race
@@ -28,7 +29,7 @@ together: Barrier  # of the processes of one race
 def opened(url: str, kind: str) -> Iterator[BaseStorage]:
     """Open the storage as ours, or as Optuna does: `plain` keeps nothing in memory, `cached` is what a study gets."""
     if kind == "ours":
-        place = storage.connect(url)
+        place = connect(url)
         try:
             yield place.optuna
         finally:
@@ -61,7 +62,7 @@ def make_study(url: str, document: dict[str, Any]) -> str:
     """Make a storage and a study in it, at the same moment as the others; return the study's uid."""
     spec = StudySpec.from_document(document)
     together.wait(WAIT_SECONDS)
-    place = storage.connect(url, create=True)
+    place = connect(url, create=True)
     try:
         return study.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
     finally:

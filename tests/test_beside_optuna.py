@@ -24,9 +24,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import storage
-from hpo.db import tables
-from hpo.storage import Storage
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect, plain_url
 from tests import racing
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
@@ -42,7 +41,7 @@ Written = list[dict[str, Any]]  # trials, in words that compare even where a val
 @pytest.fixture
 def plain(place: Storage) -> Iterator[BaseStorage]:
     """Optuna's own storage on the database of `place`."""
-    with racing.opened(storage.plain(place.url), "plain") as opened:
+    with racing.opened(plain_url(place.url), "plain") as opened:
         yield opened
 
 
@@ -280,7 +279,7 @@ def test_a_storage_of_ours_that_lives_long_sees_all_that_either_writes(
 @pytest.mark.parametrize("seed", range(2))
 def test_a_storage_of_optunas_that_lives_long_sees_all_that_ours_writes(place: Storage, seed: int) -> None:
     """As a study of plain Optuna holds it, with its cache, which knows of no study that was deleted elsewhere."""
-    url = storage.plain(place.url)
+    url = plain_url(place.url)
     with racing.opened(url, "cached") as cached, racing.opened(url, "plain") as plain:
         play = Play(place, [place.optuna], random.Random(seed), deletes=False)
         for step in range(60):
@@ -379,7 +378,7 @@ def test_parameters_of_a_deleted_study_bind_none_that_got_its_ids(place: Storage
 
 
 def test_steps_that_fill_64_bits_are_read(tmp_path: Path) -> None:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)  # Postgres refuses them
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)  # Postgres refuses them
     study_id = place.optuna.create_new_study([MINIMIZE], "tokens")
     trial_id = place.optuna.create_new_trial(study_id)
     for step, value in ((3_000_000_000, 0.5), (2, 0.25)):
@@ -491,7 +490,7 @@ def test_trials_that_four_processes_create_at_once_are_numbered_without_a_gap(pl
     done = optuna.create_trial(value=1.0, params={"x": 0.5}, distributions={"x": DISTRIBUTIONS["x"]})
     kinds = ["ours", "plain", "ours", "cached"]
     templates = [None, done, None, None, done] * 5
-    url = storage.plain(place.url)
+    url = plain_url(place.url)
     made = racing.race(racing.create, [url] * 4, kinds, [study_id] * 4, [templates] * 4)
     assert sorted(number for mine in made for _, number in mine) == list(range(100))
     trials = place.optuna.get_all_trials(study_id)
@@ -505,7 +504,7 @@ def test_a_waiting_trial_that_two_processes_reach_for_is_run_once(place: Storage
     waiting = optuna.create_trial(state=TrialState.WAITING)
     ids = [place.optuna.create_new_trial(study_id, waiting) for _ in range(100)]
     kinds = ["ours", "ours" if place.is_sqlite else "plain"]
-    got = racing.race(racing.pop, [storage.plain(place.url)] * 2, kinds, [ids] * 2)
+    got = racing.race(racing.pop, [plain_url(place.url)] * 2, kinds, [ids] * 2)
     assert sorted(got[0] + got[1]) == ids
     assert {trial.state for trial in place.optuna.get_all_trials(study_id)} == {TrialState.RUNNING}
 
@@ -533,7 +532,7 @@ def cli(
 
     def run(command: str, *arguments: str) -> Any:
         capsys.readouterr()
-        line = ["optuna", command, "--storage", storage.plain(place.url), *arguments, "-f", "json"]
+        line = ["optuna", command, "--storage", plain_url(place.url), *arguments, "-f", "json"]
         monkeypatch.setattr("sys.argv", line)
         assert cli.main() == 0
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # which the command has set to its own taste
@@ -569,7 +568,7 @@ def test_optunas_command_line_shows_a_study_of_ours_and_ours_the_trials_it_makes
 def test_a_study_of_ours_is_loaded_and_evaluated_by_url_alone(place: Storage) -> None:
     study = optuna.create_study(storage=place.optuna, study_name="demo", sampler=optuna.samplers.RandomSampler(seed=1))
     study.optimize(lambda trial: 10 * trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1), n_trials=20)
-    with racing.opened(storage.plain(place.url), "cached") as theirs:
+    with racing.opened(plain_url(place.url), "cached") as theirs:
         loaded = optuna.load_study(study_name="demo", storage=theirs)
         assert written(loaded.best_trial) == written(study.best_trial)
         assert written(study.best_trial) == written(min(study.trials, key=lambda trial: trial.values[0]))

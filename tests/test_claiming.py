@@ -15,15 +15,16 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, reaping, storage
+from hpo import claiming, control, reaping
 from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
-from hpo.db import sql, trialwrites
-from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.spec.failures import Failure, Kind
+from hpo.storage import sql, trial_writes
+from hpo.storage.connect import connect
+from hpo.storage.tables import Hold, hpo_studies, hpo_trials
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, record_receipt
 
@@ -157,7 +158,7 @@ def test_workers_that_claim_at_one_instant_get_each_a_trial_of_their_own(
     ready, claims = threading.Barrier(4), []
 
     def work(worker: str) -> None:
-        place = storage.connect(url)  # a process of its own has an engine of its own
+        place = connect(url)  # a process of its own has an engine of its own
         ledger = dataclasses.replace(study.ledger(worker), engine=place.engine)
         ready.wait()
         claims.append(claiming.claim(ledger))
@@ -252,14 +253,14 @@ def test_queued_trials_that_plain_optuna_takes_meanwhile_are_left_to_it(
     study = make_study(trials=9)
     for x in (0.1, 0.2, 0.3, 0.4):
         study.optuna.enqueue_trial({"x": x})
-    set_states = trialwrites.set_states
+    set_states = trial_writes.set_states
 
     def beaten(connection: sa.Connection, ids: list[int], state: TrialState, **settings: Any) -> set[int]:
         monkeypatch.undo()
         set_states(connection, ids[:1], TrialState.RUNNING, once=(TrialState.WAITING,))  # as if by another program
         return set_states(connection, ids, state, **settings)
 
-    monkeypatch.setattr(trialwrites, "set_states", beaten)
+    monkeypatch.setattr(trial_writes, "set_states", beaten)
     assert numbers(many(study, 3)) == [1, 2, 3]  # what was lost is made up for from the queue
     assert numbers(many(study, 9, fleet=5)) == [4]
 
@@ -468,7 +469,7 @@ def at_once(url: str, study: Study, *acts: Callable[[Ledger], object]) -> list[o
     ready, found = threading.Barrier(len(acts)), dict[int, object]()
 
     def run(place: int, act: Callable[[Ledger], object]) -> None:
-        opened = storage.connect(url)
+        opened = connect(url)
         ledger = dataclasses.replace(study.ledger(f"w{place}"), engine=opened.engine)
         ready.wait()
         try:
@@ -560,7 +561,7 @@ def test_a_claim_that_fails_half_way_leaves_nothing(make_study: MakeStudy, monke
 
     for what in ("insert_trials", "set_states"):
         with monkeypatch.context() as patched:
-            patched.setattr(trialwrites, what, broken)
+            patched.setattr(trial_writes, what, broken)
             with pytest.raises(sa.exc.OperationalError):
                 claiming.claim_many(study.ledger("w"), 9, partition="a")
         assert leases(study) == [None, None]

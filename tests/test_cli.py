@@ -14,9 +14,10 @@ import optuna
 import pytest
 import typer.main
 
-from hpo import claiming, cli, storage, study, studyfile
-from hpo.db import sql
-from hpo.db.tables import hpo_studies
+from hpo import claiming, cli, study, studyfile
+from hpo.storage import sql
+from hpo.storage.connect import connect
+from hpo.storage.tables import hpo_studies
 from tests.trials import begin
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def hpo(
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command in an empty folder; return its exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("hpo.storage.connect.PROBE_SECONDS", 0.05)
     for name in ("HPO_STORAGE", "HPO_CHECKPOINTS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -75,7 +76,7 @@ def make_study(folder: Path, text: str = OWN, name: str = "own.toml") -> study.S
     (folder / "mine.py").write_text("def objective(trial): return trial.suggest_float('x', 0.0, 1.0)\n")
     (folder / name).write_text(text)
     found = studyfile.read(folder / name)
-    place = storage.connect(f"sqlite:///{folder}/studies.db", create=True)
+    place = connect(f"sqlite:///{folder}/studies.db", create=True)
     made = study.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
     place.close()
     return made
@@ -283,7 +284,7 @@ def test_a_study_made_from_another_file_is_refused_with_the_difference_and_the_w
         "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
         "or take its trials along with `hpo fork own NEW FILE`\n"
     )
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
+    place = connect(f"sqlite:///{tmp_path}/studies.db")
     kept = study.join(place, "own")
     assert (kept.uid, kept.spec) == (made.uid, made.spec)
     assert study.names(place) == ["own"]
@@ -294,7 +295,7 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
     make_study(tmp_path)
     (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
     assert hpo("run", "own.toml", "--workers", "0")[0] == 0
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db")
+    place = connect(f"sqlite:///{tmp_path}/studies.db")
     assert study.join(place, "own").budget == 99
     place.close()
 
@@ -533,7 +534,7 @@ def test_a_damaged_file_is_told_whatever_else_can_still_be_read(table: str, hpo:
 
 
 def test_a_postgres_that_cannot_carry_the_workers_planned_is_ill(postgres_url: str) -> None:
-    storage.connect(postgres_url, create=True).close()
+    connect(postgres_url, create=True).close()
 
     def doctor(workers: int) -> tuple[int, str]:
         command = [sys.executable, "-P", "-m", "hpo", "doctor", "--workers", str(workers), "--storage", postgres_url]

@@ -25,12 +25,13 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import ledger, pruning, storage
+from hpo import ledger, pruning
 from hpo.columnpruning import Brackets, Hyperband, Median, Percentile, SuccessiveHalving, decide
-from hpo.db import sql
-from hpo.db.columns import RUNG_PREFIX
-from hpo.db.leanstorage import LeanStorage
-from hpo.db.tables import intermediate_values, trial_system_attributes
+from hpo.storage import sql
+from hpo.storage.connect import connect
+from hpo.storage.finished_trials import RUNG_PREFIX
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.tables import intermediate_values, trial_system_attributes
 from tests import emptied
 
 Own = Callable[[], BasePruner]
@@ -79,7 +80,7 @@ def database(template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def processes(database: str) -> Iterator[list[LeanStorage]]:
     """The storages of two processes on one database, which all tests share."""
-    opened = [storage.connect(database) for _ in range(2)]
+    opened = [connect(database) for _ in range(2)]
     yield [place.optuna for place in opened]
     for place in opened:
         place.close()

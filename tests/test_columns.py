@@ -19,12 +19,12 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import storage
-from hpo.db import sql, trialrows
-from hpo.db.columns import STANDING, Column, Columns
-from hpo.db.leanstorage import LeanStorage
-from hpo.db.tables import intermediate_values, trials
-from hpo.db.trialrows import TrialRow
+from hpo.storage import sql, trial_rows
+from hpo.storage.connect import connect
+from hpo.storage.finished_trials import STANDING, Column, Columns
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.tables import intermediate_values, trials
+from hpo.storage.trial_rows import TrialRow
 from tests import emptied
 
 NOW = datetime(2026, 11, 24)
@@ -194,7 +194,7 @@ def database(template: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def processes(database: str) -> Iterator[tuple[LeanStorage, LeanStorage]]:
     """Two processes' storages on one database: one that does things, one that looks."""
-    opened = [storage.connect(database) for _ in range(2)]
+    opened = [connect(database) for _ in range(2)]
     yield opened[0].optuna, opened[1].optuna
     for place in opened:
         place.close()
@@ -387,7 +387,7 @@ def test_more_open_trials_than_fit_into_one_statement(processes: tuple[LeanStora
     study_id = acting.create_new_study(MAXIMIZE, "s")
     other = acting.create_new_study(MAXIMIZE, "other")
     acting.create_new_trial(other, finished(9.0))
-    count = 2 * trialrows.CHUNK + 200
+    count = 2 * trial_rows.CHUNK + 200
     with sql.writing(acting.engine) as connection:
         connection.execute(
             trials.insert(),

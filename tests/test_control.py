@@ -13,10 +13,10 @@ from optuna.trial import TrialState
 from hpo import claiming, control, reaping
 from hpo.claim import Orders
 from hpo.claiming import Idle
-from hpo.db import sql
-from hpo.db.tables import Hold, hpo_studies, hpo_trials
 from hpo.errors import StudyError
 from hpo.spec.failures import Failure, Kind
+from hpo.storage import sql
+from hpo.storage.tables import Hold, hpo_studies, hpo_trials
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, trial_of
 

@@ -17,12 +17,12 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from optuna.trial import TrialState
 
-from hpo import claiming, storage, study
+from hpo import claiming, study
 from hpo.claim import Claim
 from hpo.errors import Fault, StudyError
 from hpo.lease import Lease
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage.connect import Storage, plain_url
 from hpo.study import Study
 from hpo.summary import summarize
 from hpo.trial import LeasedTrial
@@ -210,7 +210,7 @@ dashboard.serve(storage.connect(sys.argv[1]), host=sys.argv[2], port=0)
 def test_a_served_dashboard_prints_its_url_answers_there_and_ends_by_ctrl_c(
     place: Storage, demo: Study, host: str, warns: bool
 ) -> None:
-    arguments = [sys.executable, "-c", SERVE, storage.plain(place.url), host]
+    arguments = [sys.executable, "-c", SERVE, plain_url(place.url), host]
     served = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert served.stdout is not None

@@ -16,16 +16,16 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, doctor, presence, storage, studyfile
+from hpo import claiming, control, doctor, presence, studyfile
 from hpo import study as studies
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.doctor import Finding
 from hpo.errors import StudyError
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage import sql
+from hpo.storage.connect import Storage, connect
+from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import begin, finish_claim
@@ -389,7 +389,7 @@ def test_a_storage_that_is_well_is_not_told_of(place: Storage) -> None:
 
 
 def test_a_postgres_with_too_few_connections_for_the_workers_planned_is_told(postgres_url: str) -> None:
-    place = storage.connect(postgres_url, create=True)
+    place = connect(postgres_url, create=True)
     (found,) = doctor.examine_storage(place, 1000)
     assert found.is_ill
     assert found.where == place.shown
@@ -400,7 +400,7 @@ def test_a_postgres_with_too_few_connections_for_the_workers_planned_is_told(pos
 def damaged(folder: Path, where: str) -> Storage:
     """Return a SQLite storage, damaged at a place that nothing of Optuna's or ours is in."""
     url, file = f"sqlite:///{folder}/studies.db", folder / "studies.db"
-    storage.connect(url, create=True).close()
+    connect(url, create=True).close()
     connection = sqlite3.connect(file)
     connection.execute("CREATE TABLE filler (text TEXT)")
     connection.executemany("INSERT INTO filler VALUES (?)", [("x" * 1000,)] * 200)
@@ -414,7 +414,7 @@ def damaged(folder: Path, where: str) -> Storage:
     else:
         content[36:40] = b"\0\0\0\7"  # the number of free pages
     file.write_bytes(content)
-    return storage.connect(url)
+    return connect(url)
 
 
 @pytest.mark.parametrize("where", ["page", "header"])

@@ -14,13 +14,14 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import claiming, export, final, openings, owntrain, results, storage, studyfile, worker
+from hpo import claiming, export, final, openings, owntrain, results, studyfile, worker
 from hpo import study as studies
-from hpo.db.tables import hpo_test_openings
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
+from hpo.storage.connect import connect, plain_url
+from hpo.storage.tables import hpo_test_openings
 from hpo.study import Study
 from hpo.train import checkpoint, loop
 from tests.declared import DOCUMENT, nothing, quiet
@@ -33,7 +34,7 @@ TRIALS = 5
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A finished study of five trials on the digits, one of them failed."""
     folder = tmp_path_factory.mktemp("searched")
-    place = storage.connect(f"sqlite:///{folder}/studies.db", create=True)
+    place = connect(f"sqlite:///{folder}/studies.db", create=True)
     spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
@@ -170,7 +171,7 @@ def test_a_config_with_ranges_is_not_trained_and_each_range_is_named(tmp_path: P
 
 
 def test_every_opening_is_recorded_before_it_happens_and_gets_its_own_result(searched: Study, best_file: Path) -> None:
-    spec, url = StudySpec.load(best_file), storage.plain(searched.storage.url)
+    spec, url = StudySpec.load(best_file), plain_url(searched.storage.url)
 
     def results_of_openings() -> list[Any]:
         with searched.storage.engine.connect() as connection:
@@ -277,7 +278,7 @@ def test_a_trial_on_spreadsheets_goes_through_spec_export_and_replay(tmp_path: P
     spec = studyfile.resolve(StudySpec.from_document(document), home)
     assert StudySpec.from_document(spec.document).fingerprint == spec.fingerprint
     study = studies.create_or_join(
-        storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True), spec, code_folder=home, code_digest=""
+        connect(f"sqlite:///{tmp_path}/studies.db", create=True), spec, code_folder=home, code_digest=""
     )
     worker.work(study, declared(study, home), study.ledger("w"), StopSignal())
     (path,) = export.export(study, elsewhere / "best.toml")  # the files are not beside it, but where the study had them

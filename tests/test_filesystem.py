@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hpo import filesystem
+from hpo.storage import filesystem
 
 
 def df(path: Path) -> str:

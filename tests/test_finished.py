@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from hpo.claim import Checkpoint
 from hpo.finished import FinishedTrial, finished
 from hpo.spec.failures import Kind
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from hpo.study import Study
 from hpo.summary import Past, read
 from tests.trials import START, begin, end_trial, run, set_times, with_a_list_chosen

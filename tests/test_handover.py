@@ -18,14 +18,14 @@ from hpo import claiming, handover, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
-from hpo.db.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.errors import LostLease, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reports import Answer, Report
 from hpo.signals import StopSignal
 from hpo.spec.failures import Failure, Kind
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.study import Study
 from hpo.together import Together
 from hpo.train.epoch import EpochResult

@@ -10,13 +10,13 @@ import sqlalchemy as sa
 
 from hpo import claiming, control, keeper, presence, reaping
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import hpo_trials, hpo_workers
 from hpo.errors import Parked, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reports import Report
+from hpo.storage import sql
+from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import Study
 from tests.trials import MakeStudy, taken
 from tests.waiting import wait_for

@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 
 from hpo import claiming, clocks, control, post
 from hpo.claim import Checkpoint, Claim
-from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.outage import Patience
 from hpo.reports import Answer, Report
+from hpo.storage.retry import Patience
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from tests.trials import AN_OUTAGE, MakeStudy, refused, said
 from tests.waiting import wait_for

@@ -18,17 +18,18 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from hpo import claiming, control, openings, presence, reaping, storage
+from hpo import claiming, control, openings, presence, reaping
 from hpo.beginnings import MadeFrom, Suggested
 from hpo.claim import Checkpoint, Claim, Orders
 from hpo.claiming import Idle
-from hpo.db import sql, tables
-from hpo.db.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.errors import LostLease, StudyError
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.settling import End
 from hpo.spec.failures import Failure, Kind
+from hpo.storage import sql, tables
+from hpo.storage.connect import Storage, connect
+from hpo.storage.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.study import Study
 from tests.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
 
@@ -368,9 +369,7 @@ def test_starting_over_forgets_the_checkpoint_and_the_curve(make_study: MakeStud
     assert taken(ledger).checkpoint is None
 
 
-def test_deleting_a_study_by_optuna_works_beside_our_rows(
-    make_study: MakeStudy, place: storage.Storage, url: str
-) -> None:
+def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy, place: Storage, url: str) -> None:
     study = make_study(trials=3)
     ledger = study.ledger("w")
     claim = taken(ledger)
@@ -550,7 +549,7 @@ def test_an_end_that_fails_half_way_ends_none(make_study: MakeStudy, monkeypatch
 def while_another_writes(study: Study, url: str, write: sa.Update, act: Callable[[], object]) -> object:
     """Return what comes of an act that begins while another process has written this and not yet committed."""
     found: list[object] = []
-    other = storage.connect(url)
+    other = connect(url)
     acting = threading.Thread(target=lambda: found.append(act()))
     with sql.writing(other.engine) as connection:
         connection.execute(write)
@@ -640,7 +639,7 @@ def test_writers_of_many_trials_in_any_order_do_not_lock_each_other_out(make_stu
     until, errors = time.monotonic() + 3.0, list[BaseException]()
 
     def go(act: Callable[[Ledger, list[Claim], int], object]) -> None:
-        own = storage.connect(url)
+        own = connect(url)
         mine, drawn, turn = dataclasses.replace(ledger, engine=own.engine), random.Random(id(act)), 0
         try:
             while time.monotonic() < until:

@@ -16,7 +16,6 @@ from hpo import assembly, claiming, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.claim import Checkpoint, Claim
-from hpo.db.tables import hpo_trials
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
@@ -24,7 +23,8 @@ from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.train import loop
 from hpo.trial import LeasedTrial

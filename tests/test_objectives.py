@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from hpo import pruning, studyfile
-from hpo.db.columns import violation_in
 from hpo.errors import SpecError
 from hpo.lint import lint
 from hpo.rivals import AmongRivals
 from hpo.spec.objectives import COSTS, Beside, Bound, Known
 from hpo.spec.study_file import StudySpec, differences
+from hpo.storage.finished_trials import violation_in
 
 DECLARED: dict[str, Any] = {
     "name": "s",

@@ -34,10 +34,10 @@ from optuna.testing.pytest_samplers import (
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import pruning, sampling, storage
-from hpo.db import tables
+from hpo import pruning, sampling
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect, plain_url
 from tests import emptied
 
 # --- the storage ----------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ NSGA2, RANDOM, QMC = (made_anew(name) for name in ("nsga2", "random", "qmc"))
 @pytest.fixture(scope="module")
 def shared(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     """One storage for all studies of the samplers' tests, which are many and have names of their own."""
-    opened = storage.connect(emptied.sqlite_copy(template, tmp_path_factory.mktemp("shared")))
+    opened = connect(emptied.sqlite_copy(template, tmp_path_factory.mktemp("shared")))
     yield opened
     opened.close()
 
@@ -161,7 +161,7 @@ def test_a_grid_on_our_storage_is_walked_once_by_two_processes_storages(shared: 
     points: dict[str, Any] = {"x": [0.1, 0.2, 0.3], "y": ["a", "b"]}
     sampler = AFreshSamplerEachTrial("grid", {"search_space": points})
     study = optuna.create_study(storage=shared.optuna, sampler=sampler)
-    other = storage.connect(storage.plain(shared.url))
+    other = connect(plain_url(shared.url))
     studies = [study, optuna.load_study(study_name=study.study_name, storage=other.optuna, sampler=sampler)]
 
     def objective(trial: optuna.Trial) -> float:

@@ -15,11 +15,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from hpo import outage, storage
-from hpo.db.leanstorage import LeanStorage
 from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
-from hpo.outage import Patience, within
-from hpo.storage import OUTAGES, Storage
+from hpo.storage import retry
+from hpo.storage.connect import OUTAGES, Storage, connect
+from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.retry import Patience, within
 from tests.trials import MakeStudy, begin, finish_claim
 from tests.waiting import wait_for
 
@@ -30,8 +30,8 @@ FLOAT = optuna.distributions.FloatDistribution(0, 1)
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(outage, "LONGEST_PAUSE_SECONDS", 0.04)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_SECONDS", 0.04)
 
 
 def closed() -> sa.exc.OperationalError:
@@ -107,7 +107,7 @@ def test_patience_begins_anew_with_every_action() -> None:
 
 
 def test_a_process_that_was_asked_to_stop_bears_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "STOPPING_SECONDS", 0.2)
+    monkeypatch.setattr(retry, "STOPPING_SECONDS", 0.2)
     started = time.monotonic()
     with pytest.raises(Outage):
         Patience(3600.0, lambda: True)(Failing(float("inf")))
@@ -116,13 +116,13 @@ def test_a_process_that_was_asked_to_stop_bears_little(monkeypatch: pytest.Monke
 
 
 def test_a_process_that_stops_bears_no_more_than_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "STOPPING_SECONDS", 3600.0)
+    monkeypatch.setattr(retry, "STOPPING_SECONDS", 3600.0)
     with pytest.raises(Outage):
         Patience(0.1, lambda: True)(Failing(float("inf")))
 
 
 def test_a_stop_that_comes_amid_an_outage_shortens_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage, "STOPPING_SECONDS", 0.1)
+    monkeypatch.setattr(retry, "STOPPING_SECONDS", 0.1)
     action = Failing(float("inf"))
     with pytest.raises(Outage):
         Patience(3600.0, lambda: action.calls > 3)(action)
@@ -370,7 +370,7 @@ def test_a_read_that_fails_is_borne_as_well(make_study: MakeStudy) -> None:
 
 
 def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> None:
-    place = storage.connect(postgres_url, create=True)
+    place = connect(postgres_url, create=True)
     try:
         wrapped = place.optuna.bearing(Patience(3600.0))
         study_id = wrapped.create_new_study([optuna.study.StudyDirection.MINIMIZE])

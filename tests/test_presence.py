@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from hpo import presence
-from hpo.db import sql
-from hpo.db.tables import hpo_workers
 from hpo.ledger import Ledger
 from hpo.receipt import versions
+from hpo.storage import sql
+from hpo.storage.tables import hpo_workers
 from hpo.study import Study
 from tests.trials import MakeStudy
 

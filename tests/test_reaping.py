@@ -14,12 +14,12 @@ from optuna.trial import TrialState
 from hpo import claiming, control, presence, reaping, settling
 from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
-from hpo.db import sql, tables
-from hpo.db.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import LostLease
 from hpo.ledger import Ledger
 from hpo.reaping import Reaper
 from hpo.spec.failures import Failure, Kind
+from hpo.storage import sql, tables
+from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, reap, trial_of
 

@@ -12,16 +12,16 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, storage, worker
+from hpo import claiming, worker
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import trials
 from hpo.errors import LostLease
 from hpo.lease import Lease
 from hpo.ledger import Ledger
-from hpo.outage import Patience
 from hpo.reports import Answer, Report
-from hpo.storage import Storage
+from hpo.storage import sql
+from hpo.storage.connect import FAILURES, OUTAGES, Storage, connect, plain_url
+from hpo.storage.retry import Patience
+from hpo.storage.tables import trials
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests.trials import begin, make, suggested
@@ -101,11 +101,11 @@ def test_suggestions_that_end_in_an_error_write_nothing(place: Storage, tmp_path
 def test_a_report_waits_for_an_end_that_another_program_is_writing_and_then_writes_nothing(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    place = storage.connect(postgres_url, create=True)
+    place = connect(postgres_url, create=True)
     study = make(place, tmp_path)
     ledger, claim, _ = begin(study)
     ledger.report([said(claim, 1)])
-    other = storage.connect(postgres_url)
+    other = connect(postgres_url)
     found: list[Answer] = []
     with other.engine.connect() as dashboard:
         dashboard.execute(trials.update().values(state=TrialState.COMPLETE))
@@ -131,7 +131,7 @@ def report_on(ledger: Ledger, claim: Claim, going: threading.Event, answers: lis
 
 
 def test_a_study_is_deleted_beside_its_reporting_workers(place: Storage, tmp_path: Path) -> None:
-    other = storage.connect(storage.plain(place.url))
+    other = connect(plain_url(place.url))
     for round in range(5):
         study = make(place, tmp_path, name=f"study-{round}")
         ledger, claim, _ = begin(study)
@@ -147,13 +147,13 @@ def test_a_study_is_deleted_beside_its_reporting_workers(place: Storage, tmp_pat
 
 
 def test_a_damaged_file_is_a_failing_storage_and_no_outage(tmp_path: Path) -> None:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     place.close()
     for file in tmp_path.glob("studies.db*"):
         file.write_bytes(b"no database at all" * 1000)
-    with pytest.raises(storage.FAILURES) as raised, sql.writing(place.engine):
+    with pytest.raises(FAILURES) as raised, sql.writing(place.engine):
         pass
-    assert not isinstance(raised.value, storage.OUTAGES)
+    assert not isinstance(raised.value, OUTAGES)
     place.close()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo.db import trialrows
 from hpo.errors import StudyError
 from hpo.results import best
-from hpo.storage import Storage
+from hpo.storage import trial_rows
+from hpo.storage.connect import Storage
 from hpo.study import Study
 from tests.trials import begin, end_trial, make, record_receipt, run, with_a_list_chosen
 
@@ -98,6 +98,6 @@ def test_more_trials_than_fit_into_one_statement_are_read_in_pieces(
         trial.suggest_float("x", value, value)
         trial.report_epoch(1, value, {"accuracy": value})
         end_trial(trial, TrialState.COMPLETE, value)
-    monkeypatch.setattr(trialrows, "CHUNK", 2)
+    monkeypatch.setattr(trial_rows, "CHUNK", 2)
     assert [result.params for result in best(demo, 3)] == [{"x": 0.3}, {"x": 0.2}, {"x": 0.1}]
     assert [result.curves for result in best(demo, 3)] == [{"accuracy": [value]} for value in (0.3, 0.2, 0.1)]

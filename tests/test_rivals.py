@@ -12,10 +12,10 @@ from optuna.trial import TrialState
 from hpo import columnpruning
 from hpo.claim import Claim
 from hpo.claiming import claim
-from hpo.db.columns import COST_PREFIX
 from hpo.lease import Lease
 from hpo.spec.objectives import Known
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.finished_trials import COST_PREFIX
 from hpo.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials

@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 from hpo import claiming, control
 from hpo.claim import Checkpoint, Claim
 from hpo.claiming import Idle
-from hpo.db.tables import Hold, hpo_failures, hpo_studies
 from hpo.errors import LostLease
 from hpo.ledger import Ledger
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
+from hpo.storage.tables import Hold, hpo_failures, hpo_studies
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, row_of, trial_of
 

@@ -14,30 +14,17 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import (
-    claiming,
-    control,
-    costs,
-    export,
-    final,
-    forking,
-    owntrain,
-    results,
-    retention,
-    storage,
-    studyfile,
-    worker,
-)
+from hpo import claiming, control, costs, export, final, forking, owntrain, results, retention, studyfile, worker
 from hpo import study as studies
 from hpo.claim import Claim
-from hpo.db.tables import hpo_trials, trial_values
 from hpo.errors import MismatchError, StudyError
 from hpo.finished import finished
 from hpo.history import history
 from hpo.reaping import bury
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage.connect import Storage, connect, plain_url
+from hpo.storage.tables import hpo_trials, trial_values
 from hpo.study import Study
 from hpo.studyfile import StudyFile
 from hpo.summary import read, summarize
@@ -74,7 +61,7 @@ def make(lite: Storage, tmp_path: Path) -> MakeStudy:
 @contextmanager
 def as_optuna(study: Study) -> Iterator[optuna.Study]:
     """Open the study in Optuna's own storage."""
-    opened = optuna.storages.RDBStorage(storage.plain(study.storage.url))
+    opened = optuna.storages.RDBStorage(plain_url(study.storage.url))
     try:
         yield optuna.load_study(study_name=study.name, storage=opened)
     finally:
@@ -271,7 +258,7 @@ def test_a_trial_that_diverges_ends_with_its_costs(make: MakeStudy) -> None:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("several")
-    place = storage.connect(f"sqlite:///{folder}/studies.db", create=True)
+    place = connect(f"sqlite:///{folder}/studies.db", create=True)
     study = made(place, folder, 12, constraints={"memory_mb": "<= 1"})
     work(study)
     return study

@@ -16,11 +16,11 @@ from hpo.attempt import open_trial
 from hpo.claim import Claim
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.outage import Patience
 from hpo.post import Post
 from hpo.reports import Report
 from hpo.settling import End
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.retry import Patience
 from hpo.study import Study, as_in_optimize
 from hpo.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested

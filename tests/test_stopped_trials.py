@@ -17,12 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpo import assembly, check, export, final, results
 from hpo import study as studies
-from hpo.db.tables import hpo_trials
 from hpo.errors import SpecError
 from hpo.history import history
 from hpo.spec.space import lift, middle
 from hpo.spec.training import Stopping, TrainConfig
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.train import loop
 from hpo.train.run import Run

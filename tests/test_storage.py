@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from hpo import storage
-from hpo.db import engine, sql
 from hpo.errors import StorageBusy, StorageError
+from hpo.storage import engine, sql
+from hpo.storage.connect import Storage, check_connections, connect, parse_url, plain_url, redacted_url
 from tests.postgres import PostgresServer
 
 SECRET = "hunter2"
@@ -31,7 +31,7 @@ def url(bare_url: str) -> str:
 
 def fault(url: str, *, create: bool = True) -> str:
     with pytest.raises(StorageError) as caught:
-        storage.connect(url, create=create)
+        connect(url, create=create)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None  # a printed chain would hold the driver's words, and with them the URL
     return str(caught.value)
@@ -40,20 +40,20 @@ def fault(url: str, *, create: bool = True) -> str:
 def test_a_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for text in ("sqlite:///studies.db", "sqlite+pysqlite:///studies.db", f"sqlite:///{tmp_path}/studies.db"):
-        assert storage.plain(storage.parse(text)) == f"sqlite:///{tmp_path}/studies.db"
+        assert plain_url(parse_url(text)) == f"sqlite:///{tmp_path}/studies.db"
 
 
 def test_postgres_always_gets_psycopg_3() -> None:
     for scheme in ("postgresql", "postgresql+psycopg2", "postgresql+psycopg"):
-        url = storage.parse(f"{scheme}://u:{SECRET}@h:5/d")
-        assert storage.plain(url) == f"postgresql+psycopg://u:{SECRET}@h:5/d"
-        assert storage.redacted(url) == "postgresql+psycopg://u:***@h:5/d"
+        url = parse_url(f"{scheme}://u:{SECRET}@h:5/d")
+        assert plain_url(url) == f"postgresql+psycopg://u:{SECRET}@h:5/d"
+        assert redacted_url(url) == "postgresql+psycopg://u:***@h:5/d"
 
 
 def test_a_password_in_the_query_is_not_shown_either() -> None:
-    url = storage.parse(f"postgresql://h/d?password={SECRET}&user=u&sslpassword={SECRET}")
-    assert storage.redacted(url) == "postgresql+psycopg://h/d?password=***&sslpassword=***&user=u"
-    assert storage.plain(url).count(SECRET) == 2
+    url = parse_url(f"postgresql://h/d?password={SECRET}&user=u&sslpassword={SECRET}")
+    assert redacted_url(url) == "postgresql+psycopg://h/d?password=***&sslpassword=***&user=u"
+    assert plain_url(url).count(SECRET) == 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_unknown_host_is_told_without_the_password() -> None:
 
 
 def test_a_missing_postgres_database_is_told(postgres_url: str) -> None:
-    told = fault(storage.plain(storage.parse(postgres_url).set(database="not_there", password=SECRET)))
+    told = fault(plain_url(parse_url(postgres_url).set(database="not_there", password=SECRET)))
     assert told.endswith('database "not_there" does not exist')
 
 
@@ -141,9 +141,9 @@ def test_what_is_no_sqlite_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("create", [True, False])
 def test_a_locked_sqlite_is_told_soon(create: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("hpo.storage.connect.PROBE_SECONDS", 0.05)
     url = f"sqlite:///{tmp_path}/studies.db"
-    storage.connect(url, create=True).close()
+    connect(url, create=True).close()
     holder = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     holder.execute("PRAGMA journal_mode=DELETE")
     holder.execute("BEGIN EXCLUSIVE")
@@ -152,11 +152,11 @@ def test_a_locked_sqlite_is_told_soon(create: bool, tmp_path: Path, monkeypatch:
     )
     holder.execute("ROLLBACK")
     holder.close()
-    storage.connect(url).close()
+    connect(url).close()
 
 
 def test_sqlite_writes_ahead_waits_and_locks_when_a_transaction_begins(tmp_path: Path) -> None:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     with place.engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -173,7 +173,7 @@ def test_sqlite_writes_ahead_waits_and_locks_when_a_transaction_begins(tmp_path:
 
 
 def test_postgres_gets_a_small_pool(postgres_url: str) -> None:
-    place = storage.connect(postgres_url, create=True)
+    place = connect(postgres_url, create=True)
     pool = place.engine.pool
     assert isinstance(pool, sa.pool.QueuePool)
     assert (pool.size(), pool._max_overflow, pool._recycle) == (2, 0, 1800)
@@ -184,7 +184,7 @@ def test_postgres_gets_a_small_pool(postgres_url: str) -> None:
 def test_a_connection_to_postgres_that_was_idle_is_pinged_and_replaced_if_it_broke(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, other = (storage.connect(postgres_url, create=True) for _ in range(2))
+    place, other = (connect(postgres_url, create=True) for _ in range(2))
     mine = sa.text("SELECT pg_backend_pid()")
 
     def cut() -> int:
@@ -207,7 +207,7 @@ def test_a_connection_to_postgres_that_was_idle_is_pinged_and_replaced_if_it_bro
     other.close()
 
 
-def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Storage) -> None:
+def test_writing_keeps_what_went_well_and_drops_what_did_not(place: Storage) -> None:
     with sql.writing(place.engine) as connection:
         connection.execute(sa.text("CREATE TABLE kept (x INTEGER)"))
         connection.execute(sa.text("INSERT INTO kept VALUES (1)"))
@@ -223,7 +223,7 @@ def test_writing_keeps_what_went_well_and_drops_what_did_not(place: storage.Stor
         assert connection.execute(sa.text("SELECT x FROM kept")).scalars().all() == [1]
 
 
-def test_the_databases_clock_counts_seconds_since_1970_and_never_runs_back(place: storage.Storage) -> None:
+def test_the_databases_clock_counts_seconds_since_1970_and_never_runs_back(place: Storage) -> None:
     with place.engine.connect() as connection:
         first, second = (connection.execute(sa.select(sql.now(connection))).scalar_one() for _ in range(2))
     assert 1.7e9 < first <= second < 5e9
@@ -232,9 +232,9 @@ def test_the_databases_clock_counts_seconds_since_1970_and_never_runs_back(place
 def test_one_engine_serves_optuna_and_us_and_a_second_opening_finds_the_same(url: str) -> None:
     import optuna
 
-    place = storage.connect(url, create=True)
+    place = connect(url, create=True)
     optuna.create_study(storage=place.optuna, study_name="here")
-    again = storage.connect(url)
+    again = connect(url)
     with again.engine.connect() as connection:
         assert connection.execute(sa.text("SELECT study_name FROM studies")).scalars().all() == ["here"]
     place.close()
@@ -259,7 +259,7 @@ def test_sqlite_is_refused_on_a_network_file_system(
 ) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
     if there:
-        storage.connect(url, create=True).close()
+        connect(url, create=True).close()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     mount(monkeypatch, tmp_path, kind)
     assert fault(url, create=create) == (
@@ -274,7 +274,7 @@ def test_a_link_to_a_network_file_system_is_refused_as_well(tmp_path: Path, monk
     (tmp_path / "here").symlink_to(tmp_path / "share")
     mount(monkeypatch, tmp_path / "share", "nfs4")
     assert "lies on a network file system (nfs4)" in fault(f"sqlite:///{tmp_path}/here/studies.db")
-    storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True).close()
+    connect(f"sqlite:///{tmp_path}/studies.db", create=True).close()
 
 
 def test_sqlite_is_taken_where_the_file_system_is_local_or_unknown(
@@ -282,9 +282,9 @@ def test_sqlite_is_taken_where_the_file_system_is_local_or_unknown(
 ) -> None:
     for kind in ("xfs", "tmpfs", "overlay"):
         mount(monkeypatch, tmp_path, kind)
-        storage.connect(f"sqlite:///{tmp_path}/{kind}.db", create=True).close()
+        connect(f"sqlite:///{tmp_path}/{kind}.db", create=True).close()
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: [])
-    storage.connect(f"sqlite:///{tmp_path}/unknown.db", create=True).close()
+    connect(f"sqlite:///{tmp_path}/unknown.db", create=True).close()
 
 
 def test_postgres_does_not_care_where_the_command_runs(
@@ -292,7 +292,7 @@ def test_postgres_does_not_care_where_the_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mount(monkeypatch, tmp_path, "nfs4")
-    storage.connect(postgres_url, create=True).close()
+    connect(postgres_url, create=True).close()
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
@@ -311,29 +311,29 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-def too_many(place: storage.Storage, workers: int) -> list[int]:
+def too_many(place: Storage, workers: int) -> list[int]:
     """Return the numbers of the refusal: workers, needed, left, limit, reserved, used, advised."""
     with pytest.raises(StorageError) as caught:
-        storage.check_connections(place, workers)
+        check_connections(place, workers)
     match = re.fullmatch(REFUSAL, str(caught.value))
     assert match, str(caught.value)
     return [int(number) for number in match.groups()]
 
 
 def test_more_workers_than_postgres_has_connections_for_are_refused_with_the_numbers(server: PostgresServer) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     workers, needed, left, limit, reserved, used, advised = too_many(place, 100)
     assert (workers, needed, limit, reserved) == (100, 202, 15, 3)
     assert left == limit - reserved - used
     assert used == 0  # its own connections are what it asks for
     assert advised == left // 2 - 1
-    storage.check_connections(place, advised)
+    check_connections(place, advised)
     assert too_many(place, advised + 1)[0] == advised + 1
     place.close()
 
 
 def test_connections_of_others_are_counted(server: PostgresServer) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     free = too_many(place, 100)
     database = server.database("another")
     with ExitStack() as stack:
@@ -345,7 +345,7 @@ def test_connections_of_others_are_counted(server: PostgresServer) -> None:
 
 
 def test_where_there_is_hardly_a_connection_no_worker_is_advised(server: PostgresServer) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     with ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(psycopg.connect(server.url.replace("+psycopg", "")))
@@ -353,43 +353,43 @@ def test_where_there_is_hardly_a_connection_no_worker_is_advised(server: Postgre
     place.close()
 
 
-def test_a_handful_of_workers_passes(place: storage.Storage) -> None:
-    storage.check_connections(place, 8)
+def test_a_handful_of_workers_passes(place: Storage) -> None:
+    check_connections(place, 8)
 
 
 def test_sqlite_has_no_connections_to_run_out_of(tmp_path: Path) -> None:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
-    storage.check_connections(place, 100_000)
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    check_connections(place, 100_000)
     place.close()
 
 
 def test_a_postgres_without_a_connection_left_is_busy_and_not_broken(server: PostgresServer) -> None:
-    storage.connect(server.url, create=True).close()
+    connect(server.url, create=True).close()
     with ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(psycopg.connect(server.url.replace("+psycopg", "")))
         for create in (True, False):
             with pytest.raises(StorageBusy) as caught:
-                storage.connect(server.url, create=create)
+                connect(server.url, create=create)
             assert str(caught.value).startswith(f"storage {server.url}: ")
             assert "connection slots are reserved" in str(caught.value)
             assert "\n" not in str(caught.value)
-    storage.connect(server.url).close()
+    connect(server.url).close()
 
 
 def test_a_locked_sqlite_is_busy_and_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("hpo.storage.connect.PROBE_SECONDS", 0.05)
     url = f"sqlite:///{tmp_path}/studies.db"
-    place = storage.connect(url, create=True)
+    place = connect(url, create=True)
     with sql.writing(place.engine), pytest.raises(StorageBusy):
-        storage.connect(url)
+        connect(url)
     place.close()
 
 
 def test_what_does_not_pass_by_itself_is_not_busy(tmp_path: Path, postgres_url: str) -> None:
     (tmp_path / "text.db").write_text("no database at all " * 100)
-    missing = storage.plain(storage.parse(postgres_url).set(database="not_there"))
+    missing = plain_url(parse_url(postgres_url).set(database="not_there"))
     for url in (f"sqlite:///{tmp_path}/text.db", missing, "postgresql://u@127.0.0.1:1/d"):
         with pytest.raises(StorageError) as caught:
-            storage.connect(url)
+            connect(url)
         assert not isinstance(caught.value, StorageBusy)

@@ -7,12 +7,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo import claiming, storage
+from hpo import claiming
 from hpo import study as studies
-from hpo.db.tables import UID_KEY
 from hpo.errors import MismatchError, StudyError
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage.connect import Storage, connect, parse_url, plain_url
+from hpo.storage.tables import UID_KEY
 from hpo.study import PROBE_FILE, Study
 from tests import racing
 from tests.conftest import OWN_OBJECTIVE
@@ -86,10 +86,10 @@ def test_an_unknown_study_is_answered_with_the_nearest_name(make_study: MakeStud
 
 
 def test_a_storage_without_our_tables_is_said_to_hold_no_study(bare_url: str) -> None:
-    theirs = optuna.storages.RDBStorage(storage.plain(storage.parse(bare_url)))
+    theirs = optuna.storages.RDBStorage(plain_url(parse_url(bare_url)))
     optuna.create_study(study_name="own", storage=theirs)
     theirs.engine.dispose()
-    place = storage.connect(bare_url)
+    place = connect(bare_url)
     assert studies.names(place) == []
     with pytest.raises(StudyError, match="no study of hpo"):
         studies.join(place, "own")

@@ -17,12 +17,12 @@ from optuna.trial import TrialState
 from hpo import control, reaping, rows
 from hpo import summary as summary_module
 from hpo.claim import Checkpoint, Claim
-from hpo.db import sql
-from hpo.db.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.errors import LostLease, StudyError
 from hpo.ledger import Ledger
 from hpo.spec.failures import Failure, Kind
-from hpo.storage import Storage
+from hpo.storage import sql
+from hpo.storage.connect import Storage
+from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.study import Study
 from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize
 from hpo.trial import LeasedTrial

@@ -10,13 +10,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import storage
 from hpo import study as studies
 from hpo.claim import Checkpoint
-from hpo.db import tables
-from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.errors import StorageError
-from hpo.storage import Storage
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect
+from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import Study
 from tests.trials import MakeStudy, begin, finish_claim
 
@@ -82,7 +81,7 @@ def test_a_database_of_plain_optuna_is_not_an_old_one(url: str) -> None:
     plain = optuna.storages.RDBStorage(url)
     optuna.create_study(storage=plain, study_name="plain")
     plain.engine.dispose()
-    place = storage.connect(url)
+    place = connect(url)
     assert studies.names(place) == []
     place.close()
 
@@ -91,7 +90,7 @@ def test_what_an_old_database_lacks_is_told_with_the_mend(make_study: MakeStudy,
     as_an_earlier_version(make_study())
     assert {column.name for column in tables.missing(place.engine)} == {column.name for column in NEW}
     with pytest.raises(StorageError) as caught:
-        storage.connect(url)
+        connect(url)
     told = str(caught.value)
     assert told.startswith(f"storage {place.shown}: was made by an earlier hpo (it lacks hpo_")
     assert told.endswith("); `hpo run` adds them")
@@ -107,7 +106,7 @@ def test_one_column_that_is_lacking_is_told_by_name(
     make_study()
     drop(place, column)
     with pytest.raises(StorageError) as caught:
-        storage.connect(url)
+        connect(url)
     assert f"(it lacks {column.table.name}.{column.name});" in str(caught.value)
 
 
@@ -122,7 +121,7 @@ def test_an_old_database_is_mended_with_every_row_kept(make_study: MakeStudy, pl
     as_an_earlier_version(study)
     names = ["hpo_studies", "hpo_trials", "hpo_curves", "trials", "studies", "trial_intermediate_values"]
     before = content(place, *names)
-    mended = storage.connect(url, create=True)
+    mended = connect(url, create=True)
     assert tables.missing(mended.engine) == []
     after = content(mended, *names)
     added = {column.name for column in NEW}
@@ -138,7 +137,7 @@ def test_an_old_database_is_mended_with_every_row_kept(make_study: MakeStudy, pl
     trial.report(0.25, 2)
     finish_claim(ledger, claim, TrialState.COMPLETE, 0.25, outcome="complete")
     mended.close()
-    storage.connect(url).close()
+    connect(url).close()
 
 
 def test_two_processes_may_mend_an_old_database_at_one_instant(make_study: MakeStudy, place: Storage, url: str) -> None:
@@ -147,7 +146,7 @@ def test_two_processes_may_mend_an_old_database_at_one_instant(make_study: MakeS
 
     def mend() -> None:
         ready.wait()
-        opened = storage.connect(url, create=True)
+        opened = connect(url, create=True)
         mended.append(tables.missing(opened.engine))
         opened.close()
 
@@ -163,7 +162,7 @@ def test_optuna_opens_a_mended_database_as_before(make_study: MakeStudy, url: st
     study = make_study(trials=3)
     begin(study)
     as_an_earlier_version(study)
-    storage.connect(url, create=True).close()
+    connect(url, create=True).close()
     plain = optuna.storages.RDBStorage(url)
     assert len(optuna.load_study(study_name=study.name, storage=plain).trials) == 1
     plain.engine.dispose()

@@ -21,7 +21,6 @@ from torch import nn
 from hpo import assembly, claiming, control, executors, export, final, reaping, results, worker
 from hpo import study as studies
 from hpo.attempt import Attempt
-from hpo.db.tables import hpo_failures, hpo_trials
 from hpo.errors import Outage, Parked, SpecError, StorageError
 from hpo.executors import Choice
 from hpo.ledger import Ledger
@@ -31,7 +30,8 @@ from hpo.settling import End
 from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_failures, hpo_trials
 from hpo.study import Study
 from hpo.together import Together
 from hpo.train import architecture, forwards

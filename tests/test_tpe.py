@@ -19,8 +19,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from hpo import storage
-from hpo.db.leanstorage import LeanStorage
+from hpo.storage.connect import Storage, connect
+from hpo.storage.optuna_storage import LeanStorage
 from hpo.tpe import ColumnTPE, History
 
 NAME = "s"
@@ -156,15 +156,15 @@ def started(trial: FrozenTrial) -> FrozenTrial:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[storage.Storage]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     """One database for all tests: to make one costs more than a test."""
-    opened = storage.connect(f"sqlite:///{tmp_path_factory.mktemp('tpe')}/s.db", create=True)
+    opened = connect(f"sqlite:///{tmp_path_factory.mktemp('tpe')}/s.db", create=True)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def lean(opened: storage.Storage) -> Iterator[LeanStorage]:
+def lean(opened: Storage) -> Iterator[LeanStorage]:
     """A storage as in a fresh process, without a study."""
     place = LeanStorage(opened.engine)
     yield place

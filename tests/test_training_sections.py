@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import assembly, check, export, final, parts, results, storage, studyfile, worker
+from hpo import assembly, check, export, final, parts, results, studyfile, worker
 from hpo import study as studies
 from hpo.errors import SpecError
 from hpo.objective import declared
@@ -18,6 +18,7 @@ from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.storage.connect import connect
 from hpo.train import loop
 from hpo.train.averaging import AVERAGINGS
 from hpo.train.losses import LOSSES
@@ -221,7 +222,7 @@ def test_a_search_over_all_of_it_exports_trials_that_replay_bit_for_bit(tmp_path
     }
     spec = resolved(tmp_path, **SEARCHED, **(search if executor == "stack" else search | {"slots": 1}))
     spec = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     study = studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
     worker.work(study, declared(study, tmp_path), study.ledger("w"), StopSignal())
     trials = study.optuna.get_trials(deepcopy=False)

@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import attempt, claiming, control, reaping, sampling, worker
 from hpo.claim import Checkpoint, Claim
-from hpo.db.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.errors import StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.reports import Report
 from hpo.signals import StopSignal
+from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial

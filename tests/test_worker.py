@@ -17,12 +17,12 @@ from hpo import claiming, reaping, sampling, worker
 from hpo.attempt import open_trial
 from hpo.claim import Claim
 from hpo.claiming import Idle
-from hpo.db import sql
-from hpo.db.tables import hpo_trials
 from hpo.errors import StorageError
 from hpo.lease import Lease
 from hpo.ledger import Ledger
 from hpo.signals import StopSignal
+from hpo.storage import sql
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.study import join as join_study
 from hpo.trial import LeasedTrial

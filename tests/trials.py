@@ -14,8 +14,6 @@ from hpo import claiming, reaping
 from hpo import study as studies
 from hpo.beginnings import MadeFrom
 from hpo.claim import Claim
-from hpo.db import sql
-from hpo.db.tables import hpo_trials, trials
 from hpo.errors import LostLease
 from hpo.lease import Lease
 from hpo.ledger import Ledger
@@ -23,7 +21,9 @@ from hpo.reports import Report
 from hpo.settling import End
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
-from hpo.storage import Storage
+from hpo.storage import sql
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_trials, trials
 from hpo.study import Study
 from hpo.trial import LeasedTrial, Taken
 

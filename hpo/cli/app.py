@@ -46,7 +46,7 @@ def main() -> None:
     except KeyboardInterrupt:  # before a command has handlers of its own
         sys.exit(130)
     except Exception as error:
-        storages = sys.modules.get("hpo.storage")  # not imported yet: then it was not the storage
+        storages = sys.modules.get("hpo.storage.connect")  # not imported yet: then it was not the storage
         if storages is None or not isinstance(error, storages.FAILURES):
             raise
         print(f"error: the storage failed: {storages.cause(error)}", file=sys.stderr)

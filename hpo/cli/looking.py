@@ -20,17 +20,17 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
-    from hpo import storage as storages
     from hpo import study as studies
     from hpo.errors import SpecError
     from hpo.history import history
+    from hpo.storage.connect import connect
     from hpo.summary import statuses, summarize
     from hpo.view import live
 
     if trial is not None and study is None:
         raise SpecError(f"--trial {trial}: name the study of the trial: hpo status STUDY --trial {trial}")
     quiet_optuna()
-    place = storages.connect(storage_url(storage))
+    place = connect(storage_url(storage))
     if study is None:
         summaries = statuses(place)
         typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
@@ -50,8 +50,8 @@ def dashboard(
     write: Annotated[bool, typer.Option("--write", help="Allow changes, by anybody who reaches the address.")] = False,
 ) -> None:
     """Serve optuna-dashboard for the storage, read-only."""
-    from hpo import storage as storages
+    from hpo.storage.connect import connect
     from hpo.view import dashboard as web
 
     quiet_optuna()
-    web.serve(storages.connect(storage_url(storage)), host, port, write)
+    web.serve(connect(storage_url(storage)), host, port, write)

@@ -113,12 +113,12 @@ def run(
         nursery.warm_up(None if loaded.objective else loaded.executor)  # while this process loads the rest for itself
 
     from hpo import search as searching
-    from hpo import storage as storages
     from hpo import study as studies
     from hpo import studyfile
-    from hpo.db.tables import Hold
     from hpo.fleet.local import Fleet, default_workers, last_words
     from hpo.spec.durations import seconds
+    from hpo.storage.connect import FAILURES, check_connections, connect
+    from hpo.storage.tables import Hold
     from hpo.summary import summarize
     from hpo.view import live
     from hpo.view.live import LiveView
@@ -131,7 +131,7 @@ def run(
     if limit is None and found.spec.budget.timeout:
         limit = seconds(found.spec.budget.timeout, "budget.timeout")
     quiet_optuna()
-    place = storages.connect(storage_url(storage, found.spec.storage), create=True)
+    place = connect(storage_url(storage, found.spec.storage), create=True)
     is_new = found.spec.name not in studies.names(place)
     study = studies.create_or_join(
         place,
@@ -154,7 +154,7 @@ def run(
     elif not count:
         typer.echo(f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine", err=True)
     else:
-        storages.check_connections(place, count)
+        check_connections(place, count)
         fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
         code_of_exit = searching.search(study, fleet, view, timeout=limit)
         if fleet.failed:
@@ -165,7 +165,7 @@ def run(
             raise typer.Exit(code_of_exit)
     try:
         summary = report_end(studies.join(place, study.name), json=json, drawn=view.has_drawn, again=again)
-    except storages.FAILURES:
+    except FAILURES:
         if not code_of_exit:
             raise
         raise typer.Exit(code_of_exit) from None
@@ -268,16 +268,16 @@ def enlist(
     there is an error at once.
     """
     from hpo import recycling, studyfile
-    from hpo import storage as storages
     from hpo import study as studies
     from hpo import worker as workers
     from hpo.errors import StorageBusy
-    from hpo.outage import Patience
     from hpo.spec.study_file import Recovery
+    from hpo.storage.connect import OUTAGES, connect
+    from hpo.storage.retry import Patience
 
     def attempt() -> tuple[Study, Objective]:
         with contextlib.ExitStack() as undone:
-            place = storages.connect(url)
+            place = connect(url)
             undone.callback(place.close)
             joined = studies.join(place, mine.spec.name if mine else name)
             folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
@@ -291,5 +291,5 @@ def enlist(
 
     # The study's own patience is not known before the study is read.
     borne = StorageError if recycling.MARK in os.environ else StorageBusy
-    patience = Patience(Recovery().outage_seconds, stopping, passing=(borne, *storages.OUTAGES))
+    patience = Patience(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
     return patience(attempt)

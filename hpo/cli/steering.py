@@ -15,11 +15,11 @@ StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 def pause(study: StudyArgument, storage: StorageOption = None) -> None:
     """Park what runs, with a checkpoint, and let the workers wait until `hpo resume`."""
     from hpo import control
-    from hpo import storage as storages
     from hpo import study as studies
+    from hpo.storage.connect import connect
 
     quiet_optuna()
-    control.pause(studies.join(storages.connect(storage_url(storage)), study))
+    control.pause(studies.join(connect(storage_url(storage)), study))
     typer.echo(
         f"paused: running trials of {study!r} are parked at their next batch or report; next: hpo resume {study}"
     )
@@ -29,11 +29,11 @@ def pause(study: StudyArgument, storage: StorageOption = None) -> None:
 def resume(study: StudyArgument, storage: StorageOption = None) -> None:
     """Go on with a study that was paused, stopped, or stopped itself after too many failures in a row."""
     from hpo import control
-    from hpo import storage as storages
     from hpo import study as studies
+    from hpo.storage.connect import connect
 
     quiet_optuna()
-    was = control.resume(studies.join(storages.connect(storage_url(storage)), study))
+    was = control.resume(studies.join(connect(storage_url(storage)), study))
     typer.echo(f"{study!r} goes on; it was {was}" if was else f"{study!r} was neither paused nor stopped")
 
 
@@ -48,11 +48,11 @@ def stop(
 ) -> None:
     """Start no new trial from now on; what runs is still finished. `hpo resume` takes it back."""
     from hpo import control
-    from hpo import storage as storages
     from hpo import study as studies
+    from hpo.storage.connect import connect
 
     quiet_optuna()
-    joined = studies.join(storages.connect(storage_url(storage)), study)
+    joined = studies.join(connect(storage_url(storage)), study)
     if trial is not None:
         ended = control.stop_trial(joined, trial)
         typer.echo(f"trial {trial} has ended" if ended else f"trial {trial} ends at its next batch or report")
@@ -78,12 +78,12 @@ def doctor(
 ) -> None:
     """Look for what ails studies and their storage; exit code 1 if something is left to mend."""
     from hpo import control, doctor
-    from hpo import storage as storages
     from hpo import study as studies
     from hpo.errors import SpecError
+    from hpo.storage.connect import connect
 
     quiet_optuna()
-    place = storages.connect(storage_url(storage))
+    place = connect(storage_url(storage))
     if fail is not None:
         if study is None:
             raise SpecError(f"--fail {fail}: name the study of the trial: hpo doctor STUDY --fail {fail}")

@@ -34,16 +34,16 @@ def export(
     Of several objectives no trial is the best: one is chosen by --trial, or all that none beats are written by --front.
     """
     from hpo import export as exporting
-    from hpo import storage as storages
     from hpo import study as studies
     from hpo.errors import SpecError
+    from hpo.storage.connect import connect
 
     chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
     given = [option for option, is_given in chosen.items() if is_given]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} do not go together; leave one out")
     quiet_optuna()
-    opened = studies.join(storages.connect(storage_url(storage)), study)
+    opened = studies.join(connect(storage_url(storage)), study)
     for path in exporting.export(opened, output, number=trial, top=top, whole_front=front):
         typer.echo(f"wrote {path}; next: hpo train {path} -o runs/{path.stem}")
 
@@ -181,12 +181,12 @@ def fork(
 ) -> None:
     """Make a new study from a changed file and take along the finished trials that fit into its space."""
     from hpo import forking, studyfile
-    from hpo import storage as storages
     from hpo import study as studies
+    from hpo.storage.connect import connect
 
     found = studyfile.read(file, name=name, code_folder=code)
     quiet_optuna()
-    place = storages.connect(storage_url(storage, found.spec.storage))
+    place = connect(storage_url(storage, found.spec.storage))
     taken, left = forking.fork(studies.join(place, study), found)
     typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
     again = again_option(storage, found.spec.storage, place.shown)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from hpo import reaping, storage
+from hpo import reaping
 from hpo.fleet import gpus, nursery
 from hpo.signals import ASKING
+from hpo.storage.connect import plain_url
 from hpo.study import Study
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Fleet:
     def _environment(self, slot: Slot) -> dict[str, str]:
         threads = str(self.study.spec.training.get("threads", 1))
         threads = threads if threads.isdigit() else "1"  # where it is searched, each trial sets its own
-        own = {"HPO_STORAGE": storage.plain(self.study.storage.url), "PYTHONUNBUFFERED": "1"}
+        own = {"HPO_STORAGE": plain_url(self.study.storage.url), "PYTHONUNBUFFERED": "1"}
         own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if slot.gpu is not None:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before CUDA is opened

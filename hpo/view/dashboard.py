@@ -19,7 +19,7 @@ import optuna_dashboard
 import waitress
 
 from hpo.errors import Fault
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_ADDRESS = frozenset({"0.0.0.0", "::"})

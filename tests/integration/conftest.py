@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from hpo.study import Study
 from tests.integration.crew import Crew
 from tests.integration.digits import made

@@ -18,9 +18,9 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 
-from hpo import storage as storages
-from hpo.db.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
-from hpo.outage import Patience
+from hpo.storage.connect import plain_url
+from hpo.storage.retry import Patience
+from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
 from hpo.study import Study
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -51,7 +51,7 @@ class Crew:
         self.started: list[ForkServerProcess] = []
 
     def start(self) -> ForkServerProcess:
-        environment = {"HPO_STORAGE": storages.plain(self.study.storage.url)}
+        environment = {"HPO_STORAGE": plain_url(self.study.storage.url)}
         log = self.folder / f"worker-{len(self.started)}.log"
         worker = CONTEXT.Process(target=main, args=(["worker", self.study.name], environment, str(log)))
         worker.start()

@@ -16,7 +16,7 @@ from hpo import assembly
 from hpo.objective import trial_seed
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from hpo.study import Study
 from hpo.train import loop
 from tests import declared

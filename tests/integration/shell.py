@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from hpo import study as studies
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from hpo.study import Study
 
 OWN = """

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo.db import sql
-from hpo.db.tables import hpo_trials
-from hpo.storage import Storage
+from hpo.storage import sql
+from hpo.storage.connect import Storage
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once

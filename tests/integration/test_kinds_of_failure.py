@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import control
-from hpo.storage import Storage
+from hpo.storage.connect import Storage
 from tests.integration.crew import failures, rows, trials_of
 from tests.integration.shell import Shell
 from tests.waiting import wait_for

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo import storage
-from hpo.db import engine
-from hpo.storage import Storage
+from hpo.storage import engine
+from hpo.storage.connect import Storage, connect
 from hpo.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once, made
@@ -39,7 +38,7 @@ def assert_nothing_happened(study: Study, crew: Crew, codes: list[int | None], n
 def test_postgres_stopped_amid_a_study_is_a_pause(
     server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
 ) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     study = made(place, tmp_path, 6, training={"epochs": 24, "batch_size": 16}, recovery={"lease": "2s"})
     crew = hire(study)
     workers = [crew.start() for _ in range(4)]
@@ -60,7 +59,7 @@ def test_postgres_stopped_amid_a_study_is_a_pause(
 def test_backends_terminated_amid_a_study_are_not_noticed(
     server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
 ) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     study = made(place, tmp_path, 6, training={"epochs": 20, "batch_size": 16})
     crew = hire(study)
     workers = [crew.start() for _ in range(3)]
@@ -79,7 +78,7 @@ def test_more_workers_than_postgres_has_connections_wait_for_their_turn(
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
     with PostgresServer(folder, max_connections=6) as running:
-        place = storage.connect(running.url, create=True)
+        place = connect(running.url, create=True)
         study = made(place, tmp_path, 8)
         place.close()  # its connections are for the workers, who need eight
         crew = hire(study)
@@ -104,7 +103,7 @@ def test_a_run_with_more_workers_than_postgres_can_carry_is_refused_with_the_num
 
 @pytest.fixture
 def sqlite_place(tmp_path: Path) -> Iterator[Storage]:
-    place = storage.connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     yield place
     place.close()
 
@@ -141,7 +140,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_that_is_freed_again_is_a_pause(
     small_disk: Path, tmp_path: Path, hire: Callable[[Study], Crew]
 ) -> None:
-    place = storage.connect(f"sqlite:///{small_disk}/studies.db", create=True)
+    place = connect(f"sqlite:///{small_disk}/studies.db", create=True)
     study = made(
         place,
         small_disk,
@@ -174,7 +173,7 @@ def test_a_full_disk_that_is_freed_again_is_a_pause(
 def test_a_storage_away_for_longer_than_the_patience_leaves_the_trial_where_it_was(
     server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
 ) -> None:
-    place = storage.connect(server.url, create=True)
+    place = connect(server.url, create=True)
     recovery = {"lease": "2s", "outage_patience": "2s", "checkpoint_every": "30s"}
     study = made(place, tmp_path, 1, training={"epochs": 2000, "batch_size": 64}, recovery=recovery)
     crew = hire(study)

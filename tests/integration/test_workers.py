@@ -14,10 +14,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import claiming, reaping, studyfile
-from hpo import storage as storages
 from hpo import study as studies
-from hpo.db.tables import hpo_trials
-from hpo.storage import Storage
+from hpo.storage.connect import Storage, plain_url
+from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from tests.integration.crew import trials_of
 from tests.trials import MakeStudy
@@ -68,7 +67,7 @@ def make_many(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def start_worker(study: Study, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HPO_STORAGE": storages.plain(study.storage.url)}
+    environment = {**os.environ, "HPO_STORAGE": plain_url(study.storage.url)}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "hpo", "worker", study.name, *arguments],
         env=environment,
@@ -131,7 +130,7 @@ study.optimize(objective, n_trials=12)
 
 def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_trials(make_many: MakeStudy) -> None:
     study = make_many(60, sleep=0.02)
-    url = storages.plain(study.storage.url)
+    url = plain_url(study.storage.url)
     plain = [
         subprocess.Popen(
             [sys.executable, "-c", PLAIN, url], text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE

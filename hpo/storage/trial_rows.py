@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.db.tables import (
+from hpo.storage.tables import (
     SPECIAL,
     as_local,
     intermediate_values,

@@ -18,10 +18,9 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from hpo import filesystem
-from hpo.db import engine, tables
-from hpo.db.leanstorage import LeanStorage
 from hpo.errors import NoAnswer, StorageBusy, StorageError
+from hpo.storage import engine, filesystem, tables
+from hpo.storage.optuna_storage import LeanStorage
 
 Made = TypeVar("Made")
 FAILURES = (
@@ -54,7 +53,7 @@ class Storage:
     @property
     def shown(self) -> str:
         """The URL without its password."""
-        return redacted(self.url)
+        return redacted_url(self.url)
 
     @property
     def is_sqlite(self) -> bool:
@@ -65,7 +64,7 @@ class Storage:
         self.engine.dispose()
 
 
-def parse(text: str) -> URL:
+def parse_url(text: str) -> URL:
     """Return the URL made absolute and with the driver we use; StorageError if it is none that we know."""
     try:
         url = make_url(text)
@@ -86,17 +85,17 @@ def parse(text: str) -> URL:
         raise StorageError("storage: a SQLite database in memory cannot be shared by workers; use sqlite:///studies.db")
     assert url.database is not None
     if url.query or not url.database.isprintable():
-        raise StorageError(f"storage: {redacted(url)!r} has more to it than a file; use sqlite:///FILE")
+        raise StorageError(f"storage: {redacted_url(url)!r} has more to it than a file; use sqlite:///FILE")
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
 
-def redacted(url: URL) -> str:
+def redacted_url(url: URL) -> str:
     """Return the URL with *** for its password."""
     secret = {key: "***" for key in url.query if "pass" in key}
     return url.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
 
 
-def plain(url: URL) -> str:
+def plain_url(url: URL) -> str:
     """Return the URL with its password, for another process's environment; never for a log."""
     return url.render_as_string(hide_password=False)
 
@@ -116,18 +115,18 @@ def connect(text: str, *, create: bool = False) -> Storage:
 
     Raises StorageBusy if the storage is locked, starting up, or has no connection left.
     """
-    url = parse(text)
+    url = parse_url(text)
     _probe(url, create=create)
     try:
         backend = _creating(
             lambda: optuna.storages.RDBStorage(
-                plain(url), engine_kwargs=engine.arguments(url), skip_table_creation=not create
+                plain_url(url), engine_kwargs=engine.arguments(url), skip_table_creation=not create
             )
         )
         if create:
             _creating(lambda: tables.create(backend.engine))
     except RuntimeError as error:  # Optuna's check of the schema's version
-        raise StorageError(f"storage {redacted(url)}: {error}") from None
+        raise StorageError(f"storage {redacted_url(url)}: {error}") from None
     except FAILURES as error:
         raise _unreachable(url, error) from None
     try:
@@ -156,7 +155,7 @@ def _refuse_old_tables(opened: sa.Engine, url: URL) -> None:
     if lacking:
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(
-            f"storage {redacted(url)}: was made by an earlier hpo (it lacks {names}); `hpo run` adds them"
+            f"storage {redacted_url(url)}: was made by an earlier hpo (it lacks {names}); `hpo run` adds them"
         )
 
 
@@ -164,7 +163,7 @@ def _unreachable(url: URL, error: Exception) -> StorageError:
     """Return the error that a failed connection means."""
     said = cause(error)
     kind = StorageBusy if any(word in said for word in BUSY_WORDS) else StorageError
-    return kind(f"storage {redacted(url)}: {said}")
+    return kind(f"storage {redacted_url(url)}: {said}")
 
 
 def _probe(url: URL, *, create: bool) -> None:
@@ -179,16 +178,16 @@ def _probe_sqlite(url: URL, *, create: bool) -> None:
     file = Path(url.database or "")
     if (served := filesystem.kind_of(file)) in filesystem.NETWORK:
         raise StorageError(
-            f"storage {redacted(url)}: lies on a network file system ({served}), on which SQLite loses data; "
+            f"storage {redacted_url(url)}: lies on a network file system ({served}), on which SQLite loses data; "
             "use a local disk, or Postgres for workers on several machines"
         )
     if not file.exists():
         if not create:
             raise StorageError(
-                f"storage {redacted(url)}: no such file; `hpo run` makes it, or name another with --storage"
+                f"storage {redacted_url(url)}: no such file; `hpo run` makes it, or name another with --storage"
             )
         if not file.parent.is_dir():
-            raise StorageError(f"storage {redacted(url)}: there is no folder {file.parent}; make it first")
+            raise StorageError(f"storage {redacted_url(url)}: there is no folder {file.parent}; make it first")
         return
     try:
         connection = sqlite3.connect(file, timeout=PROBE_SECONDS, isolation_level=None)
@@ -200,10 +199,10 @@ def _probe_sqlite(url: URL, *, create: bool) -> None:
             connection.close()
     except sqlite3.Error as error:
         kind = StorageBusy if "locked" in str(error) else StorageError
-        raise kind(f"storage {redacted(url)}: {error}{_sqlite_mend(error)}") from None
+        raise kind(f"storage {redacted_url(url)}: {error}{_sqlite_mend(error)}") from None
     if not has_tables and not create:
         raise StorageError(
-            f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
+            f"storage {redacted_url(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 
@@ -222,7 +221,7 @@ def _probe_postgres(url: URL, *, create: bool) -> None:
         raise _unreachable(url, error) from None
     if not has_tables and not create:
         raise StorageError(
-            f"storage {redacted(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
+            f"storage {redacted_url(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.db import trialrows
-from hpo.db.columns import Columns
-from hpo.db.trialrows import TrialRow
+from hpo.storage import trial_rows
+from hpo.storage.finished_trials import Columns
+from hpo.storage.trial_rows import TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +65,17 @@ class TrialCache:
             whole: open trials too, with all that hangs on them; else only those that have finished since.
         """
         beyond = -1 if self._last is None else self._last.number - 1
-        found = trialrows.read(connection, self.study_id, beyond=beyond, among=self._unfinished)
+        found = trial_rows.read(connection, self.study_id, beyond=beyond, among=self._unfinished)
         rows = {row.trial_id: row for row in found}
         is_anew = self._last is not None and not self._is_still_there(rows.get(self._last.trial_id))
         if is_anew:  # SQLite gives the ids of a deleted study to the next one
-            rows = {row.trial_id: row for row in trialrows.read(connection, self.study_id, beyond=-1)}
+            rows = {row.trial_id: row for row in trial_rows.read(connection, self.study_id, beyond=-1)}
         known = {} if is_anew else self._finished
         ended = [row for row in rows.values() if row.is_finished and row.trial_id not in known]
         running = [row for row in rows.values() if not row.is_finished]
         wanted = ended + running if whole else ended
-        is_first = not known and len(wanted) > trialrows.CHUNK
-        trialrows.complete(connection, wanted, of_study=self.study_id if is_first else None)
+        is_first = not known and len(wanted) > trial_rows.CHUNK
+        trial_rows.complete(connection, wanted, of_study=self.study_id if is_first else None)
         begun = (row for row in rows.values() if row.state != TrialState.WAITING)
         last = max(begun, key=lambda row: row.number, default=None)
         return News(ended=ended, running=running, last=last, whole=whole, is_anew=is_anew)

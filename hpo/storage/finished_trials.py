@@ -17,7 +17,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from hpo.db.trialrows import TrialRow
+from hpo.storage.trial_rows import TrialRow
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 CONSTRAINTS = "constraints"  # how the system attributes begin in which Optuna keeps a trial's constraints

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo.db.engine import BUSY_SECONDS
+from hpo.storage.engine import BUSY_SECONDS
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.05  # seconds, between two tries to take SQLite's write lock
 INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

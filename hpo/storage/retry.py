@@ -17,7 +17,7 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from hpo.errors import NoAnswer, Outage
-from hpo.storage import OUTAGES, cause
+from hpo.storage.connect import OUTAGES, cause
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

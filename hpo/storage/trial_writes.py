@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.db import sql
-from hpo.db.tables import (
+from hpo.storage import sql
+from hpo.storage.tables import (
     VALUE_TYPE,
     as_utc,
     intermediate_values,
@@ -31,7 +31,7 @@ from hpo.db.tables import (
     trials,
     utc,
 )
-from hpo.db.trialrows import distribution_in
+from hpo.storage.trial_rows import distribution_in
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 

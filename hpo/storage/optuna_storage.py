@@ -25,9 +25,9 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.db import engine, sql, trialrows, trialwrites
-from hpo.db.columns import Columns
-from hpo.db.tables import (
+from hpo.storage import engine, sql, trial_rows, trial_writes
+from hpo.storage.finished_trials import Columns
+from hpo.storage.tables import (
     hpo_trials,
     intermediate_values,
     stored,
@@ -43,8 +43,8 @@ from hpo.db.tables import (
     trials,
     utc,
 )
-from hpo.db.trialcache import News, TrialCache
-from hpo.db.trialrows import TrialRow
+from hpo.storage.trial_cache import News, TrialCache
+from hpo.storage.trial_rows import TrialRow
 
 Result = TypeVar("Result")
 Bear = Callable[[Callable[[], Any]], Any]
@@ -263,7 +263,7 @@ class LeanStorage(BaseStorage):
         return self._reading(read)
 
     def _lock_study(self, connection: sa.Connection, study_id: int) -> None:
-        if not trialwrites.lock_study(connection, study_id):
+        if not trial_writes.lock_study(connection, study_id):
             raise _no_study(study_id)
 
     # --- trials written ---------------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ class LeanStorage(BaseStorage):
         def create(connection: sa.Connection) -> int:
             self._lock_study(connection, study_id)
             if template_trial is None:
-                trial_id, _ = trialwrites.insert_trial(connection, study_id, started=utc())
+                trial_id, _ = trial_writes.insert_trial(connection, study_id, started=utc())
                 return trial_id
-            return trialwrites.insert_template(connection, study_id, template_trial)
+            return trial_writes.insert_template(connection, study_id, template_trial)
 
         return self._writing(create)
 
@@ -345,12 +345,12 @@ class LeanStorage(BaseStorage):
     ) -> None:
         """Refuse a distribution that cannot be the parameter's, as another trial of the study has it: ValueError."""
         try:
-            trialwrites.check_against(self._known_distribution(connection, trial_id, name), distribution)
+            trial_writes.check_against(self._known_distribution(connection, trial_id, name), distribution)
         except ValueError:
             self._refuse(connection, trial_id)  # that the trial has finished is told first
             # What is known may be of a study that was deleted since, whose ids SQLite gave to this one.
             self._known.pop((self._study_of.pop(trial_id), name), None)
-            trialwrites.check_against(self._known_distribution(connection, trial_id, name), distribution)
+            trial_writes.check_against(self._known_distribution(connection, trial_id, name), distribution)
 
     def _known_distribution(self, connection: sa.Connection, trial_id: int, name: str) -> BaseDistribution | None:
         """Return the distribution of a parameter in a trial's study, None if the study does not know it."""
@@ -361,16 +361,16 @@ class LeanStorage(BaseStorage):
                 raise _no_trial(trial_id)
             self._study_of[trial_id] = study_id
         key = (self._study_of[trial_id], name)
-        return self._known.get(key) or trialrows.distribution_in(connection, *key)
+        return self._known.get(key) or trial_rows.distribution_in(connection, *key)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        once = (TrialState.WAITING,) if state == TrialState.RUNNING else trialwrites.UNFINISHED
+        once = (TrialState.WAITING,) if state == TrialState.RUNNING else trial_writes.UNFINISHED
 
         def write(connection: sa.Connection) -> bool:
-            if not trialwrites.set_state(connection, trial_id, state, once=once):
+            if not trial_writes.set_state(connection, trial_id, state, once=once):
                 self._refuse(connection, trial_id)
                 return False
-            trialwrites.put_values(connection, trial_id, values or [])
+            trial_writes.put_values(connection, trial_id, values or [])
             return True
 
         return self._writing(write)
@@ -403,13 +403,13 @@ class LeanStorage(BaseStorage):
         def write(connection: sa.Connection) -> None:
             for trial_id, attributes in sorted(written.items()):  # in one order in all processes
                 self._put(
-                    connection, trial_system_attributes, trial_id, *trialwrites.attribute_rows(attributes), key="key"
+                    connection, trial_system_attributes, trial_id, *trial_writes.attribute_rows(attributes), key="key"
                 )
 
         self._writing(write)
 
     def _put(self, connection: sa.Connection, table: sa.Table, trial_id: int, *rows: dict[str, Any], key: str) -> None:
-        if not trialwrites.put(connection, table, trial_id, *rows, key=key):
+        if not trial_writes.put(connection, table, trial_id, *rows, key=key):
             self._refuse(connection, trial_id)
 
     def _refuse(self, connection: sa.Connection, trial_id: int) -> None:
@@ -429,7 +429,7 @@ class LeanStorage(BaseStorage):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if (begun := self._begun.pop(trial_id, None)) is not None:
             return begun.frozen()
-        row = self._reading(lambda connection: trialrows.read_one(connection, trial_id))
+        row = self._reading(lambda connection: trial_rows.read_one(connection, trial_id))
         if row is None:
             raise _no_trial(trial_id)
         return row.frozen()
