@@ -44,11 +44,12 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, claiming, columnpruning, crew, presence, sampling, summary, worker
+from hpo import attempt, columnpruning, crew, sampling, summary, worker
 from hpo import study as studies
 from hpo.lease import Lease
-from hpo.ledger import Ledger
 from hpo.post import Post
+from hpo.queue import claiming, workers
+from hpo.queue.ledger import Ledger
 from hpo.signals import StopSignal
 from hpo.spec import seeds
 from hpo.spec.study_file import StudySpec
@@ -364,7 +365,7 @@ class OurWorker:
         joined = replace(joined, spec=joined.spec.model_copy(update=changes))
         patience = Patience(joined.spec.recovery.outage_seconds)
         study = worker.bearing(joined, patience)
-        return cls(study=study, ledger=study.ledger(presence.new_name()), patience=patience)
+        return cls(study=study, ledger=study.ledger(workers.new_name()), patience=patience)
 
     def claim(self) -> Lease:
         """Claim a trial and return the lease on it."""
@@ -592,7 +593,7 @@ def our_worker(job: Job, index: int) -> Pace:  # noqa: ARG001  (both sides are c
         assert value is not None
         return value
 
-    worker.work(study, objective, study.ledger(presence.new_name()), stopping)
+    worker.work(study, objective, study.ledger(workers.new_name()), stopping)
     place.close()
     return pace
 
@@ -750,7 +751,7 @@ def latency_of_hpo(job: Job) -> Result:
             stopping.request()
         return value
 
-    worker.work(study, objective, study.ledger(presence.new_name()), stopping)
+    worker.work(study, objective, study.ledger(workers.new_name()), stopping)
     if len(timed.laps) != LATENCY_TRIALS:
         raise RuntimeError(f"{len(timed.laps)} of {LATENCY_TRIALS} trials came to their end")
     return timed.result

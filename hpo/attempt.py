@@ -12,11 +12,11 @@ import optuna
 from optuna.trial import TrialState
 
 from hpo import handover, retention, sampling
-from hpo.claim import Claim
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
 from hpo.lease import Lease
+from hpo.queue.finish import End
+from hpo.queue.models import Claim
 from hpo.rows import SECONDS
-from hpo.settling import End
 from hpo.spec.failures import Failure, Verdict, signal_behind
 from hpo.storage.trial_rows import TrialRow
 from hpo.study import Study, as_in_optimize

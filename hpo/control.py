@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import settling
 from hpo.errors import StudyError
+from hpo.queue import finish
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.study import Study
@@ -27,7 +27,7 @@ def stop(study: Study, *, now: bool = False) -> int:
         if now:
             for row in found:
                 _end(connection, row)
-        settling.write_stop(connection, study.uid, settling.BY_HAND)
+        finish.write_stop(connection, study.uid, finish.BY_HAND)
         return len(_open(connection, study))
 
 
@@ -127,7 +127,7 @@ def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
 def _end(connection: sa.Connection, row: Any) -> bool:
     """End a parked trial, or ask the worker that holds it; return whether it has ended."""
     if row.lease_until is None:
-        return settling.end_as_stopped(connection, row)
+        return finish.end_as_stopped(connection, row)
     connection.execute(
         hpo_trials.update()
         .where(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)

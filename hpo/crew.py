@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpo.attempt import Attempt
-from hpo.claim import Claim
 from hpo.lease import Lease
 from hpo.post import Post
+from hpo.queue.models import Claim
 from hpo.signals import StopSignal
 from hpo.spec.failures import Kind
 from hpo.study import Study

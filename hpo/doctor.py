@@ -12,9 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import reaping, retention, rows, settling, studyfile
+from hpo import retention, rows, studyfile
 from hpo import study as studies
 from hpo.errors import Fault, StorageError
+from hpo.queue import finish, reaper
 from hpo.storage import filesystem, sql
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
@@ -129,7 +130,7 @@ def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
         ).all()
     if expired and repair:
         with sql.writing(study.storage.engine) as connection:
-            reaping.reap(connection, study.ledger("doctor"))
+            reaper.reap(connection, study.ledger("doctor"))
     for row in expired:
         yield Finding(
             where=study.name,
@@ -169,7 +170,7 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     if found and repair:
         with sql.writing(study.storage.engine) as connection:
             for row in found:
-                settling.close(connection, row, outcome=settling.ELSEWHERE, reason=None)
+                finish.close(connection, row, outcome=finish.ELSEWHERE, reason=None)
     for row in found:
         yield Finding(
             where=study.name,

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pydantic
 
-from hpo.claim import Checkpoint
-from hpo.reports import Report
+from hpo.queue.models import Checkpoint
+from hpo.queue.report import Report
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

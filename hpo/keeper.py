@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from hpo import presence
 from hpo.lease import Lease
-from hpo.ledger import Ledger
 from hpo.post import Post
-from hpo.reaping import TICKS_PER_LEASE, Reaper
+from hpo.queue import workers
+from hpo.queue.ledger import Ledger
+from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
 from hpo.storage.connect import FAILURES, cause
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Keeper:
     ) -> None:
         self._done.set()
         self._thread.join(timeout=5)
-        self._try("leave", lambda: presence.leave(self._ledger))
+        self._try("leave", lambda: workers.leave(self._ledger))
 
     def hold(self, held: Post | Lease | None) -> None:
         """Keep the leases of a post from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
@@ -100,7 +100,7 @@ class Keeper:
         return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
 
     def _enter(self) -> None:
-        presence.enter(self._ledger)
+        workers.enter(self._ledger)
         self._is_entered = True
 
     def _reap(self) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hpo import clocks
-from hpo.claim import Checkpoint, Claim, Orders
 from hpo.errors import LostLease, Outage, Parked, Signal, Stopped, TimeUp
-from hpo.ledger import Ledger
 from hpo.post import RENEWALS_PER_LEASE, Post
-from hpo.reports import Report
+from hpo.queue import clock
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim, Orders
+from hpo.queue.report import Report
 from hpo.spec.failures import Kind
 from hpo.storage.retry import Patience, Result
 
@@ -46,7 +46,7 @@ class Lease:
         self.seconds_left: float | None = None  # how long this attempt may last, if there is a limit
         self.failed_by: Kind | None = None  # what ended the attempt, if that was a failure
         self.has_ended = False  # found so by the keeper's thread
-        self.renewed_at = clocks.awake_or_asleep()
+        self.renewed_at = clock.awake_or_asleep()
         self.refused: Exception | None = None  # why the database did not take a report of the trial
         self.is_lost = False  # as far as is known; it stays so
         self._stopping = stopping
@@ -150,7 +150,7 @@ class Lease:
     @property
     def is_to_be_renewed(self) -> bool:
         """Whether so much of the lease has gone that a renewal is due."""
-        return clocks.awake_or_asleep() - self.renewed_at >= self.ledger.lease_seconds / RENEWALS_PER_LEASE
+        return clock.awake_or_asleep() - self.renewed_at >= self.ledger.lease_seconds / RENEWALS_PER_LEASE
 
     def lose(self) -> None:
         """Take note that the trial is in other hands."""

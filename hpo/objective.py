@@ -13,9 +13,9 @@ from data import Splits
 from hpo import assembly, costs
 from hpo import study as studies
 from hpo.attempt import Attempt
-from hpo.beginnings import MadeFrom, Suggested
 from hpo.executors import Choice, Executor, choose, remember, spread
 from hpo.post import Post
+from hpo.queue.start import MadeFrom, Suggested
 from hpo.receipt import receipt
 from hpo.saver import Saver
 from hpo.signals import StopSignal

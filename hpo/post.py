@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from hpo import clocks
-from hpo.claim import Claim, Token, Told
 from hpo.errors import NoAnswer
-from hpo.ledger import Ledger
-from hpo.reports import Report
+from hpo.queue import clock
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim, Token, Told
+from hpo.queue.report import Report
 from hpo.storage.connect import OUTAGES, cause
 from hpo.storage.retry import Patience, Result, within
 
@@ -150,7 +150,7 @@ class Post:
         """
         if not told:
             return
-        asked_at = clocks.awake_or_asleep()
+        asked_at = clock.awake_or_asleep()
         try:
             self._note_claims(told, self.patience(lambda: write(told)), renewed_at=asked_at)
         except Exception as error:
@@ -178,7 +178,7 @@ class Post:
 
     def renew(self) -> None:
         """Renew all leases by one statement, and find those that are lost; errors of the storage pass."""
-        leases, asked_at = self._standing(), clocks.awake_or_asleep()
+        leases, asked_at = self._standing(), clock.awake_or_asleep()
         for claim in self.ledger.renew_all(leases.keys()):
             leases[claim].lose()
         for lease in leases.values():
@@ -229,7 +229,7 @@ class Post:
         """Write the first of the unsent reports: all at once, or one by one if the database refuses some for good, which
         are forgotten then; their trials learn of it.
         """
-        renew, asked_at = self._is_due(reports), clocks.awake_or_asleep()
+        renew, asked_at = self._is_due(reports), clock.awake_or_asleep()
         try:
             answer = self.ledger.report(reports, metrics=False, renew=renew, since=self._since)
         except OUTAGES:
@@ -253,7 +253,7 @@ class Post:
             self._write_metrics_of(self._metrics_of[:METRICS_AT_ONCE])
 
     def _write_metrics_of(self, reports: Sequence[Report]) -> None:
-        asked_at = clocks.awake_or_asleep()
+        asked_at = clock.awake_or_asleep()
         try:
             self._note_claims(reports, self.ledger.write_metrics(reports), renewed_at=asked_at)
         except OUTAGES:

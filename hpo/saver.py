@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hpo import handover, retention
 from hpo import study as studies
-from hpo.claim import Checkpoint
 from hpo.errors import CheckpointError
-from hpo.reports import Report
+from hpo.queue.models import Checkpoint
+from hpo.queue.report import Report
 from hpo.study import Study
 from hpo.train import checkpoint
 from hpo.train.run import Run

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from hpo import presence
 from hpo.errors import StorageError
 from hpo.finished import finished
 from hpo.fleet.local import Fleet
-from hpo.reaping import Reaper
+from hpo.queue import workers
+from hpo.queue.reaper import Reaper
 from hpo.signals import ASKING
 from hpo.storage.connect import FAILURES, cause
 from hpo.study import Study
@@ -69,8 +69,8 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     outage_since: float | None = None
     past = read(study).past  # what has finished by now is not told
-    ledger = study.ledger(f"launcher:{presence.new_name()}")
-    presence.enter(ledger)
+    ledger = study.ledger(f"launcher:{workers.new_name()}")
+    workers.enter(ledger)
     reaper = Reaper(ledger)
     with catching_signals(fleet) as interrupt, view:
         try:
@@ -92,7 +92,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
         finally:
             fleet.end()
             with suppress(*FAILURES):
-                presence.leave(ledger)
+                workers.leave(ledger)
         try:
             _show(study, view, past)
         except FAILURES:

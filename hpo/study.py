@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from hpo import pruning, sampling
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
-from hpo.ledger import Ledger
+from hpo.queue.ledger import Ledger
 from hpo.spec import study_file
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, trial_writes

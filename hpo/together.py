@@ -23,13 +23,13 @@ import optuna
 
 from hpo import columnpruning
 from hpo.attempt import Attempt, Ending, end_all
-from hpo.beginnings import MadeFrom, Suggested
-from hpo.claim import Claim
 from hpo.crew import Wanted
 from hpo.errors import Diverged, Parked
 from hpo.executors import Executor, partition_of
 from hpo.lease import Lease
 from hpo.post import Post
+from hpo.queue.models import Claim
+from hpo.queue.start import MadeFrom, Suggested
 from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.spec.failures import SPOILING, Kind, kind_of

@@ -2,9 +2,9 @@
 
 Optuna's TPESampler walks the whole history in Python, once per group of parameters: to infer the space, to split good trials
 from bad ones, to collect their values. Here numpy does these three on `hpo.storage.finished_trials`. The estimators and all
-that is drawn stay Optuna's (5.0), and what the columns cannot answer for goes to Optuna's own code: other storages, several objectives,
-constraints. With several objectives that code fails at a pruned trial, since Optuna prunes none there; see `FirstJudged`.
-The private names of Optuna that this rests on are its methods that are overridden or called here; the test of
+that is drawn stay Optuna's (5.0). What the columns cannot answer for goes to Optuna's own code: other storages, several
+objectives, constraints. With several objectives that code fails at a pruned trial, since Optuna prunes none there. See
+`FirstJudged`. The private names of Optuna that this rests on are its methods that are overridden or called here; the test of
 equality is what notices when one changes.
 """
 

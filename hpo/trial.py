@@ -17,11 +17,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from hpo.beginnings import Suggested
 from hpo.errors import Diverged
 from hpo.lease import Lease
-from hpo.reports import Report
-from hpo.settling import STATES, End
+from hpo.queue.finish import STATES, End
+from hpo.queue.report import Report
+from hpo.queue.start import Suggested
 from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Verdict
 from hpo.spec.objectives import NOTHING, Beside, Goals, Known

@@ -16,14 +16,15 @@ from typing import Any, Protocol
 
 import optuna
 
-from hpo import claiming, reaping, recycling
-from hpo.claim import Claim
+from hpo import recycling
 from hpo.crew import Alone, Crew, Wanted
 from hpo.errors import LostLease, Outage, StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Ledger
 from hpo.post import Post
+from hpo.queue import claiming, reaper
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
 from hpo.signals import StopSignal
 from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
@@ -140,7 +141,7 @@ def next_claims(post: Post, wanted: Wanted, fleet: int = 1, *, may_wait: bool = 
     def attempt() -> list[Claim] | claiming.Idle:
         if post.has_unheard_claims:  # the claims before this may have been made, and only their answer lost
             held = [lease.claim for lease in post.leases]
-            reaping.park_all_of(post.ledger, post.ledger.worker, but=held)
+            reaper.park_all_of(post.ledger, post.ledger.worker, but=held)
         post.has_unheard_claims = True
         return claiming.claim_many(
             post.ledger,
@@ -172,7 +173,7 @@ def end_overdue(stopping: StopSignal, lease: Lease) -> None:
             return
     except LostLease:
         log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
-    reaping.park_all_of(ledger, ledger.worker)  # whatever else this process held
+    reaper.park_all_of(ledger, ledger.worker)  # whatever else this process held
     recycling.start_afresh(stopping, at_once=True)
 
 

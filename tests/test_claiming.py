@@ -15,12 +15,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, reaping
-from hpo.claim import Checkpoint, Claim
-from hpo.claiming import Idle
+from hpo import control
 from hpo.errors import StudyError
-from hpo.ledger import Ledger
-from hpo.reports import Report
+from hpo.queue import claiming, reaper
+from hpo.queue.claiming import Idle
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.report import Report
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, trial_writes
 from hpo.storage.connect import connect
@@ -584,6 +585,6 @@ def test_after_a_claim_whose_answer_was_lost_the_worker_gives_back_what_it_does_
     unheard = many(study, 3)  # the stale one, taken up by the worker that holds its earlier attempt
     assert {claim.trial_id for claim in unheard} >= {stale[0].trial_id}
     others = many(study, 2)
-    reaping.park_all_of(ledger, "w", but=[*known, *stale])
+    reaper.park_all_of(ledger, "w", but=[*known, *stale])
     assert ledger.renew_all([*known, *stale, *unheard, *others]) == {*stale, *unheard, *others}
     assert numbers(many(study, 9, partition="a")) == [2, 3, 4, 5, 6, 7, 8]

@@ -14,7 +14,8 @@ import optuna
 import pytest
 import typer.main
 
-from hpo import claiming, cli, study, studyfile
+from hpo import cli, study, studyfile
+from hpo.queue import claiming
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.tables import hpo_studies

@@ -25,8 +25,9 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import ledger, pruning
+from hpo import pruning
 from hpo.columnpruning import Brackets, Hyperband, Median, Percentile, SuccessiveHalving, decide
+from hpo.queue import ledger
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.finished_trials import RUNG_PREFIX

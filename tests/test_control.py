@@ -10,10 +10,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, reaping
-from hpo.claim import Orders
-from hpo.claiming import Idle
+from hpo import control
 from hpo.errors import StudyError
+from hpo.queue import claiming, reaper
+from hpo.queue.claiming import Idle
+from hpo.queue.models import Orders
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
@@ -150,7 +151,7 @@ def test_a_running_trial_that_was_asked_ends_though_its_worker_lets_go_before_it
     if way == "parks it":
         ledger.park(claim)
     elif way == "leaves":
-        reaping.park_all_of(study.ledger("launcher"), "w")
+        reaper.park_all_of(study.ledger("launcher"), "w")
     else:
         ledger.fail(claim, Failure(kind=Kind.DATA_ERROR, message="no such file"))
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)  # nobody may come any more

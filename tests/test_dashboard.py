@@ -17,10 +17,11 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from optuna.trial import TrialState
 
-from hpo import claiming, study
-from hpo.claim import Claim
+from hpo import study
 from hpo.errors import Fault, StudyError
 from hpo.lease import Lease
+from hpo.queue import claiming
+from hpo.queue.models import Claim
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, plain_url
 from hpo.study import Study

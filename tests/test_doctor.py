@@ -16,11 +16,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, doctor, presence, studyfile
+from hpo import control, doctor, studyfile
 from hpo import study as studies
-from hpo.claim import Claim
 from hpo.doctor import Finding
 from hpo.errors import StudyError
+from hpo.queue import claiming, workers
+from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
@@ -96,7 +97,7 @@ def test_a_new_study_has_nothing_to_mend(whole: Study) -> None:
 
 
 def test_a_study_at_work_has_nothing_to_mend(whole: Study) -> None:
-    presence.enter(whole.ledger("w"))
+    workers.enter(whole.ledger("w"))
     finish(whole)
     whole.trial_folder(0).mkdir()  # the best one's checkpoint is kept
     _, _, trial = begin(whole)
@@ -280,7 +281,7 @@ def test_code_that_no_trial_has_run_may_still_change(whole: Study, tmp_path: Pat
 
 def enter(study: Study, worker: str, **values: object) -> None:
     """Let a worker enter, with these values in its row."""
-    presence.enter(study.ledger(worker))
+    workers.enter(study.ledger(worker))
     with sql.writing(study.storage.engine) as connection:
         named = {"worker": worker, **values}
         connection.execute(hpo_workers.update().where(hpo_workers.c.worker == worker).values(**named))

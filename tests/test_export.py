@@ -14,10 +14,11 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import claiming, export, final, openings, owntrain, results, studyfile, worker
+from hpo import export, final, openings, owntrain, results, studyfile, worker
 from hpo import study as studies
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.objective import declared
+from hpo.queue import claiming
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from hpo.claim import Checkpoint
 from hpo.finished import FinishedTrial, finished
+from hpo.queue.models import Checkpoint
 from hpo.spec.failures import Kind
 from hpo.storage.connect import Storage
 from hpo.study import Study

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo import claiming
-from hpo.claim import Claim
 from hpo.fleet import gpus, nursery
 from hpo.fleet.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
+from hpo.queue import claiming
+from hpo.queue.models import Claim
 from hpo.signals import ASKING
 from hpo.study import Study
 from tests.trials import MakeStudy

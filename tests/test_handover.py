@@ -14,14 +14,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, handover, reaping, results, worker
+from hpo import handover, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
-from hpo.claim import Checkpoint, Claim
 from hpo.errors import LostLease, StorageError
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Answer, Report
+from hpo.queue import claiming, reaper
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.report import Answer, Report
 from hpo.signals import StopSignal
 from hpo.spec.failures import Failure, Kind
 from hpo.storage.connect import Storage
@@ -142,7 +143,7 @@ def train_into_an_outage(study: Study, weather: Weather, end: str) -> None:
         weather.epoch_seconds = 0.4 * PATIENCE
         with pytest.raises(StorageError, match="the storage has failed for 1 s"):
             work(study)
-        reaping.park_all_of(study.ledger("launcher"), "w")
+        reaper.park_all_of(study.ledger("launcher"), "w")
     else:
         batches = 0 if end == "asked between epochs" else 10
         assert work(study, in_the_epoch_after(5, weather, batches)) == 0
@@ -213,7 +214,7 @@ def test_an_attempt_that_was_killed_after_an_outage_began_is_gone_on_from_its_la
         with pytest.raises(Killed):
             work(broken)
     weather.clear()
-    assert reaping.bury(broken.ledger("launcher"), "w", "killed by SIGKILL") == 1
+    assert reaper.bury(broken.ledger("launcher"), "w", "killed by SIGKILL") == 1
     assert work(broken) == 0
     assert weather.trained == list(range(1, EPOCHS + 1))
     assert story(broken) == story(whole)
@@ -269,7 +270,7 @@ def test_a_trial_whose_training_ended_in_the_outage_is_settled_without_training_
     with pytest.raises(StorageError, match="the server closed the connection"):
         work(broken)
     weather.clear()
-    reaping.park_all_of(broken.ledger("launcher"), "w")
+    reaper.park_all_of(broken.ledger("launcher"), "w")
     assert weather.trained == list(range(1, EPOCHS + 1))
     assert work(broken) == 0
     assert weather.trained == list(range(1, EPOCHS + 1))
@@ -384,7 +385,7 @@ def test_a_note_of_an_attempt_two_before_is_taken(make_study: MakeStudy) -> None
     park(first)
     second = claiming.claim(study.ledger("killed before it opened the trial"))
     assert isinstance(second, Claim)
-    assert reaping.bury(study.ledger("launcher"), "killed before it opened the trial", "killed") == 1
+    assert reaper.bury(study.ledger("launcher"), "killed before it opened the trial", "killed") == 1
     trial = opened(study)
     assert trial.lease.claim.attempt == 3
     assert reached(trial) == (2, [0.5, 0.25])

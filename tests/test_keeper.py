@@ -8,13 +8,14 @@ from collections.abc import Collection
 import pytest
 import sqlalchemy as sa
 
-from hpo import claiming, control, keeper, presence, reaping
-from hpo.claim import Claim
+from hpo import control, keeper
 from hpo.errors import Parked, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Report
+from hpo.queue import claiming, reaper, workers
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
+from hpo.queue.report import Report
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import Study
@@ -35,11 +36,11 @@ def until(study: Study) -> float | None:
 
 def reaped(study: Study) -> int:
     with sql.writing(study.storage.engine) as connection:
-        return reaping.reap(connection, study.ledger("other"))
+        return reaper.reap(connection, study.ledger("other"))
 
 
 def worked_for_hours(ledger: Ledger) -> None:
-    presence.enter(ledger)
+    workers.enter(ledger)
     with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
 
@@ -124,7 +125,7 @@ def test_a_keeper_that_comes_as_the_storage_may_have_come_back_takes_nothing_yet
     monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
-    presence.enter(study.ledger("as new"))  # says nothing of the time before
+    workers.enter(study.ledger("as new"))  # says nothing of the time before
     with Keeper(study.ledger("living")):
         assert until(study) is not None
 

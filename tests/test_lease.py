@@ -11,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, clocks, control, post
-from hpo.claim import Checkpoint, Claim
+from hpo import control, post
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Answer, Report
+from hpo.queue import claiming, clock
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.report import Answer, Report
 from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
 from hpo.study import Study
@@ -155,9 +156,9 @@ def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
         return report(ledger, reports, renew=renew, **settings)
 
     monkeypatch.setattr(Ledger, "report", noting)
-    now = clocks.awake_or_asleep()
+    now = clock.awake_or_asleep()
     for step, later in enumerate((0.0, 19.0, 20.5, 21.0, 41.0), start=1):  # of a lease of 60 s
-        monkeypatch.setattr(clocks, "awake_or_asleep", lambda later=later: now + later)
+        monkeypatch.setattr(clock, "awake_or_asleep", lambda later=later: now + later)
         holding.report(said(holding, step))
     assert renewals == [False, False, True, False, True]
 

@@ -18,14 +18,15 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from hpo import claiming, control, openings, presence, reaping
-from hpo.beginnings import MadeFrom, Suggested
-from hpo.claim import Checkpoint, Claim, Orders
-from hpo.claiming import Idle
+from hpo import control, openings
 from hpo.errors import LostLease, StudyError
-from hpo.ledger import Ledger
-from hpo.reports import Report
-from hpo.settling import End
+from hpo.queue import claiming, reaper, workers
+from hpo.queue.claiming import Idle
+from hpo.queue.finish import End
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim, Orders
+from hpo.queue.report import Report
+from hpo.queue.start import MadeFrom, Suggested
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, tables
 from hpo.storage.connect import Storage, connect
@@ -299,7 +300,7 @@ def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy)
     study = make_study(trials=3)
     for worker in ("host:1:aa", "host:1:ab", "host:2:aa"):
         taken(study.ledger(worker))
-    reaping.park_all_of(study.ledger("launcher"), "host:1:aa")
+    reaper.park_all_of(study.ledger("launcher"), "host:1:aa")
     again = taken(study.ledger("new"))
     assert again.number == 0
     assert claiming.claim(study.ledger("new")) is Idle.WAIT
@@ -375,7 +376,7 @@ def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy,
     claim = taken(ledger)
     ledger.report([said(claim, 1, 1.0)])
     ledger.fail(claim, Failure(kind=Kind.LOST_WORKER, message="killed"))
-    presence.enter(ledger)
+    workers.enter(ledger)
     receipt = {"study": study.name, "study_uid": study.uid, "trial": 0}
     assert openings.announce(study.spec.model_copy(update={"receipt": receipt}), Path("/runs/x"), url) is None
     optuna.delete_study(study_name=study.name, storage=place.optuna)

@@ -12,13 +12,14 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import assembly, claiming, reaping, results, worker
+from hpo import assembly, results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
-from hpo.claim import Checkpoint, Claim
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
-from hpo.ledger import Ledger
+from hpo.queue import claiming, reaper
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
 from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.spec import space
@@ -218,7 +219,7 @@ def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
         patched.setattr(Ledger, "record_receipts", broken)
         with pytest.raises(StorageError, match="closed the connection"):
             work(study)
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE]
 
@@ -343,7 +344,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
     for step in (3, 4, 5, 6, 7):  # values that would have passed every rung
         lost.report_epoch(step, 0.99, {"validation_accuracy": 0.99})
         lost.pruner_says_stop()
-    reaping.bury(ledger, "w", "killed")
+    reaper.bury(ledger, "w", "killed")
     _, trial, after = attempt(broken, curve[2:], 3)
     assert before + after == unbroken
     assert trial.curve == curve

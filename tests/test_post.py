@@ -12,14 +12,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, clocks, control, post
-from hpo.claim import Checkpoint, Claim
+from hpo import control, post
 from hpo.errors import LostLease, NoAnswer, Outage, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Ledger
 from hpo.post import Post
-from hpo.reports import Answer, Report
+from hpo.queue import claiming, clock
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.report import Answer, Report
 from hpo.storage import sql
 from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
@@ -188,17 +189,17 @@ def test_a_report_of_many_renews_their_leases_once_a_third_of_one_has_gone(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=9)
-    now = clocks.awake_or_asleep()
+    now = clock.awake_or_asleep()
     office, leases = opened(study, 3)
     reports = Noted(monkeypatch, "report")
     for step, later in enumerate((0.0, 19.0, 20.5, 21.0, 41.0), start=1):  # of a lease of 60 s
-        monkeypatch.setattr(clocks, "awake_or_asleep", lambda later=later: now + later)
+        monkeypatch.setattr(clock, "awake_or_asleep", lambda later=later: now + later)
         office.report(epoch(leases, step))
         if later == 21.0:
             leases += more(office, 1)  # fresh: it asks for nothing
     assert [settings["renew"] for _, settings in reports.calls] == [False, False, True, False, True]
     assert not office.is_to_be_renewed
-    monkeypatch.setattr(clocks, "awake_or_asleep", lambda: now + 62.0)
+    monkeypatch.setattr(clock, "awake_or_asleep", lambda: now + 62.0)
     office.report(epoch(leases[:1], 6))
     assert office.is_to_be_renewed  # the others have said nothing, so the keeper does it
 

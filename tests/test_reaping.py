@@ -11,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control, presence, reaping, settling
-from hpo.claim import Checkpoint, Claim
-from hpo.claiming import Idle
+from hpo import control
 from hpo.errors import LostLease
-from hpo.ledger import Ledger
-from hpo.reaping import Reaper
+from hpo.queue import claiming, finish, reaper, workers
+from hpo.queue.claiming import Idle
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.reaper import Reaper
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, tables
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
@@ -133,7 +134,7 @@ def test_a_loss_that_ends_a_trial_may_leave_it_pruned_with_its_value(make_study:
     study = make_study(failures={"lost_worker": {"retries": 0, "then": "prune"}})
     ledger, _, trial = begin(study)
     trial.report(0.5, 1)
-    assert reaping.bury(ledger, "w", "killed") == 1
+    assert reaper.bury(ledger, "w", "killed") == 1
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)
 
 
@@ -155,10 +156,10 @@ def test_only_the_dead_worker_s_trials_are_taken_though_their_leases_run(make_st
     study = make_study()
     for worker in ("host:1:aa", "host:1:ab", "host:1:aa"):
         taken(study, worker, lease_seconds=LEASE)
-    assert reaping.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 2
+    assert reaper.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 2
     assert [row.lease_until is None for row in rows(study)] == [True, False, True]
     assert {row.message for row in failures(study)} == {"its worker died: killed by SIGKILL (host:1:aa)"}
-    assert reaping.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 0
+    assert reaper.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 0
     assert len(failures(study)) == 2
 
 
@@ -166,7 +167,7 @@ def test_a_dead_worker_has_no_part_in_a_trial_that_another_has_taken_up(make_stu
     study = make_study(trials=1)
     study.ledger("old").park(taken(study, "old", lease_seconds=LEASE))
     taken(study, "new", lease_seconds=LEASE)
-    assert reaping.bury(study.ledger("launcher"), "old", "exit code 1") == 0
+    assert reaper.bury(study.ledger("launcher"), "old", "exit code 1") == 0
     assert rows(study)[0].lease_until is not None
 
 
@@ -174,7 +175,7 @@ def test_a_worker_that_left_in_peace_gives_its_trials_back_without_a_failure(mak
     study = make_study()
     for worker in ("leaving", "staying"):
         taken(study, worker, lease_seconds=LEASE)
-    reaping.park_all_of(study.ledger("launcher"), "leaving")
+    reaper.park_all_of(study.ledger("launcher"), "leaving")
     assert [row.lease_until is None for row in rows(study)] == [True, False]
     assert failures(study) == []
 
@@ -190,7 +191,7 @@ def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
         trial.report(reported, step)
     assert not control.stop_trial(study, 0)
     if way == "bury":
-        assert reaping.bury(study.ledger("launcher"), "dead", "killed") == 1
+        assert reaper.bury(study.ledger("launcher"), "dead", "killed") == 1
     else:
         with sql.writing(ledger.engine) as connection:
             connection.execute(hpo_trials.update().values(lease_until=1.0))
@@ -220,7 +221,7 @@ def clock() -> Clock:
 def beside_another(study: Study) -> None:
     """Let another process have worked on the study for a while: then the storage was not away."""
     other = study.ledger("another")
-    presence.enter(other)
+    workers.enter(other)
     with sql.writing(other.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=1.0))
 
@@ -249,7 +250,7 @@ def test_a_reaper_that_starts_alone_waits_half_a_lease(company: str, make_study:
     taken(study)
     ledger = study.ledger("w", lease_seconds=LEASE)
     if company == "itself":
-        presence.enter(ledger)
+        workers.enter(ledger)
     elif company == "another study's":
         beside_another(make_study(name="other"))
     elif company != "none":
@@ -323,14 +324,14 @@ def test_the_time_that_a_reaper_waits_for_the_storage_is_a_gap(
     make_study: MakeStudy, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reaper = begun(make_study(), clock)
-    stamp = presence.stamp
+    stamp = workers.stamp
 
     def slow(connection: sa.Connection, ledger: Ledger) -> None:
         clock.seconds += LEASE
         stamp(connection, ledger)
 
     with monkeypatch.context() as patched:
-        patched.setattr(presence, "stamp", slow)
+        patched.setattr(workers, "stamp", slow)
         took = [reaper()]
     for _ in range(3):
         took.append(reaper())
@@ -349,7 +350,7 @@ def test_an_attempt_that_the_storage_refused_does_not_end_a_gap(
     for _ in range(6):
         clock.seconds += LEASE / 6
         with monkeypatch.context() as patched:
-            patched.setattr(presence, "stamp", refused)
+            patched.setattr(workers, "stamp", refused)
             with pytest.raises(sa.exc.OperationalError):
                 reaper()
     took = [reaper()]
@@ -362,7 +363,7 @@ def test_an_attempt_that_the_storage_refused_does_not_end_a_gap(
 def test_a_reaper_stamps_its_worker_s_row_even_while_it_holds_off(make_study: MakeStudy, clock: Clock) -> None:
     study = make_study()
     ledger = study.ledger("w", lease_seconds=LEASE)
-    presence.enter(ledger)
+    workers.enter(ledger)
     with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(seen_at=1.0))
     Reaper(ledger, clock=clock)()
@@ -407,7 +408,7 @@ def test_a_reaper_and_a_parent_that_buries_take_a_trial_once(make_study: MakeStu
     for _ in range(10):
         taken(study)
     launcher = study.ledger("launcher")
-    together(lambda: reap(study), lambda: reaping.bury(launcher, "dead", "killed"))
+    together(lambda: reap(study), lambda: reaper.bury(launcher, "dead", "killed"))
     reap(study)
     assert [(row.attempt, row.verdict) for row in failures(study)] == [(1, "retry")] * 10
 
@@ -443,9 +444,9 @@ def test_a_trial_that_ends_while_the_reaper_waits_is_not_touched(make_study: Mak
 
     def end(connection: sa.Connection) -> None:
 
-        settling.close(connection, row, outcome="complete", reason=None)
-        ended = settling.End(claim=claim, state=TrialState.COMPLETE, value=1.0, outcome="complete")
-        settling.succeed(connection, row.study_uid, [ended])
+        finish.close(connection, row, outcome="complete", reason=None)
+        ended = finish.End(claim=claim, state=TrialState.COMPLETE, value=1.0, outcome="complete")
+        finish.succeed(connection, row.study_uid, [ended])
 
     assert reaped_while(study, end) == 0
     assert reap(study) == 0
@@ -459,7 +460,7 @@ def test_a_trial_that_fails_while_the_reaper_waits_fails_by_its_own_kind(make_st
     taken(study)
     (row,) = rows(study)
     failed = Failure(kind=Kind.DATA_ERROR, message="no such file")
-    assert reaped_while(study, lambda connection: settling.fail(connection, row, failed, study.spec.failures)) == 0
+    assert reaped_while(study, lambda connection: finish.fail(connection, row, failed, study.spec.failures)) == 0
     assert reap(study) == 0
     assert [row.kind for row in failures(study)] == ["data_error"]
 
@@ -488,7 +489,7 @@ def test_a_trial_that_something_else_ends_at_that_instant_does_not_save_the_othe
             study.ledger("dead").park(claim)
     acts: dict[str, Callable[[], object]] = {
         "reap": lambda: reap(study),
-        "bury": lambda: reaping.bury(study.ledger("launcher"), "dead", "killed"),
+        "bury": lambda: reaper.bury(study.ledger("launcher"), "dead", "killed"),
         "hpo stop --now": lambda: control.stop(study, now=True),
     }
 

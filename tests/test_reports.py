@@ -12,12 +12,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, worker
-from hpo.claim import Claim
+from hpo import worker
 from hpo.errors import LostLease
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Answer, Report
+from hpo.queue import claiming
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
+from hpo.queue.report import Answer, Report
 from hpo.storage import sql
 from hpo.storage.connect import FAILURES, OUTAGES, Storage, connect, plain_url
 from hpo.storage.retry import Patience

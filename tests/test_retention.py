@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import handover, retention
-from hpo.claim import Checkpoint
+from hpo.queue.models import Checkpoint
 from hpo.retention import file_name, leads, stale, sweep, tidy
 from hpo.study import Study
 from hpo.train import checkpoint

@@ -10,9 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo import columnpruning
-from hpo.claim import Claim
-from hpo.claiming import claim
 from hpo.lease import Lease
+from hpo.queue.claiming import claim
+from hpo.queue.models import Claim
 from hpo.spec.objectives import Known
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX

@@ -8,11 +8,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, control
-from hpo.claim import Checkpoint, Claim
-from hpo.claiming import Idle
+from hpo import control
 from hpo.errors import LostLease
-from hpo.ledger import Ledger
+from hpo.queue import claiming
+from hpo.queue.claiming import Idle
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies
 from hpo.study import Study

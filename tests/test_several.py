@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, control, costs, export, final, forking, owntrain, results, retention, studyfile, worker
+from hpo import control, costs, export, final, forking, owntrain, results, retention, studyfile, worker
 from hpo import study as studies
-from hpo.claim import Claim
 from hpo.errors import MismatchError, StudyError
 from hpo.finished import finished
 from hpo.history import history
-from hpo.reaping import bury
+from hpo.queue import claiming
+from hpo.queue.models import Claim
+from hpo.queue.reaper import bury
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, plain_url

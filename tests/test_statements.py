@@ -11,14 +11,15 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, clocks, crew, worker
+from hpo import crew, worker
 from hpo.attempt import open_trial
-from hpo.claim import Claim
 from hpo.keeper import Keeper
 from hpo.lease import Lease
 from hpo.post import Post
-from hpo.reports import Report
-from hpo.settling import End
+from hpo.queue import claiming, clock
+from hpo.queue.finish import End
+from hpo.queue.models import Claim
+from hpo.queue.report import Report
 from hpo.storage.connect import Storage
 from hpo.storage.retry import Patience
 from hpo.study import Study, as_in_optimize
@@ -127,8 +128,8 @@ def test_keeping_many_leases_takes_the_statements_of_keeping_one(
     with statements(place) as of_a_tick:
         keeping._keep(post)
     assert len(of_a_tick) == 1  # what others want
-    later = clocks.awake_or_asleep() + post.ledger.lease_seconds / 2
-    monkeypatch.setattr(clocks, "awake_or_asleep", lambda: later)
+    later = clock.awake_or_asleep() + post.ledger.lease_seconds / 2
+    monkeypatch.setattr(clock, "awake_or_asleep", lambda: later)
     with statements(place) as of_a_third_of_a_lease:
         keeping._keep(post)
         keeping._keep(post)

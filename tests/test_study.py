@@ -7,9 +7,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo import claiming
 from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
+from hpo.queue import claiming
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.tables import UID_KEY

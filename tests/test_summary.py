@@ -14,11 +14,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control, reaping, rows
+from hpo import control, rows
 from hpo import summary as summary_module
-from hpo.claim import Checkpoint, Claim
 from hpo.errors import LostLease, StudyError
-from hpo.ledger import Ledger
+from hpo.queue import reaper
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.connect import Storage
@@ -318,7 +319,7 @@ class History:
 
     def reap(self) -> None:
         with sql.writing(self.demo.storage.engine) as connection:
-            reaping.reap(connection, self.demo.ledger("reaper"))
+            reaper.reap(connection, self.demo.ledger("reaper"))
 
     def drop(self) -> None:
         ledger, claim, _ = self.held.pop(self.random.randrange(len(self.held)))

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo import study as studies
-from hpo.claim import Checkpoint
 from hpo.errors import StorageError
+from hpo.queue.models import Checkpoint
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers

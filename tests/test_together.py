@@ -18,15 +18,16 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import assembly, claiming, control, executors, export, final, reaping, results, worker
+from hpo import assembly, control, executors, export, final, results, worker
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.errors import Outage, Parked, SpecError, StorageError
 from hpo.executors import Choice
-from hpo.ledger import Ledger
 from hpo.objective import Declared, trial_seed
 from hpo.post import Post
-from hpo.settling import End
+from hpo.queue import claiming, reaper
+from hpo.queue.finish import End
+from hpo.queue.ledger import Ledger
 from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
@@ -431,7 +432,7 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
         with pytest.raises(StorageError):
             work(study)
     assert [len(list(study.trial_folder(number).glob("*handover.json"))) for number in range(4)] == [1] * 4
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     whole = make_digits(4, name="whole", training={"epochs": 9, "batch_size": 64})
     work(whole)
@@ -594,7 +595,7 @@ def test_a_storage_that_goes_away_as_a_slot_is_filled_costs_no_trial_its_place(
     assert [row.checkpoint_epoch is not None for row in left] == [True] * (len(left) - 1) + [
         False
     ]  # the last had begun
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     whole = make_digits(6, name="whole", training=epochs)
     work(whole)
@@ -770,7 +771,7 @@ def test_a_storage_that_stays_away_in_a_write_of_many_costs_no_trial_anything(
         with pytest.raises(StorageError):
             work(study)
     assert [row.settled for row in rows(study)] == [False] * 4
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 4
     assert failures(study) == []
@@ -804,7 +805,7 @@ def test_one_whose_failure_is_written_before_the_storage_goes_away_amid_the_ends
     (bad,) = [row for row in rows(study) if row.lease_until is None]
     assert bad.checkpoint_epoch is None  # it goes on from where it stood before it diverged
     assert not list(study.trial_folder(bad.trial_id - rows(study)[0].trial_id).glob("*handover.json"))
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 4
     assert len(failures(study)) == 1

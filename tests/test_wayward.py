@@ -16,13 +16,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import attempt, claiming, control, reaping, sampling, worker
-from hpo.claim import Checkpoint, Claim
+from hpo import attempt, control, sampling, worker
 from hpo.errors import StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Report
+from hpo.queue import claiming, reaper
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.report import Report
 from hpo.signals import StopSignal
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.study import Study
@@ -202,7 +203,7 @@ def test_a_trial_that_was_lost_before_its_objective_started_is_dropped(
     def steal(trial: LeasedTrial) -> None:
         if stolen:
             return
-        reaping.park_all_of(thief, "w")
+        reaper.park_all_of(thief, "w")
         taken = claiming.claim(thief)
         assert isinstance(taken, Claim)
         stolen.append(taken)
@@ -270,7 +271,7 @@ def test_an_error_on_the_way_out_of_a_lost_trial_fails_nothing(
     stolen: list[Any] = []
 
     def steal() -> None:
-        reaping.park_all_of(thief, "w")
+        reaper.park_all_of(thief, "w")
         stolen.append(claiming.claim(thief))
         control.stop(study)  # so that the worker does not wait for the thief
 
@@ -304,7 +305,7 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
         with pytest.raises(StorageError, match="the storage has failed for 1 s"):
             work(study, objective)
     assert (states(study), failures(study)) == (["RUNNING"], [])
-    reaping.park_all_of(study.ledger("launcher"), "w")
+    reaper.park_all_of(study.ledger("launcher"), "w")
     assert work(study, one) == 0
     assert states(study) == ["COMPLETE"]
 

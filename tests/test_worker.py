@@ -13,13 +13,14 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, reaping, sampling, worker
+from hpo import sampling, worker
 from hpo.attempt import open_trial
-from hpo.claim import Claim
-from hpo.claiming import Idle
 from hpo.errors import StorageError
 from hpo.lease import Lease
-from hpo.ledger import Ledger
+from hpo.queue import claiming, reaper
+from hpo.queue.claiming import Idle
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
 from hpo.signals import StopSignal
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials
@@ -251,7 +252,7 @@ def test_a_trial_that_was_taken_meanwhile_is_dropped_and_the_worker_goes_on(make
         if trial.number == 0 and not stolen:
             with sql.writing(study.storage.engine) as connection:
                 connection.execute(hpo_trials.update().values(lease_until=0.0))
-                reaping.reap(connection, thief)
+                reaper.reap(connection, thief)
             stolen.append(claiming.claim(thief))
             trial.report(1.0, 1)
             pytest.fail("a report under a lost lease must end the trial")

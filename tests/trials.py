@@ -10,15 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import claiming, reaping
 from hpo import study as studies
-from hpo.beginnings import MadeFrom
-from hpo.claim import Claim
 from hpo.errors import LostLease
 from hpo.lease import Lease
-from hpo.ledger import Ledger
-from hpo.reports import Report
-from hpo.settling import End
+from hpo.queue import claiming, reaper
+from hpo.queue.finish import End
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
+from hpo.queue.report import Report
+from hpo.queue.start import MadeFrom
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
@@ -59,7 +59,7 @@ def said(lease: Lease, step: int) -> Report:
 
 def reap(study: Study) -> int:
     with sql.writing(study.storage.engine) as connection:
-        return reaping.reap(connection, study.ledger("reaper"))
+        return reaper.reap(connection, study.ledger("reaper"))
 
 
 def refused(*arguments: object, **settings: object) -> Any:

@@ -222,10 +222,11 @@ def worker(
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo import presence, reaping, recycling, studyfile
-    from hpo import worker as workers
+    from hpo import recycling, studyfile
+    from hpo import worker as worker_loop
     from hpo.errors import Outage
     from hpo.fleet.local import TRY_AGAIN
+    from hpo.queue import reaper, workers
     from hpo.spec.study_file import Recovery
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -235,18 +236,18 @@ def worker(
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
         joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
-        ledger = joined.ledger(name or presence.new_name())
+        ledger = joined.ledger(name or workers.new_name())
         stopping.end_within(
-            joined.spec.recovery.grace_seconds, last_act=lambda: reaping.park_all_of(ledger, ledger.worker)
+            joined.spec.recovery.grace_seconds, last_act=lambda: reaper.park_all_of(ledger, ledger.worker)
         )
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
-        code_of_exit = workers.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
+        code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except (StorageError, Outage) as error:
         if parent is None and not stopping():
             raise StorageError(str(error)) from error
         logging.error("%s", error)
         code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while
-    if code_of_exit == workers.RECYCLE:
+    if code_of_exit == worker_loop.RECYCLE:
         recycling.start_afresh(stopping)
         code_of_exit = stopping.exit_code
     logging.info("leaving with exit code %d", code_of_exit)
@@ -269,7 +270,7 @@ def enlist(
     """
     from hpo import recycling, studyfile
     from hpo import study as studies
-    from hpo import worker as workers
+    from hpo import worker as worker_loop
     from hpo.errors import StorageBusy
     from hpo.spec.study_file import Recovery
     from hpo.storage.connect import OUTAGES, connect
@@ -285,7 +286,7 @@ def enlist(
             studies.check_worker(
                 joined, mine=mine.spec if mine else None, code_digest=digest, allow_code_change=allow_code_change
             )
-            objective = workers.build_objective(joined, folder)
+            objective = worker_loop.build_objective(joined, folder)
             undone.pop_all()
         return joined, objective
 

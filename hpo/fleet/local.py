@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from hpo import reaping
 from hpo.fleet import gpus, nursery
+from hpo.queue import reaper
 from hpo.signals import ASKING
 from hpo.storage.connect import plain_url
 from hpo.study import Study
@@ -184,9 +184,9 @@ class Fleet:
         ledger = self.study.ledger("launcher")
         try:
             if dead.left_in_order:
-                reaping.park_all_of(ledger, dead.worker)
+                reaper.park_all_of(ledger, dead.worker)
                 return False
-            return reaping.bury(ledger, dead.worker, died_of(dead.code)) > 0
+            return reaper.bury(ledger, dead.worker, died_of(dead.code)) > 0
         except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
             self._unreleased.append(dead)
             return False

@@ -13,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import claiming, reaping, studyfile
 from hpo import study as studies
+from hpo import studyfile
+from hpo.queue import claiming, reaper
 from hpo.storage.connect import Storage, plain_url
 from hpo.storage.tables import hpo_trials
 from hpo.study import Study
@@ -163,7 +164,7 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy
     wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     first.kill()
     leave([first])
-    reaping.park_all_of(study.ledger("launcher"), "first")
+    reaper.park_all_of(study.ledger("launcher"), "first")
     assert leave([start_worker(study)]) == [0]
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 3
     assert len(trials_of(study)) == 3

@@ -13,9 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import clocks, presence, settling
-from hpo.claim import Claim
-from hpo.ledger import Ledger
+from hpo.queue import clock, finish, workers
+from hpo.queue.ledger import Ledger
+from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, running_ids, trials
@@ -27,7 +27,7 @@ LONGEST_WAITS = 5  # pauses in a row, each of a lease at most
 class Reaper:
     """Takes expired leases away, unless the storage itself was away: then everybody gets a lease's time to come back."""
 
-    def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = clocks.awake_or_asleep) -> None:
+    def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = clock.awake_or_asleep) -> None:
         self._ledger = ledger
         self._clock = clock
         self._written_at: float | None = None  # the last time that this process is known to have reached the storage
@@ -45,7 +45,7 @@ class Reaper:
         The stamp is a write: it waits out a lock or fails in an outage, and the time that it took tells of either.
         """
         with sql.writing(self._ledger.engine) as connection:
-            presence.stamp(connection, self._ledger)
+            workers.stamp(connection, self._ledger)
             now = self._clock()
             pause = self._pause(connection, now)
             is_held_off = pause > 0 or now < self._not_before
@@ -64,7 +64,7 @@ class Reaper:
         if self._waits >= LONGEST_WAITS:
             return 0.0
         if self._written_at is None:  # just started: maybe as the storage came back
-            return 0.0 if presence.anybody_else(connection, self._ledger) else lease / 2
+            return 0.0 if workers.anybody_else(connection, self._ledger) else lease / 2
         return lease if now - self._written_at > lease / 2 else 0.0
 
 
@@ -93,7 +93,7 @@ def park_all_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = ()) -> 
     known = sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).not_in([claim.token for claim in but])
     with sql.writing(ledger.engine) as connection:
         for row in _held(connection, ledger, sa.and_(hpo_trials.c.worker == worker, known)):
-            settling.release(connection, row)
+            finish.release(connection, row)
 
 
 def _lose(
@@ -102,7 +102,7 @@ def _lose(
     lost = _held(connection, ledger, whose, skip_locked=skip_locked)
     for row in lost:
         failure = Failure(kind=Kind.LOST_WORKER, message=f"{how} ({row.worker})")
-        settling.fail(connection, row, failure, ledger.policies)
+        finish.fail(connection, row, failure, ledger.policies)
     return len(lost)
 
 

@@ -10,7 +10,7 @@ import uuid
 
 import sqlalchemy as sa
 
-from hpo.ledger import Ledger
+from hpo.queue.ledger import Ledger
 from hpo.receipt import versions
 from hpo.storage import sql
 from hpo.storage.tables import hpo_workers

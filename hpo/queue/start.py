@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.claim import Claim
+from hpo.queue.models import Claim
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, trial_params, trial_system_attributes
 

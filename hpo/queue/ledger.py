@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import settling
-from hpo.beginnings import MadeFrom, Suggested, write_receipts, write_suggested
-from hpo.claim import Checkpoint, Claim, Orders, Token, Told
 from hpo.errors import LostLease
-from hpo.reports import Answer, Report, stands, write_metrics, write_values
-from hpo.settling import NO_CHECKPOINT, End
+from hpo.queue import finish
+from hpo.queue.finish import NO_CHECKPOINT, End
+from hpo.queue.models import Checkpoint, Claim, Orders, Token, Told
+from hpo.queue.report import Answer, Report, stands, write_metrics, write_values
+from hpo.queue.start import MadeFrom, Suggested, write_receipts, write_suggested
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.spec.objectives import Known
 from hpo.storage import sql, trial_writes
@@ -241,7 +241,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
-                settling.release(connection, row, partition=partition)
+                finish.release(connection, row, partition=partition)
 
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
         """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
@@ -254,7 +254,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             closed = self._close(connection, ends)
             if closed:
-                settling.succeed(connection, self.uid, [end for end in ends if end.claim.token in closed])
+                finish.succeed(connection, self.uid, [end for end in ends if end.claim.token in closed])
             others = [end for end in ends if end.claim.token not in closed]
             rows = self._rows(connection, [end.claim for end in others])
             return {end.claim for end in others if not self._has_ended(rows, end.claim, end.outcome)}
@@ -285,7 +285,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
-                return settling.fail(connection, row, failure, self.policies, accumulation=accumulation)
+                return finish.fail(connection, row, failure, self.policies, accumulation=accumulation)
             verdict = self._verdict(connection, claim, failure.kind)
             if verdict is None:
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
@@ -295,8 +295,8 @@ class Ledger:
         """Settle a trial that a person ended; LostLease if the claim fell."""
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
-            done = row is not None and settling.end_as_stopped(connection, row)
-            if not done and not self._has_ended(self._rows(connection, [claim]), claim, settling.STOPPED):
+            done = row is not None and finish.end_as_stopped(connection, row)
+            if not done and not self._has_ended(self._rows(connection, [claim]), claim, finish.STOPPED):
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
 
     def drop(self, claim: Claim, message: str) -> None:
@@ -304,11 +304,11 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._row(connection, claim)
             if row is not None and row.attempt == claim.attempt:
-                settling.close_if_ended_elsewhere(connection, row)
+                finish.close_if_ended_elsewhere(connection, row)
             if row is not None:
                 failure = Failure(kind=Kind.LEASE_LOST, message=message)
                 mine = {"trial_id": claim.trial_id, "attempt": claim.attempt, "worker": self.worker}
-                settling.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
+                finish.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
         """Lock the claim's row and return it; None if the claim does not stand."""
@@ -350,7 +350,7 @@ class Ledger:
     def stop(self, reason: str) -> None:
         """Start no new trial in this study from now on; what runs or is parked is still finished."""
         with sql.writing(self.engine) as connection:
-            settling.write_stop(connection, self.uid, reason)
+            finish.write_stop(connection, self.uid, reason)
 
 
 @cache

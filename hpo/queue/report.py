@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.claim import Claim
+from hpo.queue.models import Claim
 from hpo.storage import sql
 from hpo.storage.tables import (
     FINISHED,

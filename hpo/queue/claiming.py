@@ -14,10 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.claim import Checkpoint, Claim
 from hpo.errors import StudyError
-from hpo.ledger import Ledger, cut_back
-from hpo.settling import write_stop
+from hpo.queue.finish import write_stop
+from hpo.queue.ledger import Ledger, cut_back
+from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Kind
 from hpo.storage import sql, trial_writes
 from hpo.storage.tables import (

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.claim import Claim
+from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
 from hpo.spec.objectives import NOTHING, Beside, Known
 from hpo.storage import sql, trial_writes
