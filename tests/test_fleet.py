@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo.fleet import gpus, nursery
-from hpo.fleet.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
+from hpo.launch import fork_server, gpus
+from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.signals import ASKING
@@ -195,11 +195,11 @@ def server_of_workers() -> int:
 def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.fleet.local.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
     study = make_study(trials=2)
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
-    nursery.warm_up(None)
+    fork_server.warm_up(None)
     os.kill(server_of_workers(), signal.SIGSTOP)
     killing = threading.Timer(0.3, os.kill, [server_of_workers(), signal.SIGKILL])
     killing.start()
@@ -213,8 +213,10 @@ def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
 
 
 def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nursery, "ANY", [*nursery.ANY, "numpy.random"])  # as scikit-learn does, for a declared study
-    nursery.warm_up(None)
+    monkeypatch.setattr(
+        fork_server, "ANY", [*fork_server.ANY, "numpy.random"]
+    )  # as scikit-learn does, for a declared study
+    fork_server.warm_up(None)
     os.kill(server_of_workers(), signal.SIGKILL)
     drawn = []
     for name in ("first", "second"):
@@ -235,5 +237,5 @@ def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
     monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
-    nursery.warm_up(None)
+    fork_server.warm_up(None)
     assert tempfile.gettempdir() == str(long)

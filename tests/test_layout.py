@@ -23,10 +23,10 @@ LAYERS = [
     ["hpo.cli"],
     ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using", "hpo.cli.finishing"],
     ["hpo.cli.app"],
-    ["hpo.search", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
+    ["hpo.launch.launcher", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
     ["hpo.after.report", "hpo.reference"],
     ["hpo.after.trained"],
-    ["hpo.objective", "hpo.final", "hpo.check", "hpo.fleet.local"],
+    ["hpo.objective", "hpo.final", "hpo.check", "hpo.launch.local"],
     [
         "hpo.view.checked",
         "hpo.view.live",
@@ -55,9 +55,9 @@ LAYERS = [
         "hpo.queue.reaper",
         "hpo.control",
         "hpo.studyfile",
-        "hpo.fleet.gpus",
-        "hpo.fleet.nursery",
-        "hpo.fleet.server",
+        "hpo.launch.gpus",
+        "hpo.launch.fork_server",
+        "hpo.launch.preload",
     ],
     ["hpo.summary", "hpo.finished", "hpo.history", "hpo.queue.claiming", "hpo.queue.workers"],
     ["hpo.rows"],
@@ -278,7 +278,7 @@ def test_no_module_knows_both_optuna_and_torch() -> None:
     assert [name for name in MODULES if {"optuna", "torch"} <= roots(name)] == []
 
 
-@pytest.mark.parametrize("module", [*group("hpo.cli", "hpo.__main__", "hpo.fleet"), "hpo"])
+@pytest.mark.parametrize("module", [*group("hpo.cli", "hpo.__main__", "hpo.launch"), "hpo"])
 def test_the_command_line_and_the_launcher_name_nothing_heavy_at_their_top(module: str) -> None:
     assert roots(module, everywhere=False) & (HEAVY | TORCH) == set()
 
@@ -334,7 +334,7 @@ def isolated(code: str, *, path: Path | None = None) -> str:
 
 
 def test_the_launcher_never_loads_torch() -> None:
-    assert isolated("import hpo.search, hpo.fleet.local, hpo.view.live; print('torch' in sys.modules)") == "False"
+    assert isolated("import hpo.launch.launcher, hpo.launch.local, hpo.view.live; print('torch' in sys.modules)") == "False"
 
 
 def test_models_and_data_load_torchvision_only_when_it_is_needed() -> None:

@@ -61,7 +61,7 @@ def check(
 ) -> None:
     """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
     from hpo import studyfile
-    from hpo.fleet.local import default_workers
+    from hpo.launch.local import default_workers
     from hpo.view import checked
 
     found = studyfile.read(file, code_folder=code)
@@ -99,7 +99,7 @@ def run(
 ) -> None:
     """Search: make or join the study, start workers, show progress, end when the budget is spent, name the winner."""
     from hpo.errors import SpecError
-    from hpo.fleet import nursery
+    from hpo.launch import fork_server
     from hpo.spec.study_file import StudySpec
 
     try:
@@ -110,12 +110,14 @@ def run(
         studyfile.read(file, name=name, code_folder=code)  # which tells of what is wrong with values as well
         raise
     if workers != 0:
-        nursery.warm_up(None if loaded.objective else loaded.executor)  # while this process loads the rest for itself
+        fork_server.warm_up(
+            None if loaded.objective else loaded.executor
+        )  # while this process loads the rest for itself
 
-    from hpo import search as searching
     from hpo import study as studies
     from hpo import studyfile
-    from hpo.fleet.local import Fleet, default_workers, last_words
+    from hpo.launch import launcher
+    from hpo.launch.local import Fleet, default_workers, last_words
     from hpo.spec.durations import seconds
     from hpo.storage.connect import FAILURES, check_connections, connect
     from hpo.storage.tables import Hold
@@ -156,7 +158,7 @@ def run(
     else:
         check_connections(place, count)
         fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
-        code_of_exit = searching.search(study, fleet, view, timeout=limit)
+        code_of_exit = launcher.search(study, fleet, view, timeout=limit)
         if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = code_of_exit or fleet.exit_code
@@ -225,7 +227,7 @@ def worker(
     from hpo import recycling, studyfile
     from hpo import worker as worker_loop
     from hpo.errors import Outage
-    from hpo.fleet.local import TRY_AGAIN
+    from hpo.launch.local import TRY_AGAIN
     from hpo.queue import reaper, workers
     from hpo.spec.study_file import Recovery
 

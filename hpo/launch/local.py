@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from hpo.fleet import gpus, nursery
+from hpo.launch import fork_server, gpus
 from hpo.queue import reaper
 from hpo.signals import ASKING
 from hpo.storage.connect import plain_url
@@ -101,7 +101,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start a worker in every slot."""
-        nursery.warm_up(None if self.study.spec.objective else self.study.spec.executor)
+        fork_server.warm_up(None if self.study.spec.objective else self.study.spec.executor)
         for slot in self.slots:
             self._start(slot)
 
@@ -119,7 +119,7 @@ class Fleet:
         arguments += ["--allow-code-change"] if self.allow_code_change else []
         slot.started_at, slot.restart_at = time.monotonic(), None
         try:
-            slot.process = nursery.start(arguments, self._environment(slot), slot.log)
+            slot.process = fork_server.start(arguments, self._environment(slot), slot.log)
         except (EOFError, OSError) as error:
             log.warning("%s did not start: %s", slot.name, error or "the server that workers are forked from is gone")
             slot.exit_codes.append(SERVER_GONE)

@@ -15,7 +15,7 @@ from types import FrameType
 
 from hpo.errors import StorageError
 from hpo.finished import finished
-from hpo.fleet.local import Fleet
+from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.signals import ASKING
