@@ -44,12 +44,13 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, columnpruning, crew, sampling, summary, worker
+from hpo import attempt, crew, summary, worker
 from hpo import study as studies
 from hpo.lease import Lease
 from hpo.post import Post
 from hpo.queue import claiming, workers
 from hpo.queue.ledger import Ledger
+from hpo.search import array_pruners, samplers
 from hpo.signals import StopSignal
 from hpo.spec import seeds
 from hpo.spec.study_file import StudySpec
@@ -495,7 +496,7 @@ def run_side_by_side(our: OurWorker) -> None:
             for trial, report in zip(trials, reports, strict=True):
                 trial.take_note(report)
             study.storage.optuna.hear(study.study_id, post.finished)
-            columnpruning.decide(study.optuna, [trial.frozen for trial in trials])
+            array_pruners.decide(study.optuna, [trial.frozen for trial in trials])
         ends = [
             trial.ending(TrialState.COMPLETE, points[-1][1])
             for trial, (points, _) in zip(trials, proposed, strict=True)
@@ -504,7 +505,7 @@ def run_side_by_side(our: OurWorker) -> None:
 
 
 def _open(our: OurWorker, lease: Lease) -> LeasedTrial:
-    our.study.optuna.sampler = sampling.build(our.study.spec, lease.claim.number)
+    our.study.optuna.sampler = samplers.build(our.study.spec, lease.claim.number)
     return attempt.open_trial(our.study, lease)
 
 

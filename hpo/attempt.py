@@ -11,12 +11,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo import handover, retention, sampling
+from hpo import handover, retention
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
 from hpo.lease import Lease
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.rows import SECONDS
+from hpo.search import samplers
 from hpo.spec.failures import Failure, Verdict, signal_behind
 from hpo.storage.trial_rows import TrialRow
 from hpo.study import Study, as_in_optimize
@@ -32,7 +33,7 @@ class Attempt:
         self.study = study
         self.lease = lease
         self.is_over = False  # the trial is settled, parked or left to its new owner
-        self._sampler = sampling.build(study.spec, lease.claim.number)
+        self._sampler = samplers.build(study.spec, lease.claim.number)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ import torchinfo
 import data
 from hpo import assembly, costs, executors, parts
 from hpo.executors import Choice
-from hpo.lint import lint
+from hpo.search.lint import lint
 from hpo.spec import seeds, space, usercode
 from hpo.spec.space import Choices, Parameter, Tree
 from hpo.spec.study_file import StudySpec

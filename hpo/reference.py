@@ -20,8 +20,8 @@ import pydantic
 
 from hpo.after.steps import GIVEN, STEPS
 from hpo.parts import KINDS, Kind
-from hpo.pruning import PRUNERS
-from hpo.sampling import SAMPLERS
+from hpo.search.pruners import PRUNERS
+from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.options import Function
 from hpo.spec.study_file import StudySpec

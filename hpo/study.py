@@ -19,9 +19,9 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 
-from hpo import pruning, sampling
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.queue.ledger import Ledger
+from hpo.search import pruners, samplers
 from hpo.spec import study_file
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, trial_writes
@@ -75,7 +75,7 @@ class Study:
             uid=self.uid,
             worker=worker,
             lease_seconds=self.spec.recovery.lease_seconds if lease_seconds is None else lease_seconds,
-            grid_points=sampling.grid_size(self.spec),
+            grid_points=samplers.grid_size(self.spec),
             policies=self.spec.failures,
         )
 
@@ -134,7 +134,7 @@ def join(place: Storage, name: str) -> Study:
         raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, names(place))}")
     stored = _stored_spec(row, name)
     opened = optuna.load_study(
-        study_name=name, storage=place.optuna, sampler=sampling.build(stored, 0), pruner=pruning.build(stored)
+        study_name=name, storage=place.optuna, sampler=samplers.build(stored, 0), pruner=pruners.build(stored)
     )
     return Study(
         storage=place,

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo import pruning, sampling
 from hpo.errors import Mistakes
+from hpo.search import pruners, samplers
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec, read_document, told_of
 
@@ -51,7 +51,7 @@ def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
         parts.refuse_searches(rest)
     with mistakes.gathered():
         parts.refuse_wrong_sections({section: table for section, table in rest.tree.items() if table}, folder)
-    for check in (sampling.resolve, pruning.resolve):
+    for check in (samplers.resolve, pruners.resolve):
         with mistakes.gathered():
             check(rest)
     mistakes.tell()
@@ -68,7 +68,7 @@ def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) ->
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every default filled and every value checked; SpecError names key, value and mend."""
     mistakes = Mistakes()
-    for step in (partial(resolve_parts, folder=folder), sampling.resolve, pruning.resolve):
+    for step in (partial(resolve_parts, folder=folder), samplers.resolve, pruners.resolve):
         with mistakes.gathered():
             spec = step(spec)
     mistakes.tell()

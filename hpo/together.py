@@ -21,7 +21,6 @@ from typing import Any, NoReturn, Protocol
 
 import optuna
 
-from hpo import columnpruning
 from hpo.attempt import Attempt, Ending, end_all
 from hpo.crew import Wanted
 from hpo.errors import Diverged, Parked
@@ -31,6 +30,7 @@ from hpo.post import Post
 from hpo.queue.models import Claim
 from hpo.queue.start import MadeFrom, Suggested
 from hpo.saver import Saver
+from hpo.search import array_pruners
 from hpo.signals import StopSignal
 from hpo.spec.failures import SPOILING, Kind, kind_of
 from hpo.spec.space import Tree
@@ -279,7 +279,7 @@ class Together:
         study.storage.optuna.hear(study.study_id, self._post.finished)
 
         def ask() -> list[bool]:
-            return columnpruning.decide(study.optuna, [seat.trial.frozen for seat in seats])
+            return array_pruners.decide(study.optuna, [seat.trial.frozen for seat in seats])
 
         try:
             return self._post.ask_optuna(ask) or [False] * len(seats)

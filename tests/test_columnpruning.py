@@ -25,9 +25,9 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo import pruning
-from hpo.columnpruning import Brackets, Hyperband, Median, Percentile, SuccessiveHalving, decide
 from hpo.queue import ledger
+from hpo.search import pruners
+from hpo.search.array_pruners import Brackets, Hyperband, Median, Percentile, SuccessiveHalving, decide
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.finished_trials import RUNG_PREFIX
@@ -225,8 +225,8 @@ def test_patience_over_our_pruners_is_patience_over_optunas(processes: list[Lean
         processes,
         f"patient {wrapped}",
         "minimize",
-        lambda: pruning.patient(patience=2, wrapped=wrapped),
-        lambda: pruning.Patient(optunas[wrapped], 2, 0.0),
+        lambda: pruners.patient(patience=2, wrapped=wrapped),
+        lambda: pruners.Patient(optunas[wrapped], 2, 0.0),
     )
     go_through(pair, random.Random(wrapped), 200)
     assert {True, False} == set(pair.decisions)
@@ -322,8 +322,8 @@ def test_patience_shows_the_wrapped_pruner_only_what_does_not_improve(processes:
         processes,
         "patience",
         "maximize",
-        lambda: pruning.Patient(Median(0), 1, 0.0),
-        lambda: pruning.Patient(optuna.pruners.MedianPruner(0), 1, 0.0),
+        lambda: pruners.Patient(Median(0), 1, 0.0),
+        lambda: pruners.Patient(optuna.pruners.MedianPruner(0), 1, 0.0),
     )
     pair.add(create_trial(value=1.0, intermediate_values={1: 0.5, 2: 0.5}))
     curves = [(0.1, 0.2), (0.2, 0.1), (0.9, 0.8), (0.1, 0.1), (0.8, 0.9)]
@@ -445,10 +445,10 @@ def test_statements_of_a_halving_decision_through_optunas_trial(processes: list[
 @pytest.mark.parametrize(
     "made",
     [
-        pruning.none,
-        lambda: pruning.threshold(lower=0.0),
-        lambda: pruning.patient(patience=1),
-        lambda: pruning.patient(patience=5, wrapped="median"),
+        pruners.none,
+        lambda: pruners.threshold(lower=0.0),
+        lambda: pruners.patient(patience=1),
+        lambda: pruners.patient(patience=5, wrapped="median"),
     ],
     ids=["none", "threshold", "patient", "patient that need not ask"],
 )

@@ -13,7 +13,7 @@ import torch
 
 import data
 from hpo import assembly, studyfile
-from hpo.lint import lint
+from hpo.search.lint import lint
 from hpo.spec import space
 from hpo.spec.space import Choices
 from hpo.spec.training import TrainConfig

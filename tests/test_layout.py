@@ -38,7 +38,7 @@ LAYERS = [
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
     ["hpo.handover", "hpo.executors", "hpo.costs"],
-    ["hpo.export", "hpo.assembly", "hpo.tensorboards", "hpo.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
+    ["hpo.export", "hpo.assembly", "hpo.tensorboards", "hpo.search.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
     ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
@@ -62,13 +62,13 @@ LAYERS = [
     ["hpo.summary", "hpo.finished", "hpo.history", "hpo.queue.claiming", "hpo.queue.workers"],
     ["hpo.rows"],
     ["hpo.study", "hpo.parts"],
-    ["hpo.queue.ledger", "hpo.sampling"],
+    ["hpo.queue.ledger", "hpo.search.samplers"],
     ["hpo.queue.finish", "hpo.storage.retry", "hpo.queue.report", "hpo.queue.start"],
-    ["hpo.storage.connect", "hpo.tpe", "hpo.train.loop"],
+    ["hpo.storage.connect", "hpo.search.tpe", "hpo.train.loop"],
     ["hpo.train.run", "hpo.train.validation"],
-    ["hpo.pruning", "hpo.train.penalties"],
-    ["hpo.rivals"],
-    ["hpo.columnpruning"],
+    ["hpo.search.pruners", "hpo.train.penalties"],
+    ["hpo.search.pareto_pruner"],
+    ["hpo.search.array_pruners"],
     ["hpo.storage.optuna_storage"],
     ["hpo.storage.trial_cache", "hpo.storage.trial_writes"],
     ["hpo.storage.finished_trials"],
@@ -231,8 +231,8 @@ WRITERS = [
     "hpo.queue.ledger",
     "hpo.study",
     "hpo.trial",
-    "hpo.sampling",
-    "hpo.pruning",
+    "hpo.search.samplers",
+    "hpo.search.pruners",
     "hpo.rows",
     "hpo.summary",
     "hpo.finished",
@@ -256,9 +256,9 @@ WRITERS = [
     "hpo.queue.report",
     "hpo.queue.start",
     "hpo.queue.models",
-    "hpo.tpe",
-    "hpo.columnpruning",
-    "hpo.rivals",
+    "hpo.search.tpe",
+    "hpo.search.array_pruners",
+    "hpo.search.pareto_pruner",
     "hpo.spec.objectives",
 ]
 
@@ -334,7 +334,10 @@ def isolated(code: str, *, path: Path | None = None) -> str:
 
 
 def test_the_launcher_never_loads_torch() -> None:
-    assert isolated("import hpo.launch.launcher, hpo.launch.local, hpo.view.live; print('torch' in sys.modules)") == "False"
+    assert (
+        isolated("import hpo.launch.launcher, hpo.launch.local, hpo.view.live; print('torch' in sys.modules)")
+        == "False"
+    )
 
 
 def test_models_and_data_load_torchvision_only_when_it_is_needed() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hpo import pruning, sampling
-from hpo.lint import lint
+from hpo.search import pruners, samplers
+from hpo.search.lint import lint
 from hpo.spec.study_file import StudySpec
 
 LOG = {"low": 1e-4, "high": 1e-1, "log": True}
@@ -24,7 +24,7 @@ def found(**changes: Any) -> list[str]:
         "training": TRAINING,
     }
     spec = StudySpec.from_document(document | changes)
-    return lint(pruning.resolve(sampling.resolve(spec)))
+    return lint(pruners.resolve(samplers.resolve(spec)))
 
 
 def test_a_sound_file_has_no_warning() -> None:

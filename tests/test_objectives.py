@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from hpo import pruning, studyfile
+from hpo import studyfile
 from hpo.errors import SpecError
-from hpo.lint import lint
-from hpo.rivals import AmongRivals
+from hpo.search import pruners
+from hpo.search.lint import lint
+from hpo.search.pareto_pruner import AmongRivals
 from hpo.spec.objectives import COSTS, Beside, Bound, Known
 from hpo.spec.study_file import StudySpec, differences
 from hpo.storage.finished_trials import violation_in
@@ -154,10 +155,10 @@ def test_the_columns_read_optuna_s_constraints_of_both_versions() -> None:
 def test_a_pruner_compares_rivals_where_something_is_known_before(
     changes: dict[str, Any], is_among_rivals: bool
 ) -> None:
-    assert isinstance(pruning.build(resolved(**changes)), AmongRivals) is is_among_rivals
+    assert isinstance(pruners.build(resolved(**changes)), AmongRivals) is is_among_rivals
     wrapped = {"name": "patient", "patience": 2, "wrapped": "median"}
-    patient = pruning.build(resolved(**{**changes, "pruner": wrapped}))
-    assert isinstance(patient, pruning.Patient)
+    patient = pruners.build(resolved(**{**changes, "pruner": wrapped}))
+    assert isinstance(patient, pruners.Patient)
     assert isinstance(patient.wrapped, AmongRivals) is (is_among_rivals or "objectives" in changes)
 
 

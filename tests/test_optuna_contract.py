@@ -34,7 +34,7 @@ from optuna.testing.pytest_samplers import (
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import pruning, sampling
+from hpo.search import pruners, samplers
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, plain_url
@@ -66,12 +66,12 @@ class AFreshSamplerEachTrial(BaseSampler):
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         document = {"name": "s", "objective": "mine.py:f", "direction": "minimize"}
-        self.spec = sampling.resolve(StudySpec.from_document({**document, "sampler": {"name": name, **options}}))
+        self.spec = samplers.resolve(StudySpec.from_document({**document, "sampler": {"name": name, **options}}))
         self.made: dict[int, BaseSampler] = {}
 
     def of(self, trial: FrozenTrial) -> BaseSampler:
         if trial.number not in self.made:
-            self.made[trial.number] = sampling.build(self.spec, trial.number)
+            self.made[trial.number] = samplers.build(self.spec, trial.number)
         return self.made[trial.number]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -220,7 +220,7 @@ def optunas_own(name: str, options: dict[str, Any]) -> optuna.pruners.BasePruner
             defaults = {"median": percentile_defaults(), "percentile": {"percentile": 25.0} | percentile_defaults()}
             inner = given.pop("wrapped")
             wrapped = None if inner == "none" else optunas_own(inner, defaults.get(inner, {}))
-            return pruning.Patient(wrapped, **given)
+            return pruners.Patient(wrapped, **given)
         case "none":
             return optuna.pruners.NopPruner()
         case "median":
@@ -251,7 +251,7 @@ class Pair:
         direction = rng.choice(["minimize", "maximize"])
         given: dict[str, Any] = {"direction": direction, "study_name": f"twin-{rng.random()}"}  # of one name: Hyperband
         self.studies = [
-            optuna.create_study(storage=place.optuna, pruner=pruning.PRUNERS[name](**options), **given),
+            optuna.create_study(storage=place.optuna, pruner=pruners.PRUNERS[name](**options), **given),
             optuna.create_study(storage=InMemoryStorage(), pruner=optunas_own(name, options), **given),
         ]
         self.running: dict[int, list[optuna.Trial]] = {}
@@ -336,7 +336,7 @@ class Pair:
 
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # Optuna's pruners ask numpy for the best of none
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # and for what is half way between infinities
-@pytest.mark.parametrize("name", pruning.PRUNERS)
+@pytest.mark.parametrize("name", pruners.PRUNERS)
 def test_a_pruner_on_our_storage_decides_as_optunas_own_does_in_memory(place: Storage, name: str) -> None:
     decided = []
     for seed in range(6 if place.is_sqlite else 3):

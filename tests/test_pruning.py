@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo import pruning
 from hpo.errors import SpecError
+from hpo.search import pruners
 from hpo.spec.study_file import StudySpec
 
 TREE: dict[str, Any] = {
@@ -21,12 +21,12 @@ GOOD, BAD = [0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9], [0.1] * 9
 
 
 def spec(pruner: dict[str, Any], **changes: Any) -> StudySpec:
-    return pruning.resolve(StudySpec.from_document({"name": "s", "pruner": pruner, **TREE, **changes}))
+    return pruners.resolve(StudySpec.from_document({"name": "s", "pruner": pruner, **TREE, **changes}))
 
 
 def study_of(pruner: dict[str, Any], history: Sequence[Sequence[float]] = (), **changes: Any) -> optuna.Study:
     found = spec(pruner, **changes)
-    study = optuna.create_study(direction=found.direction, pruner=pruning.build(found), study_name="fixed")
+    study = optuna.create_study(direction=found.direction, pruner=pruners.build(found), study_name="fixed")
     for curve in history:
         trial = study.ask()
         for epoch, reported in enumerate(curve, start=1):
@@ -125,10 +125,10 @@ def test_hyperbands_resource_is_the_epochs_of_the_longest_trial(epochs: Any, mos
 
 def test_every_pruner_is_built_from_its_defaults() -> None:
     needed: dict[str, dict[str, Any]] = {"threshold": {"lower": 0.0}, "patient": {"patience": 3}}
-    for name in pruning.PRUNERS:
-        built = pruning.build(spec({"name": name, **needed.get(name, {})}))
+    for name in pruners.PRUNERS:
+        built = pruners.build(spec({"name": name, **needed.get(name, {})}))
         assert isinstance(built, optuna.pruners.BasePruner)
-    assert list(pruning.PRUNERS) == [
+    assert list(pruners.PRUNERS) == [
         "none",
         "median",
         "percentile",
@@ -193,5 +193,5 @@ def test_a_pruner_that_cannot_work_is_refused(pruner: dict[str, Any], message: s
 def test_hyperband_over_an_objective_of_the_users_own_must_be_told_its_resource() -> None:
     document = {"name": "s", "objective": "mine.py:f", "direction": "minimize", "pruner": {"name": "hyperband"}}
     with pytest.raises(SpecError) as caught:
-        pruning.resolve(StudySpec.from_document(document))
+        pruners.resolve(StudySpec.from_document(document))
     assert str(caught.value) == "pruner.max_resource: pruner hyperband needs 'max_resource'; add it"

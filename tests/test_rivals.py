@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo import columnpruning
 from hpo.lease import Lease
 from hpo.queue.claiming import claim
 from hpo.queue.models import Claim
+from hpo.search import array_pruners
 from hpo.spec.objectives import Known
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX
@@ -115,7 +115,7 @@ def test_trials_decided_together_are_each_other_s_rivals_in_any_order(make: Make
     held = [begin(study, size) for size in sizes]
     for trial, value in zip(held, values, strict=True):
         trial.report(value, 1)
-    decided = columnpruning.decide(study.optuna, [held[index].frozen for index in order])
+    decided = array_pruners.decide(study.optuna, [held[index].frozen for index in order])
     found = dict(zip(order, decided, strict=True))
     assert found == {0: True, 1: False, 2: True}  # 0.55 is better than both, and smaller; of three one goes on
 

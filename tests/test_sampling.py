@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 import pytest
 
-from hpo import sampling
 from hpo.errors import SpecError
+from hpo.search import samplers
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.study import as_in_optimize, stop_was_requested
@@ -32,12 +32,12 @@ CONDITIONAL = FLAT | {"optimizer": {"name": {"choices": ["a", "b"]}, "a": {"mome
 
 def spec(name: str, tree: dict[str, Any] = FLAT, *, seed: int = 0, **options: Any) -> StudySpec:
     document = {"name": "s", "seed": seed, "sampler": {"name": name, **options}, **tree}
-    return sampling.resolve(StudySpec.from_document(document))
+    return samplers.resolve(StudySpec.from_document(document))
 
 
 def own(**sampler: Any) -> StudySpec:
     document = {"name": "s", "objective": "mine.py:f", "direction": "minimize", "sampler": sampler}
-    return sampling.resolve(StudySpec.from_document(document))
+    return samplers.resolve(StudySpec.from_document(document))
 
 
 def value(trial: optuna.trial.BaseTrial) -> float:
@@ -48,7 +48,7 @@ def search(found: StudySpec, trials: int, history: optuna.Study | None = None) -
     """Run trials as workers do: a fresh sampler each, made for the trial's number."""
     study = history or optuna.create_study(study_name="fixed")
     for _ in range(trials):
-        study.sampler = sampling.build(found, len(study.trials))
+        study.sampler = samplers.build(found, len(study.trials))
         trial = study.ask()
         space.suggest(found.tree, trial)
         study.tell(trial, value(trial))
@@ -58,13 +58,13 @@ def search(found: StudySpec, trials: int, history: optuna.Study | None = None) -
 def next_params(found: StudySpec, history: optuna.Study, number: int) -> dict[str, Any]:
     """Return what the sampler made for this number proposes after this history, which stays as it is."""
     study = copy.deepcopy(history)
-    study.sampler = sampling.build(found, number)
+    study.sampler = samplers.build(found, number)
     trial = study.ask()
     space.suggest(found.tree, trial)
     return trial.params
 
 
-@pytest.mark.parametrize("name", [name for name in sampling.SAMPLERS if name != "grid"])
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name != "grid"])
 def test_each_sampler_searches_a_space_and_the_same_number_and_history_give_the_same_suggestion(name: str) -> None:
     found = spec(name, n_startup_trials=3) if name in ("tpe", "gp", "cmaes") else spec(name)
     study = search(found, 7)
@@ -112,7 +112,7 @@ def test_no_two_trial_numbers_share_a_start_up_point(name: str) -> None:
 
 def test_tpe_groups_exactly_where_the_space_is_conditional_or_the_file_says_so() -> None:
     def group(tree: dict[str, Any], **options: Any) -> bool:
-        sampler = sampling.build(spec("tpe", tree, **options), 0)
+        sampler = samplers.build(spec("tpe", tree, **options), 0)
         assert isinstance(sampler, optuna.samplers.TPESampler)
         return bool(sampler._group)
 
@@ -130,10 +130,10 @@ def test_tpe_searches_a_conditional_space_without_falling_back_to_independent_dr
 
 
 def test_the_options_reach_the_sampler() -> None:
-    nsga2 = sampling.build(spec("nsga2", population_size=7), 0)
+    nsga2 = samplers.build(spec("nsga2", population_size=7), 0)
     assert isinstance(nsga2, optuna.samplers.NSGAIISampler)
     assert nsga2.population_size == 7
-    tpe = sampling.build(spec("tpe", n_startup_trials=3, n_ei_candidates=5, constant_liar=False), 0)
+    tpe = samplers.build(spec("tpe", n_startup_trials=3, n_ei_candidates=5, constant_liar=False), 0)
     assert isinstance(tpe, optuna.samplers.TPESampler)
     assert (tpe._n_startup_trials, tpe._n_ei_candidates, tpe._constant_liar) == (3, 5, False)
 
@@ -143,11 +143,11 @@ def test_the_options_reach_the_sampler() -> None:
 
 def test_grid_visits_every_point_once_and_then_asks_to_stop() -> None:
     found = spec("grid", STEPPED)
-    assert sampling.grid_size(found) == 8
+    assert samplers.grid_size(found) == 8
     study = optuna.create_study()
     with as_in_optimize(study):
         for number in range(8):
-            study.sampler = sampling.build(found, number)
+            study.sampler = samplers.build(found, number)
             trial = study.ask()
             space.suggest(found.tree, trial)
             assert not stop_was_requested(study)
@@ -156,16 +156,16 @@ def test_grid_visits_every_point_once_and_then_asks_to_stop() -> None:
     assert len(set(seen)) == 8
     assert stop_was_requested(study)
     assert {dict(point)["model.dropout"] for point in seen} == {0.0, 0.1, 0.2, 0.3}
-    assert sampling.grid_size(spec("tpe")) is None
+    assert samplers.grid_size(spec("tpe")) is None
 
 
 def test_grid_over_an_objective_of_the_users_own_takes_its_listed_values() -> None:
     found = own(name="grid", search_space={"x": [1, 2], "k": ["a", "b", "c"]})
-    assert sampling.grid_size(found) == 6
+    assert samplers.grid_size(found) == 6
     study = optuna.create_study()
     with as_in_optimize(study):
         for number in range(6):
-            study.sampler = sampling.build(found, number)
+            study.sampler = samplers.build(found, number)
             trial = study.ask()
             trial.suggest_int("x", 0, 5)
             trial.suggest_categorical("k", ["a", "b", "c"])
@@ -231,7 +231,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("sampler", "tree", "message"), REFUSED)
 def test_a_sampler_that_cannot_work_is_refused(sampler: dict[str, Any], tree: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
-        sampling.resolve(StudySpec.from_document({"name": "s", "sampler": sampler, **tree}))
+        samplers.resolve(StudySpec.from_document({"name": "s", "sampler": sampler, **tree}))
     assert str(caught.value) == message
 
 

@@ -160,7 +160,7 @@ def test_a_tpe_of_several_objectives_learns_from_pruned_trials_by_the_first(make
         study.optuna.add_trial(template)
     from optuna.samplers._tpe.sampler import _split_trials
 
-    from hpo.tpe import FirstJudged
+    from hpo.search.tpe import FirstJudged
 
     below, _ = _split_trials(FirstJudged(study.optuna), study.optuna.get_trials(deepcopy=False), 1)
     assert [trial.values[0] for trial in below] == [0.7]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hpo import pruning, sampling
 from hpo.errors import SpecError
-from hpo.lint import lint
+from hpo.search import pruners, samplers
+from hpo.search.lint import lint
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import STOPPING_RULES, Stopping, TrainConfig
 from hpo.train import stopping
@@ -202,6 +202,6 @@ def test_a_file_without_the_section_has_the_fingerprint_that_it_had() -> None:
 )
 def test_what_cannot_stop_anything_or_stops_twice_is_warned_of(changes: dict[str, Any], start: str | None) -> None:
     spec = StudySpec.from_document({**BASE, "pruner": {"name": "none"}, **changes})
-    lines = lint(pruning.resolve(sampling.resolve(spec)))
+    lines = lint(pruners.resolve(samplers.resolve(spec)))
     assert len(lines) == (start is not None)
     assert not start or lines[0].startswith(start)

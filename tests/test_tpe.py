@@ -19,9 +19,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
+from hpo.search.tpe import ColumnTPE, History
 from hpo.storage.connect import Storage, connect
 from hpo.storage.optuna_storage import LeanStorage
-from hpo.tpe import ColumnTPE, History
 
 NAME = "s"
 STATES = ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]

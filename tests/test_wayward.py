@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import attempt, control, sampling, worker
+from hpo import attempt, control, worker
 from hpo.errors import StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
@@ -24,6 +24,7 @@ from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report
+from hpo.search import samplers
 from hpo.signals import StopSignal
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.study import Study
@@ -129,7 +130,7 @@ def test_a_trial_that_a_person_ends_while_its_sampler_works_ends_at_its_next_loo
         trial.should_prune()
         return x
 
-    monkeypatch.setitem(sampling.SAMPLERS, "random", lambda draw: Slow(seed=draw.trial_seed))
+    monkeypatch.setitem(samplers.SAMPLERS, "random", lambda draw: Slow(seed=draw.trial_seed))
     assert work(study, objective) == 0
     assert states(study) == ["PRUNED", "COMPLETE"]
     assert (trials(study)[0].value, outcomes(study)[0]) == (0.5, "stopped")
@@ -515,7 +516,7 @@ class Told:
             def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: object) -> None:
                 ends.append((trial.number, state.name))
 
-        monkeypatch.setitem(sampling.SAMPLERS, "random", lambda draw: Noting(seed=draw.trial_seed))
+        monkeypatch.setitem(samplers.SAMPLERS, "random", lambda draw: Noting(seed=draw.trial_seed))
 
 
 @pytest.fixture

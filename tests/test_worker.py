@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import sampling, worker
+from hpo import worker
 from hpo.attempt import open_trial
 from hpo.errors import StorageError
 from hpo.lease import Lease
@@ -21,6 +21,7 @@ from hpo.queue import claiming, reaper
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
+from hpo.search import samplers
 from hpo.signals import StopSignal
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials
@@ -313,7 +314,7 @@ def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(m
     assert claiming.claim(quick) is Idle.WAIT  # both points are dealt out, if not drawn yet
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
-        study.optuna.sampler = sampling.build(study.spec, claim.number)
+        study.optuna.sampler = samplers.build(study.spec, claim.number)
         study.optuna.get_trials(deepcopy=False)
         open_trial(study, Lease(ledger, claim)).suggest_int("x", 1, 2)
     assert claiming.claim(quick) is Idle.WAIT
@@ -338,7 +339,7 @@ def test_a_sampler_that_fails_before_a_trial_fails_that_trial(
         def after_trial(self, *arguments: object) -> None:
             raise RuntimeError("another one")
 
-    monkeypatch.setitem(sampling.SAMPLERS, "random", lambda draw: Broken(seed=draw.trial_seed))
+    monkeypatch.setitem(samplers.SAMPLERS, "random", lambda draw: Broken(seed=draw.trial_seed))
     assert work(study, lambda trial: trial.suggest_float("x", 0, 1)) == 0
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
     assert "a sampler's bug" in (outcomes(study)[0][1] or "")
@@ -353,7 +354,7 @@ def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeSt
         opened = []
         for claim in claims:
             assert isinstance(claim, Claim)
-            study.optuna.sampler = sampling.build(study.spec, claim.number)
+            study.optuna.sampler = samplers.build(study.spec, claim.number)
             study.optuna.get_trials(deepcopy=False)
             opened.append(open_trial(study, Lease(ledger, claim)))
             drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
@@ -438,7 +439,7 @@ def test_a_worker_s_suggestions_are_those_that_optuna_makes_of_the_same_history(
     for number in (5, 12, 20, 29):
         plain = optuna.create_study(study_name=study.name)
         plain.add_trials(made[:number])
-        plain.sampler = sampling.build(study.spec, number)
+        plain.sampler = samplers.build(study.spec, number)
         trial = plain.ask()
         drawn(trial)
         assert trial.params == made[number].params, number

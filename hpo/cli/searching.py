@@ -67,7 +67,7 @@ def check(
     found = studyfile.read(file, code_folder=code)
     typer.echo(checked.spec_text(found.spec))
     if found.spec.objective:
-        from hpo.lint import lint
+        from hpo.search.lint import lint
 
         typer.echo(checked.warnings_text(lint(found.spec)))
         return

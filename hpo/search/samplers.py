@@ -16,10 +16,10 @@ import optuna
 from annotated_types import Ge, Gt, Le
 
 from hpo.errors import SpecError
-from hpo.pruning import named
+from hpo.search.pruners import named
+from hpo.search.tpe import ColumnTPE
 from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
-from hpo.tpe import ColumnTPE
 
 Sampler = optuna.samplers.BaseSampler
 Count = Annotated[int, Ge(0)]

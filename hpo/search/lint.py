@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from hpo import pruning
+from hpo.search import pruners
 from hpo.spec import space
 from hpo.spec.curve import Direction
 from hpo.spec.space import Choices, Range
@@ -66,7 +66,7 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     # Of an objective of the user's own only Hyperband says how long it is.
     epochs = spec.pruner.get("max_resource") if spec.objective else max(space.ends_of(spec.tree["training"]["epochs"]))
     last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
-    if last is not None and not _can_prune(pruning.plain(spec), last, spec.direction or "minimize"):
+    if last is not None and not _can_prune(pruners.plain(spec), last, spec.direction or "minimize"):
         yield f"pruner {name}: cannot prune anything within the first {last} of {epochs} epochs; lower its warm-up or rungs"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.columnpruning import (
+from hpo.search.array_pruners import (
     Bools,
     Floats,
     Hyperband,

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import optuna
 from annotated_types import Ge, Le
 
-from hpo import columnpruning
 from hpo.errors import SpecError, nearest, shown
-from hpo.rivals import AmongRivals, Comparing
+from hpo.search import array_pruners
+from hpo.search.pareto_pruner import AmongRivals, Comparing
 from hpo.spec import options
 from hpo.spec.objectives import Goals
 from hpo.spec.space import ends_of
@@ -41,7 +41,7 @@ def median(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
-    return columnpruning.Median(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
+    return array_pruners.Median(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
 
 
 def percentile(
@@ -53,7 +53,7 @@ def percentile(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Keep the best `percentile` percent at each epoch."""
-    return columnpruning.Percentile(
+    return array_pruners.Percentile(
         percentile, n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials
     )
 
@@ -65,14 +65,14 @@ def successive_halving(
     min_early_stopping_rate: Count = 0,
 ) -> optuna.pruners.BasePruner:
     """Asynchronous successive halving, stopping only (Li et al., ASHA, 2020)."""
-    return columnpruning.SuccessiveHalving(min_resource, reduction_factor, min_early_stopping_rate)
+    return array_pruners.SuccessiveHalving(min_resource, reduction_factor, min_early_stopping_rate)
 
 
 def hyperband(
     *, max_resource: Positive, min_resource: Positive = 1, reduction_factor: Annotated[int, Ge(2)] = 3
 ) -> optuna.pruners.BasePruner:
     """Several brackets of successive halving (Li et al., Hyperband, 2018); `max_resource` is the epochs of a full trial."""
-    return columnpruning.Hyperband(min_resource, max_resource, reduction_factor)
+    return array_pruners.Hyperband(min_resource, max_resource, reduction_factor)
 
 
 def threshold(
@@ -97,7 +97,7 @@ def patient(
     return Patient(inner, patience, min_delta)
 
 
-class Patient(columnpruning.JointPruner):
+class Patient(array_pruners.JointPruner):
     """Prunes what does not improve. Optuna's own asks whether the value got worse, which a best so far never does."""
 
     def __init__(self, wrapped: optuna.pruners.BasePruner | None, patience: int, min_delta: float) -> None:
@@ -107,12 +107,12 @@ class Patient(columnpruning.JointPruner):
 
     def decide(self, study: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial]) -> list[bool]:
         """Say of each trial whether it has not improved, and the wrapped pruner agrees; only those are shown to it."""
-        sign = columnpruning.sign_of(study)
+        sign = array_pruners.sign_of(study)
         stuck = [self._is_stuck(trial, sign) for trial in trials]
         if self.wrapped is None:
             return stuck
         shown = [trial for trial, is_stuck in zip(trials, stuck, strict=True) if is_stuck]
-        agreed = iter(columnpruning.ask(self.wrapped, study, shown))
+        agreed = iter(array_pruners.ask(self.wrapped, study, shown))
         return [is_stuck and next(agreed) for is_stuck in stuck]
 
     def _is_stuck(self, trial: optuna.trial.FrozenTrial, sign: float) -> bool:
