@@ -17,15 +17,16 @@ from hpo.errors import SpecError
 from hpo.spec import metrics, space
 from hpo.spec.space import Tree
 from hpo.spec.training import Part, TrainConfig
-from hpo.train import groups, losses, measures, warmup
+from hpo.train import eval_metrics
 from hpo.train.batches import steps_per_epoch
-from hpo.train.losses import Loss
-from hpo.train.penalties import Penalties
+from hpo.train.monitors import Watch
+from hpo.train.optim import losses, param_groups, warmup
+from hpo.train.optim.losses import Loss
+from hpo.train.optim.penalties import Penalties
+from hpo.train.optim.schedules import Schedule
 from hpo.train.pixels import endless_batches
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.schedule import Schedule
-from hpo.train.watching import Watch
 
 RGB = 3  # channels
 PREPARING_BATCH = 128  # images that a model is fitted to before it is trained: lsuv, an autoencoder's step
@@ -93,7 +94,7 @@ def build_run(
     """
     check_images(config, splits)
     training = config.training
-    measures.check(config.watch.metrics, splits.num_classes)
+    eval_metrics.check(config.watch.metrics, splits.num_classes)
     shape = tuple(splits.train.images.shape[1:])
 
     def build() -> nn.Module:
@@ -104,7 +105,7 @@ def build_run(
     model = model.to(device, dtype)
     steps = steps_per_epoch(len(splits.train.labels), training.batch_size)
     optimizer = parts.call("optimizer", config.optimizer, folder, model)
-    groups.set_rates(optimizer)
+    param_groups.set_rates(optimizer)
     return Run(
         model=model,
         optimizer=optimizer,

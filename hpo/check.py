@@ -25,7 +25,7 @@ from hpo.spec.training import TrainConfig
 from hpo.train.batches import steps_per_epoch
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
-from hpo.train.schedule import CurveSchedule
+from hpo.train.optim.schedules import CurveSchedule
 from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at

@@ -23,11 +23,11 @@ from hpo.train.epoch import EpochResult
 from hpo.train.forwards import Make
 from hpo.train.layers import Unstackable
 from hpo.train.loop import Loop
-from hpo.train.losses import own_kind
+from hpo.train.monitors import Watch
+from hpo.train.optim.losses import own_kind
 from hpo.train.rowoptim import order_of
 from hpo.train.run import Run
 from hpo.train.stack import Stack
-from hpo.train.watching import Watch
 
 ENDLESS = 10**6  # epochs of a run that is only tried
 TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing

@@ -29,9 +29,9 @@ from hpo.spec.training import TrainConfig
 from hpo.tensorboards import Boards
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces
+from hpo.train.early_stopping import overfits_since
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
-from hpo.train.stopping import overfits_since
 from hpo.view import trajectory
 
 CHECKPOINT = "checkpoint.pt"

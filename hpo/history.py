@@ -24,7 +24,7 @@ from hpo.storage.tables import (
     trials,
 )
 from hpo.study import Study
-from hpo.train.stopping import overfits_since
+from hpo.train.early_stopping import overfits_since
 
 
 @dataclass(frozen=True, kw_only=True)

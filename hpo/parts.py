@@ -27,12 +27,12 @@ from hpo.spec.options import Function
 from hpo.spec.space import Choices, Tree
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Part, TrainConfig, read_section, training_defaults
-from hpo.train import groups, warmup
-from hpo.train.averaging import AVERAGINGS, Averaging
-from hpo.train.losses import LOSSES
-from hpo.train.optim import NEEDS, OPTIMIZERS
-from hpo.train.schedule import SCHEDULES
-from hpo.train.warmup import WARMUPS
+from hpo.train.optim import param_groups, warmup
+from hpo.train.optim.averaging import AVERAGINGS, Averaging
+from hpo.train.optim.losses import LOSSES
+from hpo.train.optim.optimizers import NEEDS, OPTIMIZERS
+from hpo.train.optim.schedules import SCHEDULES
+from hpo.train.optim.warmup import WARMUPS
 from models import MODELS
 from models.transfer import FILE_OR_NAME, is_file
 
@@ -62,7 +62,7 @@ KINDS = {
     "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
     "loss": Kind(functions=LOSSES, given=0, returns=Callable),
     # groups, made of a model
-    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=groups.split),
+    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=param_groups.split),
     "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
     # its length in steps, made of the schedule's and an epoch's
     "warmup": Kind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),

@@ -17,9 +17,9 @@ from data import Source, Splits
 from hpo.spec.seeds import derive
 from hpo.train.batches import steps_per_epoch
 from hpo.train.epoch import EpochResult
+from hpo.train.optim.schedules import Schedule, after, constant
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.schedule import Schedule, after, constant
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import mlp, use_generator

@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from data import Splits
 from hpo import final
-from hpo.train import averaging, checkpoint, loop
-from hpo.train.averaging import Average, Averaging
+from hpo.train import checkpoint, loop
+from hpo.train.optim import averaging
+from hpo.train.optim.averaging import Average, Averaging
 from hpo.train.run import Run
 from hpo.train.validation import assess
 from models import cnn

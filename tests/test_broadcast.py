@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpo.train import loop
 from hpo.train.broadcast import FORMS, Broadcast
+from hpo.train.optim.schedules import cosine, onecycle
+from hpo.train.optim.sgdw import SGDW
 from hpo.train.rowoptim import KINDS, order_of, own_state
 from hpo.train.rows import Rows
-from hpo.train.schedule import cosine, onecycle
-from hpo.train.sgdw import SGDW
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from tests.stacks import Trial, apart, digits, numbers, stop_before, train, weights

@@ -22,7 +22,7 @@ from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward

@@ -15,9 +15,9 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
-from hpo.train.optim import OPTIMIZERS
-from hpo.train.schedule import SCHEDULES
-from hpo.train.warmup import WARMUPS
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.schedules import SCHEDULES
+from hpo.train.optim.warmup import WARMUPS
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",

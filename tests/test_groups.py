@@ -14,12 +14,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from data import Splits
 from hpo.executors import partition_of
 from hpo.spec.training import Training
-from hpo.train import groups, loop
-from hpo.train.groups import joined, set_rates, split
-from hpo.train.optim import OPTIMIZERS
+from hpo.train import loop
+from hpo.train.optim import param_groups
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.param_groups import joined, set_rates, split
+from hpo.train.optim.schedules import cosine
+from hpo.train.optim.sgdw import SGDW
 from hpo.train.rowoptim import KINDS, Kind
-from hpo.train.schedule import cosine
-from hpo.train.sgdw import SGDW
 from models import cnn
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, stack_of, train, weights
@@ -32,7 +33,7 @@ def net() -> nn.Module:
     return model
 
 
-def named(model: nn.Module, given: list[groups.Group]) -> list[list[str]]:
+def named(model: nn.Module, given: list[param_groups.Group]) -> list[list[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [[names[parameter] for parameter in group["params"]] for group in given]
 

@@ -17,16 +17,17 @@ from data import Splits
 from hpo.errors import CheckpointError
 from hpo.spec.seeds import derive
 from hpo.spec.training import Stopping
-from hpo.train import averaging, checkpoint, loop, losses, pixels, validation
+from hpo.train import checkpoint, loop, pixels, validation
 from hpo.train.batches import can_halve, steps_per_epoch
 from hpo.train.epoch import EpochResult
-from hpo.train.optim import OPTIMIZERS
-from hpo.train.penalties import Penalties
+from hpo.train.monitors import Watch
+from hpo.train.optim import averaging, losses
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.penalties import Penalties
+from hpo.train.optim.schedules import constant, cosine, onecycle, plateau
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.schedule import constant, cosine, onecycle, plateau
 from hpo.train.validation import assess
-from hpo.train.watching import Watch
 from models import Dropout, cnn, mlp
 from tests.stacks import stop_before, timeless
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import MixedLabels
-from hpo.train import losses
-from hpo.train.losses import IGNORED, LOSSES, Known, Loss, RowLosses
+from hpo.train.optim import losses
+from hpo.train.optim.losses import IGNORED, LOSSES, Known, Loss, RowLosses
 
 CLASSES, IMAGES = 4, 6
 CPU = torch.device("cpu")

@@ -17,12 +17,12 @@ from hpo import parts
 from hpo.errors import SpecError
 from hpo.spec import metrics
 from hpo.spec.study_file import StudySpec
-from hpo.train import loop, measures
+from hpo.train import eval_metrics, loop
+from hpo.train.monitors import Watch
 from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.validation import assess
 from hpo.train.vmapped import VmapForward
-from hpo.train.watching import Watch
 from tests.stacks import Trial, digits, stack_of, train
 from tests.test_stopping import BASE
 
@@ -56,28 +56,28 @@ def test_a_metric_is_scikit_learns(name: str) -> None:
     logits = torch.randn(200, 5, generator=generator) + 2.0 * torch.nn.functional.one_hot(labels, 5)
     probabilities = logits.double().softmax(1).numpy()
     expected = REFERENCES[name](probabilities, labels.numpy())
-    assert measures.compute([name], logits, labels)[name] == pytest.approx(expected, abs=1e-6)
+    assert eval_metrics.compute([name], logits, labels)[name] == pytest.approx(expected, abs=1e-6)
 
 
 def test_logits_that_look_like_probabilities_are_still_logits() -> None:
     labels = torch.tensor([0, 1, 0, 1])
     logits = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.6], [0.1, 0.7]])
     expected = calibration_error(logits.double().softmax(1).numpy(), labels.numpy())
-    assert measures.compute(["calibration_error"], logits, labels)["calibration_error"] == pytest.approx(expected)
+    assert eval_metrics.compute(["calibration_error"], logits, labels)["calibration_error"] == pytest.approx(expected)
 
 
 def test_a_logit_that_is_no_number_makes_every_metric_none() -> None:
     logits = torch.tensor([[0.0, math.nan, 1.0], [1.0, 0.0, 0.5]])
-    found = measures.compute(ALL, logits, torch.tensor([0, 1]))
+    found = eval_metrics.compute(ALL, logits, torch.tensor([0, 1]))
     assert all(map(math.isnan, found.values()))
     assert list(found) == list(ALL)
 
 
 def test_a_class_that_does_not_occur_is_left_out_without_a_warning() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 2.0, 0.0], [3.0, 2.0, 0.0]])
-    found = measures.compute(["macro_f1", "auroc"], logits, torch.tensor([0, 1, 1, 0]))
+    found = eval_metrics.compute(["macro_f1", "auroc"], logits, torch.tensor([0, 1, 1, 0]))
     assert found == {"macro_f1": 1.0, "auroc": 1.0}
-    assert math.isnan(measures.compute(["auroc"], logits, torch.tensor([1, 1, 1, 1]))["auroc"])
+    assert math.isnan(eval_metrics.compute(["auroc"], logits, torch.tensor([1, 1, 1, 1]))["auroc"])
 
 
 @pytest.mark.parametrize("name", [*metrics.ALWAYS, *metrics.FURTHER, "top_5_accuracy"])
@@ -114,11 +114,11 @@ def test_what_a_file_says_wrongly_of_metrics_is_told_with_the_mend(
 
 
 def test_a_k_that_every_model_reaches_is_refused() -> None:
-    measures.check(["top_2_accuracy", "auroc"], 3)
+    eval_metrics.check(["top_2_accuracy", "auroc"], 3)
     with pytest.raises(
         SpecError, match="top_3_accuracy: is 1 for every model, the data has 3 classes; use a K below 3"
     ):
-        measures.check(["top_3_accuracy"], 3)
+        eval_metrics.check(["top_3_accuracy"], 3)
 
 
 TRIAL = Trial(splits=digits(), epochs=3, options={"watch": Watch(metrics=ALL)})
@@ -166,4 +166,4 @@ def test_a_stack_measures_each_run_as_the_loop_does(make: Callable[[list[Run]], 
 def test_logits_are_measured_in_float64_whatever_the_model_computes_in() -> None:
     logits: Tensor = torch.tensor([[20.0, 0.0], [19.0, 0.0], [0.0, 1.0], [18.0, 0.0]])  # saturated in float32
     labels = torch.tensor([0, 1, 1, 1])
-    assert measures.compute(["auroc"], logits, labels)["auroc"] == 1.0
+    assert eval_metrics.compute(["auroc"], logits, labels)["auroc"] == 1.0

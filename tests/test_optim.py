@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hpo.train import checkpoint
-from hpo.train.optim import OPTIMIZERS
-from hpo.train.schedule import Rate, apply
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.schedules import Rate, apply
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.train import loop
-from hpo.train.penalties import Penalties, units_of, weights_of
+from hpo.train.optim.penalties import Penalties, units_of, weights_of
 from models import cnn
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers

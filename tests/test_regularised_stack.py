@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits, Strength
-from hpo.train import averaging, checkpoint, forwards, loop, losses
+from hpo.train import checkpoint, forwards, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.losses import Loss
-from hpo.train.optim import OPTIMIZERS
-from hpo.train.penalties import Penalties
+from hpo.train.optim import averaging, losses
+from hpo.train.optim.losses import Loss
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from data import Splits
 from hpo.train import checkpoint, loop
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.schedules import cosine, onecycle
 from hpo.train.rowoptim import order_of, own_state, stepper
 from hpo.train.rows import Rows
-from hpo.train.schedule import cosine, onecycle
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, plain_epochs, stack_of, train
 

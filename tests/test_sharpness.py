@@ -20,8 +20,8 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training
 from hpo.train import loop
 from hpo.train.layers import Unstackable
-from hpo.train.optim import OPTIMIZERS
-from hpo.train.schedule import Rate
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.schedules import Rate
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from models import cnn, mlp

@@ -16,14 +16,15 @@ from torch import Tensor, nn, optim
 
 import data
 from data import Splits
-from hpo.train import checkpoint, loop, schedule
+from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Unstackable
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim import schedules
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.warmup import before, linear
 from hpo.train.run import Run
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
-from hpo.train.warmup import before, linear
 from models import Dropout, cnn, mlp
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, together, train, weights
@@ -76,17 +77,17 @@ def alone_in_a_stack(trial: Trial) -> tuple[list[EpochResult], dict[str, Any]]:
 
 # --- float64 ------------------------------------------------------------------------------------------------------------
 
-SCHEDULES: dict[str, Callable[[int], schedule.Schedule]] = {
-    "constant": schedule.constant,
-    "cosine": partial(schedule.cosine, final_factor=0.1),
-    "onecycle": schedule.onecycle,
-    "onecycle with momentum": partial(schedule.onecycle, cycle_momentum=True),
-    "step": partial(schedule.step, drops=3, gamma=0.5),
-    "exponential": schedule.exponential,
-    "polynomial": partial(schedule.polynomial, power=2.0),
-    "warm restarts": schedule.warm_restarts,
-    "plateau": partial(schedule.plateau, patience=0, threshold=0.03, factor=0.7),
-    "warmed up": lambda length: before(schedule.cosine(length - 10), 10, linear(10)),
+SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {
+    "constant": schedules.constant,
+    "cosine": partial(schedules.cosine, final_factor=0.1),
+    "onecycle": schedules.onecycle,
+    "onecycle with momentum": partial(schedules.onecycle, cycle_momentum=True),
+    "step": partial(schedules.step, drops=3, gamma=0.5),
+    "exponential": schedules.exponential,
+    "polynomial": partial(schedules.polynomial, power=2.0),
+    "warm restarts": schedules.warm_restarts,
+    "plateau": partial(schedules.plateau, patience=0, threshold=0.03, factor=0.7),
+    "warmed up": lambda length: before(schedules.cosine(length - 10), 10, linear(10)),
 }
 
 
@@ -96,8 +97,8 @@ def test_schedules(splits: Splits, name: str, kind: Callable[..., optim.Optimize
     trial = Trial(splits=splits, schedule=SCHEDULES[name], optimizer=kind, lr=0.02)
     trials = [
         *trial.several(2),
-        replace(trial, seed=9, schedule=schedule.cosine),
-        replace(trial, seed=8, epochs=7, schedule=schedule.step),  # leaves before the others
+        replace(trial, seed=9, schedule=schedules.cosine),
+        replace(trial, seed=8, epochs=7, schedule=schedules.step),  # leaves before the others
     ]
     assert apart(together(trials[:3]), [trial.by_plain_torch() for trial in trials[:3]]) <= EQUAL
     assert apart(together(trials)[3], trials[3].by_plain_torch()) <= EQUAL
@@ -147,7 +148,7 @@ def test_what_the_optimizer_was_not_given_stays_and_counts_in_no_norm(splits: Sp
 
 def test_runs_come_and_go_and_gaps_are_closed(splits: Splits) -> None:
     """Refill and compaction: seven trials of different lengths through three slots, each as alone."""
-    trial = Trial(splits=splits, optimizer=adamw, lr=0.01, schedule=schedule.cosine)
+    trial = Trial(splits=splits, optimizer=adamw, lr=0.01, schedule=schedules.cosine)
     lengths = [26, 5, 9, 26, 3, 27, 26]
     trials = [replace(t, epochs=epochs) for t, epochs in zip(trial.several(7), lengths, strict=True)]
     waiting = [trial.run() for trial in trials]
@@ -279,7 +280,7 @@ LARGER: dict[str, dict[str, Any]] = {
 
 def bitwise(splits: Splits, options: dict[str, Any]) -> Trial:
     common: dict[str, Any] = {"optimizer": adamw, "lr": 0.01, "epochs": 3, "seed": 3, "dtype": torch.float32}
-    return Trial(splits=splits, schedule=schedule.cosine, **(common | options))
+    return Trial(splits=splits, schedule=schedules.cosine, **(common | options))
 
 
 def check_any_place(trial: Trial, places: list[tuple[int, int]]) -> None:

@@ -25,8 +25,8 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.train import loop
+from hpo.train.early_stopping import verdict
 from hpo.train.run import Run
-from hpo.train.stopping import verdict
 from hpo.view.live import history_text, to_json
 from tests.declared import DOCUMENT, made, nothing, quiet, work
 from tests.stacks import Trial, digits, stop_before

@@ -12,8 +12,8 @@ from hpo.search import pruners, samplers
 from hpo.search.lint import lint
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import STOPPING_RULES, Stopping, TrainConfig
-from hpo.train import stopping
-from hpo.train.stopping import generalisation_loss, last_improvement, overfits_since, training_progress, verdict
+from hpo.train import early_stopping
+from hpo.train.early_stopping import generalisation_loss, last_improvement, overfits_since, training_progress, verdict
 
 BASE: dict[str, Any] = {
     "name": "s",
@@ -36,7 +36,7 @@ def stops_at(settings: dict[str, Any], **curves: list[float]) -> int | None:
 
 
 def test_every_rule_has_its_key_and_every_key_its_rule() -> None:
-    assert set(stopping.RULES) == set(STOPPING_RULES)
+    assert set(early_stopping.RULES) == set(STOPPING_RULES)
 
 
 def test_the_generalisation_loss_is_prechelts() -> None:

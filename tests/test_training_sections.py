@@ -20,8 +20,8 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import connect
 from hpo.train import loop
-from hpo.train.averaging import AVERAGINGS
-from hpo.train.losses import LOSSES
+from hpo.train.optim.averaging import AVERAGINGS
+from hpo.train.optim.losses import LOSSES
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {

@@ -15,10 +15,11 @@ from hpo import assembly, parts, studyfile
 from hpo.executors import partition_of
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training, with_sections
-from hpo.train import averaging, groups, loop
+from hpo.train import loop
 from hpo.train.checkpoint import save
 from hpo.train.layers import Unstackable
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim import averaging, param_groups
+from hpo.train.optim.optimizers import OPTIMIZERS
 from models import MODELS, cnn, freezing, mlp
 from models.transfer import reuse
 from tests import stacks
@@ -265,14 +266,14 @@ def test_a_thawing_goes_on_where_it_was_stopped(splits: Any) -> None:
 
 def test_pre_trained_layers_have_a_rate_of_their_own() -> None:
     model = mlp(SHAPE, CLASSES, widths=[7, 5], norm="none", layer_rate=0.1, pretrain="autoencoder")
-    optimizer = torch.optim.AdamW(groups.split(model, decay="all"), lr=0.02, weight_decay=0.3)
-    groups.set_rates(optimizer)
+    optimizer = torch.optim.AdamW(param_groups.split(model, decay="all"), lr=0.02, weight_decay=0.3)
+    param_groups.set_rates(optimizer)
     head, rest = optimizer.param_groups
     assert [p.shape[0] for p in head["params"]] == [CLASSES] * 2
     assert sorted(p.shape[0] for p in rest["params"]) == [5, 5, 7, 7]
     assert (head["lr"], rest["lr"]) == (0.02, pytest.approx(0.002))
     assert head["weight_decay"] == rest["weight_decay"] == 0.3
-    assert len(groups.split(mlp(SHAPE, CLASSES), decay="all")) == 1
+    assert len(param_groups.split(mlp(SHAPE, CLASSES), decay="all")) == 1
 
 
 @pytest.mark.parametrize(

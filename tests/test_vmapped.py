@@ -21,10 +21,10 @@ from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.layers import Pass, Unstackable
 from hpo.train.noise import Noise
-from hpo.train.optim import OPTIMIZERS
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.schedules import cosine
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.schedule import cosine
 from hpo.train.stack import Stack
 from hpo.train.stacked import Forward
 from hpo.train.vmapped import VmapForward

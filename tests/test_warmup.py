@@ -15,21 +15,21 @@ from hpo import assembly, parts
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train import schedule, warmup
-from hpo.train.warmup import Lengths
+from hpo.train.optim import schedules, warmup
+from hpo.train.optim.warmup import Lengths
 from tests.test_schedule import LR, RELATIVE, optimizer, torchs_rates
 
 LENGTH, WARMING = 60, 12
 AFTER: dict[str, tuple[Any, Any]] = {  # ours, torch's, both over what is left
-    "constant": (schedule.constant, partial(lr_scheduler.ConstantLR, factor=1.0, total_iters=0)),
-    "cosine": (schedule.cosine, partial(lr_scheduler.CosineAnnealingLR, T_max=LENGTH - WARMING)),
-    "polynomial": (schedule.polynomial, partial(lr_scheduler.PolynomialLR, total_iters=LENGTH - WARMING)),
+    "constant": (schedules.constant, partial(lr_scheduler.ConstantLR, factor=1.0, total_iters=0)),
+    "cosine": (schedules.cosine, partial(lr_scheduler.CosineAnnealingLR, T_max=LENGTH - WARMING)),
+    "polynomial": (schedules.polynomial, partial(lr_scheduler.PolynomialLR, total_iters=LENGTH - WARMING)),
     "warm restarts": (
-        partial(schedule.warm_restarts, cycles=2, t_mult=2),
+        partial(schedules.warm_restarts, cycles=2, t_mult=2),
         partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=16, T_mult=2),
     ),
     "exponential": (
-        partial(schedule.exponential, final_factor=0.5 ** (LENGTH - WARMING)),
+        partial(schedules.exponential, final_factor=0.5 ** (LENGTH - WARMING)),
         partial(lr_scheduler.ExponentialLR, gamma=0.5),
     ),
 }
@@ -49,15 +49,15 @@ def test_a_linear_warm_up_before_a_schedule_is_torchs_sequence(name: str) -> Non
 
 
 def test_it_rises_to_where_the_schedule_begins_and_leaves_momentum_to_it() -> None:
-    after = schedule.onecycle(50, div_factor=4, cycle_momentum=True)
+    after = schedules.onecycle(50, div_factor=4, cycle_momentum=True)
     both = warmup.before(after, 10, warmup.linear(10, start_factor=0.5))
     assert both(0) == (pytest.approx(0.125), 0.95)
     assert [both(10 + step) for step in range(60)] == [after(step) for step in range(60)]
 
 
 def test_a_schedule_by_the_curve_stays_one() -> None:
-    both = warmup.before(schedule.plateau(50, patience=0), 10, warmup.linear(10, start_factor=0.5))
-    stuck = schedule.after(both, [1.0, 1.0])
+    both = warmup.before(schedules.plateau(50, patience=0), 10, warmup.linear(10, start_factor=0.5))
+    stuck = schedules.after(both, [1.0, 1.0])
     assert [both(0).factor, both(5).factor, both(10).factor] == pytest.approx([0.5, 0.75, 1.0])
     assert [stuck(0).factor, stuck(10).factor] == pytest.approx([0.05, 0.1])
 
@@ -129,7 +129,7 @@ def test_a_file_s_warm_up_is_ours_or_the_users_own(tmp_path: Path) -> None:
     steps = len(plain) // 4
     assert none == plain
     assert linear[:steps] == pytest.approx([LR * (0.5 + 0.5 * step / steps) for step in range(steps)])
-    assert linear[steps:] == pytest.approx([LR * schedule.cosine(3 * steps)(step).factor for step in range(3 * steps)])
+    assert linear[steps:] == pytest.approx([LR * schedules.cosine(3 * steps)(step).factor for step in range(3 * steps)])
     assert own[: steps + 1] == pytest.approx([LR * max(0.125, (step / steps) ** 2) for step in range(steps + 1)])
 
 

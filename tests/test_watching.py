@@ -19,9 +19,9 @@ from data import Source, Splits
 from hpo.spec.seeds import derive
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
-from hpo.train.penalties import Penalties
+from hpo.train.monitors import Watch, of_gradients
+from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
-from hpo.train.watching import Watch, of_gradients
 from models import mlp
 from tests.stacks import CLASSES, Trial, stack_of, stop_before, train
 

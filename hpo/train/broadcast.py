@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
+from hpo.train.optim.sgdw import SGDW
 from hpo.train.rowoptim import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
 from hpo.train.rows import Rows
-from hpo.train.sgdw import SGDW
 
 Numbers = tuple[float, ...]  # of one row in one step
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from data import Augmentation, MixedLabels
-from hpo.train import losses, sharpness, validation, watching
+from hpo.train import monitors, validation
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
-from hpo.train.losses import Loss
-from hpo.train.optim import load_compiler
+from hpo.train.optim import losses, sam
+from hpo.train.optim.losses import Loss
+from hpo.train.optim.optimizers import load_compiler
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 
@@ -131,7 +132,7 @@ def _passes(run: Run, parameters: Sequence[Tensor], batch: Iterable[Piece]) -> I
     """Return the micro-batches that give a batch its gradient: all of them twice under sharpness-aware minimisation."""
     if not run.sam_rho:
         return batch
-    return sharpness.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness.dropout, run.loss_sum)
+    return sam.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness.dropout, run.loss_sum)
 
 
 def _mean_loss(loss_of: Loss, logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
@@ -192,4 +193,4 @@ def _watched(run: Run, logits: Tensor | None) -> dict[str, float]:
         return found
     *sums, norm = torch.cat([run.gauge.sums, run.gauge.parameter_norm()[None]]).tolist()
     size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
-    return found | watching.of_gradients(run.watch, sums, norm, **size)
+    return found | monitors.of_gradients(run.watch, sums, norm, **size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hpo.train.averaging import Average, Pairs
+from hpo.train.optim.averaging import Average, Pairs
 from hpo.train.rows import Rows
 
 

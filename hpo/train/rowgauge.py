@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, Watch
 from hpo.train.rows import Rows
 from hpo.train.run import Run
-from hpo.train.watching import NORM, PRODUCT, SQUARE, SUMS, Watch
 
 
 class RowGauges:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
+from hpo.train.optim.sgdw import SGDW
 from hpo.train.rows import Rows
-from hpo.train.sgdw import SGDW
 
 MOMENTUM = "momentum_buffer"
 

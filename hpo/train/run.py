@@ -20,19 +20,18 @@ from data import Drawn, Splits, Strength, Tone, draw
 from hpo.errors import CheckpointError
 from hpo.spec.metrics import column
 from hpo.spec.training import Stopping
-from hpo.train import averaging as averagings
-from hpo.train import losses, measures, optim, penalties, stopping, watching
-from hpo.train import schedule as schedules
-from hpo.train.averaging import Average, Averaging
+from hpo.train import early_stopping, eval_metrics, monitors
 from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
 from hpo.train.epoch import EpochResult
-from hpo.train.losses import Loss
-from hpo.train.penalties import Penalties
+from hpo.train.monitors import Gauge, Watch
+from hpo.train.optim import averaging, losses, optimizers, penalties, schedules
+from hpo.train.optim.averaging import Average, Averaging
+from hpo.train.optim.losses import Loss
+from hpo.train.optim.penalties import Penalties
+from hpo.train.optim.schedules import Schedule
 from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, number_type
 from hpo.train.randomness import Randomness
-from hpo.train.schedule import Schedule
-from hpo.train.watching import Gauge, Watch
 from models import freezing, use_generator
 
 AS_THEY_ARE = Strength()
@@ -97,7 +96,7 @@ class Run:
         clip_value: float | None = None,
         loss: Loss = losses.CROSS_ENTROPY,
         penalised: Penalties = penalties.NONE,
-        averaging: Averaging = averagings.NONE,
+        averaging: Averaging = averaging.NONE,
         sam_rho: float = 0.0,
         stopping: Stopping | None = None,
         watch: Watch = NOTHING_MORE,
@@ -164,7 +163,7 @@ class Run:
         """Why the run cannot be trained as one model with others, if that is so."""
         if self.sam_rho:
             return "sharpness-aware minimisation takes each batch twice"
-        return optim.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
+        return optimizers.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
 
     @property
     def images(self) -> Pixels:
@@ -261,7 +260,7 @@ class Run:
 
     def judged_weights(self) -> dict[str, Tensor]:
         """Return the model's state dict as validation judges it: with averages of weights, where there are any."""
-        return averagings.judged_weights(self.model, self.average)
+        return averaging.judged_weights(self.model, self.average)
 
     # --- what an executor calls, in this order ----------------------------------------------------------------------
 
@@ -326,7 +325,7 @@ class Run:
         seconds += self._seconds
         watched = dict(watched or {})
         if self.watch.resources:
-            watched |= watching.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
+            watched |= monitors.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
         self.epoch += 1
         self.batch, self._seconds, self._generators, self._in_step = 0, 0.0, {}, False
         self.gauge.before = {}
@@ -347,17 +346,17 @@ class Run:
 
     def further_metrics(self, logits: Tensor) -> dict[str, float]:
         """Return what is asked for of the validation part beside loss and accuracy, from its logits [N, classes]."""
-        found = measures.compute(self.watch.metrics, logits, self.splits.validation.labels)
+        found = eval_metrics.compute(self.watch.metrics, logits, self.splits.validation.labels)
         return {column(name): value for name, value in found.items()}
 
     def _look_whether_to_stop(self) -> None:
         is_early = 0 < self.epoch < self.epochs
-        self.stopped_by = stopping.verdict(self.stopping, self.curves) if self.stopping and is_early else None
+        self.stopped_by = early_stopping.verdict(self.stopping, self.curves) if self.stopping and is_early else None
 
 
 def _looked_at(settings: Stopping | None) -> list[str]:
     """Return the curves that a run keeps: what a schedule may look at, and its own rules of stopping."""
-    return list(dict.fromkeys([VALIDATION_LOSS, *(stopping.columns(settings) if settings else ())]))
+    return list(dict.fromkeys([VALIDATION_LOSS, *(early_stopping.columns(settings) if settings else ())]))
 
 
 def _own(value: Any) -> Any:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from data import Split
-from hpo.train import losses, measures
-from hpo.train.losses import Loss
+from hpo.train import eval_metrics
+from hpo.train.optim import losses
+from hpo.train.optim.losses import Loss
 from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, autocasting, number_type
 
@@ -42,7 +43,7 @@ def assess(
     size, laid_out = batch_size(accumulation), layout_of(model, images)
     totals = measure(model, images, split.labels, precision, size, laid_out, loss, logits)
     found = dict(zip(LOSS_AND_ACCURACY, totals.tolist(), strict=True))
-    return found | (measures.compute(metrics, torch.cat(logits), split.labels) if logits else {})
+    return found | (eval_metrics.compute(metrics, torch.cat(logits), split.labels) if logits else {})
 
 
 def measure(

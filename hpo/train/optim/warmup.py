@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from hpo.train.schedule import CurveSchedule, Rate, Schedule
+from hpo.train.optim.schedules import CurveSchedule, Rate, Schedule
 
 Warmup = Callable[[int], float]
 

@@ -20,9 +20,9 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from hpo.train.groups import Group, Params, grouped, joined
-from hpo.train.muon import MuonWithAdamW
-from hpo.train.sgdw import SGDW
+from hpo.train.optim.muon import MuonWithAdamW
+from hpo.train.optim.param_groups import Group, Params, grouped, joined
+from hpo.train.optim.sgdw import SGDW
 
 
 def sgd(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from hpo.train.groups import Group
+from hpo.train.optim.param_groups import Group
 
 
 class MuonWithAdamW(Optimizer):
