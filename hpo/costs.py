@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from hpo import measured
 from hpo.receipt import processor
-from hpo.train import architecture
 from hpo.train.precision import Precision, autocasting, number_type
 from hpo.train.run import Run
+from hpo.train.stack import architecture
 
 WARM_UP_PASSES = 5
 PASSES = 50  # timed, at most, and three at least

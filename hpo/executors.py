@@ -18,16 +18,16 @@ from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Stopping, TrainConfig, Training
-from hpo.train import architecture, forwards, sizing
 from hpo.train.epoch import EpochResult
-from hpo.train.forwards import Make
-from hpo.train.layers import Unstackable
 from hpo.train.loop import Loop
 from hpo.train.monitors import Watch
 from hpo.train.optim.losses import own_kind
-from hpo.train.rowoptim import order_of
 from hpo.train.run import Run
-from hpo.train.stack import Stack
+from hpo.train.stack import architecture, select, sizing
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.row_optimizers import order_of
+from hpo.train.stack.select import Make
+from hpo.train.stack.stack import Stack
 
 ENDLESS = 10**6  # epochs of a run that is only tried
 TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
@@ -48,7 +48,7 @@ class Choice:
         """Return an empty executor for runs like this one."""
         if self.executor == "loop":
             return Loop()
-        return Stack(forwards.of(self.executor, like), like, self.slots)
+        return Stack(select.of(self.executor, like), like, self.slots)
 
     def limited(self, most: int, because: str) -> Choice:
         """Return this choice with no more slots than these."""
@@ -120,8 +120,8 @@ def key_of(spec: StudySpec, partition: str, folder: Path, device: torch.device) 
 
 @cache
 def _our_code() -> str:
-    packages = (Path(models.__file__).parent, Path(forwards.__file__).parent)
-    files = [file for package in packages for file in sorted(package.glob("*.py"))]
+    packages = (Path(models.__file__).parent, Path(select.__file__).parents[1])
+    files = [file for package in packages for file in sorted(package.rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -133,7 +133,7 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
             executor="loop", slots=1, why=f"a step takes {step:.2f} s, beside which no call's overhead counts"
         )
     try:
-        forward = forwards.find(make, splits, batch_size)
+        forward = select.find(make, splits, batch_size)
     except Unstackable as reason:
         return Choice(executor="loop", slots=1, why=f"cannot be trained as one model: {reason}")
     if not measures:

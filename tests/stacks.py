@@ -20,8 +20,8 @@ from hpo.train.epoch import EpochResult
 from hpo.train.optim.schedules import Schedule, after, constant
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.stack import Stack
 from models import mlp, use_generator
 
 CLASSES = 3

@@ -14,13 +14,13 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpo.train import loop
-from hpo.train.broadcast import FORMS, Broadcast
 from hpo.train.optim.schedules import cosine, onecycle
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.rowoptim import KINDS, order_of, own_state
-from hpo.train.rows import Rows
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack.broadcast_optimizers import FORMS, Broadcast
+from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.row_optimizers import KINDS, order_of, own_state
+from hpo.train.stack.stack import Stack
 from tests.stacks import Trial, apart, digits, numbers, stop_before, train, weights
 
 Make = Callable[[nn.Module], Optimizer]

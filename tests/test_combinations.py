@@ -21,11 +21,11 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
-from hpo.train.layers import Unstackable
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.run import Run
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.stack import Stack
 from tests.stacks import CLASSES, apart, numbers, stop_before, train
 
 SEEDS = (*range(9), 68, 114, 118, 125)  # a combination each; the latter once found something

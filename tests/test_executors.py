@@ -15,9 +15,9 @@ from hpo.executors import Choice
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train import sizing
 from hpo.train.run import Run
-from hpo.train.stack import Forward
+from hpo.train.stack import sizing
+from hpo.train.stack.stack import Forward
 from tests.declared import DOCUMENT
 
 CPU = torch.device("cpu")

@@ -21,9 +21,10 @@ from hpo import assembly, parts, studyfile
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train import architecture, forwards, loop, stacked
-from hpo.train.layers import Unstackable
+from hpo.train import loop
 from hpo.train.randomness import initial_model
+from hpo.train.stack import architecture, forward, select
+from hpo.train.stack.layers import Unstackable
 from models import MODELS, SMALLEST, adopt_dropout, use_generator
 from models.activations import Activation
 from models.depth import StochasticDepth
@@ -260,7 +261,7 @@ def test_convolutional_networks_train_in_a_stack_as_alone(name: str) -> None:
         )
         return trial.run()
 
-    assert forwards.find(make, splits, 8).name == "stack"
+    assert select.find(make, splits, 8).name == "stack"
 
 
 @pytest.mark.parametrize("name", [name for name in LARGE if name != "vit_b_16"])
@@ -268,7 +269,7 @@ def test_every_convolutional_network_has_a_stacked_form(name: str) -> None:
     side = SMALLEST[name][0]
     with torch.device("meta"):
         model = MODELS[name]((1, side, side), 10, dropout=0.1)
-    assert stacked.Forward(adopt_dropout(model)).name == "stack"
+    assert forward.Forward(adopt_dropout(model)).name == "stack"
 
 
 def test_rrelu_is_left_to_the_loop(digits: data.Splits) -> None:
@@ -278,7 +279,7 @@ def test_rrelu_is_left_to_the_loop(digits: data.Splits) -> None:
         return assembly.build_run(config, splits, seed, Path(), CPU, dtype=dtype)
 
     with pytest.raises(Unstackable, match=r"\(RReLU\) has no stacked form; .* draws a slope for each element"):
-        forwards.find(make, digits, 8)
+        select.find(make, digits, 8)
 
 
 @pytest.mark.soak

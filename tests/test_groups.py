@@ -20,7 +20,7 @@ from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.param_groups import joined, set_rates, split
 from hpo.train.optim.schedules import cosine
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.rowoptim import KINDS, Kind
+from hpo.train.stack.row_optimizers import KINDS, Kind
 from models import cnn
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, stack_of, train, weights

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits
-from hpo.train.layers import ELEMENTWISE, POOLS, RULES, Unstackable
-from hpo.train.stacked import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, Forward
+from hpo.train.stack.forward import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, Forward
+from hpo.train.stack.layers import ELEMENTWISE, POOLS, RULES, Unstackable
 from models import Dropout, cnn, mlp
 from models.activations import FORMULAS, RReLU, Shaped, SwiGLU
 from models.depth import StochasticDepth

@@ -20,9 +20,9 @@ from hpo.spec.study_file import StudySpec
 from hpo.train import eval_metrics, loop
 from hpo.train.monitors import Watch
 from hpo.train.run import Run
-from hpo.train.stack import Stack
+from hpo.train.stack.stack import Stack
+from hpo.train.stack.vmap_forward import VmapForward
 from hpo.train.validation import assess
-from hpo.train.vmapped import VmapForward
 from tests.stacks import Trial, digits, stack_of, train
 from tests.test_stopping import BASE
 

@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits, Strength
-from hpo.train import checkpoint, forwards, loop
+from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
-from hpo.train.layers import Unstackable
 from hpo.train.optim import averaging, losses
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack import select
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.stack import Stack
 from models import Dropout, cnn
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, train
 from tests.test_stack import EQUAL, alone_in_a_stack, assert_same, noisy_cnn, noisy_mlp, state
@@ -78,7 +79,7 @@ def test_each_run_of_a_stack_comes_to_what_it_comes_to_in_the_loop(splits: Split
 def test_in_vmap_s_forward_pass_too(splits: Splits) -> None:
     ones = list(trials(splits, epochs=3, lr=0.1, optimizer=torch.optim.SGD).values())
     runs = [one.run() for one in ones]
-    stack = Stack(forwards.of("vmap", runs[0]), runs[0], len(runs))
+    stack = Stack(select.of("vmap", runs[0]), runs[0], len(runs))
     for run in runs:
         stack.put(run)
     results = train(stack)

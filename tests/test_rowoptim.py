@@ -17,8 +17,8 @@ from data import Splits
 from hpo.train import checkpoint, loop
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine, onecycle
-from hpo.train.rowoptim import order_of, own_state, stepper
-from hpo.train.rows import Rows
+from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.row_optimizers import order_of, own_state, stepper
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, plain_epochs, stack_of, train
 

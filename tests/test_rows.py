@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.train.rows import ALIGNMENT, Rows, own_tensors
+from hpo.train.stack.flat_parameters import ALIGNMENT, Rows, own_tensors
 
 
 class Model(nn.Module):

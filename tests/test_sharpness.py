@@ -19,11 +19,11 @@ from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training
 from hpo.train import loop
-from hpo.train.layers import Unstackable
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import Rate
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.stack import Stack
 from models import cnn, mlp
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, weights

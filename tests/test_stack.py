@@ -18,13 +18,13 @@ import data
 from data import Splits
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
-from hpo.train.layers import Unstackable
 from hpo.train.optim import schedules
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.warmup import before, linear
 from hpo.train.run import Run
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.stack import Stack
 from models import Dropout, cnn, mlp
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, together, train, weights

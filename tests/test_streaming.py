@@ -17,10 +17,11 @@ import data
 from data import SOURCES, Source, Split, Splits, Stored, Strength, select
 from data import stored as storing
 from hpo.spec.failures import Kind, kind_of
-from hpo.train import forwards, loop
+from hpo.train import loop
 from hpo.train.pixels import AHEAD, pixels
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
+from hpo.train.stack import select as select_forward
 from hpo.train.validation import assess
 from tests.stacks import Trial, stack_of, stop_before, timeless, train, weights
 from tests.test_loop import Noisy, build_cnn, build_mlp, make
@@ -106,7 +107,7 @@ def test_a_stack_is_found_for_streamed_images() -> None:
     def fresh(seed: int, splits: Splits, dtype: torch.dtype | None) -> Run:
         return Trial(splits=splits, seed=seed, dtype=dtype or torch.float32, epochs=3).run()
 
-    assert forwards.find(fresh, streamed, 20).name == "stack"
+    assert select_forward.find(fresh, streamed, 20).name == "stack"
 
 
 def test_batches_are_read_ahead_by_one_thread_that_ends_with_them() -> None:

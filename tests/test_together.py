@@ -35,10 +35,10 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials
 from hpo.study import Study
 from hpo.together import Together
-from hpo.train import architecture, forwards
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
-from hpo.train.stack import Stack
+from hpo.train.stack import architecture, select
+from hpo.train.stack.stack import Stack
 from hpo.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import AN_OUTAGE, MakeStudy
@@ -134,7 +134,7 @@ def test_slots_are_filled_again_and_no_more_than_k_are_taken(
     study = make_digits(10, slots=4, training={"epochs": {"low": 1, "high": 4}, "batch_size": 64})
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 10
-    assert [seen.pop(0) for _ in range(forwards.STEPS)] == [2] * forwards.STEPS  # the check of the stack itself
+    assert [seen.pop(0) for _ in range(select.STEPS)] == [2] * select.STEPS  # the check of the stack itself
     epochs = sum(len(trial.intermediate_values) for trial in study.optuna.trials)
     assert sum(seen) == epochs  # nothing was trained twice
     assert max(seen) == 4
@@ -449,7 +449,7 @@ def test_a_cuda_error_counts_for_all_and_leaves_nobody_behind(
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
         if len(stack.runs) > 2:
-            patched.setattr("hpo.train.stack.own_tensors", broken)  # as everything on that device from now on
+            patched.setattr("hpo.train.stack.stack.own_tensors", broken)  # as everything on that device from now on
             broken()
         return real(stack, stop)
 

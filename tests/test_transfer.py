@@ -17,9 +17,9 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training, with_sections
 from hpo.train import loop
 from hpo.train.checkpoint import save
-from hpo.train.layers import Unstackable
 from hpo.train.optim import averaging, param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.stack.layers import Unstackable
 from models import MODELS, cnn, freezing, mlp
 from models.transfer import reuse
 from tests import stacks

@@ -19,15 +19,15 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from data import Splits
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
-from hpo.train.layers import Pass, Unstackable
-from hpo.train.noise import Noise
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.stack import Stack
-from hpo.train.stacked import Forward
-from hpo.train.vmapped import VmapForward
+from hpo.train.stack.dropout_masks import Noise
+from hpo.train.stack.forward import Forward
+from hpo.train.stack.layers import Pass, Unstackable
+from hpo.train.stack.stack import Stack
+from hpo.train.stack.vmap_forward import VmapForward
 from models import adopt_dropout, mlp
 
 EPOCHS, BATCH, STEPS = 10, 8, 10  # 100 steps; 84 training images, the last 4 of each order left out

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpo.train.noise import Noise
-from hpo.train.rows import ALIGNMENT
+from hpo.train.stack.dropout_masks import Noise
+from hpo.train.stack.flat_parameters import ALIGNMENT
 from models import Dropout
 from models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
 from models.depth import StochasticDepth

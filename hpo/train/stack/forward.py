@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from hpo.train.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
+from hpo.train.stack.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
 from models.drawing import DRAWING
 
 

@@ -10,12 +10,12 @@ from itertools import chain, islice
 import torch
 
 from data import Split, Splits
-from hpo.train import stacked, vmapped
 from hpo.train.epoch import EpochResult
-from hpo.train.layers import Unstackable
 from hpo.train.loop import train
 from hpo.train.run import Run
-from hpo.train.stack import Forward, Stack
+from hpo.train.stack import forward, vmap_forward
+from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.stack import Forward, Stack
 
 STEPS = 3  # of the check, each an epoch; momentum and running statistics show from the second on
 IMAGES = 16  # in a batch of the check, at most
@@ -44,11 +44,11 @@ def find(make: Make, splits: Splits, batch_size: int) -> Forward:
 
 
 def _by_hand(run: Run) -> Forward:
-    return stacked.Forward(run.model)
+    return forward.Forward(run.model)
 
 
 def _by_vmap(run: Run) -> Forward:
-    return vmapped.VmapForward(run.model, next(run.validation_images.split(2)))
+    return vmap_forward.VmapForward(run.model, next(run.validation_images.split(2)))
 
 
 BUILDERS: dict[str, Callable[[Run], Forward]] = {"stack": _by_hand, "vmap": _by_vmap}

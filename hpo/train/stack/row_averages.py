@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.train.optim.averaging import Average, Pairs
-from hpo.train.rows import Rows
+from hpo.train.stack.flat_parameters import Rows
 
 
 class RowAverages:

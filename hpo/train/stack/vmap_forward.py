@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from hpo.train.architecture import OF_EVERY_MODULE
-from hpo.train.layers import Pass, Unstackable
+from hpo.train.stack.architecture import OF_EVERY_MODULE
+from hpo.train.stack.layers import Pass, Unstackable
 from models import Dropout
 from models.activations import RReLU
 

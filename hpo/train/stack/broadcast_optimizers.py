@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.rowoptim import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
-from hpo.train.rows import Rows
+from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.row_optimizers import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
 
 Numbers = tuple[float, ...]  # of one row in one step
 

@@ -14,7 +14,7 @@ import torch
 from hpo.spec.failures import Kind, kind_of
 from hpo.train.loop import Loop
 from hpo.train.run import Run
-from hpo.train.stack import Forward, Stack
+from hpo.train.stack.stack import Forward, Stack
 
 GAIN = 1.08  # by which twice as many must be faster to be worth it
 MISSES = 2  # in a row that end the climb: one may be noise

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.rows import Rows
+from hpo.train.stack.flat_parameters import Rows
 
 MOMENTUM = "momentum_buffer"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, Watch
-from hpo.train.rows import Rows
 from hpo.train.run import Run
+from hpo.train.stack.flat_parameters import Rows
 
 
 class RowGauges:
