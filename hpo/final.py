@@ -18,9 +18,7 @@ from typing import Any
 import torch
 
 import data
-from hpo import assembly, executors, parts
 from hpo.errors import CheckpointError, SpecError, StudyError
-from hpo.executors import Choice
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import seeds, space
@@ -29,6 +27,8 @@ from hpo.spec.training import TrainConfig
 from hpo.tensorboards import Boards
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces
+from hpo.train.build import assemble, executor, registry
+from hpo.train.build.executor import Choice
 from hpo.train.early_stopping import overfits_since
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
@@ -71,7 +71,7 @@ class Training:
         Args:
             by_step: measures the norms of parameters and gradients in every step.
         """
-        return assembly.build_run(
+        return assemble.build_run(
             self.config,
             self.splits,
             self.seed,
@@ -84,7 +84,7 @@ class Training:
     def epochs(self, run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
         """Train the run on as the receipt's trial was trained; the loop stands for several executors in a row."""
         choice = Choice(executor=self.executor if "+" not in self.executor else "loop", slots=1, why="a receipt")
-        return executors.train(choice.build(run), run, stop)
+        return executor.train(choice.build(run), run, stop)
 
     @property
     def repeats_exactly(self) -> bool:
@@ -114,9 +114,9 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     """
     spec = load_pinned(path)
     folder = code_folder or find_code_folder(spec, path)
-    config = parts.read(spec.tree, folder)
+    config = registry.read(spec.tree, folder)
     torch.set_num_threads(config.training.threads)
-    device = assembly.pick_device()
+    device = assemble.pick_device()
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
     if accumulation > most_pieces(config.training.batch_size):
         raise SpecError(
@@ -130,7 +130,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         folder=folder,
         seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
         device=device,
-        splits=assembly.load_splits(config, spec.seed, folder, device),
+        splits=assemble.load_splits(config, spec.seed, folder, device),
         accumulation=accumulation,
         executor=spec.receipt.get("executor", "loop"),
     )
@@ -143,14 +143,14 @@ def find_code_folder(spec: StudySpec, path: Path) -> Path:
     beside = path.parent.absolute()
     files = [reference.partition(":")[0] for reference in spec.code_references]
     code = [file if file.endswith(".py") else file.split(".")[0] for file in files]
-    if all((beside / file).exists() for file in [*code, *parts.files(spec)]):
+    if all((beside / file).exists() for file in [*code, *registry.files(spec)]):
         return beside
     return Path(spec.receipt.get("code_folder", beside))
 
 
 def describe(training: Training) -> str:
     """Return a line that says what will be trained, on what, from which seed."""
-    config, device = training.config, assembly.device_name(training.device)
+    config, device = training.config, assemble.device_name(training.device)
     return (
         f"{training.path}: {config.model.name} on {config.data.name}, {config.optimizer.name} with {config.schedule.name} "
         f"schedule, {config.training.epochs} epochs, seed {training.seed}, on {device}"
@@ -262,7 +262,7 @@ def _test(training: Training, run: Run, kept: _Kept) -> dict[str, Any]:
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
     assert rule is not None
-    test = assembly.load_test(training.config, training.spec.seed, training.folder, training.device)
+    test = assemble.load_test(training.config, training.spec.seed, training.folder, training.device)
     tested = validation.assess(
         run.model,
         test,
@@ -286,7 +286,7 @@ def _test(training: Training, run: Run, kept: _Kept) -> dict[str, Any]:
         "history": kept.history,
         "receipt": receipt(
             folder=training.folder,
-            device=assembly.device_name(training.device),
+            device=assemble.device_name(training.device),
             threads=training.config.training.threads,
             executor="loop" if "+" in training.executor else training.executor,
             seed=training.seed,

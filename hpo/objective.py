@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 
 from data import Splits
-from hpo import assembly, costs
 from hpo import study as studies
 from hpo.attempt import Attempt
-from hpo.executors import Choice, Executor, choose, remember, spread
 from hpo.post import Post
 from hpo.queue.start import MadeFrom, Suggested
 from hpo.receipt import receipt
@@ -24,6 +22,8 @@ from hpo.spec.training import TrainConfig
 from hpo.study import Study
 from hpo.together import Seat, Together
 from hpo.train.batches import can_halve
+from hpo.train.build import assemble, costs
+from hpo.train.build.executor import Choice, Executor, choose, remember, spread
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.trial import LeasedTrial
@@ -39,12 +39,12 @@ def trial_seed(study_seed: int, number: int) -> int:
 
 def declared(study: Study, folder: Path) -> Declared:
     """Return the objective of a declared study; the data is loaded once, here, and must be the study's own."""
-    device = assembly.pick_device()
+    device = assemble.pick_device()
     first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
-    splits = assembly.load_splits(first, study.spec.seed, folder, device)
+    splits = assemble.load_splits(first, study.spec.seed, folder, device)
     studies.check_data(study, splits.digest)
-    assembly.try_out(study.spec.tree, splits, folder, device)
-    assembly.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
+    assemble.try_out(study.spec.tree, splits, folder, device)
+    assemble.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
     return Declared(study, splits, folder, device)
 
 
@@ -106,7 +106,7 @@ class Declared:
         return self._choices[seat.partition]
 
     def _build(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
-        return assembly.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
+        return assemble.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
 
     def _costs(self, run: Run, config: TrainConfig) -> dict[str, float]:
         """Return what the model of a run costs, as far as the study's trials are judged by it."""
@@ -115,7 +115,7 @@ class Declared:
             spec.goals.costs,
             run,
             threads=config.training.threads,
-            device=assembly.device_name(self._device),
+            device=assemble.device_name(self._device),
             code=usercode.digest(spec.code_references, self._folder),
         )
 
@@ -123,7 +123,7 @@ class Declared:
         """Return what a trial is being made from, once its executor has it."""
         found = receipt(
             folder=self._folder,
-            device=assembly.device_name(self._device),
+            device=assemble.device_name(self._device),
             threads=seat.config.training.threads,
             executor="+".join(dict.fromkeys(seat.run.executors)),
             accumulation=seat.run.accumulation,

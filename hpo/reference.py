@@ -19,13 +19,13 @@ from typing import Any
 import pydantic
 
 from hpo.after.steps import GIVEN, STEPS
-from hpo.parts import KINDS, Kind
 from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.options import Function
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import OPTIONAL, SECTIONS, TrainConfig
+from hpo.train.build.registry import KINDS, Kind
 from hpo.typetext import default_text, field_text
 
 REGENERATE = "make reference"

@@ -44,13 +44,13 @@ def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
     """Raise SpecError that lists what is wrong with the values of a document whose grammar is wrong somewhere."""
     if "objective" in document:
         return
-    from hpo import parts
+    from hpo.train.build import registry
 
     rest, mistakes = StudySpec.rest_of(document), Mistakes()
     with mistakes.gathered():
-        parts.refuse_searches(rest)
+        registry.refuse_searches(rest)
     with mistakes.gathered():
-        parts.refuse_wrong_sections({section: table for section, table in rest.tree.items() if table}, folder)
+        registry.refuse_wrong_sections({section: table for section, table in rest.tree.items() if table}, folder)
     for check in (samplers.resolve, pruners.resolve):
         with mistakes.gathered():
             check(rest)
@@ -80,18 +80,18 @@ def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:
     if spec.objective:
         usercode.load(spec.objective, folder, "objective")
         return spec
-    from hpo import parts  # torch comes in here, and only for a spec that trains with it
+    from hpo.train.build import registry  # torch comes in here, and only for a spec that trains with it
 
-    return parts.resolve(spec, folder)
+    return registry.resolve(spec, folder)
 
 
 def digest_code(spec: StudySpec, folder: Path) -> str:
     """Return the digest of the user's own code and files of weights that a spec names, "" if it names none."""
     if spec.objective:
         return usercode.digest(spec.code_references, folder)
-    from hpo import parts
+    from hpo.train.build import registry
 
-    weights = [folder / Path(name).expanduser() for name in parts.weights(spec)]
+    weights = [folder / Path(name).expanduser() for name in registry.weights(spec)]
     return usercode.digest(spec.code_references, folder, weights)
 
 

@@ -24,7 +24,6 @@ import optuna
 from hpo.attempt import Attempt, Ending, end_all
 from hpo.crew import Wanted
 from hpo.errors import Diverged, Parked
-from hpo.executors import Executor, partition_of
 from hpo.lease import Lease
 from hpo.post import Post
 from hpo.queue.models import Claim
@@ -37,6 +36,7 @@ from hpo.spec.space import Tree
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import FAILURES
 from hpo.study import Study
+from hpo.train.build.executor import Executor, partition_of
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
 from hpo.trial import LeasedTrial

@@ -13,11 +13,13 @@ import data
 from data import Augmentation, Source, Splits, Strength, Tone, draw
 from data.augment.drawn import STAGES, stages
 from data.augment.strength import Fill
-from hpo import check, export, final, studyfile
+from hpo import export, final, studyfile
 from hpo.errors import SpecError
+from hpo.search.lint import lint
 from hpo.spec.seeds import derive
 from hpo.spec.training import Augment
 from hpo.train import loop
+from hpo.train.build import check
 from hpo.train.run import Run
 from models import mlp
 from tests import test_together
@@ -304,8 +306,8 @@ def test_a_check_tells_what_does_nothing(tmp_path: Path) -> None:
     found = studyfile.read(
         write(tmp_path, "erasing_area = 0.2\nmixup = 0.0\nmix_probability = { low = 0.1, high = 0.9 }")
     )
-    assert check.examine(found.spec, found.code_folder, workers=1).warnings == [
-        "augment.erasing_area = 0.2: does nothing without erasing; remove it",
+    assert lint(found.spec) == ["augment.erasing_area = 0.2: does nothing without erasing; remove it"]
+    assert check.examine(found.spec, found.code_folder, workers=1).unused == [
         "augment.mix_probability = { low = 0.1, high = 0.9 }: makes no difference to a training; "
         "nothing uses it, remove it",
     ]

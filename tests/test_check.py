@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpo import check, studyfile
+from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.spec.space import Range
+from hpo.train.build import check
 from models import mlp
 
 OWN_MODEL = """
@@ -43,7 +44,7 @@ def test_one_epoch_is_measured_and_the_budget_reckoned_from_it(tmp_path: Path) -
     assert found.longest_trial_epochs == 7
     assert found.budget_seconds(10, 2) == 10 * 7 * found.epoch.seconds / 2
     assert "Linear" in found.model
-    assert found.warnings == []
+    assert found.unused == []
 
 
 def test_an_option_that_the_users_own_model_ignores_is_told_and_no_other(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_an_option_that_the_users_own_model_ignores_is_told_and_no_other(tmp_pat
         '[schedule]\nname = { choices = ["constant", "step"] }\n[schedule.step]\ndrops = { low = 1, high = 3 }\n'
         "[training]\nbatch_size = 256\nepochs = 6\n",
     )
-    assert found.warnings == [
+    assert found.unused == [
         "model.ignored = { low = 0.0, high = 1.0 }: makes no difference to a training; nothing uses it, remove it"
     ]
 
@@ -71,7 +72,7 @@ def test_options_of_schedules_warm_ups_and_decay_are_known_to_be_used(tmp_path: 
         "[schedule.plateau]\npatience = { low = 1, high = 9 }\n[schedule.warm_restarts]\ncycles = { low = 1, high = 3 }\n"
         "[training]\nbatch_size = 256\nepochs = 6\n",
     )
-    assert found.warnings == []
+    assert found.unused == []
     assert found.choice.executor == "loop"
 
 
@@ -112,7 +113,7 @@ def test_an_option_that_has_a_use_with_one_choice_alone_is_not_told(tmp_path: Pa
         "alpha = { low = 0.5, high = 2.0 }\nupper = { low = 0.4, high = 0.8 }\n"
         '[optimizer]\nname = "sgd"\nlr = 0.1\n[training]\nbatch_size = 256\n',
     )
-    assert [line.split(" = ")[0] for line in found.warnings] == ["model.upper"]
+    assert [line.split(" = ")[0] for line in found.unused] == ["model.upper"]
 
 
 def test_a_model_that_cannot_be_built_is_a_fault_of_the_file(tmp_path: Path) -> None:

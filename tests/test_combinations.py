@@ -16,10 +16,10 @@ from torch import Tensor
 
 import data
 from data import Source, Splits, select
-from hpo import assembly, executors, parts
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, loop
+from hpo.train.build import assemble, executor, registry
 from hpo.train.epoch import EpochResult
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.run import Run
@@ -126,16 +126,16 @@ class Combination:
         if alone:
             found |= some(rng, {"sam": {"rho": 0.05}}, 0.3)
         self.accumulation = 3 if alone and rng.random() < 0.3 else 1
-        spec = parts.resolve(StudySpec.from_document(found), Path())
+        spec = registry.resolve(StudySpec.from_document(found), Path())
         self.config = TrainConfig.from_tree(spec.tree)
         self.seed, self.splits = seed + neighbour, splits
 
     def run(self, dtype: torch.dtype = torch.float32, *, by_step: bool = False) -> Run:
         made = {"dtype": dtype, "accumulation": self.accumulation, "by_step": by_step}
-        return assembly.build_run(self.config, self.splits, self.seed, Path(), CPU, **made)
+        return assemble.build_run(self.config, self.splits, self.seed, Path(), CPU, **made)
 
     def partition(self) -> str:
-        return executors.partition_of(self.run(), self.config.training)
+        return executor.partition_of(self.run(), self.config.training)
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from hpo import assembly, costs, measured
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble, costs, measurement_cache
 from hpo.train.run import Run
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def run_of(**model: Any) -> Run:
         "training": {"epochs": 1, "batch_size": 512},
     }
     config = TrainConfig.from_tree(tree)
-    return assembly.build_run(config, assembly.load_splits(config, 0, Path(), CPU), 1, Path(), CPU)
+    return assemble.build_run(config, assemble.load_splits(config, 0, Path(), CPU), 1, Path(), CPU)
 
 
 def measure(run: Run, *names: str) -> dict[str, float]:
@@ -89,7 +89,7 @@ def test_what_is_timed_is_timed_once_for_an_architecture(monkeypatch: pytest.Mon
     assert len(timed) == 1  # from the file, as any other process on this machine has it
     measure(run_of(widths=[9]), "latency_ms")
     assert len(timed) == 2
-    assert measured.home().exists()
+    assert measurement_cache.home().exists()
 
 
 def test_measuring_leaves_a_run_as_it_was() -> None:

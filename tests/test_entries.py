@@ -10,10 +10,11 @@ import tomli_w
 import torch
 
 import data
-from hpo import assembly, final, parts
+from hpo import final
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble, registry
 from hpo.train.epoch import EpochResult
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import SCHEDULES
@@ -50,10 +51,10 @@ def splits() -> data.Splits:
 def test_two_epochs_lower_the_loss_and_the_export_trains_to_the_same(
     name: str, splits: data.Splits, tmp_path: Path
 ) -> None:
-    spec = parts.resolve(StudySpec.from_document(DOCUMENT | ENTRIES[name]), tmp_path)
+    spec = registry.resolve(StudySpec.from_document(DOCUMENT | ENTRIES[name]), tmp_path)
     config = TrainConfig.from_tree(spec.tree)
     torch.set_num_threads(1)
-    results = list(loop.train(assembly.build_run(config, splits, 5, tmp_path, torch.device("cpu"))))
+    results = list(loop.train(assemble.build_run(config, splits, 5, tmp_path, torch.device("cpu"))))
     assert results[1].train_loss < results[0].train_loss
     assert results[1].validation_loss < results[0].validation_loss
 

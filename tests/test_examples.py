@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import data
-from hpo import assembly, studyfile
+from hpo import studyfile
 from hpo.search.lint import lint
 from hpo.spec import space
 from hpo.spec.space import Choices
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble
 from tests.integration.test_commands import Shell, shell
 
 __all__ = ["shell"]  # a fixture
@@ -44,7 +45,7 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
     }
     assert {"model.name", "optimizer.name", "schedule.name"} <= named.keys()
     part = TrainConfig.from_tree(space.middle(tree, {}))
-    splits = assembly.load_splits(part, 0, found.code_folder, device)
+    splits = assemble.load_splits(part, 0, found.code_folder, device)
     few = data.Split(images=splits.train.images[:256], labels=splits.train.labels[:256])
     splits = dataclasses.replace(splits, train=few)
     for number in range(max(map(len, named.values()))):
@@ -52,7 +53,7 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
             path: next(itertools.islice(itertools.cycle(options), number, None)) for path, options in named.items()
         }
         config = TrainConfig.from_tree(space.middle(tree, taken))
-        run = assembly.build_run(config, splits, number, found.code_folder, device)
+        run = assemble.build_run(config, splits, number, found.code_folder, device)
         result = next(loop.train(run))
         assert math.isfinite(result.train_loss), taken
 

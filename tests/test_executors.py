@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import assembly, executors, measured, studyfile
-from hpo.executors import Choice
+from hpo import studyfile
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.train.build import assemble, executor, measurement_cache
+from hpo.train.build.executor import Choice
 from hpo.train.run import Run
 from hpo.train.stack import sizing
 from hpo.train.stack.stack import Forward
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 def prepared(folder: Path, **changes: object) -> tuple[StudySpec, TrainConfig, Splits]:
     spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "executor": "auto", **changes}), folder)
     config = TrainConfig.from_tree(space.middle(spec.tree, {}))
-    return spec, config, assembly.load_splits(config, spec.seed, folder, CPU)
+    return spec, config, assemble.load_splits(config, spec.seed, folder, CPU)
 
 
 def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,43 +40,43 @@ def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(sizing, "measure", measure)
     spec, config, splits = prepared(tmp_path)
-    first = executors.choose(spec, config, splits, tmp_path, CPU)
+    first = executor.choose(spec, config, splits, tmp_path, CPU)
     assert (first.executor, first.slots) == ("stack", 8)
     assert "4.0 times as fast as one" in first.why
-    assert executors.choose(spec, config, splits, tmp_path, CPU) == first
+    assert executor.choose(spec, config, splits, tmp_path, CPU) == first
     assert calls == [True]
     forced, *_ = prepared(tmp_path, executor="stack")
-    executors.choose(forced, config, splits, tmp_path, CPU)
+    executor.choose(forced, config, splits, tmp_path, CPU)
     assert calls == [True, False]  # another wish is another question
-    measured.home().write_text("{ not json")
-    executors.choose(spec, config, splits, tmp_path, CPU)
+    measurement_cache.home().write_text("{ not json")
+    executor.choose(spec, config, splits, tmp_path, CPU)
     assert calls == [True, False, True]
-    kept = json.loads(measured.home().read_text())
-    measured.home().write_text(json.dumps({key: {"of": "another version"} for key in kept}))
-    executors.choose(spec, config, splits, tmp_path, CPU)
+    kept = json.loads(measurement_cache.home().read_text())
+    measurement_cache.home().write_text(json.dumps({key: {"of": "another version"} for key in kept}))
+    executor.choose(spec, config, splits, tmp_path, CPU)
     assert calls == [True, False, True, True]
 
 
 def test_the_loop_is_taken_where_no_stack_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = sizing.Size(slots=1, rates={1: 100.0, 2: 90.0, 4: 80.0})
     monkeypatch.setattr(sizing, "measure", lambda *arguments, **settings: slow)
-    choice = executors.choose(*prepared(tmp_path), tmp_path, CPU)
+    choice = executor.choose(*prepared(tmp_path), tmp_path, CPU)
     assert (choice.executor, choice.slots) == ("loop", 1)
     assert "1: 100, 2: 90, 4: 80" in choice.why
 
 
 def test_a_slow_step_is_not_measured_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "step_alone", lambda run: 3.0)
-    choice = executors.choose(*prepared(tmp_path), tmp_path, CPU)
+    choice = executor.choose(*prepared(tmp_path), tmp_path, CPU)
     assert (choice.executor, choice.slots) == ("loop", 1)
     assert "a step takes 3.00 s" in choice.why
 
 
 @pytest.mark.parametrize("wish", [{"executor": "loop"}, {"slots": 1}])
 def test_one_at_a_time_is_the_loop_unmeasured(tmp_path: Path, wish: dict[str, object]) -> None:
-    choice = executors.choose(*prepared(tmp_path, **wish), tmp_path, CPU)
+    choice = executor.choose(*prepared(tmp_path, **wish), tmp_path, CPU)
     assert (choice.executor, choice.slots) == ("loop", 1)
-    assert not measured.home().exists()
+    assert not measurement_cache.home().exists()
 
 
 def test_measuring_climbs_until_twice_as_many_are_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def test_measuring_climbs_until_twice_as_many_are_no_faster(tmp_path: Path, monk
     monkeypatch.setattr(sizing, "_stacked_step", lambda forward, runs: seconds[len(runs)])
 
     def make(seed: int) -> Run:
-        return assembly.build_run(config, splits, seed, tmp_path, CPU)
+        return assemble.build_run(config, splits, seed, tmp_path, CPU)
 
     found = sizing.measure(None, make, 0.01)  # it is measured by the table above
     assert found.slots == 8
@@ -102,7 +103,7 @@ def test_memory_that_runs_out_ends_the_climb(tmp_path: Path, monkeypatch: pytest
         return 0.01
 
     monkeypatch.setattr(sizing, "_stacked_step", step)
-    found = sizing.measure(None, lambda seed: assembly.build_run(config, splits, seed, tmp_path, CPU), 0.01)
+    found = sizing.measure(None, lambda seed: assemble.build_run(config, splits, seed, tmp_path, CPU), 0.01)
     assert found.slots == 4
 
 

@@ -17,11 +17,12 @@ from torchvision import models as theirs
 from torchvision.models.vision_transformer import VisionTransformer
 
 import data
-from hpo import assembly, parts, studyfile
+from hpo import studyfile
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble, registry
 from hpo.train.randomness import initial_model
 from hpo.train.stack import architecture, forward, select
 from hpo.train.stack.layers import Unstackable
@@ -76,7 +77,7 @@ def config_of(model: dict[str, Any], **training: Any) -> TrainConfig:
         "schedule": {"name": "constant"},
         "training": {"epochs": 2, "batch_size": 32, **training},
     }
-    return parts.read(tree, Path())
+    return registry.read(tree, Path())
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -85,7 +86,7 @@ def test_every_option_trains_on_the_digits_and_again_to_the_same_curve(
     digits: data.Splits, name: str, option: str
 ) -> None:
     config = config_of({"name": name, **SIZES[name], **OPTIONS[option]})
-    first, again = (list(loop.train(assembly.build_run(config, digits, 3, Path(), CPU))) for _ in range(2))
+    first, again = (list(loop.train(assemble.build_run(config, digits, 3, Path(), CPU))) for _ in range(2))
     assert first[1].train_loss < first[0].train_loss
     assert [dataclasses.replace(r, seconds=0.0) for r in first] == [dataclasses.replace(r, seconds=0.0) for r in again]
 
@@ -131,7 +132,7 @@ def test_options_that_are_not_given_are_no_part_of_a_study() -> None:
 def test_runs_share_a_stack_whatever_their_slopes_and_rates(
     digits: data.Splits, one: dict[str, Any], other: dict[str, Any], equal: bool
 ) -> None:
-    runs = [assembly.build_run(config_of({"name": "mlp", **chosen}), digits, 0, Path(), CPU) for chosen in (one, other)]
+    runs = [assemble.build_run(config_of({"name": "mlp", **chosen}), digits, 0, Path(), CPU) for chosen in (one, other)]
     assert (architecture.digest(runs[0].model) == architecture.digest(runs[1].model)) is equal
 
 
@@ -276,7 +277,7 @@ def test_rrelu_is_left_to_the_loop(digits: data.Splits) -> None:
     config = config_of({"name": "mlp", "widths": [8], "activation": "rrelu"})
 
     def make(seed: int, splits: data.Splits, dtype: torch.dtype | None) -> Any:
-        return assembly.build_run(config, splits, seed, Path(), CPU, dtype=dtype)
+        return assemble.build_run(config, splits, seed, Path(), CPU, dtype=dtype)
 
     with pytest.raises(Unstackable, match=r"\(RReLU\) has no stacked form; .* draws a slope for each element"):
         select.find(make, digits, 8)
@@ -295,5 +296,5 @@ def test_a_large_model_trains_on_enlarged_digits(digits: data.Splits, name: str)
     config = config.model_copy(
         update={"optimizer": config.optimizer.model_copy(update={"options": {"lr": 1e-4 if "v" in name else 1e-3}})}
     )
-    results = list(loop.train(assembly.build_run(config, splits, 0, Path(), CPU)))
+    results = list(loop.train(assemble.build_run(config, splits, 0, Path(), CPU)))
     assert results[-1].train_loss < 0.9 * results[0].train_loss

@@ -11,11 +11,12 @@ import pytest
 import tomli_w
 import torch
 
-from hpo import assembly, final
+from hpo import final
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble
 from tests.declared import nothing, quiet
 
 PINNED: dict[str, Any] = {
@@ -39,10 +40,10 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The receipt of a trial in two micro-batches."""
     folder = tmp_path_factory.mktemp("trial")
     spec = StudySpec.load(write(folder / "best.toml"))
-    config, device = TrainConfig.from_tree(spec.tree), assembly.pick_device()
+    config, device = TrainConfig.from_tree(spec.tree), assemble.pick_device()
     torch.set_num_threads(config.training.threads)
-    splits = assembly.load_splits(config, spec.seed, folder, device)
-    results = list(loop.train(assembly.build_run(config, splits, 11, folder, device, accumulation=2)))
+    splits = assemble.load_splits(config, spec.seed, folder, device)
+    results = list(loop.train(assemble.build_run(config, splits, 11, folder, device, accumulation=2)))
     curves = {name: [getattr(result, name) for result in results] for name in ("train_loss", "validation_loss")}
     return {"seed": 11, "accumulation": 2, "curves": curves}
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from data import Splits
-from hpo.executors import partition_of
 from hpo.spec.training import Training
 from hpo.train import loop
+from hpo.train.build.executor import partition_of
 from hpo.train.optim import param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.param_groups import joined, set_rates, split

@@ -26,7 +26,7 @@ LAYERS = [
     ["hpo.launch.launcher", "hpo.openings", "hpo.forking", "hpo.worker", "hpo.owntrain", "hpo.doctor"],
     ["hpo.after.report", "hpo.reference"],
     ["hpo.after.trained"],
-    ["hpo.objective", "hpo.final", "hpo.check", "hpo.launch.local"],
+    ["hpo.objective", "hpo.final", "hpo.train.build.check", "hpo.launch.local"],
     [
         "hpo.view.checked",
         "hpo.view.live",
@@ -37,8 +37,16 @@ LAYERS = [
     ["hpo.together"],
     ["hpo.crew", "hpo.saver"],
     ["hpo.attempt"],
-    ["hpo.handover", "hpo.executors", "hpo.costs"],
-    ["hpo.export", "hpo.assembly", "hpo.tensorboards", "hpo.search.lint", "hpo.trial", "hpo.keeper", "hpo.retention"],
+    ["hpo.handover", "hpo.train.build.executor", "hpo.train.build.costs"],
+    [
+        "hpo.export",
+        "hpo.train.build.assemble",
+        "hpo.tensorboards",
+        "hpo.search.lint",
+        "hpo.trial",
+        "hpo.keeper",
+        "hpo.retention",
+    ],
     ["hpo.after.steps", "hpo.after.files"],
     ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
     ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
@@ -61,7 +69,7 @@ LAYERS = [
     ],
     ["hpo.summary", "hpo.finished", "hpo.history", "hpo.queue.claiming", "hpo.queue.workers"],
     ["hpo.rows"],
-    ["hpo.study", "hpo.parts"],
+    ["hpo.study", "hpo.train.build.registry"],
     ["hpo.queue.ledger", "hpo.search.samplers"],
     ["hpo.queue.finish", "hpo.storage.retry", "hpo.queue.report", "hpo.queue.start"],
     ["hpo.storage.connect", "hpo.search.tpe", "hpo.train.loop"],
@@ -92,7 +100,7 @@ LAYERS = [
         "hpo.train.eval_metrics",
         "hpo.train.monitors",
         "hpo.train.stack.architecture",
-        "hpo.measured",
+        "hpo.train.build.measurement_cache",
     ],
     [
         "hpo.spec.training",
@@ -209,7 +217,7 @@ def test_models_and_data_know_torch_and_its_like_and_nothing_of_studies(module: 
 
 @pytest.mark.parametrize("module", group("hpo.train"))
 def test_training_knows_no_database(module: str) -> None:
-    allowed = {"torch", "torchmetrics", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"}
+    allowed = {"torch", "torchinfo", "torchmetrics", "annotated_types", "pytorch_optimizer", "hpo", "models", "data"}
     allowed |= sys.stdlib_module_names
     assert roots(module) - allowed == set()
 
@@ -292,9 +300,14 @@ def names_in(module: str, wanted: str) -> bool:
 
 
 def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
-    assert [module for module in group("hpo") if names_in(module, "load_test")] == ["hpo.assembly", "hpo.final"]
+    assert {module for module in group("hpo") if names_in(module, "load_test")} == {
+        "hpo.train.build.assemble",
+        "hpo.final",
+    }
     users = [
-        module for module in group("hpo") if module != "hpo.assembly" and "load_test" in MODULES[module].read_text()
+        module
+        for module in group("hpo")
+        if module != "hpo.train.build.assemble" and "load_test" in MODULES[module].read_text()
     ]
     assert users == ["hpo.final"]
 

@@ -13,11 +13,11 @@ import sklearn.metrics
 import torch
 from torch import Tensor
 
-from hpo import parts
 from hpo.errors import SpecError
 from hpo.spec import metrics
 from hpo.spec.study_file import StudySpec
 from hpo.train import eval_metrics, loop
+from hpo.train.build import registry
 from hpo.train.monitors import Watch
 from hpo.train.run import Run
 from hpo.train.stack.stack import Stack
@@ -109,7 +109,7 @@ def test_what_a_file_says_wrongly_of_metrics_is_told_with_the_mend(
     changes: dict[str, Any], said: str, tmp_path: Any
 ) -> None:
     with pytest.raises(SpecError) as error:
-        parts.resolve(StudySpec.from_document({**BASE, **changes}), tmp_path)
+        registry.resolve(StudySpec.from_document({**BASE, **changes}), tmp_path)
     assert said in str(error.value)
 
 

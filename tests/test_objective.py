@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import assembly, results, worker
+from hpo import results, worker
 from hpo import study as studies
 from hpo.attempt import open_trial
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
@@ -28,6 +28,7 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.train import loop
+from hpo.train.build import assemble
 from hpo.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import end_trial
@@ -190,10 +191,10 @@ def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoi
         return open_trial(study, Lease(ledger, claim))
 
     config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
-    splits = assembly.load_splits(config, 0, tmp_path, torch.device("cpu"))
+    splits = assemble.load_splits(config, 0, tmp_path, torch.device("cpu"))
 
     def saver_of(trial: LeasedTrial) -> Saver:
-        run = assembly.build_run(config, splits, 0, tmp_path, torch.device("cpu"))
+        run = assemble.build_run(config, splits, 0, tmp_path, torch.device("cpu"))
         return Saver(study, run, trial)
 
     slow = saver_of(open_at(old))
@@ -256,8 +257,8 @@ def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_th
     assert (result.attempt, result.receipt["accumulation"]) == (3, 4)
     config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: result.params[path]))
     cpu = torch.device("cpu")
-    splits = assembly.load_splits(config, 0, tmp_path, cpu)
-    run = assembly.build_run(config, splits, result.receipt["seed"], tmp_path, cpu, accumulation=4)
+    splits = assemble.load_splits(config, 0, tmp_path, cpu)
+    run = assemble.build_run(config, splits, result.receipt["seed"], tmp_path, cpu, accumulation=4)
     assert [epoch.validation_accuracy for epoch in loop.train(run)] == result.curves["validation_accuracy"]
 
 

@@ -177,6 +177,6 @@ def test_the_example_is_right_and_searches_its_size() -> None:
 
 
 def test_the_costs_that_a_file_may_name_are_those_that_are_measured() -> None:
-    from hpo.costs import MEASURES
+    from hpo.train.build.costs import MEASURES
 
     assert tuple(MEASURES) == COSTS

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpo import parts
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Part
+from hpo.train.build import registry
 from models import MODELS
 
 DOCUMENT: dict[str, Any] = {
@@ -24,7 +24,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def resolved(folder: Path, **changes: Any) -> StudySpec:
-    return parts.resolve(StudySpec.from_document(DOCUMENT | changes), folder)
+    return registry.resolve(StudySpec.from_document(DOCUMENT | changes), folder)
 
 
 def fault(folder: Path, **changes: Any) -> list[str]:
@@ -35,8 +35,8 @@ def fault(folder: Path, **changes: Any) -> list[str]:
 
 def test_a_name_is_ours_or_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def net(shape, classes): pass\n")
-    assert parts.function("model", "mlp", tmp_path) is MODELS["mlp"]
-    assert parts.function("model", "mine.py:net", tmp_path).__name__ == "net"
+    assert registry.function("model", "mlp", tmp_path) is MODELS["mlp"]
+    assert registry.function("model", "mine.py:net", tmp_path).__name__ == "net"
 
 
 def test_the_defaults_of_each_choice_stand_in_its_own_branch(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_resolving_twice_changes_nothing_and_every_variant_still_fits(tmp_path: 
         "model": {"name": {"choices": ["mlp", "cnn"]}},
     }
     once = resolved(tmp_path, **changes)
-    assert parts.resolve(once, tmp_path) == once
+    assert registry.resolve(once, tmp_path) == once
 
 
 def test_an_option_of_every_optimizer_stands_once_unless_one_choice_says_otherwise(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_an_option_of_every_optimizer_stands_once_unless_one_choice_says_otherwi
     found = resolved(tmp_path, optimizer={"name": choice, "lr": 0.1, "sgd": {"decay": "all"}})
     assert "decay" not in found.optimizer
     assert [found.optimizer[name]["decay"] for name in choice["choices"]] == ["all", "weights"]
-    assert parts.resolve(found, tmp_path) == found
+    assert registry.resolve(found, tmp_path) == found
     assert fault(tmp_path, optimizer={"name": "sgd", "lr": 0.1, "decay": "biases"}) == [
         "optimizer.decay = 'biases': input should be 'weights' or 'all'"
     ]
@@ -90,7 +90,7 @@ def test_the_users_own_optimizer_is_given_groups_and_keeps_an_option_of_its_own(
 
     def decays(**options: Any) -> list[float]:
         name = options.pop("name")
-        built = parts.call("optimizer", Part(name=name, options=options, paths={}), tmp_path, layer)
+        built = registry.call("optimizer", Part(name=name, options=options, paths={}), tmp_path, layer)
         return [group["weight_decay"] for group in built.param_groups]
 
     assert decays(name="mine.py:plain", lr=0.1) == [0.5, 0.0]
@@ -105,7 +105,7 @@ def test_a_momentum_that_the_schedule_owns_is_not_filled_in(tmp_path: Path) -> N
     for name, key in (("sgd", "momentum"), ("adam", "beta1")):
         found = resolved(tmp_path, schedule=cycling, optimizer={"name": name, "lr": 0.1})
         assert key not in found.optimizer
-        assert parts.resolve(found, tmp_path) == found
+        assert registry.resolve(found, tmp_path) == found
 
 
 def test_the_users_own_part_has_its_options_checked_as_ours_are(tmp_path: Path) -> None:
@@ -152,26 +152,26 @@ def test_a_part_that_refuses_or_returns_something_else_is_named(
     section: str, source: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(source + "\n")
-    given = [nn.Linear(2, 2)] if section == "optimizer" else [None] * parts.KINDS[section].given
+    given = [nn.Linear(2, 2)] if section == "optimizer" else [None] * registry.KINDS[section].given
     with pytest.raises(SpecError) as caught:
-        parts.call(section, Part(name="mine.py:f", options={}, paths={}), tmp_path, *given)
+        registry.call(section, Part(name="mine.py:f", options={}, paths={}), tmp_path, *given)
     assert str(caught.value) == message
 
 
 def test_a_network_that_halves_its_image_away_is_a_fault_of_the_file(tmp_path: Path) -> None:
     part = Part(name="cnn", options={"channels": [4, 4, 4, 4]}, paths={})
     with pytest.raises(SpecError, match=r"^model cnn: channels = \[4, 4, 4, 4\] halves an image of 8x8"):
-        parts.call("model", part, tmp_path, (1, 8, 8), 10)
+        registry.call("model", part, tmp_path, (1, 8, 8), 10)
 
 
 def test_what_is_called_gets_our_arguments_and_its_options(tmp_path: Path) -> None:
-    model = parts.call("model", Part(name="mlp", options={"widths": [3]}, paths={}), tmp_path, (1, 2, 2), 5)
+    model = registry.call("model", Part(name="mlp", options={"widths": [3]}, paths={}), tmp_path, (1, 2, 2), 5)
     assert model(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
     assert [p.shape[0] for p in model.parameters() if p.ndim == 2] == [3, 5]
 
 
 def test_a_pinned_config_is_checked_part_by_part(tmp_path: Path) -> None:
     tree = {**{key: DOCUMENT[key] for key in ("data", "model")}, "schedule": {"name": "constant"}, "training": {}}
-    parts.read(tree | {"optimizer": {"name": "sgd", "lr": 0.1}}, tmp_path)
+    registry.read(tree | {"optimizer": {"name": "sgd", "lr": 0.1}}, tmp_path)
     with pytest.raises(SpecError, match=r"^optimizer.lr = -1: input should be greater than 0$"):
-        parts.read(tree | {"optimizer": {"name": "sgd", "lr": -1}}, tmp_path)
+        registry.read(tree | {"optimizer": {"name": "sgd", "lr": -1}}, tmp_path)

@@ -12,11 +12,11 @@ from annotated_types import Ge, Gt, Le, MultipleOf
 
 from hpo import reference
 from hpo.after.steps import STEPS
-from hpo.parts import KINDS, Kind
 from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.study_file import StudySpec
+from hpo.train.build.registry import KINDS, Kind
 from hpo.typetext import default_text, field_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"

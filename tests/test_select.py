@@ -10,11 +10,12 @@ import torch
 import data
 from data import SOURCES, Source, Splits, select
 from data.split import parted
-from hpo import assembly, parts, studyfile
+from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop
+from hpo.train.build import assemble, registry
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -135,7 +136,7 @@ def spec(folder: Path, **options) -> StudySpec:
 
 def splits(folder: Path, **options) -> Splits:
     config = TrainConfig.from_tree(spec(folder, **options).tree)
-    return assembly.load_splits(config, 0, folder, torch.device("cpu"))
+    return assemble.load_splits(config, 0, folder, torch.device("cpu"))
 
 
 def test_the_options_of_all_sources_stand_beside_the_source_s_own(tmp_path: Path) -> None:
@@ -172,12 +173,12 @@ def test_files_are_looked_up_beside_the_study_file(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a\nb\n" * 20)
     options = {"name": "csv", "images": "i.csv", "labels": str(tmp_path / "l.csv")}
     assert splits(tmp_path, **options).train.images.shape == (28, 1, 2, 2)
-    assert parts.files(spec(tmp_path, **options)) == ["i.csv", str(tmp_path / "l.csv")]
+    assert registry.files(spec(tmp_path, **options)) == ["i.csv", str(tmp_path / "l.csv")]
 
 
 def test_the_made_up_images_are_learnt(tmp_path: Path) -> None:
     config = TrainConfig.from_tree(spec(tmp_path, name="fake", count=500).tree)
-    run = assembly.build_run(config, splits(tmp_path, name="fake", count=500), 0, tmp_path, torch.device("cpu"))
+    run = assemble.build_run(config, splits(tmp_path, name="fake", count=500), 0, tmp_path, torch.device("cpu"))
     results = list(loop.train(run))[:2]
     assert results[1].train_loss < results[0].train_loss
 

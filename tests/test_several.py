@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import control, costs, export, final, forking, owntrain, results, retention, studyfile, worker
+from hpo import control, export, final, forking, owntrain, results, retention, studyfile, worker
 from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
 from hpo.finished import finished
@@ -29,6 +29,7 @@ from hpo.storage.tables import hpo_trials, trial_values
 from hpo.study import Study
 from hpo.studyfile import StudyFile
 from hpo.summary import read, summarize
+from hpo.train.build import costs
 from hpo.view import dashboard, live
 from tests.declared import DOCUMENT, work
 from tests.test_dashboard import caller
@@ -197,7 +198,7 @@ def test_a_trial_that_goes_on_keeps_its_costs_and_comes_to_the_same(
 ) -> None:
     clock = iter(range(1, 99))
     monkeypatch.setitem(costs.MEASURES, "latency_ms", lambda *_: float(next(clock)))
-    monkeypatch.setattr("hpo.measured.recall", lambda _: None)
+    monkeypatch.setattr("hpo.train.build.measurement_cache.recall", lambda _: None)
     monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
     changes = {
         "objectives": {**TWO, "latency_ms": "minimize"},

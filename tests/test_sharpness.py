@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Splits
-from hpo import assembly, executors, parts
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training
 from hpo.train import loop
+from hpo.train.build import assemble, executor, registry
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import Rate
 from hpo.train.stack.forward import Forward
@@ -127,7 +127,7 @@ def test_it_is_trained_alone_and_says_why(splits: Splits) -> None:
     stack = Stack(Forward(plain.model), plain, 2)
     with pytest.raises(Unstackable, match="what stands against a stack"):
         stack.put(sharp)
-    assert executors.partition_of(sharp, Training()) != executors.partition_of(plain, Training())
+    assert executor.partition_of(sharp, Training()) != executor.partition_of(plain, Training())
 
 
 DOCUMENT: dict[str, Any] = {
@@ -141,16 +141,16 @@ DOCUMENT: dict[str, Any] = {
 
 def test_a_file_s_search_over_rho_is_trained_by_the_loop(tmp_path: Path) -> None:
     document = DOCUMENT | {"sam": {"rho": {"low": 0.01, "high": 0.1}}}
-    spec = parts.resolve(StudySpec.from_document(document), tmp_path)
+    spec = registry.resolve(StudySpec.from_document(document), tmp_path)
     assert spec.identity["sam"] == document["sam"]
     config = TrainConfig.from_tree(spec.tree | {"sam": {"rho": 0.05}})
-    splits = assembly.load_splits(config, 0, tmp_path, torch.device("cpu"))
-    assert assembly.build_run(config, splits, 0, tmp_path, torch.device("cpu")).sam_rho == 0.05
-    choice = executors.choose(spec, config, splits, tmp_path, torch.device("cpu"))
+    splits = assemble.load_splits(config, 0, tmp_path, torch.device("cpu"))
+    assert assemble.build_run(config, splits, 0, tmp_path, torch.device("cpu")).sam_rho == 0.05
+    choice = executor.choose(spec, config, splits, tmp_path, torch.device("cpu"))
     assert choice.executor == "loop"
     assert choice.why == "cannot be trained as one model: sharpness-aware minimisation takes each batch twice"
 
 
 def test_a_rho_below_0_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"sam\.rho = -0\.1: input should be greater than or equal to 0"):
-        parts.resolve(StudySpec.from_document(DOCUMENT | {"sam": {"rho": -0.1}}), tmp_path)
+        registry.resolve(StudySpec.from_document(DOCUMENT | {"sam": {"rho": -0.1}}), tmp_path)

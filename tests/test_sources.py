@@ -25,10 +25,10 @@ import data
 from data import SOURCES, Source
 from data.cache import cached, keep
 from data.files import BadFile, data_dir
-from hpo import parts
 from hpo.errors import SpecError
 from hpo.spec.failures import Kind, kind_of
 from hpo.spec.training import Part
+from hpo.train.build import registry
 from tests.published import COUNTS, PUBLISHED
 
 
@@ -102,7 +102,7 @@ def test_another_file_than_the_published_one_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_without_a_network_it_is_said_which_files_to_put_where(name: str) -> None:
     with pytest.raises(SpecError) as caught:
-        parts.call("data", Part(name=name, options={}, paths={}), Path())
+        registry.call("data", Part(name=name, options={}, paths={}), Path())
     said = str(caught.value)
     assert said.startswith(f"data {name}: cannot be downloaded")
     assert "Network is unreachable" in said

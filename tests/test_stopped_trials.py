@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hpo import assembly, check, export, final, results
+from hpo import export, final, results
 from hpo import study as studies
 from hpo.errors import SpecError
 from hpo.history import history
@@ -25,6 +25,7 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
 from hpo.study import Study
 from hpo.train import loop
+from hpo.train.build import assemble, check
 from hpo.train.early_stopping import verdict
 from hpo.train.run import Run
 from hpo.view.live import history_text, to_json
@@ -246,7 +247,7 @@ def test_a_k_that_says_nothing_is_refused_before_any_trial(make_digits: MakeStud
 def test_check_does_not_take_a_rule_for_unused(make_digits: MakeStudy, tmp_path: Path) -> None:
     tree = lift({**DOCUMENT_OF_ONE, "stopping": {"patience": {"low": 1, "high": 5}}})
     config = TrainConfig.from_tree(middle(tree, {}))
-    splits = assembly.load_splits(config, 0, tmp_path, torch.device("cpu"))
+    splits = assemble.load_splits(config, 0, tmp_path, torch.device("cpu"))
     assert list(check.unused(tree, splits, 0, tmp_path, torch.device("cpu"))) == []
 
 

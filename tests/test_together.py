@@ -18,11 +18,10 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import assembly, control, executors, export, final, results, worker
+from hpo import control, export, final, results, worker
 from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.errors import Outage, Parked, SpecError, StorageError
-from hpo.executors import Choice
 from hpo.objective import Declared, trial_seed
 from hpo.post import Post
 from hpo.queue import claiming, reaper
@@ -35,6 +34,8 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials
 from hpo.study import Study
 from hpo.together import Together
+from hpo.train.build import assemble, executor
+from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
 from hpo.train.stack import architecture, select
@@ -93,9 +94,9 @@ def alone(study: Study, number: int) -> Iterator[EpochResult]:
         return value
 
     config = TrainConfig.from_tree(space.pin(study.spec.tree, pick))
-    splits = assembly.load_splits(config, study.spec.seed, study.code_folder, CPU)
-    run = assembly.build_run(config, splits, result.receipt["seed"], study.code_folder, CPU)
-    return executors.train(Choice(executor="stack", slots=1, why="").build(run), run, lambda: False)
+    splits = assemble.load_splits(config, study.spec.seed, study.code_folder, CPU)
+    run = assemble.build_run(config, splits, result.receipt["seed"], study.code_folder, CPU)
+    return executor.train(Choice(executor="stack", slots=1, why="").build(run), run, lambda: False)
 
 
 def rows(study: Study) -> list[Any]:
@@ -335,10 +336,10 @@ def test_auto_leaves_a_sampler_that_learns_some_generations(make_digits: MakeStu
     wide = Choice(executor="stack", slots=64, why="measured")
     auto = spec.model_copy(update={"slots": "auto"})
     learns = auto.model_copy(update={"sampler": {"name": "tpe"}})
-    assert executors.spread(wide, learns, budget=64, fleet=2).slots == 8
-    assert executors.spread(wide, auto, budget=64, fleet=2).slots == 32
-    assert executors.spread(wide, spec, budget=1000, fleet=2).slots == 64
-    assert executors.spread(wide, learns, budget=3, fleet=2).slots == 1
+    assert executor.spread(wide, learns, budget=64, fleet=2).slots == 8
+    assert executor.spread(wide, auto, budget=64, fleet=2).slots == 32
+    assert executor.spread(wide, spec, budget=1000, fleet=2).slots == 64
+    assert executor.spread(wide, learns, budget=3, fleet=2).slots == 1
 
 
 def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop_and_check_says_why(
@@ -350,8 +351,8 @@ def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop_and_check_says_wh
     assert states(study) == ["COMPLETE"] * 2
     assert {results.best(study, number=n)[0].receipt["executor"] for n in range(2)} == {"loop"}
     config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
-    splits = assembly.load_splits(config, 0, tmp_path, CPU)
-    choice = executors.choose(study.spec, config, splits, tmp_path, CPU)
+    splits = assemble.load_splits(config, 0, tmp_path, CPU)
+    choice = executor.choose(study.spec, config, splits, tmp_path, CPU)
     assert (choice.executor, choice.slots) == ("loop", 1)
     assert "cannot be trained as one model" in choice.why
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import assembly, check, export, final, parts, results, studyfile, worker
+from hpo import export, final, results, studyfile, worker
 from hpo import study as studies
 from hpo.errors import SpecError
 from hpo.objective import declared
@@ -20,6 +20,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import connect
 from hpo.train import loop
+from hpo.train.build import assemble, check, registry
 from hpo.train.optim.averaging import AVERAGINGS
 from hpo.train.optim.losses import LOSSES
 
@@ -73,13 +74,13 @@ def broken():
 
 def resolved(folder: Path, **changes: Any) -> StudySpec:
     (folder / "mine.py").write_text(OWN)
-    return parts.resolve(StudySpec.from_document(BASE | changes), folder)
+    return registry.resolve(StudySpec.from_document(BASE | changes), folder)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     folder = tmp_path_factory.mktemp("digits")
-    return assembly.load_splits(TrainConfig.from_tree(resolved(folder).tree), 0, folder, CPU)
+    return assemble.load_splits(TrainConfig.from_tree(resolved(folder).tree), 0, folder, CPU)
 
 
 @pytest.mark.parametrize(("loss", "averaging"), [*itertools.product([*LOSSES, "mine.py:focal"], AVERAGINGS)])
@@ -89,7 +90,7 @@ def test_every_loss_under_every_average_learns_digits(
     sections = {"loss": {"name": loss}, "averaging": {"name": averaging}}
     training = {**BASE["training"], "l1": 1e-5, "l2": 1e-4, "max_norm": 3.0}
     tree = resolved(tmp_path, **sections, training=training).tree
-    first, second = loop.train(assembly.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU))
+    first, second = loop.train(assemble.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU))
     assert second.train_loss < first.train_loss
     assert second.validation_loss < first.validation_loss
 
@@ -108,9 +109,9 @@ def test_all_of_it_is_searched_and_every_end_can_be_built(digits: Splits, tmp_pa
         "training.l2",
         "training.max_norm",
     }
-    assert parts.resolve(spec, tmp_path) == spec
+    assert registry.resolve(spec, tmp_path) == spec
     runs = [
-        assembly.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU) for tree in space.variants(spec.tree)
+        assemble.build_run(TrainConfig.from_tree(tree), digits, 1, tmp_path, CPU) for tree in space.variants(spec.tree)
     ]
     assert {run.penalised.max_norm for run in runs} == {1.0, 2.5, 4.0}
     assert {getattr(run.loss, "label_smoothing", None) for run in runs} == {0.0, 0.1, 0.2}
@@ -202,11 +203,11 @@ def test_a_loss_of_ones_own_that_is_none_is_told_by_check_whichever_is_tried(
 
 def test_check_finds_what_an_average_does_not_use_and_nothing_else(tmp_path: Path) -> None:
     changes = {**SEARCHED, "averaging": {"name": "ema", "decay": {"low": 0.9, "high": 0.99}, "warm_up": False}}
-    assert examine(tmp_path, **changes).warnings == []
+    assert examine(tmp_path, **changes).unused == []
     slow = {"averaging": {"name": "ema", "decay": {"low": 0.99, "high": 0.999}}}  # it has not warmed up in 2 epochs
     late = {"averaging": {"name": "swa", "start": {"low": 0.1, "high": 0.2}}}  # both begin with the first epoch
     for averaging in (slow, late):
-        [warning] = examine(tmp_path, **averaging).warnings
+        [warning] = examine(tmp_path, **averaging).unused
         assert warning.startswith("averaging.")
         assert warning.endswith("makes no difference to a training; nothing uses it, remove it")
 

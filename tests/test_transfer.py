@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import models
-from hpo import assembly, parts, studyfile
-from hpo.executors import partition_of
+from hpo import studyfile
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training, with_sections
 from hpo.train import loop
+from hpo.train.build import assemble, registry
+from hpo.train.build.executor import partition_of
 from hpo.train.checkpoint import save
 from hpo.train.optim import averaging, param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
@@ -286,7 +287,7 @@ def test_a_run_reports_the_whole_rate_and_steps_by_that_of_pre_trained_layers(
     chosen |= {"pretrain": before, "pretrain_steps": 2}
     optimizer = {"name": "sgd", "lr": 0.01}
     tree = {"data": {"name": "digits"}, "model": chosen, "optimizer": optimizer, **with_sections({})}
-    run = assembly.build_run(TrainConfig.from_tree(tree), splits, 0, Path(), torch.device("cpu"))
+    run = assemble.build_run(TrainConfig.from_tree(tree), splits, 0, Path(), torch.device("cpu"))
     rates = {tuple(p.shape): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     assert rates == {
         (CLASSES, 7): 0.01,
@@ -353,7 +354,7 @@ def test_a_config_asks_for_the_files_of_its_weights_and_for_no_names(weights: st
         "model": {"name": "resnet18", "weights": weights},
         "optimizer": {"name": "sgd", "lr": 0.1},
     }
-    assert parts.files(StudySpec.from_document(document)) == files
+    assert registry.files(StudySpec.from_document(document)) == files
 
 
 def test_what_a_file_of_weights_holds_counts_as_code_of_the_study(tmp_path: Path) -> None:
@@ -364,7 +365,7 @@ def test_what_a_file_of_weights_holds_counts_as_code_of_the_study(tmp_path: Path
         "optimizer": {"name": "sgd", "lr": 0.1},
     }
     spec = StudySpec.from_document(document)
-    assert parts.weights(spec) == ["a.pt", "b.pt"]
+    assert registry.weights(spec) == ["a.pt", "b.pt"]
     assert studyfile.digest_code(spec, tmp_path) == ""
     digests = []
     for name, content in [("a.pt", b"1"), ("b.pt", b"1"), ("b.pt", b"2")]:

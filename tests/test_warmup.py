@@ -11,10 +11,10 @@ import torch
 from torch.optim import lr_scheduler
 
 import data
-from hpo import assembly, parts
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.train.build import assemble, registry
 from hpo.train.optim import schedules, warmup
 from hpo.train.optim.warmup import Lengths
 from tests.test_schedule import LR, RELATIVE, optimizer, torchs_rates
@@ -102,9 +102,9 @@ DOCUMENT: dict[str, Any] = {
 def rates(folder: Path, **section: Any) -> list[float]:
     """Return a run's learning rates by step, of a file with this section of warm-up."""
     changes = {"warmup": section} if section else {}
-    config = TrainConfig.from_tree(parts.resolve(StudySpec.from_document(DOCUMENT | changes), folder).tree)
+    config = TrainConfig.from_tree(registry.resolve(StudySpec.from_document(DOCUMENT | changes), folder).tree)
     splits = data.load(data.SOURCES["digits"](), split_seed=0, device="cpu")
-    run = assembly.build_run(config, splits, 0, folder, torch.device("cpu"))
+    run = assemble.build_run(config, splits, 0, folder, torch.device("cpu"))
     run.enter_epoch()
     found = []
     for batch in range(config.training.epochs * run.steps_per_epoch):
@@ -147,10 +147,10 @@ def test_a_file_s_warm_up_is_ours_or_the_users_own(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_told_when_the_file_is_read(section: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        parts.resolve(StudySpec.from_document(DOCUMENT | {"warmup": section}), tmp_path)
+        registry.resolve(StudySpec.from_document(DOCUMENT | {"warmup": section}), tmp_path)
     assert message in str(caught.value)
 
 
 def test_a_file_without_a_warm_up_says_nothing_of_one(tmp_path: Path) -> None:
-    spec = parts.resolve(StudySpec.from_document(DOCUMENT), tmp_path)
+    spec = registry.resolve(StudySpec.from_document(DOCUMENT), tmp_path)
     assert not {"warmup", "sam"} & spec.identity.keys()

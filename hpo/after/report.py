@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import data
-from hpo import assembly
 from hpo.after import files, mcdropout
 from hpo.after.deployed import Deployed
 from hpo.after.files import Exported
@@ -22,6 +21,7 @@ from hpo.after.trained import Trained, on_cpu
 from hpo.errors import StudyError
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
+from hpo.train.build import assemble
 
 REPORT = "after.json"
 DOUBT = "mc_dropout.csv"
@@ -126,7 +126,7 @@ def _receipt(trained: Trained) -> dict[str, Any]:
     training = trained.training
     return receipt(
         folder=training.folder,
-        device=assembly.device_name(training.device),
+        device=assemble.device_name(training.device),
         threads=torch.get_num_threads(),
         identity=training.identity,
         weights_sha256=trained.weights_sha256,

@@ -62,22 +62,22 @@ def check(
     """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
     from hpo import studyfile
     from hpo.launch.local import default_workers
+    from hpo.search.lint import lint
+    from hpo.spec.study_file import told_of
     from hpo.view import checked
 
     found = studyfile.read(file, code_folder=code)
     typer.echo(checked.spec_text(found.spec))
-    if found.spec.objective:
-        from hpo.search.lint import lint
+    warnings = lint(found.spec)
+    if not found.spec.objective:
+        from hpo.train.build.check import examine
 
-        typer.echo(checked.warnings_text(lint(found.spec)))
-        return
-    from hpo.check import examine
-    from hpo.spec.study_file import told_of
-
-    count = workers or default_workers()
-    with told_of(file):
-        findings = examine(found.spec, found.code_folder, count)
-    typer.echo(checked.findings_text(found.spec, findings, count))
+        count = workers or default_workers()
+        with told_of(file):
+            findings = examine(found.spec, found.code_folder, count)
+        typer.echo(checked.findings_text(found.spec, findings, count))
+        warnings += findings.unused
+    typer.echo(checked.warnings_text(warnings))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.view.words import amount_text, duration, value_text
 
 if TYPE_CHECKING:
-    from hpo.check import Findings
+    from hpo.train.build.check import Findings
 
 
 def spec_text(spec: StudySpec) -> str:
@@ -67,7 +67,7 @@ def _constants(spec: StudySpec) -> list[str]:
 
 
 def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
-    """Return the model's table, the measured epoch, the cost of the budget, and the warnings."""
+    """Return the model's table, the measured epoch and the cost of the budget."""
     epoch = found.epoch
     cost = found.budget_seconds(spec.budget.trials, workers)
     lines = [
@@ -85,7 +85,6 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} "
         f"with {workers} worker{'s' if workers > 1 else ''}; pruning and training several at once make it less",
         "",
-        warnings_text(found.warnings),
     ]
     return "\n".join(lines)
 

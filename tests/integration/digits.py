@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from hpo import assembly
 from hpo.objective import trial_seed
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.study import Study
 from hpo.train import loop
+from hpo.train.build import assemble
 from tests import declared
 from tests.integration.crew import Crew, failures, rows, trials_of
 
@@ -43,8 +43,8 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
     try:
         config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: trial.params[path]))
         cpu = torch.device("cpu")
-        splits = assembly.load_splits(config, study.spec.seed, study.code_folder, cpu)
-        run = assembly.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
+        splits = assemble.load_splits(config, study.spec.seed, study.code_folder, cpu)
+        run = assemble.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
         found: dict[str, list[float]] = {}
         for result in loop.train(run):
             for metric, value in result.numbers.items():

@@ -13,11 +13,11 @@ import torch
 
 import models
 from data import Splits
-from hpo import assembly, measured
 from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Stopping, TrainConfig, Training
+from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
 from hpo.train.monitors import Watch
@@ -89,9 +89,9 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
     make = partial(_made, config, folder, device)
     key = key_of(spec, partition_of(make(0, splits, None), config.training), folder, device)
     with contextlib.suppress(TypeError):  # there is nothing, or of another version
-        return Choice(**measured.recall(key))
+        return Choice(**measurement_cache.recall(key))
     choice = _measure(spec, make, splits, config.training.batch_size)
-    measured.keep(key, asdict(choice))
+    measurement_cache.keep(key, asdict(choice))
     return choice
 
 
@@ -106,14 +106,14 @@ def _made(
     tried = config.model_copy(
         update={"training": training.model_copy(update=changes), "optimizer": optimizer, "stopping": Stopping()}
     )
-    return assembly.build_run(tried, splits, seed, folder, device, dtype=dtype)
+    return assemble.build_run(tried, splits, seed, folder, device, dtype=dtype)
 
 
 def key_of(spec: StudySpec, partition: str, folder: Path, device: torch.device) -> str:
     """Return under what a choice is remembered on this machine: code counts too, the user's own and ours, since a model of
     the same layers may run them otherwise.
     """
-    known = (torch.__version__, processor(), assembly.device_name(device), _our_code())
+    known = (torch.__version__, processor(), assemble.device_name(device), _our_code())
     described = repr((*known, usercode.digest(spec.code_references, folder), partition, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
@@ -157,4 +157,4 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
 
 def remember(choice: Choice, spec: StudySpec, partition: str, folder: Path, device: torch.device) -> None:
     """Choose so from now on for runs of this partition, in every process on this machine."""
-    measured.keep(key_of(spec, partition, folder, device), asdict(choice))
+    measurement_cache.keep(key_of(spec, partition, folder, device), asdict(choice))

@@ -12,13 +12,13 @@ from torch import nn
 
 import data
 import models
-from hpo import parts
 from hpo.errors import SpecError
 from hpo.spec import metrics, space
 from hpo.spec.space import Tree
 from hpo.spec.training import Part, TrainConfig
 from hpo.train import eval_metrics
 from hpo.train.batches import steps_per_epoch
+from hpo.train.build import registry
 from hpo.train.monitors import Watch
 from hpo.train.optim import losses, param_groups, warmup
 from hpo.train.optim.losses import Loss
@@ -44,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
     """Return the config's training and validation data on the device; the test part stays shut."""
-    source = parts.call("data", config.data, folder)
+    source = registry.call("data", config.data, folder)
     try:
         return data.load(source, split_seed=split_seed, device=device)
     except ValueError as error:
@@ -53,7 +53,7 @@ def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torc
 
 def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:
     """Return the test part: for `final.py` alone."""
-    return data.load_test(parts.call("data", config.data, folder), split_seed=split_seed, device=device)
+    return data.load_test(registry.call("data", config.data, folder), split_seed=split_seed, device=device)
 
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:
@@ -98,13 +98,13 @@ def build_run(
     shape = tuple(splits.train.images.shape[1:])
 
     def build() -> nn.Module:
-        model = parts.call("model", config.model, folder, shape, splits.num_classes)
+        model = registry.call("model", config.model, folder, shape, splits.num_classes)
         return models.prepare(model, endless_batches(splits.train.images, splits.mean, splits.std, PREPARING_BATCH))
 
     model = initial_model(build, seed)
     model = model.to(device, dtype)
     steps = steps_per_epoch(len(splits.train.labels), training.batch_size)
-    optimizer = parts.call("optimizer", config.optimizer, folder, model)
+    optimizer = registry.call("optimizer", config.optimizer, folder, model)
     param_groups.set_rates(optimizer)
     return Run(
         model=model,
@@ -121,7 +121,7 @@ def build_run(
         clip_value=training.clip_value,
         loss=build_loss(config.loss, splits.num_classes, folder, device),
         penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
-        averaging=parts.call("averaging", config.averaging, folder),
+        averaging=registry.call("averaging", config.averaging, folder),
         sam_rho=config.sam.rho,
         stopping=config.stopping if config.stopping.model_fields_set else None,
         watch=_watch(config, by_step=by_step),
@@ -144,18 +144,18 @@ def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
     """Return the config's schedule, behind its warm-up if it has one, with so many steps in an epoch."""
     length = steps * (config.training.schedule_epochs or config.training.epochs)
     if config.warmup is None:
-        return parts.call("schedule", config.schedule, folder, length)  # type: ignore[no-any-return]
+        return registry.call("schedule", config.schedule, folder, length)  # type: ignore[no-any-return]
     lengths = warmup.Lengths(schedule=length, epoch=steps)
-    warming = parts.prepared("warmup", config.warmup, folder, lengths)
-    schedule = parts.call("schedule", config.schedule, folder, length - warming)
+    warming = registry.prepared("warmup", config.warmup, folder, lengths)
+    schedule = registry.call("schedule", config.schedule, folder, length - warming)
     if not warming:
         return schedule  # type: ignore[no-any-return]
-    return warmup.before(schedule, warming, parts.call("warmup", config.warmup, folder, lengths))
+    return warmup.before(schedule, warming, registry.call("warmup", config.warmup, folder, lengths))
 
 
 def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> Loss:
     """Return a loss by name for so many classes, tried out; SpecError if it is none."""
-    loss = parts.call("loss", part, folder)
+    loss = registry.call("loss", part, folder)
     try:
         return losses.try_out(loss, classes, device)
     except Exception as error:  # whatever the user's own does with logits
@@ -184,7 +184,7 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
             continue  # a user's own may compute with its weights when it is built
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                parts.call("model", part, folder, shape, splits.num_classes)
+                registry.call("model", part, folder, shape, splits.num_classes)
         except SpecError as error:
             problems |= dict.fromkeys(str(error).splitlines())
     if problems:

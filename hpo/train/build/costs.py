@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hpo import measured
 from hpo.receipt import processor
+from hpo.train.build import measurement_cache
 from hpo.train.precision import Precision, autocasting, number_type
 from hpo.train.run import Run
 from hpo.train.stack import architecture
@@ -141,11 +141,11 @@ def measure(names: Iterable[str], run: Run, *, threads: int, device: str, code: 
         found = {}
         for name in names:
             key = _key(name, run, threads, device, code) if name in TIMED else ""
-            cost = measured.recall(key) if key else None
+            cost = measurement_cache.recall(key) if key else None
             if not isinstance(cost, float):
                 cost = MEASURES[name](run.model, forward)
                 if key:
-                    measured.keep(key, cost)
+                    measurement_cache.keep(key, cost)
             found[name] = cost
     return found
 

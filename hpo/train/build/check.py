@@ -15,14 +15,13 @@ import torch
 import torchinfo
 
 import data
-from hpo import assembly, costs, executors, parts
-from hpo.executors import Choice
-from hpo.search.lint import lint
 from hpo.spec import seeds, space, usercode
 from hpo.spec.space import Choices, Parameter, Tree
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train.batches import steps_per_epoch
+from hpo.train.build import assemble, costs, executor, registry
+from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
 from hpo.train.optim.schedules import CurveSchedule
@@ -44,7 +43,7 @@ class Findings:
     device: str
     longest_trial_epochs: int
     choice: Choice  # of executor and slots, in the middle of the space
-    warnings: list[str]
+    unused: list[str]  # a line for each parameter that changes nothing
     costs: dict[str, float]  # by which trials are judged, in the middle of the space
 
     def budget_seconds(self, trials: int, workers: int) -> float:
@@ -53,37 +52,37 @@ class Findings:
 
 
 def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
-    """Build the middle of the space, train one epoch of it, see what trains it best, and lint the whole."""
+    """Build the middle of the space, train one epoch of it, choose its executor, and look for unused parameters."""
     tree = spec.tree
-    device = assembly.pick_device()
+    device = assemble.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
-    splits = assembly.load_splits(config, spec.seed, folder, device)
-    assembly.try_out(tree, splits, folder, device)
+    splits = assemble.load_splits(config, spec.seed, folder, device)
+    assemble.try_out(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
-    run = assembly.build_run(config, splits, seed, folder, device)
+    run = assemble.build_run(config, splits, seed, folder, device)
     shape = splits.train.images.shape[1:]
     taken_over = reuse(run.model)
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
-    run = assembly.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
+    run = assemble.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
     measured = costs.measure(
         spec.goals.costs,
         run,
         threads=config.training.threads,
-        device=assembly.device_name(device),
+        device=assemble.device_name(device),
         code=usercode.digest(spec.code_references, folder),
     )
     epochs = tree["training"]["epochs"]
-    choice = executors.choose(spec, config, splits, folder, device)
+    choice = executor.choose(spec, config, splits, folder, device)
     return Findings(
         parameters=dict(space.parameters(tree)),
         model=str(table),
         weights=None if taken_over is None else str(taken_over),
         epoch=next(train(run)),
-        device=assembly.device_name(device),
-        choice=executors.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
+        device=assemble.device_name(device),
+        choice=executor.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
-        warnings=[*lint(spec), *unused(tree, splits, seed, folder, device)],
+        unused=list(unused(tree, splits, seed, folder, device)),
         costs=measured,
     )
 
@@ -130,17 +129,17 @@ def _mark(
     would show, an averaging what it takes, anything else the trained weights.
     """
     if section in ("schedule", "warmup"):
-        schedule = assembly.schedule_of(config, STEPS, folder)
+        schedule = assemble.schedule_of(config, STEPS, folder)
         if isinstance(schedule, CurveSchedule):
             return [config.schedule.options, config.warmup and config.warmup.options]
         return [schedule(step) for step in range(STEPS * config.training.epochs)]
     if section == "averaging":
-        averaging, epochs = parts.call("averaging", config.averaging, folder), config.training.epochs
+        averaging, epochs = registry.call("averaging", config.averaging, folder), config.training.epochs
         steps = epochs * steps_per_epoch(len(splits.train.labels), config.training.batch_size)
         begins = [averaging.has_begun(epoch, epochs) for epoch in range(1, epochs + 1)]
         return [averaging.every, begins, [averaging.share(count) for count in range(1, steps + 1)]]
     rows = TRIED_STEPS * config.training.batch_size
     few = data.Split(images=splits.train.images[:rows], labels=splits.train.labels[:rows])
-    run = assembly.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
+    run = assemble.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
     next(train(run))
     return [value.tolist() for value in run.model.state_dict().values()]
