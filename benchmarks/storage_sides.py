@@ -44,8 +44,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, crew, summary, worker
-from hpo import study as studies
+from hpo import attempt, crew, worker
 from hpo.lease import Lease
 from hpo.post import Post
 from hpo.queue import claiming, workers
@@ -66,7 +65,9 @@ from hpo.storage.tables import (
     trial_params,
     trials,
 )
-from hpo.study import Study
+from hpo.study import status
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.trial import OWN_METRIC, LeasedTrial
 
 OPTUNA, HPO = "optuna", "hpo"
@@ -913,7 +914,7 @@ class Look:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._reader: Any = summary  # whose function for it was `summarize` until 2026-11-24
+        self._reader: Any = status  # whose function for it was `summarize` until 2026-11-24
         self._last: Any = None
 
     def finished(self) -> int:

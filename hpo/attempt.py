@@ -11,16 +11,17 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo import handover, retention
+from hpo import handover
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
 from hpo.lease import Lease
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
-from hpo.rows import SECONDS
 from hpo.search import samplers
 from hpo.spec.failures import Failure, Verdict, signal_behind
 from hpo.storage.trial_rows import TrialRow
-from hpo.study import Study, as_in_optimize
+from hpo.study import retention
+from hpo.study.query import SECONDS
+from hpo.study.study import Study, as_in_optimize
 from hpo.trial import OWN_METRIC, LeasedTrial
 
 log = logging.getLogger(__name__)

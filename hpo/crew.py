@@ -12,7 +12,7 @@ from hpo.post import Post
 from hpo.queue.models import Claim
 from hpo.signals import StopSignal
 from hpo.spec.failures import Kind
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 
 

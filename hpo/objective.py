@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from data import Splits
-from hpo import study as studies
 from hpo.attempt import Attempt
 from hpo.post import Post
 from hpo.queue.start import MadeFrom, Suggested
@@ -19,7 +18,8 @@ from hpo.saver import Saver
 from hpo.signals import StopSignal
 from hpo.spec import seeds, space, usercode
 from hpo.spec.training import TrainConfig
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.together import Seat, Together
 from hpo.train.batches import can_halve
 from hpo.train.build import assemble, costs

@@ -13,13 +13,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo import study as studies
 from hpo.errors import Fault, StudyError
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import FAILURES, connect
 from hpo.storage.tables import hpo_test_openings
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 
 TROUBLE = (Fault, *FAILURES)
 

@@ -6,12 +6,13 @@ import logging
 import time
 from pathlib import Path
 
-from hpo import handover, retention
-from hpo import study as studies
+from hpo import handover
 from hpo.errors import CheckpointError
 from hpo.queue.models import Checkpoint
 from hpo.queue.report import Report
-from hpo.study import Study
+from hpo.study import retention
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.train import checkpoint
 from hpo.train.run import Run
 from hpo.trial import LeasedTrial

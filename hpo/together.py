@@ -35,7 +35,7 @@ from hpo.spec.failures import SPOILING, Kind, kind_of
 from hpo.spec.space import Tree
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import FAILURES
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.train.build.executor import Executor, partition_of
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run

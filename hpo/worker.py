@@ -30,7 +30,7 @@ from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Patience
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 
 log = logging.getLogger(__name__)

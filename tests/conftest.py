@@ -20,10 +20,11 @@ import torch
 from sqlalchemy.engine import URL, make_url
 
 from data import Splits
-from hpo import keeper, study
+from hpo import keeper
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 from tests import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -165,7 +166,7 @@ def make_study(place: Storage, tmp_path: Path) -> Callable[..., Study]:
     def make(trials: int = 10, **document: Any) -> Study:
         spec = StudySpec.from_document({**OWN_OBJECTIVE, "budget": {"trials": trials}, **document})
         spec = spec.model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
-        return study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+        return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
     return make
 

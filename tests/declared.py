@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpo import study as studies
-from hpo import studyfile, worker
+from hpo import worker
 from hpo.objective import declared
 from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage
-from hpo.study import Study
+from hpo.study import resolve
+from hpo.study import study as studies
+from hpo.study.study import Study
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
@@ -32,9 +33,9 @@ DOCUMENT: dict[str, Any] = {
 
 def made(place: Storage, folder: Path, document: dict[str, Any]) -> Study:
     """Make a study of this document, its code and its checkpoints in the folder."""
-    resolved = studyfile.resolve(StudySpec.from_document(document), folder)
+    resolved = resolve.resolve(StudySpec.from_document(document), folder)
     resolved = resolved.model_copy(update={"checkpoints": str(folder / "checkpoints")})
-    digest = studyfile.digest_code(resolved, folder)
+    digest = resolve.digest_code(resolved, folder)
     return studies.create_or_join(place, resolved, code_folder=folder, code_digest=digest)
 
 

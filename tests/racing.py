@@ -17,9 +17,9 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import study
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect
+from hpo.study import study as studies
 
 WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
 together: Barrier  # of the processes of one race
@@ -64,7 +64,7 @@ def make_study(url: str, document: dict[str, Any]) -> str:
     together.wait(WAIT_SECONDS)
     place = connect(url, create=True)
     try:
-        return study.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
+        return studies.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
     finally:
         place.close()
 

@@ -13,11 +13,12 @@ import data
 from data import Augmentation, Source, Splits, Strength, Tone, draw
 from data.augment.drawn import STAGES, stages
 from data.augment.strength import Fill
-from hpo import export, final, studyfile
+from hpo import final
 from hpo.errors import SpecError
 from hpo.search.lint import lint
 from hpo.spec.seeds import derive
 from hpo.spec.training import Augment
+from hpo.study import export, resolve
 from hpo.train import loop
 from hpo.train.build import check
 from hpo.train.run import Run
@@ -268,7 +269,7 @@ REFUSED = [
 @pytest.mark.parametrize(("line", "said"), REFUSED)
 def test_an_unknown_name_or_a_strength_out_of_bounds_is_told(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
-        studyfile.read(write(tmp_path, line))
+        resolve.read(write(tmp_path, line))
 
 
 def write(folder: Path, lines: str) -> Path:
@@ -292,7 +293,7 @@ def write(folder: Path, lines: str) -> Path:
 def test_what_cannot_be_done_to_such_images_is_refused_by_a_check_and_by_a_worker(
     make_digits: Any, tmp_path: Path, line: str, said: str
 ) -> None:
-    found = studyfile.read(write(tmp_path, line))
+    found = resolve.read(write(tmp_path, line))
     with pytest.raises(SpecError, match=said):
         check.examine(found.spec, found.code_folder, workers=1)
     study = make_digits(4, augment=found.spec.augment)
@@ -303,7 +304,7 @@ def test_what_cannot_be_done_to_such_images_is_refused_by_a_check_and_by_a_worke
 
 def test_a_check_tells_what_does_nothing(tmp_path: Path) -> None:
     """Pinned, it is seen from the file; searched, from training at both ends."""
-    found = studyfile.read(
+    found = resolve.read(
         write(tmp_path, "erasing_area = 0.2\nmixup = 0.0\nmix_probability = { low = 0.1, high = 0.9 }")
     )
     assert lint(found.spec) == ["augment.erasing_area = 0.2: does nothing without erasing; remove it"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.spec.space import Range
+from hpo.study import resolve
 from hpo.train.build import check
 from models import mlp
 
@@ -25,7 +25,7 @@ def net(shape, classes, *, width: int = 4, ignored: float = 0.0):
 def examine(folder: Path, text: str) -> check.Findings:
     (folder / "mine.py").write_text(OWN_MODEL)
     (folder / "s.toml").write_text('[data]\nname = "digits"\n' + text)
-    found = studyfile.read(folder / "s.toml")
+    found = resolve.read(folder / "s.toml")
     return check.examine(found.spec, found.code_folder, workers=2)
 
 

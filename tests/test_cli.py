@@ -14,11 +14,13 @@ import optuna
 import pytest
 import typer.main
 
-from hpo import cli, study, studyfile
+from hpo import cli
 from hpo.queue import claiming
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.tables import hpo_studies
+from hpo.study import resolve
+from hpo.study import study as studies
 from tests.trials import begin
 
 ROOT = Path(__file__).parent.parent
@@ -72,13 +74,13 @@ def refused(hpo: Hpo, folder: Path, *arguments: str) -> str:
     return err.removeprefix("error: ").rstrip("\n")
 
 
-def make_study(folder: Path, text: str = OWN, name: str = "own.toml") -> study.Study:
+def make_study(folder: Path, text: str = OWN, name: str = "own.toml") -> studies.Study:
     """Make a study in the folder's studies.db, as `hpo run --workers 0` does."""
     (folder / "mine.py").write_text("def objective(trial): return trial.suggest_float('x', 0.0, 1.0)\n")
     (folder / name).write_text(text)
-    found = studyfile.read(folder / name)
+    found = resolve.read(folder / name)
     place = connect(f"sqlite:///{folder}/studies.db", create=True)
-    made = study.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
+    made = studies.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
     place.close()
     return made
 
@@ -173,7 +175,7 @@ def test_a_name_that_is_none_is_refused(name: str, hpo: Hpo, tmp_path: Path) -> 
 def test_init_writes_a_file_that_is_right_and_never_over_another(hpo: Hpo, tmp_path: Path) -> None:
     code, out, err = hpo("init", "mine.toml")
     assert (code, out, err) == (0, "wrote mine.toml; next: hpo check mine.toml\n", "")
-    assert studyfile.read(tmp_path / "mine.toml").spec.name == "mine"
+    assert resolve.read(tmp_path / "mine.toml").spec.name == "mine"
     assert refused(hpo, tmp_path, "init", "mine.toml") == "mine.toml: is there already; name another file"
     assert (
         refused(hpo, tmp_path, "init", "no/mine.toml") == "no/mine.toml: cannot be written: No such file or directory"
@@ -286,9 +288,9 @@ def test_a_study_made_from_another_file_is_refused_with_the_difference_and_the_w
         "or take its trials along with `hpo fork own NEW FILE`\n"
     )
     place = connect(f"sqlite:///{tmp_path}/studies.db")
-    kept = study.join(place, "own")
+    kept = studies.join(place, "own")
     assert (kept.uid, kept.spec) == (made.uid, made.spec)
-    assert study.names(place) == ["own"]
+    assert studies.names(place) == ["own"]
     place.close()
 
 
@@ -297,7 +299,7 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
     assert hpo("run", "own.toml", "--workers", "0")[0] == 0
     place = connect(f"sqlite:///{tmp_path}/studies.db")
-    assert study.join(place, "own").budget == 99
+    assert studies.join(place, "own").budget == 99
     place.close()
 
 

@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control
 from hpo.errors import StudyError
 from hpo.queue import claiming, reaper
 from hpo.queue.claiming import Idle
@@ -18,7 +17,8 @@ from hpo.queue.models import Orders
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, trial_of
 
 BY_HAND = "by `hpo stop`"

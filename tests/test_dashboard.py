@@ -17,15 +17,15 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from optuna.trial import TrialState
 
-from hpo import study
 from hpo.errors import Fault, StudyError
 from hpo.lease import Lease
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, plain_url
-from hpo.study import Study
-from hpo.summary import summarize
+from hpo.study import study as studies
+from hpo.study.status import summarize
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 from hpo.view import dashboard
 from tests.trials import end_trial
@@ -40,7 +40,7 @@ def place(lite: Storage) -> Storage:
 def demo(place: Storage, tmp_path: Path) -> Study:
     """A study with a complete trial, a running one and a parked one."""
     spec = StudySpec.from_document({"name": "demo", "objective": "x.py:f", "direction": "maximize"})
-    made = study.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+    made = studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
     claims = []
     for _ in range(3):
         ledger = made.ledger("w")

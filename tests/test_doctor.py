@@ -16,9 +16,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control, doctor, studyfile
-from hpo import study as studies
-from hpo.doctor import Finding
 from hpo.errors import StudyError
 from hpo.queue import claiming, workers
 from hpo.queue.models import Claim
@@ -27,7 +24,10 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
-from hpo.study import PROBE_FILE, Study
+from hpo.study import control, doctor, resolve
+from hpo.study import study as studies
+from hpo.study.doctor import Finding
+from hpo.study.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import begin, finish_claim
 
@@ -44,7 +44,7 @@ def make_whole(place: Storage, tmp_path: Path) -> MakeWhole:
         spec = StudySpec.from_document(
             {**OWN_OBJECTIVE, "checkpoints": str(tmp_path / "checkpoints"), "budget": {"trials": 10}, **document}
         )
-        digest = studyfile.load_and_digest(spec, tmp_path)
+        digest = resolve.load_and_digest(spec, tmp_path)
         return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest=digest)
 
     return make
@@ -264,7 +264,7 @@ def test_code_that_changed_is_told_unless_the_study_let_it_in(whole: Study, tmp_
     found = the_ill(whole, repair=True)
     assert found.what == f"your own code in {tmp_path} changed since the study was made"
     assert found.mend == "undo the change, or run with --allow-code-change"
-    digest = studyfile.load_and_digest(whole.spec, tmp_path)
+    digest = resolve.load_and_digest(whole.spec, tmp_path)
     studies.check_worker(whole, mine=None, code_digest=digest, allow_code_change=True)
     assert examine(whole) == []
 
@@ -272,7 +272,7 @@ def test_code_that_changed_is_told_unless_the_study_let_it_in(whole: Study, tmp_
 def test_code_that_no_trial_has_run_may_still_change(whole: Study, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(CODE + "# changed\n")
     assert examine(whole) == []  # as a worker that joins would see it
-    digest = studyfile.load_and_digest(whole.spec, tmp_path)
+    digest = resolve.load_and_digest(whole.spec, tmp_path)
     studies.check_worker(whole, mine=None, code_digest=digest, allow_code_change=False)
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import data
-from hpo import studyfile
 from hpo.search.lint import lint
 from hpo.spec import space
 from hpo.spec.space import Choices
 from hpo.spec.training import TrainConfig
+from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble
 from tests.integration.test_commands import Shell, shell
@@ -32,13 +32,13 @@ LIGHTNING = ("lightning", "optuna_integration")
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_study_file_is_read_without_a_warning(file: Path) -> None:
-    spec = studyfile.read(file).spec
+    spec = resolve.read(file).spec
     assert spec.is_pinned == (file.stem == "transfer_source")
     assert lint(spec) == []
 
 
 def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None:
-    found = studyfile.read(EXAMPLES / "digits_large.toml")
+    found = resolve.read(EXAMPLES / "digits_large.toml")
     tree, device = found.spec.tree, torch.device("cpu")
     named = {
         path: one.options for path, one in space.parameters(tree) if path.endswith(".name") and isinstance(one, Choices)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import studyfile
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.study import resolve
 from hpo.train.build import assemble, executor, measurement_cache
 from hpo.train.build.executor import Choice
 from hpo.train.run import Run
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def prepared(folder: Path, **changes: object) -> tuple[StudySpec, TrainConfig, Splits]:
-    spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "executor": "auto", **changes}), folder)
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "executor": "auto", **changes}), folder)
     config = TrainConfig.from_tree(space.middle(spec.tree, {}))
     return spec, config, assemble.load_splits(config, spec.seed, folder, CPU)
 

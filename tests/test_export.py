@@ -14,8 +14,7 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import export, final, openings, owntrain, results, studyfile, worker
-from hpo import study as studies
+from hpo import final, openings, owntrain, worker
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.objective import declared
 from hpo.queue import claiming
@@ -23,7 +22,9 @@ from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url
 from hpo.storage.tables import hpo_test_openings
-from hpo.study import Study
+from hpo.study import export, resolve, results
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.train import checkpoint, loop
 from tests.declared import DOCUMENT, nothing, quiet
 from tests.trials import finish_claim
@@ -36,7 +37,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A finished study of five trials on the digits, one of them failed."""
     folder = tmp_path_factory.mktemp("searched")
     place = connect(f"sqlite:///{folder}/studies.db", create=True)
-    spec = studyfile.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
     failed = claiming.claim(ledger)
@@ -276,7 +277,7 @@ def test_a_trial_on_spreadsheets_goes_through_spec_export_and_replay(tmp_path: P
     (home / "labels.csv").write_text("no\nyes\n" * 90)
     told = {"name": "csv", "images": "images.csv", "labels": "labels.csv", "shape": [1, 4], "folds": 4, "fold": 1}
     document = {**DOCUMENT, "data": told, "budget": {"trials": 2}}
-    spec = studyfile.resolve(StudySpec.from_document(document), home)
+    spec = resolve.resolve(StudySpec.from_document(document), home)
     assert StudySpec.from_document(spec.document).fingerprint == spec.fingerprint
     study = studies.create_or_join(
         connect(f"sqlite:///{tmp_path}/studies.db", create=True), spec, code_folder=home, code_digest=""

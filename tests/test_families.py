@@ -17,10 +17,10 @@ from torchvision import models as theirs
 from torchvision.models.vision_transformer import VisionTransformer
 
 import data
-from hpo import studyfile
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble, registry
 from hpo.train.randomness import initial_model
@@ -103,9 +103,9 @@ def test_every_option_goes_through_a_file_and_back(tmp_path: Path, option: str) 
     """As an export does: what is resolved is written, read, and means the same."""
     model = {"name": "cnn", **SIZES["cnn"], **OPTIONS[option]}
     document = {"name": "s", "data": {"name": "digits"}, "model": model, "optimizer": {"name": "sgd", "lr": 0.1}}
-    resolved = studyfile.resolve(StudySpec.from_document(document), tmp_path)
+    resolved = resolve.resolve(StudySpec.from_document(document), tmp_path)
     pinned = tomllib.loads(tomli_w.dumps({**resolved.document, **space.lower(resolved.tree)}))
-    again = studyfile.resolve(StudySpec.from_document(pinned), tmp_path)
+    again = resolve.resolve(StudySpec.from_document(pinned), tmp_path)
     assert again.fingerprint == resolved.fingerprint
     assert {key: again.tree["model"][key] for key in model} == model
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from hpo.finished import FinishedTrial, finished
 from hpo.queue.models import Checkpoint
 from hpo.spec.failures import Kind
 from hpo.storage.connect import Storage
-from hpo.study import Study
-from hpo.summary import Past, read
+from hpo.study.finished import FinishedTrial, finished
+from hpo.study.status import Past, read
+from hpo.study.study import Study
 from tests.trials import START, begin, end_trial, run, set_times, with_a_list_chosen
 
 

@@ -19,7 +19,7 @@ from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.signals import ASKING
-from hpo.study import Study
+from hpo.study.study import Study
 from tests.trials import MakeStudy
 
 

@@ -9,9 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.front import leading, unbeaten
 from hpo.spec.curve import Direction
 from hpo.spec.objectives import Goals
+from hpo.study.pareto import leading, unbeaten
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -14,8 +14,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import handover, results, worker
-from hpo import study as studies
+from hpo import handover, worker
 from hpo.attempt import open_trial
 from hpo.errors import LostLease, StorageError
 from hpo.lease import Lease
@@ -27,7 +26,9 @@ from hpo.signals import StopSignal
 from hpo.spec.failures import Failure, Kind
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials, trial_system_attributes
-from hpo.study import Study
+from hpo.study import results
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.together import Together
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run

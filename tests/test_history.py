@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from hpo.history import history
 from hpo.spec.failures import Failure, Kind
-from hpo.study import Study
+from hpo.study.study import Study
+from hpo.study.trial_history import history
 from hpo.view.live import history_text, to_json
 from tests.trials import begin
 

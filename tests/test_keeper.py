@@ -8,7 +8,7 @@ from collections.abc import Collection
 import pytest
 import sqlalchemy as sa
 
-from hpo import control, keeper
+from hpo import keeper
 from hpo.errors import Parked, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
@@ -18,7 +18,8 @@ from hpo.queue.models import Claim
 from hpo.queue.report import Report
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, hpo_workers
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import MakeStudy, taken
 from tests.waiting import wait_for
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control, post
+from hpo import post
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.lease import Lease
 from hpo.queue import claiming, clock
@@ -20,7 +20,8 @@ from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Answer, Report
 from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import AN_OUTAGE, MakeStudy, refused, said
 from tests.waiting import wait_for
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from hpo import control, openings
+from hpo import openings
 from hpo.errors import LostLease, StudyError
 from hpo.queue import claiming, reaper, workers
 from hpo.queue.claiming import Idle
@@ -31,7 +31,8 @@ from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, tables
 from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpo.finished import FinishedTrial
-from hpo.summary import Best, FailureCount, ParkedTrial, RunningTrial, Summary
+from hpo.study.finished import FinishedTrial
+from hpo.study.status import Best, FailureCount, ParkedTrial, RunningTrial, Summary
 from hpo.view import live
 from hpo.view.live import LiveView
 

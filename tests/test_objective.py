@@ -12,8 +12,7 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import results, worker
-from hpo import study as studies
+from hpo import worker
 from hpo.attempt import open_trial
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
 from hpo.lease import Lease
@@ -26,7 +25,9 @@ from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study import results
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
 from hpo.trial import LeasedTrial

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.search import pruners
 from hpo.search.lint import lint
@@ -15,6 +14,7 @@ from hpo.search.pareto_pruner import AmongRivals
 from hpo.spec.objectives import COSTS, Beside, Bound, Known
 from hpo.spec.study_file import StudySpec, differences
 from hpo.storage.finished_trials import violation_in
+from hpo.study import resolve
 
 DECLARED: dict[str, Any] = {
     "name": "s",
@@ -27,7 +27,7 @@ TWO = {"accuracy": "maximize", "params": "minimize"}
 
 
 def resolved(**changes: Any) -> StudySpec:
-    return studyfile.resolve(StudySpec.from_document({**DECLARED, **changes}), Path())
+    return resolve.resolve(StudySpec.from_document({**DECLARED, **changes}), Path())
 
 
 def test_a_study_of_one_objective_is_what_it_was() -> None:
@@ -171,7 +171,7 @@ def test_a_search_in_which_all_cost_the_same_is_warned_of() -> None:
 
 
 def test_the_example_is_right_and_searches_its_size() -> None:
-    spec = studyfile.read(Path(__file__).parent.parent / "examples/accuracy_size.toml").spec
+    spec = resolve.read(Path(__file__).parent.parent / "examples/accuracy_size.toml").spec
     assert spec.goals.costs == ["params", "memory_mb"]
     assert lint(spec) == []
 

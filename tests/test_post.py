@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control, post
+from hpo import post
 from hpo.errors import LostLease, NoAnswer, Outage, Stopped
 from hpo.keeper import Keeper
 from hpo.lease import Lease
@@ -24,7 +24,8 @@ from hpo.queue.report import Answer, Report
 from hpo.storage import sql
 from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
 from tests.waiting import wait_for
 

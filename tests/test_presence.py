@@ -17,7 +17,7 @@ from hpo.queue.ledger import Ledger
 from hpo.receipt import versions
 from hpo.storage import sql
 from hpo.storage.tables import hpo_workers
-from hpo.study import Study
+from hpo.study.study import Study
 from tests.trials import MakeStudy
 
 

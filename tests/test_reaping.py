@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control
 from hpo.errors import LostLease
 from hpo.queue import claiming, finish, reaper, workers
 from hpo.queue.claiming import Idle
@@ -21,7 +20,8 @@ from hpo.queue.reaper import Reaper
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, tables
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, reap, trial_of
 
 LEASE = 60.0

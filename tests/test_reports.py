@@ -23,7 +23,7 @@ from hpo.storage import sql
 from hpo.storage.connect import FAILURES, OUTAGES, Storage, connect, plain_url
 from hpo.storage.retry import Patience
 from hpo.storage.tables import trials
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 from tests.trials import begin, make, suggested
 

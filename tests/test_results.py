@@ -7,10 +7,10 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.results import best
 from hpo.storage import trial_rows
 from hpo.storage.connect import Storage
-from hpo.study import Study
+from hpo.study.results import best
+from hpo.study.study import Study
 from tests.trials import begin, end_trial, make, record_receipt, run, with_a_list_chosen
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo import handover, retention
+from hpo import handover
 from hpo.queue.models import Checkpoint
-from hpo.retention import file_name, leads, stale, sweep, tidy
-from hpo.study import Study
+from hpo.study import retention
+from hpo.study.retention import file_name, leads, stale, sweep, tidy
+from hpo.study.study import Study
 from hpo.train import checkpoint
 from tests.trials import MakeStudy, begin, run
 

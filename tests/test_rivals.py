@@ -16,7 +16,7 @@ from hpo.search import array_pruners
 from hpo.spec.objectives import Known
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 from tests import trials
 from tests.trials import MakeStudy, end_trial

@@ -13,7 +13,7 @@ from hpo.errors import SpecError
 from hpo.search import samplers
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
-from hpo.study import as_in_optimize, stop_was_requested
+from hpo.study.study import as_in_optimize, stop_was_requested
 
 RANGE = {"low": 0.0, "high": 1.0}
 FLAT: dict[str, Any] = {

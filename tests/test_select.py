@@ -10,10 +10,10 @@ import torch
 import data
 from data import SOURCES, Source, Splits, select
 from data.split import parted
-from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble, registry
 
@@ -131,7 +131,7 @@ def spec(folder: Path, **options) -> StudySpec:
         "model": {"name": "mlp", "widths": [4]},
         "optimizer": {"name": "sgd", "lr": 0.1},
     }
-    return studyfile.resolve(StudySpec.from_document(document), folder)
+    return resolve.resolve(StudySpec.from_document(document), folder)
 
 
 def splits(folder: Path, **options) -> Splits:

@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control
 from hpo.errors import LostLease
 from hpo.queue import claiming
 from hpo.queue.claiming import Idle
@@ -16,7 +15,8 @@ from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies
-from hpo.study import Study
+from hpo.study import control
+from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, row_of, trial_of
 
 RETRY, FAIL, PRUNE, DROP = Verdict.RETRY, Verdict.FAIL, Verdict.PRUNE, Verdict.DROP

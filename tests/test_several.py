@@ -14,11 +14,8 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import control, export, final, forking, owntrain, results, retention, studyfile, worker
-from hpo import study as studies
+from hpo import final, owntrain, worker
 from hpo.errors import MismatchError, StudyError
-from hpo.finished import finished
-from hpo.history import history
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.queue.reaper import bury
@@ -26,9 +23,14 @@ from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, plain_url
 from hpo.storage.tables import hpo_trials, trial_values
-from hpo.study import Study
-from hpo.studyfile import StudyFile
-from hpo.summary import read, summarize
+from hpo.study import control, export, resolve, results, retention
+from hpo.study import study as studies
+from hpo.study.finished import finished
+from hpo.study.fork import fork_study
+from hpo.study.resolve import StudyFile
+from hpo.study.status import read, summarize
+from hpo.study.study import Study
+from hpo.study.trial_history import history
 from hpo.train.build import costs
 from hpo.view import dashboard, live
 from tests.declared import DOCUMENT, work
@@ -51,7 +53,7 @@ SPEC: dict[str, Any] = {
 
 def made(place: Storage, folder: Path, trials: int, **changes: Any) -> Study:
     spec = StudySpec.from_document({**SPEC, "budget": {"trials": trials}, **changes})
-    resolved = studyfile.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
+    resolved = resolve.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
     return studies.create_or_join(place, resolved, code_folder=folder, code_digest="")
 
 
@@ -340,9 +342,9 @@ def _ids(study: Study) -> list[int]:
 def test_a_fork_holds_its_trials_against_its_own_bounds(searched: Study) -> None:
     def forked(name: str, **changes: Any) -> Study:
         spec = StudySpec.from_document({**SPEC, "constraints": {"memory_mb": "<= 1"}, **changes, "name": name})
-        wanted = studyfile.resolve(spec, searched.code_folder)
+        wanted = resolve.resolve(spec, searched.code_folder)
         file = StudyFile(path=Path("x.toml"), spec=wanted, code_folder=searched.code_folder, code_digest="")
-        told.append(forking.fork(searched, file))
+        told.append(fork_study(searched, file))
         return studies.join(searched.storage, name)
 
     told: list[tuple[int, int]] = []
@@ -393,7 +395,7 @@ def own(place: Storage, folder: Path, function: str, trials: int, **changes: Any
         "pruner": {"name": "none"},
     }
     spec = StudySpec.from_document({**base, "budget": {"trials": trials}, **changes})
-    resolved = studyfile.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
+    resolved = resolve.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
     study = studies.create_or_join(place, resolved, code_folder=folder, code_digest="")
     worker.work(study, worker.build_objective(study, folder), study.ledger("w"), StopSignal())
     return study

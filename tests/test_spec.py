@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from hpo import studyfile
 from hpo.errors import SpecError
 from hpo.spec import space, study_file
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies
 from hpo.spec.study_file import Recovery, StudySpec, as_meant
+from hpo.study import resolve
 
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 OPTIMIZER = '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 def read(folder: Path, text: str, name: str = "s.toml") -> StudySpec:
     (folder / name).write_text(text)
-    return studyfile.read(folder / name).spec
+    return resolve.read(folder / name).spec
 
 
 def fault(folder: Path, text: str) -> list[str]:
@@ -110,7 +110,7 @@ def test_augmentation_is_searched_like_anything_else_and_checked(tmp_path: Path)
 
 @pytest.mark.parametrize("file", ["hpo/templates/study.toml", "examples/digits.toml"])
 def test_the_files_we_ship_are_right_and_searchable(file: str) -> None:
-    found = studyfile.read(ROOT / file).spec
+    found = resolve.read(ROOT / file).spec
     assert not found.is_pinned
     assert {"optimizer.lr", "optimizer.weight_decay", "model.dropout", "optimizer.name", "schedule.name"} <= {
         path for path, _ in space.parameters(found.tree)
@@ -118,7 +118,7 @@ def test_the_files_we_ship_are_right_and_searchable(file: str) -> None:
 
 
 def test_a_resolved_spec_survives_its_way_through_the_storage(tmp_path: Path) -> None:
-    found = studyfile.read(ROOT / "examples/digits.toml").spec
+    found = resolve.read(ROOT / "examples/digits.toml").spec
     stored = StudySpec.from_document(json.loads(json.dumps(found.document)))
     assert stored == found
     assert stored.fingerprint == found.fingerprint
@@ -583,23 +583,23 @@ def test_sections_are_compared_once_each_is_right(tmp_path: Path) -> None:
 
 def test_a_missing_a_binary_and_a_folder_are_no_study_files(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        studyfile.read(tmp_path / "no.toml")
+        resolve.read(tmp_path / "no.toml")
     assert (
         str(caught.value) == f"{tmp_path}/no.toml: no such file; `hpo init {tmp_path}/no.toml` writes one to start from"
     )
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"binary.toml: cannot be read: 'utf-8' codec"):
-        studyfile.read(tmp_path / "binary.toml")
+        resolve.read(tmp_path / "binary.toml")
     with pytest.raises(SpecError, match=r"cannot be read: .*Is a directory"):
-        studyfile.read(tmp_path)
+        resolve.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a.toml", "a\nb", " a", "x" * 201])
 def test_a_name_given_on_the_command_line_is_checked_as_well(name: str, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(SMALL)
     with pytest.raises(SpecError, match=r"^--name = "):
-        studyfile.read(tmp_path / "s.toml", name=name)
-    assert studyfile.read(tmp_path / "s.toml", name="a/b c").spec.name == "a/b c"
+        resolve.read(tmp_path / "s.toml", name=name)
+    assert resolve.read(tmp_path / "s.toml", name="a/b c").spec.name == "a/b c"
 
 
 def test_nan_in_a_receipt_is_no_fault(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hpo.queue.models import Claim
 from hpo.queue.report import Report
 from hpo.storage.connect import Storage
 from hpo.storage.retry import Patience
-from hpo.study import Study, as_in_optimize
+from hpo.study.study import Study, as_in_optimize
 from hpo.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested
 

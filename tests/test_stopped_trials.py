@@ -15,15 +15,16 @@ import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hpo import export, final, results
-from hpo import study as studies
+from hpo import final
 from hpo.errors import SpecError
-from hpo.history import history
 from hpo.spec.space import lift, middle
 from hpo.spec.training import Stopping, TrainConfig
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study import export, results
+from hpo.study import study as studies
+from hpo.study.study import Study
+from hpo.study.trial_history import history
 from hpo.train import loop
 from hpo.train.build import assemble, check
 from hpo.train.early_stopping import verdict

@@ -7,13 +7,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
 from hpo.queue import claiming
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.tables import UID_KEY
-from hpo.study import PROBE_FILE, Study
+from hpo.study import study as studies
+from hpo.study.study import PROBE_FILE, Study
 from tests import racing
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import MakeStudy

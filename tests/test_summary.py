@@ -14,8 +14,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import control, rows
-from hpo import summary as summary_module
 from hpo.errors import LostLease, StudyError
 from hpo.queue import reaper
 from hpo.queue.ledger import Ledger
@@ -24,8 +22,9 @@ from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, trials
-from hpo.study import Study
-from hpo.summary import Best, FailureCount, ParkedTrial, read, statuses, summarize
+from hpo.study import control, query, status
+from hpo.study.status import Best, FailureCount, ParkedTrial, read, statuses, summarize
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial
 from tests.trials import START, begin, end_trial, finish_claim, make, run, set_times
 
@@ -201,7 +200,7 @@ def test_a_foreign_failure_that_turns_out_to_be_ours_is_not_foreign_any_more(dem
 def test_the_pace_is_of_the_last_trials_by_number_however_late_one_ended(
     demo: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary_module, "WINDOW", 2)
+    monkeypatch.setattr(status, "WINDOW", 2)
     _, _, slow = begin(demo)
     for number in (1, 2):
         run(demo, 0.5)
@@ -356,7 +355,7 @@ class History:
 def test_whatever_happens_a_reading_that_goes_on_shows_what_a_fresh_one_shows(
     place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, seed: int
 ) -> None:
-    monkeypatch.setattr(summary_module, "WINDOW", 3)
+    monkeypatch.setattr(status, "WINDOW", 3)
     document = {"direction": direction, "budget": {"trials": 1000}, "failures": {"in_a_row": 1000}}
     demo, other = make(place, tmp_path, **document), make(place, tmp_path, name="other", **document)
     history, past, told = History(demo, other, seed), None, Counter[int]()
@@ -369,12 +368,12 @@ def test_whatever_happens_a_reading_that_goes_on_shows_what_a_fresh_one_shows(
         told.update(reading.ended)
         assert reading.summary == summarize(demo, clock=frozen)
         with place.engine.connect() as connection:
-            ranked = rows.ranked(connection, demo, 1)
+            ranked = query.ranked(connection, demo, 1)
             ended = connection.execute(
                 sa.select(trials.c.trial_id).where(trials.c.study_id == demo.study_id, trials.c.state.in_(FINISHED))
             ).scalars()
             assert told == Counter(ended)
-        best = Best(number=ranked[0].number, value=rows.value_of(ranked[0])) if ranked else None
+        best = Best(number=ranked[0].number, value=query.value_of(ranked[0])) if ranked else None
         assert reading.summary.best == best
 
 

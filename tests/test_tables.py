@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import study as studies
 from hpo.errors import StorageError
 from hpo.queue.models import Checkpoint
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials, hpo_workers
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim
 
 #: What has come to our tables since they were first made.

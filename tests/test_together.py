@@ -18,8 +18,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import control, export, final, results, worker
-from hpo import study as studies
+from hpo import final, worker
 from hpo.attempt import Attempt
 from hpo.errors import Outage, Parked, SpecError, StorageError
 from hpo.objective import Declared, trial_seed
@@ -32,7 +31,9 @@ from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials
-from hpo.study import Study
+from hpo.study import control, export, results
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.together import Together
 from hpo.train.build import assemble, executor
 from hpo.train.build.executor import Choice

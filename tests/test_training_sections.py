@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import export, final, results, studyfile, worker
-from hpo import study as studies
+from hpo import final, worker
 from hpo.errors import SpecError
 from hpo.objective import declared
 from hpo.signals import StopSignal
@@ -19,6 +18,8 @@ from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import connect
+from hpo.study import export, resolve, results
+from hpo.study import study as studies
 from hpo.train import loop
 from hpo.train.build import assemble, check, registry
 from hpo.train.optim.averaging import AVERAGINGS
@@ -184,7 +185,7 @@ def test_a_loss_as_metric_may_differ_in_label_smoothing(tmp_path: Path) -> None:
 
 def examine(folder: Path, **changes: Any) -> check.Findings:
     spec = resolved(folder, executor="loop", **changes)
-    return check.examine(studyfile.resolve(spec, folder), folder, workers=1)
+    return check.examine(resolve.resolve(spec, folder), folder, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_search_over_all_of_it_exports_trials_that_replay_bit_for_bit(tmp_path
         "pruner": {"name": "none"},
     }
     spec = resolved(tmp_path, **SEARCHED, **(search if executor == "stack" else search | {"slots": 1}))
-    spec = studyfile.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
+    spec = resolve.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
     place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     study = studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
     worker.work(study, declared(study, tmp_path), study.ledger("w"), StopSignal())

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import models
-from hpo import studyfile
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training, with_sections
+from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble, registry
 from hpo.train.build.executor import partition_of
@@ -366,9 +366,9 @@ def test_what_a_file_of_weights_holds_counts_as_code_of_the_study(tmp_path: Path
     }
     spec = StudySpec.from_document(document)
     assert registry.weights(spec) == ["a.pt", "b.pt"]
-    assert studyfile.digest_code(spec, tmp_path) == ""
+    assert resolve.digest_code(spec, tmp_path) == ""
     digests = []
     for name, content in [("a.pt", b"1"), ("b.pt", b"1"), ("b.pt", b"2")]:
         (tmp_path / name).write_bytes(content)
-        digests.append(studyfile.digest_code(spec, tmp_path))
+        digests.append(resolve.digest_code(spec, tmp_path))
     assert len({"", *digests}) == 4

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import attempt, control, worker
+from hpo import attempt, worker
 from hpo.errors import StorageError
 from hpo.keeper import Keeper
 from hpo.lease import Lease
@@ -27,8 +27,9 @@ from hpo.queue.report import Report
 from hpo.search import samplers
 from hpo.signals import StopSignal
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
-from hpo.study import Study
-from hpo.study import join as join_study
+from hpo.study import control
+from hpo.study.study import Study
+from hpo.study.study import join as join_study
 from hpo.trial import LeasedTrial
 from tests.trials import MakeStudy, finish_claim
 from tests.waiting import wait_for

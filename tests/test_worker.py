@@ -25,8 +25,8 @@ from hpo.search import samplers
 from hpo.signals import StopSignal
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
-from hpo.study import join as join_study
+from hpo.study.study import Study
+from hpo.study.study import join as join_study
 from hpo.trial import LeasedTrial
 from tests.trials import MakeStudy, end_trial, finish_claim
 

@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import study as studies
 from hpo.errors import LostLease
 from hpo.lease import Lease
 from hpo.queue import claiming, reaper
@@ -24,7 +23,8 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials, trials
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 from hpo.trial import LeasedTrial, Taken
 
 MakeStudy = Callable[..., Study]  # what the fixture make_study is

@@ -20,11 +20,11 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
-    from hpo import study as studies
     from hpo.errors import SpecError
-    from hpo.history import history
     from hpo.storage.connect import connect
-    from hpo.summary import statuses, summarize
+    from hpo.study import study as studies
+    from hpo.study.status import statuses, summarize
+    from hpo.study.trial_history import history
     from hpo.view import live
 
     if trial is not None and study is None:

@@ -28,9 +28,9 @@ from hpo.errors import StorageError
 from hpo.signals import StopSignal
 
 if TYPE_CHECKING:
-    from hpo.study import Study
-    from hpo.studyfile import StudyFile
-    from hpo.summary import Summary
+    from hpo.study.resolve import StudyFile
+    from hpo.study.status import Summary
+    from hpo.study.study import Study
     from hpo.worker import Objective
 
 
@@ -60,13 +60,13 @@ def check(
     code: CodeOption = None,
 ) -> None:
     """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
-    from hpo import studyfile
     from hpo.launch.local import default_workers
     from hpo.search.lint import lint
     from hpo.spec.study_file import told_of
+    from hpo.study import resolve
     from hpo.view import checked
 
-    found = studyfile.read(file, code_folder=code)
+    found = resolve.read(file, code_folder=code)
     typer.echo(checked.spec_text(found.spec))
     warnings = lint(found.spec)
     if not found.spec.objective:
@@ -105,29 +105,29 @@ def run(
     try:
         loaded = StudySpec.load(file, name=name)
     except SpecError:
-        from hpo import studyfile
+        from hpo.study import resolve
 
-        studyfile.read(file, name=name, code_folder=code)  # which tells of what is wrong with values as well
+        resolve.read(file, name=name, code_folder=code)  # which tells of what is wrong with values as well
         raise
     if workers != 0:
         fork_server.warm_up(
             None if loaded.objective else loaded.executor
         )  # while this process loads the rest for itself
 
-    from hpo import study as studies
-    from hpo import studyfile
     from hpo.launch import launcher
     from hpo.launch.local import Fleet, default_workers, last_words
     from hpo.spec.durations import seconds
     from hpo.storage.connect import FAILURES, check_connections, connect
     from hpo.storage.tables import Hold
-    from hpo.summary import summarize
+    from hpo.study import resolve
+    from hpo.study import study as studies
+    from hpo.study.status import summarize
     from hpo.view import live
     from hpo.view.live import LiveView
 
     limit = seconds(timeout, "--timeout") if timeout else None
     with contextlib.redirect_stdout(sys.stderr):  # what your own code prints when it is imported is no result
-        found = studyfile.complete(loaded, file, code_folder=code)
+        found = resolve.complete(loaded, file, code_folder=code)
     if found.spec.is_pinned:
         raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
     if limit is None and found.spec.budget.timeout:
@@ -184,8 +184,8 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
         again: what the next commands need to find the storage.
     """
     from hpo.errors import StudyError
-    from hpo.results import best
-    from hpo.summary import summarize
+    from hpo.study.results import best
+    from hpo.study.status import summarize
     from hpo.view import live
 
     summary = summarize(study)
@@ -224,17 +224,18 @@ def worker(
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo import recycling, studyfile
+    from hpo import recycling
     from hpo import worker as worker_loop
     from hpo.errors import Outage
     from hpo.launch.local import TRY_AGAIN
     from hpo.queue import reaper, workers
     from hpo.spec.study_file import Recovery
+    from hpo.study import resolve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     quiet_optuna()
     stopping = StopSignal.installed(grace=Recovery().grace_seconds, second_ends=parent is None)
-    mine = studyfile.read(Path(study), code_folder=code) if study.endswith(".toml") else None
+    mine = resolve.read(Path(study), code_folder=code) if study.endswith(".toml") else None
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
         joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
@@ -270,13 +271,14 @@ def enlist(
     """Join the study and make its objective ready; a storage that has no room just now is waited for, one that is not
     there is an error at once.
     """
-    from hpo import recycling, studyfile
-    from hpo import study as studies
+    from hpo import recycling
     from hpo import worker as worker_loop
     from hpo.errors import StorageBusy
     from hpo.spec.study_file import Recovery
     from hpo.storage.connect import OUTAGES, connect
     from hpo.storage.retry import Patience
+    from hpo.study import resolve
+    from hpo.study import study as studies
 
     def attempt() -> tuple[Study, Objective]:
         with contextlib.ExitStack() as undone:
@@ -284,7 +286,7 @@ def enlist(
             undone.callback(place.close)
             joined = studies.join(place, mine.spec.name if mine else name)
             folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
-            digest = studyfile.load_and_digest(joined.spec, folder)
+            digest = resolve.load_and_digest(joined.spec, folder)
             studies.check_worker(
                 joined, mine=mine.spec if mine else None, code_digest=digest, allow_code_change=allow_code_change
             )

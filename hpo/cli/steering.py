@@ -14,9 +14,9 @@ StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 @app.command()
 def pause(study: StudyArgument, storage: StorageOption = None) -> None:
     """Park what runs, with a checkpoint, and let the workers wait until `hpo resume`."""
-    from hpo import control
-    from hpo import study as studies
     from hpo.storage.connect import connect
+    from hpo.study import control
+    from hpo.study import study as studies
 
     quiet_optuna()
     control.pause(studies.join(connect(storage_url(storage)), study))
@@ -28,9 +28,9 @@ def pause(study: StudyArgument, storage: StorageOption = None) -> None:
 @app.command()
 def resume(study: StudyArgument, storage: StorageOption = None) -> None:
     """Go on with a study that was paused, stopped, or stopped itself after too many failures in a row."""
-    from hpo import control
-    from hpo import study as studies
     from hpo.storage.connect import connect
+    from hpo.study import control
+    from hpo.study import study as studies
 
     quiet_optuna()
     was = control.resume(studies.join(connect(storage_url(storage)), study))
@@ -47,9 +47,9 @@ def stop(
     storage: StorageOption = None,
 ) -> None:
     """Start no new trial from now on; what runs is still finished. `hpo resume` takes it back."""
-    from hpo import control
-    from hpo import study as studies
     from hpo.storage.connect import connect
+    from hpo.study import control
+    from hpo.study import study as studies
 
     quiet_optuna()
     joined = studies.join(connect(storage_url(storage)), study)
@@ -77,10 +77,10 @@ def doctor(
     storage: StorageOption = None,
 ) -> None:
     """Look for what ails studies and their storage; exit code 1 if something is left to mend."""
-    from hpo import control, doctor
-    from hpo import study as studies
     from hpo.errors import SpecError
     from hpo.storage.connect import connect
+    from hpo.study import control, doctor
+    from hpo.study import study as studies
 
     quiet_optuna()
     place = connect(storage_url(storage))

@@ -33,10 +33,10 @@ def export(
 
     Of several objectives no trial is the best: one is chosen by --trial, or all that none beats are written by --front.
     """
-    from hpo import export as exporting
-    from hpo import study as studies
     from hpo.errors import SpecError
     from hpo.storage.connect import connect
+    from hpo.study import export as exporting
+    from hpo.study import study as studies
 
     chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
     given = [option for option, is_given in chosen.items() if is_given]
@@ -180,14 +180,15 @@ def fork(
     code: CodeOption = None,
 ) -> None:
     """Make a new study from a changed file and take along the finished trials that fit into its space."""
-    from hpo import forking, studyfile
-    from hpo import study as studies
     from hpo.storage.connect import connect
+    from hpo.study import resolve
+    from hpo.study import study as studies
+    from hpo.study.fork import fork_study
 
-    found = studyfile.read(file, name=name, code_folder=code)
+    found = resolve.read(file, name=name, code_folder=code)
     quiet_optuna()
     place = connect(storage_url(storage, found.spec.storage))
-    taken, left = forking.fork(studies.join(place, study), found)
+    taken, left = fork_study(studies.join(place, study), found)
     typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
     again = again_option(storage, found.spec.storage, place.shown)
     typer.echo(f"next: hpo run {file} --name {name}{again}")

@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from hpo.errors import StorageError
-from hpo.finished import finished
 from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.signals import ASKING
 from hpo.storage.connect import FAILURES, cause
-from hpo.study import Study
-from hpo.summary import Past, read
+from hpo.study.finished import finished
+from hpo.study.status import Past, read
+from hpo.study.study import Study
 from hpo.view.live import LiveView
 
 REFRESH_SECONDS = 0.25

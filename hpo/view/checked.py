@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
-from hpo.view.words import amount_text, duration, value_text
+from hpo.study.format import amount_text, duration, value_text
 
 if TYPE_CHECKING:
     from hpo.train.build.check import Findings

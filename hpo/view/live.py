@@ -20,13 +20,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.view.words import STATES, amount_text, counted, duration, value_text
+from hpo.study.format import STATES, amount_text, counted, duration, value_text
 
 if TYPE_CHECKING:
-    from hpo.finished import FinishedTrial
-    from hpo.history import History
-    from hpo.results import TrialResult
-    from hpo.summary import Best, FailureCount, RunningTrial, Summary
+    from hpo.study.finished import FinishedTrial
+    from hpo.study.results import TrialResult
+    from hpo.study.status import Best, FailureCount, RunningTrial, Summary
+    from hpo.study.trial_history import History
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hpo.view.words import value_text
+from hpo.study.format import value_text
 
 if TYPE_CHECKING:
     from hpo.after.report import Report, Variant

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpo.storage.connect import Storage
-from hpo.study import Study
+from hpo.study.study import Study
 from tests.integration.crew import Crew
 from tests.integration.digits import made
 from tests.integration.shell import Shell

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from hpo.storage.connect import plain_url
 from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
-from hpo.study import Study
+from hpo.study.study import Study
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # What a declared study needs, the optimizers' own imports among it.

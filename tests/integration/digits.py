@@ -16,7 +16,7 @@ from hpo.objective import trial_seed
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
-from hpo.study import Study
+from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
 from tests import declared

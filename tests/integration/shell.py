@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hpo import study as studies
 from hpo.storage.connect import Storage
-from hpo.study import Study
+from hpo.study import study as studies
+from hpo.study.study import Study
 
 OWN = """
 name = "own"

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once
 from tests.integration.shell import Shell

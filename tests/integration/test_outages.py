@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from hpo.storage import engine
 from hpo.storage.connect import Storage, connect
-from hpo.study import Study
+from hpo.study.study import Study
 from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once, made
 from tests.integration.shell import Shell

@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import study as studies
-from hpo import studyfile
 from hpo.queue import claiming, reaper
 from hpo.storage.connect import Storage, plain_url
 from hpo.storage.tables import hpo_trials
-from hpo.study import Study
+from hpo.study import resolve
+from hpo.study import study as studies
+from hpo.study.study import Study
 from tests.integration.crew import trials_of
 from tests.trials import MakeStudy
 from tests.waiting import wait_for
@@ -61,7 +61,7 @@ def make_many(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file = tmp_path / "many.toml"
         file.write_text(STUDY.format(trials=trials, sampler=sampler))
         monkeypatch.setenv("HPO_CHECKPOINTS", str(tmp_path / "checkpoints"))
-        found = studyfile.read(file)
+        found = resolve.read(file)
         return studies.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
 
     return make

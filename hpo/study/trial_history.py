@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows
 from hpo.errors import StudyError
 from hpo.storage import sql
 from hpo.storage.finished_trials import COST_PREFIX
@@ -23,7 +22,8 @@ from hpo.storage.tables import (
     trial_values,
     trials,
 )
-from hpo.study import Study
+from hpo.study import query
+from hpo.study.study import Study
 from hpo.train.early_stopping import overfits_since
 
 
@@ -87,7 +87,7 @@ def history(study: Study, number: int) -> History:
                 (hpo_trials.c.lease_until >= sql.now(connection)).label("live"),
                 epochs.correlate(trials).scalar_subquery().label("epochs"),
             )
-            .select_from(rows.with_value(study))
+            .select_from(query.with_value(study))
             .where(trials.c.study_id == study.study_id, trials.c.number == number)
         ).one_or_none()
         if row is None:
@@ -97,9 +97,9 @@ def history(study: Study, number: int) -> History:
             .where(hpo_failures.c.study_uid == study.uid, hpo_failures.c.trial_id == row.trial_id)
             .order_by(hpo_failures.c.attempt, hpo_failures.c.failed_at)
         ).all()
-        params = rows.params(connection, study, [row.trial_id])
+        params = query.params(connection, study, [row.trial_id])
         curves = _curves(connection, study, row.trial_id)
-        judged = rows.judged(connection, study, [row])[row.trial_id]
+        judged = query.judged(connection, study, [row])[row.trial_id]
         told = connection.execute(
             sa.select(trial_user_attributes.c.key, trial_user_attributes.c.value_json).where(
                 trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key.like(f"{COST_PREFIX}%")
@@ -111,7 +111,7 @@ def history(study: Study, number: int) -> History:
         state=_state(row),
         outcome=row.outcome,
         reason=row.reason,
-        value=None if row.value_type is None else rows.value_of(row),
+        value=None if row.value_type is None else query.value_of(row),
         epochs=row.epochs or 0,
         attempt=row.attempt or 0,
         parked=len(set(range(1, row.attempt or 0)) - {one.attempt for one in failed}),
@@ -131,7 +131,7 @@ def history(study: Study, number: int) -> History:
             )
             for one in failed
         ],
-        values=rows.named(study, judged.values),
+        values=query.named(study, judged.values),
         costs=costs,
         constraints=judged.constraints,
     )

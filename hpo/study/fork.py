@@ -16,7 +16,6 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import study as studies
 from hpo.errors import MismatchError, StudyError
 from hpo.spec import space
 from hpo.spec.objectives import Goals
@@ -24,11 +23,12 @@ from hpo.spec.space import Choices, Parameter, Tree
 from hpo.storage import sql
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.tables import hpo_studies
-from hpo.study import Study
-from hpo.studyfile import StudyFile
+from hpo.study import study as studies
+from hpo.study.resolve import StudyFile
+from hpo.study.study import Study
 
 
-def fork(source: Study, wanted: StudyFile) -> tuple[int, int]:
+def fork_study(source: Study, wanted: StudyFile) -> tuple[int, int]:
     """Make the wanted study with the fitting trials of `source`; return how many were taken and how many left.
 
     The trials taken are not charged to the new study's budget. StudyError if the name is in use.

@@ -11,8 +11,8 @@ from hpo.errors import StudyError
 from hpo.queue import finish
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
-from hpo.study import Study
-from hpo.view.words import STATES
+from hpo.study.format import STATES
+from hpo.study.study import Study
 
 
 def stop(study: Study, *, now: bool = False) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import front
 from hpo.spec.objectives import NOTHING, Beside
 from hpo.storage.tables import hpo_trials, trials
-from hpo.study import Study
+from hpo.study import pareto
+from hpo.study.study import Study
 
 log = logging.getLogger(__name__)
 OF_TRIAL = re.compile(r"trial-(\d{6,9})")
@@ -69,7 +69,7 @@ def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None 
         number, own, violation = with_end
         numbers, violations = np.append(numbers, number), np.append(violations, violation)
         values = np.append(values, [own], axis=0)
-    found: list[int] = numbers[front.leading(goals, numbers, values, violations)].tolist()
+    found: list[int] = numbers[pareto.leading(goals, numbers, values, violations)].tolist()
     return found if goals.are_several else found[:keep]
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import tomli_w
 
 from hpo.errors import StudyError
-from hpo.results import TrialResult, best
 from hpo.spec import space
 from hpo.spec.metrics import UNREPEATABLE
 from hpo.spec.study_file import UNIDENTIFYING
 from hpo.spec.training import SECTIONS
-from hpo.study import Study
-from hpo.summary import summarize
-from hpo.view.words import amount_text
+from hpo.study.format import amount_text
+from hpo.study.results import TrialResult, best
+from hpo.study.status import summarize
+from hpo.study.study import Study
 
 LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # of a search only
 

@@ -13,7 +13,6 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import front
 from hpo.spec import space
 from hpo.storage import sql
 from hpo.storage.finished_trials import CONSTRAINTS
@@ -29,7 +28,8 @@ from hpo.storage.tables import (
     trials,
 )
 from hpo.storage.trial_rows import chunks, distribution_of
-from hpo.study import Study
+from hpo.study import pareto
+from hpo.study.study import Study
 
 SECONDS = "seconds"  # the metric in which our training tells how long an epoch took
 
@@ -216,7 +216,7 @@ def positions(study: Study, numbers: Mapping[int, int], known: Mapping[int, Judg
         return []
     values = np.array([known[trial_id].values for trial_id in numbers])
     violations = np.array([known[trial_id].violation for trial_id in numbers])
-    found: list[int] = front.leading(study.spec.goals, np.array(list(numbers.values())), values, violations).tolist()
+    found: list[int] = pareto.leading(study.spec.goals, np.array(list(numbers.values())), values, violations).tolist()
     return found
 
 

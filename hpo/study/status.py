@@ -19,14 +19,14 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows
-from hpo import study as studies
 from hpo.errors import StudyError
 from hpo.spec.failures import Verdict
 from hpo.storage.connect import Storage
 from hpo.storage.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
 from hpo.storage.trial_rows import chunks
-from hpo.study import Study
+from hpo.study import query
+from hpo.study import study as studies
+from hpo.study.study import Study
 
 WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs
 
@@ -122,12 +122,12 @@ class Tally:
     last_end: datetime | None = None  # likewise
     best: Best | None = None
     front: tuple[
-        tuple[Any, rows.Judged], ...
+        tuple[Any, query.Judged], ...
     ] = ()  # of several objectives: the trials that lead, and what each came to
     infeasible: int = 0  # COMPLETE trials that violate a constraint
     spans: tuple[tuple[int, datetime, datetime], ...] = ()  # number, start and end of the last that ran to an end
 
-    def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, rows.Judged]) -> Tally:
+    def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, query.Judged]) -> Tally:
         """Return the tally with more trials, each a row of `rows.since`.
 
         Args:
@@ -154,7 +154,7 @@ class Tally:
 class Past:
     """What was read of a study and stands: a reading that goes on from here need not read it again."""
 
-    cursor: rows.Cursor = field(default_factory=rows.Cursor)
+    cursor: query.Cursor = field(default_factory=query.Cursor)
     tally: Tally = field(default_factory=Tally)  # of the trials that the cursor has passed for good
     recorded: int = 0  # failures
     failures: Sequence[FailureCount] = ()  # by kind, what they say
@@ -180,8 +180,8 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         row = living_row(connection, study.study_id)
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
-        news = rows.since(connection, study, past.cursor)
-        judged = rows.judged(connection, study, news.complete)
+        news = query.since(connection, study, past.cursor)
+        judged = query.judged(connection, study, news.complete)
         running = [trial for trial in news.pending if trial.state == TrialState.RUNNING]
         live = [trial for trial in running if trial.live]
         curves = _judged_curves(connection, [trial.trial_id for trial in live])
@@ -219,7 +219,9 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
         objectives=dict(study.spec.objectives),
-        front=[FrontTrial(number=one.number, values=rows.named(study, came_to.values)) for one, came_to in tally.front],
+        front=[
+            FrontTrial(number=one.number, values=query.named(study, came_to.values)) for one, came_to in tally.front
+        ],
         infeasible=tally.infeasible,
     )
     after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
@@ -242,7 +244,7 @@ def statuses(place: Storage) -> list[Summary]:
 def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
     """Return the best of what is known and of COMPLETE trials found, as `rows.ranked` has them: of equals the lower number."""
     sign = -1 if direction == "maximize" else 1
-    keys = [(sign * rows.value_of(row), row.number) for row in found]
+    keys = [(sign * query.value_of(row), row.number) for row in found]
     if known:
         keys.append((sign * known.value, known.number))
     if not keys:
@@ -251,13 +253,13 @@ def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | No
     return Best(number=number, value=sign * value)
 
 
-def _front(study: Study, found: Sequence[tuple[Any, rows.Judged]]) -> tuple[tuple[Any, rows.Judged], ...]:
+def _front(study: Study, found: Sequence[tuple[Any, query.Judged]]) -> tuple[tuple[Any, query.Judged], ...]:
     """Return those that lead of COMPLETE trials and what they came to, if there are several objectives."""
     if not study.spec.objectives:
         return ()
     numbers = {row.trial_id: row.number for row, _ in found}
     known = {row.trial_id: came_to for row, came_to in found}
-    return tuple(found[position] for position in rows.positions(study, numbers, known))
+    return tuple(found[position] for position in query.positions(study, numbers, known))
 
 
 def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
@@ -273,7 +275,7 @@ def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
 
 
 def _running(trial: Any, curve: Mapping[int, float], trained: float | None, now: float) -> RunningTrial:
-    since_start = max(0.0, now - rows.timestamp(trial.datetime_start))
+    since_start = max(0.0, now - query.timestamp(trial.datetime_start))
     return RunningTrial(
         number=trial.number,
         epochs=max(curve, default=0),
@@ -286,7 +288,7 @@ def _running(trial: Any, curve: Mapping[int, float], trained: float | None, now:
 
 def _trained_seconds(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, float | None]:
     """Return {trial id: seconds in training}, None for one none of whose epochs was timed."""
-    timed = sa.select(trials.c.trial_id, rows.trained_seconds(study))
+    timed = sa.select(trials.c.trial_id, query.trained_seconds(study))
     return {
         row.trial_id: row.trained_seconds
         for chunk in chunks(ids)
@@ -359,8 +361,8 @@ def _with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[Failur
 def _elapsed(tally: Tally, until: float | None) -> float:
     if tally.first_start is None:
         return 0.0
-    started = rows.timestamp(tally.first_start)
-    ended = rows.timestamp(tally.last_end) if tally.last_end else started
+    started = query.timestamp(tally.first_start)
+    ended = query.timestamp(tally.last_end) if tally.last_end else started
     return max(0.0, (ended if until is None else until) - started)
 
 
@@ -372,7 +374,7 @@ def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
     if len(spans) < 2:
         return None
     busy, until = 0.0, -math.inf
-    for start, end in sorted((rows.timestamp(start), rows.timestamp(end)) for _, start, end in spans):
+    for start, end in sorted((query.timestamp(start), query.timestamp(end)) for _, start, end in spans):
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
     return busy / len(spans)

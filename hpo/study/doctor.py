@@ -12,15 +12,15 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import retention, rows, studyfile
-from hpo import study as studies
 from hpo.errors import Fault, StorageError
 from hpo.queue import finish, reaper
 from hpo.storage import filesystem, sql
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
-from hpo.study import PROBE_FILE, Study
-from hpo.summary import summarize
+from hpo.study import query, resolve, retention
+from hpo.study import study as studies
+from hpo.study.status import summarize
+from hpo.study.study import PROBE_FILE, Study
 
 MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
 MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
@@ -146,7 +146,7 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     with study.storage.engine.connect() as connection:
         found = connection.execute(
             sa.select(trials.c.number, trials.c.datetime_start)
-            .select_from(rows.with_ours(study))
+            .select_from(query.with_ours(study))
             .where(
                 trials.c.study_id == study.study_id,
                 trials.c.state == TrialState.RUNNING,
@@ -184,8 +184,8 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
 def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """The user's own code, as a worker on this machine would load it."""
     try:
-        digest = studyfile.load_and_digest(study.spec, study.code_folder)
-        studyfile.resolve(study.spec, study.code_folder)
+        digest = resolve.load_and_digest(study.spec, study.code_folder)
+        resolve.resolve(study.spec, study.code_folder)
     except Fault as error:
         what = f"no worker here can load it: {_in_a_line(error)}"
         yield Finding(where=study.name, what=what, mend="mend that, or --code FOLDER")

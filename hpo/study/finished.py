@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows
 from hpo.storage.tables import hpo_trials, intermediate_values, trial_values, trials
 from hpo.storage.trial_rows import chunks
-from hpo.study import Study
+from hpo.study import query
+from hpo.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
         return []
     with study.storage.engine.connect() as connection:
         found = [row for chunk in chunks(ids) for row in _ended(connection, study, chunk)]
-        params, judged = rows.params(connection, study, ids), rows.judged(connection, study, found)
-    found.sort(key=lambda row: (rows.timestamp(row.datetime_complete), row.number))
+        params, judged = query.params(connection, study, ids), query.judged(connection, study, found)
+    found.sort(key=lambda row: (query.timestamp(row.datetime_complete), row.number))
     return [
         FinishedTrial(
             count=count,
             number=row.number,
             state=row.state.name.lower(),
-            value=None if row.value_type is None else rows.value_of(row),
+            value=None if row.value_type is None else query.value_of(row),
             outcome=row.outcome or row.state.name.lower(),
             epochs=row.epochs or 0,
             seconds=_seconds(row),
             params=params[row.trial_id],
-            values=rows.named(study, judged[row.trial_id].values),
+            values=query.named(study, judged[row.trial_id].values),
             violated=judged[row.trial_id].violated if row.state == TrialState.COMPLETE else [],
         )
         for count, row in enumerate(found, start=total - len(found) + 1)
@@ -76,9 +76,9 @@ def _ended(connection: sa.Connection, study: Study, ids: Sequence[int]) -> Seque
             trial_values.c.value_type,
             hpo_trials.c.outcome,
             epochs.correlate(trials).scalar_subquery().label("epochs"),
-            rows.trained_seconds(study),
+            query.trained_seconds(study),
         )
-        .select_from(rows.with_value(study))
+        .select_from(query.with_value(study))
         .where(trials.c.trial_id.in_(ids))
     ).all()
 
@@ -86,4 +86,4 @@ def _ended(connection: sa.Connection, study: Study, ids: Sequence[int]) -> Seque
 def _seconds(row: Any) -> float:
     if row.trained_seconds is not None:
         return float(row.trained_seconds)
-    return max(0.0, rows.timestamp(row.datetime_complete) - rows.timestamp(row.datetime_start))
+    return max(0.0, query.timestamp(row.datetime_complete) - query.timestamp(row.datetime_start))

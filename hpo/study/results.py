@@ -12,13 +12,13 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import rows
 from hpo.errors import StudyError
 from hpo.storage.tables import hpo_curves, trials
 from hpo.storage.trial_rows import chunks
-from hpo.study import Study
-from hpo.summary import summarize
-from hpo.view.words import STATES, counted
+from hpo.study import query
+from hpo.study.format import STATES, counted
+from hpo.study.status import summarize
+from hpo.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
     with study.storage.engine.connect() as connection:
         if number is not None:
             found: Sequence[Any] = [_numbered(connection, study, number)]
-        elif rows.is_plain(study) and k is not None:
-            found = rows.ranked(connection, study, k)
+        elif query.is_plain(study) and k is not None:
+            found = query.ranked(connection, study, k)
         else:
-            found = rows.leading(connection, study)[:k]
+            found = query.leading(connection, study)[:k]
         ids = [row.trial_id for row in found]
-        judged = rows.judged(connection, study, found)
-        params, curves = rows.params(connection, study, ids), _raw_curves(connection, study, ids)
+        judged = query.judged(connection, study, found)
+        params, curves = query.params(connection, study, ids), _raw_curves(connection, study, ids)
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(
             f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
@@ -73,9 +73,9 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         TrialResult(
             number=row.number,
             state=row.state.name.lower(),
-            value=rows.value_of(row),
+            value=query.value_of(row),
             params=params[row.trial_id],
-            values=rows.named(study, judged[row.trial_id].values),
+            values=query.named(study, judged[row.trial_id].values),
             constraints=judged[row.trial_id].constraints,
             curves=curves[row.trial_id],
             receipt=json.loads(row.receipt or "{}"),
@@ -87,7 +87,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
 
 
 def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
-    row = connection.execute(rows.results(study).where(trials.c.number == number)).one_or_none()
+    row = connection.execute(query.results(study).where(trials.c.number == number)).one_or_none()
     if row is None:
         last = connection.execute(
             sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study.study_id)
