@@ -44,13 +44,9 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from hpo import attempt, crew, worker
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue import claiming, workers
 from hpo.queue.ledger import Ledger
 from hpo.search import array_pruners, samplers
-from hpo.signals import StopSignal
 from hpo.spec import seeds
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
@@ -68,7 +64,12 @@ from hpo.storage.tables import (
 from hpo.study import status
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.trial import OWN_METRIC, LeasedTrial
+from hpo.worker import attempt, runner
+from hpo.worker import loop as worker_loop
+from hpo.worker.client import Post
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import OWN_METRIC, LeasedTrial
 
 OPTUNA, HPO = "optuna", "hpo"
 HISTORY_STEPS = 20  # values of each trial of a history
@@ -366,7 +367,7 @@ class OurWorker:
         joined = studies.join(place, name)
         joined = replace(joined, spec=joined.spec.model_copy(update=changes))
         patience = Patience(joined.spec.recovery.outage_seconds)
-        study = worker.bearing(joined, patience)
+        study = worker_loop.bearing(joined, patience)
         return cls(study=study, ledger=study.ledger(workers.new_name()), patience=patience)
 
     def claim(self) -> Lease:
@@ -375,10 +376,10 @@ class OurWorker:
         assert not isinstance(claim, claiming.Idle)
         return Lease(self.ledger, claim, patience=self.patience)
 
-    def run(self, objective: worker.Objective) -> None:
+    def run(self, objective: worker_loop.Objective) -> None:
         """Claim a trial and run it to its end; RuntimeError if it did not come to a good one."""
         lease = self.claim()
-        crew.run_trial(self.study, objective, lease)
+        runner.run_trial(self.study, objective, lease)
         if lease.failed_by is not None:
             raise RuntimeError(f"trial {lease.claim.number} failed by {lease.failed_by}")
 
@@ -595,7 +596,7 @@ def our_worker(job: Job, index: int) -> Pace:  # noqa: ARG001  (both sides are c
         assert value is not None
         return value
 
-    worker.work(study, objective, study.ledger(workers.new_name()), stopping)
+    worker_loop.work(study, objective, study.ledger(workers.new_name()), stopping)
     place.close()
     return pace
 
@@ -753,7 +754,7 @@ def latency_of_hpo(job: Job) -> Result:
             stopping.request()
         return value
 
-    worker.work(study, objective, study.ledger(workers.new_name()), stopping)
+    worker_loop.work(study, objective, study.ledger(workers.new_name()), stopping)
     if len(timed.laps) != LATENCY_TRIALS:
         raise RuntimeError(f"{len(timed.laps)} of {LATENCY_TRIALS} trials came to their end")
     return timed.result

@@ -20,11 +20,11 @@ import torch
 from sqlalchemy.engine import URL, make_url
 
 from data import Splits
-from hpo import keeper
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies
 from hpo.study.study import Study
+from hpo.worker import heartbeat
 from tests import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -58,7 +58,7 @@ def one_thread() -> None:
 @pytest.fixture
 def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a worker's keeper look around every 20 ms."""
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")

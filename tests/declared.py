@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpo import worker
-from hpo.objective import declared
-from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage
 from hpo.study import resolve
 from hpo.study import study as studies
 from hpo.study.study import Study
+from hpo.worker import loop as worker_loop
+from hpo.worker.objective import declared
+from hpo.worker.signals import StopSignal
 
 DOCUMENT: dict[str, Any] = {
     "name": "digits",
@@ -41,7 +41,7 @@ def made(place: Storage, folder: Path, document: dict[str, Any]) -> Study:
 
 def work(study: Study, stopping: StopSignal | None = None, name: str = "w") -> int:
     """Do a worker's work in this process until there is no more; return its exit code."""
-    return worker.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
+    return worker_loop.work(study, declared(study, study.code_folder), study.ledger(name), stopping or StopSignal())
 
 
 def quiet(result: object) -> None:

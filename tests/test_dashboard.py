@@ -18,7 +18,6 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import Fault, StudyError
-from hpo.lease import Lease
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.spec.study_file import StudySpec
@@ -26,8 +25,9 @@ from hpo.storage.connect import Storage, plain_url
 from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
 from hpo.view import dashboard
+from hpo.worker.lease import Lease
+from hpo.worker.trial import LeasedTrial
 from tests.trials import end_trial
 
 

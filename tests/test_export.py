@@ -14,11 +14,9 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import final, openings, owntrain, worker
+from hpo import final, openings, owntrain
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
-from hpo.objective import declared
 from hpo.queue import claiming
-from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url
 from hpo.storage.tables import hpo_test_openings
@@ -26,6 +24,9 @@ from hpo.study import export, resolve, results
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.train import checkpoint, loop
+from hpo.worker import loop as worker_loop
+from hpo.worker.objective import declared
+from hpo.worker.signals import StopSignal
 from tests.declared import DOCUMENT, nothing, quiet
 from tests.trials import finish_claim
 
@@ -42,7 +43,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     ledger = study.ledger("w")
     failed = claiming.claim(ledger)
     finish_claim(ledger, failed, TrialState.FAIL, None, outcome="exception", reason="boom")
-    worker.work(study, declared(study, folder), study.ledger("w"), StopSignal())
+    worker_loop.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
 
 
@@ -239,7 +240,7 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
     finish_claim(
         study.ledger("w"), claiming.claim(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
     )  # the best is not 0
-    worker.work(study, worker.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
+    worker_loop.work(study, worker_loop.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
     (path,) = export.export(study, tmp_path / "best.toml")
     spec = final.load_pinned(path)
     assert not {"data", "model", "training", "metric"} & tomllib.loads(path.read_text()).keys()
@@ -282,7 +283,7 @@ def test_a_trial_on_spreadsheets_goes_through_spec_export_and_replay(tmp_path: P
     study = studies.create_or_join(
         connect(f"sqlite:///{tmp_path}/studies.db", create=True), spec, code_folder=home, code_digest=""
     )
-    worker.work(study, declared(study, home), study.ledger("w"), StopSignal())
+    worker_loop.work(study, declared(study, home), study.ledger("w"), StopSignal())
     (path,) = export.export(study, elsewhere / "best.toml")  # the files are not beside it, but where the study had them
     assert tomllib.loads(path.read_text())["data"] == spec.data
     training = final.prepare(path)

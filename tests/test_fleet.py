@@ -18,8 +18,8 @@ from hpo.launch import fork_server, gpus
 from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.queue import claiming
 from hpo.queue.models import Claim
-from hpo.signals import ASKING
 from hpo.study.study import Study
+from hpo.worker.signals import ASKING
 from tests.trials import MakeStudy
 
 

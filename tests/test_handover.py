@@ -14,25 +14,26 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import handover, worker
-from hpo.attempt import open_trial
 from hpo.errors import LostLease, StorageError
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Answer, Report
-from hpo.signals import StopSignal
 from hpo.spec.failures import Failure, Kind
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials, trial_system_attributes
 from hpo.study import results
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.together import Together
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker import pending_reports
+from hpo.worker.attempt import open_trial
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.stacked_runner import Together
+from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import MakeStudy
 
@@ -312,7 +313,7 @@ def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:
     first = epoch - len(values) + 1
     since = [Report(claim=claim, step=first + n, value=v, metrics={"value": v}) for n, v in enumerate(values)]
     trial.curve.extend(values)
-    return handover.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING), since)
+    return pending_reports.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING), since)
 
 
 def park(trial: LeasedTrial) -> None:
@@ -485,7 +486,7 @@ def test_a_note_is_no_reason_to_fail_a_trial(make_study: MakeStudy) -> None:
     note = leave(study, first := opened(study), 2, 9.0, 8.0)
     park(first)
     note.write_text("{}")
-    assert worker.work(study, lambda trial: 1.0, study.ledger("w"), StopSignal()) == 0
+    assert worker_loop.work(study, lambda trial: 1.0, study.ledger("w"), StopSignal()) == 0
     assert study.optuna.get_trials()[0].value == 1.0
 
 
@@ -543,7 +544,7 @@ def test_a_storage_that_fails_while_a_note_is_taken_up_is_waited_for(
         seen.append(reached(trial))
         return 1.0
 
-    assert worker.work(study, objective, study.ledger("w"), StopSignal()) == 0
+    assert worker_loop.work(study, objective, study.ledger("w"), StopSignal()) == 0
     assert seen == [(2, [0.5, 0.25])]
     with study.storage.engine.connect() as connection:
         assert connection.execute(sa.select(hpo_failures)).all() == []

@@ -8,10 +8,7 @@ from collections.abc import Collection
 import pytest
 import sqlalchemy as sa
 
-from hpo import keeper
 from hpo.errors import Parked, Stopped
-from hpo.keeper import Keeper
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper, workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
@@ -20,6 +17,9 @@ from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
+from hpo.worker import heartbeat
+from hpo.worker.heartbeat import Keeper
+from hpo.worker.lease import Lease
 from tests.trials import MakeStudy, taken
 from tests.waiting import wait_for
 
@@ -112,7 +112,7 @@ def test_a_trial_that_another_worker_has_lost_is_parked_without_anybody_asking_f
 def test_a_keeper_takes_what_is_expired_before_its_first_tick(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("dead", lease_seconds=-1.0))
     worked_for_hours(study.ledger("another"))
@@ -123,7 +123,7 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
 def test_a_keeper_that_comes_as_the_storage_may_have_come_back_takes_nothing_yet(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "TICK_SECONDS", 60.0)
+    monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
     workers.enter(study.ledger("as new"))  # says nothing of the time before

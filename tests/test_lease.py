@@ -11,9 +11,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import post
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
-from hpo.lease import Lease
 from hpo.queue import claiming, clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
@@ -22,6 +20,8 @@ from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
+from hpo.worker import client
+from hpo.worker.lease import Lease
 from tests.trials import AN_OUTAGE, MakeStudy, refused, said
 from tests.waiting import wait_for
 
@@ -89,7 +89,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hanging]]:
     made: list[Hanging] = []
 
     def of(name: str) -> Hanging:
-        monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
         made.append(Hanging(monkeypatch, name))
         return made[-1]
 
@@ -121,7 +121,7 @@ def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
     holding.post.send_metrics()  # as the keeper does at every tick
     assert holding.ledger.curve(holding.claim, "value") == []
     with monkeypatch.context() as patched:
-        patched.setattr(post, "METRICS_SECONDS", 0.0)
+        patched.setattr(client, "METRICS_SECONDS", 0.0)
         holding.post.send_metrics()
         assert holding.ledger.curve(holding.claim, "value") == [1.0, 2.0, 3.0]
     holding.report(said(holding, 4))
@@ -390,7 +390,7 @@ def test_a_checkpoint_whose_recording_hung_does_not_take_the_place_of_a_later_on
     holding = held(study, patience=Patience(60.0))
     hanging = hang("record_checkpoint")
     assert not holding.record_checkpoint(at(5))
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 10.0)
     holding.post.send()  # over another connection the storage answers
     assert holding.record_checkpoint(at(8))
     hanging.answer.set()

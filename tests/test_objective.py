@@ -12,15 +12,10 @@ import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
-from hpo import worker
-from hpo.attempt import open_trial
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
-from hpo.saver import Saver
-from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
@@ -30,7 +25,12 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker.attempt import open_trial
+from hpo.worker.checkpoints import Saver
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import end_trial
 
@@ -251,9 +251,9 @@ def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_th
     (tmp_path / "greedy.py").write_text(GREEDY)
     study = make_digits(1, model={"name": "greedy:greedy"}, training={"epochs": 2, "batch_size": 64})
     codes = []
-    while not codes or codes[-1] == worker.RECYCLE:
+    while not codes or codes[-1] == worker_loop.RECYCLE:
         codes.append(work(study))
-    assert codes == [worker.RECYCLE, worker.RECYCLE, 0]  # 64 rows at once, 32, 16
+    assert codes == [worker_loop.RECYCLE, worker_loop.RECYCLE, 0]  # 64 rows at once, 32, 16
     (result,) = results.best(study)
     assert (result.attempt, result.receipt["accumulation"]) == (3, 4)
     config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: result.params[path]))

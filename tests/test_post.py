@@ -12,11 +12,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import post
 from hpo.errors import LostLease, NoAnswer, Outage, Stopped
-from hpo.keeper import Keeper
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue import claiming, clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
@@ -26,6 +22,10 @@ from hpo.storage.retry import Patience
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
+from hpo.worker import client
+from hpo.worker.client import Post
+from hpo.worker.heartbeat import Keeper
+from hpo.worker.lease import Lease
 from tests.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
 from tests.waiting import wait_for
 
@@ -111,7 +111,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             left[0] += 1
 
     monkeypatch.setattr(Ledger, "report", hanging)
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
     yield answer
     answer.set()
     wait_for(lambda: left == calls)  # before the database goes
@@ -135,7 +135,7 @@ def test_an_epoch_of_many_trials_is_one_report_and_their_raw_metrics_wait(
     metrics = Noted(monkeypatch, "write_metrics")
     office.send_metrics()  # as the keeper does at every tick
     assert metrics.sizes == []
-    monkeypatch.setattr(post, "METRICS_SECONDS", 0.0)
+    monkeypatch.setattr(client, "METRICS_SECONDS", 0.0)
     office.send_metrics()
     assert metrics.sizes == [48]
     assert curves(leases) == [[1.0, 2.0, 3.0]] * 16
@@ -151,7 +151,7 @@ def test_raw_metrics_of_very_many_reports_are_written_in_parts(
     for step in range(1, 11):
         office.report(epoch(leases, step))
     metrics = Noted(monkeypatch, "write_metrics")
-    monkeypatch.setattr(post, "METRICS_AT_ONCE", 30)
+    monkeypatch.setattr(client, "METRICS_AT_ONCE", 30)
     office.flush()
     assert metrics.sizes == [30, 30, 20]
     assert curves(leases) == [[float(step) for step in range(1, 11)]] * 8
@@ -517,7 +517,7 @@ def test_trials_come_go_and_are_lost_while_the_storage_fails_now_and_then_and_ev
     faults, drawn = random.Random(7), random.Random(8)
     for name in ("report", "renew_all", "orders_of", "write_metrics"):
         monkeypatch.setattr(Ledger, name, failing_at_times(getattr(Ledger, name), faults))
-    monkeypatch.setattr(post, "METRICS_SECONDS", 0.05)
+    monkeypatch.setattr(client, "METRICS_SECONDS", 0.05)
     office, thief = Post(study.ledger("w", lease_seconds=30.0), Patience(60.0)), study.ledger("thief")
     at: dict[Lease, int] = {}
     ended: list[Lease] = []

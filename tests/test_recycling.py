@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from hpo import recycling
-from hpo.recycling import MIB, Wear
-from hpo.signals import ASKING
 from hpo.spec.failures import SPOILING, Kind
 from hpo.spec.study_file import Recovery
+from hpo.worker import restart
+from hpo.worker.restart import MIB, Wear
+from hpo.worker.signals import ASKING
 from tests.waiting import ended, heard
 
 # --- wear -------------------------------------------------------------------------------------------------------------
@@ -73,9 +73,9 @@ def test_growing_by_less_is_none() -> None:
 
 
 def test_the_size_of_this_process_is_that_of_what_it_holds() -> None:
-    before = recycling.resident()
+    before = restart.resident()
     held = of_size(64)
-    assert recycling.resident() - before > 48 * MIB
+    assert restart.resident() - before > 48 * MIB
     assert len(held) == 64 * MIB
 
 
@@ -264,7 +264,7 @@ leave(stopping.exit_code)
 def test_a_process_that_cannot_be_replaced_ends_with_a_code_that_asks_for_another_one(
     spoil: str, program: Program
 ) -> None:
-    program.run(f"{spoil}\nlive()\nstart_afresh(stopping)", code=recycling.CANNOT_RESTART)
+    program.run(f"{spoil}\nlive()\nstart_afresh(stopping)", code=restart.CANNOT_RESTART)
     assert len(program.lives) == 1
 
 

@@ -12,9 +12,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import worker
 from hpo.errors import LostLease
-from hpo.lease import Lease
 from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
@@ -24,7 +22,9 @@ from hpo.storage.connect import FAILURES, OUTAGES, Storage, connect, plain_url
 from hpo.storage.retry import Patience
 from hpo.storage.tables import trials
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker.lease import Lease
+from hpo.worker.trial import LeasedTrial
 from tests.trials import begin, make, suggested
 
 
@@ -64,7 +64,7 @@ def test_parameters_suggested_before_a_trial_was_lost_are_not_mixed_with_the_new
 ) -> None:
     study = make(place, tmp_path)
     ledger, claim, frozen = begin(study, "frozen")
-    elsewhere = worker.bearing(study, Patience(60.0))
+    elsewhere = worker_loop.bearing(study, Patience(60.0))
 
     def take_over() -> float:
         ledger.park(claim)  # as a reaper does, while the worker is frozen
@@ -181,7 +181,7 @@ def test_raw_metrics_that_are_refused_for_good_cost_no_later_report(
     ledger, claim, _ = begin(study)
     lease = Lease(ledger, claim)
     refusing(1e300)
-    monkeypatch.setattr("hpo.post.METRICS_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.client.METRICS_SECONDS", 0.0)
     lease.report(said(claim, 1, metric=1e300))
     for step in (2, 3):
         lease.report(said(claim, step, metric=0.25))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo import handover
 from hpo.queue.models import Checkpoint
 from hpo.study import retention
 from hpo.study.retention import file_name, leads, stale, sweep, tidy
 from hpo.study.study import Study
 from hpo.train import checkpoint
+from hpo.worker import pending_reports
 from tests.trials import MakeStudy, begin, run
 
 
@@ -70,10 +70,10 @@ def test_the_files_that_are_written_are_those_that_are_tidied(
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", kill)
         with pytest.raises(KeyboardInterrupt):
-            handover.leave(folder, trial, found, [])
+            pending_reports.leave(folder, trial, found, [])
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
-    note = handover.leave(folder, trial, found, [])
+    note = pending_reports.leave(folder, trial, found, [])
     checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
     assert len(killed) == 2
     touched(folder, *killed)

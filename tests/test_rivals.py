@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpo.lease import Lease
 from hpo.queue.claiming import claim
 from hpo.queue.models import Claim
 from hpo.search import array_pruners
@@ -17,7 +16,8 @@ from hpo.spec.objectives import Known
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
+from hpo.worker.lease import Lease
+from hpo.worker.trial import LeasedTrial
 from tests import trials
 from tests.trials import MakeStudy, end_trial
 

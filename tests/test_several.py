@@ -14,12 +14,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import final, owntrain, worker
+from hpo import final, owntrain
 from hpo.errors import MismatchError, StudyError
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.queue.reaper import bury
-from hpo.signals import StopSignal
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, plain_url
 from hpo.storage.tables import hpo_trials, trial_values
@@ -33,6 +32,8 @@ from hpo.study.study import Study
 from hpo.study.trial_history import history
 from hpo.train.build import costs
 from hpo.view import dashboard, live
+from hpo.worker import loop as worker_loop
+from hpo.worker.signals import StopSignal
 from tests.declared import DOCUMENT, work
 from tests.test_dashboard import caller
 from tests.test_together import Asked
@@ -201,7 +202,7 @@ def test_a_trial_that_goes_on_keeps_its_costs_and_comes_to_the_same(
     clock = iter(range(1, 99))
     monkeypatch.setitem(costs.MEASURES, "latency_ms", lambda *_: float(next(clock)))
     monkeypatch.setattr("hpo.train.build.measurement_cache.recall", lambda _: None)
-    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     changes = {
         "objectives": {**TWO, "latency_ms": "minimize"},
         "pruner": {"name": "none"},
@@ -397,7 +398,7 @@ def own(place: Storage, folder: Path, function: str, trials: int, **changes: Any
     spec = StudySpec.from_document({**base, "budget": {"trials": trials}, **changes})
     resolved = resolve.resolve(spec, folder).model_copy(update={"checkpoints": str(folder / "checkpoints")})
     study = studies.create_or_join(place, resolved, code_folder=folder, code_digest="")
-    worker.work(study, worker.build_objective(study, folder), study.ledger("w"), StopSignal())
+    worker_loop.work(study, worker_loop.build_objective(study, folder), study.ledger("w"), StopSignal())
     return study
 
 

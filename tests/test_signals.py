@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpo.signals import ASKING, StopSignal
+from hpo.worker.signals import ASKING, StopSignal
 from tests.waiting import ended, heard
 
 PROGRAM = """

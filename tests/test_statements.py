@@ -11,11 +11,6 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import crew, worker
-from hpo.attempt import open_trial
-from hpo.keeper import Keeper
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue import claiming, clock
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
@@ -23,7 +18,13 @@ from hpo.queue.report import Report
 from hpo.storage.connect import Storage
 from hpo.storage.retry import Patience
 from hpo.study.study import Study, as_in_optimize
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker import runner
+from hpo.worker.attempt import open_trial
+from hpo.worker.client import Post
+from hpo.worker.heartbeat import Keeper
+from hpo.worker.lease import Lease
+from hpo.worker.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested
 
 EPOCHS = 20
@@ -73,14 +74,16 @@ def run_one(study: Study, objective: Callable[[LeasedTrial], float]) -> None:
     ledger = study.ledger("w")
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
-    crew.run_trial(study, objective, Lease(ledger, claim, patience=patience))
+    runner.run_trial(study, objective, Lease(ledger, claim, patience=patience))
 
 
 @pytest.mark.parametrize(("objective", "wanted"), [(objective, 37), (declared, 34)])
 def test_a_trial_of_20_epochs_with_5_parameters_and_the_median_pruner(
     place: Storage, tmp_path: Path, objective: Callable[[LeasedTrial], float], wanted: int
 ) -> None:
-    study = worker.bearing(make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 20}), Patience(60.0))
+    study = worker_loop.bearing(
+        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 20}), Patience(60.0)
+    )
     for _ in range(8):  # past the pruner's start
         run_one(study, objective)
     with statements(place) as seen:
@@ -89,7 +92,9 @@ def test_a_trial_of_20_epochs_with_5_parameters_and_the_median_pruner(
 
 
 def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
-    study = worker.bearing(make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 100}), Patience(60.0))
+    study = worker_loop.bearing(
+        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 100}), Patience(60.0)
+    )
     for _ in range(8):
         run_one(study, declared)
     ledger = study.ledger("w")

@@ -162,7 +162,7 @@ def test_a_trial_that_diverges_where_it_would_stop_has_diverged(make_digits: Mak
 def test_what_was_parked_stops_where_it_would_have_unbroken(
     make_digits: MakeStudy, how: dict[str, Any], asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     stopping = {"patience": 2, "gradient_norm": 0.2}
     whole, broken = (make_digits(4, name=name, stopping=stopping, **how) for name in ("whole", "broken"))
     work(whole)

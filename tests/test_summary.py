@@ -25,7 +25,7 @@ from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.study import control, query, status
 from hpo.study.status import Best, FailureCount, ParkedTrial, read, statuses, summarize
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
+from hpo.worker.trial import LeasedTrial
 from tests.trials import START, begin, end_trial, finish_claim, make, run, set_times
 
 

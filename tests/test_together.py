@@ -18,15 +18,11 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import final, worker
-from hpo.attempt import Attempt
+from hpo import final
 from hpo.errors import Outage, Parked, SpecError, StorageError
-from hpo.objective import Declared, trial_seed
-from hpo.post import Post
 from hpo.queue import claiming, reaper
 from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger
-from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
@@ -34,14 +30,19 @@ from hpo.storage.tables import hpo_failures, hpo_trials
 from hpo.study import control, export, results
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.together import Together
 from hpo.train.build import assemble, executor
 from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
 from hpo.train.stack import architecture, select
 from hpo.train.stack.stack import Stack
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker.attempt import Attempt
+from hpo.worker.client import Post
+from hpo.worker.objective import Declared, trial_seed
+from hpo.worker.signals import StopSignal
+from hpo.worker.stacked_runner import Together
+from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import AN_OUTAGE, MakeStudy
 
@@ -147,7 +148,7 @@ def test_slots_are_filled_again_and_no_more_than_k_are_taken(
 def test_what_was_stopped_amid_an_epoch_goes_on_bit_for_bit_in_another_stack(
     make_digits: MakeStudy, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     whole = make_digits(6, name="whole")
     work(whole)
     broken = make_digits(6, name="broken")
@@ -250,9 +251,9 @@ def test_a_stack_that_runs_out_of_memory_is_made_smaller_for_good(
     monkeypatch.setattr(Stack, "train_epoch", train_epoch)
     study = make_digits(6, slots=4)
     codes = [work(study)]
-    while codes[-1] == worker.RECYCLE:
+    while codes[-1] == worker_loop.RECYCLE:
         codes.append(work(study))
-    assert codes == [worker.RECYCLE, 0]
+    assert codes == [worker_loop.RECYCLE, 0]
     assert states(study) == ["COMPLETE"] * 6
     assert failures(study) == []  # no trial's fault
     assert [results.best(study, number=n)[0].receipt["accumulation"] for n in range(6)] == [1] * 6
@@ -296,7 +297,7 @@ def test_a_trial_of_a_stack_exports_and_replays_bit_for_bit(make_digits: MakeStu
 def test_a_trial_that_was_trained_by_two_executors_replays_within_the_tolerance(
     make_digits: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpo.together.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     study = make_digits(2, slots=2)
     assert work(study, Asked(60)) == 0
     loop = make_digits(2, executor="loop")
@@ -458,7 +459,7 @@ def test_a_cuda_error_counts_for_all_and_leaves_nobody_behind(
     study = make_digits(4)
     with monkeypatch.context() as patched:
         patched.setattr(Stack, "train_epoch", train_epoch)
-        assert work(study) == worker.RECYCLE
+        assert work(study) == worker_loop.RECYCLE
     assert [failure.kind for failure in failures(study)] == ["cuda_error"] * 4
     assert [row.lease_until for row in rows(study)] == [None] * 4
     assert work(study) == 0
@@ -474,7 +475,7 @@ def test_a_spoiled_process_claims_nothing_more(make_digits: MakeStudy, monkeypat
 
     monkeypatch.setattr(Declared, "_build", build)
     study = make_digits(40)
-    assert work(study) == worker.RECYCLE
+    assert work(study) == worker_loop.RECYCLE
     assert len(built) == 1
 
 
@@ -488,7 +489,7 @@ def test_no_memory_for_a_stack_is_no_trial_s_fault(make_digits: MakeStudy, monke
 
     monkeypatch.setattr(Stack, "__init__", init)
     study = make_digits(6)
-    assert [work(study), work(study)] == [worker.RECYCLE, 0]
+    assert [work(study), work(study)] == [worker_loop.RECYCLE, 0]
     assert states(study) == ["COMPLETE"] * 6
     assert failures(study) == []
     receipts = [results.best(study, number=number)[0].receipt for number in range(6)]
@@ -828,7 +829,7 @@ def test_one_whose_kept_report_is_refused_for_good_fails_and_the_others_end(
         return real(ledger, reports, **settings)
 
     monkeypatch.setattr(Ledger, "report", report)
-    monkeypatch.setattr("hpo.keeper.TICK_SECONDS", 60.0)  # else it may be the keeper who hears of it
+    monkeypatch.setattr("hpo.worker.heartbeat.TICK_SECONDS", 60.0)  # else it may be the keeper who hears of it
     assert work(study) == 0
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert of_number(study, 0) == ["exception"]

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import final, worker
+from hpo import final
 from hpo.errors import SpecError
-from hpo.objective import declared
-from hpo.signals import StopSignal
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
@@ -24,6 +22,9 @@ from hpo.train import loop
 from hpo.train.build import assemble, check, registry
 from hpo.train.optim.averaging import AVERAGINGS
 from hpo.train.optim.losses import LOSSES
+from hpo.worker import loop as worker_loop
+from hpo.worker.objective import declared
+from hpo.worker.signals import StopSignal
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
@@ -226,7 +227,7 @@ def test_a_search_over_all_of_it_exports_trials_that_replay_bit_for_bit(tmp_path
     spec = resolve.resolve(spec, tmp_path).model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
     place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
     study = studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
-    worker.work(study, declared(study, tmp_path), study.ledger("w"), StopSignal())
+    worker_loop.work(study, declared(study, tmp_path), study.ledger("w"), StopSignal())
     trials = study.optuna.get_trials(deepcopy=False)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
     assert len({(t.params["loss.name"], t.params["averaging.name"]) for t in trials}) > 3

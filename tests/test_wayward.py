@@ -16,29 +16,30 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import attempt, worker
 from hpo.errors import StorageError
-from hpo.keeper import Keeper
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report
 from hpo.search import samplers
-from hpo.signals import StopSignal
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.study.study import join as join_study
-from hpo.trial import LeasedTrial
+from hpo.worker import attempt
+from hpo.worker import loop as worker_loop
+from hpo.worker.heartbeat import Keeper
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 from tests.trials import MakeStudy, finish_claim
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("fast_ticks")
 
 
-def work(study: Study, objective: worker.Objective, stopping: StopSignal | None = None) -> int:
-    return worker.work(study, objective, study.ledger("w"), stopping or StopSignal())
+def work(study: Study, objective: worker_loop.Objective, stopping: StopSignal | None = None) -> int:
+    return worker_loop.work(study, objective, study.ledger("w"), stopping or StopSignal())
 
 
 def trials(study: Study) -> list[FrozenTrial]:

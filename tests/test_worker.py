@@ -13,26 +13,26 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo import worker
-from hpo.attempt import open_trial
 from hpo.errors import StorageError
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.search import samplers
-from hpo.signals import StopSignal
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials
 from hpo.study.study import Study
 from hpo.study.study import join as join_study
-from hpo.trial import LeasedTrial
+from hpo.worker import loop as worker_loop
+from hpo.worker.attempt import open_trial
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 from tests.trials import MakeStudy, end_trial, finish_claim
 
 
-def work(study: Study, objective: worker.Objective, stopping: StopSignal | None = None) -> int:
-    return worker.work(study, objective, study.ledger("w"), stopping or StopSignal())
+def work(study: Study, objective: worker_loop.Objective, stopping: StopSignal | None = None) -> int:
+    return worker_loop.work(study, objective, study.ledger("w"), stopping or StopSignal())
 
 
 def trials(study: Study) -> list[optuna.trial.FrozenTrial]:

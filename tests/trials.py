@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import LostLease
-from hpo.lease import Lease
 from hpo.queue import claiming, reaper
 from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger
@@ -25,7 +24,8 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials, trials
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial, Taken
+from hpo.worker.lease import Lease
+from hpo.worker.trial import LeasedTrial, Taken
 
 MakeStudy = Callable[..., Study]  # what the fixture make_study is
 AN_OUTAGE = sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))

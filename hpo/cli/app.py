@@ -60,9 +60,9 @@ def command() -> None:
     except SystemExit as ended:
         if "torch" not in sys.modules or not isinstance(ended.code, int | None):
             raise  # anything else that user code exits with is printed by the interpreter
-        from hpo import recycling
+        from hpo.worker import restart
 
-        recycling.leave(ended.code or 0)
+        restart.leave(ended.code or 0)
 
 
 def show_version(wanted: bool) -> None:

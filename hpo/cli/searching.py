@@ -25,13 +25,13 @@ from hpo.cli.app import (
     storage_url,
 )
 from hpo.errors import StorageError
-from hpo.signals import StopSignal
+from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
     from hpo.study.resolve import StudyFile
     from hpo.study.status import Summary
     from hpo.study.study import Study
-    from hpo.worker import Objective
+    from hpo.worker.loop import Objective
 
 
 @app.command()
@@ -224,13 +224,13 @@ def worker(
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo import recycling
-    from hpo import worker as worker_loop
     from hpo.errors import Outage
     from hpo.launch.local import TRY_AGAIN
     from hpo.queue import reaper, workers
     from hpo.spec.study_file import Recovery
     from hpo.study import resolve
+    from hpo.worker import loop as worker_loop
+    from hpo.worker import restart
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     quiet_optuna()
@@ -251,11 +251,11 @@ def worker(
         logging.error("%s", error)
         code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while
     if code_of_exit == worker_loop.RECYCLE:
-        recycling.start_afresh(stopping)
+        restart.start_afresh(stopping)
         code_of_exit = stopping.exit_code
     logging.info("leaving with exit code %d", code_of_exit)
     if parent is not None:
-        recycling.leave(code_of_exit)
+        restart.leave(code_of_exit)
     raise typer.Exit(code_of_exit)
 
 
@@ -271,14 +271,14 @@ def enlist(
     """Join the study and make its objective ready; a storage that has no room just now is waited for, one that is not
     there is an error at once.
     """
-    from hpo import recycling
-    from hpo import worker as worker_loop
     from hpo.errors import StorageBusy
     from hpo.spec.study_file import Recovery
     from hpo.storage.connect import OUTAGES, connect
     from hpo.storage.retry import Patience
     from hpo.study import resolve
     from hpo.study import study as studies
+    from hpo.worker import loop as worker_loop
+    from hpo.worker import restart
 
     def attempt() -> tuple[Study, Objective]:
         with contextlib.ExitStack() as undone:
@@ -295,6 +295,6 @@ def enlist(
         return joined, objective
 
     # The study's own patience is not known before the study is read.
-    borne = StorageError if recycling.MARK in os.environ else StorageBusy
+    borne = StorageError if restart.MARK in os.environ else StorageBusy
     patience = Patience(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
     return patience(attempt)

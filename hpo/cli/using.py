@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optuna, storage_url
-from hpo.signals import StopSignal
+from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
     from hpo.final import Training

@@ -17,12 +17,12 @@ from hpo.errors import StorageError
 from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
-from hpo.signals import ASKING
 from hpo.storage.connect import FAILURES, cause
 from hpo.study.finished import finished
 from hpo.study.status import Past, read
 from hpo.study.study import Study
 from hpo.view.live import LiveView
+from hpo.worker.signals import ASKING
 
 REFRESH_SECONDS = 0.25
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from hpo.launch import fork_server, gpus
 from hpo.queue import reaper
-from hpo.signals import ASKING
 from hpo.storage.connect import plain_url
 from hpo.study.study import Study
+from hpo.worker.signals import ASKING
 
 log = logging.getLogger(__name__)
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it

@@ -6,6 +6,6 @@ its workers ended; and a signal to a worker that is just being made waits until 
 
 import signal
 
-from hpo.signals import ASKING
+from hpo.worker.signals import ASKING
 
 signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)

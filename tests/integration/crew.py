@@ -26,7 +26,7 @@ from hpo.study.study import Study
 CONTEXT = multiprocessing.get_context("forkserver")
 # What a declared study needs, the optimizers' own imports among it.
 CONTEXT.set_forkserver_preload(
-    ["hpo.cli", "hpo.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
+    ["hpo.cli", "hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
 )
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from hpo.objective import trial_seed
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
+from hpo.worker.objective import trial_seed
 from tests import declared
 from tests.integration.crew import Crew, failures, rows, trials_of
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import psutil
 
-from hpo.signals import ASKING, StopSignal
 from hpo.spec.failures import SPOILING, Kind
 from hpo.spec.study_file import Recovery
+from hpo.worker.signals import ASKING, StopSignal
 
 MIB = 2**20
 FOLDER = os.getcwd()  # in which the command was given, whatever user code does later

@@ -21,16 +21,10 @@ from typing import Any, NoReturn, Protocol
 
 import optuna
 
-from hpo.attempt import Attempt, Ending, end_all
-from hpo.crew import Wanted
 from hpo.errors import Diverged, Parked
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue.models import Claim
 from hpo.queue.start import MadeFrom, Suggested
-from hpo.saver import Saver
 from hpo.search import array_pruners
-from hpo.signals import StopSignal
 from hpo.spec.failures import SPOILING, Kind, kind_of
 from hpo.spec.space import Tree
 from hpo.spec.training import TrainConfig
@@ -39,7 +33,13 @@ from hpo.study.study import Study
 from hpo.train.build.executor import Executor, partition_of
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
-from hpo.trial import LeasedTrial
+from hpo.worker.attempt import Attempt, Ending, end_all
+from hpo.worker.checkpoints import Saver
+from hpo.worker.client import Post
+from hpo.worker.lease import Lease
+from hpo.worker.runner import Wanted
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 Outcome = Callable[[], Any]  # how a trial ends, as `attempt.end_all` wants it

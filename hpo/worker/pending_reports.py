@@ -19,7 +19,7 @@ import pydantic
 
 from hpo.queue.models import Checkpoint
 from hpo.queue.report import Report
-from hpo.trial import LeasedTrial
+from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"attempt-(\d{1,9})-handover\.json")

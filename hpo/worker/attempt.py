@@ -11,9 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo import handover
 from hpo.errors import LostLease, Parked, Stopped, TimeUp
-from hpo.lease import Lease
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.search import samplers
@@ -22,7 +20,9 @@ from hpo.storage.trial_rows import TrialRow
 from hpo.study import retention
 from hpo.study.query import SECONDS
 from hpo.study.study import Study, as_in_optimize
-from hpo.trial import OWN_METRIC, LeasedTrial
+from hpo.worker import pending_reports
+from hpo.worker.lease import Lease
+from hpo.worker.trial import OWN_METRIC, LeasedTrial
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def open_trial(study: Study, lease: Lease) -> LeasedTrial:
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
     curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
     trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve, study.spec.goals)
-    handover.take(study.trial_folder(trial.number), trial)
+    pending_reports.take(study.trial_folder(trial.number), trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:
         spent = lease.patience(lambda: sum(lease.ledger.curve(lease.claim, SECONDS)))

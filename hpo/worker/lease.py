@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 
 from hpo.errors import LostLease, Outage, Parked, Signal, Stopped, TimeUp
-from hpo.post import RENEWALS_PER_LEASE, Post
 from hpo.queue import clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim, Orders
 from hpo.queue.report import Report
 from hpo.spec.failures import Kind
 from hpo.storage.retry import Patience, Result
+from hpo.worker.client import RENEWALS_PER_LEASE, Post
 
 
 class Lease:

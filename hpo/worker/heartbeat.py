@@ -13,12 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue import workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
 from hpo.storage.connect import FAILURES, cause
+from hpo.worker.client import Post
+from hpo.worker.lease import Lease
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0

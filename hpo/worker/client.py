@@ -23,7 +23,7 @@ from hpo.storage.connect import OUTAGES, cause
 from hpo.storage.retry import Patience, Result, within
 
 if TYPE_CHECKING:
-    from hpo.lease import Lease
+    from hpo.worker.lease import Lease
 
 log = logging.getLogger(__name__)
 _Told = TypeVar("_Told", bound=Told)

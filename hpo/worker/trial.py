@@ -18,7 +18,6 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.errors import Diverged
-from hpo.lease import Lease
 from hpo.queue.finish import STATES, End
 from hpo.queue.report import Report
 from hpo.queue.start import Suggested
@@ -28,6 +27,7 @@ from hpo.spec.objectives import NOTHING, Beside, Goals, Known
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.optuna_storage import LeanStorage
 from hpo.study.study import forget_stop, look_anew, stop_was_requested
+from hpo.worker.lease import Lease
 
 log = logging.getLogger(__name__)
 Taken = TypeVar("Taken")

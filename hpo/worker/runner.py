@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpo.attempt import Attempt
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue.models import Claim
-from hpo.signals import StopSignal
 from hpo.spec.failures import Kind
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
+from hpo.worker.attempt import Attempt
+from hpo.worker.client import Post
+from hpo.worker.lease import Lease
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,22 +16,22 @@ from typing import Any, Protocol
 
 import optuna
 
-from hpo import recycling
-from hpo.crew import Alone, Crew, Wanted
 from hpo.errors import LostLease, Outage, StorageError
-from hpo.keeper import Keeper
-from hpo.lease import Lease
-from hpo.post import Post
 from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
-from hpo.signals import StopSignal
 from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Patience
 from hpo.study.study import Study
-from hpo.trial import LeasedTrial
+from hpo.worker import restart
+from hpo.worker.client import Post
+from hpo.worker.heartbeat import Keeper
+from hpo.worker.lease import Lease
+from hpo.worker.runner import Alone, Crew, Wanted
+from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2  # until the first other look for a trial that another worker may have left
@@ -74,7 +74,7 @@ def work(
         with Keeper(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as keeper:
             keeper.hold(post)
             try:
-                if run(crew, post, stopping, recycling.Wear(study.spec.recovery), fleet) == RECYCLE:
+                if run(crew, post, stopping, restart.Wear(study.spec.recovery), fleet) == RECYCLE:
                     return RECYCLE
             except BaseException as error:  # as a rule the storage was away for too long
                 crew.leave(error)
@@ -86,7 +86,7 @@ def work(
     return stopping.exit_code
 
 
-def run(crew: Crew, post: Post, stopping: StopSignal, wear: recycling.Wear, fleet: int) -> int:
+def run(crew: Crew, post: Post, stopping: StopSignal, wear: restart.Wear, fleet: int) -> int:
     """Claim and train until there is nothing left or the worker is asked to stop; return 0 or RECYCLE."""
     idle, look_at = IDLE_SECONDS, 0.0
     while True:
@@ -174,7 +174,7 @@ def end_overdue(stopping: StopSignal, lease: Lease) -> None:
     except LostLease:
         log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
     reaper.park_all_of(ledger, ledger.worker)  # whatever else this process held
-    recycling.start_afresh(stopping, at_once=True)
+    restart.start_afresh(stopping, at_once=True)
 
 
 def crew_of(study: Study, objective: Objective, post: Post, stopping: StopSignal, fleet: int) -> Crew:
@@ -188,6 +188,6 @@ def build_objective(study: Study, folder: Path) -> Objective:
     """Return the study's objective, ready to run in this process."""
     if study.spec.objective:
         return usercode.load(study.spec.objective, folder, "objective")  # type: ignore[no-any-return]
-    from hpo.objective import declared  # torch comes in here, and only if the study trains with it
+    from hpo.worker.objective import declared  # torch comes in here, and only if the study trains with it
 
     return declared(study, folder)

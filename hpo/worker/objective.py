@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 
 from data import Splits
-from hpo.attempt import Attempt
-from hpo.post import Post
 from hpo.queue.start import MadeFrom, Suggested
 from hpo.receipt import receipt
-from hpo.saver import Saver
-from hpo.signals import StopSignal
 from hpo.spec import seeds, space, usercode
 from hpo.spec.training import TrainConfig
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.together import Seat, Together
 from hpo.train.batches import can_halve
 from hpo.train.build import assemble, costs
 from hpo.train.build.executor import Choice, Executor, choose, remember, spread
 from hpo.train.loop import Loop
 from hpo.train.run import Run
-from hpo.trial import LeasedTrial
+from hpo.worker.attempt import Attempt
+from hpo.worker.checkpoints import Saver
+from hpo.worker.client import Post
+from hpo.worker.signals import StopSignal
+from hpo.worker.stacked_runner import Seat, Together
+from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 MANY_PARTITIONS = 16  # that a worker measures

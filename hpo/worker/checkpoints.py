@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 
-from hpo import handover
 from hpo.errors import CheckpointError
 from hpo.queue.models import Checkpoint
 from hpo.queue.report import Report
@@ -15,7 +14,8 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.train import checkpoint
 from hpo.train.run import Run
-from hpo.trial import LeasedTrial
+from hpo.worker import pending_reports
+from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Saver:
                 self.unrecorded.clear()
                 kept = {path}
             else:
-                kept = {path, handover.leave(self.folder, self.trial, found, self.unrecorded)}
+                kept = {path, pending_reports.leave(self.folder, self.trial, found, self.unrecorded)}
             retention.tidy(self.folder, lease.claim.attempt, keep=kept | {self.recorded or path})
             self.is_failing = False
         except OSError as error:
