@@ -18,7 +18,7 @@ from typing import Any
 
 import pydantic
 
-from hpo.after.steps import GIVEN, STEPS
+from hpo.final.after.steps import GIVEN, STEPS
 from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options

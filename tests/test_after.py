@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 import data
-from hpo import final
-from hpo.after import files, mcdropout, report, steps, trained
-from hpo.after.deployed import Deployed
-from hpo.after.fold import fold
-from hpo.after.prune import channels, prune
-from hpo.after.raw import first
-from hpo.after.scores import logits
-from hpo.after.trained import Trained
 from hpo.errors import SpecError, StudyError
+from hpo.final import train as final
+from hpo.final.after import files, mcdropout, report, steps, trained
+from hpo.final.after.deployed import Deployed
+from hpo.final.after.fold import fold
+from hpo.final.after.prune import channels, prune
+from hpo.final.after.raw import first
+from hpo.final.after.scores import logits
+from hpo.final.after.trained import Trained
 from models import Dropout
 from tests.test_cli import Hpo, hpo
 

@@ -13,8 +13,8 @@ import data
 from data import Augmentation, Source, Splits, Strength, Tone, draw
 from data.augment.drawn import STAGES, stages
 from data.augment.strength import Fill
-from hpo import final
 from hpo.errors import SpecError
+from hpo.final import train as final
 from hpo.search.lint import lint
 from hpo.spec.seeds import derive
 from hpo.spec.training import Augment

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from data import Splits
-from hpo import final
+from hpo.final import train as final
 from hpo.train import checkpoint, loop
 from hpo.train.optim import averaging
 from hpo.train.optim.averaging import Average, Averaging

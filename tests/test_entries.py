@@ -10,7 +10,7 @@ import tomli_w
 import torch
 
 import data
-from hpo import final
+from hpo.final import train as final
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop

@@ -14,8 +14,9 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
-from hpo import final, openings, owntrain
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
+from hpo.final import openings, user_objective
+from hpo.final import train as final
 from hpo.queue import claiming
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url
@@ -245,7 +246,7 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
     spec = final.load_pinned(path)
     assert not {"data", "model", "training", "metric"} & tomllib.loads(path.read_text()).keys()
     assert spec.params == results.best(study)[0].params
-    assert owntrain.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
+    assert user_objective.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
     assert spec.receipt["test_split"] == "the user's own promise"
 
 
@@ -254,11 +255,11 @@ def test_an_own_objective_s_number_is_what_a_search_takes_for_one(tmp_path: Path
     (tmp_path / "mine.py").write_text(f"import numpy as np\ndef objective(trial):\n    return {returned}\n")
     path = tmp_path / "best.toml"
     path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
-    assert owntrain.run(final.load_pinned(path), path, tmp_path) == value
+    assert user_objective.run(final.load_pinned(path), path, tmp_path) == value
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.py").write_text("def objective(trial):\n    return float('nan')\n")
     with pytest.raises(StudyError, match="not a finite number"):
-        owntrain.run(final.load_pinned(path), path, tmp_path / "other")
+        user_objective.run(final.load_pinned(path), path, tmp_path / "other")
 
 
 def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> Non
     path = tmp_path / "best.toml"
     path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
     with pytest.raises(SpecError, match="x"):
-        owntrain.run(final.load_pinned(path), path, tmp_path)
+        user_objective.run(final.load_pinned(path), path, tmp_path)
 
 
 def test_a_trial_on_spreadsheets_goes_through_spec_export_and_replay(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import tomli_w
 import torch
 
-from hpo import final
 from hpo.errors import SpecError
+from hpo.final import train as final
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import loop

@@ -23,16 +23,23 @@ LAYERS = [
     ["hpo.cli"],
     ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using", "hpo.cli.finishing"],
     ["hpo.cli.app"],
-    ["hpo.launch.launcher", "hpo.openings", "hpo.study.fork", "hpo.worker.loop", "hpo.owntrain", "hpo.study.doctor"],
-    ["hpo.after.report", "hpo.reference"],
-    ["hpo.after.trained"],
-    ["hpo.worker.objective", "hpo.final", "hpo.train.build.check", "hpo.launch.local"],
+    [
+        "hpo.launch.launcher",
+        "hpo.final.openings",
+        "hpo.study.fork",
+        "hpo.worker.loop",
+        "hpo.final.user_objective",
+        "hpo.study.doctor",
+    ],
+    ["hpo.final.after.report", "hpo.reference"],
+    ["hpo.final.after.trained"],
+    ["hpo.worker.objective", "hpo.final.train", "hpo.train.build.check", "hpo.launch.local"],
     [
         "hpo.view.checked",
         "hpo.view.live",
         "hpo.view.dashboard",
         "hpo.view.variants",
-        "hpo.view.trajectory",
+        "hpo.final.trajectory",
     ],
     ["hpo.worker.stacked_runner"],
     ["hpo.worker.runner", "hpo.worker.checkpoints"],
@@ -41,16 +48,22 @@ LAYERS = [
     [
         "hpo.study.export",
         "hpo.train.build.assemble",
-        "hpo.tensorboards",
+        "hpo.final.tensorboard",
         "hpo.search.lint",
         "hpo.worker.trial",
         "hpo.worker.heartbeat",
         "hpo.study.retention",
     ],
-    ["hpo.after.steps", "hpo.after.files"],
-    ["hpo.after.deployed", "hpo.after.fold", "hpo.after.prune", "hpo.after.quantize"],
-    ["hpo.after.extras", "hpo.after.onnxrun", "hpo.after.precision", "hpo.after.scores", "hpo.after.mcdropout"],
-    ["hpo.after.raw"],
+    ["hpo.final.after.steps", "hpo.final.after.files"],
+    ["hpo.final.after.deployed", "hpo.final.after.fold", "hpo.final.after.prune", "hpo.final.after.quantize"],
+    [
+        "hpo.final.after.extras",
+        "hpo.final.after.onnxrun",
+        "hpo.final.after.precision",
+        "hpo.final.after.scores",
+        "hpo.final.after.mcdropout",
+    ],
+    ["hpo.final.after.raw"],
     ["hpo.train.stack.select", "hpo.train.stack.sizing"],
     ["hpo.train.stack.stack", "hpo.train.stack.forward", "hpo.train.stack.vmap_forward"],
     ["hpo.train.stack.broadcast_optimizers"],
@@ -302,14 +315,14 @@ def names_in(module: str, wanted: str) -> bool:
 def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
     assert {module for module in group("hpo") if names_in(module, "load_test")} == {
         "hpo.train.build.assemble",
-        "hpo.final",
+        "hpo.final.train",
     }
     users = [
         module
         for module in group("hpo")
         if module != "hpo.train.build.assemble" and "load_test" in MODULES[module].read_text()
     ]
-    assert users == ["hpo.final"]
+    assert users == ["hpo.final.train"]
 
 
 def test_only_these_know_optunas_private_modules() -> None:

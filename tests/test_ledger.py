@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from hpo import openings
 from hpo.errors import LostLease, StudyError
+from hpo.final import openings
 from hpo.queue import claiming, reaper, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.finish import End

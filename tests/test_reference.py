@@ -11,7 +11,7 @@ import pytest
 from annotated_types import Ge, Gt, Le, MultipleOf
 
 from hpo import reference
-from hpo.after.steps import STEPS
+from hpo.final.after.steps import STEPS
 from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options

@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import final, owntrain
 from hpo.errors import MismatchError, StudyError
+from hpo.final import train as final
+from hpo.final import user_objective
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.queue.reaper import bury
@@ -415,9 +416,9 @@ def test_an_own_objective_returns_several_values(place: Storage, tmp_path: Path)
     assert sorted(result.number for result in front) == [t.number for t in ended(study) if t.params["x"] >= 0.5]
     (file,) = export.export(study, tmp_path / "one.toml", number=front[0].number)
     spec = final.load_pinned(file)
-    returned = owntrain.run(spec, file, tmp_path)
+    returned = user_objective.run(spec, file, tmp_path)
     assert returned == front[0].values
-    assert owntrain.repeats(spec, file, returned)
+    assert user_objective.repeats(spec, file, returned)
 
 
 def test_an_own_objective_that_returns_another_number_of_values_fails(lite: Storage, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hpo import final
 from hpo.errors import SpecError
+from hpo.final import train as final
 from hpo.spec.space import lift, middle
 from hpo.spec.training import Stopping, TrainConfig
 from hpo.storage.connect import Storage

@@ -18,8 +18,8 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpo import final
 from hpo.errors import Outage, Parked, SpecError, StorageError
+from hpo.final import train as final
 from hpo.queue import claiming, reaper
 from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger

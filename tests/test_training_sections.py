@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data import Splits
-from hpo import final
 from hpo.errors import SpecError
+from hpo.final import train as final
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig

@@ -35,8 +35,8 @@ def after(
     code: CodeOption = None,
 ) -> None:
     """Shrink, quantise, examine and export a trained model; each variant is scored on the validation part."""
-    from hpo.after import files, report, steps, trained
     from hpo.errors import SpecError, nearest
+    from hpo.final.after import files, report, steps, trained
     from hpo.jsonfile import without_nan
     from hpo.view import variants
 

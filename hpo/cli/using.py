@@ -11,7 +11,7 @@ from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optu
 from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
-    from hpo.final import Training
+    from hpo.final.train import Training
     from hpo.spec.study_file import StudySpec
     from hpo.train.epoch import EpochResult
 
@@ -60,7 +60,7 @@ def train(
     code: CodeOption = None,
 ) -> None:
     """Train a pinned config to the end, open the test split once, leave weights, metrics and TensorBoard logs."""
-    from hpo import final
+    from hpo.final import train as final
 
     quiet_optuna()
     spec = final.load_pinned(config)
@@ -72,7 +72,7 @@ def train(
     typer.echo(final.describe(training))
     if replay:
         raise typer.Exit(show_replay(training))
-    from hpo import openings
+    from hpo.final import openings
 
     url = storage_url(storage, seen(spec.receipt.get("storage")))
     metrics = final.finished(training, output)
@@ -104,7 +104,7 @@ def train(
 
 def drawn(output: Path) -> str:
     """Say that there is a picture of the training, or what it takes to get one."""
-    from hpo.view.trajectory import FILE
+    from hpo.final.trajectory import FILE
 
     return f", {FILE}" if (output / FILE).exists() else " (no trajectory.svg: needs matplotlib, the extra `plots`)"
 
@@ -121,17 +121,17 @@ def note_unrecorded(reason: str | None) -> None:
 
 def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
     """Run an objective of the user's own once with its pinned parameters; return the exit code."""
-    from hpo import owntrain
     from hpo.errors import SpecError, StudyError
+    from hpo.final import user_objective
     from hpo.jsonfile import write_json
     from hpo.receipt import receipt
 
     if seed is not None:
         raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
-    value = owntrain.run(spec, config, folder)
+    value = user_objective.run(spec, config, folder)
     typer.echo(f"the objective returned {value!r}")
     if replaying:
-        repeats = owntrain.repeats(spec, config, value)
+        repeats = user_objective.repeats(spec, config, value)
         had = spec.receipt["values" if spec.objectives else "value"]
         typer.echo(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
         return 0 if repeats else 1
@@ -147,7 +147,7 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
 
 def show_replay(training: Training) -> int:
     """Train the receipt's trial again and say whether its curves came out the same; return the exit code."""
-    from hpo import final
+    from hpo.final import train as final
 
     differences = final.replay(training, show_epoch)
     for one in differences:

@@ -11,7 +11,7 @@ from rich.table import Table
 from hpo.study.format import value_text
 
 if TYPE_CHECKING:
-    from hpo.after.report import Report, Variant
+    from hpo.final.after.report import Report, Variant
 
 WIDTH = 120  # characters, where no terminal says how wide it is
 UNITS = ("B", "KiB", "MiB", "GiB")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hpo.after.extras import module, quietly
 from hpo.errors import StudyError
+from hpo.final.after.extras import module, quietly
 
 CALIBRATION_BATCH = 64  # images
 

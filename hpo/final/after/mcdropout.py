@@ -15,8 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 import data
 from data import Stored
-from hpo.after.raw import batches
 from hpo.errors import StudyError
+from hpo.final.after.raw import batches
 from hpo.spec.seeds import derive
 from models import Dropout, use_generator
 

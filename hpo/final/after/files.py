@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from hpo.after import onnxrun
-from hpo.after.deployed import Deployed
-from hpo.after.extras import need, quietly
 from hpo.errors import StudyError
+from hpo.final.after import onnxrun
+from hpo.final.after.deployed import Deployed
+from hpo.final.after.extras import need, quietly
 
 RECEIPT = "hpo_receipt"  # the key under which a file carries what it was made from
 INPUT, OUTPUT = "images", "logits"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import data
 from data import Stored
-from hpo.after.raw import batches
+from hpo.final.after.raw import batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo import final
-from hpo.after.deployed import Deployed
-from hpo.after.extras import quietly
-from hpo.after.raw import first
 from hpo.errors import StudyError
-from hpo.final import Training
+from hpo.final import train as final
+from hpo.final.after.deployed import Deployed
+from hpo.final.after.extras import quietly
+from hpo.final.after.raw import first
+from hpo.final.train import Training
 from hpo.train import checkpoint, validation
 from models import use_generator
 

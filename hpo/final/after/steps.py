@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hpo.after.extras import need
-from hpo.after.fold import fold
-from hpo.after.precision import bf16, fp16
-from hpo.after.prune import channels, prune
-from hpo.after.quantize import int8, int8_static, int8_weights
 from hpo.errors import SpecError, StudyError, nearest
+from hpo.final.after.extras import need
+from hpo.final.after.fold import fold
+from hpo.final.after.precision import bf16, fp16
+from hpo.final.after.prune import channels, prune
+from hpo.final.after.quantize import int8, int8_static, int8_weights
 from hpo.spec import options
 
 STEPS: dict[str, Callable[..., nn.Module]] = {

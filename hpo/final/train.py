@@ -19,12 +19,13 @@ import torch
 
 import data
 from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.final import trajectory
+from hpo.final.tensorboard import Boards
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import seeds, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.tensorboards import Boards
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces
 from hpo.train.build import assemble, executor, registry
@@ -32,7 +33,6 @@ from hpo.train.build.executor import Choice
 from hpo.train.early_stopping import overfits_since
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
-from hpo.view import trajectory
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import data
-from hpo.after import files, mcdropout
-from hpo.after.deployed import Deployed
-from hpo.after.files import Exported
-from hpo.after.raw import first
-from hpo.after.scores import Score, logits, score
-from hpo.after.steps import Recipe
-from hpo.after.trained import Trained, on_cpu
 from hpo.errors import StudyError
+from hpo.final.after import files, mcdropout
+from hpo.final.after.deployed import Deployed
+from hpo.final.after.files import Exported
+from hpo.final.after.raw import first
+from hpo.final.after.scores import Score, logits, score
+from hpo.final.after.steps import Recipe
+from hpo.final.after.trained import Trained, on_cpu
 from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.train.build import assemble
