@@ -21,7 +21,7 @@ TORCH = {"torch", "torchinfo", "torchvision"}
 LAYERS = [
     ["hpo.__main__"],
     ["hpo.cli"],
-    ["hpo.cli.searching", "hpo.cli.looking", "hpo.cli.steering", "hpo.cli.using", "hpo.cli.finishing"],
+    ["hpo.cli.run", "hpo.cli.show", "hpo.cli.manage", "hpo.cli.results", "hpo.cli.after"],
     ["hpo.cli.app"],
     [
         "hpo.launch.launcher",

@@ -1,11 +1,15 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print.
+
+Each module holds the commands of one purpose. Nothing heavy is imported before a command needs it, and nothing is computed
+here.
+"""
 
 from __future__ import annotations
 
-from hpo.cli import finishing, looking, searching, steering, using
+from hpo.cli import after, manage, results, run, show
 from hpo.cli.app import app, command, main
 
-__all__ = ["app", "command", "finishing", "looking", "main", "searching", "steering", "using"]
+__all__ = ["after", "app", "command", "main", "manage", "results", "run", "show"]
 
 # As a person meets them; one that is not among them fails here.
 ORDER = (

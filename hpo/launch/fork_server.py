@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-ANY = ["hpo.launch.preload", "hpo.cli.searching", "hpo.worker.loop", "hpo.study.resolve"]
+ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
 #: For a declared study. Not for an objective of the user's own, which may have something to say to torch before it loads it.
 DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection"]
 COMPILER = ["torch._dynamo"]  # which torch's own steps of an optimizer load, and those of a stack do not
