@@ -145,7 +145,7 @@ LAYERS = [
         "hpo.spec.seeds",
         "hpo.worker.signals",
         "hpo.receipt",
-        "hpo.jsonfile",
+        "hpo.files",
         "hpo.storage.filesystem",
         "hpo.queue.clock",
         "hpo.study.format",

@@ -36,8 +36,8 @@ def after(
 ) -> None:
     """Shrink, quantise, examine and export a trained model; each variant is scored on the validation part."""
     from hpo.errors import SpecError, nearest
+    from hpo.files import without_nan
     from hpo.final.after import files, report, steps, trained
-    from hpo.jsonfile import without_nan
     from hpo.view import variants
 
     wanted = [steps.read(text) for text in dict.fromkeys(recipes or [])]

@@ -122,8 +122,8 @@ def note_unrecorded(reason: str | None) -> None:
 def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
     """Run an objective of the user's own once with its pinned parameters; return the exit code."""
     from hpo.errors import SpecError, StudyError
+    from hpo.files import write_json
     from hpo.final import user_objective
-    from hpo.jsonfile import write_json
     from hpo.receipt import receipt
 
     if seed is not None:

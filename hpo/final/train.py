@@ -19,9 +19,9 @@ import torch
 
 import data
 from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.files import write_json
 from hpo.final import trajectory
 from hpo.final.tensorboard import Boards
-from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.spec import seeds, space
 from hpo.spec.study_file import StudySpec

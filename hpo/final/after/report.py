@@ -12,6 +12,7 @@ from torch import Tensor
 
 import data
 from hpo.errors import StudyError
+from hpo.files import write_json
 from hpo.final.after import files, mcdropout
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.files import Exported
@@ -19,7 +20,6 @@ from hpo.final.after.raw import first
 from hpo.final.after.scores import Score, logits, score
 from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
-from hpo.jsonfile import write_json
 from hpo.receipt import receipt
 from hpo.train.build import assemble
 

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hpo.jsonfile import write_json
+from hpo.files import write_json
 
 log = logging.getLogger(__name__)
 
