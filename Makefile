@@ -50,7 +50,7 @@ test: check
 	@$(BIN)/pytest --numprocesses auto $(PYTEST)
 
 reference: .venv/run.stamp
-	@$(BIN)/python -m hpo.reference docs/reference.md
+	@$(BIN)/python docs/make_reference.py docs/reference.md
 
 clean:
 	rm -rf .venv studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist

@@ -31,7 +31,7 @@ LAYERS = [
         "hpo.final.user_objective",
         "hpo.study.doctor",
     ],
-    ["hpo.final.after.report", "hpo.reference"],
+    ["hpo.final.after.report"],
     ["hpo.final.after.trained"],
     ["hpo.worker.objective", "hpo.final.train", "hpo.train.build.check", "hpo.launch.local"],
     [
@@ -127,7 +127,6 @@ LAYERS = [
     ["hpo.spec.metrics"],
     [
         "hpo.spec.options",
-        "hpo.typetext",
         "hpo.spec.space",
         "hpo.spec.usercode",
         "hpo.spec.curve",
@@ -384,14 +383,14 @@ def test_a_wheel_holds_the_three_packages_and_the_template_and_they_import_from_
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "unpacked")
-    wanted = {str(file.relative_to(ROOT)) for file in MODULES.values()} | {"hpo/templates/study.toml"}
+    wanted = {str(file.relative_to(ROOT)) for file in MODULES.values()} | {"hpo/spec/template.toml"}
     assert held == wanted
     found = isolated(
         "import data, hpo, models\nfrom importlib import resources\n"
-        "print(*[m.__file__ for m in (hpo, models, data)], resources.files('hpo') / 'templates/study.toml')",
+        "print(*[m.__file__ for m in (hpo, models, data)], resources.files('hpo') / 'spec/template.toml')",
         path=tmp_path / "unpacked",
     )
     assert found.split() == [
         f"{tmp_path}/unpacked/{name}"
-        for name in ("hpo/__init__.py", "models/__init__.py", "data/__init__.py", "hpo/templates/study.toml")
+        for name in ("hpo/__init__.py", "models/__init__.py", "data/__init__.py", "hpo/spec/template.toml")
     ]

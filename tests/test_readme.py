@@ -32,7 +32,7 @@ def test_every_kind_of_failure_stands_in_the_readme_with_its_policy() -> None:
 
 
 def test_the_template_shows_the_defaults(tmp_path: Path) -> None:
-    template = (ROOT / "hpo" / "templates" / "study.toml").read_text()
+    template = (ROOT / "hpo" / "spec" / "template.toml").read_text()
     file = tmp_path / "study.toml"
     plain = StudySpec.load(_written(file, template))
     shown = re.sub(r"^# ?", "", template[template.index("# [recovery]") :], flags=re.MULTILINE)

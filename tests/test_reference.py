@@ -10,14 +10,14 @@ import pydantic
 import pytest
 from annotated_types import Ge, Gt, Le, MultipleOf
 
-from hpo import reference
+from docs import make_reference as reference
+from docs.make_reference import default_text, field_text
 from hpo.final.after.steps import STEPS
 from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.study_file import StudySpec
 from hpo.train.build.registry import KINDS, Kind
-from hpo.typetext import default_text, field_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 

@@ -108,7 +108,7 @@ def test_augmentation_is_searched_like_anything_else_and_checked(tmp_path: Path)
             read(tmp_path, SMALL + f"\n[augment]\n{line}\n")
 
 
-@pytest.mark.parametrize("file", ["hpo/templates/study.toml", "examples/digits.toml"])
+@pytest.mark.parametrize("file", ["hpo/spec/template.toml", "examples/digits.toml"])
 def test_the_files_we_ship_are_right_and_searchable(file: str) -> None:
     found = resolve.read(ROOT / file).spec
     assert not found.is_pinned

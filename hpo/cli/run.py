@@ -41,7 +41,7 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
 
     from hpo.errors import SpecError
 
-    template = resources.files("hpo").joinpath("templates/study.toml").read_text()
+    template = resources.files("hpo.spec").joinpath("template.toml").read_text()
     placeholder = '"my-study"'
     try:
         with file.open("x") as handle:
