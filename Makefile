@@ -11,8 +11,8 @@ DEMO := examples/digits.toml
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: under 3 minutes)"
-	@echo "make test   install what tests need, then ruff, mypy and pytest"
-	@echo "make check  ruff and mypy alone"
+	@echo "make test   install what tests need, then ruff, mypy, import-linter and pytest"
+	@echo "make check  ruff, mypy and import-linter alone"
 	@echo "make reference  write docs/reference.md from the code"
 	@echo "make clean  remove .venv and what the demo left"
 
@@ -45,6 +45,7 @@ check: .venv/test.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 
 test: check
 	@$(BIN)/pytest --numprocesses auto $(PYTEST)

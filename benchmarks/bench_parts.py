@@ -10,7 +10,7 @@ from annotated_types import Ge, Lt
 from torch import nn
 
 from benchmarks import bench_data
-from data import Source
+from hpo.data import Source
 
 
 def grey28(*, images: int) -> Source:

@@ -66,8 +66,7 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt, runner
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Post
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease, Post
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import OWN_METRIC, LeasedTrial
 

@@ -13,18 +13,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.arrays import npz
-from data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
-from data.digits import digits
-from data.fake import fake
-from data.files import FILE
-from data.folder import image_folder
-from data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
-from data.select import select
-from data.source import Source, Split, Splits
-from data.split import parted
-from data.spreadsheet import spreadsheets
-from data.stored import Images, Stored, as_stored, brought, chunks, fits
+from hpo.data.arrays import npz
+from hpo.data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
+from hpo.data.digits import digits
+from hpo.data.fake import fake
+from hpo.data.files import FILE
+from hpo.data.folder import image_folder
+from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
+from hpo.data.select import select
+from hpo.data.source import Source, Split, Splits
+from hpo.data.split import parted
+from hpo.data.spreadsheet import spreadsheets
+from hpo.data.stored import Images, Stored, as_stored, brought, chunks, fits
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.files import BadFile, File, existing
-from data.source import Source
+from hpo.data.files import BadFile, File, existing
+from hpo.data.source import Source
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -19,8 +19,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from data.files import BadFile, data_dir
-from data.source import Source
+from hpo.data.files import BadFile, data_dir
+from hpo.data.source import Source
 
 FORMAT = 1  # raised when an entry's files change their meaning
 ABOUT = "about.json"  # written last

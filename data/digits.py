@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.source import Source
+from hpo.data.source import Source
 
 
 def digits() -> Source:

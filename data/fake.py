@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from data.source import Source
+from hpo.data.source import Source
 
 CONTRAST = 48.0  # standard deviation of a class's picture, in pixel values
 COARSE = 4  # a class's picture is drawn on a grid of this edge, and enlarged

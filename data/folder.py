@@ -14,9 +14,9 @@ import numpy.typing as npt
 from annotated_types import Ge, Le
 from PIL import Image, ImageOps
 
-from data.cache import cached, describe
-from data.files import BadFile, File, OptionalFile, existing
-from data.source import Source
+from hpo.data.cache import cached, describe
+from hpo.data.files import BadFile, File, OptionalFile, existing
+from hpo.data.source import Source
 
 Edge = Annotated[int, Ge(1), Le(4096)]
 Size = tuple[int, int]  # height, width

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.cache import cached, keep
-from data.files import BadFile, data_dir
-from data.source import Source
+from hpo.data.cache import cached, keep
+from hpo.data.files import BadFile, data_dir
+from hpo.data.source import Source
 
 DIGITS = [str(digit) for digit in range(10)]
 

@@ -13,8 +13,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from data.source import Source
-from data.stored import Images, as_stored
+from hpo.data.source import Source
+from hpo.data.stored import Images, as_stored
 
 Class = str | int  # by name, or by number in the source
 SHOWN = 20  # names of classes in a message

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.stored import Images
+from hpo.data.stored import Images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data.source import Source
+from hpo.data.source import Source
 
 HELD_OUT = 0.15  # of all images that are split, for validation and again for test
 

@@ -15,9 +15,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from data.cache import cached, keep
-from data.files import BadFile, File, OptionalFile, existing
-from data.source import Source
+from hpo.data.cache import cached, keep
+from hpo.data.files import BadFile, File, OptionalFile, existing
+from hpo.data.source import Source
 
 Edge = Annotated[int, Ge(1)]
 

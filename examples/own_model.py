@@ -7,7 +7,7 @@ file sets or searches them, and hpo checks them against the annotations.
 import torch
 from torch import Tensor, nn
 
-from data import Source
+from hpo.data import Source
 
 
 def blobs(*, images: int = 600, noise: float = 60.0) -> Source:

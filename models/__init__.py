@@ -11,18 +11,18 @@ from collections.abc import Callable
 
 from torch import nn
 
-from models.cnn import cnn
-from models.drawing import use_generator
-from models.dropout import Dropout, adopt_dropout
-from models.efficientnet import efficientnet_b0
-from models.mlp import mlp
-from models.mobilenet import mobilenet_v3
-from models.preparing import prepare
-from models.resnet import resnet18, resnet34, resnet50
-from models.stem import SMALLEST
-from models.vgg import vgg11, vgg13, vgg16, vgg19
-from models.vit import vit_b_16
-from models.wide_resnet import wide_resnet
+from hpo.models.cnn import cnn
+from hpo.models.drawing import use_generator
+from hpo.models.dropout import Dropout, adopt_dropout
+from hpo.models.efficientnet import efficientnet_b0
+from hpo.models.mlp import mlp
+from hpo.models.mobilenet import mobilenet_v3
+from hpo.models.preparing import prepare
+from hpo.models.resnet import resnet18, resnet34, resnet50
+from hpo.models.stem import SMALLEST
+from hpo.models.vgg import vgg11, vgg13, vgg16, vgg19
+from hpo.models.vit import vit_b_16
+from hpo.models.wide_resnet import wide_resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,

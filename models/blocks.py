@@ -12,12 +12,12 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from models.activations import ACTIVATIONS, Activation, ActivationOptions, widening
-from models.depth import StochasticDepth, rates
-from models.dropout import Dropout
-from models.inits import InitOptions, initialise
-from models.norms import Norm, NormOptions, norm
-from models.preparing import Options, prepared
+from hpo.models.activations import ACTIVATIONS, Activation, ActivationOptions, widening
+from hpo.models.depth import StochasticDepth, rates
+from hpo.models.dropout import Dropout
+from hpo.models.inits import InitOptions, initialise
+from hpo.models.norms import Norm, NormOptions, norm
+from hpo.models.preparing import Options, prepared
 
 Rate = Annotated[float, Ge(0), Lt(1)]
 

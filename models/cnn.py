@@ -8,10 +8,10 @@ from typing import Annotated, Unpack
 from annotated_types import Gt
 from torch import nn
 
-from models.activations import Activation
-from models.blocks import Blocks, Layers, Rate
-from models.dropout import Dropout
-from models.norms import Norm
+from hpo.models.activations import Activation
+from hpo.models.blocks import Blocks, Layers, Rate
+from hpo.models.dropout import Dropout
+from hpo.models.norms import Norm
 
 
 def cnn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.dropout import Dropout
+from hpo.models.dropout import Dropout
 
 
 class StochasticDepth(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.activations import RReLU
-from models.dropout import Dropout
+from hpo.models.activations import RReLU
+from hpo.models.dropout import Dropout
 
 DRAWING = (Dropout, RReLU)  # layers with a generator of their own
 

@@ -6,10 +6,10 @@ from typing import Unpack
 
 from torch import nn
 
-from models.blocks import Rate
-from models.depth import StochasticDepth
-from models.preparing import Options, prepared
-from models.stem import Stem, convolution, is_small, refuse_smaller
+from hpo.models.blocks import Rate
+from hpo.models.depth import StochasticDepth
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 
 def efficientnet_b0(

@@ -9,9 +9,9 @@ from typing import Annotated, Unpack
 from annotated_types import Gt
 from torch import nn
 
-from models.activations import Activation
-from models.blocks import Blocks, Layers, Rate
-from models.norms import Norm
+from hpo.models.activations import Activation
+from hpo.models.blocks import Blocks, Layers, Rate
+from hpo.models.norms import Norm
 
 
 def mlp(

@@ -6,9 +6,9 @@ from typing import Literal, Unpack
 
 from torch import nn
 
-from models.blocks import Rate
-from models.preparing import Options, prepared
-from models.stem import Stem, convolution, is_small, refuse_smaller
+from hpo.models.blocks import Rate
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 
 def mobilenet_v3(

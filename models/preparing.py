@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from models import inits
-from models.transfer import State, TransferOptions, transfer
+from hpo.models import inits
+from hpo.models.transfer import State, TransferOptions, transfer
 
 
 class PretrainOptions(TypedDict, total=False):

@@ -7,10 +7,10 @@ from typing import Literal, Unpack
 
 from torch import nn
 
-from models.blocks import Rate
-from models.depth import StochasticDepth, rates
-from models.preparing import Options, prepared
-from models.stem import Stem, convolution, is_small, refuse_smaller
+from hpo.models.blocks import Rate
+from hpo.models.depth import StochasticDepth, rates
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 Name = Literal["resnet18", "resnet34", "resnet50"]
 
@@ -36,7 +36,7 @@ def _family(name: Name) -> Callable[..., nn.Module]:
         """
         from torchvision.models.resnet import ResNet  # here: it takes a second, which other models need not pay
 
-        from models.resnet_blocks import DroppedBasicBlock, DroppedBottleneck
+        from hpo.models.resnet_blocks import DroppedBasicBlock, DroppedBottleneck
 
         small = is_small(stem, input_shape)
         refuse_smaller(name, input_shape, small=small)

@@ -16,8 +16,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from models import freezing
-from models.freezing import Freezing
+from hpo.models import freezing
+from hpo.models.freezing import Freezing
 
 State = dict[str, Tensor]
 FILE_OR_NAME = "file or name"  # marks an option that may name a file; a relative one lies beside the study file

@@ -10,9 +10,9 @@ from typing import Literal, Unpack
 
 from torch import nn
 
-from models.blocks import Rate
-from models.preparing import Options, prepared
-from models.stem import Stem, convolution, is_small, refuse_smaller
+from hpo.models.blocks import Rate
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # as the paper and torchvision name them
 FEATURES = 512  # channels in the end

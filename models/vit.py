@@ -8,10 +8,10 @@ from typing import Unpack
 
 from torch import nn
 
-from models.blocks import Rate
-from models.preparing import Options, prepared
-from models.stem import Stem, is_small, refuse_smaller
-from models.transfer import State
+from hpo.models.blocks import Rate
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import Stem, is_small, refuse_smaller
+from hpo.models.transfer import State
 
 PATCH, SMALL_PATCH = 16, 4  # pixels on a side
 POSITIONS = "encoder.pos_embedding"  # [1, 1 + patches, features], the class token's first

@@ -9,11 +9,11 @@ from typing import Annotated, Literal, Unpack
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from models.blocks import Rate
-from models.depth import StochasticDepth, rates
-from models.dropout import Dropout
-from models.preparing import Options, prepared
-from models.stem import refuse_smaller
+from hpo.models.blocks import Rate
+from hpo.models.depth import StochasticDepth, rates
+from hpo.models.dropout import Dropout
+from hpo.models.preparing import Options, prepared
+from hpo.models.stem import refuse_smaller
 
 CHANNELS = (16, 32, 64)  # of the three groups, times the width
 

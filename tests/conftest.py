@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import torch
 from sqlalchemy.engine import URL, make_url
 
-from data import Splits
+from hpo.data import Splits
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies

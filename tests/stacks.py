@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import data
-from data import Source, Splits
+from hpo import data
+from hpo.data import Source, Splits
+from hpo.models import mlp, use_generator
 from hpo.spec.seeds import derive
 from hpo.train.batches import steps_per_epoch
 from hpo.train.epoch import EpochResult
@@ -22,7 +23,6 @@ from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 from hpo.train.stack.forward import Forward
 from hpo.train.stack.stack import Stack
-from models import mlp, use_generator
 
 CLASSES = 3
 Numbers = list[list[float]]  # by epoch: training loss, validation loss, accuracy

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import mlp, use_generator
-from models.activations import ACTIVATIONS, Activation, RReLU, Shaped, SwiGLU
+from hpo.models import mlp, use_generator
+from hpo.models.activations import ACTIVATIONS, Activation, RReLU, Shaped, SwiGLU
 
 X = torch.linspace(-4, 4, 202, dtype=torch.float64).view(2, -1)  # without 0, where slopes break
 

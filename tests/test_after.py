@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import data
+from hpo import data
 from hpo.errors import SpecError, StudyError
 from hpo.final import train as final
 from hpo.final.after import files, mcdropout, report, steps, trained
@@ -26,7 +26,7 @@ from hpo.final.after.prune import channels, prune
 from hpo.final.after.raw import first
 from hpo.final.after.scores import logits
 from hpo.final.after.trained import Trained
-from models import Dropout
+from hpo.models import Dropout
 from tests.test_cli import Hpo, hpo
 
 __all__ = ["hpo"]  # a fixture

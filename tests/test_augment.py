@@ -9,12 +9,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
-import data
-from data import Augmentation, Source, Splits, Strength, Tone, draw
-from data.augment.drawn import STAGES, stages
-from data.augment.strength import Fill
+from hpo import data
+from hpo.data import Augmentation, Source, Splits, Strength, Tone, draw
+from hpo.data.augment.drawn import STAGES, stages
+from hpo.data.augment.strength import Fill
 from hpo.errors import SpecError
 from hpo.final import train as final
+from hpo.models import mlp
 from hpo.search.lint import lint
 from hpo.spec.seeds import derive
 from hpo.spec.training import Augment
@@ -22,7 +23,6 @@ from hpo.study import export, resolve
 from hpo.train import loop
 from hpo.train.build import check
 from hpo.train.run import Run
-from models import mlp
 from tests import test_together
 from tests.declared import work
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, train, weights

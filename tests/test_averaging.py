@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from data import Splits
+from hpo.data import Splits
 from hpo.final import train as final
+from hpo.models import cnn
 from hpo.train import checkpoint, loop
 from hpo.train.optim import averaging
 from hpo.train.optim.averaging import Average, Averaging
 from hpo.train.run import Run
 from hpo.train.validation import assess
-from models import cnn
 from tests.declared import quiet
 from tests.stacks import CLASSES, Trial, stop_before
 

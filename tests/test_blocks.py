@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Dropout, cnn, mlp
-from models.blocks import Residual
-from models.depth import StochasticDepth, rates
-from models.inits import INITS, Init, fit_to, layers
-from models.norms import norm
-from models.preparing import Preparation, prepare, train_autoencoder
+from hpo.models import Dropout, cnn, mlp
+from hpo.models.blocks import Residual
+from hpo.models.depth import StochasticDepth, rates
+from hpo.models.inits import INITS, Init, fit_to, layers
+from hpo.models.norms import norm
+from hpo.models.preparing import Preparation, prepare, train_autoencoder
 
 SHAPE, CLASSES = (1, 8, 8), 10
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hpo.errors import SpecError
+from hpo.models import mlp
 from hpo.spec.space import Range
 from hpo.study import resolve
 from hpo.train.build import check
-from models import mlp
 
 OWN_MODEL = """
 from torch import nn

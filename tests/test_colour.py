@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-import data
-from data import Tone
-from data.augment import colour, trivial
-from data.augment.colour import JITTERS, jitter
-from data.augment.strength import Strength
+from hpo import data
+from hpo.data import Tone
+from hpo.data.augment import colour, trivial
+from hpo.data.augment.colour import JITTERS, jitter
+from hpo.data.augment.strength import Strength
 
 Change = Callable[[Tensor, Tensor], Tensor]
 CHANNELS = [1, 3]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import data
-from data import Source, Splits, select
+from hpo import data
+from hpo.data import Source, Splits, select
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, loop

@@ -26,7 +26,7 @@ from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.view import dashboard
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.trials import end_trial
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-import data
-from data import SOURCES, Source, Splits
-from data.split import stratified, stratified_without_test
+from hpo import data
+from hpo.data import SOURCES, Source, Splits
+from hpo.data.split import stratified, stratified_without_test
 
 
 def source(per_class: int = 40, num_classes: int = 3, **changes) -> Source:

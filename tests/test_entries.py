@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 import torch
 
-import data
+from hpo import data
 from hpo.final import train as final
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
+from hpo import data
 from hpo.search.lint import lint
 from hpo.spec import space
 from hpo.spec.space import Choices

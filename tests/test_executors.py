@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import Splits
+from hpo.data import Splits
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig

@@ -16,7 +16,13 @@ from torch import nn
 from torchvision import models as theirs
 from torchvision.models.vision_transformer import VisionTransformer
 
-import data
+from hpo import data
+from hpo.models import MODELS, SMALLEST, adopt_dropout, use_generator
+from hpo.models.activations import Activation
+from hpo.models.depth import StochasticDepth
+from hpo.models.dropout import Dropout
+from hpo.models.inits import Init
+from hpo.models.norms import Norm
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
@@ -26,12 +32,6 @@ from hpo.train.build import assemble, registry
 from hpo.train.randomness import initial_model
 from hpo.train.stack import architecture, forward, select
 from hpo.train.stack.layers import Unstackable
-from models import MODELS, SMALLEST, adopt_dropout, use_generator
-from models.activations import Activation
-from models.depth import StochasticDepth
-from models.dropout import Dropout
-from models.inits import Init
-from models.norms import Norm
 from tests import stacks
 from tests.stacks import Trial
 

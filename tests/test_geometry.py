@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from data.augment import trivial
-from data.augment.geometry import (
+from hpo.data.augment import trivial
+from hpo.data.augment.geometry import (
     AFFINE,
     MOVES,
     affine,
@@ -27,7 +27,7 @@ from data.augment.geometry import (
     of_trivial,
     warp,
 )
-from data.augment.strength import Fill, Strength
+from hpo.data.augment.strength import Fill, Strength
 
 BILINEAR = InterpolationMode.BILINEAR
 NEAR = {"rtol": 0.0, "atol": 1e-5}

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from data import Splits
+from hpo.data import Splits
+from hpo.models import cnn
 from hpo.spec.training import Training
 from hpo.train import loop
 from hpo.train.build.executor import partition_of
@@ -21,7 +22,6 @@ from hpo.train.optim.param_groups import joined, set_rates, split
 from hpo.train.optim.schedules import cosine
 from hpo.train.optim.sgdw import SGDW
 from hpo.train.stack.row_optimizers import KINDS, Kind
-from models import cnn
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, stack_of, train, weights
 

@@ -30,7 +30,7 @@ from hpo.train.run import Run
 from hpo.worker import loop as worker_loop
 from hpo.worker import pending_reports
 from hpo.worker.attempt import open_trial
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.stacked_runner import Together
 from hpo.worker.trial import LeasedTrial

@@ -18,8 +18,8 @@ from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import heartbeat
+from hpo.worker.client import Lease
 from hpo.worker.heartbeat import Keeper
-from hpo.worker.lease import Lease
 from tests.trials import MakeStudy, taken
 from tests.waiting import wait_for
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Splits
+from hpo.data import Splits
+from hpo.models import Dropout, cnn, mlp
+from hpo.models.activations import FORMULAS, RReLU, Shaped, SwiGLU
+from hpo.models.depth import StochasticDepth
 from hpo.train.stack.forward import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, Forward
 from hpo.train.stack.layers import ELEMENTWISE, POOLS, RULES, Unstackable
-from models import Dropout, cnn, mlp
-from models.activations import FORMULAS, RReLU, Shaped, SwiGLU
-from models.depth import StochasticDepth
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, together
 

@@ -21,7 +21,7 @@ from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import client
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from tests.trials import AN_OUTAGE, MakeStudy, refused, said
 from tests.waiting import wait_for
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
-from data import Splits
+from hpo import data
+from hpo.data import Splits
 from hpo.errors import CheckpointError
+from hpo.models import Dropout, cnn, mlp
 from hpo.spec.seeds import derive
 from hpo.spec.training import Stopping
 from hpo.train import checkpoint, loop, pixels, validation
@@ -28,7 +29,6 @@ from hpo.train.optim.schedules import constant, cosine, onecycle, plateau
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 from hpo.train.validation import assess
-from models import Dropout, cnn, mlp
 from tests.stacks import stop_before, timeless
 
 EPOCHS, BATCH = 3, 16

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import MixedLabels
+from hpo.data import MixedLabels
 from hpo.train.optim import losses
 from hpo.train.optim.losses import IGNORED, LOSSES, Known, Loss, RowLosses
 

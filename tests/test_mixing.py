@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from data import MixedLabels
-from data.augment.erasing import draw_boxes, erase, within
-from data.augment.mixing import draw_mixing, mix
-from data.augment.strength import Strength
+from hpo.data import MixedLabels
+from hpo.data.augment.erasing import draw_boxes, erase, within
+from hpo.data.augment.mixing import draw_mixing, mix
+from hpo.data.augment.strength import Strength
 
 MANY = 20_000
 SIZE = (20, 24)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import MODELS, Dropout, adopt_dropout, cnn, mlp, use_generator
-from models.dropout import LEVELS, fill_kept, kept_levels
+from hpo.models import MODELS, Dropout, adopt_dropout, cnn, mlp, use_generator
+from hpo.models.dropout import LEVELS, fill_kept, kept_levels
 
 
 def generator(seed: int) -> torch.Generator:

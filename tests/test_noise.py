@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpo.models import Dropout, use_generator
 from hpo.train.stack.dropout_masks import Noise
 from hpo.train.stack.layers import RULES, Pass
-from models import Dropout, use_generator
 
 SHAPES: dict[str, tuple[int, ...]] = {"dense": (7, 5), "images": (7, 3, 4, 5)}  # of one run's values, the batch first
 

@@ -28,7 +28,7 @@ from hpo.train.build import assemble
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
 from hpo.worker.checkpoints import Saver
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from hpo.errors import SpecError
+from hpo.models import MODELS
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Part
 from hpo.train.build import registry
-from models import MODELS
 
 DOCUMENT: dict[str, Any] = {
     "name": "s",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpo.models import cnn
 from hpo.train import loop
 from hpo.train.optim.penalties import Penalties, units_of, weights_of
-from models import cnn
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers
 

@@ -23,9 +23,8 @@ from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import client
-from hpo.worker.client import Post
+from hpo.worker.client import Lease, Post
 from hpo.worker.heartbeat import Keeper
-from hpo.worker.lease import Lease
 from tests.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
 from tests.waiting import wait_for
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Splits, Strength
+from hpo.data import Splits, Strength
+from hpo.models import Dropout, cnn
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.optim import averaging, losses
@@ -24,7 +25,6 @@ from hpo.train.stack import select
 from hpo.train.stack.forward import Forward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
-from models import Dropout, cnn
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, train
 from tests.test_stack import EQUAL, alone_in_a_stack, assert_same, noisy_cnn, noisy_mlp, state
 

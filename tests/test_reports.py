@@ -23,7 +23,7 @@ from hpo.storage.retry import Patience
 from hpo.storage.tables import trials
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.trials import begin, make, suggested
 

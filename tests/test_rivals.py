@@ -16,7 +16,7 @@ from hpo.spec.objectives import Known
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.study.study import Study
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
 from tests import trials
 from tests.trials import MakeStudy, end_trial

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from data import Splits
+from hpo.data import Splits
 from hpo.train import checkpoint, loop
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine, onecycle

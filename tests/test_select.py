@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
-from data import SOURCES, Source, Splits, select
-from data.split import parted
+from hpo import data
+from hpo.data import SOURCES, Source, Splits, select
+from hpo.data.split import parted
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
@@ -115,7 +115,7 @@ def test_names_of_classes_must_be_as_many_as_classes() -> None:
 # --- in a study file --------------------------------------------------------------------------------------------------
 
 OWN = """
-from data import Source
+from hpo.data import Source
 import torch
 
 def mine(*, subset: str = "all"):

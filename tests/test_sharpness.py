@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Splits
+from hpo.data import Splits
 from hpo.errors import SpecError
+from hpo.models import cnn, mlp
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training
 from hpo.train import loop
@@ -24,7 +25,6 @@ from hpo.train.optim.schedules import Rate
 from hpo.train.stack.forward import Forward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
-from models import cnn, mlp
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, weights
 

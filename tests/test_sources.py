@@ -21,10 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-import data
-from data import SOURCES, Source
-from data.cache import cached, keep
-from data.files import BadFile, data_dir
+from hpo import data
+from hpo.data import SOURCES, Source
+from hpo.data.cache import cached, keep
+from hpo.data.files import BadFile, data_dir
 from hpo.errors import SpecError
 from hpo.spec.failures import Kind, kind_of
 from hpo.spec.training import Part

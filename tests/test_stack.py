@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-import data
-from data import Splits
+from hpo import data
+from hpo.data import Splits
+from hpo.models import Dropout, cnn, mlp
 from hpo.train import checkpoint, loop
 from hpo.train.epoch import EpochResult
 from hpo.train.optim import schedules
@@ -25,7 +26,6 @@ from hpo.train.run import Run
 from hpo.train.stack.forward import Forward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
-from models import Dropout, cnn, mlp
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, together, train, weights
 from tests.test_layers import Residual, frozen

@@ -21,9 +21,8 @@ from hpo.study.study import Study, as_in_optimize
 from hpo.worker import loop as worker_loop
 from hpo.worker import runner
 from hpo.worker.attempt import open_trial
-from hpo.worker.client import Post
+from hpo.worker.client import Lease, Post
 from hpo.worker.heartbeat import Keeper
-from hpo.worker.lease import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import data
-from data import SOURCES, Source, Split, Splits, Stored, Strength, select
-from data import stored as storing
+from hpo import data
+from hpo.data import SOURCES, Source, Split, Splits, Stored, Strength, select
+from hpo.data import stored as storing
 from hpo.spec.failures import Kind, kind_of
 from hpo.train import loop
 from hpo.train.pixels import AHEAD, pixels

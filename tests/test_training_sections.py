@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from data import Splits
+from hpo.data import Splits
 from hpo.errors import SpecError
 from hpo.final import train as final
 from hpo.spec import space

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models
+from hpo import models
+from hpo.models import MODELS, cnn, freezing, mlp
+from hpo.models.transfer import reuse
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig, Training, with_sections
 from hpo.study import resolve
@@ -21,8 +23,6 @@ from hpo.train.checkpoint import save
 from hpo.train.optim import averaging, param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.stack.layers import Unstackable
-from models import MODELS, cnn, freezing, mlp
-from models.transfer import reuse
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, stack_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,16 +57,33 @@ def test_a_module_of_a_package_resolves_against_the_folder_which_goes_last_on_th
     assert sys.path.count(str(folder)) == 1
 
 
-def test_a_file_may_import_its_neighbours_but_never_hides_our_packages(folder: Path) -> None:
-    (folder / "user_helper_a.py").write_text("VALUE = 7\n")
-    for name in ("models.py", "data.py"):
-        (folder / name).write_text("raise RuntimeError('the wrong package')\n")
+def as_installed(code: str, folder: Path) -> str:
+    """Run code where only `hpo` is installed, not in this checkout; return what it prints."""
+    code = f"from pathlib import Path\nfrom hpo.spec import usercode\nfolder = Path({str(folder)!r})\n{code}"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    return done.stdout.strip()
+
+
+def test_a_users_own_models_and_data_are_theirs(folder: Path) -> None:
+    """Ours are `hpo.models` and `hpo.data`; the plain names belong to the user."""
+    for name in ("models", "data", "user_helper_a"):
+        (folder / f"{name}.py").write_text(f"VALUE = {name!r}\n")
     (folder / "mine.py").write_text(
-        "import data, models, user_helper_a\ndef f(): return user_helper_a.VALUE, models.MODELS\n"
+        "import data, models, user_helper_a\nfrom hpo.models import MODELS\n"
+        "def f(): return data.VALUE, models.VALUE, user_helper_a.VALUE, 'mlp' in MODELS\n"
     )
-    value, models = usercode.load("mine.py:f", folder, "objective")()
-    assert value == 7
-    assert "mlp" in models
+    found = as_installed('print(usercode.load("mine.py:f", folder, "objective")())', folder)
+    assert found == str(("data", "models", "user_helper_a", True))
+
+
+def test_code_that_means_our_models_or_data_is_told_their_new_names(folder: Path) -> None:
+    """They once were imported without `hpo.`, as many examples still have it."""
+    (folder / "mine.py").write_text("from data import Source\ndef f(): return Source\n")
+    code = 'try: usercode.load("mine.py:f", folder, "data.name")\nexcept Exception as error: print(error)'
+    assert as_installed(code, folder) == (
+        "data.name: importing mine.py failed: ModuleNotFoundError: No module named 'data' "
+        f"({folder}/mine.py:1); hpo's own is imported as `hpo.data`"
+    )
 
 
 def test_two_files_of_one_name_in_two_folders_are_two_modules_and_a_file_is_run_once(folder: Path) -> None:

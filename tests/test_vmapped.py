@@ -16,7 +16,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from data import Splits
+from hpo.data import Splits
+from hpo.models import adopt_dropout, mlp
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.optim.optimizers import OPTIMIZERS
@@ -28,7 +29,6 @@ from hpo.train.stack.forward import Forward
 from hpo.train.stack.layers import Pass, Unstackable
 from hpo.train.stack.stack import Stack
 from hpo.train.stack.vmap_forward import VmapForward
-from models import adopt_dropout, mlp
 
 EPOCHS, BATCH, STEPS = 10, 8, 10  # 100 steps; 84 training images, the last 4 of each order left out
 PS = (0.0, 0.3, 0.6)  # dropout by run

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import data
-from data import Source, Splits
+from hpo import data
+from hpo.data import Source, Splits
+from hpo.models import mlp
 from hpo.spec.seeds import derive
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
 from hpo.train.monitors import Watch, of_gradients
 from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
-from models import mlp
 from tests.stacks import CLASSES, Trial, stack_of, stop_before, train
 
 NAMES = {"gradient_norm", "parameter_norm", "gradient_variance", "noise_scale"}

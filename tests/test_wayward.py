@@ -28,8 +28,8 @@ from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.worker import attempt
 from hpo.worker import loop as worker_loop
+from hpo.worker.client import Lease
 from hpo.worker.heartbeat import Keeper
-from hpo.worker.lease import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.trials import MakeStudy, finish_claim

@@ -25,7 +25,7 @@ from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.trials import MakeStudy, end_trial, finish_claim

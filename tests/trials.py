@@ -24,7 +24,7 @@ from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials, trials
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial, Taken
 
 MakeStudy = Callable[..., Study]  # what the fixture make_study is

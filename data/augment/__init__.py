@@ -7,9 +7,9 @@ from its own batch.
 
 from __future__ import annotations
 
-from data.augment.drawn import Drawn, draw
-from data.augment.epoch import Augmentation, MixedLabels
-from data.augment.strength import Strength
-from data.augment.tone import Tone
+from hpo.data.augment.drawn import Drawn, draw
+from hpo.data.augment.epoch import Augmentation, MixedLabels
+from hpo.data.augment.strength import Strength
+from hpo.data.augment.tone import Tone
 
 __all__ = ["Augmentation", "Drawn", "MixedLabels", "Strength", "Tone", "draw"]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from data.augment.random import Random, spread
-from data.augment.strength import Strength
-from data.augment.tone import Tone
+from hpo.data.augment.random import Random, spread
+from hpo.data.augment.strength import Strength
+from hpo.data.augment.tone import Tone
 
 LUMA = (0.2989, 0.587, 0.114)  # of red, green, blue in grey: torchvision's
 RGB = 3  # channels

@@ -12,11 +12,11 @@ from typing import get_args
 
 from torch import Tensor
 
-from data.augment import colour, erasing, geometry, trivial
-from data.augment.mixing import Mixing, draw_mixing
-from data.augment.random import Random, Size
-from data.augment.strength import Fill, Strength
-from data.augment.tone import Tone
+from hpo.data.augment import colour, erasing, geometry, trivial
+from hpo.data.augment.mixing import Mixing, draw_mixing
+from hpo.data.augment.random import Random, Size
+from hpo.data.augment.strength import Fill, Strength
+from hpo.data.augment.tone import Tone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment.drawn import STAGES, Company, Drawn, Stage
-from data.augment.mixing import Mixing, mix
-from data.augment.tone import Tone
+from hpo.data.augment.drawn import STAGES, Company, Drawn, Stage
+from hpo.data.augment.mixing import Mixing, mix
+from hpo.data.augment.tone import Tone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from data.augment.random import Random, Size, spread
-from data.augment.strength import Strength
+from hpo.data.augment.random import Random, Size, spread
+from hpo.data.augment.strength import Strength
 
 SMALLEST = 0.02  # share of the area
 RATIO = 3.3  # of the sides of a box, either way: torchvision's

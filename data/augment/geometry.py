@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import trivial
-from data.augment.random import Random, Size, spread
-from data.augment.strength import Fill, Strength
+from hpo.data.augment import trivial
+from hpo.data.augment.random import Random, Size, spread
+from hpo.data.augment.strength import Fill, Strength
 
 PADDING = {"mean": "zeros", "edge": "border", "reflect": "reflection"}  # torch's names; 0 is the mean once normalised
 MOVES = 3  # uniform numbers an image: down, across, flips

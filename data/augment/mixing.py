@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.erasing import within
-from data.augment.random import Random, Size
-from data.augment.strength import Strength
+from hpo.data.augment.erasing import within
+from hpo.data.augment.random import Random, Size
+from hpo.data.augment.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)

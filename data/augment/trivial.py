@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.augment.colour import blend, brighten, contrast, saturate
-from data.augment.random import Random
-from data.augment.strength import Strength
-from data.augment.tone import Tone
+from hpo.data.augment.colour import blend, brighten, contrast, saturate
+from hpo.data.augment.random import Random
+from hpo.data.augment.strength import Strength
+from hpo.data.augment.tone import Tone
 
 STEPS = 30  # from no amount to the whole
 BLEND = 0.99  # of a factor's distance from 1, and of a shear's slope

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-import data
+from hpo import data
 from hpo.errors import CheckpointError, SpecError, StudyError
 from hpo.files import write_json
 from hpo.final import trajectory

@@ -17,6 +17,8 @@ from typing import Any
 
 from hpo.errors import SpecError, nearest
 
+OURS = ("models", "data")  # parts that once were imported without `hpo.`
+
 
 def is_reference(name: str) -> bool:
     """Say whether a name in a study file means code of the user's own."""
@@ -47,8 +49,15 @@ def _module(location: str, folder: Path, path: str) -> ModuleType:
         return _file_module(folder / location) if location.endswith(".py") else importlib.import_module(location)
     except (Exception, SystemExit) as error:
         raise SpecError(
-            f"{path}: importing {location} failed: {type(error).__name__}: {error}{_where(error)}"
+            f"{path}: importing {location} failed: {type(error).__name__}: {error}{_where(error)}{_moved(error)}"
         ) from error
+
+
+def _moved(error: BaseException) -> str:
+    """Return the mend for code that imports our parts without `hpo.`, "" for any other failure."""
+    if isinstance(error, ModuleNotFoundError) and error.name in OURS:
+        return f"; hpo's own is imported as `hpo.{error.name}`"
+    return ""
 
 
 def _where(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from data import Augmentation, MixedLabels
+from hpo.data import Augmentation, MixedLabels
 from hpo.train import monitors, validation
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from hpo.models import adopt_dropout
 from hpo.spec.seeds import derive
-from models import adopt_dropout
 
 
 def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:

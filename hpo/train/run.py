@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data import Drawn, Splits, Strength, Tone, draw
+from hpo.data import Drawn, Splits, Strength, Tone, draw
 from hpo.errors import CheckpointError
+from hpo.models import freezing, use_generator
 from hpo.spec.metrics import column
 from hpo.spec.training import Stopping
 from hpo.train import early_stopping, eval_metrics, monitors
@@ -32,7 +33,6 @@ from hpo.train.optim.schedules import Schedule
 from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, number_type
 from hpo.train.randomness import Randomness
-from models import freezing, use_generator
 
 AS_THEY_ARE = Strength()
 NOTHING_MORE = Watch()

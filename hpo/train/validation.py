@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from data import Split
+from hpo.data import Split
 from hpo.train import eval_metrics
 from hpo.train.optim import losses
 from hpo.train.optim.losses import Loss

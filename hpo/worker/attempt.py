@@ -21,7 +21,7 @@ from hpo.study import retention
 from hpo.study.query import SECONDS
 from hpo.study.study import Study, as_in_optimize
 from hpo.worker import pending_reports
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 from hpo.worker.trial import OWN_METRIC, LeasedTrial
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from hpo.queue import workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.worker.client import Post
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease, Post
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0

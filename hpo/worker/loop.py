@@ -26,9 +26,8 @@ from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Patience
 from hpo.study.study import Study
 from hpo.worker import restart
-from hpo.worker.client import Post
+from hpo.worker.client import Lease, Post
 from hpo.worker.heartbeat import Keeper
-from hpo.worker.lease import Lease
 from hpo.worker.runner import Alone, Crew, Wanted
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data import Splits
+from hpo.data import Splits
 from hpo.queue.start import MadeFrom, Suggested
 from hpo.receipt import receipt
 from hpo.spec import seeds, space, usercode

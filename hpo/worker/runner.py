@@ -10,8 +10,7 @@ from hpo.queue.models import Claim
 from hpo.spec.failures import Kind
 from hpo.study.study import Study
 from hpo.worker.attempt import Attempt
-from hpo.worker.client import Post
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease, Post
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 

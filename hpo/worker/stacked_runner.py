@@ -35,8 +35,7 @@ from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
 from hpo.worker.attempt import Attempt, Ending, end_all
 from hpo.worker.checkpoints import Saver
-from hpo.worker.client import Post
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease, Post
 from hpo.worker.runner import Wanted
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial

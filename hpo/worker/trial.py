@@ -27,7 +27,7 @@ from hpo.spec.objectives import NOTHING, Beside, Goals, Known
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.optuna_storage import LeanStorage
 from hpo.study.study import forget_stop, look_anew, stop_was_requested
-from hpo.worker.lease import Lease
+from hpo.worker.client import Lease
 
 log = logging.getLogger(__name__)
 Taken = TypeVar("Taken")

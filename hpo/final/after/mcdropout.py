@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-import data
-from data import Stored
+from hpo import data
+from hpo.data import Stored
 from hpo.errors import StudyError
 from hpo.final.after.raw import batches
+from hpo.models import Dropout, use_generator
 from hpo.spec.seeds import derive
-from models import Dropout, use_generator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

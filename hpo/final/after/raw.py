@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data import Stored
+from hpo.data import Stored
 
 
 def batches(images: Tensor | Stored, size: int) -> Iterator[Tensor]:

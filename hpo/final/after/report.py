@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import data
+from hpo import data
 from hpo.errors import StudyError
 from hpo.files import write_json
 from hpo.final.after import files, mcdropout

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
-from data import Stored
+from hpo import data
+from hpo.data import Stored
 from hpo.final.after.raw import batches
 
 

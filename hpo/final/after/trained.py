@@ -18,8 +18,8 @@ from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
 from hpo.final.after.raw import first
 from hpo.final.train import Training
+from hpo.models import use_generator
 from hpo.train import checkpoint, validation
-from models import use_generator
 
 CALIBRATION = 256  # training images that a step may look at
 

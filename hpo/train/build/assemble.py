@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import data
-import models
+from hpo import data, models
 from hpo.errors import SpecError
 from hpo.spec import metrics, space
 from hpo.spec.space import Tree

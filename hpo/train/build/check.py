@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torchinfo
 
-import data
+from hpo import data
+from hpo.models.transfer import reuse
 from hpo.spec import seeds, space, usercode
 from hpo.spec.space import Choices, Parameter, Tree
 from hpo.spec.study_file import StudySpec
@@ -25,7 +26,6 @@ from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
 from hpo.train.optim.schedules import CurveSchedule
-from models.transfer import reuse
 
 STEPS = 100  # in an epoch of which a schedule's rates are looked at
 ACTS_LATER = {"model.unfreeze_every"}  # between epochs, of which not one is tried

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import models
-from data import Splits
+from hpo import models
+from hpo.data import Splits
 from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec

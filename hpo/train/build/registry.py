@@ -18,10 +18,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-import data
-from data import SOURCES, Source
-from data.files import BadFile
+from hpo import data
+from hpo.data import SOURCES, Source
+from hpo.data.files import BadFile
 from hpo.errors import Mistakes, SpecError, nearest
+from hpo.models import MODELS
+from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import options, space, usercode
 from hpo.spec.options import Function
 from hpo.spec.space import Choices, Tree
@@ -33,8 +35,6 @@ from hpo.train.optim.losses import LOSSES
 from hpo.train.optim.optimizers import NEEDS, OPTIMIZERS
 from hpo.train.optim.schedules import SCHEDULES
 from hpo.train.optim.warmup import WARMUPS
-from models import MODELS
-from models.transfer import FILE_OR_NAME, is_file
 
 
 @dataclass(frozen=True, kw_only=True)

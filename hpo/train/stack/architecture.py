@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from models import Dropout
-from models.drawing import DRAWING
+from hpo.models import Dropout
+from hpo.models.drawing import DRAWING
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps itself
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hpo.models.dropout import LEVELS, LOWEST, Dropout, kept_levels
 from hpo.train.run import Run
-from models.dropout import LEVELS, LOWEST, Dropout, kept_levels
 
 HALF = LEVELS // 2
 

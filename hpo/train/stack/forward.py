@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from hpo.models.drawing import DRAWING
 from hpo.train.stack.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
-from models.drawing import DRAWING
 
 
 class Forward:

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpo.models import Dropout
+from hpo.models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
+from hpo.models.depth import StochasticDepth
 from hpo.train.stack.dropout_masks import Noise
 from hpo.train.stack.flat_parameters import ALIGNMENT
-from models import Dropout
-from models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
-from models.depth import StochasticDepth
 
 Layout = Literal["input", "images", "dense"]
 

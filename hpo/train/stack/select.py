@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 import torch
 
-from data import Split, Splits
+from hpo.data import Split, Splits
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
 from hpo.train.run import Run

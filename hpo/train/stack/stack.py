@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data import Augmentation
+from hpo.data import Augmentation
 from hpo.train.epoch import EpochResult
 from hpo.train.monitors import of_gradients
 from hpo.train.optim.losses import IGNORED, RowLosses, own_kind
-from hpo.train.optim.penalties import NONE, RowPenalties
+from hpo.train.optim.penalties import NONE
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 from hpo.train.stack.broadcast_optimizers import Broadcast
@@ -27,6 +27,7 @@ from hpo.train.stack.layers import Pass, Unstackable, filled
 from hpo.train.stack.row_averages import RowAverages
 from hpo.train.stack.row_monitors import RowGauges
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
+from hpo.train.stack.row_penalties import RowPenalties
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two

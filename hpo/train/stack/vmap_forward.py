@@ -23,10 +23,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from hpo.models import Dropout
+from hpo.models.activations import RReLU
 from hpo.train.stack.architecture import OF_EVERY_MODULE
 from hpo.train.stack.layers import Pass, Unstackable
-from models import Dropout
-from models.activations import RReLU
 
 COUNTER = "num_batches_tracked"  # buffers of this name are counted up by the stack itself, once a step
 TRIED = 2  # models in the trial passes
