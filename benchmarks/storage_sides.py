@@ -51,7 +51,7 @@ from hpo.spec import seeds
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, parse_url
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.storage.tables import (
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
@@ -66,7 +66,7 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt, runner
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Lease, Post
+from hpo.worker.client import Lease, QueueClient
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import OWN_METRIC, LeasedTrial
 
@@ -354,7 +354,7 @@ class OurWorker:
 
     study: Study
     ledger: Ledger
-    patience: Patience
+    retry: Retry
 
     @classmethod
     def join(cls, place: Storage, name: str, **changes: Any) -> OurWorker:
@@ -365,15 +365,15 @@ class OurWorker:
         """
         joined = studies.join(place, name)
         joined = replace(joined, spec=joined.spec.model_copy(update=changes))
-        patience = Patience(joined.spec.recovery.outage_seconds)
-        study = worker_loop.bearing(joined, patience)
-        return cls(study=study, ledger=study.ledger(workers.new_name()), patience=patience)
+        retry = Retry(joined.spec.recovery.outage_seconds)
+        study = worker_loop.with_retry(joined, retry)
+        return cls(study=study, ledger=study.ledger(workers.new_name()), retry=retry)
 
     def claim(self) -> Lease:
         """Claim a trial and return the lease on it."""
         claim = claiming.claim(self.ledger)
         assert not isinstance(claim, claiming.Idle)
-        return Lease(self.ledger, claim, patience=self.patience)
+        return Lease(self.ledger, claim, retry=self.retry)
 
     def run(self, objective: worker_loop.Objective) -> None:
         """Claim a trial and run it to its end; RuntimeError if it did not come to a good one."""
@@ -480,23 +480,23 @@ def run_side_by_side(our: OurWorker) -> None:
     """Run AT_ONCE trials in step, as a worker does that trains them as one model: what is suggested, reported and decided in
     an epoch, and how they end, is written for all at once.
     """
-    study, ledger, post = our.study, our.ledger, Post(our.ledger, our.patience)
+    study, ledger, client = our.study, our.ledger, QueueClient(our.ledger, our.retry)
     claims = claiming.claim_many(ledger, AT_ONCE)
     assert not isinstance(claims, claiming.Idle)
     with studies.as_in_optimize(study.optuna):
-        with study.storage.optuna.one_look(study.study_id):
-            trials = [_open(our, Lease(ledger, claim, post=post)) for claim in claims]
+        with study.storage.optuna.snapshot(study.study_id):
+            trials = [_open(our, Lease(ledger, claim, client=client)) for claim in claims]
             proposed = [trial.suggested(lambda trial: list(curve(suggesting(trial)))) for trial in trials]
-        post.write(ledger.write_suggested, [given for _, given in proposed])
+        client.write(ledger.write_suggested, [given for _, given in proposed])
         for points in zip(*(points for points, _ in proposed), strict=True):
             reports = [
                 trial.reporting(step, value, {OWN_METRIC: value})
                 for trial, (step, value) in zip(trials, points, strict=True)
             ]
-            post.report(reports, since=study.storage.optuna.low(study.study_id))
+            client.report(reports, since=study.storage.optuna.low(study.study_id))
             for trial, report in zip(trials, reports, strict=True):
                 trial.take_note(report)
-            study.storage.optuna.hear(study.study_id, post.finished)
+            study.storage.optuna.set_known_finished(study.study_id, client.finished)
             array_pruners.decide(study.optuna, [trial.frozen for trial in trials])
         ends = [
             trial.ending(TrialState.COMPLETE, points[-1][1])

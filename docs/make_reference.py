@@ -31,7 +31,7 @@ from hpo.spec import options
 from hpo.spec.options import Function
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import OPTIONAL, SECTIONS, TrainConfig
-from hpo.train.build.registry import KINDS, Kind
+from hpo.train.build.registry import KINDS, PartKind
 
 REGENERATE = "make reference"
 NAMES = {float: "float", int: "int", str: "string", bool: "true or false", dict: "table", Any: "any value"}
@@ -84,7 +84,7 @@ def _left_out(name: str) -> str:
     return " May be left out." if name in OPTIONAL else ""
 
 
-def _shared(kind: Kind) -> list[str]:
+def _shared(kind: PartKind) -> list[str]:
     """Return the options that every part of a kind takes: those of any other function that the kind has."""
     others = [
         getattr(kind, field.name) for field in dataclasses.fields(kind) if field.name not in ("functions", "returns")

@@ -58,14 +58,14 @@ class Mistakes:
         self._cause = self._cause or error.__cause__
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def collect(self) -> Iterator[None]:
         """Go on behind a block that raises SpecError, with what it says."""
         try:
             yield
         except SpecError as error:
             self.add(error)
 
-    def tell(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise SpecError with all that was gathered, if there is something."""
         if self:
             raise SpecError("\n".join(self.lines)) from self._cause

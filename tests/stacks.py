@@ -21,7 +21,7 @@ from hpo.train.epoch import EpochResult
 from hpo.train.optim.schedules import Schedule, after, constant
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.stack import Stack
 
 CLASSES = 3
@@ -137,7 +137,7 @@ def numbers(results: Iterable[EpochResult]) -> Numbers:
 
 def stack_of(runs: Sequence[Run], slots: int = 0) -> Stack:
     """Put runs into a stack of their own."""
-    stack = Stack(Forward(runs[0].model), runs[0], slots or len(runs))
+    stack = Stack(StackedForward(runs[0].model), runs[0], slots or len(runs))
     for run in runs:
         stack.put(run)
     return stack

@@ -192,7 +192,7 @@ def test_channels_of_the_smallest_norm_are_pruned_but_none_of_the_last_layer(
 
 
 @pytest.fixture(scope="module")
-def measured(run: Trained, tmp_path_factory: pytest.TempPathFactory) -> report.Report:
+def measured(run: Trained, tmp_path_factory: pytest.TempPathFactory) -> report.VariantReport:
     """Every step by itself and a recipe of two."""
     pytest.importorskip("torchao")
     return report.make(
@@ -203,7 +203,7 @@ def measured(run: Trained, tmp_path_factory: pytest.TempPathFactory) -> report.R
 RECIPES = ["fold", "prune=0.3", "channels=0.1", "bf16", "fp16", "int8", "int8_weights", "int8_static", "fold+fp16"]
 
 
-def test_every_step_leaves_a_model_that_is_scored_beside_the_trained_one(measured: report.Report) -> None:
+def test_every_step_leaves_a_model_that_is_scored_beside_the_trained_one(measured: report.VariantReport) -> None:
     assert [variant.name for variant in measured.variants] == ["trained", *RECIPES]
     first, *others = (variant.score for variant in measured.variants)
     assert first.agreement == 1.0

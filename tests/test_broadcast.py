@@ -17,8 +17,8 @@ from hpo.train import loop
 from hpo.train.optim.schedules import cosine, onecycle
 from hpo.train.optim.sgdw import SGDW
 from hpo.train.stack.broadcast_optimizers import FORMS, Broadcast
-from hpo.train.stack.flat_parameters import Rows
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.flat_parameters import FlatParameters
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.row_optimizers import KINDS, order_of, own_state
 from hpo.train.stack.stack import Stack
 from tests.stacks import Trial, apart, digits, numbers, stop_before, train, weights
@@ -91,7 +91,7 @@ def gradients_of(row: int, step: int, model: nn.Module) -> list[Tensor]:
     return [g.to(p) for g, p in zip(drawn, model.parameters(), strict=True)]
 
 
-class Alone:
+class SequentialRunner:
     """Models that torch trains, each by itself."""
 
     def __init__(self, makes: Sequence[Make], dtype: torch.dtype = torch.float64, device: torch.device = CPU) -> None:
@@ -106,12 +106,12 @@ class Alone:
             self.optimizers[row].step()
 
 
-class Together(Alone):
+class StackedRunner(SequentialRunner):
     """The same models in rows, stepped by broadcasting."""
 
     def __init__(self, makes: Sequence[Make], dtype: torch.dtype = torch.float64, device: torch.device = CPU) -> None:
         super().__init__(makes, dtype, device)
-        self.rows = Rows(self.models[0], order_of(self.optimizers[0], self.names(0)), len(makes))
+        self.rows = FlatParameters(self.models[0], order_of(self.optimizers[0], self.names(0)), len(makes))
         self.steps = Broadcast(self.rows)
         for row in range(len(makes)):
             self.put(row)
@@ -136,14 +136,14 @@ class Together(Alone):
         self.steps.take(list(range(len(self.models)) if rows is None else rows))
 
 
-def tensors(one: Alone, row: int) -> Iterator[tuple[str, Tensor]]:
+def tensors(one: SequentialRunner, row: int) -> Iterator[tuple[str, Tensor]]:
     """Yield all that a row has come to, its optimizer's state included."""
     yield from one.models[row].state_dict().items()
     for place, state in one.optimizers[row].state_dict()["state"].items():
         yield from ((f"{place}.{name}", value) for name, value in state.items() if value is not None)
 
 
-def assert_alike(one: Alone, other: Alone, tolerance: float) -> None:
+def assert_alike(one: SequentialRunner, other: SequentialRunner, tolerance: float) -> None:
     for row in range(len(one.models)):
         ours, theirs = dict(tensors(one, row)), dict(tensors(other, row))
         assert ours.keys() == theirs.keys()
@@ -154,13 +154,13 @@ def assert_alike(one: Alone, other: Alone, tolerance: float) -> None:
             assert far <= tolerance, (row, name, far)
 
 
-def assert_same(one: Alone, other: Alone, rows: Iterable[int]) -> None:
+def assert_same(one: SequentialRunner, other: SequentialRunner, rows: Iterable[int]) -> None:
     for row in rows:
         for (name, a), (_, b) in zip(tensors(one, row), tensors(other, row), strict=True):
             assert torch.equal(a, b), (row, name)
 
 
-def set_rates(step: int, *runs: Alone) -> None:
+def set_rates(step: int, *runs: SequentialRunner) -> None:
     """Let rates move as a schedule would, and momentum with them where there is some."""
     for one in runs:
         for optimizer in one.optimizers:
@@ -178,7 +178,7 @@ def test_every_kind_that_rows_know_can_be_broadcast() -> None:
 
 @pytest.mark.parametrize("kind", KIND_ROWS)
 def test_many_steps_are_those_of_torch(kind: str) -> None:
-    ours, theirs = Together(KIND_ROWS[kind]), Alone(KIND_ROWS[kind])
+    ours, theirs = StackedRunner(KIND_ROWS[kind]), SequentialRunner(KIND_ROWS[kind])
     for step in range(STEPS):
         set_rates(step, ours, theirs)
         ours.step(step)
@@ -187,7 +187,7 @@ def test_many_steps_are_those_of_torch(kind: str) -> None:
 
 
 def test_many_steps_of_mixed_kinds_are_those_of_torch() -> None:
-    ours, theirs = Together(BY_TURNS), Alone(BY_TURNS)
+    ours, theirs = StackedRunner(BY_TURNS), SequentialRunner(BY_TURNS)
     for step in range(STEPS):
         set_rates(step, ours, theirs)
         ours.step(step)
@@ -197,7 +197,7 @@ def test_many_steps_of_mixed_kinds_are_those_of_torch() -> None:
 
 @pytest.mark.parametrize("makes", [*KIND_ROWS.values(), BY_TURNS], ids=[*KIND_ROWS, "mixed"])
 def test_the_first_step_in_float32_is_that_of_torch(makes: list[Make]) -> None:
-    ours, theirs = Together(makes, torch.float32), Alone(makes, torch.float32)
+    ours, theirs = StackedRunner(makes, torch.float32), SequentialRunner(makes, torch.float32)
     ours.step(0)
     theirs.step(0)
     assert_alike(ours, theirs, 1e-6)
@@ -206,11 +206,11 @@ def test_the_first_step_in_float32_is_that_of_torch(makes: list[Make]) -> None:
 @pytest.mark.parametrize("makes", [*KIND_ROWS.values(), BY_TURNS], ids=[*KIND_ROWS, "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_company_changes_no_bit(makes: list[Make], dtype: torch.dtype) -> None:
-    together = Together(makes, dtype)
+    together = StackedRunner(makes, dtype)
     for step in range(10):
         together.step(step)
     for row in range(len(makes)):
-        alone = Together([plainly(SGD, lr=0.1)] * row + [makes[row]], dtype)  # in the same row, stepped by itself
+        alone = StackedRunner([plainly(SGD, lr=0.1)] * row + [makes[row]], dtype)  # in the same row, stepped by itself
         for step in range(10):
             alone.step(step, [row])
         assert_same(together, alone, [row])
@@ -233,7 +233,7 @@ def test_groups_are_stepped_each_with_its_own_numbers() -> None:
         grouped(SGD, momentum=0.9),
         plainly(SGD, lr=0.02),
     ]
-    ours, theirs = Together(makes), Alone(makes)
+    ours, theirs = StackedRunner(makes), SequentialRunner(makes)
     for step in range(STEPS):
         set_rates(step, ours, theirs)
         ours.step(step)
@@ -247,7 +247,7 @@ def frozen(model: nn.Module) -> Optimizer:
 
 
 def test_what_is_not_trained_stays() -> None:
-    ours, theirs = Together([frozen, frozen]), Alone([frozen, frozen])
+    ours, theirs = StackedRunner([frozen, frozen]), SequentialRunner([frozen, frozen])
     before = [parameter.clone() for parameter in ours.models[1][0].parameters()]
     for step in range(3):
         ours.step(step)
@@ -257,7 +257,7 @@ def test_what_is_not_trained_stays() -> None:
 
 
 def test_rows_that_wait_stay_as_they_are() -> None:
-    ours, theirs = Together(BY_TURNS), Alone(BY_TURNS)
+    ours, theirs = StackedRunner(BY_TURNS), SequentialRunner(BY_TURNS)
     waiting = {0, 3, 9, 20}
     active = [row for row in range(len(BY_TURNS)) if row not in waiting]
     for step in range(6):
@@ -270,7 +270,7 @@ def test_rows_that_wait_stay_as_they_are() -> None:
 
 
 class Snapshot:
-    def __init__(self, of: Alone, rows: Iterable[int]) -> None:
+    def __init__(self, of: SequentialRunner, rows: Iterable[int]) -> None:
         self._of = of
         self._taken = {(row, name): tensor.clone() for row in rows for name, tensor in tensors(of, row)}
 
@@ -281,14 +281,14 @@ class Snapshot:
 
 
 def test_a_state_goes_on_in_plain_torch_and_comes_from_it() -> None:
-    ours, theirs, third = Together(BY_TURNS), Alone(BY_TURNS), Alone(BY_TURNS)
+    ours, theirs, third = StackedRunner(BY_TURNS), SequentialRunner(BY_TURNS), SequentialRunner(BY_TURNS)
     for step in range(20):
         ours.step(step)
         theirs.step(step)
     for row in range(len(BY_TURNS)):
         third.models[row].load_state_dict(ours.models[row].state_dict())
         third.optimizers[row].load_state_dict(ours.optimizers[row].state_dict())
-    back = Together(BY_TURNS)
+    back = StackedRunner(BY_TURNS)
     for row in range(len(BY_TURNS)):
         back.models[row] = third.models[row]
         back.optimizers[row] = third.optimizers[row]
@@ -300,12 +300,12 @@ def test_a_state_goes_on_in_plain_torch_and_comes_from_it() -> None:
         theirs.step(step)
     assert_alike(back, theirs, 1e-12)
     for step in range(20, 40):
-        Alone.step(ours, step)  # the same objects, taken out of the rows
+        SequentialRunner.step(ours, step)  # the same objects, taken out of the rows
     assert_alike(ours, theirs, 1e-12)
 
 
 def test_a_row_that_is_not_a_number_leaves_the_others_alone() -> None:
-    sound, ill = Together(BY_TURNS), Together(BY_TURNS)
+    sound, ill = StackedRunner(BY_TURNS), StackedRunner(BY_TURNS)
     rows = range(len(BY_TURNS))
     for step in range(5):
         for one in (sound, ill):
@@ -320,7 +320,7 @@ def test_a_row_that_is_not_a_number_leaves_the_others_alone() -> None:
 
 def test_a_square_that_overflows_stops_an_element_as_in_torch() -> None:
     makes = [rows[0] for name, rows in KIND_ROWS.items() if name in ("adam", "adamw", "rmsprop", "nadam")]
-    ours, theirs = Together(makes), Alone(makes)
+    ours, theirs = StackedRunner(makes), SequentialRunner(makes)
     for step in range(5):
         ours.set_gradients(step)
         ours.rows.gradients[:, 0] *= 1e160
@@ -339,7 +339,7 @@ def test_a_square_that_overflows_stops_an_element_as_in_torch() -> None:
 @pytest.mark.parametrize("kind", [SGD, RMSprop])
 def test_momentum_may_come_and_go(kind: type[Optimizer]) -> None:
     makes = [plainly(kind, lr=0.01), plainly(kind, lr=0.02, momentum=0.9)]
-    ours, theirs = Together(makes), Alone(makes)
+    ours, theirs = StackedRunner(makes), SequentialRunner(makes)
     for step in range(12):
         for one in (ours, theirs):
             one.optimizers[0].param_groups[0]["momentum"] = 0.7 if step in (2, 3, 8, 9) else 0.0
@@ -369,7 +369,7 @@ def test_what_is_unusual_takes_torchs_own_step() -> None:
         plainly(SGD, lr=0.1, maximize=True),
         grouped(AdamW, swapped=True),
     ]
-    ours, theirs = Together(makes), Alone(makes)
+    ours, theirs = StackedRunner(makes), SequentialRunner(makes)
     for step in range(5):
         ours.step(step)
         theirs.step(step)
@@ -378,7 +378,7 @@ def test_what_is_unusual_takes_torchs_own_step() -> None:
 
 def test_number_types_of_low_precision_take_torchs_own_step() -> None:
     makes = KIND_ROWS["adam"]
-    ours, theirs = Together(makes, torch.bfloat16), Alone(makes, torch.bfloat16)
+    ours, theirs = StackedRunner(makes, torch.bfloat16), SequentialRunner(makes, torch.bfloat16)
     for step in range(5):
         ours.step(step)
         theirs.step(step)
@@ -417,7 +417,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("kind", KIND_ROWS)
 def test_a_step_has_few_operations_and_no_more_for_more_rows(kind: str) -> None:
     def done(makes: list[Make]) -> Operations:
-        together = Together(makes)
+        together = StackedRunner(makes)
         together.step(0)
         with Operations() as operations:
             together.steps.take(range(len(makes)))
@@ -454,7 +454,7 @@ def trials(count: int = 6) -> list[Trial]:
 
 
 def stack_of(runs: Sequence[Any], slots: int = 0) -> Stack:
-    stack = Stack(Forward(runs[0].model), runs[0], slots or len(runs), Broadcast)
+    stack = Stack(StackedForward(runs[0].model), runs[0], slots or len(runs), Broadcast)
     for run in runs:
         stack.put(run)
     return stack
@@ -536,7 +536,7 @@ def test_gradients_are_clipped_row_by_row_before_the_step() -> None:
 def test_steps_on_a_gpu_are_those_of_torch_and_wait_for_nothing(fused: bool) -> None:
     device = torch.device("cuda")
     makes = [plainly(kind, lr=0.01, fused=True) for kind in (AdamW, SGD, Adam, AdamW)] if fused else BY_TURNS
-    ours, theirs = Together(makes, torch.float64, device), Alone(makes, torch.float64, device)
+    ours, theirs = StackedRunner(makes, torch.float64, device), SequentialRunner(makes, torch.float64, device)
     for step in range(STEPS):
         ours.set_gradients(step)
         theirs.step(step)

@@ -191,8 +191,8 @@ def park_as(study: Study, *partitions: str | None) -> None:
     ledger = study.ledger("parks")
     claims = claiming.claim_many(ledger, len(partitions))
     assert not isinstance(claims, Idle)
-    for claim, partition in zip(claims, partitions, strict=True):
-        ledger.park(claim, partition=partition)
+    for claim, stack_key in zip(claims, partitions, strict=True):
+        ledger.park(claim, stack_key=stack_key)
 
 
 def lose(study: Study, claim: Claim, kind: Kind = Kind.LOST_WORKER) -> None:
@@ -216,7 +216,7 @@ def test_each_of_many_claims_can_be_worked_on(make_study: MakeStudy) -> None:
     study.optuna.enqueue_trial({"x": 0.5})
     ledger = study.ledger("w")
     for claim in many(study, 3):
-        assert (claim.attempt, claim.partition, claim.alone) == (1, None, False)
+        assert (claim.attempt, claim.stack_key, claim.alone) == (1, None, False)
         assert (claim.began is None) == (claim.number == 0)  # that one was there
         record_receipt(ledger, claim, {"seed": 1}, "mlp")
         finish_claim(ledger, claim, TrialState.COMPLETE, 0.5, outcome="complete")
@@ -320,9 +320,9 @@ def test_a_study_that_is_held_up_begins_nothing_for_many_either(held_up: str, ma
     study = make_study(trials=9)
     park_as(study, None, "a", "a")
     (control.pause if held_up == "paused" else control.stop)(study)
-    found = claiming.claim_many(study.ledger("w"), 9, partition="a")
+    found = claiming.claim_many(study.ledger("w"), 9, stack_key="a")
     assert found is Idle.WAIT if held_up == "paused" else [claim.number for claim in found] == [0, 1, 2]
-    assert claiming.claim_many(study.ledger("w"), 9, partition="a") is Idle.WAIT
+    assert claiming.claim_many(study.ledger("w"), 9, stack_key="a") is Idle.WAIT
     assert numbered(study) == [0, 1, 2]
 
 
@@ -334,15 +334,15 @@ def test_an_open_stack_gets_what_is_parked_of_its_partition_and_of_none_yet_and_
 ) -> None:
     study = make_study(trials=9)
     park_as(study, "a", None, "b", "a", None)
-    assert numbers(many(study, 2, partition="a")) == [0, 1]
-    assert [(one.number, one.partition) for one in many(study, 4, partition="a")] == [
+    assert numbers(many(study, 2, stack_key="a")) == [0, 1]
+    assert [(one.number, one.stack_key) for one in many(study, 4, stack_key="a")] == [
         (3, "a"),
         (4, None),
         (5, None),
         (6, None),
     ]
-    assert numbers(many(study, 9, partition="a")) == [7, 8]
-    assert claiming.claim_many(study.ledger("w"), 9, partition="a") is Idle.WAIT
+    assert numbers(many(study, 9, stack_key="a")) == [7, 8]
+    assert claiming.claim_many(study.ledger("w"), 9, stack_key="a") is Idle.WAIT
     assert numbers(many(study, 9)) == [2]
 
 
@@ -363,33 +363,33 @@ def test_what_was_parked_as_of_a_partition_stays_so_over_attempts(make_study: Ma
     record_receipt(ledger, claim, {"seed": 1}, "a")
     ledger.park(claim)
     (again,) = many(study, 1)
-    assert (again.partition, again.attempt) == ("a", 2)
+    assert (again.stack_key, again.attempt) == ("a", 2)
     record_receipt(ledger, again, {"seed": 2})
-    ledger.park(again, partition="b")  # the file was changed between two runs, for one
-    assert claiming.claim(ledger) == dataclasses.replace(again, attempt=3, partition="b")
+    ledger.park(again, stack_key="b")  # the file was changed between two runs, for one
+    assert claiming.claim(ledger) == dataclasses.replace(again, attempt=3, stack_key="b")
 
 
 def test_nothing_new_is_asked_for_while_too_much_waits_for_another_stack(make_study: MakeStudy) -> None:
     study = make_study(trials=20)
     park_as(study, "b", "b", "c", "a")
     study.optuna.enqueue_trial({"x": 0.5})
-    limits = {"partition": "a", "waiting_at_most": 3}
+    limits = {"stack_key": "a", "waiting_at_most": 3}
     assert numbers(many(study, 9, **limits)) == [3]  # its own is taken
     assert claiming.claim_many(study.ledger("w"), 9, **limits) is Idle.WAIT
-    assert numbers(many(study, 9, partition="a", waiting_at_most=5)) == [4, 5]  # for these may all come to wait
-    assert numbers(many(study, 2, partition="b", waiting_at_most=3)) == [0, 1]
+    assert numbers(many(study, 9, stack_key="a", waiting_at_most=5)) == [4, 5]  # for these may all come to wait
+    assert numbers(many(study, 2, stack_key="b", waiting_at_most=3)) == [0, 1]
     assert numbers(many(study, 9, **limits)) == [6, 7]
 
 
 def test_a_trial_on_its_last_attempt_at_killing_workers_is_trained_alone(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
     for _ in range(2):
-        claims = many(study, 3, partition="a")
+        claims = many(study, 3, stack_key="a")
         assert [claim.alone for claim in claims] == [False] * 3
         for claim in claims[:2]:
             lose(study, claim)
-        study.ledger("w").park(claims[2], partition="a")
-    assert numbers(many(study, 2, partition="a")) == [2, 3]  # the guilty and who was with it are passed over
+        study.ledger("w").park(claims[2], stack_key="a")
+    assert numbers(many(study, 2, stack_key="a")) == [2, 3]  # the guilty and who was with it are passed over
     one, other = many(study, 9), many(study, 9)
     assert [(claim.number, claim.alone, claim.attempt) for claim in [*one, *other]] == [(0, True, 3), (1, True, 3)]
     study.ledger("w").park(one[0])  # as by a pause: it is no less suspect
@@ -431,7 +431,7 @@ def test_a_policy_without_retries_trains_nobody_alone(make_study: MakeStudy) -> 
     none = {"retries": 0}
     study = make_study(trials=1, failures={"lost_worker": none, "cuda_error": none})
     park_as(study, "a")
-    assert [claim.alone for claim in many(study, 9, partition="a")] == [False]
+    assert [claim.alone for claim in many(study, 9, stack_key="a")] == [False]
 
 
 def test_each_of_many_taken_over_trials_is_cut_back_to_its_own_checkpoint(make_study: MakeStudy) -> None:
@@ -449,10 +449,10 @@ def test_each_of_many_taken_over_trials_is_cut_back_to_its_own_checkpoint(make_s
                 ledger.record_checkpoint(claim, Checkpoint(epoch=step, path=path, digest="abc"))
         attributes(claim.trial_id, "other", claim.number)
     for claim in claims:
-        ledger.park(claim, partition="a")
+        ledger.park(claim, stack_key="a")
     found = study.optuna.get_trials()
     assert [len(trial.intermediate_values) for trial in found] == [4] * 4
-    again = many(study, 3, partition="a")
+    again = many(study, 3, stack_key="a")
     found = study.optuna.get_trials()
     assert [sorted(trial.intermediate_values) for trial in found] == [[], [1], [1, 2], [1, 2, 3, 4]]
     assert [ledger.curve(claim, "value") for claim in again] == [[], [1.0], [1.0, 2.0]]
@@ -522,14 +522,14 @@ def test_racing_workers_of_a_grid_deal_each_point_out_once(make_study: MakeStudy
 def test_racing_workers_take_each_parked_trial_once(make_study: MakeStudy, url: str) -> None:
     study = make_study(trials=60)
     park_as(study, *["a", "b", None] * 20)
-    acts = [claim_until_there_is_nothing(5, partition=partition) for partition in ("a", "a", "b", None)]
+    acts = [claim_until_there_is_nothing(5, stack_key=stack_key) for stack_key in ("a", "a", "b", None)]
     found = at_once(url, study, *acts)
     claims = [claim for one in found if isinstance(one, list) for claim in one]
     assert sorted(claim.number for claim in claims) == list(range(60))
     assert {claim.attempt for claim in claims} == {2}
-    for one, partition in zip(found, ("a", "a", "b"), strict=False):
+    for one, stack_key in zip(found, ("a", "a", "b"), strict=False):
         assert isinstance(one, list)
-        assert {claim.partition for claim in one} <= {partition, None}
+        assert {claim.stack_key for claim in one} <= {stack_key, None}
 
 
 def test_numbers_are_unique_and_without_gaps_beside_plain_optuna(make_study: MakeStudy, url: str) -> None:
@@ -564,10 +564,10 @@ def test_a_claim_that_fails_half_way_leaves_nothing(make_study: MakeStudy, monke
         with monkeypatch.context() as patched:
             patched.setattr(trial_writes, what, broken)
             with pytest.raises(sa.exc.OperationalError):
-                claiming.claim_many(study.ledger("w"), 9, partition="a")
+                claiming.claim_many(study.ledger("w"), 9, stack_key="a")
         assert leases(study) == [None, None]
         assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING", "RUNNING", "WAITING"]
-    assert [(claim.number, claim.attempt) for claim in many(study, 4, partition="a")] == [
+    assert [(claim.number, claim.attempt) for claim in many(study, 4, stack_key="a")] == [
         (0, 2),
         (1, 2),
         (2, 1),
@@ -585,6 +585,6 @@ def test_after_a_claim_whose_answer_was_lost_the_worker_gives_back_what_it_does_
     unheard = many(study, 3)  # the stale one, taken up by the worker that holds its earlier attempt
     assert {claim.trial_id for claim in unheard} >= {stale[0].trial_id}
     others = many(study, 2)
-    reaper.park_all_of(ledger, "w", but=[*known, *stale])
+    reaper.release_leases_of(ledger, "w", but=[*known, *stale])
     assert ledger.renew_all([*known, *stale, *unheard, *others]) == {*stale, *unheard, *others}
-    assert numbers(many(study, 9, partition="a")) == [2, 3, 4, 5, 6, 7, 8]
+    assert numbers(many(study, 9, stack_key="a")) == [2, 3, 4, 5, 6, 7, 8]

@@ -31,7 +31,7 @@ from hpo.search.array_pruners import Brackets, Hyperband, Median, Percentile, Su
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.finished_trials import RUNG_PREFIX
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.tables import intermediate_values, trial_system_attributes
 from tests import emptied
 
@@ -79,7 +79,7 @@ def database(template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def processes(database: str) -> Iterator[list[LeanStorage]]:
+def processes(database: str) -> Iterator[list[OptunaStorage]]:
     """The storages of two processes on one database, which all tests share."""
     opened = [connect(database) for _ in range(2)]
     yield [place.optuna for place in opened]
@@ -91,7 +91,7 @@ class Pair:
     """A study in our storage, open in several processes, and its copy in memory with Optuna's pruner."""
 
     def __init__(
-        self, processes: list[LeanStorage], name: str, direction: str, ours: Own, optunas: Own, *, lazy: bool = False
+        self, processes: list[OptunaStorage], name: str, direction: str, ours: Own, optunas: Own, *, lazy: bool = False
     ) -> None:
         self.copy = optuna.create_study(study_name=name, direction=direction, pruner=optunas())
         assert isinstance(self.copy._storage, InMemoryStorage)
@@ -201,7 +201,7 @@ def go_through(pair: Pair, draw: random.Random, events: int) -> None:
 
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 40), marks=pytest.mark.soak)], ids=["few", "many"])
 @pytest.mark.parametrize("name", PRUNERS)
-def test_decisions_are_optunas_on_any_history(processes: list[LeanStorage], name: str, seeds: range) -> None:
+def test_decisions_are_optunas_on_any_history(processes: list[OptunaStorage], name: str, seeds: range) -> None:
     ours, optunas, options = PRUNERS[name]
     open_in = processes[:1] if "by itself" in name else processes  # two would find out different things
     made: Own = lambda: ours(**options)  # noqa: E731
@@ -215,7 +215,7 @@ def test_decisions_are_optunas_on_any_history(processes: list[LeanStorage], name
 
 
 @pytest.mark.parametrize("wrapped", ["median", "percentile", "successive_halving"])
-def test_patience_over_our_pruners_is_patience_over_optunas(processes: list[LeanStorage], wrapped: str) -> None:
+def test_patience_over_our_pruners_is_patience_over_optunas(processes: list[OptunaStorage], wrapped: str) -> None:
     optunas = {
         "median": optuna.pruners.MedianPruner(5, 1, n_min_trials=3),
         "percentile": optuna.pruners.PercentilePruner(25.0, 5, 1, n_min_trials=3),
@@ -275,7 +275,7 @@ def together(pair: Pair, order: tuple[int, ...]) -> tuple[dict[int, bool], dict[
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 20))])
 @pytest.mark.parametrize("name", [name for name in PRUNERS if "by itself" not in name])
 def test_the_order_of_trials_decided_together_is_of_no_account(
-    processes: list[LeanStorage], name: str, seed: int
+    processes: list[OptunaStorage], name: str, seed: int
 ) -> None:
     """And each is decided on as Optuna would if it came last, with all the others at their rungs already."""
     ours, optunas, options = PRUNERS[name]
@@ -302,7 +302,7 @@ def test_the_order_of_trials_decided_together_is_of_no_account(
         assert pair.memory.get_trial_system_attrs(last) == written[last]
 
 
-def test_of_all_that_reach_a_rung_together_the_best_go_on(processes: list[LeanStorage]) -> None:
+def test_of_all_that_reach_a_rung_together_the_best_go_on(processes: list[OptunaStorage]) -> None:
     pair = Pair(
         processes,
         "rung",
@@ -317,7 +317,7 @@ def test_of_all_that_reach_a_rung_together_the_best_go_on(processes: list[LeanSt
     assert [not pruned for pruned in decided.values()] == [False, True, False, True, False, False]
 
 
-def test_patience_shows_the_wrapped_pruner_only_what_does_not_improve(processes: list[LeanStorage]) -> None:
+def test_patience_shows_the_wrapped_pruner_only_what_does_not_improve(processes: list[OptunaStorage]) -> None:
     pair = Pair(
         processes,
         "patience",
@@ -336,7 +336,7 @@ def test_patience_shows_the_wrapped_pruner_only_what_does_not_improve(processes:
         assert [decided[slot] for slot in slots] == [False, True, False, True, False]
 
 
-def test_what_is_written_down_is_added_to_the_trial_that_was_shown(processes: list[LeanStorage]) -> None:
+def test_what_is_written_down_is_added_to_the_trial_that_was_shown(processes: list[OptunaStorage]) -> None:
     for lazy in (False, True):
         made: Own = lambda: SuccessiveHalving(1, 2)  # noqa: E731
         pair = Pair(processes, f"shown {lazy}", "maximize", made, optuna.pruners.NopPruner, lazy=lazy)
@@ -348,7 +348,7 @@ def test_what_is_written_down_is_added_to_the_trial_that_was_shown(processes: li
         assert decide(pair.studies[0], [shown]) == [False]  # it is on its way to the next rung
 
 
-def test_nobody_to_decide_on_is_no_decision(processes: list[LeanStorage]) -> None:
+def test_nobody_to_decide_on_is_no_decision(processes: list[OptunaStorage]) -> None:
     for name, (ours, optunas, options) in PRUNERS.items():
         pair = Pair(processes, f"nobody {name}", "maximize", lambda: ours(**options), lambda: optunas(**options))  # noqa: B023
         with counted(pair) as statements:
@@ -375,7 +375,7 @@ def counted(pair: Pair) -> Iterator[list[str]]:
         sa.event.remove(pair.writing.engine, "before_cursor_execute", note)
 
 
-def with_history(processes: list[LeanStorage], name: str, ours: Own, count: int) -> tuple[Pair, list[int]]:
+def with_history(processes: list[OptunaStorage], name: str, ours: Own, count: int) -> tuple[Pair, list[int]]:
     """Return a study with so many finished trials, and eight that run; it has been looked at."""
     pair = Pair(processes, f"{name} {count}", "maximize", ours, optuna.pruners.NopPruner)
     for number in range(count):
@@ -388,7 +388,7 @@ def with_history(processes: list[LeanStorage], name: str, ours: Own, count: int)
 
 
 @pytest.mark.parametrize("count", [10, 60])
-def test_statements_of_a_median_decision(processes: list[LeanStorage], count: int) -> None:
+def test_statements_of_a_median_decision(processes: list[OptunaStorage], count: int) -> None:
     pair, slots = with_history(processes, "median costs", lambda: Median(5, 2), count)
     for slot in slots:
         pair.report(slot, 1, 0.9)
@@ -407,7 +407,7 @@ def test_statements_of_a_median_decision(processes: list[LeanStorage], count: in
     with counted(pair) as statements:
         decide(pair.studies[0], shown)
     assert statements == ["read", "read"]  # one that finished is read
-    pair.writing.hear(pair.study_id, count + 1)
+    pair.writing.set_known_finished(pair.study_id, count + 1)
     with counted(pair) as statements:
         decide(pair.studies[0], shown)
     assert statements == []  # a report has told that nothing finished
@@ -417,7 +417,7 @@ def test_statements_of_a_median_decision(processes: list[LeanStorage], count: in
 @pytest.mark.parametrize(
     "made", [lambda: SuccessiveHalving(2, 3), lambda: Hyperband(2, 5, 3)], ids=["halving", "hyperband"]
 )
-def test_statements_of_a_halving_decision(processes: list[LeanStorage], made: Own, count: int) -> None:
+def test_statements_of_a_halving_decision(processes: list[OptunaStorage], made: Own, count: int) -> None:
     pair, slots = with_history(processes, f"{made().__class__.__name__} costs", made, count)
     statements_at: dict[int, list[str]] = {}
     for epoch in range(1, 5):
@@ -430,7 +430,7 @@ def test_statements_of_a_halving_decision(processes: list[LeanStorage], made: Ow
     assert statements_at == {1: [], 2: read + marks, 3: [], 4: []}  # one bracket, with rungs at 2 and 6
 
 
-def test_statements_of_a_halving_decision_through_optunas_trial(processes: list[LeanStorage]) -> None:
+def test_statements_of_a_halving_decision_through_optunas_trial(processes: list[OptunaStorage]) -> None:
     pair, slots = with_history(processes, "lazy costs", lambda: SuccessiveHalving(2, 3), 10)
     trial = optuna.trial.Trial(pair.studies[0], pair.ids[slots[0]])
     statements_at: dict[int, list[str]] = {}
@@ -453,7 +453,7 @@ def test_statements_of_a_halving_decision_through_optunas_trial(processes: list[
     ids=["none", "threshold", "patient", "patient that need not ask"],
 )
 def test_pruners_that_look_at_the_trial_alone_read_nothing(
-    request: pytest.FixtureRequest, processes: list[LeanStorage], made: Own
+    request: pytest.FixtureRequest, processes: list[OptunaStorage], made: Own
 ) -> None:
     pair, slots = with_history(processes, request.node.name, made, 5)
     for epoch in range(1, 4):
@@ -467,7 +467,7 @@ def test_pruners_that_look_at_the_trial_alone_read_nothing(
 # --- details --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_pruned_before_a_trial_is_complete(processes: list[LeanStorage]) -> None:
+def test_nothing_is_pruned_before_a_trial_is_complete(processes: list[OptunaStorage]) -> None:
     pair = Pair(processes, "first", "maximize", lambda: Median(0), lambda: optuna.pruners.MedianPruner(0))
     slot = pair.add()
     pair.report(slot, 1, math.nan)
@@ -477,7 +477,7 @@ def test_nothing_is_pruned_before_a_trial_is_complete(processes: list[LeanStorag
     assert pair.decisions == [False, True]
 
 
-def test_a_trial_that_has_ended_cannot_enter_a_rung(processes: list[LeanStorage]) -> None:
+def test_a_trial_that_has_ended_cannot_enter_a_rung(processes: list[OptunaStorage]) -> None:
     pair = Pair(processes, "ended", "maximize", lambda: SuccessiveHalving(1, 2), optuna.pruners.NopPruner)
     slots = [pair.add() for _ in range(3)]
     for slot in slots:

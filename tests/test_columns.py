@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.storage import sql, trial_rows
 from hpo.storage.connect import connect
-from hpo.storage.finished_trials import STANDING, Column, Columns
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.finished_trials import STANDING, FinishedTrials, GrowingArray
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.tables import intermediate_values, trials
 from hpo.storage.trial_rows import TrialRow
 from tests import emptied
@@ -52,8 +52,8 @@ def row(number: int, curve: dict[int, float] | None = None, **given: Any) -> Tri
     )
 
 
-def columns_of(*batches: list[TrialRow]) -> Columns:
-    columns = Columns()
+def columns_of(*batches: list[TrialRow]) -> FinishedTrials:
+    columns = FinishedTrials()
     for batch in batches:
         columns.add(batch)
     return columns
@@ -63,7 +63,7 @@ def columns_of(*batches: list[TrialRow]) -> Columns:
 
 
 def test_a_column_grows_at_its_end_and_what_was_taken_from_it_stays() -> None:
-    column, held = Column(np.float64, math.nan), []
+    column, held = GrowingArray(np.float64, math.nan), []
     taken = []
     for length in (0, 1, 15, 16, 17, 200):
         held += [float(i) for i in range(length)]
@@ -134,7 +134,7 @@ def random_rows(seed: int, count: int) -> list[TrialRow]:
     return rows
 
 
-def contents(columns: Columns) -> dict[str, Any]:
+def contents(columns: FinishedTrials) -> dict[str, Any]:
     plain = ["numbers", "states", "values", "last_steps", "last_values", "space_indices"]
     return {
         **{name: getattr(columns, name) for name in plain},
@@ -158,7 +158,7 @@ def test_batches_of_any_size_make_the_same_columns(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_percentile_at_a_step_follows_what_comes_in(seed: int) -> None:
-    rows, columns = random_rows(seed, 60), Columns()
+    rows, columns = random_rows(seed, 60), FinishedTrials()
     for batch in (rows[:1], rows[1:20], [], rows[20:21], rows[21:]):
         columns.add(batch)
         for step in range(10):
@@ -192,7 +192,7 @@ def database(template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def processes(database: str) -> Iterator[tuple[LeanStorage, LeanStorage]]:
+def processes(database: str) -> Iterator[tuple[OptunaStorage, OptunaStorage]]:
     """Two processes' storages on one database: one that does things, one that looks."""
     opened = [connect(database) for _ in range(2)]
     yield opened[0].optuna, opened[1].optuna
@@ -201,7 +201,7 @@ def processes(database: str) -> Iterator[tuple[LeanStorage, LeanStorage]]:
 
 
 @contextmanager
-def counted(place: LeanStorage) -> Iterator[list[str]]:
+def counted(place: OptunaStorage) -> Iterator[list[str]]:
     """Collect the statements that a storage runs meanwhile."""
     found: list[str] = []
 
@@ -219,9 +219,9 @@ def finished(value: float = 0.5, **given: Any) -> FrozenTrial:
     return create_trial(**{"value": value, "intermediate_values": {1: value}, **given})
 
 
-def assert_as_stored(looking: LeanStorage, study_id: int) -> None:
+def assert_as_stored(looking: OptunaStorage, study_id: int) -> None:
     """Hold what a process knows, in columns and in objects, against a process that has just started."""
-    fresh = LeanStorage(looking.engine).get_all_trials(study_id)
+    fresh = OptunaStorage(looking.engine).get_all_trials(study_id)
     assert looking.get_all_trials(study_id) == fresh
     columns, rows = looking.view(study_id)
     ended = {trial.number: trial for trial in fresh if trial.state.is_finished()}
@@ -233,7 +233,7 @@ def assert_as_stored(looking: LeanStorage, study_id: int) -> None:
         assert (-1 if ended[number].last_step is None else ended[number].last_step) == last
 
 
-def test_a_study_without_trials_has_empty_columns(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_study_without_trials_has_empty_columns(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     assert len(looking.columns(study_id)) == 0
@@ -243,7 +243,9 @@ def test_a_study_without_trials_has_empty_columns(processes: tuple[LeanStorage, 
         looking.columns(99)
 
 
-def test_a_look_when_nothing_is_new_is_one_statement_whatever_runs(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_look_when_nothing_is_new_is_one_statement_whatever_runs(
+    processes: tuple[OptunaStorage, OptunaStorage],
+) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     for _ in range(5):
@@ -257,13 +259,13 @@ def test_a_look_when_nothing_is_new_is_one_statement_whatever_runs(processes: tu
     with counted(looking) as statements:
         assert len(looking.view(study_id)[1]) == 3
     assert len(statements) == 2
-    looking.hear(study_id, 5)
+    looking.set_known_finished(study_id, 5)
     with counted(looking) as statements:
         looking.columns(study_id)
     assert statements == []
 
 
-def test_trials_finish_out_of_order_between_looks(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_trials_finish_out_of_order_between_looks(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id, draw = acting.create_new_study(MAXIMIZE, "s"), random.Random(0)
     running: list[int] = []
@@ -283,7 +285,7 @@ def test_trials_finish_out_of_order_between_looks(processes: tuple[LeanStorage, 
     assert_as_stored(looking, study_id)
 
 
-def test_a_queued_trial_runs_and_ends_between_two_looks(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_queued_trial_runs_and_ends_between_two_looks(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     queued = acting.create_new_trial(study_id, create_trial(state=TrialState.WAITING))
@@ -295,7 +297,9 @@ def test_a_queued_trial_runs_and_ends_between_two_looks(processes: tuple[LeanSto
     assert_as_stored(looking, study_id)
 
 
-def test_a_queued_trial_that_begins_is_no_reason_to_read_all_again(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_queued_trial_that_begins_is_no_reason_to_read_all_again(
+    processes: tuple[OptunaStorage, OptunaStorage],
+) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     acting.create_new_trial(study_id, finished())
@@ -305,7 +309,7 @@ def test_a_queued_trial_that_begins_is_no_reason_to_read_all_again(processes: tu
     assert looking.columns(study_id) is known
 
 
-def test_a_curve_that_is_cut_back_is_read_as_it_is_now(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_curve_that_is_cut_back_is_read_as_it_is_now(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     trial_id = acting.create_new_trial(study_id)
@@ -328,7 +332,7 @@ def test_a_curve_that_is_cut_back_is_read_as_it_is_now(processes: tuple[LeanStor
 
 @pytest.mark.parametrize(("first", "second"), [(3, 3), (3, 5), (5, 2), (1, 1)])
 def test_a_study_is_deleted_and_its_ids_are_given_to_another(
-    processes: tuple[LeanStorage, LeanStorage], first: int, second: int
+    processes: tuple[OptunaStorage, OptunaStorage], first: int, second: int
 ) -> None:
     acting, looking = processes
     old = acting.create_new_study(MAXIMIZE, "old")
@@ -344,7 +348,7 @@ def test_a_study_is_deleted_and_its_ids_are_given_to_another(
     assert_as_stored(looking, new)
 
 
-def test_a_study_is_deleted_meanwhile(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_study_is_deleted_meanwhile(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     acting.create_new_trial(study_id, finished())
@@ -356,7 +360,7 @@ def test_a_study_is_deleted_meanwhile(processes: tuple[LeanStorage, LeanStorage]
         looking.view(study_id)
 
 
-def test_ids_of_trials_are_given_to_those_of_another_study(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_ids_of_trials_are_given_to_those_of_another_study(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     old, _ = (acting.create_new_study(MAXIMIZE, name) for name in ("old", "other"))
     queued = acting.create_new_trial(old, create_trial(state=TrialState.WAITING))
@@ -369,7 +373,7 @@ def test_ids_of_trials_are_given_to_those_of_another_study(processes: tuple[Lean
         looking.columns(old)
 
 
-def test_two_studies_in_one_database_keep_apart(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_two_studies_in_one_database_keep_apart(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     one, two = (acting.create_new_study(MAXIMIZE, name) for name in ("one", "two"))
     for turn in range(10):
@@ -382,7 +386,7 @@ def test_two_studies_in_one_database_keep_apart(processes: tuple[LeanStorage, Le
     assert_as_stored(looking, two)
 
 
-def test_more_open_trials_than_fit_into_one_statement(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_more_open_trials_than_fit_into_one_statement(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     other = acting.create_new_study(MAXIMIZE, "other")
@@ -410,7 +414,7 @@ def test_more_open_trials_than_fit_into_one_statement(processes: tuple[LeanStora
 @pytest.mark.parametrize("failing", [1, 2])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_look_that_failed_half_way_is_made_good_by_the_next(
-    processes: tuple[LeanStorage, LeanStorage], failing: int, whole: bool
+    processes: tuple[OptunaStorage, OptunaStorage], failing: int, whole: bool
 ) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
@@ -437,7 +441,7 @@ def test_a_look_that_failed_half_way_is_made_good_by_the_next(
     assert_as_stored(looking, study_id)
 
 
-def test_a_look_during_a_write_sees_the_trial_as_it_was_before(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_a_look_during_a_write_sees_the_trial_as_it_was_before(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study_id = acting.create_new_study(MAXIMIZE, "s")
     trial_id = acting.create_new_trial(study_id)
@@ -454,7 +458,7 @@ def test_a_look_during_a_write_sees_the_trial_as_it_was_before(processes: tuple[
     assert_as_stored(looking, study_id)
 
 
-def test_what_a_column_of_the_database_cannot_hold_comes_back(processes: tuple[LeanStorage, LeanStorage]) -> None:
+def test_what_a_column_of_the_database_cannot_hold_comes_back(processes: tuple[OptunaStorage, OptunaStorage]) -> None:
     acting, looking = processes
     study = optuna.create_study(storage=acting, study_name="s", directions=["maximize"])
     curve = {5: math.nan, 0: math.inf, 3: -math.inf, 1: 1e-300}

@@ -23,7 +23,7 @@ from hpo.train.build import assemble, executor, registry
 from hpo.train.epoch import EpochResult
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.run import Run
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
 from tests.stacks import CLASSES, apart, numbers, stop_before, train
@@ -134,8 +134,8 @@ class Combination:
         made = {"dtype": dtype, "accumulation": self.accumulation, "by_step": by_step}
         return assemble.build_run(self.config, self.splits, self.seed, Path(), CPU, **made)
 
-    def partition(self) -> str:
-        return executor.partition_of(self.run(), self.config.training)
+    def stack_key(self) -> str:
+        return executor.stack_key_of(self.run(), self.config.training)
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def through_a_file(run: Run, fresh: Run, path: Path) -> Run:
 
 
 def stack_of(runs: list[Run]) -> Stack:
-    stack = Stack(Forward(runs[0].model), runs[0], len(runs))
+    stack = Stack(StackedForward(runs[0].model), runs[0], len(runs))
     for run in runs:
         stack.put(run)
     return stack
@@ -170,7 +170,7 @@ def stack_of(runs: list[Run]) -> Stack:
 
 def neighbours(one: Combination) -> list[Combination]:
     found = [Combination(one.seed, one.splits, neighbour=number) for number in (1, 2, 3)]
-    return [other for other in found if other.partition() == one.partition()]
+    return [other for other in found if other.stack_key() == one.stack_key()]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.queue import claiming, reaper
 from hpo.queue.claiming import Idle
-from hpo.queue.models import Orders
+from hpo.queue.models import Commands
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
@@ -22,7 +22,7 @@ from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, trial_of
 
 BY_HAND = "by `hpo stop`"
-GO_ON = Orders(lost=False, stop=False, park=False)
+GO_ON = Commands(lost=False, stop=False, park=False)
 ORDERS: dict[str, Callable[[Study], object]] = {
     "stop": control.stop,
     "stop --now": lambda study: control.stop(study, now=True),
@@ -132,9 +132,9 @@ def test_a_running_trial_is_asked_and_hears_it(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, trial = begin(study)
     trial.report(0.5, 1)
-    assert ledger.orders(claim) == GO_ON
+    assert ledger.commands(claim) == GO_ON
     assert control.stop(study, now=True) == 1
-    assert ledger.orders(claim) == Orders(lost=False, stop=True, park=False)
+    assert ledger.commands(claim) == Commands(lost=False, stop=True, park=False)
     trial.end_as_stopped()
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)
     assert control.stop(study, now=True) == 0
@@ -151,7 +151,7 @@ def test_a_running_trial_that_was_asked_ends_though_its_worker_lets_go_before_it
     if way == "parks it":
         ledger.park(claim)
     elif way == "leaves":
-        reaper.park_all_of(study.ledger("launcher"), "w")
+        reaper.release_leases_of(study.ledger("launcher"), "w")
     else:
         ledger.fail(claim, Failure(kind=Kind.DATA_ERROR, message="no such file"))
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)  # nobody may come any more
@@ -248,7 +248,7 @@ def test_what_runs_in_a_paused_study_is_to_be_parked(make_study: MakeStudy) -> N
     control.pause(study)
     control.pause(study)
     assert standing(study) == (None, Hold.PAUSED)
-    assert ledger.orders(claim) == Orders(lost=False, stop=False, park=True)
+    assert ledger.commands(claim) == Commands(lost=False, stop=False, park=True)
     ledger.park(claim)
     assert claiming.claim(ledger) is Idle.WAIT
     assert trial_of(study, 0).state == TrialState.RUNNING
@@ -260,7 +260,7 @@ def test_resuming_takes_a_pause_back(make_study: MakeStudy) -> None:
     control.pause(study)
     assert control.resume(study) == "paused"
     assert standing(study) == (None, None)
-    assert ledger.orders(claim) == GO_ON
+    assert ledger.commands(claim) == GO_ON
     assert control.resume(study) is None
 
 

@@ -97,7 +97,7 @@ def test_a_new_study_has_nothing_to_mend(whole: Study) -> None:
 
 
 def test_a_study_at_work_has_nothing_to_mend(whole: Study) -> None:
-    workers.enter(whole.ledger("w"))
+    workers.register(whole.ledger("w"))
     finish(whole)
     whole.trial_folder(0).mkdir()  # the best one's checkpoint is kept
     _, _, trial = begin(whole)
@@ -170,7 +170,7 @@ def test_a_trial_that_something_else_ended_is_closed(whole: Study) -> None:
     with whole.storage.engine.connect() as connection:
         row = connection.execute(sa.select(hpo_trials)).one()
     assert (row.settled, row.lease_until, row.outcome) == (True, None, "ended elsewhere")
-    assert ledger.orders(claim).lost
+    assert ledger.commands(claim).lost
     assert whole.optuna.trials[0].state == TrialState.FAIL
 
 
@@ -281,7 +281,7 @@ def test_code_that_no_trial_has_run_may_still_change(whole: Study, tmp_path: Pat
 
 def enter(study: Study, worker: str, **values: object) -> None:
     """Let a worker enter, with these values in its row."""
-    workers.enter(study.ledger(worker))
+    workers.register(study.ledger(worker))
     with sql.writing(study.storage.engine) as connection:
         named = {"worker": worker, **values}
         connection.execute(hpo_workers.update().where(hpo_workers.c.worker == worker).values(**named))

@@ -270,7 +270,7 @@ def test_every_convolutional_network_has_a_stacked_form(name: str) -> None:
     side = SMALLEST[name][0]
     with torch.device("meta"):
         model = MODELS[name]((1, side, side), 10, dropout=0.1)
-    assert forward.Forward(adopt_dropout(model)).name == "stack"
+    assert forward.StackedForward(adopt_dropout(model)).name == "stack"
 
 
 def test_rrelu_is_left_to_the_loop(digits: data.Splits) -> None:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.spec.curve import Direction
 from hpo.spec.objectives import Goals
-from hpo.study.pareto import leading, unbeaten
+from hpo.study.pareto import best_trials, is_non_dominated
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -33,7 +33,7 @@ def test_the_front_is_optunas(seed: int) -> None:
     numbers = np.array([trial.number for trial in complete], np.int64)
     values = np.array([trial.values for trial in complete]).reshape(len(complete), len(directions))
     violations = np.array([sum(max(0.0, v) for v in trial.constraints.values()) for trial in complete])
-    found = numbers[leading(Goals(directions=directions), numbers, values, violations)].tolist()
+    found = numbers[best_trials(Goals(directions=directions), numbers, values, violations)].tolist()
     assert sorted(found) == sorted(trial.number for trial in study.best_trials)
     sign = -1 if directions["o0"] == "maximize" else 1
     assert found == sorted(found, key=lambda number: (sign * study.trials[number].values[0], number))
@@ -42,9 +42,14 @@ def test_the_front_is_optunas(seed: int) -> None:
 def test_of_one_objective_all_that_violate_nothing_stand_in_order() -> None:
     goals = Goals(directions={"loss": "minimize"})
     numbers = np.array([4, 2, 7, 9], np.int64)
-    found = leading(goals, numbers, np.array([[0.5], [0.5], [0.1], [0.7]]), np.array([0.0, 0.0, 0.2, 0.0]))
+    found = best_trials(goals, numbers, np.array([[0.5], [0.5], [0.1], [0.7]]), np.array([0.0, 0.0, 0.2, 0.0]))
     assert numbers[found].tolist() == [2, 4, 9]
 
 
 def test_equal_ones_do_not_beat_each_other() -> None:
-    assert unbeaten(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0], [0.0, 9.0]])).tolist() == [True, True, False, True]
+    assert is_non_dominated(np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0], [0.0, 9.0]])).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]

@@ -15,13 +15,13 @@ from hpo.data import Splits
 from hpo.models import cnn
 from hpo.spec.training import Training
 from hpo.train import loop
-from hpo.train.build.executor import partition_of
+from hpo.train.build.executor import stack_key_of
 from hpo.train.optim import param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.param_groups import joined, set_rates, split
 from hpo.train.optim.schedules import cosine
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.stack.row_optimizers import KINDS, Kind
+from hpo.train.stack.row_optimizers import KINDS, RowOptimizer
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, stack_of, train, weights
 
@@ -145,7 +145,7 @@ def test_runs_that_are_decayed_otherwise_share_a_stack_each_as_plain_torch(split
         Trial(seed=seed, optimizer=theirs, **common).by_plain_torch() for seed, (_, theirs) in enumerate(PAIRS.values())
     ]
     runs = [trial.run() for trial in trials]
-    assert len({partition_of(run, Training()) for run in runs}) == 1
+    assert len({stack_key_of(run, Training()) for run in runs}) == 1
     for run in runs:
         monkeypatch.setattr(run.optimizer, "step", lambda: pytest.fail("torch's own step, for a row that we know"))
     results = train(stack_of(runs))
@@ -176,7 +176,7 @@ def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_partition(splits: Spl
     assert apart([numbers(results[run]) for run in runs], curves) <= 1e-10
     same = replace(trial, optimizer=ours("adamw", weight_decay=0.1))
     assert apart(curves[0], numbers(loop.train(same.run()))) > 1e-4
-    assert partition_of(same.run(), Training()) != partition_of(runs[0], Training())
+    assert stack_key_of(same.run(), Training()) != stack_key_of(runs[0], Training())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adagrad", "rmsprop", "adamax", "adamw"])
@@ -185,7 +185,7 @@ def test_groups_that_differ_in_decay_alone_are_stepped_by_one_call(splits: Split
         run = Trial(splits=splits, optimizer=ours(name, slow=slow, weight_decay=0.1), lr=0.01, epochs=1).run()
         kind, called = KINDS[type(run.optimizer)], []
 
-        def step(*given: Any, kind: Kind = kind, called: list[Any] = called) -> None:
+        def step(*given: Any, kind: RowOptimizer = kind, called: list[Any] = called) -> None:
             called.append(given)
             kind.step(*given)
 

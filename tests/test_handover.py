@@ -18,7 +18,7 @@ from hpo.errors import LostLease, StorageError
 from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
-from hpo.queue.report import Answer, Report
+from hpo.queue.report import Report, ReportResult
 from hpo.spec.failures import Failure, Kind
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials, trial_system_attributes
@@ -32,7 +32,7 @@ from hpo.worker import pending_reports
 from hpo.worker.attempt import open_trial
 from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
-from hpo.worker.stacked_runner import Together
+from hpo.worker.stacked_runner import StackedRunner
 from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import MakeStudy
@@ -145,7 +145,7 @@ def train_into_an_outage(study: Study, weather: Weather, end: str) -> None:
         weather.epoch_seconds = 0.4 * PATIENCE
         with pytest.raises(StorageError, match="the storage has failed for 1 s"):
             work(study)
-        reaper.park_all_of(study.ledger("launcher"), "w")
+        reaper.release_leases_of(study.ledger("launcher"), "w")
     else:
         batches = 0 if end == "asked between epochs" else 10
         assert work(study, in_the_epoch_after(5, weather, batches)) == 0
@@ -207,16 +207,16 @@ def test_an_attempt_that_was_killed_after_an_outage_began_is_gone_on_from_its_la
             raise Killed
         return False
 
-    def die(self: Together, error: BaseException) -> None:
+    def die(self: StackedRunner, error: BaseException) -> None:
         raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(Lease, "must_end", lambda lease: kill())
-        patched.setattr(Together, "_break_up", die)
+        patched.setattr(StackedRunner, "_break_up", die)
         with pytest.raises(Killed):
             work(broken)
     weather.clear()
-    assert reaper.bury(broken.ledger("launcher"), "w", "killed by SIGKILL") == 1
+    assert reaper.fail_leases_of(broken.ledger("launcher"), "w", "killed by SIGKILL") == 1
     assert work(broken) == 0
     assert weather.trained == list(range(1, EPOCHS + 1))
     assert story(broken) == story(whole)
@@ -272,7 +272,7 @@ def test_a_trial_whose_training_ended_in_the_outage_is_settled_without_training_
     with pytest.raises(StorageError, match="the server closed the connection"):
         work(broken)
     weather.clear()
-    reaper.park_all_of(broken.ledger("launcher"), "w")
+    reaper.release_leases_of(broken.ledger("launcher"), "w")
     assert weather.trained == list(range(1, EPOCHS + 1))
     assert work(broken) == 0
     assert weather.trained == list(range(1, EPOCHS + 1))
@@ -387,7 +387,7 @@ def test_a_note_of_an_attempt_two_before_is_taken(make_study: MakeStudy) -> None
     park(first)
     second = claiming.claim(study.ledger("killed before it opened the trial"))
     assert isinstance(second, Claim)
-    assert reaper.bury(study.ledger("launcher"), "killed before it opened the trial", "killed") == 1
+    assert reaper.fail_leases_of(study.ledger("launcher"), "killed before it opened the trial", "killed") == 1
     trial = opened(study)
     assert trial.lease.claim.attempt == 3
     assert reached(trial) == (2, [0.5, 0.25])
@@ -507,7 +507,7 @@ def test_a_trial_lost_while_its_note_is_taken_up_is_dropped(
     park(first)
     report = Ledger.report
 
-    def lose_first(ledger: Ledger, reports: list[Report], **settings: Any) -> Answer:
+    def lose_first(ledger: Ledger, reports: list[Report], **settings: Any) -> ReportResult:
         ledger.park(reports[0].claim)
         return report(ledger, reports, **settings)
 

@@ -19,7 +19,7 @@ from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import heartbeat
 from hpo.worker.client import Lease
-from hpo.worker.heartbeat import Keeper
+from hpo.worker.heartbeat import Heartbeat
 from tests.trials import MakeStudy, taken
 from tests.waiting import wait_for
 
@@ -41,7 +41,7 @@ def reaped(study: Study) -> int:
 
 
 def worked_for_hours(ledger: Ledger) -> None:
-    workers.enter(ledger)
+    workers.register(ledger)
     with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
 
@@ -52,7 +52,7 @@ def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_stud
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     first = until(study)
-    with Keeper(ledger, orphaned=never) as keeping:
+    with Heartbeat(ledger, orphaned=never) as keeping:
         keeping.hold(Lease(ledger, claim))
         wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
         keeping.hold(None)
@@ -75,7 +75,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 
     monkeypatch.setattr(Ledger, "renew_all", failing_at_first)
     first = until(study)
-    with Keeper(ledger, orphaned=never) as keeping:
+    with Heartbeat(ledger, orphaned=never) as keeping:
         keeping.hold(Lease(ledger, claim))
         wait_for(lambda: (until(study) or 0) > (first or 0))
     assert "renew failed, trying again: " in caplog.text
@@ -85,7 +85,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     noticed: list[bool] = []
     parent = os.getppid()
-    with Keeper(make_study().ledger("w"), parent=parent, orphaned=lambda: noticed.append(True)):
+    with Heartbeat(make_study().ledger("w"), parent=parent, orphaned=lambda: noticed.append(True)):
         assert noticed == []
         monkeypatch.setattr(os, "getppid", lambda: 1)
         wait_for(lambda: bool(noticed))
@@ -94,7 +94,7 @@ def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytes
 
 def test_a_parent_that_died_before_the_keeper_began_is_noticed_at_once(make_study: MakeStudy) -> None:
     noticed: list[bool] = []
-    with Keeper(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
+    with Heartbeat(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
         assert noticed == [True]
 
 
@@ -103,7 +103,7 @@ def test_a_trial_that_another_worker_has_lost_is_parked_without_anybody_asking_f
 ) -> None:
     study = make_study(trials=1)
     dead = taken(study.ledger("dead", lease_seconds=0.1))
-    with Keeper(study.ledger("living", lease_seconds=0.3)):
+    with Heartbeat(study.ledger("living", lease_seconds=0.3)):
         wait_for(lambda: until(study) is None)
     again = taken(study.ledger("next"))
     assert (again.trial_id, again.attempt) == (dead.trial_id, 2)
@@ -116,7 +116,7 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
     study = make_study(trials=1)
     taken(study.ledger("dead", lease_seconds=-1.0))
     worked_for_hours(study.ledger("another"))
-    with Keeper(study.ledger("living")):
+    with Heartbeat(study.ledger("living")):
         assert until(study) is None
 
 
@@ -126,8 +126,8 @@ def test_a_keeper_that_comes_as_the_storage_may_have_come_back_takes_nothing_yet
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
-    workers.enter(study.ledger("as new"))  # says nothing of the time before
-    with Keeper(study.ledger("living")):
+    workers.register(study.ledger("as new"))  # says nothing of the time before
+    with Heartbeat(study.ledger("living")):
         assert until(study) is not None
 
 
@@ -135,7 +135,7 @@ def test_orders_of_people_reach_the_trial_at_hand(make_study: MakeStudy) -> None
     study = make_study(trials=2)
     ledger = study.ledger("w")
     lease = Lease(ledger, taken(ledger))
-    with Keeper(ledger) as keeping:
+    with Heartbeat(ledger) as keeping:
         keeping.hold(lease)
         control.pause(study)
         wait_for(lease.must_end)
@@ -159,7 +159,7 @@ def test_what_was_reported_while_the_storage_was_away_is_sent_in_order_once_it_i
     def refused(*arguments: object, **settings: object) -> list[Claim]:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
-    with Keeper(ledger) as keeping:
+    with Heartbeat(ledger) as keeping:
         keeping.hold(lease)
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused)

@@ -16,7 +16,7 @@ from hpo.data import Splits
 from hpo.models import Dropout, cnn, mlp
 from hpo.models.activations import FORMULAS, RReLU, Shaped, SwiGLU
 from hpo.models.depth import StochasticDepth
-from hpo.train.stack.forward import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, Forward
+from hpo.train.stack.forward import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, StackedForward
 from hpo.train.stack.layers import ELEMENTWISE, POOLS, RULES, Unstackable
 from tests import stacks
 from tests.stacks import CLASSES, Trial, apart, together
@@ -379,12 +379,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_what_has_no_stacked_form_is_told(splits: Splits, name: str) -> None:
     build, message = REFUSED[name]
     with pytest.raises(Unstackable, match=message):
-        Forward(build())
+        StackedForward(build())
 
 
 def test_a_forward_leaves_its_model_as_it_is(splits: Splits) -> None:
     model = replace(Trial(splits=splits), build=lambda: Residual(0.1)).model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Forward(model)
+    StackedForward(model)
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

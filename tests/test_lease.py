@@ -15,8 +15,8 @@ from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, Tim
 from hpo.queue import claiming, clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
-from hpo.queue.report import Answer, Report
-from hpo.storage.retry import Patience
+from hpo.queue.report import Report, ReportResult
+from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
@@ -118,11 +118,11 @@ def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
     holding = held(study)
     for step in (1, 2, 3):
         holding.report(said(holding, step))
-    holding.post.send_metrics()  # as the keeper does at every tick
+    holding.client.send_metrics()  # as the keeper does at every tick
     assert holding.ledger.curve(holding.claim, "value") == []
     with monkeypatch.context() as patched:
         patched.setattr(client, "METRICS_SECONDS", 0.0)
-        holding.post.send_metrics()
+        holding.client.send_metrics()
         assert holding.ledger.curve(holding.claim, "value") == [1.0, 2.0, 3.0]
     holding.report(said(holding, 4))
     holding.report(said(holding, 5))
@@ -152,7 +152,7 @@ def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
     renewals = []
     report = Ledger.report
 
-    def noting(ledger: Ledger, reports: Sequence[Report], *, renew: bool, **settings: Any) -> Answer:
+    def noting(ledger: Ledger, reports: Sequence[Report], *, renew: bool, **settings: Any) -> ReportResult:
         renewals.append(renew)
         return report(ledger, reports, renew=renew, **settings)
 
@@ -166,11 +166,11 @@ def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
 
 def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     written: list[int] = []
     report = Ledger.report
 
-    def noting(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def noting(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         lost = report(ledger, reports, **settings)
         written.extend(one.step for one in reports)
         return lost
@@ -179,7 +179,7 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
             if holding.is_cut_off and step % 3 == 1:
-                holding.post.send()  # as the keeper does
+                holding.client.send()  # as the keeper does
             holding.report(said(holding, step))
             assert holding.is_cut_off == (step % 3 != 1)
     monkeypatch.setattr(Ledger, "report", noting)
@@ -192,10 +192,10 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
 def test_a_failing_storage_is_asked_once_and_not_for_every_report(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    holding = held(make_study(), patience=Patience(60.0))
+    holding = held(make_study(), retry=Retry(60.0))
     asked: list[int] = []
 
-    def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         asked.append(len(reports))
         raise AN_OUTAGE
 
@@ -205,7 +205,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
     assert asked == [1]
     assert caplog.text.count("the storage fails, training goes on: the server closed the connection") == 1
     with pytest.raises(sa.exc.OperationalError):  # to the keeper they are raised
-        holding.post.send()
+        holding.client.send()
     assert asked == [1, 3]
 
 
@@ -213,10 +213,10 @@ def test_a_report_whose_answer_was_lost_is_in_the_database_once(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     report, answers = Ledger.report, iter([False])
 
-    def unheard(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def unheard(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         lost = report(ledger, reports, **settings)
         if not next(answers, True):
             raise AN_OUTAGE
@@ -234,7 +234,7 @@ def test_a_storage_that_hangs_lets_training_go_on_and_gets_everything_once_and_i
     make_study: MakeStudy, hang: Callable[[str], Hanging]
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
     started = time.monotonic()
     holding.report(said(holding, 1))
@@ -258,22 +258,22 @@ def test_while_one_sender_waits_for_an_answer_another_gets_none_instead_of_writi
     make_study: MakeStudy, hang: Callable[[str], Hanging]
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
     holding.report(said(holding, 1))
     with pytest.raises(NoAnswer):
-        holding.post.send()
+        holding.client.send()
     assert hanging.entered == 1
     hanging.answer.set()
     wait_for(lambda: not holding.is_cut_off)
-    holding.post.send()
+    holding.client.send()
     assert hanging.entered == 1  # nothing was left to send
     assert seen(study) == {1: 1.0}
 
 
 def test_flushing_waits_for_a_sender_that_hangs(make_study: MakeStudy, hang: Callable[[str], Hanging]) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
     holding.report(said(holding, 1))
     holding.report(said(holding, 2))
@@ -286,7 +286,7 @@ def test_flushing_a_storage_that_stays_away_is_an_outage(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(0.2))
+    holding = held(study, retry=Retry(0.2))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.report(said(holding, 1))
@@ -300,7 +300,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the database refuse this step for good, and with it the transaction that it comes in."""
     report = Ledger.report
 
-    def selective(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def selective(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         if step in [one.step for one in reports]:
             raise sa.exc.DataError("INSERT", {}, Exception("integer out of range"))
         return report(ledger, reports, **settings)
@@ -327,13 +327,13 @@ def test_what_was_kept_beside_a_report_that_the_database_refuses_is_written(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         for step in (1, 2, 3):
             holding.report(said(holding, step))
     refusing(monkeypatch, 2)
-    holding.post.send()
+    holding.client.send()
     with pytest.raises(sa.exc.DataError):  # whoever sent it, the trial learns of it, once
         holding.check()
     holding.flush()
@@ -347,14 +347,14 @@ def test_a_checkpoint_is_recorded_after_the_reports_that_it_holds_and_not_while_
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.report(said(holding, 1))
         assert not holding.record_checkpoint(at(1))
     assert recorded(study) == (None, None)
     assert not holding.record_checkpoint(at(1))  # the keeper did not get through yet
-    holding.post.send()
+    holding.client.send()
     assert holding.record_checkpoint(at(1))
     assert recorded(study) == (1, "/epoch-1.pt")
     assert stored(holding, study) == [1.0]
@@ -364,12 +364,12 @@ def test_a_storage_that_fails_at_a_checkpoint_is_a_storage_that_fails(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "record_checkpoint", refused)
         assert not holding.record_checkpoint(at(1))
     assert holding.is_cut_off
-    holding.post.send()  # nothing to send: it renews the lease, and so finds the storage back
+    holding.client.send()  # nothing to send: it renews the lease, and so finds the storage back
     assert not holding.is_cut_off
     assert holding.record_checkpoint(at(1))
 
@@ -387,11 +387,11 @@ def test_a_checkpoint_whose_recording_hung_does_not_take_the_place_of_a_later_on
     make_study: MakeStudy, hang: Callable[[str], Hanging], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     hanging = hang("record_checkpoint")
     assert not holding.record_checkpoint(at(5))
     monkeypatch.setattr(client, "ANSWER_SECONDS", 10.0)
-    holding.post.send()  # over another connection the storage answers
+    holding.client.send()  # over another connection the storage answers
     assert holding.record_checkpoint(at(8))
     hanging.answer.set()
     wait_for(lambda: hanging.left == 2)
@@ -414,8 +414,8 @@ def raised_by(holding: Lease) -> type[Signal] | None:
 
 def test_a_trial_that_nobody_wants_anything_of_goes_on(make_study: MakeStudy) -> None:
     holding = held(make_study())
-    holding.post.obey()
-    holding.post.renew()
+    holding.client.poll_commands()
+    holding.client.renew()
     holding.check()
     assert raised_by(holding) is None
     assert holding.keeps_its_place
@@ -425,7 +425,7 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=1)
-    holding = held(study, patience=Patience(0.0))
+    holding = held(study, retry=Retry(0.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.report(said(holding, 1))
@@ -433,16 +433,16 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     holding.seconds_left = -1.0
     assert raised_by(holding) is TimeUp
     control.pause(study)
-    holding.post.obey()
+    holding.client.poll_commands()
     assert raised_by(holding) is Parked
     assert holding.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.post.obey()
+    holding.client.poll_commands()
     assert raised_by(holding) is Stopped
     assert not holding.keeps_its_place
     holding.check()
     study.optuna.tell(0, state=TrialState.FAIL)
-    holding.post.renew()
+    holding.client.renew()
     assert raised_by(holding) is LostLease
     assert not holding.keeps_its_place
 
@@ -457,14 +457,14 @@ def test_a_worker_that_was_asked_to_stop_parks_its_trial_before_anything_but_its
     assert raised_by(holding) is Parked
     assert holding.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.post.obey()
+    holding.client.poll_commands()
     assert raised_by(holding) is Stopped
 
 
 def test_an_outage_ends_a_trial_only_after_the_storage_failed_for_too_long(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holding = held(make_study(), patience=Patience(0.3))
+    holding = held(make_study(), retry=Retry(0.3))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.report(said(holding, 1))
@@ -472,7 +472,7 @@ def test_an_outage_ends_a_trial_only_after_the_storage_failed_for_too_long(
     time.sleep(0.35)
     assert raised_by(holding) is Outage
     assert holding.keeps_its_place
-    holding.post.send()  # it came back just in time
+    holding.client.send()  # it came back just in time
     assert raised_by(holding) is None
 
 
@@ -486,7 +486,7 @@ def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_s
         with pytest.raises(LostLease):
             holding.report(said(holding, 1))
     else:
-        getattr(holding.post, seen_by)()
+        getattr(holding.client, seen_by)()
     for look in (holding.check, holding.let_go, holding.flush, lambda: holding.report(said(holding, 2))):
         with pytest.raises(LostLease, match="trial 0: another worker has taken it up"):
             look()
@@ -500,11 +500,11 @@ def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
     holding = held(study)
     other = study.ledger("other")
     holding.ledger.park(holding.claim)
-    holding.post.renew()
+    holding.client.renew()
     taken = claiming.claim(other)
     assert isinstance(taken, Claim)
     other.park(taken)
-    holding.post.obey()
+    holding.client.poll_commands()
     with pytest.raises(LostLease):
         holding.check()
 
@@ -513,13 +513,13 @@ def test_a_lease_that_was_lost_during_an_outage_is_found_so_when_the_storage_is_
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=1)
-    holding = held(study, patience=Patience(60.0))
+    holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.report(said(holding, 1))
     lose(holding)
     holding.report(said(holding, 2))
-    holding.post.send()
+    holding.client.send()
     with pytest.raises(LostLease):
         holding.check()
     assert holding.ledger.curve(holding.claim, "value") == []
@@ -529,7 +529,7 @@ def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: Ma
     study = make_study()
     holding = held(study)
     assert not control.stop_trial(study, 0)
-    holding.post.obey()
+    holding.client.poll_commands()
     holding.report(said(holding, 1))
     holding.flush()
     assert stored(holding, study) == [1.0]

@@ -24,9 +24,9 @@ from hpo.queue import claiming, reaper, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger
-from hpo.queue.models import Checkpoint, Claim, Orders
+from hpo.queue.models import Checkpoint, Claim, Commands
 from hpo.queue.report import Report
-from hpo.queue.start import MadeFrom, Suggested
+from hpo.queue.start import SuggestedParams, TrialReceipt
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, tables
 from hpo.storage.connect import Storage, connect
@@ -301,7 +301,7 @@ def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy)
     study = make_study(trials=3)
     for worker in ("host:1:aa", "host:1:ab", "host:2:aa"):
         taken(study.ledger(worker))
-    reaper.park_all_of(study.ledger("launcher"), "host:1:aa")
+    reaper.release_leases_of(study.ledger("launcher"), "host:1:aa")
     again = taken(study.ledger("new"))
     assert again.number == 0
     assert claiming.claim(study.ledger("new")) is Idle.WAIT
@@ -377,7 +377,7 @@ def test_deleting_a_study_by_optuna_works_beside_our_rows(make_study: MakeStudy,
     claim = taken(ledger)
     ledger.report([said(claim, 1, 1.0)])
     ledger.fail(claim, Failure(kind=Kind.LOST_WORKER, message="killed"))
-    workers.enter(ledger)
+    workers.register(ledger)
     receipt = {"study": study.name, "study_uid": study.uid, "trial": 0}
     assert openings.announce(study.spec.model_copy(update={"receipt": receipt}), Path("/runs/x"), url) is None
     optuna.delete_study(study_name=study.name, storage=place.optuna)
@@ -433,7 +433,7 @@ def let_fall(study: Study, lost: Claim, given_back: Claim, ended: Claim) -> Clai
 def test_nothing_of_nobody_is_no_statement(make_study: MakeStudy) -> None:
     ledger = dataclasses.replace(make_study().ledger("w"), engine=sa.create_engine("sqlite:////nowhere/at/all.db"))
     assert ledger.renew_all([]) == set()
-    assert ledger.orders_of([]) == {}
+    assert ledger.commands_of([]) == {}
     assert ledger.write_metrics([]) == set()
     assert ledger.finish_all([]) == set()
 
@@ -457,14 +457,14 @@ def test_orders_come_for_each_of_many(make_study: MakeStudy) -> None:
     claims = taken_many(ledger, 5)
     again = let_fall(study, *claims[:3])
     control.stop_trial(study, 3)
-    found = ledger.orders_of([*claims, again])
-    lost = Orders(lost=True, stop=False, park=False)
-    go_on = Orders(lost=False, stop=False, park=False)
-    stop = Orders(lost=False, stop=True, park=False)
+    found = ledger.commands_of([*claims, again])
+    lost = Commands(lost=True, stop=False, park=False)
+    go_on = Commands(lost=False, stop=False, park=False)
+    stop = Commands(lost=False, stop=True, park=False)
     # That another program ended one is not looked at here: a report finds it out, or a renewal.
     assert found == dict(zip([*claims, again], [lost, lost, go_on, stop, go_on, go_on], strict=True))
     control.pause(study)
-    assert [found.park for found in ledger.orders_of(claims).values()] == [False, False, True, True, True]
+    assert [found.park for found in ledger.commands_of(claims).values()] == [False, False, True, True, True]
 
 
 def test_raw_metrics_of_many_are_written_where_the_claim_stands(make_study: MakeStudy) -> None:
@@ -620,10 +620,10 @@ def test_what_trials_begin_with_waits_for_an_end_that_another_program_is_writing
     def ended(number: int) -> sa.Update:
         return tables.trials.update().where(tables.trials.c.number == number).values(state=TrialState.FAIL)
 
-    given = [Suggested(claim=claim, params=[x], attributes=[told]) for claim in claims]
+    given = [SuggestedParams(claim=claim, params=[x], attributes=[told]) for claim in claims]
     lost = while_another_writes(study, url, ended(1), lambda: ledger.write_suggested(given))
     assert lost == {claims[1]}
-    made = [MadeFrom(claim=claim, receipt={"of": claim.number}) for claim in claims]
+    made = [TrialReceipt(claim=claim, receipt={"of": claim.number}) for claim in claims]
     lost = while_another_writes(study, url, ended(2), lambda: ledger.record_receipts(made))
     assert lost == {claims[1], claims[2]}
     assert while_another_writes(study, url, ended(3), lambda: ledger.renew_all(claims)) == set(claims[1:])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpo.data import MixedLabels
 from hpo.train.optim import losses
-from hpo.train.optim.losses import IGNORED, LOSSES, Known, Loss, RowLosses
+from hpo.train.optim.losses import IGNORED, LOSSES, KnownLoss, Loss, RowLosses
 
 CLASSES, IMAGES = 4, 6
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_a_stack_tells_losses_of_ones_own_apart_by_name() -> None:
     assert losses.own_kind(losses.mse()) == ""
     assert losses.own_kind(Focal()) == "tests.test_losses.Focal"
     assert losses.own_kind(F.cross_entropy) == "torch.nn.functional.cross_entropy"
-    assert isinstance(losses.CROSS_ENTROPY, Known)
+    assert isinstance(losses.CROSS_ENTROPY, KnownLoss)
 
 
 @pytest.mark.parametrize("kind", LOSSES)

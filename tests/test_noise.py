@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.models import Dropout, use_generator
-from hpo.train.stack.dropout_masks import Noise
+from hpo.train.stack.dropout_masks import DropoutMasks
 from hpo.train.stack.layers import RULES, Pass
 
 SHAPES: dict[str, tuple[int, ...]] = {"dense": (7, 5), "images": (7, 3, 4, 5)}  # of one run's values, the batch first
@@ -22,8 +22,8 @@ def run(seed: int, *shares: float) -> Any:
     return SimpleNamespace(model=model, randomness=SimpleNamespace(dropout=generator))
 
 
-def noise(runs: list[Any], count: int = 0, dtype: torch.dtype = torch.float32) -> Noise:
-    made = Noise(count or len(runs), torch.device("cpu"), dtype)
+def noise(runs: list[Any], count: int = 0, dtype: torch.dtype = torch.float32) -> DropoutMasks:
+    made = DropoutMasks(count or len(runs), torch.device("cpu"), dtype)
     for row, one in enumerate(runs):
         if one is not None:
             made.of(row, one)
@@ -42,7 +42,7 @@ def stacked(x: Tensor, layout: str) -> Tensor:
     return x.transpose(1, 2) if layout == "dense" else x.transpose(0, 1).flatten(1, 2)
 
 
-def masks(made: Noise, layout: str, filling: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def masks(made: DropoutMasks, layout: str, filling: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return what the layer makes of ones in a stack."""
     batch, *rest = SHAPES[layout]
     operation, _ = RULES[Dropout](Dropout(), "0", layout)
@@ -117,4 +117,4 @@ def test_a_newcomer_has_its_own_share_in_a_row_that_was_anothers() -> None:
 
 
 def test_an_empty_stack_drops_nothing() -> None:
-    assert Noise(2, torch.device("cpu"), torch.float32).factors("0", 8) is None
+    assert DropoutMasks(2, torch.device("cpu"), torch.float32).factors("0", 8) is None

@@ -27,7 +27,7 @@ from hpo.train import loop
 from hpo.train.build import assemble
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
-from hpo.worker.checkpoints import Saver
+from hpo.worker.checkpoints import CheckpointManager
 from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
@@ -194,9 +194,9 @@ def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoi
     config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
     splits = assemble.load_splits(config, 0, tmp_path, torch.device("cpu"))
 
-    def saver_of(trial: LeasedTrial) -> Saver:
+    def saver_of(trial: LeasedTrial) -> CheckpointManager:
         run = assemble.build_run(config, splits, 0, tmp_path, torch.device("cpu"))
-        return Saver(study, run, trial)
+        return CheckpointManager(study, run, trial)
 
     slow = saver_of(open_at(old))
     slow.save(1)
@@ -221,7 +221,7 @@ def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
         patched.setattr(Ledger, "record_receipts", broken)
         with pytest.raises(StorageError, match="closed the connection"):
             work(study)
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE]
 
@@ -346,7 +346,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
     for step in (3, 4, 5, 6, 7):  # values that would have passed every rung
         lost.report_epoch(step, 0.99, {"validation_accuracy": 0.99})
         lost.pruner_says_stop()
-    reaper.bury(ledger, "w", "killed")
+    reaper.fail_leases_of(ledger, "w", "killed")
     _, trial, after = attempt(broken, curve[2:], 3)
     assert before + after == unbroken
     assert trial.curve == curve

@@ -10,8 +10,8 @@ import pytest
 from hpo.errors import SpecError
 from hpo.search import pruners
 from hpo.search.lint import lint
-from hpo.search.pareto_pruner import AmongRivals
-from hpo.spec.objectives import COSTS, Beside, Bound, Known
+from hpo.search.pareto_pruner import CostAwarePruner
+from hpo.spec.objectives import COSTS, Beside, Bound, KnownCosts
 from hpo.spec.study_file import StudySpec, differences
 from hpo.storage.finished_trials import violation_in
 from hpo.study import resolve
@@ -126,7 +126,7 @@ def test_a_violation_is_the_share_of_the_limit_by_which_it_is_passed(text: str, 
 def test_what_is_known_of_an_end_survives_the_database() -> None:
     goals = resolved(objectives=TWO, constraints={"params": "<= 100", "accuracy": ">= 0.8"}).goals
     known = goals.known({"params": 150.0})
-    assert Known.from_json(known.to_json()) == known
+    assert KnownCosts.from_json(known.to_json()) == known
     assert known.beside(0.6) == Beside(
         values=(150.0,), constraints={"params": 0.5, "accuracy": cast(float, pytest.approx(0.25))}
     )
@@ -155,11 +155,11 @@ def test_the_columns_read_optuna_s_constraints_of_both_versions() -> None:
 def test_a_pruner_compares_rivals_where_something_is_known_before(
     changes: dict[str, Any], is_among_rivals: bool
 ) -> None:
-    assert isinstance(pruners.build(resolved(**changes)), AmongRivals) is is_among_rivals
+    assert isinstance(pruners.build(resolved(**changes)), CostAwarePruner) is is_among_rivals
     wrapped = {"name": "patient", "patience": 2, "wrapped": "median"}
     patient = pruners.build(resolved(**{**changes, "pruner": wrapped}))
     assert isinstance(patient, pruners.Patient)
-    assert isinstance(patient.wrapped, AmongRivals) is (is_among_rivals or "objectives" in changes)
+    assert isinstance(patient.wrapped, CostAwarePruner) is (is_among_rivals or "objectives" in changes)
 
 
 def test_a_search_in_which_all_cost_the_same_is_warned_of() -> None:

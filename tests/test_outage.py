@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from hpo.errors import LostLease, NoAnswer, Outage, StorageBusy
 from hpo.storage import retry
 from hpo.storage.connect import OUTAGES, Storage, connect
-from hpo.storage.optuna_storage import LeanStorage
-from hpo.storage.retry import Patience, within
+from hpo.storage.optuna_storage import OptunaStorage
+from hpo.storage.retry import Retry, within
 from tests.trials import MakeStudy, begin, finish_claim
 from tests.waiting import wait_for
 
@@ -58,7 +58,7 @@ class Failing:
 
 def test_what_works_is_done_once() -> None:
     action = Failing(0)
-    assert Patience(60.0)(action) == "done"
+    assert Retry(60.0)(action) == "done"
     assert action.calls == 1
 
 
@@ -69,15 +69,15 @@ def of_kind(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize("kind", OUTAGES)
 def test_every_kind_of_outage_is_borne_until_the_storage_works_again(kind: type[Exception]) -> None:
     action = Failing(3, lambda: of_kind(kind))
-    assert Patience(60.0)(action) == "done"
+    assert Retry(60.0)(action) == "done"
     assert action.calls == 4
 
 
 def test_an_outage_is_told_once_and_in_the_driver_s_words(caplog: pytest.LogCaptureFixture) -> None:
-    patience = Patience(60.0)
-    patience(Failing(3))
+    retry = Retry(60.0)
+    retry(Failing(3))
     assert caplog.text.count("the storage fails, waiting for it: the server closed the connection") == 1
-    patience(Failing(1))
+    retry(Failing(1))
     assert caplog.text.count("waiting for it") == 2  # another outage
 
 
@@ -85,7 +85,7 @@ def test_patience_ends_with_an_outage_that_names_the_cause() -> None:
     action = Failing(float("inf"))
     started = time.monotonic()
     with pytest.raises(Outage, match=r"^the server closed the connection$") as raised:
-        Patience(0.3)(action)
+        Retry(0.3)(action)
     assert 0.3 <= time.monotonic() - started < 10
     assert isinstance(raised.value.__cause__, sa.exc.OperationalError)
     assert action.calls > 3
@@ -94,38 +94,38 @@ def test_patience_ends_with_an_outage_that_names_the_cause() -> None:
 def test_no_patience_is_one_try() -> None:
     action = Failing(1)
     with pytest.raises(Outage):
-        Patience(0.0)(action)
+        Retry(0.0)(action)
     assert action.calls == 1
 
 
 def test_patience_begins_anew_with_every_action() -> None:
-    patience = Patience(0.2)
+    retry = Retry(0.2)
     for _ in range(3):
         with pytest.raises(Outage):
-            patience(Failing(float("inf")))
-        assert patience(Failing(2)) == "done"
+            retry(Failing(float("inf")))
+        assert retry(Failing(2)) == "done"
 
 
 def test_a_process_that_was_asked_to_stop_bears_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "STOPPING_SECONDS", 0.2)
     started = time.monotonic()
     with pytest.raises(Outage):
-        Patience(3600.0, lambda: True)(Failing(float("inf")))
+        Retry(3600.0, lambda: True)(Failing(float("inf")))
     assert 0.2 <= time.monotonic() - started < 10
-    assert Patience(3600.0, lambda: True)(Failing(2)) == "done"  # but not nothing
+    assert Retry(3600.0, lambda: True)(Failing(2)) == "done"  # but not nothing
 
 
 def test_a_process_that_stops_bears_no_more_than_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "STOPPING_SECONDS", 3600.0)
     with pytest.raises(Outage):
-        Patience(0.1, lambda: True)(Failing(float("inf")))
+        Retry(0.1, lambda: True)(Failing(float("inf")))
 
 
 def test_a_stop_that_comes_amid_an_outage_shortens_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "STOPPING_SECONDS", 0.1)
     action = Failing(float("inf"))
     with pytest.raises(Outage):
-        Patience(3600.0, lambda: action.calls > 3)(action)
+        Retry(3600.0, lambda: action.calls > 3)(action)
 
 
 @pytest.mark.parametrize(
@@ -143,63 +143,63 @@ def test_a_stop_that_comes_amid_an_outage_shortens_it(monkeypatch: pytest.Monkey
 def test_what_no_waiting_mends_passes_at_once(error: Callable[[], BaseException]) -> None:
     action = Failing(1, error)
     with pytest.raises(type(error())):
-        Patience(60.0)(action)
+        Retry(60.0)(action)
     assert action.calls == 1
 
 
 def test_another_error_after_an_outage_passes_as_well() -> None:
     errors = iter([closed(), closed(), KeyError("no trial")])
     with pytest.raises(KeyError):
-        Patience(60.0)(Failing(3, lambda: next(errors)))
+        Retry(60.0)(Failing(3, lambda: next(errors)))
 
 
 def test_what_is_borne_can_be_chosen() -> None:
-    patience = Patience(60.0, passing=(StorageBusy,))
-    assert patience(Failing(2, lambda: StorageBusy("starting up"))) == "done"
+    retry = Retry(60.0, passing=(StorageBusy,))
+    assert retry(Failing(2, lambda: StorageBusy("starting up"))) == "done"
     with pytest.raises(sa.exc.OperationalError):
-        patience(Failing(2))
+        retry(Failing(2))
 
 
 def test_suspended_patience_lets_an_outage_through_and_is_itself_again_after() -> None:
-    patience = Patience(60.0)
+    retry = Retry(60.0)
     action = Failing(1)
-    with pytest.raises(sa.exc.OperationalError), patience.suspended(60.0):
-        patience(action)
+    with pytest.raises(sa.exc.OperationalError), retry.without_retry(60.0):
+        retry(action)
     assert action.calls == 1
-    assert patience(Failing(2)) == "done"
+    assert retry(Failing(2)) == "done"
 
 
 def test_suspended_patience_waits_for_an_answer_so_long_and_no_longer() -> None:
-    patience, answer = Patience(60.0), threading.Event()
-    with pytest.raises(NoAnswer), patience.suspended(0.05):
-        patience(answer.wait)
+    retry, answer = Retry(60.0), threading.Event()
+    with pytest.raises(NoAnswer), retry.without_retry(0.05):
+        retry(answer.wait)
     answer.set()
-    assert patience(Failing(0)) == "done"
+    assert retry(Failing(0)) == "done"
 
 
 def test_patience_waits_only_between_two_tries() -> None:
-    patience, seen, failing = Patience(60.0), [], threading.Event()
+    retry, seen, failing = Retry(60.0), [], threading.Event()
 
     def action() -> None:
-        seen.append(patience.is_waiting)
+        seen.append(retry.is_waiting)
         if not failing.is_set():
             raise closed()
 
-    thread = threading.Thread(target=patience, args=(action,), daemon=True)
-    assert not patience.is_waiting
+    thread = threading.Thread(target=retry, args=(action,), daemon=True)
+    assert not retry.is_waiting
     thread.start()
-    wait_for(lambda: patience.is_waiting)
+    wait_for(lambda: retry.is_waiting)
     failing.set()
     thread.join(20)
-    assert not patience.is_waiting
+    assert not retry.is_waiting
     assert set(seen) == {False}
 
 
 def test_patience_that_ended_waits_no_more() -> None:
-    patience = Patience(0.1)
+    retry = Retry(0.1)
     with pytest.raises(Outage):
-        patience(Failing(float("inf")))
-    assert not patience.is_waiting
+        retry(Failing(float("inf")))
+    assert not retry.is_waiting
 
 
 # --- an answer in time ------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def cut(place: Storage, statement: str, at: Callable[[int], bool]) -> Iterator[l
         sa.event.remove(place.engine, "before_cursor_execute", fail)
 
 
-CALLS: dict[str, Callable[[LeanStorage, int, int], object]] = {
+CALLS: dict[str, Callable[[OptunaStorage, int, int], object]] = {
     "create_new_study": lambda one, study, trial: one.create_new_study([MAXIMIZE], "other"),
     "delete_study": lambda one, study, trial: one.delete_study(study),
     "set_study_user_attr": lambda one, study, trial: one.set_study_user_attr(study, "key", 1),
@@ -307,7 +307,7 @@ def test_every_call_of_a_storage_is_under_patience(place: Storage, name: str) ->
     study_id = place.optuna.create_new_study([MAXIMIZE], "demo")
     trial_id = place.optuna.create_new_trial(study_id)
     with cut(place, "", lambda n: n == 1) as tried:
-        found = CALLS[name](place.optuna.bearing(Patience(60.0)), study_id, trial_id)
+        found = CALLS[name](place.optuna.with_retry(Retry(60.0)), study_id, trial_id)
     assert len(tried) > 1  # the first was cut off
     if name.startswith("get_") and name != "get_all_studies":
         assert found == CALLS[name](place.optuna, study_id, trial_id)
@@ -320,7 +320,7 @@ def test_the_calls_under_patience_are_all_that_a_storage_has() -> None:
 
 
 def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
-    wrapped = place.optuna.bearing(Patience(60.0))
+    wrapped = place.optuna.with_retry(Retry(60.0))
     study_id = wrapped.create_new_study([optuna.study.StudyDirection.MAXIMIZE], study_name="demo")
     trial_id = wrapped.create_new_trial(study_id, template_trial=None)
     wrapped.set_trial_param(trial_id, "x", 0.25, FLOAT)
@@ -345,7 +345,7 @@ def test_an_outage_is_borne_by_a_storage_that_has_patience(make_study: MakeStudy
     with cut(study.storage, ATTRIBUTE, lambda n: n == 1), pytest.raises(sa.exc.OperationalError):
         study.storage.optuna.set_trial_user_attr(claim.trial_id, "key", "value")  # so it looks without patience
     with cut(study.storage, ATTRIBUTE, lambda n: n <= 3) as tried:
-        study.storage.optuna.bearing(Patience(60.0)).set_trial_user_attr(claim.trial_id, "key", "value")
+        study.storage.optuna.with_retry(Retry(60.0)).set_trial_user_attr(claim.trial_id, "key", "value")
     assert len(tried) == 4
     assert study.optuna.trials[0].user_attrs == {"key": "value"}
 
@@ -353,7 +353,7 @@ def test_an_outage_is_borne_by_a_storage_that_has_patience(make_study: MakeStudy
 def test_an_outage_that_lasts_ends_patience_with_the_driver_s_words(make_study: MakeStudy) -> None:
     study = make_study()
     _, claim, _ = begin(study)
-    wrapped = study.storage.optuna.bearing(Patience(0.1))
+    wrapped = study.storage.optuna.with_retry(Retry(0.1))
     with (
         cut(study.storage, ATTRIBUTE, lambda n: True),
         pytest.raises(Outage, match=r"^the server closed the connection$"),
@@ -365,14 +365,14 @@ def test_a_read_that_fails_is_borne_as_well(make_study: MakeStudy) -> None:
     study = make_study()
     begin(study)
     with cut(study.storage, "SELECT", lambda n: n <= 2):
-        (trial,) = study.storage.optuna.bearing(Patience(60.0)).get_all_trials(study.study_id)
+        (trial,) = study.storage.optuna.with_retry(Retry(60.0)).get_all_trials(study.study_id)
     assert trial.state == TrialState.RUNNING
 
 
 def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> None:
     place = connect(postgres_url, create=True)
     try:
-        wrapped = place.optuna.bearing(Patience(3600.0))
+        wrapped = place.optuna.with_retry(Retry(3600.0))
         study_id = wrapped.create_new_study([optuna.study.StudyDirection.MINIMIZE])
         trial_id = wrapped.create_new_trial(study_id)
         with cut(place, ATTRIBUTE, lambda n: False) as tried, pytest.raises(sa.exc.DataError):
@@ -387,7 +387,7 @@ def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> 
 def test_what_optuna_itself_refuses_is_raised_at_once(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, _ = begin(study)
-    wrapped = study.storage.optuna.bearing(Patience(3600.0))
+    wrapped = study.storage.optuna.with_retry(Retry(3600.0))
     with pytest.raises(KeyError):
         wrapped.get_trial(10**6)
     finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
@@ -407,10 +407,10 @@ def test_a_write_whose_answer_was_lost_is_made_again_and_stands_once(name: str, 
             raise closed()
         return answers[-1]
 
-    patience = Patience(60.0)
+    retry = Retry(60.0)
     value = (0.25, FLOAT) if name == "set_trial_param" else ("value",)
-    bearing = study.storage.optuna.bearing(lambda action: patience(lambda: unheard(action)))
-    getattr(bearing, name)(claim.trial_id, "key", *value)
+    with_retry = study.storage.optuna.with_retry(lambda action: retry(lambda: unheard(action)))
+    getattr(with_retry, name)(claim.trial_id, "key", *value)
     assert len(answers) == 2
     (trial,) = study.optuna.get_trials()
     found = {"set_trial_param": trial.params, "set_trial_user_attr": trial.user_attrs}.get(name, trial.system_attrs)

@@ -16,29 +16,29 @@ from hpo.errors import LostLease, NoAnswer, Outage, Stopped
 from hpo.queue import claiming, clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
-from hpo.queue.report import Answer, Report
+from hpo.queue.report import Report, ReportResult
 from hpo.storage import sql
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import client
-from hpo.worker.client import Lease, Post
-from hpo.worker.heartbeat import Keeper
+from hpo.worker.client import Lease, QueueClient
+from hpo.worker.heartbeat import Heartbeat
 from tests.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
 from tests.waiting import wait_for
 
 
-def opened(study: Study, count: int, *, patience: float = 60.0, **ledger: Any) -> tuple[Post, list[Lease]]:
+def opened(study: Study, count: int, *, retry: float = 60.0, **ledger: Any) -> tuple[QueueClient, list[Lease]]:
     """Return a post and so many leases in it."""
-    office = Post(study.ledger("w", **ledger), Patience(patience))
+    office = QueueClient(study.ledger("w", **ledger), Retry(retry))
     return office, more(office, count)
 
 
-def more(office: Post, count: int) -> list[Lease]:
+def more(office: QueueClient, count: int) -> list[Lease]:
     claims = claiming.claim_many(office.ledger, count)
     assert not isinstance(claims, claiming.Idle)
-    return [Lease(office.ledger, claim, post=office) for claim in claims]
+    return [Lease(office.ledger, claim, client=office) for claim in claims]
 
 
 def epoch(leases: Sequence[Lease], step: int) -> list[Report]:
@@ -63,7 +63,7 @@ def lose(study: Study, *leases: Lease) -> None:
     """Let another worker have trials."""
     for lease in leases:
         study.ledger("w").park(lease.claim)
-    claims = claiming.claim_many(study.ledger("thief"), len(leases), partition="any")
+    claims = claiming.claim_many(study.ledger("thief"), len(leases), stack_key="any")
     assert not isinstance(claims, claiming.Idle)
     assert {claim.trial_id for claim in claims} == {lease.claim.trial_id for lease in leases}
 
@@ -100,7 +100,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let the first report hang until this is set; what it does is done then."""
     answer, calls, left, report = threading.Event(), [0], [0], Ledger.report
 
-    def hanging(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def hanging(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         calls[0] += 1
         if calls[0] == 1:
             assert answer.wait(60)
@@ -270,7 +270,7 @@ def test_a_storage_that_fails_amid_reports_that_are_written_one_by_one_gets_the_
     office, leases = opened(study, 4)
     report, turns = Ledger.report, iter(range(100))
 
-    def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> Answer:
+    def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         turn = next(turns)
         if len(reports) > 1:
             raise sa.exc.DataError("INSERT", {}, Exception("integer out of range"))
@@ -332,7 +332,7 @@ def test_a_trial_that_was_lost_during_an_outage_is_found_so_and_the_others_repor
 def test_an_outage_that_lasts_ends_every_trial_and_one_that_ends_none(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office, leases = opened(make_study(trials=3), 3, patience=0.3)
+    office, leases = opened(make_study(trials=3), 3, retry=0.3)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         office.report(epoch(leases, 1))
@@ -389,7 +389,7 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 2, patience=0.1)
+    office, leases = opened(study, 2, retry=0.1)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         office.report(epoch(leases, 1))
@@ -406,7 +406,7 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
 def test_a_post_without_trials_asks_the_database_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office = Post(make_study().ledger("w"))
+    office = QueueClient(make_study().ledger("w"))
 
     def pick(*_: object, **__: object) -> Any:
         pytest.fail("nobody is here to ask for")
@@ -414,7 +414,7 @@ def test_a_post_without_trials_asks_the_database_nothing(
     for name in ("writing", "writing_once", "reading"):
         monkeypatch.setattr(sql, name, pick)
     office.report([])
-    for act in (office.flush, office.send, office.renew, office.obey, office.send_metrics):
+    for act in (office.flush, office.send, office.renew, office.poll_commands, office.send_metrics):
         act()
     assert not office.is_to_be_renewed
 
@@ -426,16 +426,16 @@ def test_orders_reach_the_trial_that_they_are_for(make_study: MakeStudy) -> None
     study = make_study(trials=3)
     office, leases = opened(study, 3)
     control.stop_trial(study, 1)
-    office.obey()
+    office.poll_commands()
     assert [lease.must_end() for lease in leases] == [False, True, False]
     assert [lease.keeps_its_place for lease in leases] == [True, False, True]
     with pytest.raises(Stopped):
         leases[1].let_go()
     control.pause(study)
-    office.obey()
+    office.poll_commands()
     assert all(lease.must_end() for lease in leases)
     control.resume(study)
-    office.obey()
+    office.poll_commands()
     assert [lease.must_end() for lease in leases] == [False, True, False]
 
 
@@ -477,7 +477,7 @@ def test_a_worker_that_takes_up_its_own_lost_trial_holds_it_by_the_later_claim(m
 def test_leases_that_come_and_go_are_each_kept_while_they_are_here(make_study: MakeStudy) -> None:
     study = make_study(trials=6)
     office, leases = opened(study, 3, lease_seconds=0.6)
-    with Keeper(office.ledger) as keeping:
+    with Heartbeat(office.ledger) as keeping:
         keeping.hold(office)
         first = until(study)
         leases += more(office, 3)
@@ -502,7 +502,7 @@ def test_a_trial_whose_time_is_up_is_told_apart_from_those_beside_it(make_study:
         called.append(lease.claim.number)
         raise RuntimeError("it may raise")
 
-    with Keeper(office.ledger, overdue=overdue) as keeping:
+    with Heartbeat(office.ledger, overdue=overdue) as keeping:
         keeping.hold(office)
         wait_for(lambda: len(called) >= 3)
     assert set(called) == {1}
@@ -517,26 +517,26 @@ def test_trials_come_go_and_are_lost_while_the_storage_fails_now_and_then_and_ev
     for name in ("report", "renew_all", "orders_of", "write_metrics"):
         monkeypatch.setattr(Ledger, name, failing_at_times(getattr(Ledger, name), faults))
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.05)
-    office, thief = Post(study.ledger("w", lease_seconds=30.0), Patience(60.0)), study.ledger("thief")
+    office, thief = QueueClient(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")
     at: dict[Lease, int] = {}
     ended: list[Lease] = []
     stolen: list[Claim] = []
-    with Keeper(office.ledger) as keeping:
+    with Heartbeat(office.ledger) as keeping:
         keeping.hold(office)
         while True:
-            claims = claiming.claim_many(office.ledger, 8 - len(at), partition="any") if len(at) < 8 else []
+            claims = claiming.claim_many(office.ledger, 8 - len(at), stack_key="any") if len(at) < 8 else []
             if isinstance(claims, claiming.Idle):
                 if not at:
                     break
                 claims = []
-            at |= {Lease(office.ledger, claim, post=office): 0 for claim in claims}
+            at |= {Lease(office.ledger, claim, client=office): 0 for claim in claims}
             at = {lease: step + 1 for lease, step in at.items()}
             office.report([said(lease, step) for lease, step in at.items()])
             time.sleep(0.005)
             if len(at) > 4 and len(stolen) < 10:
                 victim = drawn.choice(list(at))
                 office.ledger.park(victim.claim)
-                taken = claiming.claim_many(thief, 1, partition="any")
+                taken = claiming.claim_many(thief, 1, stack_key="any")
                 assert not isinstance(taken, claiming.Idle)
                 stolen += taken
             for lease, step in list(at.items()):
@@ -561,7 +561,7 @@ def test_trials_come_go_and_are_lost_while_the_storage_fails_now_and_then_and_ev
     for claim in stolen:
         assert trials[claim.number].intermediate_values == {}
         assert thief.curve(claim, "value") == []
-    assert office.patience(lambda: thief.renew_all(stolen)) == set()
+    assert office.retry(lambda: thief.renew_all(stolen)) == set()
 
 
 def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable[..., Any]:
@@ -582,6 +582,6 @@ def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable
 def test_a_lease_without_a_post_has_one_of_its_own(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     (_, _, one), (_, _, other) = begin(study), begin(study)
-    assert one.lease.post is not other.lease.post
-    assert one.lease.post.leases == [one.lease]
-    assert one.lease.patience is one.lease.post.patience
+    assert one.lease.client is not other.lease.client
+    assert one.lease.client.leases == [one.lease]
+    assert one.lease.retry is one.lease.client.retry

@@ -48,7 +48,7 @@ def stamp(ledger: Ledger) -> None:
 def test_a_process_that_enters_says_who_and_where_it_is_and_what_it_runs(make_study: MakeStudy) -> None:
     study = make_study()
     before = now(study)
-    workers.enter(study.ledger("w"))
+    workers.register(study.ledger("w"))
     (row,) = rows(study)
     assert (row.worker, row.study_id) == ("w", study.study_id)
     assert (row.host, row.pid) == (platform.node(), os.getpid())
@@ -60,7 +60,7 @@ def test_a_process_that_enters_says_who_and_where_it_is_and_what_it_runs(make_st
 
 def test_a_clock_that_is_right_is_not_ahead(make_study: MakeStudy) -> None:
     study = make_study()
-    workers.enter(study.ledger("w"))  # the database is on this machine
+    workers.register(study.ledger("w"))  # the database is on this machine
     assert abs(rows(study)[0].clock_skew) < 0.5
 
 
@@ -72,7 +72,7 @@ def test_a_clock_that_is_wrong_is_told_by_how_much(
     right = time.time
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: right() + ahead)
-        workers.enter(study.ledger("w"))
+        workers.register(study.ledger("w"))
     (row,) = rows(study)
     assert row.clock_skew == pytest.approx(ahead, abs=0.5)
     assert row.started_at == pytest.approx(now(study), abs=60)  # by the database's clock
@@ -82,7 +82,7 @@ def test_a_wait_for_the_lock_is_no_skew(make_study: MakeStudy) -> None:
     study = make_study()
     with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_workers.update().values(pid=1))
-        entering = threading.Thread(target=workers.enter, args=[study.ledger("w")])
+        entering = threading.Thread(target=workers.register, args=[study.ledger("w")])
         entering.start()
         time.sleep(1.0)
     entering.join()
@@ -92,7 +92,7 @@ def test_a_wait_for_the_lock_is_no_skew(make_study: MakeStudy) -> None:
 def test_a_stamp_tells_the_time_of_its_own_row_alone(make_study: MakeStudy) -> None:
     study = make_study()
     for worker in ("one", "other"):
-        workers.enter(study.ledger(worker))
+        workers.register(study.ledger(worker))
     one, other = rows(study)
     tick()
     stamp(study.ledger("one"))
@@ -111,9 +111,9 @@ def test_a_stamp_of_a_process_that_never_entered_writes_nothing(make_study: Make
 def test_a_process_that_leaves_was_seen_for_the_last_time(make_study: MakeStudy) -> None:
     study = make_study()
     for worker in ("one", "other"):
-        workers.enter(study.ledger(worker))
+        workers.register(study.ledger(worker))
     tick()
-    workers.leave(study.ledger("one"))
+    workers.unregister(study.ledger("one"))
     left, stays = rows(study)
     assert left.started_at < left.seen_at
     assert left.left_at == pytest.approx(left.seen_at, abs=0.5)
@@ -123,11 +123,11 @@ def test_a_process_that_leaves_was_seen_for_the_last_time(make_study: MakeStudy)
 def test_a_process_that_was_recycled_enters_again_under_its_name(make_study: MakeStudy) -> None:
     study = make_study()
     ledger = study.ledger("w")
-    workers.enter(ledger)
-    workers.leave(ledger)
+    workers.register(ledger)
+    workers.unregister(ledger)
     (before,) = rows(study)
     tick()
-    workers.enter(ledger)
+    workers.register(ledger)
     (after,) = rows(study)
     assert after.left_at is None
     assert before.left_at < after.started_at == after.seen_at
@@ -136,8 +136,8 @@ def test_a_process_that_was_recycled_enters_again_under_its_name(make_study: Mak
 def test_one_name_may_work_on_two_studies(make_study: MakeStudy) -> None:
     one, other = make_study(name="one"), make_study(name="other")
     for study in (one, other):
-        workers.enter(study.ledger("w"))
-    workers.leave(one.ledger("w"))
+        workers.register(study.ledger("w"))
+    workers.unregister(one.ledger("w"))
     assert [row.left_at is None for row in (*rows(one), *rows(other))] == [False, True]
 
 

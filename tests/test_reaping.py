@@ -111,7 +111,7 @@ def test_a_worker_that_comes_back_to_a_reaped_trial_finds_it_lost(make_study: Ma
     reap(study)
     ledger = study.ledger("dead")
     assert not ledger.renew(claim)
-    assert ledger.orders(claim).lost
+    assert ledger.commands(claim).lost
     with pytest.raises(LostLease):
         finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert trial_of(study, 0).state == TrialState.RUNNING
@@ -134,7 +134,7 @@ def test_a_loss_that_ends_a_trial_may_leave_it_pruned_with_its_value(make_study:
     study = make_study(failures={"lost_worker": {"retries": 0, "then": "prune"}})
     ledger, _, trial = begin(study)
     trial.report(0.5, 1)
-    assert reaper.bury(ledger, "w", "killed") == 1
+    assert reaper.fail_leases_of(ledger, "w", "killed") == 1
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)
 
 
@@ -156,10 +156,10 @@ def test_only_the_dead_worker_s_trials_are_taken_though_their_leases_run(make_st
     study = make_study()
     for worker in ("host:1:aa", "host:1:ab", "host:1:aa"):
         taken(study, worker, lease_seconds=LEASE)
-    assert reaper.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 2
+    assert reaper.fail_leases_of(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 2
     assert [row.lease_until is None for row in rows(study)] == [True, False, True]
     assert {row.message for row in failures(study)} == {"its worker died: killed by SIGKILL (host:1:aa)"}
-    assert reaper.bury(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 0
+    assert reaper.fail_leases_of(study.ledger("launcher"), "host:1:aa", "killed by SIGKILL") == 0
     assert len(failures(study)) == 2
 
 
@@ -167,7 +167,7 @@ def test_a_dead_worker_has_no_part_in_a_trial_that_another_has_taken_up(make_stu
     study = make_study(trials=1)
     study.ledger("old").park(taken(study, "old", lease_seconds=LEASE))
     taken(study, "new", lease_seconds=LEASE)
-    assert reaper.bury(study.ledger("launcher"), "old", "exit code 1") == 0
+    assert reaper.fail_leases_of(study.ledger("launcher"), "old", "exit code 1") == 0
     assert rows(study)[0].lease_until is not None
 
 
@@ -175,7 +175,7 @@ def test_a_worker_that_left_in_peace_gives_its_trials_back_without_a_failure(mak
     study = make_study()
     for worker in ("leaving", "staying"):
         taken(study, worker, lease_seconds=LEASE)
-    reaper.park_all_of(study.ledger("launcher"), "leaving")
+    reaper.release_leases_of(study.ledger("launcher"), "leaving")
     assert [row.lease_until is None for row in rows(study)] == [True, False]
     assert failures(study) == []
 
@@ -191,7 +191,7 @@ def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
         trial.report(reported, step)
     assert not control.stop_trial(study, 0)
     if way == "bury":
-        assert reaper.bury(study.ledger("launcher"), "dead", "killed") == 1
+        assert reaper.fail_leases_of(study.ledger("launcher"), "dead", "killed") == 1
     else:
         with sql.writing(ledger.engine) as connection:
             connection.execute(hpo_trials.update().values(lease_until=1.0))
@@ -221,7 +221,7 @@ def clock() -> Clock:
 def beside_another(study: Study) -> None:
     """Let another process have worked on the study for a while: then the storage was not away."""
     other = study.ledger("another")
-    workers.enter(other)
+    workers.register(other)
     with sql.writing(other.engine) as connection:
         connection.execute(hpo_workers.update().values(started_at=1.0))
 
@@ -250,7 +250,7 @@ def test_a_reaper_that_starts_alone_waits_half_a_lease(company: str, make_study:
     taken(study)
     ledger = study.ledger("w", lease_seconds=LEASE)
     if company == "itself":
-        workers.enter(ledger)
+        workers.register(ledger)
     elif company == "another study's":
         beside_another(make_study(name="other"))
     elif company != "none":
@@ -363,7 +363,7 @@ def test_an_attempt_that_the_storage_refused_does_not_end_a_gap(
 def test_a_reaper_stamps_its_worker_s_row_even_while_it_holds_off(make_study: MakeStudy, clock: Clock) -> None:
     study = make_study()
     ledger = study.ledger("w", lease_seconds=LEASE)
-    workers.enter(ledger)
+    workers.register(ledger)
     with sql.writing(ledger.engine) as connection:
         connection.execute(hpo_workers.update().values(seen_at=1.0))
     Reaper(ledger, clock=clock)()
@@ -408,7 +408,7 @@ def test_a_reaper_and_a_parent_that_buries_take_a_trial_once(make_study: MakeStu
     for _ in range(10):
         taken(study)
     launcher = study.ledger("launcher")
-    together(lambda: reap(study), lambda: reaper.bury(launcher, "dead", "killed"))
+    together(lambda: reap(study), lambda: reaper.fail_leases_of(launcher, "dead", "killed"))
     reap(study)
     assert [(row.attempt, row.verdict) for row in failures(study)] == [(1, "retry")] * 10
 
@@ -489,7 +489,7 @@ def test_a_trial_that_something_else_ends_at_that_instant_does_not_save_the_othe
             study.ledger("dead").park(claim)
     acts: dict[str, Callable[[], object]] = {
         "reap": lambda: reap(study),
-        "bury": lambda: reaper.bury(study.ledger("launcher"), "dead", "killed"),
+        "bury": lambda: reaper.fail_leases_of(study.ledger("launcher"), "dead", "killed"),
         "hpo stop --now": lambda: control.stop(study, now=True),
     }
 

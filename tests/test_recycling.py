@@ -17,7 +17,7 @@ import pytest
 from hpo.spec.failures import SPOILING, Kind
 from hpo.spec.study_file import Recovery
 from hpo.worker import restart
-from hpo.worker.restart import MIB, Wear
+from hpo.worker.restart import MIB, RestartPolicy
 from hpo.worker.signals import ASKING
 from tests.waiting import ended, heard
 
@@ -31,44 +31,44 @@ def of_size(mib: int) -> bytearray:
 
 @pytest.mark.parametrize("kind", [*Kind, None])
 def test_only_what_spoils_a_process_ends_it_after_one_trial(kind: Kind | None) -> None:
-    reason = Wear(Recovery()).reason(kind)
+    reason = RestartPolicy(Recovery()).reason(kind)
     assert reason == (f"after {kind}" if kind in SPOILING else None)
     assert {Kind.OUT_OF_MEMORY, Kind.CUDA_ERROR} == SPOILING
 
 
 def test_a_process_that_was_spoiled_later_on_starts_afresh_as_well() -> None:
-    wear = Wear(Recovery())
-    assert [wear.reason(kind) for kind in (None, Kind.EXCEPTION, Kind.CUDA_ERROR)] == [None, None, "after cuda_error"]
+    policy = RestartPolicy(Recovery())
+    assert [policy.reason(kind) for kind in (None, Kind.EXCEPTION, Kind.CUDA_ERROR)] == [None, None, "after cuda_error"]
 
 
 def test_a_process_starts_afresh_after_so_many_trials_failed_ones_among_them() -> None:
-    wear = Wear(Recovery(recycle_trials=3))
-    assert [wear.reason(kind) for kind in (None, Kind.EXCEPTION, None)] == [None, None, "after 3 trials"]
+    policy = RestartPolicy(Recovery(recycle_trials=3))
+    assert [policy.reason(kind) for kind in (None, Kind.EXCEPTION, None)] == [None, None, "after 3 trials"]
 
 
 def test_a_study_may_ask_for_a_process_for_every_trial() -> None:
-    assert Wear(Recovery(recycle_trials=1)).reason(None) == "after 1 trials"
+    assert RestartPolicy(Recovery(recycle_trials=1)).reason(None) == "after 1 trials"
 
 
 def test_a_process_that_grew_after_its_first_trial_starts_afresh() -> None:
-    wear = Wear(Recovery(recycle_growth_mb=64))
+    policy = RestartPolicy(Recovery(recycle_growth_mb=64))
     needed = [of_size(128)]  # by the first trial, and by every one
-    assert wear.reason(None) is None
-    assert wear.reason(None) is None
+    assert policy.reason(None) is None
+    assert policy.reason(None) is None
     needed.append(of_size(128))
-    reason = wear.reason(None)
+    reason = policy.reason(None)
     assert reason is not None
     assert reason.startswith("after growing by ")
     assert 100 <= int(reason.split()[3]) <= 256
     needed.pop()
-    assert wear.reason(None) is None  # and one that gave it back does not
+    assert policy.reason(None) is None  # and one that gave it back does not
 
 
 def test_growing_by_less_is_none() -> None:
-    wear = Wear(Recovery(recycle_growth_mb=512))
-    assert wear.reason(None) is None
+    policy = RestartPolicy(Recovery(recycle_growth_mb=512))
+    assert policy.reason(None) is None
     grown = of_size(64)
-    assert wear.reason(None) is None
+    assert policy.reason(None) is None
     assert len(grown) == 64 * MIB
 
 

@@ -17,7 +17,7 @@ from hpo.search.pruners import PRUNERS
 from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.study_file import StudySpec
-from hpo.train.build.registry import KINDS, Kind
+from hpo.train.build.registry import KINDS, PartKind
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 
@@ -54,7 +54,7 @@ def part(
 
 
 def test_a_new_entry_is_on_the_page_without_a_word_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = Kind(functions={"new": part}, given=1, returns=object)
+    kind = PartKind(functions={"new": part}, given=1, returns=object)
     monkeypatch.setitem(KINDS, "schedule", kind)
     start = reference.page().partition("\n## schedule\n")[2].partition("\n## ")[0]
     assert start.split("\n\n")[-3:] == [
@@ -96,6 +96,6 @@ def test_a_default_reads_as_toml(value: object, text: str) -> None:
 
 def test_an_entry_without_a_docstring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part, "__doc__", None)
-    monkeypatch.setitem(KINDS, "schedule", Kind(functions={"new": part}, given=1, returns=object))
+    monkeypatch.setitem(KINDS, "schedule", PartKind(functions={"new": part}, given=1, returns=object))
     with pytest.raises(ValueError, match="part: has no docstring for the reference; write one"):
         reference.page()

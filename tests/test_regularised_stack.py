@@ -22,7 +22,7 @@ from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
 from hpo.train.stack import select
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
 from tests.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, timeless, train
@@ -166,7 +166,7 @@ def test_weights_averaged_by_epoch_are_stacked_where_no_batch_norm_is(splits: Sp
 
     normed = replace(ones[0], build=lambda: cnn((1, 8, 8), CLASSES, channels=[3])).run()
     with pytest.raises(Unstackable, match="averaging swa computes batch norm's statistics anew"):
-        Stack(Forward(normed.model), normed, 2)
+        Stack(StackedForward(normed.model), normed, 2)
 
 
 class Focal(nn.Module):

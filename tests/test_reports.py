@@ -16,10 +16,10 @@ from hpo.errors import LostLease
 from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
-from hpo.queue.report import Answer, Report
+from hpo.queue.report import Report, ReportResult
 from hpo.storage import sql
 from hpo.storage.connect import FAILURES, OUTAGES, Storage, connect, plain_url
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.storage.tables import trials
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
@@ -56,7 +56,7 @@ def test_a_thousand_kept_reports_are_sent(place: Storage, tmp_path: Path, monkey
 
 def test_no_reports_are_no_statement(place: Storage, tmp_path: Path) -> None:
     ledger, _, _ = begin(make(place, tmp_path))
-    assert ledger.report([]) == Answer(lost=[], finished=None)
+    assert ledger.report([]) == ReportResult(lost=[], finished=None)
 
 
 def test_parameters_suggested_before_a_trial_was_lost_are_not_mixed_with_the_new_owners(
@@ -64,7 +64,7 @@ def test_parameters_suggested_before_a_trial_was_lost_are_not_mixed_with_the_new
 ) -> None:
     study = make(place, tmp_path)
     ledger, claim, frozen = begin(study, "frozen")
-    elsewhere = worker_loop.bearing(study, Patience(60.0))
+    elsewhere = worker_loop.with_retry(study, Retry(60.0))
 
     def take_over() -> float:
         ledger.park(claim)  # as a reaper does, while the worker is frozen
@@ -107,7 +107,7 @@ def test_a_report_waits_for_an_end_that_another_program_is_writing_and_then_writ
     ledger, claim, _ = begin(study)
     ledger.report([said(claim, 1)])
     other = connect(postgres_url)
-    found: list[Answer] = []
+    found: list[ReportResult] = []
     with other.engine.connect() as dashboard:
         dashboard.execute(trials.update().values(state=TrialState.COMPLETE))
         reporting = threading.Thread(target=lambda: found.append(ledger.report([said(claim, 2)])))
@@ -122,7 +122,7 @@ def test_a_report_waits_for_an_end_that_another_program_is_writing_and_then_writ
     place.close()
 
 
-def report_on(ledger: Ledger, claim: Claim, going: threading.Event, answers: list[Answer]) -> None:
+def report_on(ledger: Ledger, claim: Claim, going: threading.Event, answers: list[ReportResult]) -> None:
     """Report until the claim is lost."""
     for step in range(1, 5000):
         answers.append(ledger.report([said(claim, step)]))
@@ -136,7 +136,7 @@ def test_a_study_is_deleted_beside_its_reporting_workers(place: Storage, tmp_pat
     for round in range(5):
         study = make(place, tmp_path, name=f"study-{round}")
         ledger, claim, _ = begin(study)
-        going, answers = threading.Event(), list[Answer]()
+        going, answers = threading.Event(), list[ReportResult]()
         reporting = threading.Thread(target=report_on, args=(ledger, claim, going, answers))
         reporting.start()
         assert going.wait(60)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from hpo.queue.models import Checkpoint
 from hpo.study import retention
-from hpo.study.retention import file_name, leads, stale, sweep, tidy
+from hpo.study.retention import delete_stale, file_name, is_kept, stale, tidy
 from hpo.study.study import Study
 from hpo.train import checkpoint
 from hpo.worker import pending_reports
@@ -124,7 +124,7 @@ def test_a_trial_leads_if_its_value_puts_it_among_those_that_are_kept(
     keep: int, direction: str, number: int, value: float, expected: bool, make_study: MakeStudy
 ) -> None:
     study = ended(make_study, keep, 0.1, 0.3, 0.4 if direction == "minimize" else 0.3, direction=direction)
-    assert leads(study, number, value) is expected
+    assert is_kept(study, number, value) is expected
 
 
 def test_what_leads_before_its_end_is_what_is_swept_around_after_it(make_study: MakeStudy) -> None:
@@ -132,11 +132,11 @@ def test_what_leads_before_its_end_is_what_is_swept_around_after_it(make_study: 
     study = ended(make_study, 2)
     kept: set[str] = set()
     for number, value in enumerate(values):
-        if leads(study, number, value):
+        if is_kept(study, number, value):
             kept.add(study.trial_folder(number).name)
             touched(study.trial_folder(number), file_name(1, 1, 1))
         run(study, value)
-        kept -= {folder.name for folder in sweep(study)}
+        kept -= {folder.name for folder in delete_stale(study)}
         ranked = sorted(range(number + 1), key=lambda one: (values[one], one))
         assert kept == {study.trial_folder(one).name for one in ranked[:2]}
     assert left(study.checkpoints) == {*kept, "study.uid"}
@@ -145,8 +145,8 @@ def test_what_leads_before_its_end_is_what_is_swept_around_after_it(make_study: 
 def test_only_complete_trials_take_a_place_among_the_best(make_study: MakeStudy) -> None:
     study = ended(make_study, 1, 0.5)
     run(study, 0.1, state=TrialState.PRUNED)
-    assert leads(study, 9, 0.4)
-    assert not leads(study, 9, 0.6)
+    assert is_kept(study, 9, 0.4)
+    assert not is_kept(study, 9, 0.6)
 
 
 # --- the folders of a study -------------------------------------------------------------------------------------------
@@ -170,10 +170,10 @@ def test_folders_of_settled_trials_that_do_not_lead_are_swept_and_no_others(make
     parked[0].park(parked[1])
     with_folders(study, 0, 1, 2, 3, 4, 5, 6, 7)  # there is no trial 7 yet
     assert [folder.name for folder in stale(study)] == sorted(names(study, 0, 2, 3))
-    assert [folder.name for folder in sweep(study)] == sorted(names(study, 0, 2, 3))
+    assert [folder.name for folder in delete_stale(study)] == sorted(names(study, 0, 2, 3))
     assert left(study.checkpoints) == names(study, 1, 4, 5, 6, 7) | {"study.uid"}
     assert left(study.trial_folder(1)) == {file_name(1, 1, 1), ".attempt-1-epoch-2-1.pt.0123abcd.tmp"}
-    assert sweep(study) == []
+    assert delete_stale(study) == []
 
 
 def test_looking_for_what_is_stale_removes_nothing(make_study: MakeStudy) -> None:
@@ -191,7 +191,7 @@ def test_as_many_of_the_best_trials_keep_their_folder_as_the_study_says(
     values = [0.5, 0.25, 0.5, 0.75, 0.25]
     study = ended(make_study, keep, *values, direction=direction)
     with_folders(study, *range(5))
-    sweep(study)
+    delete_stale(study)
     sign = 1 if direction == "minimize" else -1
     best = sorted(range(5), key=lambda number: (sign * values[number], number))[:keep]
     assert left(study.checkpoints) == names(study, *best) | {"study.uid"}
@@ -202,7 +202,7 @@ def test_a_trial_of_another_study_of_the_same_number_is_no_reason_to_sweep(make_
     begin(study)
     run(other, 0.5), run(other, 0.25)
     with_folders(study, 0)
-    assert sweep(study) == []
+    assert delete_stale(study) == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_trial_of_another_study_of_the_same_number_is_no_reason_to_sweep(make_
 def test_folders_of_strange_names_stay(name: str, make_study: MakeStudy) -> None:
     study = ended(make_study, 0, 0.5, 0.5)
     touched(study.checkpoints / name, "mine")
-    assert sweep(study) == []
+    assert delete_stale(study) == []
     assert left(study.checkpoints) == {name, "study.uid"}
 
 
@@ -221,7 +221,7 @@ def test_a_folder_of_a_strange_name_does_not_hide_the_trial_s_own(make_study: Ma
     for name in ("trial-1", "trial-01", "trial-0000001"):
         touched(study.checkpoints / name, "mine")
     with_folders(study, 1)
-    assert sweep(study) == [study.trial_folder(1)]
+    assert delete_stale(study) == [study.trial_folder(1)]
 
 
 @pytest.mark.parametrize("digits", [10, 19, 20, 100])
@@ -229,13 +229,13 @@ def test_a_folder_of_a_number_that_no_trial_can_have_disturbs_nobody(digits: int
     study = ended(make_study, 0, 0.5)
     touched(study.checkpoints / f"trial-{'9' * digits}", "mine")
     with_folders(study, 0)
-    assert sweep(study) == [study.trial_folder(0)]
+    assert delete_stale(study) == [study.trial_folder(0)]
 
 
 def test_a_file_with_a_trial_s_name_is_left_alone(make_study: MakeStudy) -> None:
     study = ended(make_study, 0, 0.5)
     touched(study.checkpoints, "trial-000000")
-    sweep(study)
+    delete_stale(study)
     assert left(study.checkpoints) == {"trial-000000", "study.uid"}
 
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_folder_that_cannot_be_read_costs_no_trial(
     study.checkpoints.rmdir()
     if gone == "a file":
         study.checkpoints.touch()
-    assert sweep(study) == []
+    assert delete_stale(study) == []
     assert "cannot be read" in caplog.text
 
 
@@ -256,6 +256,6 @@ def test_a_folder_that_vanishes_meanwhile_is_swept(make_study: MakeStudy, monkey
     study = ended(make_study, 0, 0.5)
     with_folders(study, 0)
     found: Any = stale(study)
-    sweep(study)  # another worker's
+    delete_stale(study)  # another worker's
     monkeypatch.setattr(retention, "stale", lambda _: found)
-    assert sweep(study) == found
+    assert delete_stale(study) == found

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from hpo.queue.claiming import claim
 from hpo.queue.models import Claim
 from hpo.search import array_pruners
-from hpo.spec.objectives import Known
+from hpo.spec.objectives import KnownCosts
 from hpo.storage.connect import Storage
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.study.study import Study
@@ -54,7 +54,7 @@ def end(study: Study, costs: float | tuple[float, float], *curve: float) -> None
     for step, value in enumerate(curve, 1):
         trial.report(value, step)
     further = costs if isinstance(costs, tuple) else (costs,)
-    trial.known = Known(values=further[: len(study.spec.goals.names) - 1], constraints={})
+    trial.known = KnownCosts(values=further[: len(study.spec.goals.names) - 1], constraints={})
     end_trial(trial, TrialState.COMPLETE, curve[-1])
 
 

@@ -17,7 +17,7 @@ from hpo.data import Splits
 from hpo.train import checkpoint, loop
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine, onecycle
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 from hpo.train.stack.row_optimizers import order_of, own_state, stepper
 from tests import stacks
 from tests.stacks import Trial, apart, numbers, plain_epochs, stack_of, train
@@ -211,12 +211,12 @@ class Two(nn.Module):
         self.bias = nn.Parameter(torch.randn(16))
 
 
-def in_row(kind: Callable[..., Optimizer]) -> tuple[Optimizer, Callable[[], None], Rows, Two]:
+def in_row(kind: Callable[..., Optimizer]) -> tuple[Optimizer, Callable[[], None], FlatParameters, Two]:
     """Bring a model's optimizer into the second of three rows."""
     model = Two()
     optimizer = kind(model.parameters())
     names = {parameter: name for name, parameter in model.named_parameters()}
-    rows = Rows(model, order_of(optimizer, names), 3)
+    rows = FlatParameters(model, order_of(optimizer, names), 3)
     rows.adopt(1, model)
     return optimizer, stepper(optimizer, names, rows, 1), rows, model
 

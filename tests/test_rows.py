@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpo.train.stack.flat_parameters import ALIGNMENT, Rows, own_tensors
+from hpo.train.stack.flat_parameters import ALIGNMENT, FlatParameters, own_tensors
 
 
 class Model(nn.Module):
@@ -34,11 +34,11 @@ def model() -> Model:
 
 
 @pytest.fixture
-def rows(model: Model) -> Rows:
-    return Rows(model, TRAINED, 3)
+def rows(model: Model) -> FlatParameters:
+    return FlatParameters(model, TRAINED, 3)
 
 
-def test_trained_parameters_come_first_in_their_order_and_others_have_no_gradient(rows: Rows) -> None:
+def test_trained_parameters_come_first_in_their_order_and_others_have_no_gradient(rows: FlatParameters) -> None:
     assert list(rows.spans)[:2] == TRAINED
     assert rows.spans == {
         "norm.weight": (0, 5),
@@ -55,13 +55,13 @@ def test_trained_parameters_come_first_in_their_order_and_others_have_no_gradien
     } | {"again.weight"}
 
 
-def test_every_parameter_of_every_row_begins_a_cache_line(rows: Rows) -> None:
+def test_every_parameter_of_every_row_begins_a_cache_line(rows: FlatParameters) -> None:
     assert all(stacked.data_ptr() % 64 == 0 for stacked in rows.parameters.values())
     assert rows.values.stride(0) * rows.values.element_size() % 64 == 0
     assert ALIGNMENT * rows.values.element_size() == 64
 
 
-def test_a_model_that_is_adopted_keeps_its_values_and_shows_its_row(rows: Rows, model: Model) -> None:
+def test_a_model_that_is_adopted_keeps_its_values_and_shows_its_row(rows: FlatParameters, model: Model) -> None:
     before = copy.deepcopy(model.state_dict())
     weight = model.a.weight
     rows.adopt(1, model)
@@ -78,17 +78,17 @@ def test_a_model_that_is_adopted_keeps_its_values_and_shows_its_row(rows: Rows, 
     assert not rows.values[[0, 2]].any()
 
 
-def test_two_names_are_one_tensor(rows: Rows) -> None:
+def test_two_names_are_one_tensor(rows: FlatParameters) -> None:
     assert rows.parameters["b.weight"] is rows.parameters["a.weight"]
     assert rows.buffers["again.running_var"] is rows.buffers["norm.running_var"]
     assert rows.buffers["other.running_mean"] is rows.buffers["norm.running_mean"]
     assert rows.buffers["other.running_var"] is not rows.buffers["norm.running_var"]
 
 
-def test_a_model_moves_from_row_to_row_and_out_again(rows: Rows, model: Model) -> None:
+def test_a_model_moves_from_row_to_row_and_out_again(rows: FlatParameters, model: Model) -> None:
     before = copy.deepcopy(model.state_dict())
     rows.adopt(0, model)
-    other = Rows(model, TRAINED, 2)
+    other = FlatParameters(model, TRAINED, 2)
     other.adopt(1, model)
     for tensor in (rows.values, *rows.buffers.values()):
         tensor.fill_(0)  # what it left is no matter
@@ -101,7 +101,7 @@ def test_a_model_moves_from_row_to_row_and_out_again(rows: Rows, model: Model) -
     assert model.a.weight.untyped_storage().nbytes() == 15 * 4
 
 
-def test_nothing_is_left_of_a_row_that_was_no_number(rows: Rows, model: Model) -> None:
+def test_nothing_is_left_of_a_row_that_was_no_number(rows: FlatParameters, model: Model) -> None:
     rows.values.fill_(torch.nan)
     rows.gradients.fill_(torch.nan)
     rows.adopt(2, model)
@@ -110,7 +110,7 @@ def test_nothing_is_left_of_a_row_that_was_no_number(rows: Rows, model: Model) -
     assert rows.values[:2].isnan().all()
 
 
-def test_a_snapshot_brings_the_buffers_back(rows: Rows, model: Model) -> None:
+def test_a_snapshot_brings_the_buffers_back(rows: FlatParameters, model: Model) -> None:
     rows.adopt(2, model)
     before = copy.deepcopy(model.state_dict())
     kept = rows.snapshot(2)

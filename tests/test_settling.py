@@ -349,7 +349,7 @@ def test_trials_that_run_in_a_study_as_it_breaks_may_end_and_the_first_reason_st
         attempt(study, AN_EXCEPTION)
     broken = standing(study)
     (ledger, failing), (_, good) = others
-    assert not ledger.orders(good).park
+    assert not ledger.commands(good).park
     assert ledger.fail(failing, AN_EXCEPTION) is FAIL
     finish_claim(ledger, good, TrialState.COMPLETE, 0.5, outcome="complete")
     assert standing(study)[:2] == broken[:2]

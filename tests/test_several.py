@@ -19,7 +19,7 @@ from hpo.final import train as final
 from hpo.final import user_objective
 from hpo.queue import claiming
 from hpo.queue.models import Claim
-from hpo.queue.reaper import bury
+from hpo.queue.reaper import fail_leases_of
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, plain_url
 from hpo.storage.tables import hpo_trials, trial_values
@@ -232,7 +232,7 @@ def test_trials_that_others_end_have_all_their_values_too(make: MakeStudy) -> No
     control.stop_trial(study, parked)
     ledger = study.ledger("doomed")
     assert isinstance(claiming.claim(ledger), Claim)
-    assert bury(ledger, "doomed", "killed") == 1  # before it told what it costs
+    assert fail_leases_of(ledger, "doomed", "killed") == 1  # before it told what it costs
     stopped, lost = ended(study)
     assert (stopped.state, lost.state) == (TrialState.PRUNED, TrialState.PRUNED)
     first = stopped.intermediate_values[max(stopped.intermediate_values)]

@@ -22,7 +22,7 @@ from hpo.train import loop
 from hpo.train.build import assemble, executor, registry
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import Rate
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
 from tests import stacks
@@ -123,11 +123,11 @@ def test_it_is_trained_alone_and_says_why(splits: Splits) -> None:
     sharp, plain = (trial(splits, rho=rho).run() for rho in (RHO, 0.0))
     why = "sharpness-aware minimisation takes each batch twice"
     with pytest.raises(Unstackable, match=why):
-        Stack(Forward(sharp.model), sharp, 2)
-    stack = Stack(Forward(plain.model), plain, 2)
+        Stack(StackedForward(sharp.model), sharp, 2)
+    stack = Stack(StackedForward(plain.model), plain, 2)
     with pytest.raises(Unstackable, match="what stands against a stack"):
         stack.put(sharp)
-    assert executor.partition_of(sharp, Training()) != executor.partition_of(plain, Training())
+    assert executor.stack_key_of(sharp, Training()) != executor.stack_key_of(plain, Training())
 
 
 DOCUMENT: dict[str, Any] = {

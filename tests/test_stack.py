@@ -23,7 +23,7 @@ from hpo.train.optim import schedules
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.warmup import before, linear
 from hpo.train.run import Run
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Stack
 from tests import stacks
@@ -152,7 +152,11 @@ def test_runs_come_and_go_and_gaps_are_closed(splits: Splits) -> None:
     lengths = [26, 5, 9, 26, 3, 27, 26]
     trials = [replace(t, epochs=epochs) for t, epochs in zip(trial.several(7), lengths, strict=True)]
     waiting = [trial.run() for trial in trials]
-    runs, stack, results = list(waiting), Stack(Forward(waiting[0].model), waiting[0], 3), {run: [] for run in waiting}
+    runs, stack, results = (
+        list(waiting),
+        Stack(StackedForward(waiting[0].model), waiting[0], 3),
+        {run: [] for run in waiting},
+    )
     rows = []
     while waiting or stack.runs:
         while waiting and len(stack.runs) < 3:
@@ -586,7 +590,7 @@ def test_what_cannot_be_stacked_is_told_before_a_run_is_taken(splits: Splits, na
     options, message = REFUSED[name]
     run = Trial(splits=splits, dtype=torch.float32, **options).run()
     with pytest.raises(Unstackable, match=message):
-        Stack(Forward(run.model), run, 2)
+        Stack(StackedForward(run.model), run, 2)
 
 
 def test_unused_parameters_that_nobody_trains_do_no_harm(splits: Splits) -> None:

@@ -16,13 +16,13 @@ from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.queue.report import Report
 from hpo.storage.connect import Storage
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.study.study import Study, as_in_optimize
 from hpo.worker import loop as worker_loop
 from hpo.worker import runner
 from hpo.worker.attempt import open_trial
-from hpo.worker.client import Lease, Post
-from hpo.worker.heartbeat import Keeper
+from hpo.worker.client import Lease, QueueClient
+from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested
 
@@ -69,19 +69,19 @@ def trained(trial: LeasedTrial) -> float:
 
 
 def run_one(study: Study, objective: Callable[[LeasedTrial], float]) -> None:
-    patience = Patience(60.0)
+    retry = Retry(60.0)
     ledger = study.ledger("w")
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
-    runner.run_trial(study, objective, Lease(ledger, claim, patience=patience))
+    runner.run_trial(study, objective, Lease(ledger, claim, retry=retry))
 
 
 @pytest.mark.parametrize(("objective", "wanted"), [(objective, 37), (declared, 34)])
 def test_a_trial_of_20_epochs_with_5_parameters_and_the_median_pruner(
     place: Storage, tmp_path: Path, objective: Callable[[LeasedTrial], float], wanted: int
 ) -> None:
-    study = worker_loop.bearing(
-        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 20}), Patience(60.0)
+    study = worker_loop.with_retry(
+        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 20}), Retry(60.0)
     )
     for _ in range(8):  # past the pruner's start
         run_one(study, objective)
@@ -91,8 +91,8 @@ def test_a_trial_of_20_epochs_with_5_parameters_and_the_median_pruner(
 
 
 def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
-    study = worker_loop.bearing(
-        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 100}), Patience(60.0)
+    study = worker_loop.with_retry(
+        make(place, tmp_path, sampler={"name": "random"}, budget={"trials": 100}), Retry(60.0)
     )
     for _ in range(8):
         run_one(study, declared)
@@ -107,36 +107,36 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
                 Report(claim=trial.lease.claim, step=epoch, value=1.0, metrics={"value": 1.0}) for trial in trials
             ]
             answer = ledger.report(reports, renew=False, since=study.storage.optuna.low(study.study_id))
-            study.storage.optuna.hear(study.study_id, answer.finished)
+            study.storage.optuna.set_known_finished(study.study_id, answer.finished)
             for trial in trials:
                 assert not trial.pruner_says_stop()
         assert ledger.finish_all([trial.ending(TrialState.COMPLETE, 1.0) for trial in trials]) == set()
     assert len(seen) == 50 <= 16 * AIM
 
 
-def stack_of(study: Study, count: int) -> tuple[Post, list[Lease]]:
+def stack_of(study: Study, count: int) -> tuple[QueueClient, list[Lease]]:
     """Return a worker's post and the leases of so many new trials, claimed at once."""
-    post = Post(study.ledger("w"), Patience(60.0))
-    claims = claiming.claim_many(post.ledger, count)
+    client = QueueClient(study.ledger("w"), Retry(60.0))
+    claims = claiming.claim_many(client.ledger, count)
     assert not isinstance(claims, claiming.Idle)
     assert len(claims) == count
-    return post, [Lease(post.ledger, claim, post=post) for claim in claims]
+    return client, [Lease(client.ledger, claim, client=client) for claim in claims]
 
 
 @pytest.mark.parametrize("count", [1, 16, 64])
 def test_keeping_many_leases_takes_the_statements_of_keeping_one(
     place: Storage, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    post, _ = stack_of(make(place, tmp_path, budget={"trials": 100}), count)
-    keeping = Keeper(post.ledger)
+    client, _ = stack_of(make(place, tmp_path, budget={"trials": 100}), count)
+    keeping = Heartbeat(client.ledger)
     with statements(place) as of_a_tick:
-        keeping._keep(post)
+        keeping._keep(client)
     assert len(of_a_tick) == 1  # what others want
-    later = clock.awake_or_asleep() + post.ledger.lease_seconds / 2
+    later = clock.awake_or_asleep() + client.ledger.lease_seconds / 2
     monkeypatch.setattr(clock, "awake_or_asleep", lambda: later)
     with statements(place) as of_a_third_of_a_lease:
-        keeping._keep(post)
-        keeping._keep(post)
+        keeping._keep(client)
+        keeping._keep(client)
     assert len(of_a_third_of_a_lease) == 2 + 1
 
 
@@ -144,10 +144,10 @@ def test_keeping_many_leases_takes_the_statements_of_keeping_one(
 def test_an_epoch_of_many_trials_takes_one_statement_and_so_on(place: Storage, tmp_path: Path, count: int) -> None:
     study = make(place, tmp_path, budget={"trials": 100})
     with statements(place) as of_claims:
-        post, leases = stack_of(study, count)
+        client, leases = stack_of(study, count)
     assert len(of_claims) == 4  # the lock, how the study stands, the trials, their leases
     with statements(place) as of_an_epoch:
-        post.report([Report(claim=lease.claim, step=1, value=1.0, metrics={"a": 1.0, "b": 2.0}) for lease in leases])
+        client.report([Report(claim=lease.claim, step=1, value=1.0, metrics={"a": 1.0, "b": 2.0}) for lease in leases])
     assert len(of_an_epoch) == 1
     with statements(place) as of_metrics:
         for lease in leases:
@@ -155,18 +155,18 @@ def test_an_epoch_of_many_trials_takes_one_statement_and_so_on(place: Storage, t
     assert len(of_metrics) == 2  # the leases, the metrics
     ends = [End(claim=lease.claim, state=TrialState.COMPLETE, value=1.0, outcome="complete") for lease in leases]
     with statements(place) as of_ends:
-        assert post.ledger.finish_all(ends) == set()
+        assert client.ledger.finish_all(ends) == set()
     assert len(of_ends) == 4  # our rows, Optuna's, the values, the streak of failures
 
 
 def test_parked_trials_are_taken_up_in_as_many_statements_however_many_they_are(place: Storage, tmp_path: Path) -> None:
     study = make(place, tmp_path, budget={"trials": 100})
     for count in (1, 16):
-        post, leases = stack_of(study, count)
+        client, leases = stack_of(study, count)
         for lease in leases:
-            post.ledger.park(lease.claim, partition="a")
+            client.ledger.park(lease.claim, stack_key="a")
         with statements(place) as seen:
-            assert len(list(claiming.claim_many(post.ledger, count, partition="a"))) == count
+            assert len(list(claiming.claim_many(client.ledger, count, stack_key="a"))) == count
         assert len(seen) == 7  # the lock, how the study stands, the trials, their leases, and three cut them back
         for lease in leases:
-            finish_claim(post.ledger, replace(lease.claim, attempt=2), TrialState.COMPLETE, 1.0, outcome="complete")
+            finish_claim(client.ledger, replace(lease.claim, attempt=2), TrialState.COMPLETE, 1.0, outcome="complete")

@@ -26,7 +26,7 @@ NEW = [
     hpo_studies.c.streak,
     hpo_trials.c.stop_requested,
     hpo_trials.c.accumulation,
-    hpo_trials.c.partition,
+    hpo_trials.c.stack_key,
     hpo_trials.c.costs,
 ]
 

@@ -38,10 +38,10 @@ from hpo.train.stack import architecture, select
 from hpo.train.stack.stack import Stack
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import Attempt
-from hpo.worker.client import Post
+from hpo.worker.client import QueueClient
 from hpo.worker.objective import Declared, trial_seed
 from hpo.worker.signals import StopSignal
-from hpo.worker.stacked_runner import Together
+from hpo.worker.stacked_runner import StackedRunner
 from hpo.worker.trial import LeasedTrial
 from tests.declared import DOCUMENT, made, work
 from tests.trials import AN_OUTAGE, MakeStudy
@@ -181,7 +181,7 @@ def test_trials_of_another_architecture_wait_and_none_is_dropped(make_digits: Ma
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 12
     assert max(row.attempt for row in rows(study)) == 2  # once to be asked, once to be trained
-    assert len({row.partition for row in rows(study)}) == 3
+    assert len({row.stack_key for row in rows(study)}) == 3
     assert failures(study) == []
     other = make_digits(12, name="other", executor="loop", model=study.spec.model)
     work(other)
@@ -191,15 +191,15 @@ def test_trials_of_another_architecture_wait_and_none_is_dropped(make_digits: Ma
 def test_no_more_than_k_trials_wait(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_digits(24, slots=2, model={"name": "mlp", "widths": {"choices": [[8], [6], [5], [4]]}, "dropout": 0.1})
     most = 0
-    real = Together.advance
+    real = StackedRunner.advance
 
-    def advance(crew: Together) -> list[Any]:
+    def advance(runner: StackedRunner) -> list[Any]:
         nonlocal most
         waiting = [row for row in rows(study) if not row.settled and row.lease_until is None]
         most = max(most, len(waiting))
-        return real(crew)
+        return real(runner)
 
-    monkeypatch.setattr(Together, "advance", advance)
+    monkeypatch.setattr(StackedRunner, "advance", advance)
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 24
     assert most == 2
@@ -385,9 +385,9 @@ def test_trials_opened_together_get_the_suggestions_of_a_look_each(
     sampler = {"name": "tpe", "n_startup_trials": 4, "group": True}
     one = make_digits(24, slots=6, name="one", sampler=sampler)
     work(one)
-    real = Together.take
+    real = StackedRunner.take
     with monkeypatch.context() as patched:
-        patched.setattr(Together, "take", lambda crew, claims: [real(crew, [claim]) for claim in claims])
+        patched.setattr(StackedRunner, "take", lambda runner, claims: [real(runner, [claim]) for claim in claims])
         each = make_digits(24, slots=6, name="each", sampler=sampler)
         work(each)
     assert [t.params for t in one.optuna.trials] == [t.params for t in each.optuna.trials]
@@ -418,11 +418,11 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
 ) -> None:
     study = make_digits(4, training={"epochs": 9, "batch_size": 64}, recovery={"checkpoint_every": "1h"})
     real, posts = Stack.train_epoch, []
-    begin = Post.__init__
+    begin = QueueClient.__init__
 
-    def init(post: Post, *arguments: Any) -> None:
-        begin(post, *arguments)
-        posts.append(post)
+    def init(client: QueueClient, *arguments: Any) -> None:
+        begin(client, *arguments)
+        posts.append(client)
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
         if len(stack.runs) == 4 and stack.runs[0].epoch == 3:
@@ -430,12 +430,12 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
         return real(stack, stop)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Post, "__init__", init)
+        patched.setattr(QueueClient, "__init__", init)
         patched.setattr(Stack, "train_epoch", train_epoch)
         with pytest.raises(StorageError):
             work(study)
     assert [len(list(study.trial_folder(number).glob("*handover.json"))) for number in range(4)] == [1] * 4
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     whole = make_digits(4, name="whole", training={"epochs": 9, "batch_size": 64})
     work(whole)
@@ -598,7 +598,7 @@ def test_a_storage_that_goes_away_as_a_slot_is_filled_costs_no_trial_its_place(
     assert [row.checkpoint_epoch is not None for row in left] == [True] * (len(left) - 1) + [
         False
     ]  # the last had begun
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     whole = make_digits(6, name="whole", training=epochs)
     work(whole)
@@ -774,7 +774,7 @@ def test_a_storage_that_stays_away_in_a_write_of_many_costs_no_trial_anything(
         with pytest.raises(StorageError):
             work(study)
     assert [row.settled for row in rows(study)] == [False] * 4
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 4
     assert failures(study) == []
@@ -808,7 +808,7 @@ def test_one_whose_failure_is_written_before_the_storage_goes_away_amid_the_ends
     (bad,) = [row for row in rows(study) if row.lease_until is None]
     assert bad.checkpoint_epoch is None  # it goes on from where it stood before it diverged
     assert not list(study.trial_folder(bad.trial_id - rows(study)[0].trial_id).glob("*handover.json"))
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study) == 0
     assert states(study) == ["COMPLETE"] * 4
     assert len(failures(study)) == 1

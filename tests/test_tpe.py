@@ -19,9 +19,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from hpo.search.tpe import ColumnTPE, History
+from hpo.search.tpe import ArrayTPE, RankedTrials
 from hpo.storage.connect import Storage, connect
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.optuna_storage import OptunaStorage
 
 NAME = "s"
 STATES = ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
@@ -164,9 +164,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
 
 
 @pytest.fixture
-def lean(opened: Storage) -> Iterator[LeanStorage]:
+def lean(opened: Storage) -> Iterator[OptunaStorage]:
     """A storage as in a fresh process, without a study."""
-    place = LeanStorage(opened.engine)
+    place = OptunaStorage(opened.engine)
     yield place
     for study in place.get_all_studies():
         place.delete_study(study._study_id)
@@ -180,7 +180,7 @@ def listing_refused() -> Iterator[None]:
         raise AssertionError("the trials were listed")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LeanStorage, "get_all_trials", refuse)
+        patch.setattr(OptunaStorage, "get_all_trials", refuse)
         yield
 
 
@@ -200,12 +200,12 @@ def told(trial: optuna.Trial) -> str:
     return repr((frozen.number, frozen.params, sorted(frozen.system_attrs.items())))
 
 
-def assert_alike(lean: LeanStorage, plain: BaseStorage, define: Any, *, seed: int, **settings: Any) -> None:
+def assert_alike(lean: OptunaStorage, plain: BaseStorage, define: Any, *, seed: int, **settings: Any) -> None:
     """Suggest the next trials' parameters on both sides, and end these trials."""
     for number in range(3):
         theirs = begin(plain, TPESampler(seed=seed + number, **settings))
         define(theirs)
-        ours = begin(lean, ColumnTPE(seed=seed + number, **settings))
+        ours = begin(lean, ArrayTPE(seed=seed + number, **settings))
         with listing_refused():
             define(ours)
         assert told(ours) == told(theirs)
@@ -218,7 +218,7 @@ def assert_alike(lean: LeanStorage, plain: BaseStorage, define: Any, *, seed: in
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_every_suggestion_is_optunas(lean: LeanStorage, settings: dict[str, Any], seed: int) -> None:
+def test_every_suggestion_is_optunas(lean: OptunaStorage, settings: dict[str, Any], seed: int) -> None:
     define = SPACES[seed % 4]
     direction = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE][seed // 4]
     trials = history(seed + 10 * SETTINGS.index(settings), [14, 40][seed // 2 % 2], define)
@@ -231,7 +231,7 @@ def test_every_suggestion_is_optunas(lean: LeanStorage, settings: dict[str, Any]
 
 @pytest.mark.parametrize("size", [0, 1, 5, 6, 7, 8])
 @pytest.mark.parametrize("group", [False, True])
-def test_the_start_is_drawn_at_random_as_long_as_optunas(lean: LeanStorage, size: int, group: bool) -> None:
+def test_the_start_is_drawn_at_random_as_long_as_optunas(lean: OptunaStorage, size: int, group: bool) -> None:
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, history(3, size, conditional), StudyDirection.MINIMIZE)
@@ -239,7 +239,7 @@ def test_the_start_is_drawn_at_random_as_long_as_optunas(lean: LeanStorage, size
 
 
 @pytest.mark.parametrize("group", [False, True])
-def test_a_long_history_in_which_estimators_take_other_ways(lean: LeanStorage, group: bool) -> None:
+def test_a_long_history_in_which_estimators_take_other_ways(lean: OptunaStorage, group: bool) -> None:
     trials = history(0, 400, conditional)  # Optuna's error function of 2000 numbers and more is another
     plain = InMemoryStorage()
     for place in (lean, plain):
@@ -251,9 +251,9 @@ def test_a_long_history_in_which_estimators_take_other_ways(lean: LeanStorage, g
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("direction", [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE])
-def test_good_and_bad_trials_are_optunas(lean: LeanStorage, direction: StudyDirection, seed: int) -> None:
+def test_good_and_bad_trials_are_optunas(lean: OptunaStorage, direction: StudyDirection, seed: int) -> None:
     study_id = fill(lean, history(seed, 60, flat), direction, seed)
-    found = History(lean.columns(study_id), direction)
+    found = RankedTrials(lean.columns(study_id), direction)
     numbers = lean.columns(study_id).numbers
     study = optuna.load_study(study_name=NAME, storage=lean)
     counting = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -264,7 +264,7 @@ def test_good_and_bad_trials_are_optunas(lean: LeanStorage, direction: StudyDire
         assert [list(numbers[at]) for at in ours] == [[trial.number for trial in half] for half in theirs]
 
 
-def test_a_queued_fraction_for_a_parameter_of_ints_counts_as_the_int_that_it_becomes(lean: LeanStorage) -> None:
+def test_a_queued_fraction_for_a_parameter_of_ints_counts_as_the_int_that_it_becomes(lean: OptunaStorage) -> None:
     def define(trial: BaseTrial) -> None:
         trial.suggest_int("layers", 1, 100)
 
@@ -281,31 +281,31 @@ def test_a_queued_fraction_for_a_parameter_of_ints_counts_as_the_int_that_it_bec
         assert_alike(lean, plain, define, seed=seed)
 
 
-def test_a_trial_taken_up_again_does_not_count_what_was_drawn_for_it_before(lean: LeanStorage) -> None:
+def test_a_trial_taken_up_again_does_not_count_what_was_drawn_for_it_before(lean: OptunaStorage) -> None:
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, history(3, 12, flat), StudyDirection.MINIMIZE)
-    theirs, ours = begin(plain, TPESampler()), begin(lean, ColumnTPE())
+    theirs, ours = begin(plain, TPESampler()), begin(lean, ArrayTPE())
     for seed in range(4):
         theirs = taken_up(theirs, TPESampler(seed=seed))
-        ours = taken_up(ours, ColumnTPE(seed=seed))
+        ours = taken_up(ours, ArrayTPE(seed=seed))
         assert ours.relative_params == theirs.relative_params
 
 
 @pytest.mark.parametrize("group", [False, True])
-def test_hyperbands_brackets_change_nothing_about_it(lean: LeanStorage, group: bool) -> None:
+def test_hyperbands_brackets_change_nothing_about_it(lean: OptunaStorage, group: bool) -> None:
     trials = history(2, 40, conditional)
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, trials, StudyDirection.MINIMIZE)
     pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
     begin(plain, TPESampler(), pruner).should_prune()  # which makes its brackets
-    begin(lean, ColumnTPE())
+    begin(lean, ArrayTPE())
     assert pruner._n_brackets == 3
     for seed in range(4):
         theirs, ours = (
             begin(place, sampler(seed=seed, group=group), pruner)
-            for place, sampler in ((plain, TPESampler), (lean, ColumnTPE))
+            for place, sampler in ((plain, TPESampler), (lean, ArrayTPE))
         )
         conditional(theirs)
         with listing_refused():
@@ -313,11 +313,11 @@ def test_hyperbands_brackets_change_nothing_about_it(lean: LeanStorage, group: b
         assert told(ours) == told(theirs)
 
 
-def test_one_sampler_serves_several_trials(lean: LeanStorage) -> None:
+def test_one_sampler_serves_several_trials(lean: OptunaStorage) -> None:
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, history(2, 30, conditional), StudyDirection.MINIMIZE)
-    theirs, ours = TPESampler(seed=0), ColumnTPE(seed=0)
+    theirs, ours = TPESampler(seed=0), ArrayTPE(seed=0)
     for value in range(4):
         for place, sampler in ((plain, theirs), (lean, ours)):
             trial = begin(place, sampler)
@@ -334,7 +334,7 @@ def told_last(place: BaseStorage) -> str:
 # --- what Optuna's own code does --------------------------------------------------------------------------------------
 
 
-def listed(place: LeanStorage, sampler: TPESampler, define: Any) -> bool:
+def listed(place: OptunaStorage, sampler: TPESampler, define: Any) -> bool:
     """Say whether the trials are listed for a suggestion."""
     with listing_refused():
         try:
@@ -345,7 +345,7 @@ def listed(place: LeanStorage, sampler: TPESampler, define: Any) -> bool:
 
 
 @pytest.mark.parametrize("key", ["constraints", "constraints:memory"])
-def test_a_study_with_constraints_goes_optunas_way(lean: LeanStorage, key: str) -> None:
+def test_a_study_with_constraints_goes_optunas_way(lean: OptunaStorage, key: str) -> None:
     trials = history(3, 40, conditional)
     for position, trial in enumerate(trials):
         violated = [1.0, -1.0, 0.0, 2.5][position % 4]
@@ -353,21 +353,21 @@ def test_a_study_with_constraints_goes_optunas_way(lean: LeanStorage, key: str) 
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, trials, StudyDirection.MINIMIZE)
-    theirs, ours = begin(plain, TPESampler(seed=0)), begin(lean, ColumnTPE(seed=0))
+    theirs, ours = begin(plain, TPESampler(seed=0)), begin(lean, ArrayTPE(seed=0))
     conditional(theirs)
     conditional(ours)
     assert told(ours) == told(theirs)
-    assert listed(lean, ColumnTPE(seed=0), conditional)
+    assert listed(lean, ArrayTPE(seed=0), conditional)
 
 
-def test_several_objectives_go_optunas_way(lean: LeanStorage) -> None:
+def test_several_objectives_go_optunas_way(lean: OptunaStorage) -> None:
     plain = InMemoryStorage()
     for place in (lean, plain):
         study_id = place.create_new_study([StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE], NAME)
         for trial in history(3, 20, flat):
             trial.values = [float(trial.params["layers"]), float(trial.params["width"])]
             place.create_new_trial(study_id, trial)
-    theirs, ours = begin(plain, TPESampler(seed=0)), begin(lean, ColumnTPE(seed=0))
+    theirs, ours = begin(plain, TPESampler(seed=0)), begin(lean, ArrayTPE(seed=0))
     flat(theirs)
     flat(ours)
     assert told(ours) == told(theirs)
@@ -378,19 +378,19 @@ def test_another_storage_goes_optunas_way(group: bool) -> None:
     theirs, ours = InMemoryStorage(), InMemoryStorage()
     for place in (theirs, ours):
         fill(place, history(2, 40, conditional), StudyDirection.MINIMIZE)
-    trials = begin(theirs, TPESampler(seed=0, group=group)), begin(ours, ColumnTPE(seed=0, group=group))
+    trials = begin(theirs, TPESampler(seed=0, group=group)), begin(ours, ArrayTPE(seed=0, group=group))
     for trial in trials:
         conditional(trial)
     assert told(trials[0]) == told(trials[1])
 
 
 def test_a_warning_of_independent_sampling_is_optunas_to_give(
-    lean: LeanStorage, caplog: pytest.LogCaptureFixture
+    lean: OptunaStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(lean, history(0, 40, conditional), StudyDirection.MINIMIZE)
     optuna.logging.enable_propagation()
     try:
-        conditional(begin(lean, ColumnTPE(seed=0, warn_independent_sampling=True)))
+        conditional(begin(lean, ArrayTPE(seed=0, warn_independent_sampling=True)))
     finally:
         optuna.logging.disable_propagation()
     assert "is sampled independently" in caplog.text
@@ -400,7 +400,7 @@ def test_a_warning_of_independent_sampling_is_optunas_to_give(
 
 
 @contextmanager
-def statements(place: LeanStorage) -> Iterator[list[str]]:
+def statements(place: OptunaStorage) -> Iterator[list[str]]:
     """Collect what is sent to the database."""
     sent: list[str] = []
 
@@ -414,9 +414,9 @@ def statements(place: LeanStorage) -> Iterator[list[str]]:
         sa.event.remove(place.engine, "before_cursor_execute", note)
 
 
-def cost(place: LeanStorage, group: bool) -> tuple[int, int]:
+def cost(place: OptunaStorage, group: bool) -> tuple[int, int]:
     """Return how many statements and how many looks the parameters of one trial take."""
-    trial = begin(place, ColumnTPE(seed=0, group=group))
+    trial = begin(place, ArrayTPE(seed=0, group=group))
     with statements(place) as sent, pytest.MonkeyPatch.context() as patch:
         view = Mock(wraps=place.view)
         patch.setattr(place, "view", view)
@@ -430,7 +430,7 @@ def cost(place: LeanStorage, group: bool) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("group", [False, True])
-def test_looks_at_the_history_once_for_all_parameters_of_a_trial(lean: LeanStorage, group: bool) -> None:
+def test_looks_at_the_history_once_for_all_parameters_of_a_trial(lean: OptunaStorage, group: bool) -> None:
     trials = history(3, 60, conditional)
     study_id = fill(lean, trials[:20], StudyDirection.MINIMIZE)
     cost(lean, group)  # the storage learns of the parameters' distributions

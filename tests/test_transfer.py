@@ -18,7 +18,7 @@ from hpo.spec.training import TrainConfig, Training, with_sections
 from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble, registry
-from hpo.train.build.executor import partition_of
+from hpo.train.build.executor import stack_key_of
 from hpo.train.checkpoint import save
 from hpo.train.optim import averaging, param_groups
 from hpo.train.optim.optimizers import OPTIMIZERS
@@ -314,7 +314,7 @@ def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(s
 
 def test_runs_share_a_stack_whatever_the_rate_of_their_pre_trained_layers(splits: Any) -> None:
     def partition(**options: Any) -> str:
-        return partition_of(run_of(splits, norm="layer", **options), Training())
+        return stack_key_of(run_of(splits, norm="layer", **options), Training())
 
     assert partition(layer_rate=0.1) == partition(layer_rate=0.3)
     assert len({partition(layer_rate=0.1), partition(layer_rate=0.1, freeze=1), partition()}) == 3

@@ -24,8 +24,8 @@ from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
-from hpo.train.stack.dropout_masks import Noise
-from hpo.train.stack.forward import Forward
+from hpo.train.stack.dropout_masks import DropoutMasks
+from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Pass, Unstackable
 from hpo.train.stack.stack import Stack
 from hpo.train.stack.vmap_forward import VmapForward
@@ -272,7 +272,7 @@ def assert_equal_to_the_loop(alone: list[Run], together: list[Run], *, state: fl
 def test_runs_trained_as_one_are_those_trained_alone(splits: Splits, name: str, kind: str) -> None:
     build = MODELS[name]
     with pytest.raises(Unstackable):
-        Forward(build(0.1))
+        StackedForward(build(0.1))
     # AdamW makes steps of the rounding error where a gradient is 0 in exact numbers: a bias before batch norm or softmax.
     alone, together = several(splits, build, kind=kind), several(splits, build, kind=kind)
     assert_equal_to_the_loop(alone, together, state=1e-8 if kind == "adamw" else 1e-10)
@@ -355,7 +355,7 @@ def passing(run: Run, *, training: bool) -> Pass:
     """Return a pass of two models, both of them this run's."""
     parameters = {name: torch.stack([p.detach()] * 2) for name, p in run.model.named_parameters()}
     buffers = {name: torch.stack([b] * 2) for name, b in run.model.named_buffers()}
-    noise = Noise(2, torch.device("cpu"), torch.float64)
+    noise = DropoutMasks(2, torch.device("cpu"), torch.float64)
     for row in range(2):
         noise.of(row, run)
     noise.draw_for([run, None])

@@ -29,7 +29,7 @@ from hpo.study.study import join as join_study
 from hpo.worker import attempt
 from hpo.worker import loop as worker_loop
 from hpo.worker.client import Lease
-from hpo.worker.heartbeat import Keeper
+from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.trials import MakeStudy, finish_claim
@@ -206,7 +206,7 @@ def test_a_trial_that_was_lost_before_its_objective_started_is_dropped(
     def steal(trial: LeasedTrial) -> None:
         if stolen:
             return
-        reaper.park_all_of(thief, "w")
+        reaper.release_leases_of(thief, "w")
         taken = claiming.claim(thief)
         assert isinstance(taken, Claim)
         stolen.append(taken)
@@ -274,7 +274,7 @@ def test_an_error_on_the_way_out_of_a_lost_trial_fails_nothing(
     stolen: list[Any] = []
 
     def steal() -> None:
-        reaper.park_all_of(thief, "w")
+        reaper.release_leases_of(thief, "w")
         stolen.append(claiming.claim(thief))
         control.stop(study)  # so that the worker does not wait for the thief
 
@@ -308,7 +308,7 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
         with pytest.raises(StorageError, match="the storage has failed for 1 s"):
             work(study, objective)
     assert (states(study), failures(study)) == (["RUNNING"], [])
-    reaper.park_all_of(study.ledger("launcher"), "w")
+    reaper.release_leases_of(study.ledger("launcher"), "w")
     assert work(study, one) == 0
     assert states(study) == ["COMPLETE"]
 
@@ -507,7 +507,7 @@ def lose_answers(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, time
     return answers
 
 
-class Told:
+class HasClaim:
     """Counts how often each trial's end is told to its sampler."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,13 +522,13 @@ class Told:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    return Told(monkeypatch)
+def told(monkeypatch: pytest.MonkeyPatch) -> HasClaim:
+    return HasClaim(monkeypatch)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_finish_whose_answer_was_lost_settles_once(
-    times: int, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: Told
+    times: int, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: HasClaim
 ) -> None:
     study = make_study(trials=2)
     answers = lose_answers(monkeypatch, Ledger, "finish_all", times=times)
@@ -540,7 +540,7 @@ def test_a_finish_whose_answer_was_lost_settles_once(
 
 
 def test_a_pruning_whose_answer_was_lost_settles_once(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: Told
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: HasClaim
 ) -> None:
     study = make_study(trials=1)
     lose_answers(monkeypatch, Ledger, "finish_all")
@@ -556,7 +556,7 @@ def test_a_pruning_whose_answer_was_lost_settles_once(
 
 @pytest.mark.parametrize(("then", "state"), [("fail", "FAIL"), ("prune", "PRUNED")])
 def test_a_failure_whose_answer_was_lost_is_written_once_and_the_sampler_is_told_of_the_last(
-    then: str, state: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: Told
+    then: str, state: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: HasClaim
 ) -> None:
     study = make_study(trials=2, failures={"exception": {"retries": 1, "then": then}})
     answers = lose_answers(monkeypatch, Ledger, "fail", times=1)
@@ -734,5 +734,5 @@ def test_a_second_signal_does_not_end_a_process_whose_parent_passes_signals_on(
 
 def test_an_orphan_s_keeper_asks_as_a_first_signal_does(make_study: MakeStudy) -> None:
     stopping = StopSignal()
-    with Keeper(make_study().ledger("w"), parent=-1, orphaned=stopping.request):
+    with Heartbeat(make_study().ledger("w"), parent=-1, orphaned=stopping.request):
         assert stopping.exit_code == 143

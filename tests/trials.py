@@ -16,7 +16,7 @@ from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.queue.report import Report
-from hpo.queue.start import MadeFrom
+from hpo.queue.start import TrialReceipt
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
@@ -115,9 +115,9 @@ def write_end(ledger: Ledger, end: End) -> None:
         raise LostLease(f"trial {end.claim.number}")
 
 
-def record_receipt(ledger: Ledger, claim: Claim, receipt: dict[str, Any], partition: str | None = None) -> None:
+def record_receipt(ledger: Ledger, claim: Claim, receipt: dict[str, Any], stack_key: str | None = None) -> None:
     """Record what a trial is made from; LostLease if the claim fell."""
-    if ledger.record_receipts([MadeFrom(claim=claim, receipt=receipt, partition=partition)]):
+    if ledger.record_receipts([TrialReceipt(claim=claim, receipt=receipt, stack_key=stack_key)]):
         raise LostLease(f"trial {claim.number}")
 
 

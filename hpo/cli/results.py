@@ -11,7 +11,7 @@ from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optu
 from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
-    from hpo.final.train import Training
+    from hpo.final.train import FinalTraining
     from hpo.spec.study_file import StudySpec
     from hpo.train.epoch import EpochResult
 
@@ -145,7 +145,7 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
     return 0
 
 
-def show_replay(training: Training) -> int:
+def show_replay(training: FinalTraining) -> int:
     """Train the receipt's trial again and say whether its curves came out the same; return the exit code."""
     from hpo.final import train as final
 

@@ -62,7 +62,7 @@ def check(
     """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
     from hpo.launch.local import default_workers
     from hpo.search.lint import lint
-    from hpo.spec.study_file import told_of
+    from hpo.spec.study_file import in_file
     from hpo.study import resolve
     from hpo.view import checked
 
@@ -73,7 +73,7 @@ def check(
         from hpo.train.build.check import examine
 
         count = workers or default_workers()
-        with told_of(file):
+        with in_file(file):
             findings = examine(found.spec, found.code_folder, count)
         typer.echo(checked.findings_text(found.spec, findings, count))
         warnings += findings.unused
@@ -158,7 +158,7 @@ def run(
     else:
         check_connections(place, count)
         fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
-        code_of_exit = launcher.search(study, fleet, view, timeout=limit)
+        code_of_exit = launcher.run_workers(study, fleet, view, timeout=limit)
         if fleet.failed:
             typer.echo(last_words(fleet.failed), err=True)
             code_of_exit = code_of_exit or fleet.exit_code
@@ -241,7 +241,7 @@ def worker(
         joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
         ledger = joined.ledger(name or workers.new_name())
         stopping.end_within(
-            joined.spec.recovery.grace_seconds, last_act=lambda: reaper.park_all_of(ledger, ledger.worker)
+            joined.spec.recovery.grace_seconds, last_act=lambda: reaper.release_leases_of(ledger, ledger.worker)
         )
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
@@ -274,7 +274,7 @@ def enlist(
     from hpo.errors import StorageBusy
     from hpo.spec.study_file import Recovery
     from hpo.storage.connect import OUTAGES, connect
-    from hpo.storage.retry import Patience
+    from hpo.storage.retry import Retry
     from hpo.study import resolve
     from hpo.study import study as studies
     from hpo.worker import loop as worker_loop
@@ -296,5 +296,5 @@ def enlist(
 
     # The study's own patience is not known before the study is read.
     borne = StorageError if restart.MARK in os.environ else StorageBusy
-    patience = Patience(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
-    return patience(attempt)
+    retry = Retry(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
+    return retry(attempt)

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hpo.train.epoch import EpochResult
 
 STEPS = "steps"  # the folder
-OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # as `Gauge.trajectory` has them
+OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # as `StepMonitor.trajectory` has them
 
 
 class Boards:

@@ -42,7 +42,7 @@ TOLERANCE = 5e-3  # of losses and accuracies where executors differ: Adam blows 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class FinalTraining:
     """A pinned config ready to train: the spec, what it says, its data, its seed and its micro-batches."""
 
     path: Path
@@ -106,7 +106,7 @@ def load_pinned(path: Path) -> StudySpec:
     raise SpecError(f"{left}\n{path}: search it with `hpo run {path}`, or give each of these one value")
 
 
-def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> Training:
+def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> FinalTraining:
     """Read a pinned config and load its data; SpecError if it has ranges left or is not trainable.
 
     The seed is the given one, else the receipt's, which repeats the trial, else one derived from the config's own. The
@@ -123,7 +123,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
             f"{path}: receipt.accumulation = {accumulation}: cannot cut training.batch_size = "
             f"{config.training.batch_size} into so many micro-batches; remove it"
         )
-    return Training(
+    return FinalTraining(
         path=path,
         spec=spec,
         config=config,
@@ -148,7 +148,7 @@ def find_code_folder(spec: StudySpec, path: Path) -> Path:
     return Path(spec.receipt.get("code_folder", beside))
 
 
-def describe(training: Training) -> str:
+def describe(training: FinalTraining) -> str:
     """Return a line that says what will be trained, on what, from which seed."""
     config, device = training.config, assemble.device_name(training.device)
     return (
@@ -157,7 +157,7 @@ def describe(training: Training) -> str:
     )
 
 
-def finished(training: Training, folder: Path) -> dict[str, Any] | None:
+def finished(training: FinalTraining, folder: Path) -> dict[str, Any] | None:
     """Return the metrics of this very training if the folder holds it finished: the test split is not opened again."""
     if not (folder / METRICS).exists():
         return None
@@ -166,7 +166,7 @@ def finished(training: Training, folder: Path) -> dict[str, Any] | None:
 
 
 def train(
-    training: Training,
+    training: FinalTraining,
     folder: Path,
     *,
     stop: Callable[[], bool],
@@ -189,7 +189,7 @@ def train(
     with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
         for result in training.epochs(run, stop):
             kept.take(training, run, result)
-            boards.show(result, run.gauge.trajectory(), overfits=kept.overfits_since is not None)
+            boards.show(result, run.monitor.trajectory(), overfits=kept.overfits_since is not None)
             kept.save(training, run, folder / CHECKPOINT)
             progress(result)
         if not run.finished:
@@ -223,19 +223,19 @@ class _Kept:
         training, validation = ([one[name] for one in self.history] for name in ("train_loss", "validation_loss"))
         return overfits_since(training, validation)
 
-    def take(self, training: Training, run: Run, result: EpochResult) -> None:
+    def take(self, training: FinalTraining, run: Run, result: EpochResult) -> None:
         self.curve.append(result.judged(training.spec.metric))
         self.history.append({"epoch": float(result.epoch)} | result.numbers)
-        self.steps = torch.cat([self.steps, torch.tensor(run.gauge.trajectory())])
+        self.steps = torch.cat([self.steps, torch.tensor(run.monitor.trajectory())])
         rule = training.spec.rule
         if rule is None or rule.best_epoch(self.curve) == len(self.curve):
             self.weights = {name: tensor.detach().clone() for name, tensor in run.judged_weights().items()}
 
-    def save(self, training: Training, run: Run, path: Path) -> None:
+    def save(self, training: FinalTraining, run: Run, path: Path) -> None:
         kept = {"curve": self.curve, "history": self.history, "weights": self.weights, "steps": self.steps}
         checkpoint.save(path, {"identity": training.identity, "run": run.state_dict(), **kept})
 
-    def resume(self, training: Training, run: Run, path: Path) -> None:
+    def resume(self, training: FinalTraining, run: Run, path: Path) -> None:
         try:
             state = checkpoint.load(path)
             if state["identity"] != training.identity:
@@ -247,7 +247,7 @@ class _Kept:
         self.steps = state["steps"]
 
 
-def _open_folder(training: Training, folder: Path) -> None:
+def _open_folder(training: FinalTraining, folder: Path) -> None:
     copy, part = folder / CONFIG, folder / f"{CONFIG}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def _open_folder(training: Training, folder: Path) -> None:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
 
-def _test(training: Training, run: Run, kept: _Kept) -> dict[str, Any]:
+def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
     """Open the test split with the weights that the study's rule stands for, and return everything measured."""
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
@@ -307,7 +307,7 @@ class Difference:
     replay: float
 
 
-def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[Difference]:
+def replay(training: FinalTraining, progress: Callable[[EpochResult], None]) -> list[Difference]:
     """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit, or
     within TOLERANCE where the trial does not repeat exactly.
 
@@ -331,12 +331,12 @@ def replay(training: Training, progress: Callable[[EpochResult], None]) -> list[
     return found
 
 
-def curve_length(training: Training) -> int:
+def curve_length(training: FinalTraining) -> int:
     """Return how many epochs the receipt's trial was trained."""
     return max(map(len, training.spec.receipt.get("curves", {}).values()), default=0)
 
 
-def _differences(training: Training, result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
+def _differences(training: FinalTraining, result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
     numbers = result.numbers
     for metric, curve in curves.items():
         if result.epoch > len(curve) or metric not in numbers:  # [watch] may have been taken out of the file

@@ -60,7 +60,7 @@ def catching_signals(fleet: Fleet) -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
 
-def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None) -> int:
+def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None) -> int:
     """Run the fleet until the budget is spent, the time is up or a signal says stop; return 0 or 128 + the signal.
 
     Args:
@@ -70,7 +70,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
     outage_since: float | None = None
     past = read(study).past  # what has finished by now is not told
     ledger = study.ledger(f"launcher:{workers.new_name()}")
-    workers.enter(ledger)
+    workers.register(ledger)
     reaper = Reaper(ledger)
     with catching_signals(fleet) as interrupt, view:
         try:
@@ -92,7 +92,7 @@ def search(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None)
         finally:
             fleet.end()
             with suppress(*FAILURES):
-                workers.leave(ledger)
+                workers.unregister(ledger)
         try:
             _show(study, view, past)
         except FAILURES:

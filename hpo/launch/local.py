@@ -145,12 +145,12 @@ class Fleet:
             self._release_at = time.monotonic() + RELEASE_SECONDS
         for slot in self.slots:
             if slot.process is not None and slot.process.exitcode is not None:
-                self._bury(slot)
+                self._release_slot(slot)
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
                 self._start(slot)
         return sum(slot.process is not None or slot.restart_at is not None for slot in self.slots)
 
-    def _bury(self, slot: Slot) -> None:
+    def _release_slot(self, slot: Slot) -> None:
         """Give a dead worker's trials back; after a crash have another one started."""
         assert slot.process is not None
         code = slot.process.exitcode
@@ -184,9 +184,9 @@ class Fleet:
         ledger = self.study.ledger("launcher")
         try:
             if dead.left_in_order:
-                reaper.park_all_of(ledger, dead.worker)
+                reaper.release_leases_of(ledger, dead.worker)
                 return False
-            return reaper.bury(ledger, dead.worker, died_of(dead.code)) > 0
+            return reaper.fail_leases_of(ledger, dead.worker, died_of(dead.code)) > 0
         except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
             self._unreleased.append(dead)
             return False
@@ -245,7 +245,7 @@ class Fleet:
             slot.restart_at = None
             if slot.process is not None:
                 slot.process.join()
-                self._bury(slot)
+                self._release_slot(slot)
 
 
 def died_of(code: int) -> str:

@@ -51,7 +51,7 @@ def claim(ledger: Ledger) -> Claim | Idle:
 
 
 def claim_many(
-    ledger: Ledger, wanted: int, *, partition: str | None = None, waiting_at_most: int | None = None, fleet: int = 1
+    ledger: Ledger, wanted: int, *, stack_key: str | None = None, waiting_at_most: int | None = None, fleet: int = 1
 ) -> list[Claim] | Idle:
     """Take up at least one trial and at most `wanted`; StudyError if the study was deleted meanwhile.
 
@@ -74,8 +74,8 @@ def claim_many(
         left = study.trials + study.imported - study.spent if study.stop_reason is None else 0
         if study.hold == Hold.PAUSED:
             return Idle.WAIT if left > 0 or study.unfinished else Idle.DONE
-        taken = _take_over(connection, ledger, wanted, partition) if study.parked else []
-        if taken and partition is None:
+        taken = _take_over(connection, ledger, wanted, stack_key) if study.parked else []
+        if taken and stack_key is None:
             return taken
         room = wanted - len(taken)
         if waiting_at_most is not None:
@@ -102,15 +102,15 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
 # --- parked -----------------------------------------------------------------------------------------------------------
 
 
-def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, partition: str | None) -> list[Claim]:
+def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, stack_key: str | None) -> list[Claim]:
     """Take up parked trials that can be trained together, the oldest first."""
-    of_trial = hpo_trials.c.partition
-    if partition is not None:
-        rows = _parked(connection, ledger, wanted, sa.or_(of_trial.is_(None), of_trial == partition), ~_alone(ledger))
+    of_trial = hpo_trials.c.stack_key
+    if stack_key is not None:
+        rows = _parked(connection, ledger, wanted, sa.or_(of_trial.is_(None), of_trial == stack_key), ~_alone(ledger))
     else:
         rows = _parked(connection, ledger, 1)
-        if rows and wanted > 1 and rows[0].partition is not None and not rows[0].alone:
-            beside = (of_trial == rows[0].partition, ~_alone(ledger), hpo_trials.c.trial_id != rows[0].trial_id)
+        if rows and wanted > 1 and rows[0].stack_key is not None and not rows[0].alone:
+            beside = (of_trial == rows[0].stack_key, ~_alone(ledger), hpo_trials.c.trial_id != rows[0].trial_id)
             rows += _parked(connection, ledger, wanted - 1, *beside)
     if rows:
         of_study = hpo_trials.c.study_uid == ledger.uid
@@ -169,7 +169,7 @@ def _taken(row: Any) -> Claim:
         attempt=row.attempt + 1,
         checkpoint=checkpoint,
         accumulation=row.accumulation,
-        partition=row.partition,
+        stack_key=row.stack_key,
         alone=row.alone,
     )
 

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
-from hpo.spec.objectives import NOTHING, Beside, Known
+from hpo.spec.objectives import NOTHING, Beside, KnownCosts
 from hpo.storage import sql, trial_writes
 from hpo.storage.finished_trials import CONSTRAINTS
 from hpo.storage.tables import (
@@ -90,7 +90,7 @@ def _result(connection: sa.Connection, row: Any, state: TrialState, value: float
     Of several objectives all are known or none: where only the first is, the trial ends without a value.
     """
     if row.costs is not None:
-        return _Result(state=state, value=value, beside=Known.from_json(row.costs).beside(value))
+        return _Result(state=state, value=value, beside=KnownCosts.from_json(row.costs).beside(value))
     if value is not None and _objectives(connection, row.trial_id) > 1:
         value = None
     return _Result(state=state, value=value, beside=NOTHING)
@@ -126,13 +126,13 @@ def close_if_ended_elsewhere(connection: sa.Connection, row: Any) -> None:
         close(connection, row, outcome=ELSEWHERE, reason=None)
 
 
-def release(connection: sa.Connection, row: Any, *, partition: str | None = None) -> None:
+def release(connection: sa.Connection, row: Any, *, stack_key: str | None = None) -> None:
     """Park a trial; one that a person has ended meanwhile ends instead.
 
     Args:
-        partition: which kind of stack it trains in, if that is known by now.
+        stack_key: which kind of stack it trains in, if that is known by now.
     """
-    known = {} if partition is None else {"partition": partition}
+    known = {} if stack_key is None else {"stack_key": stack_key}
     if row.stop_requested:
         end_as_stopped(connection, row)
     else:
@@ -204,7 +204,7 @@ def fail(
     elif verdict is Verdict.RETRY:
         halved = isinstance(policy, MemoryPolicy) and policy.halve and accumulation is not None
         # Over from the start: a curve must come from one way of training.
-        restart = {"accumulation": accumulation, "partition": None, **NO_CHECKPOINT} if halved else {}
+        restart = {"accumulation": accumulation, "stack_key": None, **NO_CHECKPOINT} if halved else {}
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))
     else:
         value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None

@@ -24,11 +24,11 @@ from optuna.trial import TrialState
 from hpo.errors import LostLease
 from hpo.queue import finish
 from hpo.queue.finish import NO_CHECKPOINT, End
-from hpo.queue.models import Checkpoint, Claim, Orders, Token, Told
-from hpo.queue.report import Answer, Report, stands, write_metrics, write_values
-from hpo.queue.start import MadeFrom, Suggested, write_receipts, write_suggested
+from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
+from hpo.queue.report import Report, ReportResult, stands, write_metrics, write_values
+from hpo.queue.start import SuggestedParams, TrialReceipt, write_receipts, write_suggested
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
-from hpo.spec.objectives import Known
+from hpo.spec.objectives import KnownCosts
 from hpo.storage import sql, trial_writes
 from hpo.storage.finished_trials import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
 from hpo.storage.tables import (
@@ -43,7 +43,7 @@ from hpo.storage.tables import (
     trials,
 )
 
-_Told = TypeVar("_Told", bound=Told)
+_HasClaim = TypeVar("_HasClaim", bound=HasClaim)
 LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
 DEFAULT_POLICIES = Policies()  # likewise
 RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
@@ -71,7 +71,7 @@ class Ledger:
         metrics: bool = True,
         renew: bool = True,
         since: int = 0,
-    ) -> Answer:
+    ) -> ReportResult:
         """Write epochs of trials in one transaction; say which claims were lost, for which nothing is written.
 
         Args:
@@ -97,7 +97,7 @@ class Ledger:
         """
         return self._write(reports, lambda connection, held: write_metrics(connection, self.uid, held))
 
-    def _write(self, told: Sequence[_Told], write: Callable[[sa.Connection, list[_Told]], None]) -> set[Claim]:
+    def _write(self, told: Sequence[_HasClaim], write: Callable[[sa.Connection, list[_HasClaim]], None]) -> set[Claim]:
         """Write what is told of claims, for those that stand, and renew their leases, all in one transaction; return the
         claims that fell.
         """
@@ -145,18 +145,18 @@ class Ledger:
         }
         return set(map(tuple, connection.execute(_renew_statement(connection.dialect.name), parameters)))
 
-    def orders(self, claim: Claim) -> Orders:
+    def commands(self, claim: Claim) -> Commands:
         """Read, without a lock, whether the trial is still the claim's and what people want of it."""
-        return self.orders_of([claim])[claim]
+        return self.commands_of([claim])[claim]
 
-    def orders_of(self, claims: Collection[Claim]) -> dict[Claim, Orders]:
+    def commands_of(self, claims: Collection[Claim]) -> dict[Claim, Commands]:
         """Read likewise for many, by one statement."""
         if not claims:
             return {}
         parameters = {"uid": self.uid, "of_trials": [claim.trial_id for claim in claims]}
         with sql.reading(self.engine) as connection:
-            rows = {row.trial_id: row for row in connection.execute(_orders_statement(), parameters)}
-        return {claim: _orders(claim, rows.get(claim.trial_id)) for claim in claims}
+            rows = {row.trial_id: row for row in connection.execute(_commands_statement(), parameters)}
+        return {claim: _commands(claim, rows.get(claim.trial_id)) for claim in claims}
 
     def _update(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
         """Set columns of the claim's row and renew its lease, if the claim stands and Optuna's trial still runs."""
@@ -203,7 +203,7 @@ class Ledger:
                 self._whose(claim),
             )
 
-    def record_receipts(self, made: Sequence[MadeFrom]) -> set[Claim]:
+    def record_receipts(self, made: Sequence[TrialReceipt]) -> set[Claim]:
         """Record what trials are being made from; return the claims that fell, for which nothing is written."""
         return self._write(made, lambda connection, held: write_receipts(connection, self.uid, held))
 
@@ -211,11 +211,11 @@ class Ledger:
         if not self._update(connection, claim, **values):
             raise LostLease(f"trial {claim.number}: another worker has taken it up")
 
-    def write_suggested(self, given: Sequence[Suggested]) -> set[Claim]:
+    def write_suggested(self, given: Sequence[SuggestedParams]) -> set[Claim]:
         """Write what samplers gave trials; return the claims that fell, for which nothing is written."""
         return self._write(given, write_suggested)
 
-    def record_costs(self, claim: Claim, costs: Mapping[str, float], known: Known) -> None:
+    def record_costs(self, claim: Claim, costs: Mapping[str, float], known: KnownCosts) -> None:
         """Record what a trial costs, for all to see, and what of its end is known by that; LostLease if the claim fell."""
         attributes = trial_writes.attribute_rows({f"{COST_PREFIX}{name}": cost for name, cost in costs.items()})
         with sql.writing(self.engine) as connection:
@@ -232,7 +232,7 @@ class Ledger:
 
     # --- its end ----------------------------------------------------------------------------------------------------
 
-    def park(self, claim: Claim, *, partition: str | None = None) -> None:
+    def park(self, claim: Claim, *, stack_key: str | None = None) -> None:
         """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it.
 
         Args:
@@ -241,7 +241,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             if row is not None:
-                finish.release(connection, row, partition=partition)
+                finish.release(connection, row, stack_key=stack_key)
 
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
         """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
@@ -409,7 +409,7 @@ def _is_held(held: sa.CTE) -> sa.ColumnElement[bool]:
 
 
 @cache
-def _orders_statement() -> Any:
+def _commands_statement() -> Any:
     return (
         sa.select(
             hpo_trials.c.trial_id,
@@ -427,10 +427,10 @@ def _orders_statement() -> Any:
     )
 
 
-def _orders(claim: Claim, row: Any) -> Orders:
+def _commands(claim: Claim, row: Any) -> Commands:
     if row is None or row.attempt != claim.attempt or row.settled or row.lease_until is None:
-        return Orders(lost=True, stop=False, park=False)
-    return Orders(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
+        return Commands(lost=True, stop=False, park=False)
+    return Commands(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
 
 
 _ENDS: dict[str, sa.types.TypeEngine[Any]] = {
@@ -444,10 +444,10 @@ _ENDS: dict[str, sa.types.TypeEngine[Any]] = {
 @cache
 def _close_statement(dialect: str, count: int) -> Any:
     told = sql.told(dialect, _ENDS, count)
-    told_of = sa.and_(told.c.trial_id == hpo_trials.c.trial_id, told.c.attempt == hpo_trials.c.attempt)
+    in_file = sa.and_(told.c.trial_id == hpo_trials.c.trial_id, told.c.attempt == hpo_trials.c.attempt)
     held = (
         sa.select(hpo_trials.c.trial_id, told.c.outcome, told.c.reason)
-        .join(told, told_of)
+        .join(told, in_file)
         .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
         .where(
             hpo_trials.c.study_uid == sa.bindparam("uid"),

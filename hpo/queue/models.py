@@ -27,7 +27,7 @@ class Claim:
     attempt: int
     checkpoint: Checkpoint | None = None
     accumulation: int = 1  # micro-batches to a batch; more than one after memory ran out
-    partition: str | None = None  # which kind of stack it trains in; None if nobody has opened it yet
+    stack_key: str | None = None  # which kind of stack it trains in; None if nobody has opened it yet
     alone: bool = False  # its last attempt, after others that took a whole worker along: not beside innocent trials
     began: datetime | None = field(
         default=None, compare=False
@@ -39,7 +39,7 @@ class Claim:
         return self.trial_id, self.attempt
 
 
-class Told(Protocol):
+class HasClaim(Protocol):
     """What the holder of a claim has to say of its trial."""
 
     @property
@@ -48,7 +48,7 @@ class Told(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class Commands:
     """What the database has to say to the holder of a trial."""
 
     lost: bool  # another worker has it by now, or nobody

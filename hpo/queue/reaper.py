@@ -74,7 +74,7 @@ def reap(connection: sa.Connection, ledger: Ledger) -> int:
     return _lose(connection, ledger, expired, "its worker fell silent for longer than its lease", skip_locked=True)
 
 
-def bury(ledger: Ledger, worker: str, how: str) -> int:
+def fail_leases_of(ledger: Ledger, worker: str, how: str) -> int:
     """Take away every lease of a worker that is known to have died; return how many.
 
     Args:
@@ -84,7 +84,7 @@ def bury(ledger: Ledger, worker: str, how: str) -> int:
         return _lose(connection, ledger, hpo_trials.c.worker == worker, f"its worker died: {how}")
 
 
-def park_all_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = ()) -> None:
+def release_leases_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = ()) -> None:
     """Give back every lease of a worker that has left, or that cannot know what it holds; no failure of the trials.
 
     Args:

@@ -41,7 +41,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ReportResult:
     """What the database says to reports."""
 
     lost: list[Claim]  # whose trials are in other hands by now
@@ -50,14 +50,14 @@ class Answer:
 
 def write_values(
     connection: sa.Connection, uid: str, study_id: int, reports: Sequence[Report], *, since: int
-) -> Answer:
+) -> ReportResult:
     """Write what reports have for Optuna where the claim stands, and lock our rows of these trials.
 
     Args:
         since: a number below which all trials of the study are known to have finished; the others are counted.
     """
     if not reports:
-        return Answer(lost=[], finished=None)
+        return ReportResult(lost=[], finished=None)
     parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id, "since": since}
     parameters |= sql.numbered([_told(report) for report in reports])
     statement = _values_statement(connection.dialect.name, len(reports))
@@ -69,7 +69,7 @@ def write_values(
         latest[report.claim.trial_id] = max(report.claim.attempt, latest.get(report.claim.trial_id, 0))
     standing = {token for token in latest.items() if token[0] in held}
     lost = {report.claim: None for report in reports if report.claim.token not in standing}
-    return Answer(lost=list(lost), finished=since + written[0].finished if written else None)
+    return ReportResult(lost=list(lost), finished=since + written[0].finished if written else None)
 
 
 def _told(report: Report) -> dict[str, Any]:

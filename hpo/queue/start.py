@@ -19,7 +19,7 @@ from hpo.storage.tables import hpo_trials, trial_params, trial_system_attributes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suggested:
+class SuggestedParams:
     """What a sampler gave a trial, as rows of Optuna's tables without the trial's id."""
 
     claim: Claim
@@ -28,15 +28,15 @@ class Suggested:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeFrom:
+class TrialReceipt:
     """What a trial is being made from."""
 
     claim: Claim
     receipt: Mapping[str, Any]
-    partition: str | None = None  # which kind of stack it trains in, if that is known by now
+    stack_key: str | None = None  # which kind of stack it trains in, if that is known by now
 
 
-def write_suggested(connection: sa.Connection, given: Sequence[Suggested]) -> None:
+def write_suggested(connection: sa.Connection, given: Sequence[SuggestedParams]) -> None:
     """Write what samplers gave trials."""
     params = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.params]
     attributes = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.attributes]
@@ -46,14 +46,14 @@ def write_suggested(connection: sa.Connection, given: Sequence[Suggested]) -> No
         sql.upsert(connection, trial_system_attributes, *attributes, key=["trial_id", "key"])
 
 
-def write_receipts(connection: sa.Connection, uid: str, made: Sequence[MadeFrom]) -> None:
+def write_receipts(connection: sa.Connection, uid: str, made: Sequence[TrialReceipt]) -> None:
     """Write what trials are being made from; a partition that is not known leaves the one that was."""
     rows = [
         {
             "of_study": uid,
             "of_trial": one.claim.trial_id,
             "new_receipt": json.dumps(one.receipt),
-            "new_partition": one.partition,
+            "new_partition": one.stack_key,
         }
         for one in made
     ]
@@ -63,12 +63,12 @@ def write_receipts(connection: sa.Connection, uid: str, made: Sequence[MadeFrom]
 
 @cache
 def _receipts_statement() -> sa.Update:
-    partition = sa.bindparam("new_partition", type_=hpo_trials.c.partition.type)
+    stack_key = sa.bindparam("new_partition", type_=hpo_trials.c.stack_key.type)
     return (
         hpo_trials.update()
         .where(hpo_trials.c.study_uid == sa.bindparam("of_study"), hpo_trials.c.trial_id == sa.bindparam("of_trial"))
         .values(
             receipt=sa.bindparam("new_receipt", type_=hpo_trials.c.receipt.type),
-            partition=sa.func.coalesce(partition, hpo_trials.c.partition),
+            stack_key=sa.func.coalesce(stack_key, hpo_trials.c.stack_key),
         )
     )

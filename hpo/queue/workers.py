@@ -21,7 +21,7 @@ def new_name() -> str:
     return f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def enter(ledger: Ledger) -> None:
+def register(ledger: Ledger) -> None:
     """Write this process down; again after it was recycled."""
     with sql.writing(ledger.engine) as connection:
         before = time.time()
@@ -59,7 +59,7 @@ def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
     return bool(connection.execute(fresh).scalar_one())
 
 
-def leave(ledger: Ledger) -> None:
+def unregister(ledger: Ledger) -> None:
     """Say that this process ends."""
     with sql.writing(ledger.engine) as connection:
         now = sql.now(connection)

@@ -24,15 +24,15 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo.storage.finished_trials import RUNG_PREFIX, STANDING, Columns
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.finished_trials import RUNG_PREFIX, STANDING, FinishedTrials
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.trial_rows import TrialRow
 
 Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 BracketsOf = Callable[[Integers], Integers]  # by the numbers of trials
-RivalsOf = Callable[[FrozenTrial, Integers], Bools]  # with which of the trials with these numbers one is compared
+ComparableTo = Callable[[FrozenTrial, Integers], Bools]  # with which of the trials with these numbers one is compared
 
 
 def decide(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
@@ -46,12 +46,12 @@ def decide(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
 
 def ask(pruner: optuna.pruners.BasePruner, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
     """Do as `decide`, by this pruner."""
-    if isinstance(pruner, JointPruner):
+    if isinstance(pruner, BatchPruner):
         return pruner.decide(study, trials)
     return [pruner.prune(study, trial) for trial in trials]
 
 
-class JointPruner(optuna.pruners.BasePruner):
+class BatchPruner(optuna.pruners.BasePruner):
     """A pruner that decides on several trials together."""
 
     @abstractmethod
@@ -62,14 +62,14 @@ class JointPruner(optuna.pruners.BasePruner):
         return self.decide(study, [trial])[0]
 
 
-class _Columnar(JointPruner):
+class _ArrayPruner(BatchPruner):
     """What stands before one of Optuna's pruners and decides in its place where it can."""
 
     def decide(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         storage = study._storage
-        if isinstance(storage, LeanStorage) and self._is_settled():
+        if isinstance(storage, OptunaStorage) and self._is_settled():
             return self._decide(storage, study, trials)
-        optunas = super(JointPruner, self).prune  # type: ignore[safe-super]  # the next class is one of Optuna's
+        optunas = super(BatchPruner, self).prune  # type: ignore[safe-super]  # the next class is one of Optuna's
         return [optunas(study, trial) for trial in trials]
 
     def _is_settled(self) -> bool:
@@ -77,14 +77,14 @@ class _Columnar(JointPruner):
         return True
 
     @abstractmethod
-    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+    def _decide(self, storage: OptunaStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         """Say of each trial of a study in our storage whether it is to end."""
 
 
 # --- percentiles ------------------------------------------------------------------------------------------------------
 
 
-class History(Protocol):
+class CompleteTrials(Protocol):
     """The COMPLETE trials that one is compared with."""
 
     @property
@@ -98,11 +98,11 @@ class History(Protocol):
         """Return a percentile of that, but for NaN; NaN if nothing is left."""
 
 
-class Percentile(_Columnar, optuna.pruners.PercentilePruner):
+class Percentile(_ArrayPruner, optuna.pruners.PercentilePruner):
     """Ends a trial whose best value so far is beyond a percentile of the COMPLETE ones at its step (Golovin et al., Google
     Vizier, 2017)."""
 
-    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+    def _decide(self, storage: OptunaStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         due = [self.is_due(trial) for trial in trials]
         if not any(due):
             return due
@@ -110,7 +110,7 @@ class Percentile(_Columnar, optuna.pruners.PercentilePruner):
         sign = sign_of(study)
         return [is_due and self.ends(trial, columns, sign) for is_due, trial in zip(due, trials, strict=True)]
 
-    def ends(self, trial: FrozenTrial, history: History, sign: float) -> bool:
+    def ends(self, trial: FrozenTrial, history: CompleteTrials, sign: float) -> bool:
         """Say whether a trial that is due ends, compared with these.
 
         Args:
@@ -126,7 +126,7 @@ class Percentile(_Columnar, optuna.pruners.PercentilePruner):
         into_interval = (step - self._n_warmup_steps) % self._interval_steps
         return max((other for other in trial.intermediate_values if other != step), default=-1) < step - into_interval
 
-    def _is_beyond(self, history: History, trial: FrozenTrial, sign: float) -> bool:
+    def _is_beyond(self, history: CompleteTrials, trial: FrozenTrial, sign: float) -> bool:
         best = max(
             (sign * value for value in trial.intermediate_values.values() if not math.isnan(value)), default=None
         )
@@ -148,7 +148,7 @@ class Median(Percentile, optuna.pruners.MedianPruner):
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RungSchedule:
     """Where the rungs of successive halving are, and who goes on from one (Li et al., ASHA, 2020)."""
 
     first: int  # the step of rung 0
@@ -156,7 +156,7 @@ class Ladder:
     bootstrap: int = 0  # none goes on from a rung that no more than so many have reached
 
     @classmethod
-    def of(cls, pruner: optuna.pruners.SuccessiveHalvingPruner) -> Ladder:
+    def of(cls, pruner: optuna.pruners.SuccessiveHalvingPruner) -> RungSchedule:
         """Return the ladder of a pruner that knows its `min_resource`."""
         assert pruner._min_resource is not None
         factor = pruner._reduction_factor
@@ -177,10 +177,10 @@ class Ladder:
         return float(np.partition(values, place)[place])
 
 
-class Climber:
+class RungState:
     """A trial on its ladder."""
 
-    def __init__(self, trial: FrozenTrial, bracket: int, ladder: Ladder, sign: float) -> None:
+    def __init__(self, trial: FrozenTrial, bracket: int, schedule: RungSchedule, sign: float) -> None:
         """Find out at which rung it is.
 
         Args:
@@ -188,7 +188,7 @@ class Climber:
         """
         self.trial = trial
         self.bracket = bracket
-        self.ladder = ladder
+        self.schedule = schedule
         self.step = -1 if trial.last_step is None else trial.last_step
         self.reported = trial.intermediate_values.get(self.step, math.nan)
         self.value = sign * self.reported
@@ -201,7 +201,7 @@ class Climber:
     @property
     def is_due(self) -> bool:
         """Whether it has reached its rung."""
-        return not self.is_pruned and self.step >= self.ladder.step(self.rung)
+        return not self.is_pruned and self.step >= self.schedule.step(self.rung)
 
     def judge(self, bar: float) -> None:
         """End it, or let it go on to the next rung."""
@@ -213,7 +213,7 @@ class Climber:
 class Standings:
     """What the trials of a study had to show at the rungs, as last read."""
 
-    def __init__(self, columns: Columns, rows: Sequence[TrialRow], sign: float, brackets: BracketsOf) -> None:
+    def __init__(self, columns: FinishedTrials, rows: Sequence[TrialRow], sign: float, brackets: BracketsOf) -> None:
         """Take the finished ones in columns, and the rows of the others."""
         self._columns = columns
         self._rows = rows
@@ -233,12 +233,12 @@ class Standings:
 
 
 def halve(
-    storage: LeanStorage,
+    storage: OptunaStorage,
     study: optuna.Study,
     trials: Sequence[FrozenTrial],
-    ladders: Sequence[Ladder],
+    schedules: Sequence[RungSchedule],
     brackets: BracketsOf,
-    rivals: RivalsOf | None = None,
+    comparable: ComparableTo | None = None,
 ) -> list[bool]:
     """Say of each trial whether it ends at a rung of its bracket's ladder, and write down at which rungs it was judged.
 
@@ -247,42 +247,45 @@ def halve(
     """
     sign = sign_of(study)
     of_trials = brackets(np.array([trial.number for trial in trials], np.int64))
-    climbers = [
-        Climber(trial, bracket, ladders[bracket], sign)
+    states = [
+        RungState(trial, bracket, schedules[bracket], sign)
         for trial, bracket in zip(trials, of_trials.tolist(), strict=True)
     ]
-    due = [climber for climber in climbers if climber.is_due]
-    for climber in due:
-        climber.is_pruned = math.isnan(climber.value)
-    judged = [climber for climber in due if not climber.is_pruned]
+    due = [state for state in states if state.is_due]
+    for state in due:
+        state.is_pruned = math.isnan(state.value)
+    judged = [state for state in due if not state.is_pruned]
     if judged:
-        _climb(judged, Standings(*storage.view(study._study_id), sign, brackets), rivals)
-        storage.set_system_attributes({climber.trial._trial_id: climber.entries for climber in judged})
-        for climber in judged:
-            climber.trial.system_attrs.update(climber.entries)
-    return [climber.is_pruned for climber in climbers]
+        _judge_rungs(judged, Standings(*storage.view(study._study_id), sign, brackets), comparable)
+        storage.set_system_attributes({state.trial._trial_id: state.entries for state in judged})
+        for state in judged:
+            state.trial.system_attrs.update(state.entries)
+    return [state.is_pruned for state in states]
 
 
-def _climb(climbers: Sequence[Climber], standings: Standings, rivals: RivalsOf | None) -> None:
+def _judge_rungs(states: Sequence[RungState], standings: Standings, comparable: ComparableTo | None) -> None:
     """Judge trials rung by rung from the lowest, so that who goes on is in time for the next one."""
-    while climbers:
-        rung, bracket = min((climber.rung, climber.bracket) for climber in climbers)
-        group = [climber for climber in climbers if (climber.rung, climber.bracket) == (rung, bracket)]
-        of_group = np.array([(climber.trial.number, climber.value) for climber in group], STANDING)
+    while states:
+        rung, bracket = min((state.rung, state.bracket) for state in states)
+        group = [state for state in states if (state.rung, state.bracket) == (rung, bracket)]
+        of_group = np.array([(state.trial.number, state.value) for state in group], STANDING)
         shown = np.append(standings.at(rung, bracket), of_group)
-        ladder = group[0].ladder
-        if rivals is None:
-            bar = ladder.bar(shown["value"])
+        schedule = group[0].schedule
+        if comparable is None:
+            bar = schedule.bar(shown["value"])
             bars = [bar] * len(group)
         else:
-            bars = [ladder.bar(shown["value"][_own_or_rival(one.trial, shown["number"], rivals)]) for one in group]
-        for climber, bar in zip(group, bars, strict=True):
-            climber.judge(bar)
-        climbers = [climber for climber in climbers if climber.is_due]
+            bars = [
+                schedule.bar(shown["value"][_own_or_comparable(one.trial, shown["number"], comparable)])
+                for one in group
+            ]
+        for state, bar in zip(group, bars, strict=True):
+            state.judge(bar)
+        states = [state for state in states if state.is_due]
 
 
-def _own_or_rival(trial: FrozenTrial, numbers: Integers, rivals: RivalsOf) -> Bools:
-    found: Bools = (numbers == trial.number) | rivals(trial, numbers)
+def _own_or_comparable(trial: FrozenTrial, numbers: Integers, comparable: ComparableTo) -> Bools:
+    found: Bools = (numbers == trial.number) | comparable(trial, numbers)
     return found
 
 
@@ -295,15 +298,19 @@ def sign_of(study: optuna.Study) -> float:
     return 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
 
 
-class _Halving(_Columnar):
+class _Halving(_ArrayPruner):
     """A pruner with rungs, which may be told to compare each trial with its rivals only."""
 
-    def _decide(self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+    def _decide(self, storage: OptunaStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         return self.halve(storage, study, trials)
 
     @abstractmethod
     def halve(
-        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
+        self,
+        storage: OptunaStorage,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        comparable: ComparableTo | None = None,
     ) -> list[bool]:
         """Say of each trial whether it ends."""
 
@@ -315,10 +322,14 @@ class SuccessiveHalving(_Halving, optuna.pruners.SuccessiveHalvingPruner):
         return self._min_resource is not None
 
     def halve(
-        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
+        self,
+        storage: OptunaStorage,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        comparable: ComparableTo | None = None,
     ) -> list[bool]:
         """Say of each trial whether it ends, compared with its rivals."""
-        return halve(storage, study, trials, [Ladder.of(self)], np.zeros_like, rivals)
+        return halve(storage, study, trials, [RungSchedule.of(self)], np.zeros_like, comparable)
 
 
 # --- Hyperband --------------------------------------------------------------------------------------------------------
@@ -331,11 +342,17 @@ class Hyperband(_Halving, optuna.pruners.HyperbandPruner):
         return self._max_resource != "auto"
 
     def halve(
-        self, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial], rivals: RivalsOf | None = None
+        self,
+        storage: OptunaStorage,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        comparable: ComparableTo | None = None,
     ) -> list[bool]:
         """Say of each trial whether it ends, compared with its rivals of its bracket."""
         brackets = self.brackets(study)
-        return halve(storage, study, trials, [Ladder.of(pruner) for pruner in self._pruners], brackets, rivals)
+        return halve(
+            storage, study, trials, [RungSchedule.of(pruner) for pruner in self._pruners], brackets, comparable
+        )
 
     def brackets(self, study: optuna.Study) -> Brackets:
         """Return what knows the brackets of a study's trials; `max_resource` is known."""

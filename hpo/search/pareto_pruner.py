@@ -20,28 +20,28 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.array_pruners import (
+    BatchPruner,
     Bools,
+    ComparableTo,
     Floats,
     Hyperband,
     Integers,
-    JointPruner,
     Percentile,
-    RivalsOf,
     SuccessiveHalving,
     sign_of,
 )
 from hpo.spec.objectives import Goals
-from hpo.storage.finished_trials import COST_PREFIX, Columns, cost_in, percentile
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.finished_trials import COST_PREFIX, FinishedTrials, cost_in, percentile
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.trial_rows import TrialRow
 
 Comparing = Percentile | SuccessiveHalving | Hyperband  # the pruners that compare a trial with others
 
 
-class Field:
+class ComparableTrials:
     """The trials of a study by what was known of each before it was trained, as last read."""
 
-    def __init__(self, goals: Goals, columns: Columns, rows: Sequence[TrialRow] = ()) -> None:
+    def __init__(self, goals: Goals, columns: FinishedTrials, rows: Sequence[TrialRow] = ()) -> None:
         """Take the finished ones in columns, and the rows of others."""
         self._goals = goals
         numbers = np.append(columns.numbers, np.array([row.number for row in rows], np.int64))
@@ -52,7 +52,7 @@ class Field:
             for name in goals.costs
         }
 
-    def rivals(self, trial: FrozenTrial, numbers: Integers) -> Bools:
+    def comparable(self, trial: FrozenTrial, numbers: Integers) -> Bools:
         """Say of trials, by their numbers, which of them are rivals of this one; it is none of its own."""
         if not len(self._numbers):
             return np.zeros(len(numbers), dtype=bool)
@@ -83,29 +83,29 @@ def _told(trial: FrozenTrial, name: str) -> float:
     return float(told) if isinstance(told, int | float) else math.nan
 
 
-class _Rivals:
+class _ComparableHistory:
     """The COMPLETE rivals of one trial: what a percentile asks of a history."""
 
-    def __init__(self, columns: Columns, field: Field, trial: FrozenTrial) -> None:
+    def __init__(self, columns: FinishedTrials, trials_of_study: ComparableTrials, trial: FrozenTrial) -> None:
         self._columns = columns
-        self._field = field
+        self._field = trials_of_study
         self._trial = trial
 
     @property
     def complete(self) -> int:
         numbers = self._columns.numbers[self._columns.states == TrialState.COMPLETE.value]
-        return int(self._field.rivals(self._trial, numbers).sum())
+        return int(self._field.comparable(self._trial, numbers).sum())
 
     def at_step(self, step: int) -> Floats:
         values = self._columns.at_step(step)
-        found: Floats = values[self._field.rivals(self._trial, self._columns.who_at_step(step)[: len(values)])]
+        found: Floats = values[self._field.comparable(self._trial, self._columns.who_at_step(step)[: len(values)])]
         return found
 
     def percentile(self, step: int, percent: float) -> float:
         return percentile(self.at_step(step), percent)
 
 
-class AmongRivals(JointPruner):
+class CostAwarePruner(BatchPruner):
     """Asks another pruner about each trial, and shows it that trial's rivals only."""
 
     def __init__(self, inner: Comparing, goals: Goals) -> None:
@@ -116,31 +116,31 @@ class AmongRivals(JointPruner):
     def decide(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         """Say of each trial of a study in our storage whether it is to end."""
         storage = study._storage
-        assert isinstance(storage, LeanStorage)
+        assert isinstance(storage, OptunaStorage)
         if isinstance(self.inner, Percentile):
             return self._below(self.inner, storage, study, trials)
-        return self.inner.halve(storage, study, trials, self._rivals(storage, study))
+        return self.inner.halve(storage, study, trials, self._comparable_to(storage, study))
 
     def _below(
-        self, pruner: Percentile, storage: LeanStorage, study: optuna.Study, trials: Sequence[FrozenTrial]
+        self, pruner: Percentile, storage: OptunaStorage, study: optuna.Study, trials: Sequence[FrozenTrial]
     ) -> list[bool]:
         due = [pruner.is_due(trial) for trial in trials]
         if not any(due):
             return due
         columns, sign = storage.columns(study._study_id), sign_of(study)
-        field = Field(self.goals, columns)
+        trials_of_study = ComparableTrials(self.goals, columns)
         return [
-            is_due and pruner.ends(trial, _Rivals(columns, field, trial), sign)
+            is_due and pruner.ends(trial, _ComparableHistory(columns, trials_of_study, trial), sign)
             for is_due, trial in zip(due, trials, strict=True)
         ]
 
-    def _rivals(self, storage: LeanStorage, study: optuna.Study) -> RivalsOf:
+    def _comparable_to(self, storage: OptunaStorage, study: optuna.Study) -> ComparableTo:
         """Return what knows trials' rivals, of those that there are when it is first asked."""
-        read: list[Field] = []
+        read: list[ComparableTrials] = []
 
-        def rivals(trial: FrozenTrial, numbers: Integers) -> Bools:
+        def comparable(trial: FrozenTrial, numbers: Integers) -> Bools:
             if not read:
-                read.append(Field(self.goals, *storage.view(study._study_id)))
-            return read[0].rivals(trial, numbers)
+                read.append(ComparableTrials(self.goals, *storage.view(study._study_id)))
+            return read[0].comparable(trial, numbers)
 
-        return rivals
+        return comparable

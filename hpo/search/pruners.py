@@ -16,7 +16,7 @@ from annotated_types import Ge, Le
 
 from hpo.errors import SpecError, nearest, shown
 from hpo.search import array_pruners
-from hpo.search.pareto_pruner import AmongRivals, Comparing
+from hpo.search.pareto_pruner import Comparing, CostAwarePruner
 from hpo.spec import options
 from hpo.spec.objectives import Goals
 from hpo.spec.space import ends_of
@@ -97,7 +97,7 @@ def patient(
     return Patient(inner, patience, min_delta)
 
 
-class Patient(array_pruners.JointPruner):
+class Patient(array_pruners.BatchPruner):
     """Prunes what does not improve. Optuna's own asks whether the value got worse, which a best so far never does."""
 
     def __init__(self, wrapped: optuna.pruners.BasePruner | None, patience: int, min_delta: float) -> None:
@@ -180,13 +180,13 @@ def named(table: dict[str, object], section: str, known: dict[str, options.Funct
 
 def build(spec: StudySpec) -> optuna.pruners.BasePruner:
     """Return the study's pruner; where trials are judged by more than their curves, it compares rivals only."""
-    return _among_rivals(plain(spec), spec.goals) if spec.goals.costs else plain(spec)
+    return _cost_aware(plain(spec), spec.goals) if spec.goals.costs else plain(spec)
 
 
-def _among_rivals(pruner: optuna.pruners.BasePruner, goals: Goals) -> optuna.pruners.BasePruner:
+def _cost_aware(pruner: optuna.pruners.BasePruner, goals: Goals) -> optuna.pruners.BasePruner:
     if isinstance(pruner, Patient) and pruner.wrapped is not None:
-        return Patient(_among_rivals(pruner.wrapped, goals), pruner.patience, pruner.min_delta)
-    return AmongRivals(pruner, goals) if isinstance(pruner, Comparing) else pruner
+        return Patient(_cost_aware(pruner.wrapped, goals), pruner.patience, pruner.min_delta)
+    return CostAwarePruner(pruner, goals) if isinstance(pruner, Comparing) else pruner
 
 
 def plain(spec: StudySpec) -> optuna.pruners.BasePruner:

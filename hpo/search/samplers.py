@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 
 from hpo.errors import SpecError
 from hpo.search.pruners import named
-from hpo.search.tpe import ColumnTPE
+from hpo.search.tpe import ArrayTPE
 from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
 
@@ -48,7 +48,7 @@ def tpe(
     constant_liar: bool = True,
 ) -> Sampler:
     """Tree-structured Parzen estimator (Bergstra et al., 2011); `group` is on when the space is conditional."""
-    return ColumnTPE(
+    return ArrayTPE(
         n_startup_trials=n_startup_trials,
         n_ei_candidates=n_ei_candidates,
         multivariate=multivariate,

@@ -25,8 +25,8 @@ from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage.finished_trials import Columns
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.finished_trials import FinishedTrials
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.trial_rows import TrialRow
 
 Space = dict[str, BaseDistribution]
@@ -41,10 +41,10 @@ def count_good(trials: int) -> int:
     return min(math.ceil(0.1 * trials), MOST_GOOD)
 
 
-class History:
+class RankedTrials:
     """The trials of a study that count, COMPLETE and PRUNED, as they were at one look; they stand in order of their numbers."""
 
-    def __init__(self, columns: Columns, direction: StudyDirection) -> None:
+    def __init__(self, columns: FinishedTrials, direction: StudyDirection) -> None:
         self._columns = columns
         self._sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
         counting = np.flatnonzero(np.isin(columns.states, (TrialState.COMPLETE.value, TrialState.PRUNED.value)))
@@ -124,7 +124,7 @@ class History:
 class Look:
     """What a trial's sampler sees: what has finished, and the parameters of other running trials by their numbers, ascending."""
 
-    history: History
+    history: RankedTrials
     running: dict[int, dict[str, Any]]
 
     def good_and_bad(self, good: int, space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,7 +158,7 @@ class FirstJudged(optuna.Study):
         return self.directions[0]
 
 
-class ColumnTPE(optuna.samplers.TPESampler):
+class ArrayTPE(optuna.samplers.TPESampler):
     """Optuna's TPESampler, quick on a LeanStorage."""
 
     _seen: tuple[int, Look | None] | None = None  # the trial by id, and what there was to see at its first parameter
@@ -210,7 +210,7 @@ class ColumnTPE(optuna.samplers.TPESampler):
 
     def _look_anew(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
         storage = study._storage
-        if not isinstance(storage, LeanStorage) or study._is_multi_objective():
+        if not isinstance(storage, OptunaStorage) or study._is_multi_objective():
             return None
         columns, unfinished = storage.view(study._study_id)
         if columns.has_constraints:
@@ -218,7 +218,7 @@ class ColumnTPE(optuna.samplers.TPESampler):
         running = [row for row in unfinished if row.state == TrialState.RUNNING and row.number != trial.number]
         liars = sorted(running, key=lambda row: row.number) if self._constant_liar else []
         return Look(
-            history=History(columns, study.direction),
+            history=RankedTrials(columns, study.direction),
             running={row.number: self._params_of(row, study) for row in liars},
         )
 

@@ -69,7 +69,7 @@ NOTHING = Beside()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownCosts:
     """What is known of a trial before it is trained, and what of its end follows from that."""
 
     values: tuple[float, ...]  # of the objectives after the first
@@ -88,7 +88,7 @@ class Known:
         return json.dumps({"values": self.values, "constraints": dict(self.constraints), "bounds": bounds})
 
     @classmethod
-    def from_json(cls, text: str) -> Known:
+    def from_json(cls, text: str) -> KnownCosts:
         found = json.loads(text)
         bounds = tuple(Bound.parse(name, bound) for name, bound in found["bounds"].items())
         return cls(values=tuple(found["values"]), constraints=found["constraints"], bounds=bounds)
@@ -127,17 +127,17 @@ class Goals:
         named = [*self.names[1:], *(bound.name for bound in self.static_bounds)]
         return list(dict.fromkeys(named))
 
-    def known(self, costs: Mapping[str, float]) -> Known:
+    def known(self, costs: Mapping[str, float]) -> KnownCosts:
         """Return what a declared trial's costs say about its end."""
-        return Known(
+        return KnownCosts(
             values=tuple(costs[name] for name in self.names[1:]),
             constraints={bound.name: bound.violation(costs[bound.name]) for bound in self.static_bounds},
             bounds=tuple(bound for bound in self.bounds if bound.name == self.first),
         )
 
-    def returned(self, values: Mapping[str, float]) -> Known:
+    def returned(self, values: Mapping[str, float]) -> KnownCosts:
         """Return likewise what an objective of the user's own has returned, by name."""
-        return Known(
+        return KnownCosts(
             values=tuple(values[name] for name in self.names[1:]),
             constraints={bound.name: bound.violation(values[bound.name]) for bound in self.bounds},
         )

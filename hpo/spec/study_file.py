@@ -148,7 +148,7 @@ class StudySpec(pydantic.BaseModel):
             name: takes the place of the file's own name for the study.
         """
         document = read_document(path)
-        with told_of(path):
+        with in_file(path):
             spec = cls.from_document(document)
         if name is None:
             return spec
@@ -161,21 +161,21 @@ class StudySpec(pydantic.BaseModel):
         document = dict(document)
         spec, wrong, mistakes = cls._shaped(document)
         if "name" not in wrong:
-            with mistakes.gathered():
+            with mistakes.collect():
                 check_name(spec.name, "name")
         for key in document:
             if key not in (*SECTIONS, *wrong, "params", "receipt"):
-                with mistakes.gathered():
+                with mistakes.collect():
                     _check_plain(document[key], key)
         if not wrong & JUDGED_TOGETHER:
-            with mistakes.gathered():
+            with mistakes.collect():
                 spec = spec._with_defaults()
-        with mistakes.gathered():
+        with mistakes.collect():
             _check_durations(spec)
         for section in [] if spec.objective else SECTIONS:
-            with mistakes.gathered():
+            with mistakes.collect():
                 _lifted(section, getattr(spec, section))
-        mistakes.tell()
+        mistakes.raise_if_any()
         return spec
 
     @classmethod
@@ -202,9 +202,9 @@ class StudySpec(pydantic.BaseModel):
         mistakes = Mistakes()
         spec = self._with_objective_defaults() if self.objective else self._with_training_defaults()
         for part in ("rule", "goals"):
-            with mistakes.gathered():
+            with mistakes.collect():
                 getattr(spec, part)
-        mistakes.tell()
+        mistakes.raise_if_any()
         return spec
 
     def _with_objective_defaults(self) -> StudySpec:
@@ -353,7 +353,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
+def in_file(path: Path) -> Iterator[None]:
     """Put a file's name in front of each line of a SpecError."""
     try:
         yield
@@ -381,12 +381,12 @@ def _check_durations(spec: StudySpec) -> None:
     mistakes = Mistakes()
     for key in ("timeout", "trial_timeout"):
         if text := getattr(spec.budget, key):
-            with mistakes.gathered():
+            with mistakes.collect():
                 seconds(text, f"budget.{key}")
     for key in ("lease_seconds", "grace_seconds", "outage_seconds", "checkpoint_seconds"):
-        with mistakes.gathered():
+        with mistakes.collect():
             getattr(spec.recovery, key)
-    mistakes.tell()
+    mistakes.raise_if_any()
 
 
 def check_name(name: str, path: str) -> None:
@@ -403,9 +403,9 @@ def _lifted(section: str, table: space.Tree) -> space.Tree:
     mistakes = Mistakes()
     lifted: space.Tree = {}
     for key, value in table.items():
-        with mistakes.gathered():
+        with mistakes.collect():
             lifted |= space.lift({key: value}, section)
-    mistakes.tell()
+    mistakes.raise_if_any()
     if isinstance(name := lifted.get("name"), dict):
         raise SpecError(f"{section}.name: {shown(name)} is neither a name nor a choice; {space.GRAMMAR}")
     space.check_branches({section: lifted})
@@ -414,7 +414,7 @@ def _lifted(section: str, table: space.Tree) -> space.Tree:
 
 def _can_lift(section: str, table: space.Tree) -> bool:
     mistakes = Mistakes()
-    with mistakes.gathered():
+    with mistakes.collect():
         _lifted(section, table)
     return not mistakes
 

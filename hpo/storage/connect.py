@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 
 from hpo.errors import NoAnswer, StorageBusy, StorageError
 from hpo.storage import engine, filesystem, tables
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.optuna_storage import OptunaStorage
 
 Made = TypeVar("Made")
 FAILURES = (
@@ -48,7 +48,7 @@ class Storage:
 
     url: URL
     engine: sa.Engine
-    optuna: LeanStorage
+    optuna: OptunaStorage
 
     @property
     def shown(self) -> str:
@@ -134,7 +134,7 @@ def connect(text: str, *, create: bool = False) -> Storage:
     except BaseException:
         backend.engine.dispose()
         raise
-    return Storage(url=url, engine=backend.engine, optuna=LeanStorage(backend.engine))
+    return Storage(url=url, engine=backend.engine, optuna=OptunaStorage(backend.engine))
 
 
 def _creating(make: Callable[[], Made]) -> Made:

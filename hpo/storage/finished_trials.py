@@ -26,7 +26,7 @@ RUNG_PREFIX = "completed_rung_"  # begins those in which its halving pruners kee
 STANDING = np.dtype([("number", np.int64), ("value", np.float64)])  # of a trial at a rung
 
 
-class Column(Generic[Scalar]):
+class GrowingArray(Generic[Scalar]):
     """A numpy array that grows at its end."""
 
     def __init__(self, kind: type[Scalar] | np.dtype[Scalar], fill: float = 0) -> None:
@@ -79,24 +79,26 @@ def violation_in(attributes: Mapping[str, str]) -> float:
     return float(sum(number for number in listed if number > 0))
 
 
-class Columns:
+class FinishedTrials:
     """The finished trials of one study."""
 
     def __init__(self) -> None:
-        self._numbers = Column(np.int64)
-        self._states = Column(np.int8)
-        self._values = Column(np.float64)
-        self._last_steps = Column(np.int64)
-        self._last_values = Column(np.float64)
-        self._spaces = Column(np.int32)
-        self._params: dict[str, Column[np.float64]] = {}
-        self._further: list[Column[np.float64]] = []  # values of the objectives after the first
-        self._violations = Column(np.float64)
-        self._costs: dict[str, Column[np.float64]] = {}
-        self._at_step: defaultdict[int, Column[np.float64]] = defaultdict(lambda: Column(np.float64))
-        self._who_at_step: defaultdict[int, Column[np.int64]] = defaultdict(lambda: Column(np.int64))
+        self._numbers = GrowingArray(np.int64)
+        self._states = GrowingArray(np.int8)
+        self._values = GrowingArray(np.float64)
+        self._last_steps = GrowingArray(np.int64)
+        self._last_values = GrowingArray(np.float64)
+        self._spaces = GrowingArray(np.int32)
+        self._params: dict[str, GrowingArray[np.float64]] = {}
+        self._further: list[GrowingArray[np.float64]] = []  # values of the objectives after the first
+        self._violations = GrowingArray(np.float64)
+        self._costs: dict[str, GrowingArray[np.float64]] = {}
+        self._at_step: defaultdict[int, GrowingArray[np.float64]] = defaultdict(lambda: GrowingArray(np.float64))
+        self._who_at_step: defaultdict[int, GrowingArray[np.int64]] = defaultdict(lambda: GrowingArray(np.int64))
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # and of how many values each is
-        self._at_rung: defaultdict[str, Column[np.void]] = defaultdict(lambda: Column(STANDING))  # by the rung's key
+        self._at_rung: defaultdict[str, GrowingArray[np.void]] = defaultdict(
+            lambda: GrowingArray(STANDING)
+        )  # by the rung's key
         self._index_of_space: dict[int, int] = {}
         self.spaces: list[dict[str, BaseDistribution]] = []  # each that a trial was given
         self.has_constraints = False  # some trial says what it violates
@@ -124,7 +126,7 @@ class Columns:
 
     def _add_further(self, rows: Sequence[TrialRow], start: int) -> None:
         most = max((len(row.values) for row in rows if row.values), default=1) - 1
-        self._further += [Column(np.float64, math.nan) for _ in range(len(self._further), most)]
+        self._further += [GrowingArray(np.float64, math.nan) for _ in range(len(self._further), most)]
         for objective, column in enumerate(self._further, 1):
             column.pad(len(self))
             told = [
@@ -137,7 +139,7 @@ class Columns:
     def _add_costs(self, rows: Sequence[TrialRow], start: int) -> None:
         names = {key for row in rows for key in row.user_attributes if key.startswith(COST_PREFIX)}
         for name in {key.removeprefix(COST_PREFIX) for key in names} - self._costs.keys():
-            self._costs[name] = Column(np.float64, math.nan)
+            self._costs[name] = GrowingArray(np.float64, math.nan)
         for name, column in self._costs.items():
             column.pad(len(self))
             column.put(range(start, len(self)), [cost_in(row.user_attributes, name) for row in rows])
@@ -150,7 +152,7 @@ class Columns:
                 positions.append(position)
                 values.append(value)
         for name in found.keys() - self._params.keys():
-            self._params[name] = Column(np.float64, math.nan)
+            self._params[name] = GrowingArray(np.float64, math.nan)
         for column in self._params.values():
             column.pad(len(self))
         for name, (positions, values) in found.items():

@@ -26,7 +26,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage import engine, sql, trial_rows, trial_writes
-from hpo.storage.finished_trials import Columns
+from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.tables import (
     hpo_trials,
     intermediate_values,
@@ -43,31 +43,31 @@ from hpo.storage.tables import (
     trials,
     utc,
 )
-from hpo.storage.trial_cache import News, TrialCache
+from hpo.storage.trial_cache import CacheUpdate, TrialCache
 from hpo.storage.trial_rows import TrialRow
 
 Result = TypeVar("Result")
-Bear = Callable[[Callable[[], Any]], Any]
+RetryCall = Callable[[Callable[[], Any]], Any]
 NAME_PREFIX = "no-name-"  # as Optuna calls a study that was given no name
 
 
 @dataclass(frozen=True)
-class Gathered:
+class DeferredWrites:
     """What a trial was given and is not written yet: rows of Optuna's tables without the trial's id, by their keys."""
 
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # system attributes
 
 
-def at_once(action: Callable[[], Result]) -> Result:
+def do_once(action: Callable[[], Result]) -> Result:
     """Do it, and let what it raises through."""
     return action()
 
 
-class LeanStorage(BaseStorage):
+class OptunaStorage(BaseStorage):
     """Optuna's tables through one engine."""
 
-    def __init__(self, opened: sa.Engine, bear: Bear = at_once) -> None:
+    def __init__(self, opened: sa.Engine, retry: RetryCall = do_once) -> None:
         """Open the tables, which are there.
 
         Args:
@@ -76,14 +76,14 @@ class LeanStorage(BaseStorage):
                 study or an end, which are refused the second time.
         """
         self.engine = opened
-        self._bear = bear
+        self._retry = retry
         self._lock = threading.RLock()
         self._caches: dict[int, TrialCache] = {}
         self._directions: dict[int, list[StudyDirection]] = {}
         self._study_of: dict[int, int] = {}  # by the ids of trials that were written to
         self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
         self._begun: dict[int, TrialRow] = {}  # by id; see `expect`
-        self._gathered: dict[int, Gathered] = {}  # by trial
+        self._deferred: dict[int, DeferredWrites] = {}  # by trial
         self._looking_once: dict[int, bool] = {}  # studies of which one look is to do, and whether it was had
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,9 +93,9 @@ class LeanStorage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(sa.create_engine(state["url"], **engine.arguments(state["url"])))  # type: ignore[misc]
 
-    def bearing(self, bear: Bear) -> LeanStorage:
+    def with_retry(self, retry: RetryCall) -> OptunaStorage:
         """Return this storage with another way of bearing failures."""
-        return LeanStorage(self.engine, bear)
+        return OptunaStorage(self.engine, retry)
 
     def _reading(self, read: Callable[[sa.Connection], Result]) -> Result:
         def action() -> Result:
@@ -110,7 +110,7 @@ class LeanStorage(BaseStorage):
                     raise
                 return action()  # over another connection: this one had broken since its last use
 
-        return self._bear(again_if_cut)  # type: ignore[no-any-return]
+        return self._retry(again_if_cut)  # type: ignore[no-any-return]
 
     def _writing(self, write: Callable[[sa.Connection], Result], *, once: bool = False) -> Result:
         """Do a transaction.
@@ -124,7 +124,7 @@ class LeanStorage(BaseStorage):
             with transaction(self.engine) as connection:
                 return write(connection)
 
-        return self._bear(action)  # type: ignore[no-any-return]
+        return self._retry(action)  # type: ignore[no-any-return]
 
     # --- studies ----------------------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class LeanStorage(BaseStorage):
             "distribution_json": distribution_to_json(distribution),
         }
 
-        gathered = self._gathered.get(trial_id)
+        deferred = self._deferred.get(trial_id)
 
         def check(connection: sa.Connection) -> None:
             self._check_compatibility(connection, trial_id, param_name, distribution)
@@ -296,28 +296,28 @@ class LeanStorage(BaseStorage):
             check(connection)
             self._put(connection, trial_params, trial_id, row, key="param_name")
 
-        if gathered is None:
+        if deferred is None:
             self._writing(write, once=True)
         else:
             if self._known.get((self._study_of.get(trial_id, -1), param_name)) != distribution:
                 self._reading(check)
-            gathered.params[param_name] = row
+            deferred.params[param_name] = row
         self._known.setdefault((self._study_of[trial_id], param_name), distribution)
 
     @contextmanager
-    def gathering(self, trial_id: int) -> Iterator[Gathered]:
+    def deferred_writes(self, trial_id: int) -> Iterator[DeferredWrites]:
         """Do not write the parameters and system attributes that a trial is given within, but gather them, for the caller to
         write.
         """
-        gathered = self._gathered[trial_id] = Gathered()
+        deferred = self._deferred[trial_id] = DeferredWrites()
         try:
-            yield gathered
-            self._learn(trial_id, gathered.params)
+            yield deferred
+            self._learn(trial_id, deferred.params)
         finally:
-            del self._gathered[trial_id]
+            del self._deferred[trial_id]
 
     def _learn(self, trial_id: int, params: Mapping[str, Mapping[str, Any]]) -> None:
-        """Know the parameters of an open trial, which no other look within `one_look` would find."""
+        """Know the parameters of an open trial, which no other look within `snapshot` would find."""
         row = self._looked_at(trial_id)
         if row is not None and params:
             study_id = self._study_of[trial_id]
@@ -325,12 +325,12 @@ class LeanStorage(BaseStorage):
             row.params = (*row.params, *(found["param_value"] for found in params.values()))
 
     def _looked_at(self, trial_id: int) -> TrialRow | None:
-        """Return an open trial as it is known within `one_look`; None outside of it, or if it is not known."""
+        """Return an open trial as it is known within `snapshot`; None outside of it, or if it is not known."""
         study_id = self._study_of.get(trial_id, -1)
         return self._cache(study_id).open.get(trial_id) if self._looking_once.get(study_id) else None
 
     @contextmanager
-    def one_look(self, study_id: int) -> Iterator[None]:
+    def snapshot(self, study_id: int) -> Iterator[None]:
         """Let all that `view` shows within come from one look, the first, and from the parameters and system attributes that
         trials are given within: for a process that opens many trials at once.
         """
@@ -386,8 +386,8 @@ class LeanStorage(BaseStorage):
         self._set_trial_attribute(trial_user_attributes, trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        if (gathered := self._gathered.get(trial_id)) is not None:
-            gathered.attributes[key] = {"key": key, "value_json": json.dumps(value)}
+        if (deferred := self._deferred.get(trial_id)) is not None:
+            deferred.attributes[key] = {"key": key, "value_json": json.dumps(value)}
         else:
             self._set_trial_attribute(trial_system_attributes, trial_id, key, value)
         if (row := self._looked_at(trial_id)) is not None:
@@ -421,7 +421,7 @@ class LeanStorage(BaseStorage):
 
     # --- trials read ------------------------------------------------------------------------------------------------
 
-    def expect(self, study_id: int, begun: TrialRow) -> None:
+    def prime(self, study_id: int, begun: TrialRow) -> None:
         """Take note of a trial that this process has just made: the first who asks for it gets it without a look."""
         self._begun[begun.trial_id] = begun
         self._study_of[begun.trial_id] = study_id
@@ -446,8 +446,8 @@ class LeanStorage(BaseStorage):
         found = self._attributes(trials.c.trial_id, trial_system_attributes.c.trial_id, trial_id)
         if found is None:
             raise _no_trial(trial_id)
-        gathered = self._gathered.get(trial_id, Gathered()).attributes
-        return {**found, **{key: json.loads(row["value_json"]) for key, row in gathered.items()}}
+        deferred = self._deferred.get(trial_id, DeferredWrites()).attributes
+        return {**found, **{key: json.loads(row["value_json"]) for key, row in deferred.items()}}
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -456,7 +456,7 @@ class LeanStorage(BaseStorage):
             found = self._read(study_id).trials(states)
         return copy.deepcopy(found) if deepcopy else found
 
-    def columns(self, study_id: int, *, anew: bool = False) -> Columns:
+    def columns(self, study_id: int, *, anew: bool = False) -> FinishedTrials:
         """Return the finished trials of a study in columns, after a look at what is new.
 
         Args:
@@ -464,10 +464,10 @@ class LeanStorage(BaseStorage):
         """
         with self._lock:
             if anew:
-                self.hear(study_id, None)
+                self.set_known_finished(study_id, None)
             return self._read(study_id, whole=False).columns
 
-    def view(self, study_id: int) -> tuple[Columns, list[TrialRow]]:
+    def view(self, study_id: int) -> tuple[FinishedTrials, list[TrialRow]]:
         """Return the finished trials of a study in columns and the open ones as they are stored, after a look at what is new."""
         with self._lock:
             cache = self._read(study_id)
@@ -478,13 +478,13 @@ class LeanStorage(BaseStorage):
         with self._lock:
             return self._cache(study_id).low
 
-    def hear(self, study_id: int, finished: int | None) -> None:
+    def set_known_finished(self, study_id: int, finished: int | None) -> None:
         """Take note of how many trials of the study have finished: `columns` need not look while it knows as many.
 
         None forgets that.
         """
         with self._lock:
-            self._cache(study_id).heard = finished
+            self._cache(study_id).known_finished = finished
 
     def _cache(self, study_id: int) -> TrialCache:
         if study_id not in self._caches:
@@ -493,12 +493,12 @@ class LeanStorage(BaseStorage):
 
     def _read(self, study_id: int, *, whole: bool = True) -> TrialCache:
         cache = self._cache(study_id)
-        if not whole and cache.heard == len(cache.columns):
+        if not whole and cache.known_finished == len(cache.columns):
             return cache
         if whole and self._looking_once.get(study_id):
             return cache
 
-        def look(connection: sa.Connection) -> News:
+        def look(connection: sa.Connection) -> CacheUpdate:
             news = cache.look(connection, whole=whole)
             if news.is_empty and not connection.execute(_name_of(study_id)).first():
                 raise _no_study(study_id)

@@ -26,7 +26,7 @@ LONGEST_PAUSE_SECONDS = 5.0
 STOPPING_SECONDS = 5.0  # borne by a process that was asked to stop
 
 
-class Patience:
+class Retry:
     """How long this process bears a failing storage, and whether it is asked to stop meanwhile."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Patience:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     @contextmanager
-    def suspended(self, answer_seconds: float) -> Iterator[None]:
+    def without_retry(self, answer_seconds: float) -> Iterator[None]:
         """Let errors of the storage through at once in this thread, for what can be left undone.
 
         Args:

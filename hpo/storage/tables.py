@@ -101,11 +101,12 @@ hpo_trials = sa.Table(
     sa.Column("checkpoint_path", sa.Text),
     sa.Column("checkpoint_digest", sa.String(64)),
     sa.Column("checkpoint_attributes", sa.Text),  # JSON: the trial's system attributes at that epoch
-    sa.Column("costs", sa.Text),  # JSON: what of its end is known before it is trained; see `objectives.Known`
+    sa.Column("costs", sa.Text),  # JSON: what of its end is known before it is trained; see `objectives.KnownCosts`
     sa.Column("outcome", sa.String(40)),  # why it ended: complete, pruned, stopped, or the kind of its last failure
     sa.Column("reason", sa.Text),  # in words, a line
     sa.Column("receipt", sa.Text),  # JSON: seeds, versions, device, ... of the last attempt
-    sa.Column("partition", sa.Text),  # which kind of stack it trains in; NULL until somebody has opened it
+    # Which kind of stack it trains in, called `partition` in the database. NULL until somebody has opened it.
+    sa.Column("partition", sa.Text, key="stack_key"),
 )
 
 hpo_failures = sa.Table(

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage import trial_rows
-from hpo.storage.finished_trials import Columns
+from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.trial_rows import TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class CacheUpdate:
     """What a look has found."""
 
     ended: list[TrialRow]  # since the last look
@@ -41,14 +41,14 @@ class TrialCache:
         self._forget()
 
     def _forget(self) -> None:
-        self.columns = Columns()
+        self.columns = FinishedTrials()
         self.open: dict[int, TrialRow] = {}  # by id, as they were at the last whole read
         self._unfinished: set[int] = set()  # ids
         self._finished: dict[int, TrialRow] = {}  # by id
         self._frozen: dict[int, FrozenTrial] = {}  # of finished trials, by id, as far as somebody asked for them
         self._last: TrialRow | None = None  # the one with the highest number of those that left the queue
         self.low = 0  # every trial below this number is known to have finished
-        self.heard: int | None = None  # how many have finished, as somebody else has found out
+        self.known_finished: int | None = None  # how many have finished, as somebody else has found out
 
     def __getitem__(self, trial_id: int) -> FrozenTrial:
         """Return a finished trial."""
@@ -58,7 +58,7 @@ class TrialCache:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def look(self, connection: sa.Connection, *, whole: bool = True) -> News:
+    def look(self, connection: sa.Connection, *, whole: bool = True) -> CacheUpdate:
         """Read what is new and change nothing: whoever waits for it takes it in.
 
         Args:
@@ -78,7 +78,7 @@ class TrialCache:
         trial_rows.complete(connection, wanted, of_study=self.study_id if is_first else None)
         begun = (row for row in rows.values() if row.state != TrialState.WAITING)
         last = max(begun, key=lambda row: row.number, default=None)
-        return News(ended=ended, running=running, last=last, whole=whole, is_anew=is_anew)
+        return CacheUpdate(ended=ended, running=running, last=last, whole=whole, is_anew=is_anew)
 
     def _is_still_there(self, row: TrialRow | None) -> bool:
         """Say whether this is the last trial: known again by its number and its start, or its end if it never started."""
@@ -87,7 +87,7 @@ class TrialCache:
             return False
         return last.started is not None or row.completed == last.completed
 
-    def take_in(self, news: News) -> None:
+    def take_in(self, news: CacheUpdate) -> None:
         """Know what a look has found."""
         if news.is_anew:
             self._forget()

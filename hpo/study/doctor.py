@@ -251,7 +251,7 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
             what=f"the disk of {study.checkpoints} has {free / 2**20:.0f} MiB left",
             mend="free some: a checkpoint that cannot be written costs the epochs since the last one",
         )
-    stale = retention.sweep(study) if repair else retention.stale(study)
+    stale = retention.delete_stale(study) if repair else retention.stale(study)
     if stale:
         yield Finding(
             where=study.name,

@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
 
 
-def unbeaten(losses: Floats) -> npt.NDArray[np.bool_]:
+def is_non_dominated(losses: Floats) -> npt.NDArray[np.bool_]:
     """Say of each row of losses [trials, objectives], less being better, whether no other beats it.
 
     One beats another that is at least as good in every objective and better in one (Pareto); of equal ones none does.
@@ -26,7 +26,7 @@ def unbeaten(losses: Floats) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def leading(goals: Goals, numbers: npt.NDArray[np.int64], values: Floats, violations: Floats) -> Positions:
+def best_trials(goals: Goals, numbers: npt.NDArray[np.int64], values: Floats, violations: Floats) -> Positions:
     """Return the positions of the COMPLETE trials that violate nothing, the best in the first objective first, of equal ones
     the lower number; of several objectives those on the front.
 
@@ -38,6 +38,6 @@ def leading(goals: Goals, numbers: npt.NDArray[np.int64], values: Floats, violat
     feasible = np.flatnonzero(violations <= 0)
     losses = values[feasible] * signs
     if goals.are_several and len(feasible):
-        mask = unbeaten(losses)
+        mask = is_non_dominated(losses)
         feasible, losses = feasible[mask], losses[mask]
     return feasible[np.lexsort((numbers[feasible], losses[:, 0]))]

@@ -48,7 +48,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class StudyUpdate:
     """The trials that were not final at a cursor, as they are now: see `_standing`, in the order of their numbers."""
 
     final: Sequence[Any]  # nothing changes them any more
@@ -62,14 +62,14 @@ class News:
         return [row for row in (*self.final, *self.pending) if row.state == TrialState.COMPLETE]
 
 
-def since(connection: sa.Connection, study: Study, cursor: Cursor) -> News:
+def since(connection: sa.Connection, study: Study, cursor: Cursor) -> StudyUpdate:
     """Return what has happened since a cursor: neither trials nor anything of theirs that it has passed is read again."""
     standing = _standing(connection, study)
     known = sorted(cursor.open | cursor.unsettled)
     again = [row for ids in chunks(known) for row in connection.execute(standing.where(trials.c.trial_id.in_(ids)))]
     found = [*again, *connection.execute(standing.where(trials.c.number > cursor.last))]
     pending = [row for row in found if not _is_final(row)]
-    return News(
+    return StudyUpdate(
         final=[row for row in found if _is_final(row)],
         pending=pending,
         ended=[row.trial_id for row in found if row.state in FINISHED and row.trial_id not in cursor.unsettled],
@@ -195,7 +195,7 @@ def named(study: Study, values: Sequence[float]) -> dict[str, float]:
     return dict(zip(goals.names, values, strict=False)) if goals.are_several else {}
 
 
-def leading(connection: sa.Connection, study: Study) -> list[Any]:
+def best_trials(connection: sa.Connection, study: Study) -> list[Any]:
     """Return the rows of `results` of the trials that lead: of several objectives the front, else all COMPLETE ones that
     violate nothing, the best in the first objective first.
     """
@@ -216,7 +216,9 @@ def positions(study: Study, numbers: Mapping[int, int], known: Mapping[int, Judg
         return []
     values = np.array([known[trial_id].values for trial_id in numbers])
     violations = np.array([known[trial_id].violation for trial_id in numbers])
-    found: list[int] = pareto.leading(study.spec.goals, np.array(list(numbers.values())), values, violations).tolist()
+    found: list[int] = pareto.best_trials(
+        study.spec.goals, np.array(list(numbers.values())), values, violations
+    ).tolist()
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hpo.errors import Mistakes
 from hpo.search import pruners, samplers
 from hpo.spec import usercode
-from hpo.spec.study_file import StudySpec, read_document, told_of
+from hpo.spec.study_file import StudySpec, in_file, read_document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
         code_folder: where user code is looked for, if not in the file's folder.
     """
     document, mistakes = read_document(path), Mistakes()
-    with mistakes.gathered():
+    with mistakes.collect():
         return complete(StudySpec.load(path, name=name), path, code_folder=code_folder)
-    with mistakes.gathered(), told_of(path):
+    with mistakes.collect(), in_file(path):
         _refuse_rest(document, (code_folder or path.parent).absolute())
-    mistakes.tell()
+    mistakes.raise_if_any()
     raise AssertionError("what was gathered was told")
 
 
@@ -47,20 +47,20 @@ def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
     from hpo.train.build import registry
 
     rest, mistakes = StudySpec.rest_of(document), Mistakes()
-    with mistakes.gathered():
+    with mistakes.collect():
         registry.refuse_searches(rest)
-    with mistakes.gathered():
+    with mistakes.collect():
         registry.refuse_wrong_sections({section: table for section, table in rest.tree.items() if table}, folder)
     for check in (samplers.resolve, pruners.resolve):
-        with mistakes.gathered():
+        with mistakes.collect():
             check(rest)
-    mistakes.tell()
+    mistakes.raise_if_any()
 
 
 def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) -> StudyFile:
     """Check what a loaded file's values mean and fill in all defaults."""
     folder = (code_folder or path.parent).absolute()
-    with told_of(path):
+    with in_file(path):
         resolved = resolve(spec, folder)
     return StudyFile(path=path, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder))
 
@@ -69,9 +69,9 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every default filled and every value checked; SpecError names key, value and mend."""
     mistakes = Mistakes()
     for step in (partial(resolve_parts, folder=folder), samplers.resolve, pruners.resolve):
-        with mistakes.gathered():
+        with mistakes.collect():
             spec = step(spec)
-    mistakes.tell()
+    mistakes.raise_if_any()
     return spec
 
 

@@ -54,7 +54,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         elif query.is_plain(study) and k is not None:
             found = query.ranked(connection, study, k)
         else:
-            found = query.leading(connection, study)[:k]
+            found = query.best_trials(connection, study)[:k]
         ids = [row.trial_id for row in found]
         judged = query.judged(connection, study, found)
         params, curves = query.params(connection, study, ids), _raw_curves(connection, study, ids)

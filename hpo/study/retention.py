@@ -38,7 +38,7 @@ def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
-def leads(study: Study, number: int, value: float, beside: Beside = NOTHING) -> bool:
+def is_kept(study: Study, number: int, value: float, beside: Beside = NOTHING) -> bool:
     """Say whether a trial that ends so is among those whose checkpoint is kept.
 
     Args:
@@ -69,11 +69,11 @@ def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None 
         number, own, violation = with_end
         numbers, violations = np.append(numbers, number), np.append(violations, violation)
         values = np.append(values, [own], axis=0)
-    found: list[int] = numbers[pareto.leading(goals, numbers, values, violations)].tolist()
+    found: list[int] = numbers[pareto.best_trials(goals, numbers, values, violations)].tolist()
     return found if goals.are_several else found[:keep]
 
 
-def sweep(study: Study) -> list[Path]:
+def delete_stale(study: Study) -> list[Path]:
     """Remove the folders of settled trials that do not lead, and return them; also what a killed worker left of them."""
     removed = stale(study)
     for folder in removed:

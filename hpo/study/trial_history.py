@@ -40,7 +40,7 @@ class FailedAttempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class History:
+class TrialHistory:
     """One trial in full."""
 
     number: int
@@ -66,7 +66,7 @@ class History:
     )  # by how much each is violated: more than 0 is no result
 
 
-def history(study: Study, number: int) -> History:
+def history(study: Study, number: int) -> TrialHistory:
     """Read a trial's history; StudyError if there is no such trial."""
     epochs = sa.select(sa.func.max(intermediate_values.c.step)).where(
         intermediate_values.c.trial_id == trials.c.trial_id
@@ -106,7 +106,7 @@ def history(study: Study, number: int) -> History:
             )
         )
         costs = {key.removeprefix(COST_PREFIX): json.loads(text) for key, text in told}
-    return History(
+    return TrialHistory(
         number=number,
         state=_state(row),
         outcome=row.outcome,

@@ -105,7 +105,7 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
             loss_sum += loss.detach()
         run.penalised.add_to_gradients(weights)
         if run.watch.gradients:
-            run.gauge.take(loss_sum)
+            run.monitor.take(loss_sum)
         _clip(run, parameters)
         optimizer.step()
         run.penalised.bound(units)
@@ -191,6 +191,6 @@ def _watched(run: Run, logits: Tensor | None) -> dict[str, float]:
     found = {} if logits is None else run.further_metrics(logits)
     if not run.watch.gradients:
         return found
-    *sums, norm = torch.cat([run.gauge.sums, run.gauge.parameter_norm()[None]]).tolist()
+    *sums, norm = torch.cat([run.monitor.sums, run.monitor.parameter_norm()[None]]).tolist()
     size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
     return found | monitors.of_gradients(run.watch, sums, norm, **size)

@@ -20,14 +20,14 @@ SUMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class MonitorOptions:
     """What a run is asked to measure; nothing of it changes what it trains to."""
 
     metrics: tuple[str, ...] = ()  # of the validation part, beside loss and accuracy
     norms: bool = False
     noise: bool = False
     resources: bool = False
-    by_step: bool = False  # loss and norms of every step, for whoever reads `Gauge.steps` between epochs
+    by_step: bool = False  # loss and norms of every step, for whoever reads `StepMonitor.steps` between epochs
 
     @property
     def gradients(self) -> bool:
@@ -35,10 +35,10 @@ class Watch:
         return self.norms or self.noise or self.by_step
 
 
-class Gauge:
+class StepMonitor:
     """What has been measured of one run's steps in the epoch under way."""
 
-    def __init__(self, watch: Watch, parameters: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(self, watch: MonitorOptions, parameters: Mapping[str, Tensor], device: torch.device) -> None:
         """Watch the gradients of these parameters, by name."""
         self.watch = watch
         self.parameters = parameters
@@ -108,7 +108,7 @@ def norm_of(tensors: list[Tensor]) -> Tensor:
 
 
 def of_gradients(
-    watch: Watch, sums: Sequence[float], parameter_norm: float, *, steps: int, batch_size: int
+    watch: MonitorOptions, sums: Sequence[float], parameter_norm: float, *, steps: int, batch_size: int
 ) -> dict[str, float]:
     """Return what an epoch's sums come to, by name.
 

@@ -24,7 +24,7 @@ from hpo.spec.training import Stopping
 from hpo.train import early_stopping, eval_metrics, monitors
 from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
 from hpo.train.epoch import EpochResult
-from hpo.train.monitors import Gauge, Watch
+from hpo.train.monitors import MonitorOptions, StepMonitor
 from hpo.train.optim import averaging, losses, optimizers, penalties, schedules
 from hpo.train.optim.averaging import Average, Averaging
 from hpo.train.optim.losses import Loss
@@ -35,7 +35,7 @@ from hpo.train.precision import Precision, number_type
 from hpo.train.randomness import Randomness
 
 AS_THEY_ARE = Strength()
-NOTHING_MORE = Watch()
+NOTHING_MORE = MonitorOptions()
 VALIDATION_LOSS = column("loss")
 STATE = (
     "epoch",
@@ -99,7 +99,7 @@ class Run:
         averaging: Averaging = averaging.NONE,
         sam_rho: float = 0.0,
         stopping: Stopping | None = None,
-        watch: Watch = NOTHING_MORE,
+        watch: MonitorOptions = NOTHING_MORE,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -144,7 +144,7 @@ class Run:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of those batches' mean losses
         self.average = Average(averaging, model, epochs) if averaging.every else None
         owned = {p for group in optimizer.param_groups for p in group["params"]}
-        self.gauge = Gauge(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
+        self.monitor = StepMonitor(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
         self.executors: list[str] = []  # that have trained it, in order
         self.curves: dict[str, list[float]] = {name: [] for name in _looked_at(stopping)}  # raw, of the epochs finished
         self.stopped_by: str | None = None  # why it ended before its last epoch, by a rule of its own
@@ -209,7 +209,7 @@ class Run:
             "average": None if self.average is None else self.average.state_dict(),
             "executors": list(self.executors),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
-            "gauge": self.gauge.state_dict() if self.watch.gradients and self.batch else None,
+            "gauge": self.monitor.state_dict() if self.watch.gradients and self.batch else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if state["gauge"] is not None:
-            self.gauge.load_state_dict(state["gauge"])
+            self.monitor.load_state_dict(state["gauge"])
         self.epoch = state["epoch"]
         self.batch = state["batch"]
         self._seconds = state["seconds"]
@@ -276,7 +276,7 @@ class Run:
         else:
             self.randomness.begin(self.epoch)
             self.loss_sum.zero_()
-            self.gauge.begin()
+            self.monitor.begin()
         self._schedule_now = schedules.after(self._schedule, self.curves[VALIDATION_LOSS])
         self.model.train()
         freezing.enter_epoch(self.model, self.epoch)
@@ -328,7 +328,7 @@ class Run:
             watched |= monitors.of_resources(self.device, self.steps_per_epoch * self.batch_size, seconds)
         self.epoch += 1
         self.batch, self._seconds, self._generators, self._in_step = 0, 0.0, {}, False
-        self.gauge.before = {}
+        self.monitor.before = {}
         result = EpochResult(
             epoch=self.epoch,
             train_loss=train_loss,

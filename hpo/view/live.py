@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpo.study.finished import FinishedTrial
     from hpo.study.results import TrialResult
     from hpo.study.status import Best, FailureCount, RunningTrial, Summary
-    from hpo.study.trial_history import History
+    from hpo.study.trial_history import TrialHistory
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"
@@ -338,7 +338,7 @@ def _values(values: Mapping[str, float]) -> str:
     return " ".join(f"{name}={amount_text(value)}" for name, value in values.items())
 
 
-def history_text(found: History) -> str:
+def history_text(found: TrialHistory) -> str:
     """Tell one trial in full, the tracebacks of its failures last."""
     value = _values(found.values) or value_text(found.value)
     lines = [
@@ -418,7 +418,7 @@ def _columns(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
-def to_json(shown: Summary | History) -> dict[str, Any]:
+def to_json(shown: Summary | TrialHistory) -> dict[str, Any]:
     """Return what is shown in plain JSON types; a number that is none is None."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(shown))
     return plain

@@ -11,13 +11,13 @@ from rich.table import Table
 from hpo.study.format import value_text
 
 if TYPE_CHECKING:
-    from hpo.final.after.report import Report, Variant
+    from hpo.final.after.report import Variant, VariantReport
 
 WIDTH = 120  # characters, where no terminal says how wide it is
 UNITS = ("B", "KiB", "MiB", "GiB")
 
 
-def report_text(report: Report) -> str:
+def report_text(report: VariantReport) -> str:
     """Return the report as a table of variants, then what was measured of doubt, then the files."""
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as capture:
@@ -31,7 +31,7 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _table(report: Report) -> Table:
+def _table(report: VariantReport) -> Table:
     table = Table(
         title=f"{report.folder}, on {report.validation_images} validation images", title_justify="left", box=SIMPLE_HEAD
     )
@@ -57,7 +57,7 @@ def _row(variant: Variant, first: Variant) -> list[str]:
     ]
 
 
-def _doubt(report: Report) -> list[str]:
+def _doubt(report: VariantReport) -> list[str]:
     found = report.mc_dropout
     if found is None:
         return []

@@ -51,9 +51,7 @@ class Attempt:
                 opened.append(open_trial(self.study, self.lease))
             except Exception as error:
                 failure = Failure.of(error)
-                note(
-                    self.lease, failure, self.lease.patience(lambda: self.lease.ledger.fail(self.lease.claim, failure))
-                )
+                note(self.lease, failure, self.lease.retry(lambda: self.lease.ledger.fail(self.lease.claim, failure)))
         return opened[0] if opened else None
 
     def end(self, trial: LeasedTrial, outcome: Callable[[], Any]) -> None:
@@ -67,14 +65,14 @@ class Attempt:
         try:
             yield
         except Parked:
-            lease.patience(lambda: lease.ledger.park(lease.claim))
+            lease.retry(lambda: lease.ledger.park(lease.claim))
             log.info(
                 "trial %d parked", lease.claim.number, extra={"action": "trial_parked", "trial": lease.claim.number}
             )
         except LostLease as lost:
             message = str(lost)
             log.warning("%s", message, extra={"action": "lease_lost", "trial": lease.claim.number})
-            lease.patience(lambda: lease.ledger.drop(lease.claim, message))
+            lease.retry(lambda: lease.ledger.drop(lease.claim, message))
 
 
 def open_trial(study: Study, lease: Lease) -> LeasedTrial:
@@ -82,14 +80,14 @@ def open_trial(study: Study, lease: Lease) -> LeasedTrial:
     claim = lease.claim
     if claim.began is not None:
         fresh = TrialRow(claim.trial_id, claim.number, TrialState.RUNNING, started=claim.began, completed=None)
-        study.storage.optuna.expect(study.study_id, fresh)
+        study.storage.optuna.prime(study.study_id, fresh)
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
-    curve = lease.patience(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
+    curve = lease.retry(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
     trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve, study.spec.goals)
     pending_reports.take(study.trial_folder(trial.number), trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:
-        spent = lease.patience(lambda: sum(lease.ledger.curve(lease.claim, SECONDS)))
+        spent = lease.retry(lambda: sum(lease.ledger.curve(lease.claim, SECONDS)))
         lease.seconds_left = limit - spent
     return trial
 
@@ -116,14 +114,14 @@ def end_all(endings: Sequence[Ending]) -> None:
                 ends[end.claim] = ending, end
         attempt.is_over = attempt.lease.claim not in ends
     lease, study = endings[0].attempt.lease, endings[0].attempt.study
-    lost = lease.patience(lambda: lease.ledger.finish_all([end for _, end in ends.values()]))
+    lost = lease.retry(lambda: lease.ledger.finish_all([end for _, end in ends.values()]))
     for claim, (ending, _) in ends.items():
         with ending.attempt.letting_go():
             if claim in lost:
                 raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
             note_settled(ending.trial)
         ending.attempt.is_over = True
-    lease.patience(lambda: retention.sweep(study))
+    lease.retry(lambda: retention.delete_stale(study))
 
 
 def conclude(trial: LeasedTrial, outcome: Callable[[], Any]) -> End | None:

@@ -20,7 +20,7 @@ from hpo.worker.trial import LeasedTrial
 log = logging.getLogger(__name__)
 
 
-class Saver:
+class CheckpointManager:
     """A trial's checkpoints: one file that is recorded, and one that could not be while the storage is away."""
 
     def __init__(self, study: Study, run: Run, trial: LeasedTrial) -> None:
@@ -60,7 +60,7 @@ class Saver:
     def save_if_leading(self, value: float) -> None:
         """Save the state at a finished trial's end if it is among the best, whose checkpoints are kept."""
         lease, (_, beside) = self.trial.lease, self.trial.beside(value)
-        if lease.patience(lambda: retention.leads(self.study, self.trial.number, value, beside)):
+        if lease.retry(lambda: retention.is_kept(self.study, self.trial.number, value, beside)):
             self.save(self.run.epoch)
 
     def save(self, epoch: int) -> None:

@@ -18,14 +18,14 @@ from typing import TypeVar
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
 from hpo.queue import clock
 from hpo.queue.ledger import Ledger
-from hpo.queue.models import Checkpoint, Claim, Orders, Token, Told
+from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
 from hpo.queue.report import Report
 from hpo.spec.failures import Kind
 from hpo.storage.connect import OUTAGES, cause
-from hpo.storage.retry import Patience, Result, within
+from hpo.storage.retry import Result, Retry, within
 
 log = logging.getLogger(__name__)
-_Told = TypeVar("_Told", bound=Told)
+_HasClaim = TypeVar("_HasClaim", bound=HasClaim)
 RENEWALS_PER_LEASE = 3
 AT_ONCE = 100  # reports in one statement, of those that were kept
 METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction: others wait for its lock
@@ -33,17 +33,17 @@ METRICS_SECONDS = 10.0  # that raw metrics may wait for more of them; nothing bu
 ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
 
 
-class Post:
+class QueueClient:
     """The one way from a worker's trials to the database and back, for as long as each is held."""
 
-    def __init__(self, ledger: Ledger, patience: Patience | None = None) -> None:
+    def __init__(self, ledger: Ledger, retry: Retry | None = None) -> None:
         """Begin without a trial.
 
         Args:
             patience: how long the storage may fail.
         """
         self.ledger = ledger
-        self.patience = patience or Patience(0.0)
+        self.retry = retry or Retry(0.0)
         self.has_unheard_claims = False  # trials may have been claimed without the answer having come
         self.finished: int | None = None  # trials of the study that had, at the last report
         self._leases: dict[Token, Lease] = {}
@@ -120,7 +120,7 @@ class Post:
         """Do something of Optuna's likewise, which may or may not come to the storage."""
 
         def ask() -> Result:
-            with self.patience.suspended(ANSWER_SECONDS):
+            with self.retry.without_retry(ANSWER_SECONDS):
                 return action()
 
         return self._attempt(ask)
@@ -138,7 +138,7 @@ class Post:
             self._failing_since = time.monotonic()
             log.warning("the storage fails, training goes on: %s", cause(error))
 
-    def write(self, write: Callable[[Sequence[_Told]], Collection[Claim]], told: Sequence[_Told]) -> None:
+    def write(self, write: Callable[[Sequence[_HasClaim]], Collection[Claim]], told: Sequence[_HasClaim]) -> None:
         """Write what is told of trials that are held here, in one transaction, waiting for a storage that fails; Outage if it
         does so for too long.
 
@@ -151,7 +151,7 @@ class Post:
             return
         asked_at = clock.awake_or_asleep()
         try:
-            self._note_claims(told, self.patience(lambda: write(told)), renewed_at=asked_at)
+            self._note_claims(told, self.retry(lambda: write(told)), renewed_at=asked_at)
         except Exception as error:
             if len(told) == 1:
                 for lease in self._of(told):
@@ -162,7 +162,7 @@ class Post:
 
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; Outage if it does so for too long."""
-        self.patience(lambda: self.deliver(metrics=True))
+        self.retry(lambda: self.deliver(metrics=True))
 
     # --- done by the keeper's thread --------------------------------------------------------------------------------
 
@@ -195,11 +195,11 @@ class Post:
     def _metrics_are_due(self) -> bool:
         return bool(self._metrics_of) and time.monotonic() - self._metrics_since >= METRICS_SECONDS
 
-    def obey(self) -> None:
+    def poll_commands(self) -> None:
         """Ask the database by one statement what others want of the trials; errors of the storage pass."""
         leases = self._standing()
-        for claim, orders in self.ledger.orders_of(leases.keys()).items():
-            leases[claim].hear(orders)
+        for claim, commands in self.ledger.commands_of(leases.keys()).items():
+            leases[claim].apply(commands)
 
     # --- both -------------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Post:
         """Return the leases that are not known to be lost."""
         return {lease.claim: lease for lease in self.leases if not lease.is_lost}
 
-    def _of(self, told: Sequence[Told]) -> list[Lease]:
+    def _of(self, told: Sequence[HasClaim]) -> list[Lease]:
         """Return the leases under which something is told, of those that are still here."""
         with self._noting:
             tokens = {one.claim.token for one in told} & self._leases.keys()
@@ -282,7 +282,7 @@ class Post:
     def _is_due(self, reports: Sequence[Report]) -> bool:
         return any(lease.is_to_be_renewed for lease in self._of(reports))
 
-    def _note_claims(self, told: Sequence[Told], lost: Collection[Claim], *, renewed_at: float | None) -> None:
+    def _note_claims(self, told: Sequence[HasClaim], lost: Collection[Claim], *, renewed_at: float | None) -> None:
         fallen = {claim.token for claim in lost}
         for lease in self._of(told):
             if lease.claim.token in fallen:
@@ -323,8 +323,8 @@ class Lease:
         claim: Claim,
         *,
         stopping: Callable[[], bool] = lambda: False,
-        patience: Patience | None = None,
-        post: Post | None = None,
+        retry: Retry | None = None,
+        client: QueueClient | None = None,
     ) -> None:
         """Hold a claim.
 
@@ -335,8 +335,8 @@ class Lease:
         """
         self.ledger = ledger
         self.claim = claim
-        self.post = post or Post(ledger, patience)
-        self.patience = patience or self.post.patience
+        self.client = client or QueueClient(ledger, retry)
+        self.retry = retry or self.client.retry
         self.started_at = time.monotonic()
         self.seconds_left: float | None = None  # how long this attempt may last, if there is a limit
         self.failed_by: Kind | None = None  # what ended the attempt, if that was a failure
@@ -345,8 +345,8 @@ class Lease:
         self.refused: Exception | None = None  # why the database did not take a report of the trial
         self.is_lost = False  # as far as is known; it stays so
         self._stopping = stopping
-        self._orders = Orders(lost=False, stop=False, park=False)
-        self.post.add(self)
+        self._commands = Commands(lost=False, stop=False, park=False)
+        self.client.add(self)
 
     # --- asked by the training thread -------------------------------------------------------------------------------
 
@@ -371,20 +371,20 @@ class Lease:
     @property
     def keeps_its_place(self) -> bool:
         """Whether somebody may go on with the trial after this attempt: it is neither lost nor ended by a person."""
-        return not (self.is_lost or self._orders.stop)
+        return not (self.is_lost or self._commands.stop)
 
     def _why(self) -> Signal | None:
         number = self.claim.number
         if self.is_lost:
             return self._lost_lease()
-        if self._orders.stop:
+        if self._commands.stop:
             return Stopped(f"trial {number}: ended by `hpo stop`")
-        if self._stopping() or self._orders.park:
+        if self._stopping() or self._commands.park:
             return Parked(f"trial {number}: the worker is stopping, or the study is paused")
         if self.seconds_left is not None and self.seconds > self.seconds_left:
             return TimeUp(f"trained for longer than budget.trial_timeout, in this attempt {self.seconds:.0f} s")
-        if self.post.failing_seconds > self.patience.seconds:
-            return Outage(f"the storage has failed for {self.patience.seconds:.0f} s")
+        if self.client.failing_seconds > self.retry.seconds:
+            return Outage(f"the storage has failed for {self.retry.seconds:.0f} s")
         return None
 
     def _lost_lease(self) -> LostLease:
@@ -398,12 +398,12 @@ class Lease:
     @property
     def is_cut_off(self) -> bool:
         """Whether the storage failed, or did not answer, at the last try."""
-        return self.post.is_cut_off
+        return self.client.is_cut_off
 
     @property
     def finished(self) -> int | None:
         """Trials of the study that had finished at the worker's last report."""
-        return self.post.finished
+        return self.client.finished
 
     def report(self, report: Report, *, since: int = 0) -> None:
         """Write a report, or keep it until the storage is back; LostLease if the trial is in other hands.
@@ -413,14 +413,14 @@ class Lease:
         Args:
             since: a number below which all trials of the study are known to have finished.
         """
-        self.post.report([report], since=since)
+        self.client.report([report], since=since)
         self.check()
 
     def record_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Record a checkpoint file, if the storage lets us; LostLease if the trial is in other hands."""
 
         def record() -> bool:
-            self.post.deliver(metrics=True)
+            self.client.deliver(metrics=True)
             self.ledger.record_checkpoint(self.claim, checkpoint)
             return True
 
@@ -428,15 +428,15 @@ class Lease:
 
     def ask(self, action: Callable[[], Result]) -> Result | None:
         """Do something with the storage for the training thread; None, and cut off, if it fails or hangs."""
-        return self.post.ask(action)
+        return self.client.ask(action)
 
     def ask_optuna(self, action: Callable[[], Result]) -> Result | None:
         """Do something of Optuna's likewise, which may or may not come to the storage."""
-        return self.post.ask_optuna(action)
+        return self.client.ask_optuna(action)
 
     def flush(self) -> None:
         """Write what is unsent, waiting for a storage that fails; LostLease if the trial is in other hands."""
-        self.post.flush()
+        self.client.flush()
         if self.is_lost:
             raise self._lost_lease()
 
@@ -451,8 +451,8 @@ class Lease:
         """Take note that the trial is in other hands."""
         self.is_lost = True
 
-    def hear(self, orders: Orders) -> None:
+    def apply(self, commands: Commands) -> None:
         """Take note of what others want of the trial."""
-        self._orders = orders
-        if orders.lost:
+        self._commands = commands
+        if commands.lost:
             self.lose()

@@ -17,13 +17,13 @@ from hpo.queue import workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.worker.client import Lease, Post
+from hpo.worker.client import Lease, QueueClient
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 
 
-class Keeper:
+class Heartbeat:
     """Does for a worker what must not wait for its training thread."""
 
     def __init__(
@@ -45,14 +45,14 @@ class Keeper:
         self._orphaned = orphaned
         self._overdue = overdue
         self._reaper = Reaper(ledger)
-        self._post: Post | None = None
+        self._client: QueueClient | None = None
         self._is_entered = False
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> Heartbeat:
         self._look_for_the_parent()  # it may have died while this process was starting
         self._try("enter", self._enter)
         self._try("reap", self._reap)  # before the first claim: what is parked goes before what is new
@@ -64,42 +64,42 @@ class Keeper:
     ) -> None:
         self._done.set()
         self._thread.join(timeout=5)
-        self._try("leave", lambda: workers.leave(self._ledger))
+        self._try("leave", lambda: workers.unregister(self._ledger))
 
-    def hold(self, held: Post | Lease | None) -> None:
+    def hold(self, held: QueueClient | Lease | None) -> None:
         """Keep the leases of a post from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
-        self._post = held.post if isinstance(held, Lease) else held
+        self._client = held.client if isinstance(held, Lease) else held
 
     def _run(self) -> None:
         while not self._done.wait(self._tick_seconds):
             self._look_for_the_parent()
-            post = self._post
-            if post is not None:
-                self._keep(post)
+            client = self._client
+            if client is not None:
+                self._keep(client)
             if not self._is_entered:
                 self._try("enter", self._enter)
             if self._reaper.is_due:
                 self._try("reap", self._reap)
 
-    def _keep(self, post: Post) -> None:
-        if post.is_cut_off:
-            self._try("send", post.send)
+    def _keep(self, client: QueueClient) -> None:
+        if client.is_cut_off:
+            self._try("send", client.send)
         else:
-            self._try("send", post.send_metrics)
-        self._try("obey", post.obey)
-        if post.is_to_be_renewed:
-            self._try("renew", post.renew)
-        for lease in post.leases:
+            self._try("send", client.send_metrics)
+        self._try("obey", client.poll_commands)
+        if client.is_to_be_renewed:
+            self._try("renew", client.renew)
+        for lease in client.leases:
             if self._is_overdue(lease):
                 self._try("overdue", partial(self._overdue, lease))
 
     def _is_overdue(self, lease: Lease) -> bool:
-        if lease.seconds_left is None or lease.is_cut_off or lease.patience.is_waiting:
+        if lease.seconds_left is None or lease.is_cut_off or lease.retry.is_waiting:
             return False
         return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
 
     def _enter(self) -> None:
-        workers.enter(self._ledger)
+        workers.register(self._ledger)
         self._is_entered = True
 
     def _reap(self) -> None:

@@ -23,12 +23,12 @@ from hpo.queue.models import Claim
 from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.study.study import Study
 from hpo.worker import restart
-from hpo.worker.client import Lease, Post
-from hpo.worker.heartbeat import Keeper
-from hpo.worker.runner import Alone, Crew, Wanted
+from hpo.worker.client import Lease, QueueClient
+from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.runner import ClaimRequest, SequentialRunner, TrialRunner
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 
@@ -41,7 +41,7 @@ RECYCLE = -1  # in the place of an exit code: the process is to start afresh
 class Declaration(Protocol):
     """A declared training, which brings its own crew."""
 
-    def crew(self, study: Study, post: Post, stopping: StopSignal, fleet: int) -> Crew:
+    def runner(self, study: Study, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:
         """Return who trains the study's trials, in one of so many workers."""
 
 
@@ -65,18 +65,18 @@ def work(
 
     Raises StorageError if the storage fails for longer than the study's patience; what was at hand keeps its place.
     """
-    patience = Patience(study.spec.recovery.outage_seconds, stopping)
+    retry = Retry(study.spec.recovery.outage_seconds, stopping)
     try:
-        post = Post(ledger, patience)
-        crew = crew_of(bearing(study, patience), objective, post, stopping, fleet)
+        client = QueueClient(ledger, retry)
+        runner = runner_of(with_retry(study, retry), objective, client, stopping, fleet)
         overdue = partial(end_overdue, stopping)
-        with Keeper(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as keeper:
-            keeper.hold(post)
+        with Heartbeat(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as heartbeat:
+            heartbeat.hold(client)
             try:
-                if run(crew, post, stopping, restart.Wear(study.spec.recovery), fleet) == RECYCLE:
+                if run(runner, client, stopping, restart.RestartPolicy(study.spec.recovery), fleet) == RECYCLE:
                     return RECYCLE
             except BaseException as error:  # as a rule the storage was away for too long
-                crew.leave(error)
+                runner.leave(error)
                 raise
     except (Outage, *FAILURES) as error:
         if not stopping():
@@ -85,21 +85,23 @@ def work(
     return stopping.exit_code
 
 
-def run(crew: Crew, post: Post, stopping: StopSignal, wear: restart.Wear, fleet: int) -> int:
+def run(
+    runner: TrialRunner, client: QueueClient, stopping: StopSignal, policy: restart.RestartPolicy, fleet: int
+) -> int:
     """Claim and train until there is nothing left or the worker is asked to stop; return 0 or RECYCLE."""
     idle, look_at = IDLE_SECONDS, 0.0
     while True:
         found = None
         if not stopping() and time.monotonic() >= look_at:
-            found = fill(crew, post, stopping, fleet)
+            found = fill(runner, client, stopping, fleet)
             idle = min(1.5 * idle, LONGEST_IDLE_SECONDS) if found else IDLE_SECONDS
             look_at = time.monotonic() + idle if found else 0.0
-        if crew.is_busy:
-            ended = crew.advance()
-            reasons = [wear.reason(kind) for kind in ended]
+        if runner.is_busy:
+            ended = runner.advance()
+            reasons = [policy.reason(kind) for kind in ended]
             if (reason := next(filter(None, reasons), None)) and not stopping():
                 log.info("starting afresh %s", reason, extra={"action": "recycle"})
-                crew.park()
+                runner.park()
                 return RECYCLE
             if ended:
                 idle, look_at = IDLE_SECONDS, 0.0
@@ -110,27 +112,29 @@ def run(crew: Crew, post: Post, stopping: StopSignal, wear: restart.Wear, fleet:
             look_at = 0.0
 
 
-def fill(crew: Crew, post: Post, stopping: StopSignal, fleet: int) -> claiming.Idle | None:
+def fill(runner: TrialRunner, client: QueueClient, stopping: StopSignal, fleet: int) -> claiming.Idle | None:
     """Claim what the crew wants, for as long as there is some; return why there was not, None if it wants nothing more."""
-    while not stopping() and (wanted := crew.wants()) is not None:
-        claims = next_claims(post, wanted, fleet, may_wait=not crew.is_busy)
+    while not stopping() and (wanted := runner.wants()) is not None:
+        claims = next_claims(client, wanted, fleet, may_wait=not runner.is_busy)
         if isinstance(claims, claiming.Idle):
-            crew.go_without()
+            runner.go_without()
             return claims
-        crew.take(claims)
+        runner.take(claims)
     return None
 
 
-def bearing(study: Study, patience: Patience) -> Study:
+def with_retry(study: Study, retry: Retry) -> Study:
     """Return the study with Optuna's calls to the storage under this patience."""
-    place = dataclasses.replace(study.storage, optuna=study.storage.optuna.bearing(patience))
+    place = dataclasses.replace(study.storage, optuna=study.storage.optuna.with_retry(retry))
     opened = optuna.load_study(
         study_name=study.name, storage=place.optuna, sampler=study.optuna.sampler, pruner=study.optuna.pruner
     )
     return dataclasses.replace(study, storage=place, optuna=opened)
 
 
-def next_claims(post: Post, wanted: Wanted, fleet: int = 1, *, may_wait: bool = True) -> list[Claim] | claiming.Idle:
+def next_claims(
+    client: QueueClient, wanted: ClaimRequest, fleet: int = 1, *, may_wait: bool = True
+) -> list[Claim] | claiming.Idle:
     """Claim trials.
 
     Args:
@@ -138,24 +142,24 @@ def next_claims(post: Post, wanted: Wanted, fleet: int = 1, *, may_wait: bool = 
     """
 
     def attempt() -> list[Claim] | claiming.Idle:
-        if post.has_unheard_claims:  # the claims before this may have been made, and only their answer lost
-            held = [lease.claim for lease in post.leases]
-            reaper.park_all_of(post.ledger, post.ledger.worker, but=held)
-        post.has_unheard_claims = True
+        if client.has_unheard_claims:  # the claims before this may have been made, and only their answer lost
+            held = [lease.claim for lease in client.leases]
+            reaper.release_leases_of(client.ledger, client.ledger.worker, but=held)
+        client.has_unheard_claims = True
         return claiming.claim_many(
-            post.ledger,
+            client.ledger,
             wanted.count,
-            partition=wanted.partition,
+            stack_key=wanted.stack_key,
             waiting_at_most=wanted.waiting_at_most,
             fleet=fleet,
         )
 
-    if not may_wait and post.is_cut_off:
+    if not may_wait and client.is_cut_off:
         return claiming.Idle.WAIT
-    found = post.patience(attempt) if may_wait else post.ask(attempt)
+    found = client.retry(attempt) if may_wait else client.ask(attempt)
     if found is None:
         return claiming.Idle.WAIT
-    post.has_unheard_claims = False
+    client.has_unheard_claims = False
     return found
 
 
@@ -172,15 +176,15 @@ def end_overdue(stopping: StopSignal, lease: Lease) -> None:
             return
     except LostLease:
         log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
-    reaper.park_all_of(ledger, ledger.worker)  # whatever else this process held
+    reaper.release_leases_of(ledger, ledger.worker)  # whatever else this process held
     restart.start_afresh(stopping, at_once=True)
 
 
-def crew_of(study: Study, objective: Objective, post: Post, stopping: StopSignal, fleet: int) -> Crew:
+def runner_of(study: Study, objective: Objective, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:
     """Return who runs the objective's trials, in one of so many workers."""
     if callable(objective):
-        return Alone(study, objective, post, stopping)
-    return objective.crew(study, post, stopping, fleet)
+        return SequentialRunner(study, objective, client, stopping)
+    return objective.runner(study, client, stopping, fleet)
 
 
 def build_objective(study: Study, folder: Path) -> Objective:

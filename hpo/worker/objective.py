@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hpo.data import Splits
-from hpo.queue.start import MadeFrom, Suggested
+from hpo.queue.start import SuggestedParams, TrialReceipt
 from hpo.receipt import receipt
 from hpo.spec import seeds, space, usercode
 from hpo.spec.training import TrainConfig
@@ -22,10 +22,10 @@ from hpo.train.build.executor import Choice, Executor, choose, remember, spread
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.worker.attempt import Attempt
-from hpo.worker.checkpoints import Saver
-from hpo.worker.client import Post
+from hpo.worker.checkpoints import CheckpointManager
+from hpo.worker.client import QueueClient
 from hpo.worker.signals import StopSignal
-from hpo.worker.stacked_runner import Seat, Together
+from hpo.worker.stacked_runner import Seat, StackedRunner
 from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ class Declared:
         self._choices: dict[str, Choice] = {}
         self._fleet = 1
 
-    def crew(self, study: Study, post: Post, stopping: StopSignal, fleet: int) -> Together:
+    def runner(self, study: Study, client: QueueClient, stopping: StopSignal, fleet: int) -> StackedRunner:
         """Return who trains the study's trials, in one of so many workers."""
         self._fleet = fleet
-        return Together(study, self, post, stopping)
+        return StackedRunner(study, self, client, stopping)
 
-    def propose(self, trial: LeasedTrial) -> tuple[space.Tree, Suggested]:
+    def propose(self, trial: LeasedTrial) -> tuple[space.Tree, SuggestedParams]:
         """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
         return trial.suggested(partial(space.suggest, self._study.spec.tree))
 
@@ -77,9 +77,9 @@ class Declared:
             trial.finer_accumulation = 2 * accumulation
         run = self._build(config, trial_seed(self._study.spec.seed, trial.number), accumulation=accumulation)
         trial.learn_costs(lambda: self._costs(run, config))
-        saver = Saver(attempt.study, run, trial)
-        saver.resume()
-        return Seat(attempt, trial, run, saver, config)
+        checkpoints = CheckpointManager(attempt.study, run, trial)
+        checkpoints.resume()
+        return Seat(attempt, trial, run, checkpoints, config)
 
     def executor(self, seat: Seat) -> Executor:
         """Return an empty executor for runs like this one."""
@@ -96,14 +96,14 @@ class Declared:
         return choice.build(seat.run)
 
     def _choice(self, seat: Seat) -> Choice:
-        if seat.partition not in self._choices:
+        if seat.stack_key not in self._choices:
             spec = self._study.spec
             if len(self._choices) >= MANY_PARTITIONS:
                 why = f"more than {MANY_PARTITIONS} architectures, batch sizes, ...: few trials have one in common"
                 return Choice(executor="loop", slots=1, why=why)
             found = choose(spec, seat.config, self._splits, self._folder, self._device)
-            self._choices[seat.partition] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
-        return self._choices[seat.partition]
+            self._choices[seat.stack_key] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
+        return self._choices[seat.stack_key]
 
     def _build(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
         return assemble.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
@@ -119,7 +119,7 @@ class Declared:
             code=usercode.digest(spec.code_references, self._folder),
         )
 
-    def made_from(self, seat: Seat) -> MadeFrom:
+    def receipt_of(self, seat: Seat) -> TrialReceipt:
         """Return what a trial is being made from, once its executor has it."""
         found = receipt(
             folder=self._folder,
@@ -132,15 +132,15 @@ class Declared:
             split_seed=self._study.spec.seed,
             data_digest=self._splits.digest,
         )
-        return MadeFrom(claim=seat.lease.claim, receipt=found, partition=seat.partition)
+        return TrialReceipt(claim=seat.lease.claim, receipt=found, stack_key=seat.stack_key)
 
-    def halve(self, partition: str) -> None:
+    def halve(self, stack_key: str) -> None:
         """Make stacks of this partition of half the slots from now on, in every process on this machine."""
         untried = Choice(executor="loop", slots=1, why="memory ran out while a stack was tried")
-        choice = self._choices.get(partition, untried)
-        self._choices[partition] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
-        remember(self._choices[partition], self._study.spec, partition, self._folder, self._device)
+        choice = self._choices.get(stack_key, untried)
+        self._choices[stack_key] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
+        remember(self._choices[stack_key], self._study.spec, stack_key, self._folder, self._device)
 
-    def train_alone(self, partition: str) -> None:
+    def train_alone(self, stack_key: str) -> None:
         """Train the trials of this partition one by one from now on, in this process."""
-        self._choices[partition] = self._choices[partition].limited(1, "since a stack broke up")
+        self._choices[stack_key] = self._choices[stack_key].limited(1, "since a stack broke up")

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"attempt-(\d{1,9})-handover\.json")
 
 
-class Left(pydantic.BaseModel):
+class PendingReports(pydantic.BaseModel):
     """The note: a checkpoint, and what it takes to go on from it."""
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -43,7 +43,7 @@ def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Seque
         since: what was reported since the last recorded checkpoint.
     """
     claim = trial.lease.claim
-    left = Left(
+    left = PendingReports(
         checkpoint=checkpoint,
         accumulation=claim.accumulation,
         curve=trial.curve,
@@ -82,15 +82,15 @@ def _attempt(note: Path) -> int:
     return int(match[1])
 
 
-def _read(note: Path) -> Left | None:
+def _read(note: Path) -> PendingReports | None:
     try:
-        return Left.model_validate_json(note.read_text())
+        return PendingReports.model_validate_json(note.read_text())
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s); the trial goes on from its last recorded checkpoint", note, error)
         return None
 
 
-def _goes_on(trial: LeasedTrial, left: Left) -> bool:
+def _goes_on(trial: LeasedTrial, left: PendingReports) -> bool:
     """Say whether the note is of this way of training, from where the trial stands or later, and its file whole."""
     claim = trial.lease.claim
     known = claim.checkpoint.epoch if claim.checkpoint else 0
@@ -103,12 +103,12 @@ def _goes_on(trial: LeasedTrial, left: Left) -> bool:
         return False
 
 
-def _take_up(trial: LeasedTrial, left: Left) -> None:
+def _take_up(trial: LeasedTrial, left: PendingReports) -> None:
     lease = trial.lease
     for step, value, metrics in left.reports:
         trial.write(Report(claim=lease.claim, step=step, value=value, metrics=metrics))
         trial.pruner_says_stop()  # not to obey: what it remembers of the epoch is what later trials are held against
     lease.flush()
-    lease.patience(lambda: lease.ledger.record_checkpoint(lease.claim, left.checkpoint))
+    lease.retry(lambda: lease.ledger.record_checkpoint(lease.claim, left.checkpoint))
     lease.claim = replace(lease.claim, checkpoint=left.checkpoint)
     trial.curve[:] = left.curve

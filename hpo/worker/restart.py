@@ -31,7 +31,7 @@ NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal
 CANNOT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: whoever started this process may try again
 
 
-class Wear:
+class RestartPolicy:
     """How worn this process is: the trials it ran and the memory that it gained since."""
 
     def __init__(self, recovery: Recovery) -> None:

@@ -10,24 +10,24 @@ from hpo.queue.models import Claim
 from hpo.spec.failures import Kind
 from hpo.study.study import Study
 from hpo.worker.attempt import Attempt
-from hpo.worker.client import Lease, Post
+from hpo.worker.client import Lease, QueueClient
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ClaimRequest:
     """What a crew would have a worker claim."""
 
     count: int  # trials, at most
-    partition: str | None = None  # of the stack that is open, if one is
+    stack_key: str | None = None  # of the stack that is open, if one is
     waiting_at_most: int | None = None  # trials that may wait for another stack
 
 
-class Crew(Protocol):
+class TrialRunner(Protocol):
     """What a worker asks of whoever trains its trials."""
 
-    def wants(self) -> Wanted | None:
+    def wants(self) -> ClaimRequest | None:
         """Return what to claim now; None for nothing."""
 
     def take(self, claims: Sequence[Claim]) -> None:
@@ -50,23 +50,25 @@ class Crew(Protocol):
         """Keep the place of every trial, as well as may be, for this worker leaves with an error."""
 
 
-class Alone:
+class SequentialRunner:
     """Runs an objective of the user's own, which keeps the thread until its trial has ended: one trial at a time."""
 
-    def __init__(self, study: Study, objective: Callable[[LeasedTrial], Any], post: Post, stopping: StopSignal) -> None:
+    def __init__(
+        self, study: Study, objective: Callable[[LeasedTrial], Any], client: QueueClient, stopping: StopSignal
+    ) -> None:
         self._study = study
         self._objective = objective
-        self._post = post
+        self._client = client
         self._stopping = stopping
         self._lease: Lease | None = None
 
-    def wants(self) -> Wanted | None:
-        return None if self._lease else Wanted(count=1)
+    def wants(self) -> ClaimRequest | None:
+        return None if self._lease else ClaimRequest(count=1)
 
     def take(self, claims: Sequence[Claim]) -> None:
         (claim,) = claims
-        post = self._post
-        self._lease = Lease(post.ledger, claim, stopping=self._stopping, patience=post.patience, post=post)
+        client = self._client
+        self._lease = Lease(client.ledger, claim, stopping=self._stopping, retry=client.retry, client=client)
 
     def go_without(self) -> None:
         pass
@@ -79,7 +81,7 @@ class Alone:
         lease, self._lease = self._lease, None
         assert lease is not None
         run_trial(self._study, self._objective, lease)
-        self._post.remove(lease)
+        self._client.remove(lease)
         return [lease.failed_by]
 
     def park(self) -> None:

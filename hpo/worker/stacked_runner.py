@@ -23,20 +23,20 @@ import optuna
 
 from hpo.errors import Diverged, Parked
 from hpo.queue.models import Claim
-from hpo.queue.start import MadeFrom, Suggested
+from hpo.queue.start import SuggestedParams, TrialReceipt
 from hpo.search import array_pruners
 from hpo.spec.failures import SPOILING, Kind, kind_of
 from hpo.spec.space import Tree
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import FAILURES
 from hpo.study.study import Study
-from hpo.train.build.executor import Executor, partition_of
+from hpo.train.build.executor import Executor, stack_key_of
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
 from hpo.worker.attempt import Attempt, Ending, end_all
-from hpo.worker.checkpoints import Saver
-from hpo.worker.client import Lease, Post
-from hpo.worker.runner import Wanted
+from hpo.worker.checkpoints import CheckpointManager
+from hpo.worker.client import Lease, QueueClient
+from hpo.worker.runner import ClaimRequest
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 
@@ -52,7 +52,7 @@ class Proposal:
     attempt: Attempt
     trial: LeasedTrial
     pinned: Tree  # the study's tree with a value at each leaf, which are not checked together yet
-    suggested: Suggested
+    suggested: SuggestedParams
 
 
 @dataclass(eq=False)
@@ -62,13 +62,13 @@ class Seat:
     attempt: Attempt
     trial: LeasedTrial
     run: Run
-    saver: Saver
+    checkpoints: CheckpointManager
     config: TrainConfig
 
     @functools.cached_property
-    def partition(self) -> str:
+    def stack_key(self) -> str:
         """What its run may be trained together with: optimizer and schedule, seed and epochs may differ."""
-        return partition_of(self.run, self.config.training)
+        return stack_key_of(self.run, self.config.training)
 
     @property
     def lease(self) -> Lease:
@@ -78,7 +78,7 @@ class Seat:
 class Trainer(Protocol):
     """What a declared study trains."""
 
-    def propose(self, trial: LeasedTrial) -> tuple[Tree, Suggested]:
+    def propose(self, trial: LeasedTrial) -> tuple[Tree, SuggestedParams]:
         """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
 
     def seat(self, attempt: Attempt, trial: LeasedTrial, pinned: Tree) -> Seat:
@@ -87,52 +87,52 @@ class Trainer(Protocol):
     def executor(self, seat: Seat) -> Executor:
         """Return an empty executor for runs like this one."""
 
-    def made_from(self, seat: Seat) -> MadeFrom:
+    def receipt_of(self, seat: Seat) -> TrialReceipt:
         """Return what a trial is being made from, once its executor has it."""
 
-    def halve(self, partition: str) -> None:
+    def halve(self, stack_key: str) -> None:
         """Make stacks of this partition of half the slots from now on, in every process on this machine."""
 
-    def train_alone(self, partition: str) -> None:
+    def train_alone(self, stack_key: str) -> None:
         """Train the trials of this partition one by one from now on, in this process."""
 
 
-class Together:
+class StackedRunner:
     """Trains the trials of a declared study."""
 
-    def __init__(self, study: Study, trainer: Trainer, post: Post, stopping: StopSignal) -> None:
+    def __init__(self, study: Study, trainer: Trainer, client: QueueClient, stopping: StopSignal) -> None:
         self._study = study
         self._trainer = trainer
-        self._post = post
+        self._client = client
         self._stopping = stopping
         self._seats: list[Seat] = []
         self._executor: Executor | None = None
-        self._partition = ""
+        self._stack_key = ""
         self._look_at = 0.0
         self._ended: list[Kind | None] = []
 
     # --- trials come ------------------------------------------------------------------------------------------------
 
-    def wants(self) -> Wanted | None:
+    def wants(self) -> ClaimRequest | None:
         """Ask for one trial, which decides on the stack, then for as many as that has room for."""
         if any(kind in SPOILING for kind in self._ended):
             return None  # the process is to start afresh
         if self._executor is None:
-            return Wanted(count=1)
+            return ClaimRequest(count=1)
         free = self._executor.slots - len(self._seats)
         if not free:
             return None
-        return Wanted(count=free, partition=self._partition, waiting_at_most=self._executor.slots)
+        return ClaimRequest(count=free, stack_key=self._stack_key, waiting_at_most=self._executor.slots)
 
     def take(self, claims: Sequence[Claim]) -> None:
         """Begin with these trials: all are proposed, what was proposed is written at once, then they are built and placed."""
-        post = self._post
-        leases = [Lease(post.ledger, c, stopping=self._stopping, patience=post.patience, post=post) for c in claims]
-        with self._study.storage.optuna.one_look(self._study.study_id):
+        client = self._client
+        leases = [Lease(client.ledger, c, stopping=self._stopping, retry=client.retry, client=client) for c in claims]
+        with self._study.storage.optuna.snapshot(self._study.study_id):
             proposals = [found for lease in leases if (found := self._propose(Attempt(self._study, lease)))]
-        post.write(post.ledger.write_suggested, [proposal.suggested for proposal in proposals])
+        client.write(client.ledger.write_suggested, [proposal.suggested for proposal in proposals])
         made = [seated for proposal in proposals if (seated := self._seat(proposal))]
-        post.write(post.ledger.record_receipts, made)
+        client.write(client.ledger.record_receipts, made)
 
     def _propose(self, attempt: Attempt) -> Proposal | None:
         """Open a trial and let the sampler propose for it; None if that ended the attempt."""
@@ -149,7 +149,7 @@ class Together:
             return None
         return Proposal(attempt, trial, pinned, suggested)
 
-    def _seat(self, proposal: Proposal) -> MadeFrom | None:
+    def _seat(self, proposal: Proposal) -> TrialReceipt | None:
         """Build a trial's run and place it; return what it is made from, None if it came to no slot."""
         attempt, trial = proposal.attempt, proposal.trial
         try:
@@ -170,33 +170,33 @@ class Together:
         attempt.end(trial, partial(_raise, error))
         self._close(attempt)
 
-    def _place(self, seat: Seat) -> MadeFrom | None:
+    def _place(self, seat: Seat) -> TrialReceipt | None:
         """Give a trial its slot and return what it is made from, or park it until a stack of its kind is opened."""
         try:
             if self._executor is None:
-                self._executor, self._partition = self._trainer.executor(seat), seat.partition
-            if seat.partition != self._partition:
+                self._executor, self._stack_key = self._trainer.executor(seat), seat.stack_key
+            if seat.stack_key != self._stack_key:
                 self._let_wait(seat)
                 return None
             self._executor.put(seat.run)
-            made_from = self._trainer.made_from(seat)
+            receipt_of = self._trainer.receipt_of(seat)
         except BaseException as error:
             self._fail_to_place(seat, error)
             return None
         seat.lease.started_at = time.monotonic()  # what came before is not its training
         self._seats.append(seat)
-        return made_from
+        return receipt_of
 
     def _let_wait(self, seat: Seat) -> None:
-        self._post.patience(lambda: self._post.ledger.park(seat.lease.claim, partition=seat.partition))
-        self._post.remove(seat.lease)
+        self._client.retry(lambda: self._client.ledger.park(seat.lease.claim, stack_key=seat.stack_key))
+        self._client.remove(seat.lease)
         log.info("trial %d waits for a stack of its own kind", seat.trial.number, extra={"action": "trial_waits"})
 
     def _fail_to_place(self, seat: Seat, error: BaseException) -> None:
         """End an attempt that came to no slot; that there is no memory for a stack is no trial's fault."""
         is_alone = self._executor is not None and self._executor.slots == 1
         if kind_of(error) is Kind.OUT_OF_MEMORY and not is_alone:
-            self._trainer.halve(seat.partition)
+            self._trainer.halve(seat.stack_key)
             self._ended.append(Kind.OUT_OF_MEMORY)
             error = Parked("there was no memory for a stack of so many trials")
         seat.attempt.end(seat.trial, partial(_raise, error))
@@ -247,10 +247,10 @@ class Together:
         """Report an epoch of all trials, then end those that are to end, and save the others where that is due."""
         metric = self._study.spec.metric
         reports = [seat.trial.reporting(result.epoch, result.judged(metric), result.numbers) for seat, result in epoch]
-        self._post.report(reports, since=self._study.storage.optuna.low(self._study.study_id))
+        self._client.report(reports, since=self._study.storage.optuna.low(self._study.study_id))
         for (seat, _), report in zip(epoch, reports, strict=True):
             seat.trial.take_note(report)
-            seat.saver.unrecorded.append(report)
+            seat.checkpoints.unrecorded.append(report)
         ends: dict[Seat, Outcome] = {}
         for seat, result in epoch:
             if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
@@ -272,16 +272,16 @@ class Together:
 
     def _decide(self, seats: Sequence[Seat]) -> Sequence[bool | Exception]:
         """Ask the pruner about all trials at once; while the storage is away it ends none, and if it fails, that ends them."""
-        if not seats or self._post.is_cut_off:
+        if not seats or self._client.is_cut_off:
             return [False] * len(seats)
         study = self._study
-        study.storage.optuna.hear(study.study_id, self._post.finished)
+        study.storage.optuna.set_known_finished(study.study_id, self._client.finished)
 
         def ask() -> list[bool]:
             return array_pruners.decide(study.optuna, [seat.trial.frozen for seat in seats])
 
         try:
-            return self._post.ask_optuna(ask) or [False] * len(seats)
+            return self._client.ask_optuna(ask) or [False] * len(seats)
         except optuna.exceptions.UpdateFinishedTrialError:  # one of them, by another program: each learns for itself
             return [seat.lease.is_lost or self._decide_alone(seat) for seat in seats]
         except FAILURES:
@@ -299,7 +299,7 @@ class Together:
     def _save(self, seat: Seat) -> None:
         try:
             seat.lease.check()
-            seat.saver.save_if_due(seat.run.epoch)
+            seat.checkpoints.save_if_due(seat.run.epoch)
         except BaseException as error:
             self._end({seat: partial(_raise, error)})
 
@@ -315,7 +315,7 @@ class Together:
             self._close(seat.attempt)
 
     def _close(self, attempt: Attempt) -> None:
-        self._post.remove(attempt.lease)
+        self._client.remove(attempt.lease)
         self._ended.append(attempt.lease.failed_by)
 
     def _break_up(self, error: BaseException) -> None:
@@ -331,7 +331,7 @@ class Together:
             log.warning("a stack of %d trials broke up: %s", len(self._seats), error)
             error.__traceback__ = None  # its frames hold on to what filled the memory
             shrink = self._trainer.halve if kind is Kind.OUT_OF_MEMORY else self._trainer.train_alone
-            shrink(self._partition)
+            shrink(self._stack_key)
             outcome = partial(_raise, Parked("the stack that it was trained in broke up"))
         else:
             outcome = partial(_raise, error)
@@ -372,9 +372,9 @@ def _pruned(seat: Seat) -> NoReturn:
 def _complete(seat: Seat) -> float:
     seat.lease.check()
     if seat.lease.is_cut_off:
-        seat.saver.save(seat.run.epoch)  # the end may be long in coming
+        seat.checkpoints.save(seat.run.epoch)  # the end may be long in coming
     value = seat.trial.judge(None)
-    seat.saver.save_if_leading(value)
+    seat.checkpoints.save_if_leading(value)
     if seat.run.stopped_by:
         seat.trial.end_reason = f"stopped after epoch {seat.run.epoch} by {seat.run.stopped_by}"
     return value
@@ -383,18 +383,18 @@ def _complete(seat: Seat) -> float:
 def _left_amid(seat: Seat) -> NoReturn:
     """Keep the place of a trial that must let go, if it has one to keep, and say why it must."""
     if seat.lease.keeps_its_place:
-        seat.saver.save(seat.run.epoch)
+        seat.checkpoints.save(seat.run.epoch)
     seat.lease.let_go()
     raise Parked(f"trial {seat.trial.number}: parked after epoch {seat.run.epoch}")
 
 
 def _keep_place(seat: Seat, error: BaseException) -> NoReturn:
     if seat.lease.keeps_its_place:
-        seat.saver.save(seat.run.epoch)
+        seat.checkpoints.save(seat.run.epoch)
     raise error
 
 
 def _parked(seat: Seat) -> NoReturn:
     seat.lease.check()
-    seat.saver.save(seat.run.epoch)
+    seat.checkpoints.save(seat.run.epoch)
     raise Parked(f"trial {seat.trial.number}: its worker starts afresh")

@@ -20,12 +20,12 @@ from optuna.trial import TrialState
 from hpo.errors import Diverged
 from hpo.queue.finish import STATES, End
 from hpo.queue.report import Report
-from hpo.queue.start import Suggested
+from hpo.queue.start import SuggestedParams
 from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Verdict
-from hpo.spec.objectives import NOTHING, Beside, Goals, Known
+from hpo.spec.objectives import NOTHING, Beside, Goals, KnownCosts
 from hpo.storage.finished_trials import COST_PREFIX
-from hpo.storage.optuna_storage import LeanStorage
+from hpo.storage.optuna_storage import OptunaStorage
 from hpo.study.study import forget_stop, look_anew, stop_was_requested
 from hpo.worker.client import Lease
 
@@ -56,7 +56,9 @@ class LeasedTrial(optuna.trial.Trial):
         """
         super().__init__(study, lease.claim.trial_id)
         self.goals = goals if goals is not None and (goals.are_several or goals.bounds) else None
-        self.known: Known | None = None  # of its end, by its costs or by what an objective of the user's own returned
+        self.known: KnownCosts | None = (
+            None  # of its end, by its costs or by what an objective of the user's own returned
+        )
         self.lease = lease
         self.rule = rule
         self.curve = list(curve or [])  # the judged metric, raw, by epoch
@@ -107,12 +109,12 @@ class LeasedTrial(optuna.trial.Trial):
 
     # --- what our own objective calls -------------------------------------------------------------------------------
 
-    def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, Suggested]:
+    def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, SuggestedParams]:
         """Return what is taken of the trial's suggestions, and what to write of them: nothing of it is written here."""
-        with self._history.gathering(self._trial_id) as given:
+        with self._history.deferred_writes(self._trial_id) as given:
             taken = take(self)
         params, attributes = list(given.params.values()), list(given.attributes.values())
-        return taken, Suggested(claim=self.lease.claim, params=params, attributes=attributes)
+        return taken, SuggestedParams(claim=self.lease.claim, params=params, attributes=attributes)
 
     def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
         """Report an epoch and return what was reported; of the Signals only LostLease is raised."""
@@ -157,7 +159,7 @@ class LeasedTrial(optuna.trial.Trial):
         """
         if self.lease.is_cut_off:
             return False
-        self._history.hear(self.study._study_id, self.lease.finished)
+        self._history.set_known_finished(self.study._study_id, self.lease.finished)
         return bool(self.lease.ask_optuna(self._ask_the_pruner))
 
     def _ask_the_pruner(self) -> bool:
@@ -165,14 +167,14 @@ class LeasedTrial(optuna.trial.Trial):
         return self.study.pruner.prune(self.study, self._get_latest_trial())
 
     @property
-    def _history(self) -> LeanStorage:
+    def _history(self) -> OptunaStorage:
         """The storage as what it is: besides Optuna's contract, it knows what has finished."""
-        assert isinstance(self.storage, LeanStorage)
+        assert isinstance(self.storage, OptunaStorage)
         return self.storage
 
     def start_over(self) -> None:
         """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
-        self.lease.patience(lambda: self.lease.ledger.start_over(self.lease.claim))
+        self.lease.retry(lambda: self.lease.ledger.start_over(self.lease.claim))
         self.curve.clear()
         self._cached_frozen_trial.intermediate_values.clear()
 
@@ -187,7 +189,7 @@ class LeasedTrial(optuna.trial.Trial):
             return
         costs = dict(measure())
         self.known = known = self.goals.known(costs)
-        self.lease.patience(lambda: self.lease.ledger.record_costs(self.lease.claim, costs, known))
+        self.lease.retry(lambda: self.lease.ledger.record_costs(self.lease.claim, costs, known))
         found = {COST_PREFIX + name: cost for name, cost in costs.items()}
         self._cached_frozen_trial.user_attrs = {**attributes, **found}
 
@@ -254,7 +256,7 @@ class LeasedTrial(optuna.trial.Trial):
         self.lease.flush()
         self.pass_on_a_stop()
         ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
-        verdict = self.lease.patience(lambda: ledger.fail(claim, failure, accumulation=finer))
+        verdict = self.lease.retry(lambda: ledger.fail(claim, failure, accumulation=finer))
         if verdict in STATES:
             value = self.last_finite if verdict is Verdict.PRUNE else None
             self._tell_the_sampler(STATES[verdict], *self.beside(value))
@@ -264,7 +266,7 @@ class LeasedTrial(optuna.trial.Trial):
     def end_as_stopped(self) -> None:
         """Write the end of a trial that a person ended: it keeps its last value."""
         self.lease.flush()
-        self.lease.patience(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
+        self.lease.retry(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
 
     def _tell_the_sampler(self, state: TrialState, value: float | None, beside: Beside) -> None:
         frozen = self._get_latest_trial()
@@ -279,5 +281,5 @@ class LeasedTrial(optuna.trial.Trial):
         """Stop the study if the objective or the sampler said so: before the trial ends, or a kill in between loses it."""
         if stop_was_requested(self.study):
             reason = "the objective or the sampler called study.stop()"
-            self.lease.patience(lambda: self.lease.ledger.stop(reason))
+            self.lease.retry(lambda: self.lease.ledger.stop(reason))
             forget_stop(self.study)

@@ -10,8 +10,8 @@ import pytest
 
 from hpo.storage.connect import Storage
 from hpo.study.study import Study
-from tests.integration.crew import Crew
 from tests.integration.digits import made
+from tests.integration.processes import WorkerProcesses
 from tests.integration.shell import Shell
 from tests.postgres import PostgresServer
 from tests.trials import MakeStudy
@@ -24,19 +24,19 @@ def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
 
 
 @pytest.fixture
-def hire(tmp_path: Path) -> Iterator[Callable[[Study], Crew]]:
+def hire(tmp_path: Path) -> Iterator[Callable[[Study], WorkerProcesses]]:
     """Make a crew of workers for a study; none of them outlives the test."""
-    crews = []
+    groups = []
 
-    def crew_of(study: Study) -> Crew:
-        folder = tmp_path / f"logs-{len(crews)}"
+    def processes_of(study: Study) -> WorkerProcesses:
+        folder = tmp_path / f"logs-{len(groups)}"
         folder.mkdir()
-        crews.append(Crew(study, folder))
-        return crews[-1]
+        groups.append(WorkerProcesses(study, folder))
+        return groups[-1]
 
-    yield crew_of
-    for crew in crews:
-        crew.end()
+    yield processes_of
+    for processes in groups:
+        processes.end()
 
 
 @pytest.fixture

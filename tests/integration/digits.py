@@ -20,7 +20,7 @@ from hpo.train import loop
 from hpo.train.build import assemble
 from hpo.worker.objective import trial_seed
 from tests import declared
-from tests.integration.crew import Crew, failures, rows, trials_of
+from tests.integration.processes import WorkerProcesses, failures, rows, trials_of
 
 DOCUMENT: dict[str, Any] = {
     **declared.DOCUMENT,
@@ -57,12 +57,12 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
     return found
 
 
-def assert_finished_once(study: Study, crew: Crew, number_of_trials: int) -> None:
+def assert_finished_once(study: Study, processes: WorkerProcesses, number_of_trials: int) -> None:
     """Every trial was settled, and by one worker only; no number is missing or doubled."""
     assert [trial.number for trial in trials_of(study)] == list(range(number_of_trials))
     assert all(
         row.settled and row.state == trial.state for row, trial in zip(rows(study), trials_of(study), strict=True)
     )
-    settled = Counter(line.split("trial ")[1] for line in crew.said.splitlines() if line.endswith(" settled"))
+    settled = Counter(line.split("trial ")[1] for line in processes.said.splitlines() if line.endswith(" settled"))
     assert set(settled.values()) <= {1}
     assert sum(settled.values()) >= number_of_trials - len(failures(study))  # a worker may die before it says so

@@ -19,24 +19,24 @@ from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
 from hpo.study.study import Study
-from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once
+from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
 from tests.trials import MakeStudy
 from tests.waiting import wait_for
 
 
-def kill_at_random_instants(crew: Crew, times: int, workers: int, seed: int) -> None:
+def kill_at_random_instants(processes: WorkerProcesses, times: int, workers: int, seed: int) -> None:
     """Keep so many workers running and kill one after the other of them, each at a moment of its own, once one trains."""
     draw = random.Random(seed)
-    crew_now = [crew.start() for _ in range(workers)]
-    wait_for(lambda: reported(crew.study) > 0)  # on a busy machine all kills would else come before any trial
+    crew_now = [processes.start() for _ in range(workers)]
+    wait_for(lambda: reported(processes.study) > 0)  # on a busy machine all kills would else come before any trial
     for _ in range(times):
         time.sleep(draw.uniform(0.1, 0.7))
         place = draw.randrange(workers)
         crew_now[place].kill()
-        crew_now[place] = crew.start()
-    crew.leave(crew_now)
+        crew_now[place] = processes.start()
+    processes.leave(crew_now)
 
 
 KILLS = [
@@ -48,12 +48,12 @@ KILLS = [
 @pytest.mark.parametrize("executor", [{"executor": "loop"}, {"executor": "stack", "slots": 3}], ids=["loop", "stack"])
 @pytest.mark.parametrize(("kills", "trials"), KILLS)
 def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
-    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int, executor: dict[str, Any]
+    make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], kills: int, trials: int, executor: dict[str, Any]
 ) -> None:
     study = make_digits(trials, **executor)
-    crew = hire(study)
-    kill_at_random_instants(crew, kills, workers=4, seed=0)
-    assert_finished_once(study, crew, trials)
+    processes = hire(study)
+    kill_at_random_instants(processes, kills, workers=4, seed=0)
+    assert_finished_once(study, processes, trials)
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
     assert {row.kind for row in failures(study)} == {"lost_worker"}  # some did hit a trial
     undisturbed = make_digits(trials, name="undisturbed", **executor)
@@ -66,12 +66,12 @@ def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
 
 @pytest.mark.parametrize(("kills", "trials"), KILLS)
 def test_with_tpe_and_hyperband_killed_trials_are_still_the_replay_of_their_configs(
-    make_digits: MakeStudy, hire: Callable[[Study], Crew], kills: int, trials: int
+    make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], kills: int, trials: int
 ) -> None:
     study = make_digits(trials, sampler={"name": "tpe", "n_startup_trials": 4}, pruner={"name": "hyperband"})
-    crew = hire(study)
-    kill_at_random_instants(crew, kills, workers=4, seed=1)
-    assert_finished_once(study, crew, trials)
+    processes = hire(study)
+    kill_at_random_instants(processes, kills, workers=4, seed=1)
+    assert_finished_once(study, processes, trials)
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert {row.kind for row in failures(study)} == {"lost_worker"}
     for number, found in curves(study).items():
@@ -144,22 +144,22 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_amid_an_epoch_parks_the_trial_there_and_it_goes_on_bit_for_bit(
-    make_digits: MakeStudy, hire: Callable[[Study], Crew], number: signal.Signals
+    make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], number: signal.Signals
 ) -> None:
     study = make_digits(1, training={"epochs": 16, "batch_size": 4}, recovery={"checkpoint_every": "30s"})
-    crew = hire(study)
+    processes = hire(study)
     batches = 0
     while not batches:  # again, should the signal have come just between two epochs
         known = reported(study)
-        worker = crew.start()
+        worker = processes.start()
         wait_for(lambda known=known: reported(study) >= known + 2)
         assert worker.pid is not None
         os.kill(worker.pid, number)
-        assert crew.leave([worker]) == [128 + number]
+        assert processes.leave([worker]) == [128 + number]
         (row,) = rows(study)
         assert (row.lease_until, row.settled, row.checkpoint_epoch) == (None, False, reported(study))
         batches = torch.load(row.checkpoint_path, weights_only=True)["batch"]
-    assert crew.leave([crew.start()]) == [0]
+    assert processes.leave([processes.start()]) == [0]
     assert failures(study) == []
     assert curves(study)[0] == alone(study, 0)
 
@@ -208,25 +208,25 @@ def nobody_writes(study: Study) -> bool:
 
 
 def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_trial(
-    make_digits: MakeStudy, hire: Callable[[Study], Crew]
+    make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     study = make_digits(
         8, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "1s", "checkpoint_every": "0s"}
     )
-    crew = hire(study)
-    frozen = crew.start()
+    processes = hire(study)
+    frozen = processes.start()
     wait_for(lambda: reported(study) >= 2)
     assert frozen.pid is not None
     freeze(frozen.pid, study)
-    other = crew.start()
+    other = processes.start()
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
     os.kill(frozen.pid, signal.SIGCONT)
-    assert crew.leave([frozen, other]) == [0, 0]
-    assert_finished_once(study, crew, 8)
+    assert processes.leave([frozen, other]) == [0, 0]
+    assert_finished_once(study, processes, 8)
     found = [(row.number, row.kind, row.attempt) for row in failures(study)]
     assert found == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
     assert {row.attempt for row in rows(study)[1:]} == {1}
-    woken = (crew.folder / "worker-0.log").read_text()
+    woken = (processes.folder / "worker-0.log").read_text()
     assert "trial 0: another worker has taken it up" in woken
     assert " settled" in woken  # it went on
     for number, curve in curves(study).items():

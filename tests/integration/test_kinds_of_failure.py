@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from hpo.storage.connect import Storage
 from hpo.study import control
-from tests.integration.crew import failures, rows, trials_of
+from tests.integration.processes import failures, rows, trials_of
 from tests.integration.shell import Shell
 from tests.waiting import wait_for
 

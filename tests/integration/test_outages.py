@@ -17,17 +17,19 @@ from optuna.trial import TrialState
 from hpo.storage import engine
 from hpo.storage.connect import Storage, connect
 from hpo.study.study import Study
-from tests.integration.crew import Crew, curves, failures, reported, rows, trials_of
 from tests.integration.digits import alone, assert_finished_once, made
+from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
 from tests.postgres import PostgresServer
 from tests.waiting import wait_for
 
 
-def assert_nothing_happened(study: Study, crew: Crew, codes: list[int | None], number_of_trials: int) -> None:
+def assert_nothing_happened(
+    study: Study, processes: WorkerProcesses, codes: list[int | None], number_of_trials: int
+) -> None:
     """No worker died, no trial was taken up twice, every curve is whole and right: as if there had been no fault."""
-    assert codes == [0] * len(codes), crew.said[-3000:]
-    assert_finished_once(study, crew, number_of_trials)
+    assert codes == [0] * len(codes), processes.said[-3000:]
+    assert_finished_once(study, processes, number_of_trials)
     assert [row.attempt for row in rows(study)] == [1] * number_of_trials
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
     assert failures(study) == []
@@ -36,55 +38,55 @@ def assert_nothing_happened(study: Study, crew: Crew, codes: list[int | None], n
 
 
 def test_postgres_stopped_amid_a_study_is_a_pause(
-    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(server.url, create=True)
     study = made(place, tmp_path, 6, training={"epochs": 24, "batch_size": 16}, recovery={"lease": "2s"})
-    crew = hire(study)
-    workers = [crew.start() for _ in range(4)]
-    wait_for(lambda: reported(study) >= 8 and crew.said.count("joined study") == len(workers))
+    processes = hire(study)
+    workers = [processes.start() for _ in range(4)]
+    wait_for(lambda: reported(study) >= 8 and processes.said.count("joined study") == len(workers))
     before = curves(study)
     server.stop("immediate")
     time.sleep(5.0)  # two leases and a half
     server.start()
-    codes = crew.leave(workers)
-    assert_nothing_happened(study, crew, codes, 6)
+    codes = processes.leave(workers)
+    assert_nothing_happened(study, processes, codes, 6)
     for number, found in before.items():  # what was acknowledged is still there
         for metric, values in found.items():
             assert curves(study)[number][metric][: len(values)] == values
-    assert "the storage fails, training goes on" in crew.said
+    assert "the storage fails, training goes on" in processes.said
     place.close()
 
 
 def test_backends_terminated_amid_a_study_are_not_noticed(
-    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(server.url, create=True)
     study = made(place, tmp_path, 6, training={"epochs": 20, "batch_size": 16})
-    crew = hire(study)
-    workers = [crew.start() for _ in range(3)]
-    wait_for(lambda: crew.said.count("joined study") == len(workers))
+    processes = hire(study)
+    workers = [processes.start() for _ in range(3)]
+    wait_for(lambda: processes.said.count("joined study") == len(workers))
     for epochs in (6, 25, 45):
         wait_for(lambda epochs=epochs: reported(study) >= epochs)
         assert server.terminate_backends() >= 3
-    codes = crew.leave(workers)
+    codes = processes.leave(workers)
     place.close()  # this process's own connections were cut as well
-    assert_nothing_happened(study, crew, codes, 6)
+    assert_nothing_happened(study, processes, codes, 6)
     place.close()
 
 
 def test_more_workers_than_postgres_has_connections_wait_for_their_turn(
-    tmp_path: Path, hire: Callable[[Study], Crew]
+    tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="hpo-pg-", dir="/tmp"))
     with PostgresServer(folder, max_connections=6) as running:
         place = connect(running.url, create=True)
         study = made(place, tmp_path, 8)
         place.close()  # its connections are for the workers, who need eight
-        crew = hire(study)
-        codes = crew.leave([crew.start() for _ in range(4)])
-        assert_nothing_happened(study, crew, codes, 8)
-        assert "connection slots" in crew.said or "too many clients" in crew.said
+        processes = hire(study)
+        codes = processes.leave([processes.start() for _ in range(4)])
+        assert_nothing_happened(study, processes, codes, 8)
+        assert "connection slots" in processes.said or "too many clients" in processes.said
         place.close()
 
 
@@ -109,19 +111,19 @@ def sqlite_place(tmp_path: Path) -> Iterator[Storage]:
 
 
 def test_sqlite_locked_for_longer_than_a_lease_and_the_busy_timeout_is_a_pause(
-    sqlite_place: Storage, tmp_path: Path, hire: Callable[[Study], Crew]
+    sqlite_place: Storage, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     study = made(sqlite_place, tmp_path, 4, training={"epochs": 30, "batch_size": 16}, recovery={"lease": "2s"})
-    crew = hire(study)
-    workers = [crew.start() for _ in range(2)]
+    processes = hire(study)
+    workers = [processes.start() for _ in range(2)]
     wait_for(lambda: reported(study) >= 4)
     holder = sqlite3.connect(tmp_path / "studies.db", timeout=30, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     time.sleep(engine.BUSY_SECONDS + 3.0)
     holder.execute("ROLLBACK")
     holder.close()
-    assert_nothing_happened(study, crew, crew.leave(workers), 4)
-    assert "database is locked" in crew.said
+    assert_nothing_happened(study, processes, processes.leave(workers), 4)
+    assert "database is locked" in processes.said
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_that_is_freed_again_is_a_pause(
-    small_disk: Path, tmp_path: Path, hire: Callable[[Study], Crew]
+    small_disk: Path, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(f"sqlite:///{small_disk}/studies.db", create=True)
     study = made(
@@ -148,8 +150,8 @@ def test_a_full_disk_that_is_freed_again_is_a_pause(
         training={"epochs": 30, "batch_size": 16},
         recovery={"lease": "2s", "checkpoint_every": "0s"},
     )
-    crew = hire(study)
-    workers = [crew.start() for _ in range(2)]
+    processes = hire(study)
+    workers = [processes.start() for _ in range(2)]
     wait_for(lambda: reported(study) >= 4)
     before = curves(study)
     ballast = small_disk / "ballast"
@@ -159,35 +161,35 @@ def test_a_full_disk_that_is_freed_again_is_a_pause(
                 file.write(b"\0" * 4096)
             except OSError:
                 break
-    wait_for(lambda: "disk is full" in crew.said or "No space left" in crew.said)
+    wait_for(lambda: "disk is full" in processes.said or "No space left" in processes.said)
     time.sleep(5.0)  # two leases and a half
     ballast.unlink()
-    assert_nothing_happened(study, crew, crew.leave(workers), 4)
+    assert_nothing_happened(study, processes, processes.leave(workers), 4)
     for number, found in before.items():
         for metric, values in found.items():
             assert curves(study)[number][metric][: len(values)] == values
-    assert "the storage fails" in crew.said
+    assert "the storage fails" in processes.said
     place.close()
 
 
 def test_a_storage_away_for_longer_than_the_patience_leaves_the_trial_where_it_was(
-    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], Crew]
+    server: PostgresServer, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(server.url, create=True)
     recovery = {"lease": "2s", "outage_patience": "2s", "checkpoint_every": "30s"}
     study = made(place, tmp_path, 1, training={"epochs": 2000, "batch_size": 64}, recovery=recovery)
-    crew = hire(study)
-    worker = crew.start()
+    processes = hire(study)
+    worker = processes.start()
     wait_for(lambda: reported(study) >= 4)
     server.stop("immediate")
-    assert crew.leave([worker]) == [2]
+    assert processes.leave([worker]) == [2]
     server.start()
     known = reported(study)
-    last = crew.start()
+    last = processes.start()
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
     wait_for(lambda: (rows(study)[0].checkpoint_epoch or 0) > known)  # further than what the storage had heard of
     assert last.pid is not None
     os.kill(last.pid, signal.SIGTERM)
-    assert crew.leave([last]) == [128 + signal.SIGTERM]
+    assert processes.leave([last]) == [128 + signal.SIGTERM]
     assert curves(study)[0] == alone(study, 0)
     place.close()

@@ -19,7 +19,7 @@ from hpo.storage.tables import hpo_trials
 from hpo.study import resolve
 from hpo.study import study as studies
 from hpo.study.study import Study
-from tests.integration.crew import trials_of
+from tests.integration.processes import trials_of
 from tests.trials import MakeStudy
 from tests.waiting import wait_for
 
@@ -164,7 +164,7 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy
     wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     first.kill()
     leave([first])
-    reaper.park_all_of(study.ledger("launcher"), "first")
+    reaper.release_leases_of(study.ledger("launcher"), "first")
     assert leave([start_worker(study)]) == [0]
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 3
     assert len(trials_of(study)) == 3

@@ -40,7 +40,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class VariantReport:
     """The trained model first, then each recipe as it was asked for; `mc_dropout` is of the trained model."""
 
     folder: str
@@ -62,7 +62,7 @@ class Report:
 
 def make(
     trained: Trained, recipes: Sequence[Recipe], output: Path, *, passes: int | None, formats: Sequence[str]
-) -> Report:
+) -> VariantReport:
     """Do all that was asked for, leave it in `output` with a report, and return the report.
 
     What does not go with the model, and a format that cannot hold a variant, are told in the report beside the rest.
@@ -97,7 +97,7 @@ def make(
             doubt = _doubt(trained, part, passes, output)
         except StudyError as error:
             unfit.append(str(error))
-    report = Report(
+    report = VariantReport(
         folder=str(trained.folder),
         validation_images=len(part.labels),
         variants=variants,

@@ -17,7 +17,7 @@ from hpo.final import train as final
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
 from hpo.final.after.raw import first
-from hpo.final.train import Training
+from hpo.final.train import FinalTraining
 from hpo.models import use_generator
 from hpo.train import checkpoint, validation
 
@@ -29,7 +29,7 @@ class Trained:
     """A finished training of a folder: its model in eval mode, on the device that this process trains on."""
 
     folder: Path
-    training: Training
+    training: FinalTraining
     metrics: dict[str, Any]  # as `hpo train` wrote them
     model: nn.Module
     weights_sha256: str

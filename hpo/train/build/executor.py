@@ -20,7 +20,7 @@ from hpo.spec.training import Stopping, TrainConfig, Training
 from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
-from hpo.train.monitors import Watch
+from hpo.train.monitors import MonitorOptions
 from hpo.train.optim.losses import own_kind
 from hpo.train.run import Run
 from hpo.train.stack import architecture, select, sizing
@@ -68,13 +68,13 @@ def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[Ep
         yield from results
 
 
-def partition_of(run: Run, training: Training) -> str:
+def stack_key_of(run: Run, training: Training) -> str:
     """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ, as
     long as the optimizers own the same parameters in the same order, and the loss as long as it is ours.
     """
     trained = order_of(run.optimizer, {parameter: name for name, parameter in run.model.named_parameters()})
     common = (trained, run.batch_size, run.accumulation, training.precision, training.threads, run.alone)
-    watched = [run.watch] if run.watch != Watch() else []
+    watched = [run.watch] if run.watch != MonitorOptions() else []
     return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics, *watched)
 
 
@@ -87,7 +87,7 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
         why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
         return Choice(executor="loop", slots=1, why=f"the study says {why}")
     make = partial(_made, config, folder, device)
-    key = key_of(spec, partition_of(make(0, splits, None), config.training), folder, device)
+    key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
     with contextlib.suppress(TypeError):  # there is nothing, or of another version
         return Choice(**measurement_cache.recall(key))
     choice = _measure(spec, make, splits, config.training.batch_size)
@@ -109,12 +109,12 @@ def _made(
     return assemble.build_run(tried, splits, seed, folder, device, dtype=dtype)
 
 
-def key_of(spec: StudySpec, partition: str, folder: Path, device: torch.device) -> str:
+def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> str:
     """Return under what a choice is remembered on this machine: code counts too, the user's own and ours, since a model of
     the same layers may run them otherwise.
     """
     known = (torch.__version__, processor(), assemble.device_name(device), _our_code())
-    described = repr((*known, usercode.digest(spec.code_references, folder), partition, spec.executor, spec.slots))
+    described = repr((*known, usercode.digest(spec.code_references, folder), stack_key, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
@@ -155,6 +155,6 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
     return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}")
 
 
-def remember(choice: Choice, spec: StudySpec, partition: str, folder: Path, device: torch.device) -> None:
+def remember(choice: Choice, spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> None:
     """Choose so from now on for runs of this partition, in every process on this machine."""
-    measurement_cache.keep(key_of(spec, partition, folder, device), asdict(choice))
+    measurement_cache.keep(key_of(spec, stack_key, folder, device), asdict(choice))

@@ -38,7 +38,7 @@ from hpo.train.optim.warmup import WARMUPS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class PartKind:
     """One kind of part: its functions by name, how many leading arguments we give them, and what they return.
 
     `common`, if there is one, takes what such a function returned, with options that all of them have, and returns the like;
@@ -58,15 +58,15 @@ class Kind:
 
 
 KINDS = {
-    "data": Kind(functions=SOURCES, given=0, returns=Source, common=data.select),
-    "model": Kind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
-    "loss": Kind(functions=LOSSES, given=0, returns=Callable),
+    "data": PartKind(functions=SOURCES, given=0, returns=Source, common=data.select),
+    "model": PartKind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
+    "loss": PartKind(functions=LOSSES, given=0, returns=Callable),
     # groups, made of a model
-    "optimizer": Kind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=param_groups.split),
-    "schedule": Kind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
+    "optimizer": PartKind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=param_groups.split),
+    "schedule": PartKind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
     # its length in steps, made of the schedule's and an epoch's
-    "warmup": Kind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
-    "averaging": Kind(functions=AVERAGINGS, given=0, returns=Averaging),
+    "warmup": PartKind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
+    "averaging": PartKind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
 #: Sections in which nothing may be searched, and why.
 UNSEARCHED = {
@@ -89,7 +89,7 @@ def function(section: str, name: str, folder: Path) -> Function:
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
     """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
     kind, found = KINDS[section], function(section, part.name, folder)
-    with _told_of(section, part):
+    with _in_file(section, part):
         own, shared = _divided(kind, found, part)
         if kind.prepare:
             given = (kind.prepare(*given, **shared),)
@@ -105,12 +105,12 @@ def prepared(section: str, part: Part, folder: Path, given: Any) -> Any:
     """Return what a part's function is given, made of what we have; SpecError if the options are refused."""
     kind, found = KINDS[section], function(section, part.name, folder)
     assert kind.prepare is not None
-    with _told_of(section, part):
+    with _in_file(section, part):
         return kind.prepare(given, **_divided(kind, found, part)[1])
 
 
 @contextmanager
-def _told_of(section: str, part: Part) -> Iterator[None]:
+def _in_file(section: str, part: Part) -> Iterator[None]:
     """Raise what goes wrong as a SpecError that names the part."""
     try:
         yield
@@ -122,7 +122,7 @@ def _told_of(section: str, part: Part) -> Iterator[None]:
         raise SpecError(f"{section} {part.name}: {said}") from error
 
 
-def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
+def _divided(kind: PartKind, found: Function, part: Part) -> tuple[Tree, Tree]:
     """Return a part's options: those for its own function, and those that every function of its kind has."""
     shared = options.names(kind.shared, 1) - options.names(found, kind.given) if kind.shared else set()
     return (
@@ -131,7 +131,7 @@ def _divided(kind: Kind, found: Function, part: Part) -> tuple[Tree, Tree]:
     )
 
 
-def _located(kind: Kind, found: Function, given: Tree, folder: Path) -> Tree:
+def _located(kind: PartKind, found: Function, given: Tree, folder: Path) -> Tree:
     """Return options with the files that they name looked up beside the study file."""
     named = options.marked(found, kind.given, data.FILE)
     perhaps = options.marked(found, kind.given, FILE_OR_NAME)
@@ -172,9 +172,9 @@ def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
     mistakes = Mistakes()
     for section, table in tree.items():
         for variant in space.variants({section: table}):
-            with mistakes.gathered():
+            with mistakes.collect():
                 _check_section(section, variant[section], folder)
-    mistakes.tell()
+    mistakes.raise_if_any()
 
 
 def _check_section(section: str, table: Tree, folder: Path) -> None:
@@ -217,16 +217,16 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
     tree, mistakes = spec.tree, Mistakes()
-    with mistakes.gathered():
+    with mistakes.collect():
         refuse_searches(spec)
-    with mistakes.gathered():
+    with mistakes.collect():
         refuse_wrong_sections(tree, folder)
-    mistakes.tell()  # how sections go together is asked of those that are right by themselves
+    mistakes.raise_if_any()  # how sections go together is asked of those that are right by themselves
     _refuse_a_warmup_without_end(tree)
     for variant in space.variants(tree):
-        with mistakes.gathered():
+        with mistakes.collect():
             _together(variant)
-    mistakes.tell()
+    mistakes.raise_if_any()
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
 
 
@@ -236,9 +236,9 @@ def refuse_searches(spec: StudySpec) -> None:
     for section, why in UNSEARCHED.items():
         for path, parameter in space.parameters({section: spec.tree.get(section, {})}):
             mistakes.add(SpecError(f"{path} = {parameter}: {why}; give one value"))
-    with mistakes.gathered():
+    with mistakes.collect():
         _refuse_values_in_several_measures(spec)
-    mistakes.tell()
+    mistakes.raise_if_any()
 
 
 def _refuse_values_in_several_measures(spec: StudySpec) -> None:
@@ -297,7 +297,7 @@ def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> 
     return part
 
 
-def _filled_once(kind: Kind, part: Tree, functions: list[Function]) -> Tree:
+def _filled_once(kind: PartKind, part: Tree, functions: list[Function]) -> Tree:
     """Return the missing defaults that all choices share, unless one of them has the option in its branch or by itself."""
     if kind.prepare is None:
         return {}

@@ -28,7 +28,7 @@ IGNORED = -100  # the label of images that fill up a batch: their loss is 0
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownLoss:
     """A loss of ours, which a stack may take for several runs at once."""
 
     formula: Formula
@@ -43,7 +43,7 @@ def cross_entropy(*, label_smoothing: Smoothing = 0.0) -> Loss:
 
     Label smoothing (Szegedy et al. 2016) moves this share of a label's weight to all classes alike.
     """
-    return Known(_cross_entropy, label_smoothing)
+    return KnownLoss(_cross_entropy, label_smoothing)
 
 
 def bce_with_logits(*, label_smoothing: Smoothing = 0.0) -> Loss:
@@ -52,7 +52,7 @@ def bce_with_logits(*, label_smoothing: Smoothing = 0.0) -> Loss:
 
     Label smoothing moves this share of the target to all classes alike.
     """
-    return Known(_bce_with_logits, label_smoothing)
+    return KnownLoss(_bce_with_logits, label_smoothing)
 
 
 def mse(*, of: Literal["softmax", "logits"] = "softmax", label_smoothing: Smoothing = 0.0) -> Loss:
@@ -61,7 +61,7 @@ def mse(*, of: Literal["softmax", "logits"] = "softmax", label_smoothing: Smooth
 
     Label smoothing moves this share of the target to all classes alike.
     """
-    return Known(_mse_of_softmax if of == "softmax" else _mse_of_logits, label_smoothing)
+    return KnownLoss(_mse_of_softmax if of == "softmax" else _mse_of_logits, label_smoothing)
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {
@@ -73,7 +73,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 
 def reduced(loss: Loss, logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
     """Return the mean or sum of the images' losses; of cross-entropy, torch's own, to the last bit."""
-    if isinstance(loss, Known) and loss.formula is _cross_entropy:
+    if isinstance(loss, KnownLoss) and loss.formula is _cross_entropy:
         smoothing = loss.label_smoothing
         return F.cross_entropy(_wide(logits), labels, reduction=reduction, label_smoothing=smoothing)
     losses = loss(logits, labels)
@@ -82,12 +82,12 @@ def reduced(loss: Loss, logits: Tensor, labels: Tensor, reduction: Literal["mean
 
 def judging(loss: Loss) -> Loss:
     """Return what validation takes for a loss: the same without label smoothing."""
-    return replace(loss, label_smoothing=0.0) if isinstance(loss, Known) else loss
+    return replace(loss, label_smoothing=0.0) if isinstance(loss, KnownLoss) else loss
 
 
 def own_kind(loss: Loss) -> str:
     """Return the name of a user's loss, "" of ours: runs of a stack are alike in it."""
-    if isinstance(loss, Known):
+    if isinstance(loss, KnownLoss):
         return ""
     named = loss if hasattr(loss, "__qualname__") else type(loss)
     return f"{named.__module__}.{named.__qualname__}"
@@ -113,8 +113,8 @@ class RowLosses:
     """The losses of K runs at once, each by its own function: all of ours, or all of one kind of a user's."""
 
     def __init__(self, losses: Sequence[Loss], device: torch.device) -> None:
-        self._own = [] if isinstance(losses[0], Known) else list(losses)
-        known = [loss for loss in losses if isinstance(loss, Known)]
+        self._own = [] if isinstance(losses[0], KnownLoss) else list(losses)
+        known = [loss for loss in losses if isinstance(loss, KnownLoss)]
         groups: dict[tuple[Formula, bool], list[bool]] = {}
         for row, loss in enumerate(known):
             groups.setdefault((loss.formula, loss.label_smoothing > 0), [False] * len(known))[row] = True

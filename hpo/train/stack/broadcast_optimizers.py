@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 from hpo.train.stack.row_optimizers import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
 
 Numbers = tuple[float, ...]  # of one row in one step
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
+class Scalars:
     """One of the numbers of a step, of every row."""
 
     known: tuple[float, ...]  # as the host knows it
@@ -41,7 +41,7 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class RowBlock:
     """What a step works on, all [n, size of a span]."""
 
     value: Tensor
@@ -56,7 +56,7 @@ def _sgd_numbers(group: Group, span: Span, _step: int) -> Numbers:
     return group["weight_decay"], *_momentum_numbers(group, span)
 
 
-def _sgd(block: Block, decay: Column, *momentum: Column) -> None:
+def _sgd(block: RowBlock, decay: Scalars, *momentum: Scalars) -> None:
     _descend(block, _decayed(block, decay), block.moments[0], *momentum)
 
 
@@ -64,7 +64,7 @@ def _sgdw_numbers(group: Group, span: Span, _step: int) -> Numbers:
     return _shrinkage(group), *_momentum_numbers(group, span)
 
 
-def _sgdw(block: Block, shrinkage: Column, *momentum: Column) -> None:
+def _sgdw(block: RowBlock, shrinkage: Scalars, *momentum: Scalars) -> None:
     _shrink(block, shrinkage)
     _descend(block, block.gradient, block.moments[0], *momentum)
 
@@ -73,7 +73,7 @@ def _adam_numbers(group: Group, _span: Span, step: int) -> Numbers:
     return group["weight_decay"], *_moment_numbers(group, step)
 
 
-def _adam(block: Block, decay: Column, *moments: Column) -> None:
+def _adam(block: RowBlock, decay: Scalars, *moments: Scalars) -> None:
     _descend_by_moments(block, _decayed(block, decay), *moments)
 
 
@@ -81,7 +81,7 @@ def _adamw_numbers(group: Group, _span: Span, step: int) -> Numbers:
     return _shrinkage(group), *_moment_numbers(group, step)
 
 
-def _adamw(block: Block, shrinkage: Column, *moments: Column) -> None:
+def _adamw(block: RowBlock, shrinkage: Scalars, *moments: Scalars) -> None:
     _shrink(block, shrinkage)
     _descend_by_moments(block, block.gradient, *moments)
 
@@ -93,7 +93,7 @@ def _moment_numbers(group: Group, step: int) -> Numbers:
 
 
 def _descend_by_moments(
-    block: Block, gradient: Tensor, fresh: Column, kept: Column, added: Column, eps: Column, rate: Column
+    block: RowBlock, gradient: Tensor, fresh: Scalars, kept: Scalars, added: Scalars, eps: Scalars, rate: Scalars
 ) -> None:
     mean, square = block.moments
     mean.lerp_(gradient, fresh.sent)
@@ -107,7 +107,7 @@ def _rmsprop_numbers(group: Group, span: Span, _step: int) -> Numbers:
     return group["weight_decay"], alpha, 1 - alpha, group["eps"], *_momentum_numbers(group, span)
 
 
-def _rmsprop(block: Block, decay: Column, kept: Column, added: Column, eps: Column, *momentum: Column) -> None:
+def _rmsprop(block: RowBlock, decay: Scalars, kept: Scalars, added: Scalars, eps: Scalars, *momentum: Scalars) -> None:
     gradient = _decayed(block, decay)
     square, buffer = block.moments
     _average_square(square, gradient, kept, added)
@@ -119,7 +119,7 @@ def _adagrad_numbers(group: Group, _span: Span, step: int) -> Numbers:
     return group["weight_decay"], group["eps"], -group["lr"] / (1 + (step - 1) * group["lr_decay"])
 
 
-def _adagrad(block: Block, decay: Column, eps: Column, rate: Column) -> None:
+def _adagrad(block: RowBlock, decay: Scalars, eps: Scalars, rate: Scalars) -> None:
     gradient = _decayed(block, decay)
     root = block.moments[0].addcmul_(gradient, gradient).sqrt().add_(eps.sent)
     block.value.addcmul_(torch.div(gradient, root, out=root), rate.sent)
@@ -130,7 +130,7 @@ def _adamax_numbers(group: Group, _span: Span, step: int) -> Numbers:
     return group["weight_decay"], 1 - beta1, beta2, group["eps"], -group["lr"] / (1 - beta1**step)
 
 
-def _adamax(block: Block, decay: Column, fresh: Column, kept: Column, eps: Column, rate: Column) -> None:
+def _adamax(block: RowBlock, decay: Scalars, fresh: Scalars, kept: Scalars, eps: Scalars, rate: Scalars) -> None:
     gradient = _decayed(block, decay)
     mean, norm = block.moments
     mean.lerp_(gradient, fresh.sent)
@@ -159,15 +159,15 @@ def _nadam_numbers(group: Group, span: Span, step: int) -> Numbers:
 
 
 def _nadam(
-    block: Block,
-    shrinkage: Column,
-    decay: Column,
-    fresh: Column,
-    kept: Column,
-    added: Column,
-    eps: Column,
-    direct: Column,
-    through: Column,
+    block: RowBlock,
+    shrinkage: Scalars,
+    decay: Scalars,
+    fresh: Scalars,
+    kept: Scalars,
+    added: Scalars,
+    eps: Scalars,
+    direct: Scalars,
+    through: Scalars,
 ) -> None:
     _shrink(block, shrinkage)
     gradient = _decayed(block, decay)
@@ -184,17 +184,17 @@ def _shrinkage(group: Group) -> float:
     return 1 - group["lr"] * decay if decay else 1.0  # 1 for an infinite rate as well
 
 
-def _shrink(block: Block, shrinkage: Column) -> None:
+def _shrink(block: RowBlock, shrinkage: Scalars) -> None:
     if not shrinkage.is_all(1.0):
         block.value.mul_(shrinkage.sent)
 
 
-def _decayed(block: Block, decay: Column) -> Tensor:
+def _decayed(block: RowBlock, decay: Scalars) -> Tensor:
     """Return the gradient with coupled weight decay."""
     return block.gradient if decay.is_all(0.0) else torch.addcmul(block.gradient, block.value, decay.sent)
 
 
-def _average_square(square: Tensor, gradient: Tensor, kept: Column, added: Column) -> None:
+def _average_square(square: Tensor, gradient: Tensor, kept: Scalars, added: Scalars) -> None:
     """Let a mean of squares move on; not by lerp, which is not a number once a square has overflowed."""
     square.mul_(kept.sent).addcmul_(gradient * added.sent, gradient)
 
@@ -209,7 +209,7 @@ def _momentum_numbers(group: Group, span: Span) -> Numbers:
 
 
 def _descend(
-    block: Block, direction: Tensor, buffer: Tensor, kept: Column, added: Column, direct: Column, through: Column
+    block: RowBlock, direction: Tensor, buffer: Tensor, kept: Scalars, added: Scalars, direct: Scalars, through: Scalars
 ) -> None:
     """Take a step with momentum, or without.
 
@@ -274,10 +274,10 @@ class Member:
         return FORMS[type(self.optimizer)].numbers(group, self.span, self.taken)
 
 
-class Part:
+class MemberGroup:
     """Members that are stepped together."""
 
-    def __init__(self, members: Sequence[Member], rows: Rows) -> None:
+    def __init__(self, members: Sequence[Member], rows: FlatParameters) -> None:
         kind, columns = type(members[0].optimizer), members[0].columns
         self._members = members
         self._step = FORMS[kind].step
@@ -296,14 +296,14 @@ class Part:
             sent: the numbers, on the device, [numbers * members].
         """
         places = sent.view(len(numbers), len(self._members), 1)
-        columns = [Column(known, place) for known, place in zip(numbers, places.unbind(0), strict=True)]
+        columns = [Scalars(known, place) for known, place in zip(numbers, places.unbind(0), strict=True)]
         index = self._index
         if isinstance(index, slice):
             value, gradient, *moments = (whole[index] for whole in self._wholes)
-            self._step(Block(value, gradient, moments), *columns)
+            self._step(RowBlock(value, gradient, moments), *columns)
             return
         value, gradient, *moments = (whole.index_select(0, index) for whole in self._wholes)
-        self._step(Block(value, gradient, moments), *columns)
+        self._step(RowBlock(value, gradient, moments), *columns)
         changed = [self._wholes[0], *self._wholes[2:]]
         for whole, tensor in zip(changed, (value, *moments), strict=True):
             whole.index_copy_(0, index, tensor)
@@ -314,7 +314,7 @@ class Plan:
     """How the optimizers of some rows are stepped."""
 
     rows: tuple[int, ...]
-    parts: list[Part]
+    parts: list[MemberGroup]
     others: list[Callable[[], None]]  # torch's own steps
     counts: list[tuple[Tensor, Tensor]]  # of steps, with what is added to them
 
@@ -322,7 +322,7 @@ class Plan:
 class Broadcast:
     """The steps of all rows' optimizers, those of one kind together."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
         self._members: dict[int, list[Member]] = {}
         self._others: dict[int, Callable[[], None]] = {}
@@ -392,7 +392,7 @@ class Broadcast:
         stepped[list(rows)] = 1
         return Plan(
             rows=tuple(rows),
-            parts=[Part(members, self._rows) for members in alike.values()],
+            parts=[MemberGroup(members, self._rows) for members in alike.values()],
             others=[self._others[row] for row in rows if row in self._others],
             counts=[(counts, stepped.to(counts)) for counts in self._counts.values()],
         )

@@ -13,7 +13,7 @@ from hpo.train.run import Run
 HALF = LEVELS // 2
 
 
-class Noise:
+class DropoutMasks:
     """What the dropout layers of a stack multiply by, drawn by `models.dropout`'s rule, each row from its own run."""
 
     def __init__(self, count: int, device: torch.device, dtype: torch.dtype) -> None:

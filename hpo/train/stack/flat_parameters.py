@@ -18,7 +18,7 @@ ALIGNMENT = (
 MOMENTS = 2  # tensors of a row's size that an optimizer keeps, at most: two for all that we know
 
 
-class Rows:
+class FlatParameters:
     """Parameters, gradients, moments and buffers of K models."""
 
     def __init__(self, model: nn.Module, trained: Sequence[str], count: int) -> None:

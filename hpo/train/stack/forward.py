@@ -19,7 +19,7 @@ from hpo.models.drawing import DRAWING
 from hpo.train.stack.layers import RULES, Layout, Pass, Unstackable, flatten, laid_out
 
 
-class Forward:
+class StackedForward:
     """Maps images of K models to logits [K, classes, B]."""
 
     name = "stack"

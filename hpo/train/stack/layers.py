@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hpo.models import Dropout
 from hpo.models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
 from hpo.models.depth import StochasticDepth
-from hpo.train.stack.dropout_masks import Noise
+from hpo.train.stack.dropout_masks import DropoutMasks
 from hpo.train.stack.flat_parameters import ALIGNMENT
 
 Layout = Literal["input", "images", "dense"]
@@ -38,7 +38,7 @@ class Pass:
     parameters: Mapping[str, Tensor]  # [K, ...]
     buffers: Mapping[str, Tensor]  # [K, ...]
     training: bool
-    noise: Noise
+    noise: DropoutMasks
     filling: int = 0  # images at the end of each batch that nothing may depend on
 
     def flat(self, name: str) -> Tensor:

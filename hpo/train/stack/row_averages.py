@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from hpo.train.optim.averaging import Average, Pairs
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 
 
 class RowAverages:
     """Averages beside the rows of a stack; they take no memory until some run has one."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
         self._values: Tensor | None = None
         self._buffers: dict[str, Tensor] = {}

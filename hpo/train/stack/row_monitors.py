@@ -1,4 +1,4 @@
-"""What is watched of the steps of K runs in a stack: as `watching.Gauge` measures one run's, for all of them at once."""
+"""What is watched of the steps of K runs in a stack: as `watching.StepMonitor` measures one run's, for all of them at once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, Watch
+from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, MonitorOptions
 from hpo.train.run import Run
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 
 
-class RowGauges:
+class RowMonitors:
     """The gauges of the runs whose weights lie in rows: while a run is in training here, its gauge's sums are a view."""
 
-    def __init__(self, rows: Rows, watch: Watch) -> None:
+    def __init__(self, rows: FlatParameters, watch: MonitorOptions) -> None:
         self.watch = watch
         self._rows = rows
         self._sums = torch.zeros(rows.count, SUMS, dtype=torch.float64, device=rows.values.device)
@@ -28,22 +28,22 @@ class RowGauges:
 
     def enter(self, row: int, run: Run) -> None:
         """Go on with a run's gauge in its row."""
-        run.gauge.keep_in(self._sums[row])
+        run.monitor.keep_in(self._sums[row])
         if self._before is not None:
-            for name, gradient in run.gauge.before.items():
+            for name, gradient in run.monitor.before.items():
                 self._rows.of(self._before, row, name).copy_(gradient)
-            run.gauge.before = {}
+            run.monitor.before = {}
 
     def leave(self, row: int, run: Run) -> None:
         """Let a run's gauge go amid an epoch, with tensors of its own."""
         self.let_go(run)
         if self._before is not None:
-            names = [name for name, parameter in run.gauge.parameters.items() if parameter.requires_grad]
-            run.gauge.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
+            names = [name for name, parameter in run.monitor.parameters.items() if parameter.requires_grad]
+            run.monitor.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
 
     def let_go(self, run: Run) -> None:
         """Give a run's gauge sums of its own."""
-        run.gauge.keep_in(torch.zeros_like(self._sums[0]))
+        run.monitor.keep_in(torch.zeros_like(self._sums[0]))
 
     @torch.no_grad()
     def take(self, active: Sequence[Run | None], losses: Tensor) -> None:
@@ -64,7 +64,7 @@ class RowGauges:
             steps = torch.stack([losses, norms, self.parameter_norms()], dim=1)
             for row, run in enumerate(active):
                 if run is not None:
-                    run.gauge.steps.append(steps[row].clone())
+                    run.monitor.steps.append(steps[row].clone())
 
     @torch.no_grad()
     def parameter_norms(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 
 MOMENTUM = "momentum_buffer"
 
@@ -171,7 +171,7 @@ def _decayed(span: Span, group: Group) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class RowOptimizer:
     """An optimizer that we can step on a row."""
 
     step: Step
@@ -184,28 +184,30 @@ class Kind:
 
 NUMBER_TYPES = (torch.float32, torch.float64)  # in others, numbers of a step would lose what torch's kernels keep
 PLAIN = {"maximize": False, "differentiable": False}
-KINDS: dict[type[Optimizer], Kind] = {
-    SGD: Kind(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
-    SGDW: Kind(step=_sgdw, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}, decay=_shrink),
-    Adam: Kind(
+KINDS: dict[type[Optimizer], RowOptimizer] = {
+    SGD: RowOptimizer(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
+    SGDW: RowOptimizer(step=_sgdw, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}, decay=_shrink),
+    Adam: RowOptimizer(
         step=_adam(torch._fused_adam_),
         moments=("exp_avg", "exp_avg_sq"),
         usual={**PLAIN, "amsgrad": False, "decoupled_weight_decay": False, "capturable": False},
     ),
-    AdamW: Kind(
+    AdamW: RowOptimizer(
         step=_adam(torch._fused_adamw_),
         moments=("exp_avg", "exp_avg_sq"),
         usual={**PLAIN, "amsgrad": False, "capturable": False},
         decay=_shrink,
     ),
-    Adagrad: Kind(step=_adagrad, moments=("sum",), usual=PLAIN),
-    RMSprop: Kind(
+    Adagrad: RowOptimizer(step=_adagrad, moments=("sum",), usual=PLAIN),
+    RMSprop: RowOptimizer(
         step=_rmsprop,
         moments=("square_avg", MOMENTUM),
         usual={**PLAIN, "centered": False, "capturable": False},
     ),
-    Adamax: Kind(step=_adamax, moments=("exp_avg", "exp_inf"), usual={**PLAIN, "capturable": False}),
-    NAdam: Kind(step=_nadam, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}, decay=None),
+    Adamax: RowOptimizer(step=_adamax, moments=("exp_avg", "exp_inf"), usual={**PLAIN, "capturable": False}),
+    NAdam: RowOptimizer(
+        step=_nadam, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}, decay=None
+    ),
 }
 
 
@@ -225,7 +227,7 @@ class Steps(Protocol):
 class RowByRow:
     """Each row's step by itself: the fastest where a call costs little, as on a CPU."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
         self._steps: dict[int, Callable[[], None]] = {}
 
@@ -245,7 +247,7 @@ def order_of(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[str]:
     return [names[parameter] for group in optimizer.param_groups for parameter in trained(group)]
 
 
-def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: int) -> Callable[[], None]:
+def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParameters, row: int) -> Callable[[], None]:
     """Return one step of an optimizer whose parameters lie in a row; its state moves into the row.
 
     Args:
@@ -278,11 +280,11 @@ def _differ_in_decay_alone(groups: Sequence[Group]) -> bool:
 
 
 def _step_as_one(
-    kind: Kind,
+    kind: RowOptimizer,
     decay: Step,
     optimizer: Optimizer,
     names: Mapping[Tensor, str],
-    rows: Rows,
+    rows: FlatParameters,
     row: int,
     spans: Sequence[slice],
     span: slice,
@@ -311,7 +313,7 @@ def _step_as_one(
     return take
 
 
-def spans_of(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows) -> list[slice] | None:
+def spans_of(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParameters) -> list[slice] | None:
     """Return the part of a row that each group of an optimizer owns; None if only torch's own step will do."""
     kind = KINDS.get(type(optimizer))
     groups = optimizer.param_groups
@@ -331,7 +333,7 @@ def spans_of(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows) -> l
 def move_in(
     optimizer: Optimizer,
     names: Mapping[Tensor, str],
-    rows: Rows,
+    rows: FlatParameters,
     row: int,
     spans: Sequence[slice],
     counts: Sequence[Tensor] | None = None,
@@ -361,7 +363,7 @@ def trained(group: Group) -> list[Tensor]:
     return [parameter for parameter in group["params"] if parameter.requires_grad]
 
 
-def _span_of(names: list[str], rows: Rows) -> tuple[int, int] | None:
+def _span_of(names: list[str], rows: FlatParameters) -> tuple[int, int] | None:
     """Return from where to where these parameters lie in a row, None if they do not follow one another."""
     if not names:
         return 0, 0
@@ -372,7 +374,7 @@ def _span_of(names: list[str], rows: Rows) -> tuple[int, int] | None:
     return rows.spans[names[0]][0], rows.spans[names[-1]][1]
 
 
-def _is_usual(kind: Kind, group: Group) -> bool:
+def _is_usual(kind: RowOptimizer, group: Group) -> bool:
     return all(group.get(option, value) == value for option, value in kind.usual.items())
 
 
@@ -380,7 +382,7 @@ def _move_in(
     optimizer: Optimizer,
     parameters: list[Tensor],
     names: Mapping[Tensor, str],
-    rows: Rows,
+    rows: FlatParameters,
     row: int,
     span: slice,
     counts: Tensor,
@@ -409,7 +411,7 @@ def _move_in(
     return here
 
 
-def torchs_own(optimizer: Optimizer, names: Mapping[Tensor, str], rows: Rows, row: int) -> Callable[[], None]:
+def torchs_own(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParameters, row: int) -> Callable[[], None]:
     """Return torch's own step on the row's views."""
     gradients = [
         (parameter, rows.of(rows.gradients, row, names[parameter]))

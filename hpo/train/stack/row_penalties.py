@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.train.optim.penalties import Penalties, units_of, weights_of
-from hpo.train.stack.flat_parameters import Rows
+from hpo.train.stack.flat_parameters import FlatParameters
 
 EPS = 1e-7  # as torch.renorm has it
 
@@ -16,7 +16,7 @@ EPS = 1e-7  # as torch.renorm has it
 class RowPenalties:
     """Penalties of K runs whose weights lie in rows, each run's by itself."""
 
-    def __init__(self, rows: Rows, model: nn.Module) -> None:
+    def __init__(self, rows: FlatParameters, model: nn.Module) -> None:
         self._rows = rows
         self._moving = rows.gradients.shape[1]
         trained = [p for name, p in model.named_parameters() if rows.spans[name][1] <= self._moving]

@@ -44,7 +44,7 @@ def find(make: Make, splits: Splits, batch_size: int) -> Forward:
 
 
 def _by_hand(run: Run) -> Forward:
-    return forward.Forward(run.model)
+    return forward.StackedForward(run.model)
 
 
 def _by_vmap(run: Run) -> Forward:

@@ -21,18 +21,20 @@ from hpo.train.optim.penalties import NONE
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 from hpo.train.stack.broadcast_optimizers import Broadcast
-from hpo.train.stack.dropout_masks import Noise
-from hpo.train.stack.flat_parameters import Rows, own_tensors
+from hpo.train.stack.dropout_masks import DropoutMasks
+from hpo.train.stack.flat_parameters import FlatParameters, own_tensors
 from hpo.train.stack.layers import Pass, Unstackable, filled
 from hpo.train.stack.row_averages import RowAverages
-from hpo.train.stack.row_monitors import RowGauges
+from hpo.train.stack.row_monitors import RowMonitors
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
 
 EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
 ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
 # rows of 16 numbers are what a CPU takes at once
-STEPS: dict[str, Callable[[Rows], Steps]] = {"cpu": RowByRow}  # by type of device; Broadcast where nothing is said
+STEPS: dict[str, Callable[[FlatParameters], Steps]] = {
+    "cpu": RowByRow
+}  # by type of device; Broadcast where nothing is said
 
 
 class Forward(Protocol):
@@ -47,7 +49,9 @@ class Forward(Protocol):
 class Stack:
     """Up to `slots` runs in training together."""
 
-    def __init__(self, forward: Forward, first: Run, slots: int, steps: Callable[[Rows], Steps] | None = None) -> None:
+    def __init__(
+        self, forward: Forward, first: Run, slots: int, steps: Callable[[FlatParameters], Steps] | None = None
+    ) -> None:
         """Make an empty stack for runs like `first`, which is left as it is; Unstackable says why there can be none.
 
         Args:
@@ -74,12 +78,12 @@ class Stack:
         self._refuse_unused(first)
 
     def _make_room(self, first: Run, slots: int) -> None:
-        self._rows = Rows(first.model, self._trained, slots)
+        self._rows = FlatParameters(first.model, self._trained, slots)
         self._counters = [b for name, b in self._rows.buffers.items() if name.endswith("num_batches_tracked")]
-        self._noise = Noise(slots, first.device, self._rows.values.dtype)
+        self._noise = DropoutMasks(slots, first.device, self._rows.values.dtype)
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
-        self._gauges = RowGauges(self._rows, first.watch) if first.watch.gradients else None
+        self._monitors = RowMonitors(self._rows, first.watch) if first.watch.gradients else None
         self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
         self._penalties = RowPenalties(self._rows, first.model)
         self._averages = RowAverages(self._rows)
@@ -117,8 +121,8 @@ class Stack:
         own_tensors(run.model)
         own_state(run.optimizer)
         run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))
-        if self._gauges is not None:
-            self._gauges.let_go(run)
+        if self._monitors is not None:
+            self._monitors.let_go(run)
 
     def compact(self) -> None:
         """Close the gaps, when nobody is to fill them: empty slots cost time as full ones do."""
@@ -161,27 +165,27 @@ class Stack:
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
     def _train(self, runs: Sequence[Run], stop: Callable[[], bool]) -> bool:
-        orders = self._orders(runs[0])
+        commands = self._commands(runs[0])
         augmentation = self._augmentation(runs[0])
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
-        if self._gauges is not None:
-            self._gauges.begin()
+        if self._monitors is not None:
+            self._monitors.begin()
         self._enter(waiting)
-        fed = runs[0].images.feed(self._shown(orders[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
+        fed = runs[0].images.feed(self._shown(commands[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
         for batch in range(first, runs[0].steps_per_epoch):
             if stop():
                 self._leave(runs, waiting, batch)
                 return False
             if any(run.batch == batch for run in waiting):
                 self._let_in(waiting, batch)
-            self._step(orders[:, batch], next(fed), augmentation, batch)
+            self._step(commands[:, batch], next(fed), augmentation, batch)
         return True
 
-    def _orders(self, some: Run) -> Tensor:
+    def _commands(self, some: Run) -> Tensor:
         """Return the rows of all batches [K, steps, B]; an empty slot takes another's."""
-        orders = [(run or some).order() for run in self._places]
-        return torch.stack(orders).view(len(orders), some.steps_per_epoch, some.batch_size)
+        commands = [(run or some).order() for run in self._places]
+        return torch.stack(commands).view(len(commands), some.steps_per_epoch, some.batch_size)
 
     def _augmentation(self, some: Run) -> Augmentation | None:
         """Return what becomes of the images of all runs; None if nobody augments."""
@@ -201,8 +205,8 @@ class Stack:
         for row, run in enumerate(active):
             if run is not None:
                 run.keep_losses_in(self._loss_sums[row])
-                if self._gauges is not None:
-                    self._gauges.enter(row, run)
+                if self._monitors is not None:
+                    self._monitors.enter(row, run)
 
     def _enter_for(self, active: list[Run | None], some: Run) -> None:
         """Prepare steps of these runs, by row; a row without one does as another's, and is not stepped."""
@@ -223,8 +227,8 @@ class Stack:
             if run in waiting:
                 self._rows.restore(self._places.index(run), waiting[run])
             run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # its place counts on, should it wait here
-            if self._gauges is not None and run not in waiting:
-                self._gauges.leave(self._places.index(run), run)
+            if self._monitors is not None and run not in waiting:
+                self._monitors.leave(self._places.index(run), run)
             run.leave_epoch(max(run.batch, batch))
 
     def _shown(self, batches: Tensor) -> Tensor:
@@ -273,8 +277,8 @@ class Stack:
             torch._foreach_add_(self._counters, 1)
         for row, penalised in self._penalised.items():
             self._penalties.add_to_gradient(row, penalised)
-        if self._gauges is not None:
-            self._gauges.take(self._active, self._loss_sums)
+        if self._monitors is not None:
+            self._monitors.take(self._active, self._loss_sums)
         for row, run in enumerate(self._active):
             if run is not None:
                 self._clip(row, run)
@@ -334,7 +338,7 @@ class Stack:
         """Return by slot what the runs want to know beside losses and accuracies."""
         found: list[dict[str, float]] = [{} for _ in self._places]
         whole = torch.cat(logits, dim=2).transpose(1, 2) if logits else None
-        sums = self._gauges.measured() if self._gauges is not None else None
+        sums = self._monitors.measured() if self._monitors is not None else None
         for row, run in enumerate(self._places):
             if run is not None and whole is not None:
                 found[row] |= run.further_metrics(whole[row])

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 
 from hpo.storage.connect import plain_url
-from hpo.storage.retry import Patience
+from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
 from hpo.study.study import Study
 
@@ -42,7 +42,7 @@ def main(arguments: list[str], environment: dict[str, str], log: str) -> None:
     main()
 
 
-class Crew:
+class WorkerProcesses:
     """Workers of one study, and what they said."""
 
     def __init__(self, study: Study, folder: Path) -> None:
@@ -126,7 +126,7 @@ def reported(study: Study) -> int:
         with study.storage.engine.connect() as connection:
             return int(connection.execute(of_study.where(trials.c.study_id == study.study_id)).scalar_one())
 
-    return Patience(60.0)(count)
+    return Retry(60.0)(count)
 
 
 def trials_of(study: Study) -> list[FrozenTrial]:
