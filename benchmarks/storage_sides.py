@@ -2,7 +2,7 @@
 
 Each function of `TASKS` runs in a fresh process of its own and returns plain numbers. Plain Optuna is what its users write:
 `load_study(storage=URL)`, `ask`, `suggest_*`, `report`, `should_prune`, `tell`, on an RDBStorage with its defaults. Our side
-is what a worker of ours runs: `worker.work`, or its pieces where a thread's ticks would blur an exact count.
+is what a worker of ours runs: `worker.loop.work`, or its pieces where a thread's ticks would blur an exact count.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def _delete(connection: sa.Connection, column: str, doomed: sa.Select[Any], but:
 
 @dataclass(frozen=True, kw_only=True)
 class OurWorker:
-    """What `worker.work` runs trials with, without its second thread."""
+    """What `worker.loop.work` runs trials with, without its second thread."""
 
     study: Study
     ledger: Ledger

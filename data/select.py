@@ -1,6 +1,6 @@
 """What every source can be told: which classes to take, how many images, how they are parted, and where they are kept.
 
-These options belong to all sources, one of the user's own too; `hpo.parts` offers them beside the source's own.
+These options belong to all sources, one of the user's own too; `hpo.train.build.registry` offers them beside the source's own.
 """
 
 from __future__ import annotations

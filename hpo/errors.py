@@ -43,7 +43,7 @@ class SpecError(Fault):
 
 
 class Mistakes:
-    """What is wrong with a file, gathered line by line, so that a person is told all of it at once."""
+    """What is wrong with a file, collected line by line, so that a person sees all of it at once."""
 
     def __init__(self) -> None:
         self.lines: dict[str, None] = {}  # in their order, each once
@@ -66,7 +66,7 @@ class Mistakes:
             self.add(error)
 
     def raise_if_any(self) -> None:
-        """Raise SpecError with all that was gathered, if there is something."""
+        """Raise SpecError with all that was collected, if there is something."""
         if self:
             raise SpecError("\n".join(self.lines)) from self._cause
 

@@ -8,9 +8,9 @@ from optuna.trial import TrialState
 from hpo.queue.models import Checkpoint
 from hpo.spec.failures import Kind
 from hpo.storage.connect import Storage
-from hpo.study.finished import FinishedTrial, finished
 from hpo.study.status import Past, read
 from hpo.study.study import Study
+from hpo.study.trial_history import FinishedTrial, finished
 from tests.trials import START, begin, end_trial, run, set_times, with_a_list_chosen
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpo.study.finished import FinishedTrial
 from hpo.study.status import Best, FailureCount, ParkedTrial, RunningTrial, Summary
+from hpo.study.trial_history import FinishedTrial
 from hpo.view import live
 from hpo.view.live import LiveView
 

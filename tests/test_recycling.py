@@ -85,8 +85,8 @@ BEGIN = """
 import atexit, contextlib, json, os, psutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 from hpo import recycling
-from hpo.recycling import leave, start_afresh
-from hpo.signals import ASKING, StopSignal
+from hpo.worker.restart import leave, start_afresh
+from hpo.worker.signals import ASKING, StopSignal
 
 HERE = Path(__file__).parent
 stopping = StopSignal.installed()

@@ -25,12 +25,11 @@ from hpo.storage.connect import Storage, connect, plain_url
 from hpo.storage.tables import hpo_trials, trial_values
 from hpo.study import control, export, resolve, results, retention
 from hpo.study import study as studies
-from hpo.study.finished import finished
 from hpo.study.fork import fork_study
 from hpo.study.resolve import StudyFile
 from hpo.study.status import read, summarize
 from hpo.study.study import Study
-from hpo.study.trial_history import history
+from hpo.study.trial_history import finished, history
 from hpo.train.build import costs
 from hpo.view import dashboard, live
 from hpo.worker import loop as worker_loop

@@ -14,7 +14,7 @@ from tests.waiting import ended, heard
 
 PROGRAM = """
 import sys, time
-from hpo.signals import StopSignal
+from hpo.worker.signals import StopSignal
 stopping = StopSignal.installed()
 print("ready", flush=True)
 while not stopping():
@@ -27,7 +27,7 @@ sys.exit(stopping.exit_code)
 
 BEGIN = """
 import ctypes, logging, os, signal, sys, threading, time
-from hpo.signals import ASKING, StopSignal
+from hpo.worker.signals import ASKING, StopSignal
 
 def say(word):
     print(word, flush=True)

@@ -693,7 +693,7 @@ def test_a_trial_that_another_worker_took_up_after_a_lost_answer_is_not_taken_fr
 
 WORKER = """
 import sys, time
-from hpo.signals import StopSignal
+from hpo.worker.signals import StopSignal
 
 stopping = StopSignal.installed(grace=600, second_ends=False)
 print("ready", flush=True)

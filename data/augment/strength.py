@@ -10,7 +10,7 @@ Fill = Literal["mean", "edge", "reflect"]
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """How strongly images are augmented; `hpo.config.Augment` says what each field means, and its bounds."""
+    """How strongly images are augmented; `hpo.spec.training.Augment` says what each field means, and its bounds."""
 
     crop: int = 0  # pixels
     fill: Fill = "mean"

@@ -294,7 +294,7 @@ def enlist(
             undone.pop_all()
         return joined, objective
 
-    # The study's own patience is not known before the study is read.
+    # The study's own `recovery.outage_patience` is not known before the study is read.
     borne = StorageError if restart.MARK in os.environ else StorageBusy
     retry = Retry(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
     return retry(attempt)

@@ -18,9 +18,9 @@ from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.study.finished import finished
 from hpo.study.status import Past, read
 from hpo.study.study import Study
+from hpo.study.trial_history import finished
 from hpo.view.live import LiveView
 from hpo.worker.signals import ASKING
 

@@ -3,7 +3,7 @@
 A trial of ours is *settled* (finished), *leased* (a lease that runs) or *parked* (RUNNING, no lease). The attempt number
 is the lease's fencing token: whoever takes a trial up raises it, and a write with an older one changes nothing and says
 so or raises LostLease. Trials without a row in our table are foreign: counted by the budget, never touched. How a trial is
-come by stands in `claiming.py`, how it is taken from a worker that is gone in `reaping.py`.
+come by stands in `claiming.py`, how it is taken from a worker that is gone in `reaper.py`.
 
 A row of ours is always locked before the row of Optuna's that it belongs to, the study's row of Optuna's before either,
 and our row of the study after all of them.

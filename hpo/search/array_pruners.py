@@ -157,7 +157,7 @@ class RungSchedule:
 
     @classmethod
     def of(cls, pruner: optuna.pruners.SuccessiveHalvingPruner) -> RungSchedule:
-        """Return the ladder of a pruner that knows its `min_resource`."""
+        """Return the schedule of a pruner that knows its `min_resource`."""
         assert pruner._min_resource is not None
         factor = pruner._reduction_factor
         return cls(pruner._min_resource * factor**pruner._min_early_stopping_rate, factor, pruner._bootstrap_count)
@@ -178,7 +178,7 @@ class RungSchedule:
 
 
 class RungState:
-    """A trial on its ladder."""
+    """Where a trial stands on its schedule of rungs."""
 
     def __init__(self, trial: FrozenTrial, bracket: int, schedule: RungSchedule, sign: float) -> None:
         """Find out at which rung it is.
@@ -240,10 +240,10 @@ def halve(
     brackets: BracketsOf,
     comparable: ComparableTo | None = None,
 ) -> list[bool]:
-    """Say of each trial whether it ends at a rung of its bracket's ladder, and write down at which rungs it was judged.
+    """Say of each trial whether it ends at a rung of its bracket's schedule, and write down at which rungs it was judged.
 
     Args:
-        rivals: whom each is compared with; all of its bracket if that is not given.
+        comparable: which trials each is compared with; all of its bracket if not given.
     """
     sign = sign_of(study)
     of_trials = brackets(np.array([trial.number for trial in trials], np.int64))
@@ -299,7 +299,7 @@ def sign_of(study: optuna.Study) -> float:
 
 
 class _Halving(_ArrayPruner):
-    """A pruner with rungs, which may be told to compare each trial with its rivals only."""
+    """A pruner with rungs, which may be told to compare each trial with comparable ones only."""
 
     def _decide(self, storage: OptunaStorage, study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         return self.halve(storage, study, trials)
@@ -328,7 +328,7 @@ class SuccessiveHalving(_Halving, optuna.pruners.SuccessiveHalvingPruner):
         trials: Sequence[FrozenTrial],
         comparable: ComparableTo | None = None,
     ) -> list[bool]:
-        """Say of each trial whether it ends, compared with its rivals."""
+        """Say of each trial whether it ends, compared with comparable ones."""
         return halve(storage, study, trials, [RungSchedule.of(self)], np.zeros_like, comparable)
 
 
@@ -348,7 +348,7 @@ class Hyperband(_Halving, optuna.pruners.HyperbandPruner):
         trials: Sequence[FrozenTrial],
         comparable: ComparableTo | None = None,
     ) -> list[bool]:
-        """Say of each trial whether it ends, compared with its rivals of its bracket."""
+        """Say of each trial whether it ends, compared with comparable ones of its bracket."""
         brackets = self.brackets(study)
         return halve(
             storage, study, trials, [RungSchedule.of(pruner) for pruner in self._pruners], brackets, comparable

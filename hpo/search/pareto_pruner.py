@@ -1,11 +1,10 @@
-"""Pruning where trials are judged by more than their curves: each is compared with its rivals only. Optuna itself refuses.
+"""Pruning where trials are judged by more than their curves, which Optuna refuses: each is compared with comparable ones.
 
-The rule. Of a trial some things are known before it is trained: its costs, and which bounds on costs it violates. A *rival*
-of a trial is another one that is at least as good in all of these: it violates less, or as much and costs no more in any
-objective. A pruner judges a trial's curve, the first objective's, as if its rivals were all the trials that there are. So
-whatever the curve, a trial is never ended by one that costs more than it in some objective, nor by one that is no result
-while it may be one: that is how it could still come to stand on the front. One without rivals is never ended, nor is one
-whose costs are not told.
+The rule. Of a trial some things are known before it is trained: its costs, and which bounds on costs it violates. Another
+trial is *comparable* to it if it is at least as good in all of these: it violates less, or it violates as much and costs no
+more in any objective. A pruner judges a trial's curve, which is the first objective's, as if the comparable trials were all
+that there are. So a trial is never ended by one that costs more in some objective, whatever its curve. Nor is it ended by one
+that is no result while it may be one itself. A trial without comparable ones is never ended. Nor is one with unknown costs.
 
 To violate less comes first, as in NSGA-II (Deb et al., 2002), where what is feasible dominates what is not.
 """
@@ -53,7 +52,7 @@ class ComparableTrials:
         }
 
     def comparable(self, trial: FrozenTrial, numbers: Integers) -> Bools:
-        """Say of trials, by their numbers, which of them are rivals of this one; it is none of its own."""
+        """Say of trials, by their numbers, which of them are comparable to this one; it is not comparable to itself."""
         if not len(self._numbers):
             return np.zeros(len(numbers), dtype=bool)
         at = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
@@ -69,7 +68,7 @@ class ComparableTrials:
         return found
 
     def _violation(self, costs: Mapping[str, Floats], count: int) -> Floats:
-        """Return by how much each of so many trials violates the bounds on costs; NaN, which makes nobody a rival, if that
+        """Return by how much each of so many trials violates the bounds on costs; NaN, which makes none comparable, if that
         is not known.
         """
         total = np.zeros(count)
@@ -84,7 +83,7 @@ def _told(trial: FrozenTrial, name: str) -> float:
 
 
 class _ComparableHistory:
-    """The COMPLETE rivals of one trial: what a percentile asks of a history."""
+    """The COMPLETE trials comparable to one: what a percentile asks of a history."""
 
     def __init__(self, columns: FinishedTrials, trials_of_study: ComparableTrials, trial: FrozenTrial) -> None:
         self._columns = columns
@@ -106,7 +105,7 @@ class _ComparableHistory:
 
 
 class CostAwarePruner(BatchPruner):
-    """Asks another pruner about each trial, and shows it that trial's rivals only."""
+    """Asks another pruner about each trial, and shows it the comparable trials only."""
 
     def __init__(self, inner: Comparing, goals: Goals) -> None:
         """Ask this pruner about trials that are judged so."""
@@ -135,7 +134,7 @@ class CostAwarePruner(BatchPruner):
         ]
 
     def _comparable_to(self, storage: OptunaStorage, study: optuna.Study) -> ComparableTo:
-        """Return what knows trials' rivals, of those that there are when it is first asked."""
+        """Return what knows which trials are comparable, of those that there are when it is first asked."""
         read: list[ComparableTrials] = []
 
         def comparable(trial: FrozenTrial, numbers: Integers) -> Bools:

@@ -179,7 +179,7 @@ def named(table: dict[str, object], section: str, known: dict[str, options.Funct
 
 
 def build(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """Return the study's pruner; where trials are judged by more than their curves, it compares rivals only."""
+    """Return the study's pruner; where trials are judged by more than their curves, it compares comparable trials only."""
     return _cost_aware(plain(spec), spec.goals) if spec.goals.costs else plain(spec)
 
 

@@ -1,6 +1,6 @@
 """What a study may be judged by, and what it may watch beside that: the names of metrics, and which way each is better.
 
-How they are computed stands in `train/measures.py`: whoever only writes to a study needs no torch to know them.
+How they are computed stands in `train/eval_metrics.py`: whoever only writes to a study needs no torch to know them.
 """
 
 from __future__ import annotations

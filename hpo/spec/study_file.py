@@ -1,7 +1,7 @@
 """The study file: read, checked for shape, fingerprinted.
 
 `StudySpec` is the file with its defaults filled. What a value means (does `sgd` take it, is it in bounds) is decided
-where the parts are known, in `parts.py`; here stand the grammar and the study's own settings.
+where the parts are known, in `hpo.train.build.registry`; here stand the grammar and the study's own settings.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ STOPPING_NEEDS = {  # keys that mean something beside one of these rules only
 
 
 class Stopping(pydantic.BaseModel):
-    """By which of its own rules a trial ends before its last epoch; any of them is enough (`train/stopping.py`)."""
+    """By which of its own rules a trial ends before its last epoch; any of them is enough (`train/early_stopping.py`)."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -28,7 +28,7 @@ FAILURES = (
     NoAnswer,
     optuna.exceptions.StorageInternalError,
 )  # what a failing storage raises, ours or Optuna's
-#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Borne by `outage`.
+#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Retried by `retry`.
 OUTAGES = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,

@@ -62,7 +62,7 @@ def _ping(connection: Any, record: Any, proxy: object) -> None:  # noqa: ARG001 
     """Ask a connection that was idle for a while whether it still stands; the pool makes another one if it does not.
 
     Not before every use, as SQLAlchemy's own ping does: that would double the round trips of a report. What breaks within
-    the while is borne by `outage`.
+    the while is retried by `retry`.
     """
     if time.monotonic() - record.info.get("used_at", math.inf) < PING_AFTER_SECONDS:
         return

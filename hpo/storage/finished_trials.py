@@ -180,7 +180,7 @@ class FinishedTrials:
         self.complete += len(complete)
 
     def _space(self, space: dict[str, BaseDistribution]) -> int:
-        index = self._index_of_space.setdefault(id(space), len(self.spaces))  # `trialrows` shares those that are alike
+        index = self._index_of_space.setdefault(id(space), len(self.spaces))  # `trial_rows` shares those that are alike
         if index == len(self.spaces):
             self.spaces.append(space)  # which keeps it, and its id, alive
         return index

@@ -37,7 +37,7 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
     with mistakes.collect(), in_file(path):
         _refuse_rest(document, (code_folder or path.parent).absolute())
     mistakes.raise_if_any()
-    raise AssertionError("what was gathered was told")
+    raise AssertionError("what was collected was raised")
 
 
 def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:

@@ -128,7 +128,7 @@ class Tally:
     spans: tuple[tuple[int, datetime, datetime], ...] = ()  # number, start and end of the last that ran to an end
 
     def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, query.Judged]) -> Tally:
-        """Return the tally with more trials, each a row of `rows.since`.
+        """Return the tally with more trials, each a row of `query.since`.
 
         Args:
             judged: what the COMPLETE ones of them came to, by id.
@@ -242,7 +242,7 @@ def statuses(place: Storage) -> list[Summary]:
 
 
 def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
-    """Return the best of what is known and of COMPLETE trials found, as `rows.ranked` has them: of equals the lower number."""
+    """Return the best of what is known and of COMPLETE trials found, as `query.ranked` has them: of equals the lower number."""
     sign = -1 if direction == "maximize" else 1
     keys = [(sign * query.value_of(row), row.number) for row in found]
     if known:

@@ -66,7 +66,7 @@ class Run:
     Training minimises the mean of `loss` over the images of a batch and what `penalised` adds to it. Validation judges the
     average of the weights that `averaging` makes, by the loss without label smoothing.
 
-    With `sam_rho` above 0, each step's gradient is taken that far uphill, see `sharpness.py`; micro-batches climb together, and
+    With `sam_rho` above 0, each step's gradient is taken that far uphill, see `optim/sam.py`; micro-batches climb together, and
     penalties add to the gradient as ever.
 
     `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their

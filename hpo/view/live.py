@@ -23,10 +23,9 @@ from rich.text import Text
 from hpo.study.format import STATES, amount_text, counted, duration, value_text
 
 if TYPE_CHECKING:
-    from hpo.study.finished import FinishedTrial
     from hpo.study.results import TrialResult
     from hpo.study.status import Best, FailureCount, RunningTrial, Summary
-    from hpo.study.trial_history import TrialHistory
+    from hpo.study.trial_history import FinishedTrial, TrialHistory
 
 LEVELS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "×"

@@ -40,7 +40,7 @@ class QueueClient:
         """Begin without a trial.
 
         Args:
-            patience: how long the storage may fail.
+            retry: how long the storage may fail.
         """
         self.ledger = ledger
         self.retry = retry or Retry(0.0)
@@ -133,7 +133,7 @@ class QueueClient:
             return None
 
     def _note_failure(self, error: BaseException) -> None:
-        """Take note that the storage failed: from now on reports are kept, until the keeper's thread gets through."""
+        """Take note that the storage failed: from now on reports are kept, until the heartbeat's thread gets through."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             log.warning("the storage fails, training goes on: %s", cause(error))
@@ -164,7 +164,7 @@ class QueueClient:
         """Write what is unsent, waiting for a storage that fails; Outage if it does so for too long."""
         self.retry(lambda: self.deliver(metrics=True))
 
-    # --- done by the keeper's thread --------------------------------------------------------------------------------
+    # --- done by the heartbeat's thread -----------------------------------------------------------------------------
 
     def send(self) -> None:
         """Try to write what was kept; errors of the storage pass."""
@@ -330,8 +330,8 @@ class Lease:
 
         Args:
             stopping: whether the worker was asked to stop.
-            patience: how long the storage may fail; the post's own if it is not given.
-            post: of the worker, which sends for this trial until it is removed there; one of its own if it is not given.
+            retry: how long the storage may fail; the client's own if not given.
+            client: of the worker, which sends for this trial until it is removed there; one of its own if not given.
         """
         self.ledger = ledger
         self.claim = claim
@@ -340,7 +340,7 @@ class Lease:
         self.started_at = time.monotonic()
         self.seconds_left: float | None = None  # how long this attempt may last, if there is a limit
         self.failed_by: Kind | None = None  # what ended the attempt, if that was a failure
-        self.has_ended = False  # found so by the keeper's thread
+        self.has_ended = False  # found so by the heartbeat's thread
         self.renewed_at = clock.awake_or_asleep()
         self.refused: Exception | None = None  # why the database did not take a report of the trial
         self.is_lost = False  # as far as is known; it stays so
@@ -440,7 +440,7 @@ class Lease:
         if self.is_lost:
             raise self._lost_lease()
 
-    # --- told by the post -------------------------------------------------------------------------------------------
+    # --- learned by the client --------------------------------------------------------------------------------------
 
     @property
     def is_to_be_renewed(self) -> bool:

@@ -50,7 +50,7 @@ class Heartbeat:
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._look_for_the_parent()  # it may have died while this process was starting
@@ -67,7 +67,7 @@ class Heartbeat:
         self._try("leave", lambda: workers.unregister(self._ledger))
 
     def hold(self, held: QueueClient | Lease | None) -> None:
-        """Keep the leases of a post from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
+        """Keep the leases of a client from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
         self._client = held.client if isinstance(held, Lease) else held
 
     def _run(self) -> None:
@@ -118,7 +118,7 @@ class Heartbeat:
         except BaseException as error:  # an outage, or anything else: the next tick tries again
             if duty not in self._failing:
                 unexpected = not isinstance(error, FAILURES)
-                log.warning("keeper: %s failed, trying again: %s", duty, cause(error), exc_info=unexpected)
+                log.warning("heartbeat: %s failed, trying again: %s", duty, cause(error), exc_info=unexpected)
             self._failing.add(duty)
         else:
             self._failing.discard(duty)

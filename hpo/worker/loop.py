@@ -39,7 +39,7 @@ RECYCLE = -1  # in the place of an exit code: the process is to start afresh
 
 
 class Declaration(Protocol):
-    """A declared training, which brings its own crew."""
+    """A declared training, which brings its own runner."""
 
     def runner(self, study: Study, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:
         """Return who trains the study's trials, in one of so many workers."""
@@ -63,7 +63,7 @@ def work(
         parent: the process that started this worker and without which it does not want to go on.
         fleet: how many workers the run has, of which this is one.
 
-    Raises StorageError if the storage fails for longer than the study's patience; what was at hand keeps its place.
+    Raises StorageError if the storage fails for longer than `recovery.outage_patience`; what was at hand keeps its place.
     """
     retry = Retry(study.spec.recovery.outage_seconds, stopping)
     try:
@@ -113,7 +113,7 @@ def run(
 
 
 def fill(runner: TrialRunner, client: QueueClient, stopping: StopSignal, fleet: int) -> claiming.Idle | None:
-    """Claim what the crew wants, for as long as there is some; return why there was not, None if it wants nothing more."""
+    """Claim what the runner wants, for as long as there is some; return why there was not, None if it wants nothing more."""
     while not stopping() and (wanted := runner.wants()) is not None:
         claims = next_claims(client, wanted, fleet, may_wait=not runner.is_busy)
         if isinstance(claims, claiming.Idle):
@@ -124,7 +124,7 @@ def fill(runner: TrialRunner, client: QueueClient, stopping: StopSignal, fleet: 
 
 
 def with_retry(study: Study, retry: Retry) -> Study:
-    """Return the study with Optuna's calls to the storage under this patience."""
+    """Return the study whose calls to Optuna's storage are retried while the storage fails."""
     place = dataclasses.replace(study.storage, optuna=study.storage.optuna.with_retry(retry))
     opened = optuna.load_study(
         study_name=study.name, storage=place.optuna, sampler=study.optuna.sampler, pruner=study.optuna.pruner

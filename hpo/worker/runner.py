@@ -17,7 +17,7 @@ from hpo.worker.trial import LeasedTrial
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRequest:
-    """What a crew would have a worker claim."""
+    """What a runner asks its worker to claim."""
 
     count: int  # trials, at most
     stack_key: str | None = None  # of the stack that is open, if one is

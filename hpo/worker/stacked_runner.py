@@ -1,4 +1,4 @@
-"""The crew of a declared training: K trials in training together, each with its own report, decision, checkpoint and end.
+"""The runner of a declared training: K trials trained together, each with its own report, decision, checkpoint and end.
 
 After an epoch all values are written in one statement, then all decisions are taken from one read, so that no decision
 depends on the order of the seats. What is decided on one trial, in this order: a loss that is not finite ends it as diverged;

@@ -51,7 +51,7 @@ def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torc
 
 
 def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:
-    """Return the test part: for `final.py` alone."""
+    """Return the test part: for `hpo.final` alone."""
     return data.load_test(registry.call("data", config.data, folder), split_seed=split_seed, device=device)
 
 
@@ -89,7 +89,7 @@ def build_run(
 
     Args:
         dtype: the number type of the weights, if it is not to be the model's own.
-        by_step: measures the norms of parameters and gradients, and keeps those of every step for `Run.gauge`.
+        by_step: measures the norms of parameters and gradients, and keeps those of every step for `Run.monitor`.
     """
     check_images(config, splits)
     training = config.training

@@ -128,8 +128,8 @@ TIMED = ("latency_ms",)  # no two measurements of these are the same
 def measure(names: Iterable[str], run: Run, *, threads: int, device: str, code: str) -> dict[str, float]:
     """Return what the model of a run costs, by name; the model is left in train mode, its weights as they were.
 
-    What is timed is timed once for each architecture on a machine and remembered in the file of `measured.py`: trials that
-    differ in their weights alone must cost the same, or each would beat the others by chance.
+    What is timed is timed once for each architecture on a machine and remembered by `measurement_cache.py`. Trials that differ
+    in their weights alone must cost the same, or each would beat the others by chance.
 
     Args:
         threads: of the CPU.

@@ -1,4 +1,4 @@
-"""What is watched of the steps of K runs in a stack: as `watching.StepMonitor` measures one run's, for all of them at once."""
+"""What is watched of the steps of K runs in a stack: as `monitors.StepMonitor` measures one run's, for all of them at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpo.train.stack.flat_parameters import FlatParameters
 
 
 class RowMonitors:
-    """The gauges of the runs whose weights lie in rows: while a run is in training here, its gauge's sums are a view."""
+    """The monitors of the runs whose weights lie in rows: while a run is trained here, its monitor's sums are a view."""
 
     def __init__(self, rows: FlatParameters, watch: MonitorOptions) -> None:
         self.watch = watch
@@ -27,7 +27,7 @@ class RowMonitors:
             self._before.zero_()
 
     def enter(self, row: int, run: Run) -> None:
-        """Go on with a run's gauge in its row."""
+        """Go on with a run's monitor in its row."""
         run.monitor.keep_in(self._sums[row])
         if self._before is not None:
             for name, gradient in run.monitor.before.items():
@@ -35,14 +35,14 @@ class RowMonitors:
             run.monitor.before = {}
 
     def leave(self, row: int, run: Run) -> None:
-        """Let a run's gauge go amid an epoch, with tensors of its own."""
+        """Let a run's monitor go amid an epoch, with tensors of its own."""
         self.let_go(run)
         if self._before is not None:
             names = [name for name, parameter in run.monitor.parameters.items() if parameter.requires_grad]
             run.monitor.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
 
     def let_go(self, run: Run) -> None:
-        """Give a run's gauge sums of its own."""
+        """Give a run's monitor sums of its own."""
         run.monitor.keep_in(torch.zeros_like(self._sums[0]))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The forward pass of K models as torch.func.vmap of one: for models that are made of more than `stacked.py` knows.
+"""The forward pass of K models as torch.func.vmap of one: for models that are made of more than `forward.py` knows.
 
 The model is copied without its weights; vmap runs the copy on the weights of all K models at once, and ordinary autograd
 differentiates through it to the stacked parameters. What vmap cannot do, or would do otherwise than K models alone, is
