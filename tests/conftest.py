@@ -119,9 +119,20 @@ def one_database(postgres_server: URL) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what takes a storage on SQLite and, where it is marked `both` or in the soak, on Postgres."""
+    if "storage_kind" not in metafunc.fixturenames:
+        return
+    if any("storage_kind" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+        return  # the test names its kinds itself
+    in_every_run = metafunc.definition.get_closest_marker("both") is not None
+    postgres = pytest.param("postgres", marks=() if in_every_run else pytest.mark.soak)
+    metafunc.parametrize("storage_kind", ["sqlite", postgres], indirect=True)
+
+
+@pytest.fixture
 def storage_kind(request: pytest.FixtureRequest) -> str:
-    """The kind of storage: every test that takes one runs on both."""
+    """The kind of storage: SQLite, and Postgres in every run only where its dialect, locks or clock can matter."""
     return str(request.param)
 
 

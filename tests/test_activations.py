@@ -68,7 +68,8 @@ def test_shapes_that_are_learned_are_parameters_and_the_others_buffers() -> None
     assert [list(m.state_dict()) for m in (*learned, *fixed)] == [["shape"], ["shape"], [], []]
 
 
-def test_rrelu_draws_even_slopes_for_negative_elements_from_its_generator() -> None:
+def test_rrelu_draws_slopes_from_its_generator() -> None:
+    """Rrelu draws even slopes for negative elements from its generator."""
     count = 100_000
     module = RReLU(0.2, 0.6, torch.Generator().manual_seed(3))
     before = torch.get_rng_state()

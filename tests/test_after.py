@@ -170,9 +170,8 @@ def test_the_smallest_weights_of_all_layers_are_pruned(run: Trained, images: Ten
 
 
 @pytest.mark.parametrize("share", [0.25, 0.99])
-def test_channels_of_the_smallest_norm_are_pruned_but_none_of_the_last_layer(
-    run: Trained, images: Tensor, share: float
-) -> None:
+def test_channels_of_the_smallest_norm_are_pruned(run: Trained, images: Tensor, share: float) -> None:
+    """Channels of the smallest norm are pruned but none of the last layer."""
     folded = fold(run.model, images)
     pruned = channels(fold(run.model, images), images, share=share)
     *hidden, last = zip(weights(folded), weights(pruned), strict=True)
@@ -261,9 +260,8 @@ ALL = [f"{recipe}.{kind}" for recipe in ["trained", *RECIPES] for kind in files.
 @pytest.mark.parametrize(
     "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.soak) for name in ALL]
 )
-def test_a_file_takes_raw_images_in_any_number_and_gives_the_model_s_logits(
-    run: Trained, images: Tensor, tmp_path: Path, name: str
-) -> None:
+def test_a_file_gives_the_model_s_logits(run: Trained, images: Tensor, tmp_path: Path, name: str) -> None:
+    """A file takes raw images in any number and gives the model's logits."""
     for package in ("torchao", "onnxruntime"):
         pytest.importorskip(package)
     recipe = name.rpartition(".")[0]

@@ -87,9 +87,7 @@ def losses(run: Run) -> list[float]:
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
-def test_a_run_of_a_stack_is_augmented_as_alone_and_its_neighbours_are_as_if_it_were_not(
-    splits: Splits, name: str
-) -> None:
+def test_a_run_of_a_stack_is_augmented_as_alone(splits: Splits, name: str) -> None:
     """Bit for bit in a stack of its own, else but for rounding; whatever it is augmented by changes its training."""
     neighbours = [Strength(), STRENGTHS["all"], STRENGTHS["crop"]]
     for dtype in (torch.float32, torch.float64):
@@ -157,7 +155,8 @@ def test_what_was_searched_before_there_was_more_replays(splits: Splits) -> None
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
-def test_what_nobody_asks_for_is_not_there_and_what_is_idle_leaves_every_bit(splits: Splits, name: str) -> None:
+def test_what_is_idle_leaves_every_bit(splits: Splits, name: str) -> None:
+    """What nobody asks for is not there and what is idle leaves every bit."""
     strength = STRENGTHS[name]
 
     def random(purpose: str) -> torch.Generator:
@@ -290,9 +289,8 @@ def write(folder: Path, lines: str) -> Path:
         ("crop = { low = 0, high = 8 }", r"augment\.crop = 8: moves images of 8x8 pixels out of sight; give at most 7"),
     ],
 )
-def test_what_cannot_be_done_to_such_images_is_refused_by_a_check_and_by_a_worker(
-    make_digits: Any, tmp_path: Path, line: str, said: str
-) -> None:
+def test_what_cannot_be_done_to_images_is_refused(make_digits: Any, tmp_path: Path, line: str, said: str) -> None:
+    """What cannot be done to such images is refused by a check and by a worker."""
     found = resolve.read(write(tmp_path, line))
     with pytest.raises(SpecError, match=said):
         check.examine(found.spec, found.code_folder, workers=1)

@@ -187,7 +187,8 @@ PINNED: dict[str, Any] = {
 }
 
 
-def test_the_final_training_keeps_and_tests_the_average_and_replays_bit_for_bit(tmp_path: Path) -> None:
+def test_the_final_training_keeps_the_average(tmp_path: Path) -> None:
+    """The final training keeps and tests the average and replays bit for bit."""
     path = tmp_path / "best.toml"
     path.write_text(tomli_w.dumps(PINNED | {"value": "last"}))
     training = final.prepare(path)

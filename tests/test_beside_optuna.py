@@ -28,6 +28,8 @@ from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, plain_url
 from tests import racing
 
+pytestmark = pytest.mark.both
+
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 DISTRIBUTIONS = {
     "x": FloatDistribution(0.0, 1.0),
@@ -255,14 +257,14 @@ class Play:
             connection.execute(attributes.delete().where(attributes.c.trial_id == trial._trial_id))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
 def test_a_storage_of_ours_that_lives_long_sees_all_that_either_writes(
     place: Storage, plain: BaseStorage, seed: int
 ) -> None:
     play = Play(place, [place.optuna, plain], random.Random(seed), deletes=True)
     gone: set[int] = set()
     seen: set[int] = set()
-    for step in range(100):
+    for step in range(100 if seed else 50):
         play.act()
         assert studies_in(place.optuna) == studies_in(plain)
         gone, seen = seen - set(play.studies), seen | set(play.studies)
@@ -276,13 +278,13 @@ def test_a_storage_of_ours_that_lives_long_sees_all_that_either_writes(
                 assert everything(place.optuna, study_id) == everything(plain, study_id), f"step {step}"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_storage_of_optunas_that_lives_long_sees_all_that_ours_writes(place: Storage, seed: int) -> None:
     """As a study of plain Optuna holds it, with its cache, which knows of no study that was deleted elsewhere."""
     url = plain_url(place.url)
     with racing.opened(url, "cached") as cached, racing.opened(url, "plain") as plain:
         play = Play(place, [place.optuna], random.Random(seed), deletes=False)
-        for step in range(60):
+        for step in range(60 if seed else 40):
             play.act()
             with racing.opened(url, "ours") if step % 6 == 0 else racing.opened(url, "plain") as fresh:
                 assert studies_in(fresh) == studies_in(cached)
@@ -326,9 +328,10 @@ STATES_AND_STARTS = [
 
 
 @pytest.mark.parametrize(("state", "has_started"), STATES_AND_STARTS)
-def test_a_study_that_got_the_ids_of_a_deleted_one_has_none_of_its_trials(
+def test_a_study_with_deleted_ids_has_none_of_their_trials(
     place: Storage, plain: BaseStorage, state: TrialState, has_started: bool
 ) -> None:
+    """A study that got the ids of a deleted one has none of its trials."""
     for value in (0.1, 0.2, 0.3):
         template = optuna.create_trial(
             state=state, value=value if state == TrialState.COMPLETE else None, user_attrs={"v": value}
@@ -356,9 +359,8 @@ def test_a_finished_trial_is_forgotten_with_its_study(place: Storage, plain: Bas
     assert trials_in(place.optuna, other) == trials_in(plain, other)
 
 
-def test_a_study_that_got_the_id_of_a_deleted_one_has_its_own_name_and_directions(
-    place: Storage, plain: BaseStorage
-) -> None:
+def test_a_study_with_a_deleted_one_s_id_has_its_own_name(place: Storage, plain: BaseStorage) -> None:
+    """A study that got the id of a deleted one has its own name and directions."""
     for name, directions in [("a", [MINIMIZE]), ("b", [MAXIMIZE]), ("c", [MAXIMIZE, MINIMIZE])]:
         study_id = plain.create_new_study(directions, name)
         assert place.optuna.get_study_name_from_id(study_id) == name
@@ -484,7 +486,7 @@ def test_two_objectives_are_read_as_optuna_reads_them(place: Storage, plain: Bas
 # --- races ----------------------------------------------------------------------------------------------------------
 
 
-def test_trials_that_four_processes_create_at_once_are_numbered_without_a_gap(place: Storage) -> None:
+def test_trials_of_four_processes_are_numbered_without_a_gap(place: Storage) -> None:
     """Half of them by ours and half by Optuna's own, each 25."""
     study_id = place.optuna.create_new_study([MINIMIZE])
     done = optuna.create_trial(value=1.0, params={"x": 0.5}, distributions={"x": DISTRIBUTIONS["x"]})
@@ -544,9 +546,11 @@ def cli(
     return run
 
 
-def test_optunas_command_line_shows_a_study_of_ours_and_ours_the_trials_it_makes(
-    place: Storage, cli: Callable[..., Any]
-) -> None:
+@pytest.mark.parametrize(
+    "storage_kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.soak)], indirect=True
+)  # Optuna's programs ask the same of either
+def test_optuna_s_command_line_beside_ours(place: Storage, cli: Callable[..., Any]) -> None:
+    """Optuna's command line shows a study of ours and ours the trials it makes."""
     study = optuna.create_study(storage=place.optuna, study_name="demo", direction="maximize")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.number, n_trials=3)
     shown = cli("trials", "--study-name", "demo")

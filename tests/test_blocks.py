@@ -180,7 +180,8 @@ def test_depth_repeats_the_blocks_of_each_entry() -> None:
 
 
 @pytest.mark.parametrize("build", [mlp, cnn])
-def test_a_residual_block_adds_its_input_through_a_map_where_sizes_differ(build: Any) -> None:
+def test_a_residual_block_maps_its_input(build: Any) -> None:
+    """A residual block adds its input through a map where sizes differ."""
     sizes = {"widths": [6, 6]} if build is mlp else {"channels": [6, 6]}
     model = build(SHAPE, CLASSES, residual=True, activation="tanh", **sizes).eval()
     first, second = [module for module in model if isinstance(module, Residual)]

@@ -140,7 +140,8 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
         assert (loaded[one].untyped_storage().data_ptr() == loaded[other].untyped_storage().data_ptr()) == same
 
 
-def test_a_models_state_keeps_its_versions_and_expanded_tensors_stay_small(tmp_path: Path) -> None:
+def test_a_model_s_state_stays_small(tmp_path: Path) -> None:
+    """A model's state keeps its versions and expanded tensors stay small."""
     state: Any = torch.nn.BatchNorm1d(3).state_dict()
     one = torch.zeros(1)
     size = saved_size(tmp_path / "a.pt", {"model": state, "wide": one.expand(100_000)})

@@ -29,6 +29,8 @@ from hpo.study import control
 from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, record_receipt
 
+pytestmark = pytest.mark.both
+
 
 def parked(study: Study) -> None:
     """Begin a trial and park it."""
@@ -75,7 +77,8 @@ def test_a_paused_study_lets_workers_wait_though_nothing_is_open_yet(make_study:
     assert study.optuna.get_trials() == []
 
 
-def test_a_paused_study_that_is_stopped_as_well_lets_workers_wait_for_what_is_parked(make_study: MakeStudy) -> None:
+def test_a_paused_and_stopped_study_waits_for_the_parked(make_study: MakeStudy) -> None:
+    """A paused study that is stopped as well lets workers wait for what is parked."""
     study = make_study(trials=9)
     parked(study)
     control.pause(study)
@@ -99,7 +102,8 @@ def test_after_a_pause_what_was_parked_goes_first(make_study: MakeStudy) -> None
     assert [begin(study)[1].number for _ in range(2)] == [0, 1]
 
 
-def test_a_broken_study_that_a_person_resumes_goes_on_with_what_is_parked(make_study: MakeStudy) -> None:
+def test_a_resumed_study_goes_on_with_what_is_parked(make_study: MakeStudy) -> None:
+    """A broken study that a person resumes goes on with what is parked."""
     study = make_study(trials=9, failures={"in_a_row": 1})
     first = begin(study)
     break_it(study)
@@ -122,7 +126,8 @@ def test_a_trial_that_something_else_ended_is_not_taken_up(make_study: MakeStudy
     assert claiming.claim(study.ledger("w")) is Idle.DONE
 
 
-def test_a_claim_says_from_where_and_with_which_batches_the_trial_goes_on(make_study: MakeStudy) -> None:
+def test_a_claim_says_how_its_trial_goes_on(make_study: MakeStudy) -> None:
+    """A claim says from where and with which batches the trial goes on."""
     study = make_study(trials=1)
     ledger, claim, _ = begin(study)
     assert (claim.attempt, claim.checkpoint, claim.accumulation) == (1, None, 1)
@@ -203,7 +208,8 @@ def numbered(study: Study) -> list[int]:
     return [trial.number for trial in study.optuna.get_trials(deepcopy=False)]
 
 
-def test_as_many_new_trials_are_begun_as_are_wanted_and_as_the_budget_has_left(make_study: MakeStudy) -> None:
+def test_how_many_new_trials_are_begun(make_study: MakeStudy) -> None:
+    """As many new trials are begun as are wanted and as the budget has left."""
     study = make_study(trials=10)
     assert [numbers(many(study, 4)) for _ in range(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], []]
     assert claiming.claim_many(study.ledger("w"), 4) is Idle.WAIT
@@ -329,9 +335,10 @@ def test_a_study_that_is_held_up_begins_nothing_for_many_either(held_up: str, ma
 # --- parked ones, and what they train in -------------------------------------------------------------------------------
 
 
-def test_an_open_stack_gets_what_is_parked_of_its_partition_and_of_none_yet_and_then_new_ones(
+def test_what_an_open_stack_is_given(
     make_study: MakeStudy,
 ) -> None:
+    """An open stack gets what is parked of its partition and of none yet and then new ones."""
     study = make_study(trials=9)
     park_as(study, "a", None, "b", "a", None)
     assert numbers(many(study, 2, stack_key="a")) == [0, 1]
@@ -396,7 +403,8 @@ def test_a_trial_on_its_last_attempt_at_killing_workers_is_trained_alone(make_st
     assert claiming.claim(study.ledger("w")) == dataclasses.replace(one[0], attempt=4)
 
 
-def test_trials_beside_the_oldest_parked_one_are_none_that_are_trained_alone(make_study: MakeStudy) -> None:
+def test_none_that_is_trained_alone_is_taken_beside_another(make_study: MakeStudy) -> None:
+    """Trials beside the oldest parked one are none that are trained alone."""
     study = make_study(trials=9, failures={"cuda_error": {"retries": 1}})
     claims = many(study, 3)
     for claim in claims:
@@ -434,7 +442,8 @@ def test_a_policy_without_retries_trains_nobody_alone(make_study: MakeStudy) -> 
     assert [claim.alone for claim in many(study, 9, stack_key="a")] == [False]
 
 
-def test_each_of_many_taken_over_trials_is_cut_back_to_its_own_checkpoint(make_study: MakeStudy) -> None:
+def test_taken_over_trials_are_cut_back_each_to_its_own(make_study: MakeStudy) -> None:
+    """Each of many taken over trials is cut back to its own checkpoint."""
     study = make_study(trials=4)
     ledger = study.ledger("w")
     claims = many(study, 4)
@@ -575,9 +584,10 @@ def test_a_claim_that_fails_half_way_leaves_nothing(make_study: MakeStudy, monke
     ]
 
 
-def test_after_a_claim_whose_answer_was_lost_the_worker_gives_back_what_it_does_not_know_of(
+def test_claims_whose_answer_was_lost_are_given_back(
     make_study: MakeStudy,
 ) -> None:
+    """After a claim whose answer was lost the worker gives back what it does not know of."""
     study = make_study(trials=9)
     ledger = study.ledger("w")
     known, stale = many(study, 2), many(study, 1)

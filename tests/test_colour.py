@@ -90,7 +90,8 @@ def test_trivial_augment_changes_colours_as_torchvision_does(name: str, channels
     torch.testing.assert_close(found, expected.to(found.dtype), rtol=0.0, atol=1e-5)
 
 
-def test_trivial_augment_has_torchvisions_operations_each_as_often_and_as_much() -> None:
+def test_trivial_augment_has_torchvision_s_operations() -> None:
+    """Trivial augment has torchvision's operations each as often and as much."""
     from torchvision.transforms.v2 import TrivialAugmentWide
 
     theirs = TrivialAugmentWide._AUGMENTATION_SPACE
@@ -108,7 +109,8 @@ def test_trivial_augment_has_torchvisions_operations_each_as_often_and_as_much()
     assert (seldom.operation > 0).double().mean().item() == pytest.approx(0.3 * 13 / 14, abs=0.01)
 
 
-def test_a_factor_lies_within_the_strength_about_one_and_never_below_none() -> None:
+def test_a_factor_lies_within_the_strength() -> None:
+    """A factor lies within the strength about one and never below none."""
     strength = Strength(brightness=0.2, contrast=1.5, hue=0.1)
     drawn = colour.draw_jitter(strength, 5000, lambda _: torch.Generator().manual_seed(0))
     low, high = drawn.amin(0).tolist(), drawn.amax(0).tolist()
@@ -149,7 +151,8 @@ def test_no_image_depends_on_the_others_in_the_call() -> None:
         assert torch.equal(retoned[part], trivial.retone(given[part], choices[part], tone))
 
 
-def test_trivial_augment_leaves_every_bit_of_an_image_whose_pixels_it_moves_or_that_it_spares() -> None:
+def test_trivial_augment_spares_bits() -> None:
+    """Trivial augment leaves every bit of an image whose pixels it moves or that it spares."""
     given, tone = toned()
     choices = torch.stack([torch.arange(40) % 14, torch.full((40,), 0.8)], 1)
     found = trivial.retone(given, choices, tone)

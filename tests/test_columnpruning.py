@@ -209,7 +209,7 @@ def test_decisions_are_optunas_on_any_history(processes: list[OptunaStorage], na
     for seed in seeds:
         direction, lazy = ("maximize", "minimize")[seed % 2], seed % 3 == 2
         pair = Pair(open_in, f"{name} {seed}", direction, made, lambda: optunas(**options), lazy=lazy)
-        go_through(pair, random.Random(f"{name} {seed}"), 150)
+        go_through(pair, random.Random(f"{name} {seed}"), 100)
         decisions += pair.decisions
     assert {True, False} == set(decisions)
 
@@ -272,7 +272,7 @@ def together(pair: Pair, order: tuple[int, ...]) -> tuple[dict[int, bool], dict[
     return dict(zip(order, found, strict=True)), written
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))])
 @pytest.mark.parametrize("name", [name for name in PRUNERS if "by itself" not in name])
 def test_the_order_of_trials_decided_together_is_of_no_account(
     processes: list[OptunaStorage], name: str, seed: int

@@ -108,7 +108,8 @@ def test_workers_can_be_scaled_have_a_gpu_and_time_to_park() -> None:
     assert worker["stop_grace_period"] == "5m"
 
 
-def test_the_study_is_made_on_a_ready_database_and_before_anything_uses_it() -> None:
+def test_the_study_is_made_before_anything_uses_it() -> None:
+    """The study is made on a ready database and before anything uses it."""
     assert OURS["study"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert "healthcheck" in SERVICES["postgres"]
     for name in ("worker", "dashboard"):

@@ -19,7 +19,8 @@ TREE: dict[str, Any] = {
 }
 
 
-def test_a_branch_and_its_part_become_one_set_of_options_that_remember_where_they_stood() -> None:
+def test_a_branch_and_its_part_are_one_set_of_options() -> None:
+    """A branch and its part become one set of options that remember where they stood."""
     config = TrainConfig.from_tree(TREE)
     assert config.optimizer == Part(
         name="sgd",

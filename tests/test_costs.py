@@ -52,7 +52,8 @@ def peak(model: nn.Module, image: torch.Tensor) -> float:
         return costs.memory_mb(model, lambda: model(image)) * costs.MEGABYTE
 
 
-def test_memory_is_that_of_the_weights_and_of_the_most_that_lives_at_once() -> None:
+def test_what_memory_is() -> None:
+    """Memory is that of the weights and of the most that lives at once."""
     image = torch.zeros(1, 10)
     wide = nn.Sequential(nn.Linear(10, 100), nn.Linear(100, 50), nn.Linear(50, 1000, bias=False))
     weights = 10 * 100 + 100 + 100 * 50 + 50 + 50 * 1000

@@ -208,9 +208,8 @@ dashboard.serve(storage.connect(sys.argv[1]), host=sys.argv[2], port=0)
 
 
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])
-def test_a_served_dashboard_prints_its_url_answers_there_and_ends_by_ctrl_c(
-    place: Storage, demo: Study, host: str, warns: bool
-) -> None:
+def test_a_served_dashboard_answers_and_ends(place: Storage, demo: Study, host: str, warns: bool) -> None:
+    """A served dashboard prints its url answers there and ends by ctrl c."""
     arguments = [sys.executable, "-c", SERVE, plain_url(place.url), host]
     served = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

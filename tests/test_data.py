@@ -84,7 +84,8 @@ def test_a_split_depends_on_its_seed_alone() -> None:
 
 @pytest.mark.parametrize(("split", "fewest"), [(stratified, 8), (stratified_without_test, 7)])
 @pytest.mark.parametrize("common", [10, 50, 333, 1000])
-def test_the_rarest_class_allowed_is_in_every_part_and_a_rarer_one_is_refused(split, fewest, common) -> None:
+def test_the_rarest_class_is_in_every_part(split, fewest, common) -> None:
+    """The rarest class allowed is in every part and a rarer one is refused."""
     for seed in range(5):
         for part in split(torch.tensor([0] * common + [1] * fewest), seed):
             assert (part >= common).any()

@@ -174,7 +174,8 @@ def test_a_trial_that_something_else_ended_is_closed(whole: Study) -> None:
     assert whole.optuna.trials[0].state == TrialState.FAIL
 
 
-def test_a_parked_trial_that_something_else_ended_is_closed_and_keeps_its_value(whole: Study) -> None:
+def test_a_parked_trial_ended_elsewhere_keeps_its_value(whole: Study) -> None:
+    """A parked trial that something else ended is closed and keeps its value."""
     ledger, claim, _ = begin(whole)
     ledger.park(claim)
     whole.optuna.tell(0, 0.25)
@@ -182,7 +183,9 @@ def test_a_parked_trial_that_something_else_ended_is_closed_and_keeps_its_value(
     assert (whole.optuna.trials[0].state, whole.optuna.trials[0].value) == (TrialState.COMPLETE, 0.25)
 
 
-def test_a_trial_of_another_program_is_only_told_and_a_person_may_fail_it(whole: Study) -> None:
+@pytest.mark.both
+def test_a_foreign_trial_is_only_told(whole: Study) -> None:
+    """A trial of another program is only told and a person may fail it."""
     whole.optuna.ask()
     started = whole.optuna.trials[0].datetime_start
     found = the_ill(whole, repair=True)
@@ -205,6 +208,7 @@ def test_the_findings_of_one_study_are_not_told_of_another(whole: Study, make_wh
     assert len([finding for finding in examine(whole) if finding.is_ill]) == 3
 
 
+@pytest.mark.both
 def test_one_repair_mends_all_that_can_be_mended(whole: Study) -> None:
     finish(whole)
     begin(whole)
@@ -287,6 +291,7 @@ def enter(study: Study, worker: str, **values: object) -> None:
         connection.execute(hpo_workers.update().where(hpo_workers.c.worker == worker).values(**named))
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("skew", [2.5, -7200.0])
 def test_a_worker_whose_clock_is_off_is_told(skew: float, whole: Study) -> None:
     enter(whole, "right")
@@ -310,7 +315,8 @@ def test_workers_that_are_gone_are_not_told_of(gone: dict[str, float], whole: St
     assert examine(whole) == []
 
 
-def test_checkpoints_on_a_local_disk_are_worth_a_word_to_workers_of_two_machines(whole: Study) -> None:
+def test_local_checkpoints_are_worth_a_word(whole: Study) -> None:
+    """Checkpoints on a local disk are worth a word to workers of two machines."""
     enter(whole, "here")
     assert examine(whole) == []
     enter(whole, "there", host="far")
@@ -334,7 +340,8 @@ def test_checkpoints_that_a_network_serves_are_not(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_of_finished_trials_are_removed_but_for_the_best_one_s(whole: Study) -> None:
+def test_checkpoints_of_finished_trials_are_removed(whole: Study) -> None:
+    """Checkpoints of finished trials are removed but for the best one's."""
     for value in (0.5, 0.25, 0.75):
         finish(whole, value)
     ledger, claim, _ = begin(whole)
@@ -347,6 +354,7 @@ def test_checkpoints_of_finished_trials_are_removed_but_for_the_best_one_s(whole
     assert left == {"trial-000001", "trial-000003"}  # study minimizes; number 3 will be gone on with
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("text", [None, "another study's"])
 def test_a_machine_that_does_not_see_the_study_s_own_checkpoints_is_told(text: str | None, whole: Study) -> None:
     finish(whole)
@@ -384,12 +392,14 @@ def test_a_disk_that_is_nearly_full_is_told(whole: Study, monkeypatch: pytest.Mo
 # --- the storage itself -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_a_storage_that_is_well_is_not_told_of(place: Storage) -> None:
     assert list(doctor.examine_storage(place, None)) == []
     assert list(doctor.examine_storage(place, 8)) == []
 
 
-def test_a_postgres_with_too_few_connections_for_the_workers_planned_is_told(postgres_url: str) -> None:
+def test_a_postgres_with_too_few_connections_is_told(postgres_url: str) -> None:
+    """A Postgres with too few connections for the workers planned is told."""
     place = connect(postgres_url, create=True)
     (found,) = doctor.examine_storage(place, 1000)
     assert found.is_ill

@@ -67,15 +67,15 @@ def shorten(file: Path, epochs: int) -> None:
 def test_what_one_training_left_is_searched_on_by_another(shell: Shell) -> None:
     for name in ("transfer_source.toml", "transfer.toml"):
         shutil.copy(EXAMPLES / name, shell.folder)
-    shorten(shell.folder / "transfer_source.toml", epochs=3)
-    shell.run("train", "transfer_source.toml", "-o", "runs/source")
-    checked = shell.run("check", "transfer.toml")
+    shorten(shell.folder / "transfer_source.toml", epochs=2)
+    shell.forked("train", "transfer_source.toml", "-o", "runs/source")
+    checked = shell.forked("check", "transfer.toml")
     assert "12 tensors taken over; new: 10.weight, 10.bias" in checked
     assert "no warnings" in checked
-    shorten(shell.folder / "transfer.toml", epochs=3)
-    shell.run("run", "transfer.toml", "--trials", "3")
-    shell.run("export", "transfer", "-o", "best.toml")
-    assert "bit for bit" in shell.run("train", "best.toml", "--replay")
+    shorten(shell.folder / "transfer.toml", epochs=2)
+    shell.run("run", "transfer.toml", "--trials", "2")
+    shell.forked("export", "transfer", "-o", "best.toml")
+    assert "bit for bit" in shell.forked("train", "best.toml", "--replay")
 
 
 def test_the_lightning_objective_runs_unchanged(shell: Shell) -> None:

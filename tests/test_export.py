@@ -103,9 +103,8 @@ def test_a_replay_of_a_changed_config_says_where_it_differs(best_file: Path) -> 
     assert {one.metric for one in differences} >= {"train_loss"}
 
 
-def test_the_final_training_leaves_weights_metrics_and_logs_and_tests_once(
-    searched: Study, best_file: Path, tmp_path: Path
-) -> None:
+def test_what_the_final_training_leaves(searched: Study, best_file: Path, tmp_path: Path) -> None:
+    """The final training leaves weights metrics and logs and tests once."""
     training, folder = final.prepare(best_file), tmp_path / "run"
     metrics = final.train(training, folder, stop=lambda: False, progress=quiet, before_test=nothing)
     assert metrics is not None
@@ -174,7 +173,8 @@ def test_a_config_with_ranges_is_not_trained_and_each_range_is_named(tmp_path: P
     assert "hpo run" in str(refused.value)
 
 
-def test_every_opening_is_recorded_before_it_happens_and_gets_its_own_result(searched: Study, best_file: Path) -> None:
+def test_every_opening_is_recorded_first(searched: Study, best_file: Path) -> None:
+    """Every opening is recorded before it happens and gets its own result."""
     spec, url = StudySpec.load(best_file), plain_url(searched.storage.url)
 
     def results_of_openings() -> list[Any]:
@@ -192,7 +192,8 @@ def test_every_opening_is_recorded_before_it_happens_and_gets_its_own_result(sea
     assert "no such file" in (openings.announce(spec, Path("run"), "sqlite:////nowhere/x.db") or "")
 
 
-def test_the_opening_is_announced_after_the_last_epoch_and_before_the_result(best_file: Path, tmp_path: Path) -> None:
+def test_the_opening_is_announced_before_the_result(best_file: Path, tmp_path: Path) -> None:
+    """The opening is announced after the last epoch and before the result."""
     seen: list[object] = []
     final.train(
         final.prepare(best_file),

@@ -189,7 +189,8 @@ def test_an_error_that_cannot_be_told_is_a_failure_all_the_same() -> None:
 # --- what is kept of an error -----------------------------------------------------------------------------------------
 
 
-def test_a_failure_keeps_what_was_said_and_where_it_happened_with_all_that_led_there() -> None:
+def test_a_failure_keeps_what_led_there() -> None:
+    """A failure keeps what was said and where it happened with all that led there."""
     failure = Failure.of(over(RuntimeError("the cause of it all"), "cause"))
     assert failure.message == "ValueError: while building the model"
     assert failure.traceback is not None
@@ -217,7 +218,8 @@ def test_the_message_is_one_line_that_names_the_error(error: BaseException, star
     assert len(message.splitlines()) == 1
 
 
-def test_a_message_is_cut_where_a_table_could_not_hold_it_and_the_traceback_has_all_of_it() -> None:
+def test_a_long_message_is_cut() -> None:
+    """A message is cut where a table could not hold it and the traceback has all of it."""
     failure = Failure.of(ValueError("x" * 100_000))
     assert len(failure.message) == LONGEST_MESSAGE
     assert failure.message.startswith("ValueError: xxx")

@@ -71,9 +71,8 @@ def test_the_final_training_s_receipt_names_its_micro_batches(trial: dict[str, A
     assert [row["validation_loss"] for row in metrics["history"]] == trial["curves"]["validation_loss"]
 
 
-def test_micro_batches_make_another_training_and_whole_batches_keep_the_old_identity(
-    trial: dict[str, Any], tmp_path: Path
-) -> None:
+def test_micro_batches_make_another_training(trial: dict[str, Any], tmp_path: Path) -> None:
+    """Micro batches make another training and whole batches keep the old identity."""
     ways = [trial | {"accumulation": 1}, trial, trial | {"accumulation": 4}]
     trainings = [final.prepare(write(tmp_path / f"{i}.toml", **way)) for i, way in enumerate(ways)]
     assert len({training.identity for training in trainings}) == 3

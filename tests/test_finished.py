@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 from optuna.trial import TrialState
 
 from hpo.queue.models import Checkpoint
@@ -39,6 +40,7 @@ def test_each_finished_trial_is_told_once(demo: Study) -> None:
     assert tell() == []
 
 
+@pytest.mark.both
 def test_a_trial_that_ends_late_is_told_although_later_ones_were(demo: Study) -> None:
     tell = Teller(demo)
     _, _, slow = begin(demo)
@@ -53,7 +55,9 @@ def test_a_trial_that_ends_late_is_told_although_later_ones_were(demo: Study) ->
     assert tell() == []
 
 
-def test_a_trial_that_another_program_ended_is_told_once_although_our_row_is_closed_later(demo: Study) -> None:
+@pytest.mark.both
+def test_a_trial_ended_elsewhere_is_told_once(demo: Study) -> None:
+    """A trial that another program ended is told once although our row is closed later."""
     tell = Teller(demo)
     ledger, claim, _ = begin(demo)
     demo.optuna.tell(0, state=TrialState.FAIL)
@@ -63,7 +67,8 @@ def test_a_trial_that_another_program_ended_is_told_once_although_our_row_is_clo
     assert tell() == []
 
 
-def test_what_could_not_be_told_is_told_by_the_next_look_that_goes_on_from_the_same(demo: Study) -> None:
+def test_what_could_not_be_told_is_told_by_the_next_look(demo: Study) -> None:
+    """What could not be told is told by the next look that goes on from the same."""
     tell = Teller(demo)
     tell()
     run(demo, 0.5)
@@ -113,7 +118,8 @@ def test_trials_are_counted_up_one_by_one(demo: Study) -> None:
     assert [trial.count for trial in tell()] == [2, 3]
 
 
-def test_a_look_that_goes_on_from_another_tells_nothing_of_before_and_counts_on_from_there(demo: Study) -> None:
+def test_a_look_goes_on_from_another(demo: Study) -> None:
+    """A look that goes on from another tells nothing of before and counts on from there."""
     _, _, slow = begin(demo)
     run(demo, 0.5)
     run(demo, 0.5)

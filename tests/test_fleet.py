@@ -172,7 +172,8 @@ def objective(trial):
 """
 
 
-def test_a_signal_to_the_whole_group_leaves_the_server_that_workers_are_forked_from(make_study: MakeStudy) -> None:
+def test_a_signal_to_the_group_leaves_the_server(make_study: MakeStudy) -> None:
+    """A signal to the whole group leaves the server that workers are forked from."""
     forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test's, in which nothing of ours is loaded
     study = make_study(trials=2)
     objective_file(study, FORKED)
@@ -192,9 +193,8 @@ def server_of_workers() -> int:
     return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
-def test_a_server_that_is_killed_costs_its_workers_and_another_one_is_started(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is killed costs its workers and another one is started."""
     monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
     study = make_study(trials=2)
     objective_file(study, FORKED)
@@ -229,9 +229,8 @@ def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: p
     assert drawn[0] != drawn[1]
 
 
-def test_a_long_temporary_folder_does_not_keep_the_server_from_its_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long temporary folder does not keep the server from its socket."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))

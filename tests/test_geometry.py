@@ -149,7 +149,8 @@ def test_a_scale_is_uniform_about_one() -> None:
     torch.testing.assert_close(1 / maps[:, 0], torch.tensor([0.8, 0.9, 1.2], dtype=torch.float64))
 
 
-def test_a_resized_crop_is_torchvisions_but_at_its_border_where_it_knows_what_is_beyond() -> None:
+def test_a_resized_crop_is_torchvision_s_within() -> None:
+    """A resized crop is torchvision's but at its border where it knows what is beyond."""
     shown = images(1, (16, 16)).double()
     drawn = torch.tensor(
         [[1.0, 0.5, 0.5, 0.25]], dtype=torch.float64
@@ -159,7 +160,8 @@ def test_a_resized_crop_is_torchvisions_but_at_its_border_where_it_knows_what_is
     torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], **NEAR)
 
 
-def test_resized_crops_have_the_area_and_the_ratio_that_was_asked_for_and_lie_inside() -> None:
+def test_resized_crops_have_their_area_and_ratio() -> None:
+    """Resized crops have the area and the ratio that was asked for and lie inside."""
     maps = of_resized_crops(Strength(resized_crop=0.6, resized_crop_ratio=1.5), uniform(5000, 4).double(), (30, 40))
     wide, tall = maps[:, 0] * 40, maps[:, 4] * 30
     whole = (wide < 40 - 1e-9) & (tall < 30 - 1e-9)
@@ -224,7 +226,8 @@ def test_beyond_the_border_is_the_mean_the_edge_or_a_mirror(fill: Fill) -> None:
 
 
 @pytest.mark.parametrize("fill", PADS)
-def test_no_image_depends_on_the_others_in_the_call_and_one_that_stays_is_the_very_same(fill: Fill) -> None:
+def test_no_image_depends_on_the_others_in_the_call(fill: Fill) -> None:
+    """No image depends on the others in the call and one that stays is the very same."""
     maps = draw_warps(Strength(rotation=30.0, scale=0.2, crop=1, trivial_augment=1.0), 64, (7, 9), random)
     maps[::3] = torch.tensor([1.0, 0, 0, 0, 1, 0])
     whole = warp(images(), maps, fill)

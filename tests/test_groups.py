@@ -42,7 +42,8 @@ WEIGHTS = ["position", "0.weight", "4.weight"]
 SPARED = ["0.bias", "1.weight", "1.bias", "2.weight", "4.bias"]
 
 
-def test_what_has_fewer_than_two_dimensions_is_left_alone_and_weights_come_first() -> None:
+def test_what_has_one_dimension_is_left_alone() -> None:
+    """What has fewer than two dimensions is left alone and weights come first."""
     model = net()
     found = split(model)
     assert named(model, found) == [WEIGHTS, SPARED]
@@ -66,7 +67,8 @@ def test_parameters_of_another_rate_are_groups_of_their_own() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
 
 
-def test_frozen_parameters_stay_in_their_groups_and_shared_ones_count_once() -> None:
+def test_frozen_parameters_stay_in_their_groups() -> None:
+    """Frozen parameters stay in their groups and shared ones count once."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     model[0].bias.requires_grad_(False)
@@ -75,7 +77,7 @@ def test_frozen_parameters_stay_in_their_groups_and_shared_ones_count_once() -> 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("decay", ["weights", "all"])
-def test_a_step_without_a_gradient_shrinks_weights_and_what_else_is_decayed(name: str, decay: Any) -> None:
+def test_a_step_without_a_gradient_shrinks_weights(name: str, decay: Any) -> None:
     """Coupled decay of an adaptive optimizer moves as well: its gradient is the decay alone."""
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     nn.init.ones_(model[0].bias)
@@ -138,7 +140,8 @@ def small_cnn() -> nn.Module:
     return cnn((1, 8, 8), stacks.CLASSES, channels=[3, 4], activation="gelu")
 
 
-def test_runs_that_are_decayed_otherwise_share_a_stack_each_as_plain_torch(splits: Splits, monkeypatch: Any) -> None:
+def test_runs_decayed_otherwise_share_a_stack(splits: Splits, monkeypatch: Any) -> None:
+    """Runs that are decayed otherwise share a stack each as plain torch."""
     common: dict[str, Any] = {"splits": splits, "build": small_cnn, "lr": 0.01, "schedule": cosine, "epochs": 12}
     trials = [Trial(seed=seed, optimizer=mine, **common) for seed, (mine, _) in enumerate(PAIRS.values())]
     expected = [

@@ -160,9 +160,10 @@ ENDS = ["its patience ends", "asked between epochs", "asked amid an epoch"]
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("checkpoint_every", ["0s", "30s"])  # one is recorded before the outage, or none
-def test_a_trial_goes_on_from_where_an_outage_ended_its_attempt_and_no_epoch_is_trained_twice(
+def test_a_trial_goes_on_from_where_an_outage_left_it(
     end: str, checkpoint_every: str, make_digits: MakeStudy, weather: Weather
 ) -> None:
+    """A trial goes on from where an outage ended its attempt and no epoch is trained twice."""
     recovery = {"checkpoint_every": checkpoint_every}
     whole, broken = make_digits("whole", recovery=recovery), make_digits("broken", recovery=recovery)
     assert work(whole) == 0
@@ -178,9 +179,8 @@ def test_a_trial_goes_on_from_where_an_outage_ended_its_attempt_and_no_epoch_is_
     assert (row_of(broken).attempt, notes(broken)) == (2, [])
 
 
-def test_without_what_was_left_epochs_are_trained_twice_to_the_same_curve(
-    make_digits: MakeStudy, weather: Weather
-) -> None:
+def test_without_a_note_epochs_are_trained_twice(make_digits: MakeStudy, weather: Weather) -> None:
+    """Without what was left epochs are trained twice to the same curve."""
     whole, broken = make_digits("whole"), make_digits("broken")
     assert work(whole) == 0
     train_into_an_outage(broken, weather, "asked amid an epoch")
@@ -191,9 +191,10 @@ def test_without_what_was_left_epochs_are_trained_twice_to_the_same_curve(
     assert story(broken) == story(whole)
 
 
-def test_an_attempt_that_was_killed_after_an_outage_began_is_gone_on_from_its_last_note(
+def test_an_attempt_killed_in_an_outage_goes_on(
     make_digits: MakeStudy, weather: Weather, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An attempt that was killed after an outage began is gone on from its last note."""
     whole, broken = make_digits("whole"), make_digits("broken", recovery={"checkpoint_every": "0s"})
     assert work(whole) == 0
     weather.trained.clear()
@@ -242,9 +243,10 @@ def test_an_outage_that_passes_leaves_no_note(make_digits: MakeStudy, weather: W
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_the_rungs_of_a_trial_after_a_handover_are_those_of_an_unbroken_one(
+def test_rungs_after_a_handover_are_those_of_an_unbroken_trial(
     end: str, make_digits: MakeStudy, weather: Weather
 ) -> None:
+    """The rungs of a trial after a handover are those of an unbroken one."""
     pruner = {"name": "successive_halving", "reduction_factor": 2}
     recovery = {"checkpoint_every": "0s"}
     whole = make_digits("whole", pruner=pruner, recovery=recovery)
@@ -262,9 +264,8 @@ def test_the_rungs_of_a_trial_after_a_handover_are_those_of_an_unbroken_one(
     assert rungs(broken) == rungs(whole)
 
 
-def test_a_trial_whose_training_ended_in_the_outage_is_settled_without_training_again(
-    make_digits: MakeStudy, weather: Weather
-) -> None:
+def test_a_training_that_ended_in_the_outage_is_settled(make_digits: MakeStudy, weather: Weather) -> None:
+    """A trial whose training ended in the outage is settled without training again."""
     whole, broken = make_digits("whole"), make_digits("broken")
     assert work(whole) == 0
     weather.trained.clear()
@@ -279,9 +280,8 @@ def test_a_trial_whose_training_ended_in_the_outage_is_settled_without_training_
     assert story(broken) == story(whole)
 
 
-def test_a_damaged_file_beside_a_note_costs_only_what_the_recorded_checkpoint_does_not_hold(
-    make_digits: MakeStudy, weather: Weather
-) -> None:
+def test_a_damaged_file_beside_a_note_costs_little(make_digits: MakeStudy, weather: Weather) -> None:
+    """A damaged file beside a note costs only what the recorded checkpoint does not hold."""
     whole, broken = make_digits("whole"), make_digits("broken", recovery={"checkpoint_every": "0s"})
     assert work(whole) == 0
     train_into_an_outage(broken, weather, "asked amid an epoch")
@@ -326,7 +326,8 @@ def reached(trial: LeasedTrial) -> tuple[int, list[float]]:
     return 0 if checkpoint is None else checkpoint.epoch, trial.curve
 
 
-def test_a_note_is_taken_up_with_its_reports_its_curve_and_its_checkpoint(make_study: MakeStudy) -> None:
+def test_a_note_is_taken_up_with_all_it_holds(make_study: MakeStudy) -> None:
+    """A note is taken up with its reports its curve and its checkpoint."""
     study = make_study(trials=1)
     note = leave(study, first := opened(study), 2, 0.5, 0.25)
     park(first)
@@ -343,6 +344,7 @@ def test_a_note_is_taken_up_with_its_reports_its_curve_and_its_checkpoint(make_s
     assert study.optuna.get_trials()[0].intermediate_values == {1: 0.5, 2: 0.25, 3: 0.125}
 
 
+@pytest.mark.both
 def test_values_that_are_no_finite_numbers_survive_a_note(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     values = [math.nan, math.inf, -math.inf, 0.1 + 0.2]
@@ -356,7 +358,8 @@ def test_values_that_are_no_finite_numbers_survive_a_note(make_study: MakeStudy)
     assert [repr(value) for value in raw] == [repr(value) for value in values]
 
 
-def test_what_was_recorded_before_an_outage_and_what_was_not_are_one_curve(make_study: MakeStudy) -> None:
+def test_a_curve_over_an_outage_is_one(make_study: MakeStudy) -> None:
+    """What was recorded before an outage and what was not are one curve."""
     study = make_study(trials=1)
     first = opened(study)
     first.report(0.5, 1)
@@ -367,7 +370,8 @@ def test_what_was_recorded_before_an_outage_and_what_was_not_are_one_curve(make_
     assert study.optuna.get_trials()[0].intermediate_values == {1: 0.5, 2: 0.25, 3: 0.125}
 
 
-def test_a_note_of_the_epoch_that_is_recorded_is_taken_for_it_is_of_later_batches(make_study: MakeStudy) -> None:
+def test_a_note_of_the_recorded_epoch_is_taken(make_study: MakeStudy) -> None:
+    """A note of the epoch that is recorded is taken for it is of later batches."""
     study = make_study(trials=1)
     first = opened(study)
     first.report(0.5, 1)

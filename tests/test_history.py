@@ -28,6 +28,7 @@ def fail(study: Study) -> None:
 WAITED = "which is no failure: it waited for its turn in a stack or for a worker"
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("before", "told"),
     [

@@ -46,6 +46,7 @@ def worked_for_hours(ledger: Ledger) -> None:
         connection.execute(hpo_workers.update().values(started_at=hpo_workers.c.started_at - 7200))
 
 
+@pytest.mark.both
 def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_study: MakeStudy) -> None:
     study = make_study()
     ledger = study.ledger("w", lease_seconds=0.3)
@@ -98,9 +99,10 @@ def test_a_parent_that_died_before_the_keeper_began_is_noticed_at_once(make_stud
         assert noticed == [True]
 
 
-def test_a_trial_that_another_worker_has_lost_is_parked_without_anybody_asking_for_a_trial(
+def test_a_keeper_parks_what_another_worker_lost(
     make_study: MakeStudy,
 ) -> None:
+    """A trial that another worker has lost is parked without anybody asking for a trial."""
     study = make_study(trials=1)
     dead = taken(study.ledger("dead", lease_seconds=0.1))
     with Heartbeat(study.ledger("living", lease_seconds=0.3)):
@@ -109,6 +111,7 @@ def test_a_trial_that_another_worker_has_lost_is_parked_without_anybody_asking_f
     assert (again.trial_id, again.attempt) == (dead.trial_id, 2)
 
 
+@pytest.mark.both
 def test_a_keeper_takes_what_is_expired_before_its_first_tick(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,9 +123,8 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
         assert until(study) is None
 
 
-def test_a_keeper_that_comes_as_the_storage_may_have_come_back_takes_nothing_yet(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_keeper_takes_nothing_after_an_outage_yet(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keeper that comes as the storage may have come back takes nothing yet."""
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
@@ -149,9 +151,8 @@ def test_orders_of_people_reach_the_trial_at_hand(make_study: MakeStudy) -> None
             lease.let_go()
 
 
-def test_what_was_reported_while_the_storage_was_away_is_sent_in_order_once_it_is_back(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reports_of_an_outage_are_sent_in_order(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was reported while the storage was away is sent in order once it is back."""
     study = make_study()
     ledger = study.ledger("w")
     lease = Lease(ledger, taken(ledger))

@@ -209,6 +209,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
     assert asked == [1, 3]
 
 
+@pytest.mark.both
 def test_a_report_whose_answer_was_lost_is_in_the_database_once(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,9 +231,8 @@ def test_a_report_whose_answer_was_lost_is_in_the_database_once(
     assert stored(holding, study) == [1.0, 2.0]
 
 
-def test_a_storage_that_hangs_lets_training_go_on_and_gets_everything_once_and_in_order(
-    make_study: MakeStudy, hang: Callable[[str], Hanging]
-) -> None:
+def test_a_storage_that_hangs_gets_everything_once(make_study: MakeStudy, hang: Callable[[str], Hanging]) -> None:
+    """A storage that hangs lets training go on and gets everything once and in order."""
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
@@ -254,9 +254,8 @@ def test_a_storage_that_hangs_lets_training_go_on_and_gets_everything_once_and_i
     assert hanging.entered == 3
 
 
-def test_while_one_sender_waits_for_an_answer_another_gets_none_instead_of_writing_twice(
-    make_study: MakeStudy, hang: Callable[[str], Hanging]
-) -> None:
+def test_two_senders_write_once(make_study: MakeStudy, hang: Callable[[str], Hanging]) -> None:
+    """While one sender waits for an answer another gets none instead of writing twice."""
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
@@ -308,9 +307,9 @@ def refusing(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Ledger, "report", selective)
 
 
-def test_a_report_that_the_database_refuses_for_good_is_raised_and_forgotten(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.both
+def test_a_report_refused_for_good_is_raised(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that the database refuses for good is raised and forgotten."""
     study = make_study()
     holding = held(study)
     refusing(monkeypatch, 2)
@@ -323,9 +322,10 @@ def test_a_report_that_the_database_refuses_for_good_is_raised_and_forgotten(
     assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
 
 
-def test_what_was_kept_beside_a_report_that_the_database_refuses_is_written(
+def test_what_was_kept_beside_a_refused_report_is_written(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What was kept beside a report that the database refuses is written."""
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
@@ -343,9 +343,8 @@ def test_what_was_kept_beside_a_report_that_the_database_refuses_is_written(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_recorded_after_the_reports_that_it_holds_and_not_while_cut_off(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_recorded_after_its_reports(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is recorded after the reports that it holds and not while cut off."""
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
@@ -383,9 +382,10 @@ def test_a_checkpoint_of_a_lost_trial_is_not_recorded(make_study: MakeStudy) -> 
     assert recorded(study) == (None, None)
 
 
-def test_a_checkpoint_whose_recording_hung_does_not_take_the_place_of_a_later_one(
+def test_a_checkpoint_that_hung_replaces_no_later_one(
     make_study: MakeStudy, hang: Callable[[str], Hanging], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A checkpoint whose recording hung does not take the place of a later one."""
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("record_checkpoint")
@@ -447,7 +447,8 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     assert not holding.keeps_its_place
 
 
-def test_a_worker_that_was_asked_to_stop_parks_its_trial_before_anything_but_its_end(make_study: MakeStudy) -> None:
+def test_a_worker_asked_to_stop_parks_first(make_study: MakeStudy) -> None:
+    """A worker that was asked to stop parks its trial before anything but its end."""
     study = make_study()
     asked: list[bool] = []
     holding = held(study, stopping=lambda: bool(asked))
@@ -461,9 +462,8 @@ def test_a_worker_that_was_asked_to_stop_parks_its_trial_before_anything_but_its
     assert raised_by(holding) is Stopped
 
 
-def test_an_outage_ends_a_trial_only_after_the_storage_failed_for_too_long(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_an_outage_ends_a_trial(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage ends a trial only after the storage failed for too long."""
     holding = held(make_study(), retry=Retry(0.3))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
@@ -509,9 +509,9 @@ def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
         holding.check()
 
 
-def test_a_lease_that_was_lost_during_an_outage_is_found_so_when_the_storage_is_back(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.both
+def test_a_lease_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that was lost during an outage is found so when the storage is back."""
     study = make_study(trials=1)
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:

@@ -35,6 +35,8 @@ from hpo.study import control
 from hpo.study.study import Study
 from tests.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
 
+pytestmark = pytest.mark.both
+
 
 def said(claim: Claim, step: int, value: float) -> Report:
     return Report(claim=claim, step=step, value=value, metrics={"value": value})
@@ -116,7 +118,8 @@ def test_queued_trials_beyond_the_budget_stay_queued(make_study: MakeStudy) -> N
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
-def test_a_report_is_what_optuna_reads_and_the_raw_metrics_stand_beside_it(make_study: MakeStudy) -> None:
+def test_a_report_is_what_optuna_reads(make_study: MakeStudy) -> None:
+    """A report is what Optuna reads and the raw metrics stand beside it."""
     study = make_study()
     ledger = study.ledger("w")
     claim = taken(ledger)
@@ -242,7 +245,8 @@ def test_taking_over_cuts_the_curve_back_to_the_checkpoint(make_study: MakeStudy
     assert ledger.curve(again, "value") == [1.0, 2.0]
 
 
-def test_taking_over_without_a_checkpoint_keeps_the_parameters_and_empties_the_curve(make_study: MakeStudy) -> None:
+def test_taking_over_without_a_checkpoint_empties_the_curve(make_study: MakeStudy) -> None:
+    """Taking over without a checkpoint keeps the parameters and empties the curve."""
     study = make_study(trials=1)
     ledger = study.ledger("w")
     claim = taken(ledger)
@@ -258,9 +262,8 @@ def test_taking_over_without_a_checkpoint_keeps_the_parameters_and_empties_the_c
 
 
 @pytest.mark.parametrize("has_checkpoint", [False, True])
-def test_taking_over_makes_the_pruner_forget_what_came_after_the_checkpoint(
-    make_study: MakeStudy, has_checkpoint: bool
-) -> None:
+def test_taking_over_makes_the_pruner_forget(make_study: MakeStudy, has_checkpoint: bool) -> None:
+    """Taking over makes the pruner forget what came after the checkpoint."""
     study = make_study(trials=1)
     ledger = study.ledger("w")
     claim = taken(ledger)
@@ -276,7 +279,8 @@ def test_taking_over_makes_the_pruner_forget_what_came_after_the_checkpoint(
     assert trial_of(study, 0).system_attrs == kept
 
 
-def test_the_oldest_parked_trial_goes_first_and_before_queued_and_new_ones(make_study: MakeStudy) -> None:
+def test_the_oldest_parked_trial_goes_first(make_study: MakeStudy) -> None:
+    """The oldest parked trial goes first and before queued and new ones."""
     study = make_study(trials=5)
     ledger = study.ledger("w")
     claims = [taken(ledger) for _ in range(3)]
@@ -325,7 +329,8 @@ def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) 
         claiming.claim(ledger)
 
 
-def test_a_worker_of_a_deleted_study_writes_nothing_into_the_one_made_again(make_study: MakeStudy) -> None:
+def test_a_deleted_study_s_worker_writes_nothing(make_study: MakeStudy) -> None:
+    """A worker of a deleted study writes nothing into the one made again."""
     old = make_study(trials=3)
     ledger = old.ledger("old")
     stale = taken(ledger)
@@ -479,7 +484,8 @@ def test_raw_metrics_of_many_are_written_where_the_claim_stands(make_study: Make
     assert row_of(study, claims[4]).lease_until > 0
 
 
-def test_a_stale_and_a_later_claim_to_one_trial_are_told_apart_in_one_report(make_study: MakeStudy) -> None:
+def test_a_stale_and_a_later_claim_are_told_apart(make_study: MakeStudy) -> None:
+    """A stale and a later claim to one trial are told apart in one report."""
     study = make_study(trials=2)
     ledger = study.ledger("w")
     stale, other = taken_many(ledger, 2)
@@ -515,7 +521,8 @@ def test_trials_end_together_each_in_its_own_way(make_study: MakeStudy) -> None:
     assert claiming.claim(ledger) is not Idle.DONE
 
 
-def test_of_trials_that_end_together_those_that_were_lost_are_named_and_left(make_study: MakeStudy) -> None:
+def test_lost_ones_among_ends_are_named_and_left(make_study: MakeStudy) -> None:
+    """Of trials that end together those that were lost are named and left."""
     study = make_study(trials=20)
     ledger = study.ledger("w")
     claims = taken_many(ledger, 6)
@@ -563,7 +570,8 @@ def while_another_writes(study: Study, url: str, write: sa.Update, act: Callable
     return found[0]
 
 
-def test_what_others_write_to_a_row_meanwhile_is_waited_for_and_costs_no_lease(make_study: MakeStudy, url: str) -> None:
+def test_another_s_write_is_waited_for(make_study: MakeStudy, url: str) -> None:
+    """What others write to a row meanwhile is waited for and costs no lease."""
     study = make_study(trials=20)
     ledger = study.ledger("w")
     claims = taken_many(ledger, 4)
@@ -577,7 +585,8 @@ def test_what_others_write_to_a_row_meanwhile_is_waited_for_and_costs_no_lease(m
     assert [row_of(study, claim).stop_requested for claim in claims] == [False, True, False, False]
 
 
-def test_a_lease_that_is_taken_while_others_wait_to_write_is_lost_to_them(make_study: MakeStudy, url: str) -> None:
+def test_a_lease_taken_meanwhile_is_lost(make_study: MakeStudy, url: str) -> None:
+    """A lease that is taken while others wait to write is lost to them."""
     study = make_study(trials=20)
     ledger = study.ledger("w")
     claims = taken_many(ledger, 6)
@@ -608,9 +617,8 @@ def test_an_end_that_another_program_is_writing_is_waited_for_and_stands(make_st
     assert not row_of(study, claims[1]).settled  # whoever drops the trial closes it
 
 
-def test_what_trials_begin_with_waits_for_an_end_that_another_program_is_writing_and_leaves_that_trial_alone(
-    make_study: MakeStudy, url: str
-) -> None:
+def test_beginnings_wait_for_an_end_elsewhere(make_study: MakeStudy, url: str) -> None:
+    """What trials begin with waits for an end that another program is writing and leaves that trial alone."""
     study = make_study(trials=20)
     ledger = study.ledger("w")
     claims = taken_many(ledger, 4)

@@ -72,7 +72,8 @@ def drawn(one: Summary, width: int) -> list[str]:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_shows_time_budget_states_best_and_the_running_curves() -> None:
+def test_what_the_picture_shows() -> None:
+    """The picture shows time budget states best and the running curves."""
     assert [line.rstrip() for line in drawn(summary(), 60)] == [
         "digits  maximize · tpe · median   12.0 s · about 18.0 s left",
         "━━━━━━━━━━━━━━━━━━━┅┅┅┅┅┅┅┅────────────────────────── 3 of 8",

@@ -151,9 +151,8 @@ def test_a_state_that_was_loaded_is_not_changed_by_training_on(splits: Splits) -
         ({"watch": MonitorOptions(norms=True)}, "the run has sums of gradients, the state has not"),
     ],
 )
-def test_a_state_of_another_configuration_is_refused_before_anything_of_it_is_taken(
-    splits: Splits, changes: dict[str, Any], said: str
-) -> None:
+def test_a_state_of_another_configuration_is_refused(splits: Splits, changes: dict[str, Any], said: str) -> None:
+    """A state of another configuration is refused before anything of it is taken."""
     first, other = make(splits), make(splits, **changes)
     list(loop.train(first, stop_before(STEPS + 2)))
     before = copy.deepcopy(other.state_dict())
@@ -348,7 +347,8 @@ def test_time_spent_before_a_stop_counts(splits: Splits) -> None:
     assert run.state_dict()["seconds"] == 0.0
 
 
-def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    """Initial weights depend on the seed alone and leave the global generator."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = initial_model(build_mlp, 5)
@@ -414,13 +414,15 @@ def test_an_accumulation_of_one_changes_no_bit(splits: Splits) -> None:
     assert same(state(one), state(plain))
 
 
-def test_stop_is_asked_before_every_batch_and_not_before_every_micro_batch(splits: Splits) -> None:
+def test_stop_is_not_asked_before_every_micro_batch(splits: Splits) -> None:
+    """Stop is asked before every batch and not before every micro batch."""
     asked: list[None] = []
     list(loop.train(make(splits, accumulation=4), lambda: asked.append(None) is not None))
     assert len(asked) == EPOCHS * STEPS
 
 
-def test_a_micro_batch_has_two_images_where_the_training_part_is_smaller_than_a_batch(splits: Splits) -> None:
+def test_a_micro_batch_has_two_images_at_least(splits: Splits) -> None:
+    """A micro batch has two images where the training part is smaller than a batch."""
     few = data.Split(images=splits.train.images[:5], labels=splits.train.labels[:5])
     run = make_plain(dataclasses.replace(splits, train=few), accumulation=8)
     list(loop.train(run))
@@ -503,7 +505,8 @@ def test_images_laid_out_for_convolutions_are_the_same_images(channels: int) -> 
     assert maps.stride(1) == 1  # passed on by the layer
 
 
-def test_a_run_lays_images_out_for_convolutions_and_leaves_weights_and_states_as_they_are(splits: Splits) -> None:
+def test_a_run_lays_images_out_for_convolutions(splits: Splits) -> None:
+    """A run lays images out for convolutions and leaves weights and states as they are."""
     run = make(splits, build_cnn)
     assert run.layout is pixels.channels_last
     assert make(splits, build_mlp).layout is pixels.as_they_lie

@@ -24,7 +24,8 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_new_checkout_installs_pinned_versions_and_what_each_command_needs(checkout: Path) -> None:
+def test_what_a_new_checkout_installs(checkout: Path) -> None:
+    """A new checkout installs pinned versions and what each command needs."""
     assert "-m venv .venv" in planned(checkout, "demo")
     assert "--constraint constraints.txt --editable ." in planned(checkout, "demo")
     assert ".[test]" not in planned(checkout, "demo")

@@ -124,7 +124,8 @@ def test_a_k_that_every_model_reaches_is_refused() -> None:
 TRIAL = Trial(splits=digits(), epochs=3, options={"watch": MonitorOptions(metrics=ALL)})
 
 
-def test_the_loop_measures_what_scikit_learn_does_and_the_last_epoch_s_values_come_again() -> None:
+def test_measures_are_scikit_learn_s() -> None:
+    """The loop measures what scikit-learn does and the last epoch's values come again."""
     run = TRIAL.run()
     *_, last = loop.train(run)
     validation = run.splits.validation

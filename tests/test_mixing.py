@@ -70,7 +70,8 @@ def test_mixup_is_its_formula() -> None:
     torch.testing.assert_close(found, share * given + (1 - share) * given[mixing.partner], rtol=0, atol=0)
 
 
-def test_cutmix_puts_in_a_box_of_its_partner_and_weighs_the_labels_by_what_is_seen() -> None:
+def test_cutmix_weighs_labels_by_what_is_seen() -> None:
+    """CutMix puts in a box of its partner and weighs the labels by what is seen."""
     mixing = draw_mixing(Strength(cutmix=1.0), MANY, 32, SIZE, random)
     inside = within(mixing.box, *SIZE)
     assert torch.equal(mixing.share, torch.ones(MANY))
@@ -121,7 +122,8 @@ def test_the_loss_is_that_of_soft_labels() -> None:
     torch.testing.assert_close(found, F.cross_entropy(logits, soft.double(), reduction="none"), rtol=1e-7, atol=1e-7)
 
 
-def test_a_loss_that_is_not_finite_for_the_partner_does_not_touch_an_image_that_is_not_mixed() -> None:
+def test_a_partner_s_loss_does_not_touch_what_is_not_mixed() -> None:
+    """A loss that is not finite for the partner does not touch an image that is not mixed."""
     mixed = MixedLabels(own=torch.tensor([0]), partners=torch.tensor([1]), weight=torch.tensor([1.0]))
     found = mixed.losses(lambda labels: torch.where(labels == 1, math.inf, 0.5))
     assert found.tolist() == [0.5]

@@ -111,7 +111,8 @@ def test_dropout_refuses_a_p_that_is_no_probability() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.73])
-def test_kept_elements_are_scaled_by_the_exact_inverse_of_the_quantised_probability(p: float) -> None:
+def test_kept_elements_are_scaled_by_the_exact_inverse(p: float) -> None:
+    """Kept elements are scaled by the exact inverse of the quantised probability."""
     kept = kept_levels(p)
     assert abs(kept / LEVELS - (1 - p)) <= 0.5 / LEVELS
     assert set(noise(p, 1000).tolist()) == {0.0, torch.tensor(LEVELS / kept).item()}

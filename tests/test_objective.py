@@ -128,7 +128,8 @@ def test_a_hopeless_trial_is_pruned_on_its_validation_curve(make_digits: Callabl
     assert [len(trial.intermediate_values) for trial in study.optuna.trials] == [3, 3, 1, 1]
 
 
-def test_two_studies_of_one_seed_train_the_same_curves_whatever_the_worker(make_digits: Callable[..., Study]) -> None:
+def test_two_studies_of_one_seed_train_the_same(make_digits: Callable[..., Study]) -> None:
+    """Two studies of one seed train the same curves whatever the worker."""
     one, other = make_digits(2, name="one"), make_digits(2, name="other")
     work(one)
     work(other)
@@ -144,9 +145,10 @@ def test_other_data_is_refused_before_anything_is_trained(make_digits: Callable[
     assert study.optuna.trials == []
 
 
-def test_a_model_that_some_trial_could_not_build_is_refused_before_anything_is_trained(
+def test_a_model_that_cannot_be_built_is_refused_first(
     make_digits: Callable[..., Study],
 ) -> None:
+    """A model that some trial could not build is refused before anything is trained."""
     study = make_digits(1, model={"name": "cnn", "channels": {"choices": [[4], [4, 4, 4, 4]]}})
     with pytest.raises(SpecError, match="halves an image of 8x8 pixels 4 times"):
         work(study)
@@ -160,7 +162,8 @@ def test_optuna_s_own_tools_read_the_trials(make_digits: Callable[..., Study]) -
     assert importances.keys() == {"optimizer.lr", "model.dropout"}
 
 
-def test_a_checkpoint_that_cannot_be_read_costs_the_epochs_and_not_the_trial(make_digits: Callable[..., Study]) -> None:
+def test_a_checkpoint_that_cannot_be_read_costs_epochs(make_digits: Callable[..., Study]) -> None:
+    """A checkpoint that cannot be read costs the epochs and not the trial."""
     study = make_digits(1)
     asked = iter(range(10_000))
 
@@ -179,9 +182,8 @@ def test_a_checkpoint_that_cannot_be_read_costs_the_epochs_and_not_the_trial(mak
     assert curves(study) == curves(whole)
 
 
-def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoint(
-    make_digits: Callable[..., Study], tmp_path: Path
-) -> None:
+def test_a_worker_that_slept_leaves_the_new_checkpoint(make_digits: Callable[..., Study], tmp_path: Path) -> None:
+    """A worker that slept through a take-over leaves the new owner's checkpoint."""
     study = make_digits(1)
     old, new = study.ledger("old"), study.ledger("new")
 
@@ -209,9 +211,10 @@ def test_a_worker_that_slept_through_a_take_over_leaves_the_new_owner_s_checkpoi
     assert recorded in [str(file) for file in study.trial_folder(0).glob("*.pt")]
 
 
-def test_a_storage_error_as_a_receipt_is_written_is_not_the_trial_s_failure(
+def test_an_outage_at_a_receipt_is_no_failure(
     make_digits: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A storage error as a receipt is written is not the trial's failure."""
     study = make_digits(1, recovery={"outage_patience": "1s"})
 
     def broken(self: Ledger, *arguments: object) -> None:
@@ -245,9 +248,8 @@ def greedy(input_shape, num_classes, *, unused: int = 0):
 """
 
 
-def test_a_trial_that_runs_out_of_memory_is_tried_in_smaller_micro_batches_of_the_same_batch(
-    make_digits: Callable[..., Study], tmp_path: Path
-) -> None:
+def test_out_of_memory_makes_micro_batches_smaller(make_digits: Callable[..., Study], tmp_path: Path) -> None:
+    """A trial that runs out of memory is tried in smaller micro batches of the same batch."""
     (tmp_path / "greedy.py").write_text(GREEDY)
     study = make_digits(1, model={"name": "greedy:greedy"}, training={"epochs": 2, "batch_size": 64})
     codes = []
@@ -311,6 +313,7 @@ def test_a_checkpoint_on_a_disk_that_takes_none_costs_no_trial(
     assert caplog.text.count("no checkpoint of epoch") == 1  # told once
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("pruner", ["median", "successive_halving"])  # hyperband: the name decides on the bracket
 def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
     make_digits: Callable[..., Study], pruner: str

@@ -38,7 +38,8 @@ def test_a_study_of_one_objective_is_what_it_was() -> None:
     assert StudySpec.from_document({**OWN, "direction": "minimize"}).goals.directions == {"value": "minimize"}
 
 
-def test_objectives_stand_in_their_order_and_the_first_gives_metric_and_direction() -> None:
+def test_the_first_objective_gives_metric_and_direction() -> None:
+    """Objectives stand in their order and the first gives metric and direction."""
     spec = resolved(objectives={"loss": "minimize", "latency_ms": "minimize", "params": "minimize"})
     assert (spec.metric, spec.direction, spec.goals.names) == ("loss", "minimize", ["loss", "latency_ms", "params"])
     again = StudySpec.from_document(spec.document)

@@ -182,7 +182,8 @@ def test_nesterov_works_with_a_momentum_that_a_schedule_brings() -> None:
         torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
 
 
-def test_torch_s_compiler_is_loaded_by_the_loop_before_its_first_epoch_and_by_no_stack() -> None:
+def test_who_loads_torch_s_compiler() -> None:
+    """Torch's compiler is loaded by the loop before its first epoch and by no stack."""
     code = (
         "import sys\n"
         "from hpo.train import loop\n"

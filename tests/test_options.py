@@ -125,7 +125,8 @@ def test_a_return_type_that_only_a_type_checker_knows_is_no_option() -> None:
     assert options.defaults(namespace["make"], 1) == {"width": 3}
 
 
-def test_functions_share_options_by_a_typed_dict_whose_keys_are_checked_and_may_be_left_out() -> None:
+def test_functions_share_options_by_a_typed_dict() -> None:
+    """Functions share options by a typed dict whose keys are checked and may be left out."""
     assert options.defaults(sharing, 1) == {"width": 3}
     options.check("model", "part", sharing, 1, {"slope": 0.5, "width": 2}, {})
     assert faults(sharing, 1, {"slope": -1.0, "slop": 1.0}) == [

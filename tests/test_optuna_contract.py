@@ -5,9 +5,9 @@ which make their studies in memory; here they make them in our storage, on SQLit
 them: a fresh one for each trial. It ships no suite for pruners. So each pruner of ours decides next to Optuna's own, whose
 study is kept in memory, on random histories: the same decisions and the same marks left on the trials.
 
-It is 704 tests and 75 CPU seconds, 40 s with two processes. What is left to the soak is `gp` without a start-up, 111 tests of
-mostly some seconds each; here it suggests with a model in the three tests of 20 trials only. Grid goes by a test of its own:
-Optuna's suites draw from spaces of their choice, and a grid has but its own.
+Of the samplers, TPE alone, which is our own, goes through Optuna's suites in every run: how a sampler is built and what it
+reads is the same for all. The suites with the others are for the soak; in every run each of them suggests a few points. Grid
+goes by a test of its own: Optuna's suites draw from spaces of their choice, and a grid has but its own.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tests import emptied
 # --- the storage ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 class TestOurStorageKeepsOptunasContract(StorageTestCase):
     """All of Optuna's suite; each of its tests takes `storage`, and finds it empty."""
 
@@ -100,11 +101,12 @@ def made_anew(name: str, *, label: str = "", marks: Any = (), **options: Any) ->
 
 
 # No start-up at random, as in Optuna's own tests. But for gp, whose every suggestion takes a large part of a second:
-# of the tests with 20 trials it suggests the last two, and the rest is for the soak.
-TPE, CMAES = (made_anew(name, n_startup_trials=0) for name in ("tpe", "cmaes"))
-GP = made_anew("gp", n_startup_trials=18)
-GP_AT_ONCE = made_anew("gp", label="gp-at-once", marks=pytest.mark.soak, n_startup_trials=0)
-NSGA2, RANDOM, QMC = (made_anew(name) for name in ("nsga2", "random", "qmc"))
+# of the tests with 20 trials it suggests the last two, but in `gp-at-once`.
+SOAK = pytest.mark.soak
+TPE, CMAES = made_anew("tpe", n_startup_trials=0), made_anew("cmaes", marks=SOAK, n_startup_trials=0)
+GP = made_anew("gp", marks=SOAK, n_startup_trials=18)
+GP_AT_ONCE = made_anew("gp", label="gp-at-once", marks=SOAK, n_startup_trials=0)
+NSGA2, RANDOM, QMC = (made_anew(name, marks=SOAK) for name in ("nsga2", "random", "qmc"))
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +132,28 @@ class InOurStorage:
         return request.param
 
 
-@pytest.mark.parametrize("sampler", [TPE, CMAES, NSGA2, RANDOM, QMC, GP, GP_AT_ONCE], indirect=True)
-class TestEverySamplerOnOurStorage(InOurStorage, BasicSamplerTestCase):
-    def test_the_studies_of_these_tests_are_in_our_storage(self, shared: Storage, sampler: Any) -> None:
+EACH = [
+    *(made_anew(name, n_startup_trials=2) for name in ("tpe", "cmaes", "gp")),
+    *(made_anew(name) for name in ("nsga2", "random", "qmc")),
+]
+
+
+@pytest.mark.parametrize("sampler", EACH, indirect=True)
+class TestEachSampler(InOurStorage):
+    def test_suggests_in_our_storage(self, shared: Storage, sampler: Any) -> None:
+        """A study of each sampler lies in our storage, and a few trials of two parameters complete there."""
         study = optuna.create_study(sampler=sampler())
         assert study._storage is shared.optuna
-        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1), n_trials=4)
         with shared.engine.connect() as connection:
             trials = sa.select(tables.trials.c.state).where(tables.trials.c.study_id == study._study_id)
-            assert connection.execute(trials).scalars().all() == [TrialState.COMPLETE]
+            assert connection.execute(trials).scalars().all() == [TrialState.COMPLETE] * 4
+        assert len({tuple(trial.params.values()) for trial in study.trials}) == 4
+
+
+@pytest.mark.parametrize("sampler", [TPE, CMAES, NSGA2, RANDOM, QMC, GP, GP_AT_ONCE], indirect=True)
+class TestEverySamplerOnOurStorage(InOurStorage, BasicSamplerTestCase):
+    pass
 
 
 @pytest.mark.parametrize("sampler", [TPE, CMAES, GP_AT_ONCE], indirect=True)
@@ -339,7 +354,7 @@ class Pair:
 @pytest.mark.parametrize("name", pruners.PRUNERS)
 def test_a_pruner_on_our_storage_decides_as_optunas_own_does_in_memory(place: Storage, name: str) -> None:
     decided = []
-    for seed in range(6 if place.is_sqlite else 3):
+    for seed in range(3):
         pair = Pair(place, name, random.Random(f"{name} {seed}"))
         pair.play(40)
         ours, theirs = pair.marks()

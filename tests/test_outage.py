@@ -160,7 +160,8 @@ def test_what_is_borne_can_be_chosen() -> None:
         retry(Failing(2))
 
 
-def test_suspended_patience_lets_an_outage_through_and_is_itself_again_after() -> None:
+def test_suspended_patience_lets_an_outage_through() -> None:
+    """Suspended patience lets an outage through and is itself again after."""
     retry = Retry(60.0)
     action = Failing(1)
     with pytest.raises(sa.exc.OperationalError), retry.without_retry(60.0):
@@ -319,6 +320,7 @@ def test_the_calls_under_patience_are_all_that_a_storage_has() -> None:
     assert public - CALLS.keys() == {"get_best_trial", "get_trial_param", "remove_session", "check_trial_is_updatable"}
 
 
+@pytest.mark.both
 def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
     wrapped = place.optuna.with_retry(Retry(60.0))
     study_id = wrapped.create_new_study([optuna.study.StudyDirection.MAXIMIZE], study_name="demo")
@@ -395,6 +397,7 @@ def test_what_optuna_itself_refuses_is_raised_at_once(make_study: MakeStudy) -> 
         wrapped.set_trial_user_attr(claim.trial_id, "key", "value")
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("name", ["set_trial_param", "set_trial_user_attr", "set_trial_system_attr"])
 def test_a_write_whose_answer_was_lost_is_made_again_and_stands_once(name: str, make_study: MakeStudy) -> None:
     study = make_study()

@@ -52,7 +52,8 @@ def test_the_defaults_of_each_choice_stand_in_its_own_branch(tmp_path: Path) -> 
     }
 
 
-def test_a_single_choice_and_a_plain_name_with_a_branch_are_filled_as_well(tmp_path: Path) -> None:
+def test_a_single_choice_is_filled_as_well(tmp_path: Path) -> None:
+    """A single choice and a plain name with a branch are filled as well."""
     one = resolved(tmp_path, optimizer={"name": {"choices": ["sgd"]}, "lr": 0.1}).optimizer
     filled = {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False, "decoupled": False}
     assert one["sgd"] == filled
@@ -70,7 +71,8 @@ def test_resolving_twice_changes_nothing_and_every_variant_still_fits(tmp_path: 
     assert registry.resolve(once, tmp_path) == once
 
 
-def test_an_option_of_every_optimizer_stands_once_unless_one_choice_says_otherwise(tmp_path: Path) -> None:
+def test_an_option_of_every_optimizer_stands_once(tmp_path: Path) -> None:
+    """An option of every optimizer stands once unless one choice says otherwise."""
     choice = {"choices": ["sgd", "muon"]}
     found = resolved(tmp_path, optimizer={"name": choice, "lr": 0.1, "sgd": {"decay": "all"}})
     assert "decay" not in found.optimizer
@@ -81,7 +83,8 @@ def test_an_option_of_every_optimizer_stands_once_unless_one_choice_says_otherwi
     ]
 
 
-def test_the_users_own_optimizer_is_given_groups_and_keeps_an_option_of_its_own(tmp_path: Path) -> None:
+def test_an_own_optimizer_is_given_groups(tmp_path: Path) -> None:
+    """The user's own optimizer is given groups and keeps an option of its own."""
     (tmp_path / "mine.py").write_text(
         "import torch\ndef plain(groups, *, lr: float): return torch.optim.SGD(groups, lr=lr, weight_decay=0.5)\n"
         "def own(groups, *, decay: float = 0.25): return torch.optim.SGD(groups, lr=1.0, weight_decay=decay)\n"

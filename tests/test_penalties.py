@@ -50,9 +50,8 @@ def test_the_gradient_is_that_of_the_penalised_loss(penalties: Penalties) -> Non
     ("penalties", "weights", "units"),
     [(Penalties(), 0, 0), (Penalties(l1=0.1), 3, 0), (Penalties(l2=0.1), 3, 0), (Penalties(max_norm=1.0), 3, 3)],
 )
-def test_a_model_is_searched_for_weights_only_where_something_is_done_to_them(
-    penalties: Penalties, weights: int, units: int
-) -> None:
+def test_when_a_model_is_searched_for_weights(penalties: Penalties, weights: int, units: int) -> None:
+    """A model is searched for weights only where something is done to them."""
     net = model()
     assert [len(found) for found in penalties.targets(net, list(net.parameters()))] == [weights, units]
 

@@ -119,9 +119,8 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 # --- an epoch of many -------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_of_many_trials_is_one_report_and_their_raw_metrics_wait(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_epoch_of_many_trials_is_one_report(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of many trials is one report and their raw metrics wait."""
     study = make_study(trials=20)
     office, leases = opened(study, 16)
     reports = Noted(monkeypatch, "report")
@@ -156,6 +155,7 @@ def test_raw_metrics_of_very_many_reports_are_written_in_parts(
     assert curves(leases) == [[float(step) for step in range(1, 11)]] * 8
 
 
+@pytest.mark.both
 def test_those_that_were_lost_learn_of_it_and_the_others_do_not(make_study: MakeStudy) -> None:
     study = make_study(trials=6)
     office, leases = opened(study, 6)
@@ -175,7 +175,8 @@ def test_those_that_were_lost_learn_of_it_and_the_others_do_not(make_study: Make
     assert curves(kept) == [[1.0, 2.0, 3.0]] * 3
 
 
-def test_trials_that_were_lost_before_their_raw_metrics_were_written_learn_of_it(make_study: MakeStudy) -> None:
+def test_trials_lost_before_their_raw_metrics_learn_of_it(make_study: MakeStudy) -> None:
+    """Trials that were lost before their raw metrics were written learn of it."""
     study = make_study(trials=4)
     office, leases = opened(study, 4)
     office.report(epoch(leases, 1))
@@ -185,9 +186,8 @@ def test_trials_that_were_lost_before_their_raw_metrics_were_written_learn_of_it
     assert curves(leases) == [[1.0], [1.0], [], [1.0]]
 
 
-def test_a_report_of_many_renews_their_leases_once_a_third_of_one_has_gone(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_of_many_renews_their_leases(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of many renews their leases once a third of one has gone."""
     study = make_study(trials=9)
     now = clock.awake_or_asleep()
     office, leases = opened(study, 3)
@@ -204,7 +204,8 @@ def test_a_report_of_many_renews_their_leases_once_a_third_of_one_has_gone(
     assert office.is_to_be_renewed  # the others have said nothing, so the keeper does it
 
 
-def test_a_trial_that_is_not_held_here_cannot_report_and_nothing_is_written(make_study: MakeStudy) -> None:
+def test_a_trial_that_is_not_held_cannot_report(make_study: MakeStudy) -> None:
+    """A trial that is not held here cannot report and nothing is written."""
     study = make_study(trials=4)
     office, leases = opened(study, 3)
     office.remove(leases[1])
@@ -229,9 +230,8 @@ def refusing(monkeypatch: pytest.MonkeyPatch, name: str, is_bad: Callable[[Repor
     monkeypatch.setattr(Ledger, name, selective)
 
 
-def test_a_report_that_the_database_refuses_is_the_affair_of_its_own_trial(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_report_is_its_own_trial_s_affair(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that the database refuses is the affair of its own trial."""
     study = make_study(trials=4)
     office, leases = opened(study, 4)
     refusing(monkeypatch, "report", lambda report: (report.claim.number, report.step) in [(1, 2), (3, 2)])
@@ -249,9 +249,10 @@ def test_a_report_that_the_database_refuses_is_the_affair_of_its_own_trial(
     assert curves(leases) == [[1.0, 2.0, 3.0], [1.0, 3.0]] * 2
 
 
-def test_raw_metrics_that_the_database_refuses_cost_the_other_trials_none(
+def test_refused_raw_metrics_cost_the_others_none(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Raw metrics that the database refuses cost the other trials none."""
     study = make_study(trials=3)
     office, leases = opened(study, 3)
     refusing(monkeypatch, "write_metrics", lambda report: report.claim.number == 1)
@@ -263,9 +264,8 @@ def test_raw_metrics_that_the_database_refuses_cost_the_other_trials_none(
     assert "trial 1: raw metrics cannot be written" in caplog.text
 
 
-def test_a_storage_that_fails_amid_reports_that_are_written_one_by_one_gets_the_rest_later(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_amid_single_reports(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that fails amid reports that are written one by one gets the rest later."""
     study = make_study(trials=4)
     office, leases = opened(study, 4)
     report, turns = Ledger.report, iter(range(100))
@@ -291,9 +291,11 @@ def test_a_storage_that_fails_amid_reports_that_are_written_one_by_one_gets_the_
 # --- a storage that fails ---------------------------------------------------------------------------------------------
 
 
-def test_what_many_reported_during_an_outage_is_sent_in_order_and_in_few_statements(
+@pytest.mark.both
+def test_reports_of_many_in_an_outage_go_in_few_statements(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What many reported during an outage is sent in order and in few statements."""
     study = make_study(trials=16)
     office, leases = opened(study, 16)
     with monkeypatch.context() as patched:
@@ -313,9 +315,8 @@ def test_what_many_reported_during_an_outage_is_sent_in_order_and_in_few_stateme
     assert curves(leases) == [[float(step) for step in range(1, 21)]] * 16
 
 
-def test_a_trial_that_was_lost_during_an_outage_is_found_so_and_the_others_reports_arrive(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that was lost during an outage is found so and the others' reports arrive."""
     study = make_study(trials=3)
     office, leases = opened(study, 3)
     with monkeypatch.context() as patched:
@@ -453,7 +454,8 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     assert asked.sizes == [3, 2]
 
 
-def test_a_worker_that_takes_up_its_own_lost_trial_holds_it_by_the_later_claim(make_study: MakeStudy) -> None:
+def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeStudy) -> None:
+    """A worker that takes up its own lost trial holds it by the later claim."""
     study = make_study(trials=2)
     office, (stale, other) = opened(study, 2)
     office.report(epoch([stale, other], 1))
@@ -508,10 +510,12 @@ def test_a_trial_whose_time_is_up_is_told_apart_from_those_beside_it(make_study:
     assert set(called) == {1}
 
 
+@pytest.mark.both
 @pytest.mark.usefixtures("fast_ticks")
-def test_trials_come_go_and_are_lost_while_the_storage_fails_now_and_then_and_every_curve_is_right(
+def test_curves_are_right_whatever_befalls_trials_and_storage(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Trials come go and are lost while the storage fails now and then and every curve is right."""
     study = make_study(trials=60)
     faults, drawn = random.Random(7), random.Random(8)
     for name in ("report", "renew_all", "orders_of", "write_metrics"):

@@ -60,7 +60,8 @@ def test_it_ends_all_connections_and_takes_new_ones(make_server: MakeServer) -> 
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
-def test_it_refuses_more_connections_than_it_may_have_but_not_the_superuser(make_server: MakeServer) -> None:
+def test_it_refuses_too_many_connections(make_server: MakeServer) -> None:
+    """It refuses more connections than it may have but not the superuser."""
     server = make_server(max_connections=2)
     with connect(server.url), connect(server.url):
         with pytest.raises(psycopg.OperationalError, match="connection slots"):

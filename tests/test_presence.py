@@ -20,6 +20,8 @@ from hpo.storage.tables import hpo_workers
 from hpo.study.study import Study
 from tests.trials import MakeStudy
 
+pytestmark = pytest.mark.both
+
 
 def rows(study: Study) -> list[Any]:
     with study.storage.engine.connect() as connection:

@@ -101,7 +101,8 @@ def test_a_loss_is_pruned_from_above() -> None:
     assert pruned_at(study_of(patient, metric="loss"), [0.5, 0.4, 0.3, 0.2]) is None
 
 
-def test_hyperband_prunes_the_hopeless_in_some_bracket_and_never_the_best() -> None:
+def test_hyperband_never_prunes_the_best() -> None:
+    """Hyperband prunes the hopeless in some bracket and never the best."""
     study = study_of({"name": "hyperband"}, [GOOD] * 20, training={"epochs": 9})
     ends = [pruned_at(study, BAD) for _ in range(12)]
     assert {1, 3} <= set(ends)
@@ -190,7 +191,8 @@ def test_a_pruner_that_cannot_work_is_refused(pruner: dict[str, Any], message: s
     assert str(caught.value) == message
 
 
-def test_hyperband_over_an_objective_of_the_users_own_must_be_told_its_resource() -> None:
+def test_hyperband_over_an_own_objective_needs_its_resource() -> None:
+    """Hyperband over an objective of the user's own must be told its resource."""
     document = {"name": "s", "objective": "mine.py:f", "direction": "minimize", "pruner": {"name": "hyperband"}}
     with pytest.raises(SpecError) as caught:
         pruners.resolve(StudySpec.from_document(document))

@@ -24,6 +24,8 @@ from hpo.study import control
 from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, reap, trial_of
 
+pytestmark = pytest.mark.both
+
 LEASE = 60.0
 
 
@@ -171,7 +173,8 @@ def test_a_dead_worker_has_no_part_in_a_trial_that_another_has_taken_up(make_stu
     assert rows(study)[0].lease_until is not None
 
 
-def test_a_worker_that_left_in_peace_gives_its_trials_back_without_a_failure(make_study: MakeStudy) -> None:
+def test_a_worker_that_left_gives_its_trials_back(make_study: MakeStudy) -> None:
+    """A worker that left in peace gives its trials back without a failure."""
     study = make_study()
     for worker in ("leaving", "staying"):
         taken(study, worker, lease_seconds=LEASE)
@@ -235,7 +238,8 @@ def begun(study: Study, clock: Clock) -> Reaper:
     return reaper
 
 
-def test_a_reaper_beside_others_takes_what_is_expired_as_soon_as_it_starts(make_study: MakeStudy, clock: Clock) -> None:
+def test_a_reaper_takes_what_is_expired_at_its_start(make_study: MakeStudy, clock: Clock) -> None:
+    """A reaper beside others takes what is expired as soon as it starts."""
     study = make_study()
     taken(study)
     beside_another(study)
@@ -479,9 +483,8 @@ def test_a_lease_that_is_renewed_while_the_reaper_waits_is_not_taken(make_study:
 
 
 @pytest.mark.parametrize("way", ["reap", "bury", "hpo stop --now"])
-def test_a_trial_that_something_else_ends_at_that_instant_does_not_save_the_others(
-    way: str, make_study: MakeStudy
-) -> None:
+def test_an_end_at_that_instant_saves_no_other_trial(way: str, make_study: MakeStudy) -> None:
+    """A trial that something else ends at that instant does not save the others."""
     study = make_study(failures={"lost_worker": {"retries": 0}})
     told, lost = taken(study), taken(study)
     if way == "hpo stop --now":

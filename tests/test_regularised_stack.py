@@ -87,8 +87,22 @@ def test_in_vmap_s_forward_pass_too(splits: Splits) -> None:
         assert apart(numbers(results[run]), numbers(loop.train(one.run()))) <= EQUAL
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("options", [{"batch_size": 21}, {"build": noisy_cnn}, {"build": tied, "dtype": torch.float64}])
+OTHERWISE: list[dict[str, Any]] = [{"build": noisy_cnn}, {"build": tied, "dtype": torch.float64}]
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        *(({"batch_size": 21}, way) for way in WAYS),
+        *((options, way) for options in OTHERWISE for way in ("averaged", "mse")),
+        *(
+            pytest.param(options, way, marks=pytest.mark.soak)
+            for options in OTHERWISE
+            for way in WAYS
+            if way not in ("averaged", "mse")
+        ),
+    ],
+)
 def test_neighbours_with_other_ways_leave_no_trace(splits: Splits, way: str, options: dict[str, Any]) -> None:
     ones = trials(splits, **({"dtype": torch.float32, "epochs": 2} | options))
     expected = alone_in_a_stack(ones[way])

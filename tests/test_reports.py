@@ -27,6 +27,8 @@ from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.trials import begin, make, suggested
 
+pytestmark = pytest.mark.both
+
 
 def said(claim: Claim, step: int, value: float = 0.5, **metrics: float) -> Report:
     return Report(claim=claim, step=step, value=value, metrics=metrics or {"value": value})
@@ -59,9 +61,8 @@ def test_no_reports_are_no_statement(place: Storage, tmp_path: Path) -> None:
     assert ledger.report([]) == ReportResult(lost=[], finished=None)
 
 
-def test_parameters_suggested_before_a_trial_was_lost_are_not_mixed_with_the_new_owners(
-    place: Storage, tmp_path: Path
-) -> None:
+def test_parameters_of_two_owners_are_not_mixed(place: Storage, tmp_path: Path) -> None:
+    """Parameters suggested before a trial was lost are not mixed with the new owner's."""
     study = make(place, tmp_path)
     ledger, claim, frozen = begin(study, "frozen")
     elsewhere = worker_loop.with_retry(study, Retry(60.0))
@@ -99,9 +100,8 @@ def test_suggestions_that_end_in_an_error_write_nothing(place: Storage, tmp_path
     assert study.optuna.get_trials()[0].params == {}
 
 
-def test_a_report_waits_for_an_end_that_another_program_is_writing_and_then_writes_nothing(
-    postgres_url: str, tmp_path: Path
-) -> None:
+def test_a_report_waits_for_an_end_elsewhere(postgres_url: str, tmp_path: Path) -> None:
+    """A report waits for an end that another program is writing and then writes nothing."""
     place = connect(postgres_url, create=True)
     study = make(place, tmp_path)
     ledger, claim, _ = begin(study)

@@ -68,6 +68,7 @@ def test_a_study_without_a_finished_trial_has_no_best(demo: Study) -> None:
     )
 
 
+@pytest.mark.both
 def test_a_number_that_is_no_finished_trial_is_refused(demo: Study) -> None:
     with pytest.raises(StudyError, match="has no trial 3; it has none yet"):
         best(demo, number=3)
@@ -81,6 +82,7 @@ def test_a_number_that_is_no_finished_trial_is_refused(demo: Study) -> None:
         best(demo, number=1)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_infinite_values_of_foreign_trials_are_ranked_too(place: Storage, tmp_path: Path, direction: str) -> None:
     demo = make(place, tmp_path, direction=direction)
@@ -90,6 +92,7 @@ def test_infinite_values_of_foreign_trials_are_ranked_too(place: Storage, tmp_pa
     assert [result.value for result in best(demo, 3)] == (order if direction == "maximize" else order[::-1])
 
 
+@pytest.mark.both
 def test_more_trials_than_fit_into_one_statement_are_read_in_pieces(
     demo: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

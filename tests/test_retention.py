@@ -46,7 +46,8 @@ def test_of_this_attempt_and_those_before_only_what_is_to_be_kept_stays(tmp_path
     assert left(tmp_path) == {file.name for file in [*kept, *later]}
 
 
-def test_what_killed_workers_were_writing_goes_and_what_a_later_attempt_is_writing_stays(tmp_path: Path) -> None:
+def test_what_killed_workers_were_writing_goes(tmp_path: Path) -> None:
+    """What killed workers were writing goes and what a later attempt is writing stays."""
     unfinished = [f".{file_name(n, 5, 1)}.0123abcd.tmp" for n in (1, 2, 3)]
     notes = [f".attempt-{n}-handover.4711.part" for n in (1, 2, 3)]
     touched(tmp_path, *unfinished, *notes)
@@ -161,7 +162,9 @@ def names(study: Study, *numbers: int) -> set[str]:
     return {study.trial_folder(number).name for number in numbers}
 
 
-def test_folders_of_settled_trials_that_do_not_lead_are_swept_and_no_others(make_study: MakeStudy) -> None:
+@pytest.mark.both
+def test_which_folders_are_swept(make_study: MakeStudy) -> None:
+    """Folders of settled trials that do not lead are swept and no others."""
     study = ended(make_study, 1, 0.5, 0.25, 0.75)  # of numbers 0, 1, 2
     run(study, 0.125, state=TrialState.PRUNED)  # 3
     parked = begin(study)  # 4
@@ -197,7 +200,8 @@ def test_as_many_of_the_best_trials_keep_their_folder_as_the_study_says(
     assert left(study.checkpoints) == names(study, *best) | {"study.uid"}
 
 
-def test_a_trial_of_another_study_of_the_same_number_is_no_reason_to_sweep(make_study: MakeStudy) -> None:
+def test_another_study_s_trial_is_no_reason_to_sweep(make_study: MakeStudy) -> None:
+    """A trial of another study of the same number is no reason to sweep."""
     study, other = make_study(trials=9), make_study(trials=9, name="other")
     begin(study)
     run(other, 0.5), run(other, 0.25)

@@ -138,7 +138,7 @@ def trial(splits: Splits, name: str, **changes: Any) -> Trial:
 
 @pytest.mark.parametrize("name", ALL)
 def test_curves_and_weights_are_those_of_the_loop_and_of_plain_torch(splits: Splits, name: str) -> None:
-    trials = trial(splits, name).several(2)
+    trials = trial(splits, name, epochs=8).several(2)
     runs, alone = [trial.run() for trial in trials], [trial.run() for trial in trials]
     results = train(stack_of(runs))
     expected = [trial.by_plain_torch() for trial in trials]
@@ -164,8 +164,15 @@ def test_which_take_our_step_and_which_torchs(splits: Splits, monkeypatch, name:
     assert bool(called) == (name in TORCHS)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        *((True, name) for name in ALL),
+        (False, "adamw"),
+        (False, "hooked"),
+        *(pytest.param(False, name, marks=pytest.mark.soak) for name in ALL if name not in ("adamw", "hooked")),
+    ],
+)
 def test_a_state_from_a_stack_goes_on_in_plain_torch(splits: Splits, tmp_path: Path, name: str, saved: bool) -> None:
     one = trial(splits, name, epochs=8, schedule=cosine)
     run = one.run()
@@ -185,8 +192,18 @@ def test_a_state_from_a_stack_goes_on_in_plain_torch(splits: Splits, tmp_path: P
     assert apart(head + plain_epochs(one, model, optimizer, range(4, 8)), one.by_plain_torch()) <= EQUAL
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "groups" not in name])
-@pytest.mark.parametrize("way", ["stack loop stack", "loop stack loop"])
+LATER = ("adamw", "rmsprop momentum", "radam")
+MOVING = [name for name in ALL if "groups" not in name]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        *(("stack loop stack", name) for name in MOVING),
+        *(("loop stack loop", name) for name in LATER),
+        *(pytest.param("loop stack loop", name, marks=pytest.mark.soak) for name in MOVING if name not in LATER),
+    ],
+)
 def test_a_run_moves_between_executors(splits: Splits, name: str, way: str) -> None:
     one = trial(splits, name, epochs=9, schedule=cosine)
     run, results = one.run(), []
@@ -230,7 +247,8 @@ FUSED = {
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_hyperparameters_are_read_from_the_groups_at_each_step_bit_for_bit(name: str) -> None:
+def test_hyperparameters_are_read_at_each_step(name: str) -> None:
+    """Hyperparameters are read from the groups at each step bit for bit."""
     kind = partial(FUSED[name], fused=True)
     optimizer, take, rows, model = in_row(kind)
     twin = copy.deepcopy(model)
@@ -299,7 +317,8 @@ def test_order_is_by_group_and_without_frozen_parameters() -> None:
     assert order_of(optimizer, names) == ["2.weight", "2.bias", "1.weight"]
 
 
-def test_momentum_cycles_from_the_first_step_where_the_optimizer_was_made_without(splits: Splits) -> None:
+def test_momentum_cycles_from_the_first_step(splits: Splits) -> None:
+    """Momentum cycles from the first step where the optimizer was made without."""
     for name in ("sgd", "rmsprop", "adam", "nadam"):
         schedule = partial(onecycle, cycle_momentum=True)
         trials = trial(splits, name, schedule=schedule).several()

@@ -38,7 +38,8 @@ def rows(model: Model) -> FlatParameters:
     return FlatParameters(model, TRAINED, 3)
 
 
-def test_trained_parameters_come_first_in_their_order_and_others_have_no_gradient(rows: FlatParameters) -> None:
+def test_trained_parameters_come_first(rows: FlatParameters) -> None:
+    """Trained parameters come first in their order and others have no gradient."""
     assert list(rows.spans)[:2] == TRAINED
     assert rows.spans == {
         "norm.weight": (0, 5),

@@ -65,7 +65,8 @@ def next_params(found: StudySpec, history: optuna.Study, number: int) -> dict[st
 
 
 @pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name != "grid"])
-def test_each_sampler_searches_a_space_and_the_same_number_and_history_give_the_same_suggestion(name: str) -> None:
+def test_each_sampler_repeats_its_suggestions(name: str) -> None:
+    """Each sampler searches a space and the same number and history give the same suggestion."""
     found = spec(name, n_startup_trials=3) if name in ("tpe", "gp", "cmaes") else spec(name)
     study = search(found, 7)
     assert {trial.state for trial in study.trials} == {optuna.trial.TrialState.COMPLETE}
@@ -87,7 +88,8 @@ def test_these_draw_by_the_trials_number_and_by_the_studys_seed(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["qmc", "grid"])
-def test_these_walk_one_sequence_whichever_worker_asks_and_the_studys_seed_decides_which(name: str) -> None:
+def test_sequences_are_walked_by_all_workers(name: str) -> None:
+    """These walk one sequence whichever worker asks and the study's seed decides which."""
     tree = STEPPED if name == "grid" else FLAT
     study = search(spec(name, tree), 3)
     places = [next_params(spec(name, tree), study, number) for number in (3, 4, 11)]
@@ -110,7 +112,9 @@ def test_no_two_trial_numbers_share_a_start_up_point(name: str) -> None:
     assert not set(points) & set(others)
 
 
-def test_tpe_groups_exactly_where_the_space_is_conditional_or_the_file_says_so() -> None:
+def test_where_tpe_groups() -> None:
+    """TPE groups exactly where the space is conditional or the file says so."""
+
     def group(tree: dict[str, Any], **options: Any) -> bool:
         sampler = samplers.build(spec("tpe", tree, **options), 0)
         assert isinstance(sampler, optuna.samplers.TPESampler)
@@ -121,7 +125,8 @@ def test_tpe_groups_exactly_where_the_space_is_conditional_or_the_file_says_so()
     assert group(CONDITIONAL, multivariate=False) is False
 
 
-def test_tpe_searches_a_conditional_space_without_falling_back_to_independent_draws() -> None:
+def test_tpe_searches_a_conditional_space_jointly() -> None:
+    """TPE searches a conditional space without falling back to independent draws."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -67,7 +67,8 @@ def test_onecycle_leaves_momentum_alone_unless_told() -> None:
     assert {schedules.onecycle(30)(step).momentum for step in range(40)} == {None}
 
 
-def test_onecycle_peaks_at_the_sampled_learning_rate_and_ends_far_below_its_start() -> None:
+def test_onecycle_peaks_at_the_learning_rate() -> None:
+    """Onecycle peaks at the sampled learning rate and ends far below its start."""
     ours = schedules.onecycle(100, pct_start=0.3, div_factor=10, final_div_factor=100)
     assert ours(0).factor == pytest.approx(0.1, rel=RELATIVE)
     assert ours(29).factor == 1.0
@@ -88,7 +89,8 @@ def test_step_drops_where_torchs_multistep_does() -> None:
     assert [ours(step).factor for step in range(90)] == pytest.approx([r.factor for r in theirs], rel=RELATIVE)
 
 
-def test_exponential_is_torchs_with_the_ratio_that_ends_at_the_final_factor() -> None:
+def test_exponential_is_torch_s() -> None:
+    """Exponential is torch's with the ratio that ends at the final factor."""
     given = optimizer()
     theirs = torchs_rates(given, lr_scheduler.ExponentialLR(given, 0.02 ** (1 / 50)), 50)
     ours = schedules.exponential(50, final_factor=0.02)

@@ -19,6 +19,8 @@ from hpo.study import control
 from hpo.study.study import Study
 from tests.trials import MakeStudy, begin, finish_claim, row_of, trial_of
 
+pytestmark = pytest.mark.both
+
 RETRY, FAIL, PRUNE, DROP = Verdict.RETRY, Verdict.FAIL, Verdict.PRUNE, Verdict.DROP
 AN_EXCEPTION = Failure(kind=Kind.EXCEPTION, message="ValueError: no", traceback="Traceback: ...")
 OF_MEMORY = Failure(kind=Kind.OUT_OF_MEMORY, message="CUDA out of memory")
@@ -57,9 +59,8 @@ def standing(study: Study) -> tuple[str | None, str | None, int]:
 
 
 @pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.LEASE_LOST}))
-def test_a_trial_is_retried_as_often_as_its_kind_of_failure_allows_and_then_ends(
-    kind: Kind, make_study: MakeStudy
-) -> None:
+def test_a_trial_is_retried_as_its_failure_allows(kind: Kind, make_study: MakeStudy) -> None:
+    """A trial is retried as often as its kind of failure allows and then ends."""
     study = make_study(trials=1)
     policy = Policies().of(kind)
     end = PRUNE if policy.then == "prune" else FAIL
@@ -92,7 +93,8 @@ def test_an_attempt_that_was_parked_without_failing_is_no_retry(make_study: Make
     assert [attempt(study, AN_EXCEPTION) for _ in range(2)] == [RETRY, FAIL]
 
 
-def test_a_retried_trial_is_parked_and_keeps_its_number_its_parameters_and_its_curve(make_study: MakeStudy) -> None:
+def test_a_retried_trial_keeps_its_number_and_curve(make_study: MakeStudy) -> None:
+    """A retried trial is parked and keeps its number its parameters and its curve."""
     study = make_study(trials=1)
     ledger, claim, trial = begin(study, "first")
     x = trial.suggest_float("x", 0, 1)
@@ -121,9 +123,10 @@ def test_a_trial_without_retries_left_says_why_it_ended(make_study: MakeStudy) -
     ("curve", "value"),
     [((0.5, 0.25), 0.25), ((0.5, math.nan), 0.5), ((0.5, math.inf, -math.inf), 0.5), ((math.nan,), None), ((), None)],
 )
-def test_a_trial_pruned_for_a_failure_keeps_the_last_finite_value_it_reported(
+def test_a_trial_pruned_for_a_failure_keeps_a_value(
     curve: tuple[float, ...], value: float | None, make_study: MakeStudy
 ) -> None:
+    """A trial pruned for a failure keeps the last finite value it reported."""
     study = make_study(trials=1)
     assert attempt(study, failure(Kind.DIVERGED), *curve) is PRUNE
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, value)
@@ -149,7 +152,8 @@ def fail_at_a_checkpoint(study: Study, failed: Failure, accumulation: int | None
     return begin(study)[1]
 
 
-def test_a_trial_out_of_memory_that_can_accumulate_starts_over_with_smaller_batches(make_study: MakeStudy) -> None:
+def test_out_of_memory_starts_over_with_smaller_batches(make_study: MakeStudy) -> None:
+    """A trial out of memory that can accumulate starts over with smaller batches."""
     study = make_study(trials=1)
     again = fail_at_a_checkpoint(study, OF_MEMORY, accumulation=2)
     assert (again.attempt, again.accumulation, again.checkpoint) == (2, 2, None)
@@ -157,7 +161,8 @@ def test_a_trial_out_of_memory_that_can_accumulate_starts_over_with_smaller_batc
     assert study.ledger("w").curve(again, "value") == []
 
 
-def test_a_trial_out_of_memory_that_cannot_accumulate_goes_on_from_its_checkpoint(make_study: MakeStudy) -> None:
+def test_out_of_memory_without_accumulation_goes_on(make_study: MakeStudy) -> None:
+    """A trial out of memory that cannot accumulate goes on from its checkpoint."""
     study = make_study(trials=1)
     again = fail_at_a_checkpoint(study, OF_MEMORY, accumulation=None)
     assert (again.attempt, again.accumulation, again.checkpoint) == (2, 1, AT[1])
@@ -175,7 +180,8 @@ def test_only_memory_makes_batches_smaller(make_study: MakeStudy) -> None:
     assert (again.accumulation, again.checkpoint) == (1, AT[1])
 
 
-def test_the_accumulation_stays_over_attempts_that_fail_by_something_else(make_study: MakeStudy) -> None:
+def test_the_accumulation_stays_over_other_failures(make_study: MakeStudy) -> None:
+    """The accumulation stays over attempts that fail by something else."""
     study = make_study(trials=1)
     for failed, accumulation in ((OF_MEMORY, 2), (NO_DATA, 4), (OF_MEMORY, 4)):
         assert attempt(study, failed, accumulation=accumulation) is RETRY
@@ -210,7 +216,8 @@ def test_a_second_end_of_another_kind_changes_nothing(make_study: MakeStudy) -> 
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.FAIL, None)
 
 
-def test_a_failure_of_a_trial_that_another_worker_has_by_now_is_not_written(make_study: MakeStudy) -> None:
+def test_a_failure_of_another_s_trial_is_not_written(make_study: MakeStudy) -> None:
+    """A failure of a trial that another worker has by now is not written."""
     study = make_study(trials=1)
     ledger, claim, _ = begin(study, "old")
     ledger.park(claim)
@@ -342,7 +349,8 @@ def test_a_broken_study_goes_on_by_hand_and_counts_from_nought(make_study: MakeS
     assert standing(study)[1] == Hold.BROKEN
 
 
-def test_trials_that_run_in_a_study_as_it_breaks_may_end_and_the_first_reason_stands(make_study: MakeStudy) -> None:
+def test_trials_that_run_as_a_study_breaks_may_end(make_study: MakeStudy) -> None:
+    """Trials that run in a study as it breaks may end and the first reason stands."""
     study = make_study(trials=10, failures={"in_a_row": 2})
     others: list[tuple[Ledger, Claim]] = [begin(study)[:2] for _ in range(2)]
     for _ in range(2):

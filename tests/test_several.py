@@ -95,6 +95,7 @@ def check_ends(study: Study) -> None:
 BOUNDS = {"params": "<= 800", "accuracy": ">= 0.25"}
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("executor", ["loop", "stack"])
 def test_every_trial_ends_with_all_its_values(place: Storage, tmp_path: Path, executor: str) -> None:
     study = made(place, tmp_path, 12, executor=executor, slots=3, constraints=BOUNDS)
@@ -130,20 +131,28 @@ def test_a_trial_is_pruned_by_those_only_that_are_no_larger(make: MakeStudy) -> 
         assert sum(value >= trial.intermediate_values[step] for value in rivals) >= len(rivals) / 2 > 0
 
 
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "tpe": {"name": "tpe", "n_startup_trials": 3},
+    "tpe one by one": {"name": "tpe", "n_startup_trials": 3, "multivariate": False},
+    "nsga2": {"name": "nsga2", "population_size": 3},
+    "nsga3": {"name": "nsga3", "population_size": 3},
+    "gp": {"name": "gp", "n_startup_trials": 3},
+    "random": {"name": "random"},
+    "qmc": {"name": "qmc"},
+}
+OF_TWO, OF_ONE = ("tpe", "tpe one by one", "nsga2", "nsga3", "gp"), ("tpe", "gp")  # in every run: they read constraints
+
+
 @pytest.mark.parametrize(
-    "sampler",
+    ("objectives", "sampler"),
     [
-        {"name": "tpe", "n_startup_trials": 3},
-        {"name": "tpe", "n_startup_trials": 3, "multivariate": False},
-        {"name": "nsga2", "population_size": 3},
-        {"name": "nsga3", "population_size": 3},
-        {"name": "gp", "n_startup_trials": 3},
-        {"name": "random"},
-        {"name": "qmc"},
+        pytest.param(
+            objectives, SAMPLERS[name], id=f"{of}-{name}", marks=() if name in in_every_run else pytest.mark.soak
+        )
+        for of, objectives, in_every_run in (("two", TWO, OF_TWO), ("one", {}, OF_ONE))
+        for name in SAMPLERS
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("objectives", [TWO, {}], ids=["two", "one"])
 def test_a_sampler_that_can_goes_on_beside_pruned_trials_and_bounds(
     make: MakeStudy, sampler: dict[str, Any], objectives: dict[str, str]
 ) -> None:
@@ -157,7 +166,8 @@ def test_a_sampler_that_can_goes_on_beside_pruned_trials_and_bounds(
     assert all(len(trial.values) == max(1, len(objectives)) for trial in ended(study))
 
 
-def test_a_tpe_of_several_objectives_learns_from_pruned_trials_by_the_first(make: MakeStudy) -> None:
+def test_tpe_learns_from_pruned_trials_by_the_first_objective(make: MakeStudy) -> None:
+    """A TPE of several objectives learns from pruned trials by the first."""
     study = make(2, sampler={"name": "tpe", "n_startup_trials": 1}, pruner={"name": "none"})
     for state, value in ((TrialState.PRUNED, 0.1), (TrialState.PRUNED, 0.7), (TrialState.PRUNED, 0.4)):
         template = optuna.trial.create_trial(state=state, values=[value, 3.0], intermediate_values={1: value})
@@ -405,6 +415,7 @@ def own(place: Storage, folder: Path, function: str, trials: int, **changes: Any
 PAIR = {"objectives": {"a": "maximize", "b": "maximize"}}
 
 
+@pytest.mark.both
 def test_an_own_objective_returns_several_values(place: Storage, tmp_path: Path) -> None:
     study = own(place, tmp_path, "pair", 5, **PAIR, constraints={"a": ">= 0.5"})
     for trial in ended(study):
@@ -437,7 +448,8 @@ def test_an_own_objective_s_constraints_count(lite: Storage, tmp_path: Path) -> 
     assert best.number == results.best(study)[0].number == study.optuna.best_trial.number == wanted
 
 
-def test_an_own_objective_that_tells_its_costs_is_pruned_and_ends_without_values(lite: Storage, tmp_path: Path) -> None:
+def test_an_own_objective_with_costs_is_pruned(lite: Storage, tmp_path: Path) -> None:
+    """An own objective that tells its costs is pruned and ends without values."""
     pruner = {"name": "median", "n_startup_trials": 1, "n_min_trials": 1}
     study = own(lite, tmp_path, "curved", 2, objectives={"accuracy": "maximize", "size": "minimize"}, pruner=pruner)
     assert [(trial.state, trial.values) for trial in ended(study)] == [

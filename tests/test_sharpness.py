@@ -96,9 +96,8 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("build", [noisy_cnn, Drawing])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_second_pass_leaves_weights_statistics_losses_and_draws_alone(
-    splits: Splits, accumulation: int, build: Callable[[], nn.Module]
-) -> None:
+def test_what_the_second_pass_leaves_alone(splits: Splits, accumulation: int, build: Callable[[], nn.Module]) -> None:
+    """The second pass leaves weights statistics losses and draws alone."""
     options = {"accumulation": accumulation}
     common: dict[str, Any] = {"build": build, "schedule": still, "options": options, "dtype": torch.float32}
     sharp, plain = (trial(splits, rho=rho, **common).run() for rho in (RHO, 0.0))

@@ -100,7 +100,8 @@ def test_the_second_signal_ends_a_process_that_does_not_look_up() -> None:
 
 
 @pytest.mark.parametrize("number", ASKING)
-def test_a_process_stuck_in_c_notices_a_signal_and_is_ended_after_its_grace(number: signal.Signals) -> None:
+def test_a_stuck_process_is_ended_after_its_grace(number: signal.Signals) -> None:
+    """A process stuck in c notices a signal and is ended after its grace."""
     program = """
 stopping = StopSignal.installed(grace=600)
 stopping.end_within(1, lambda: say("last act"))
@@ -125,7 +126,8 @@ be_stuck_in_c()
     assert outcome(process) == (128 + signal.SIGUSR1, [], "")
 
 
-def test_without_a_grace_a_process_stuck_in_c_stays_until_the_second_signal() -> None:
+def test_without_a_grace_a_stuck_process_stays() -> None:
+    """Without a grace a process stuck in c stays until the second signal."""
     process = start(program=BEGIN + "stopping = StopSignal.installed(); be_stuck_in_c()")
     process.send_signal(signal.SIGTERM)
     assert heard(process) == "asked"
@@ -246,7 +248,8 @@ sys.exit(1 if stopping() else 7)
 
 
 @pytest.mark.parametrize("end", ["close", "stop"])
-def test_a_signal_is_noticed_in_and_after_an_event_loop_that_took_the_wakeup_descriptor(end: str) -> None:
+def test_a_signal_is_noticed_in_and_after_an_event_loop(end: str) -> None:
+    """A signal is noticed in and after an event loop that took the wakeup descriptor."""
     program = f"""
 import asyncio
 stopping = StopSignal.installed()
@@ -286,7 +289,8 @@ outlive(os.WTERMSIG(status))
     assert outcome(process) == (128 + signal.SIGTERM, [f"{number} False"], "")
 
 
-def test_a_child_forked_in_a_thread_by_multiprocessing_dies_of_its_signal_as_well() -> None:
+def test_a_child_forked_in_a_thread_dies_of_its_signal() -> None:
+    """A child forked in a thread by multiprocessing dies of its signal as well."""
     program = """
 import multiprocessing
 stopping = StopSignal.installed()
@@ -307,7 +311,8 @@ outlive(codes[0])
     assert outcome(process) == (128 + signal.SIGTERM, ["-15 False"], "")
 
 
-def test_in_a_forked_child_the_defaults_are_back_but_for_user_code_s_and_a_request_stays_there() -> None:
+def test_a_forked_child_has_the_default_handlers() -> None:
+    """In a forked child the defaults are back but for user code's and a request stays there."""
     program = """
 stopping = StopSignal.installed()
 say("ready")
@@ -329,7 +334,8 @@ outlive(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert outcome(process) == (128 + signal.SIGTERM, ["7 False"], "")
 
 
-def test_a_request_from_inside_counts_as_sigterm_unless_a_signal_came_first() -> None:
+def test_a_request_from_inside_counts_as_sigterm() -> None:
+    """A request from inside counts as sigterm unless a signal came first."""
     stopping = StopSignal()
     assert (stopping(), stopping.exit_code) == (False, 0)
     stopping.request()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,13 +20,15 @@ import torch
 from PIL import Image
 
 from hpo import data
-from hpo.data import SOURCES, Source
-from hpo.data.cache import cached, keep
+from hpo.data import SOURCES
+from hpo.data.cache import cached
 from hpo.data.files import BadFile, data_dir
 from hpo.errors import SpecError
 from hpo.spec.failures import Kind, kind_of
 from hpo.spec.training import Part
 from hpo.train.build import registry
+from tests.integration.processes import CONTEXT, fork
+from tests.making import make_entry
 from tests.published import COUNTS, PUBLISHED
 
 
@@ -114,43 +114,16 @@ def test_without_a_network_it_is_said_which_files_to_put_where(name: str) -> Non
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
-#: Processes that have loaded torch once for all, and are forked from that.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.test_sources"])
-
-
-def make_entry(
-    place: str, log: Path, found: Queue[tuple[list[int], tuple[str, ...] | None]], *, is_killed: bool
-) -> None:
-    """Take an entry of the cache, made here unless it is there or somebody else makes it; die amid the making if told so."""
-    os.environ["HPO_DATA_DIR"] = place  # the server may have been started in another test
-
-    def write(folder: Path) -> None:
-        with log.open("a") as file:
-            file.write("made\n")
-        (folder / "images.npy").write_bytes(b"half")
-        if is_killed:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.5)
-        images = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1)
-        keep(folder, Source(images=images, labels=torch.arange(16) % 2, num_classes=2, classes=("a", "b")))
-
-    entry = cached("entry", 1, write)
-    assert isinstance(entry.images, torch.Tensor)
-    found.put((entry.images.flatten().tolist(), entry.classes))
-
 
 def making(log: Path, found: Queue[Any], *, is_killed: bool = False) -> ForkServerProcess:
-    process = FORKS.Process(target=make_entry, args=(str(data_dir()), log, found), kwargs={"is_killed": is_killed})
-    process.start()
-    return process
+    return fork(make_entry, str(data_dir()), log, found, is_killed)
 
 
 WHOLE = (list(range(16)), ("a", "b"))
 
 
 def test_processes_that_come_at_once_make_an_entry_once(tmp_path: Path) -> None:
-    log, found = tmp_path / "log", FORKS.Queue()
+    log, found = tmp_path / "log", CONTEXT.Queue()
     processes = [making(log, found) for _ in range(3)]
     assert [found.get(timeout=60) for _ in processes] == [WHOLE] * 3
     for process in processes:
@@ -159,7 +132,7 @@ def test_processes_that_come_at_once_make_an_entry_once(tmp_path: Path) -> None:
 
 
 def test_nothing_is_taken_of_an_entry_whose_maker_was_killed(tmp_path: Path) -> None:
-    log, found = tmp_path / "log", FORKS.Queue()
+    log, found = tmp_path / "log", CONTEXT.Queue()
     killed = making(log, found, is_killed=True)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL

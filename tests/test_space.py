@@ -103,7 +103,8 @@ def test_a_range_is_of_ints_only_if_both_ends_are() -> None:
         ),
     ],
 )
-def test_an_impossible_range_or_choice_is_refused_with_path_value_and_mend(table: dict[str, Any], message: str) -> None:
+def test_an_impossible_range_or_choice_is_refused(table: dict[str, Any], message: str) -> None:
+    """An impossible range or choice is refused with path value and mend."""
     with pytest.raises(SpecError) as caught:
         space.lift({"p": table})
     assert str(caught.value) == message
@@ -170,7 +171,8 @@ def test_pinning_picks_the_name_first_and_drops_the_branches_not_taken() -> None
     assert asked == ["model.widths", "model.dropout", "optimizer.name", "optimizer.lr", "training.batch_size"]
 
 
-def test_a_space_is_conditional_only_if_a_branch_under_a_searched_name_holds_a_parameter() -> None:
+def test_when_a_space_is_conditional() -> None:
+    """A space is conditional only if a branch under a searched name holds a parameter."""
     choice, searched = {"choices": ["a", "b"]}, {"low": 1, "high": 2}
     table = [
         ({"o": {"name": choice, "a": {"x": searched}}}, True),
@@ -284,7 +286,8 @@ def test_variants_hold_both_ends_of_every_parameter_in_every_branch() -> None:
     assert all(set(v["optimizer"]) & {"sgd", "adamw"} == {v["optimizer"]["name"]} for v in variants)
 
 
-def test_variants_meet_each_end_with_each_part_of_another_section_and_do_not_multiply() -> None:
+def test_variants_do_not_multiply() -> None:
+    """Variants meet each end with each part of another section and do not multiply."""
     part = {"name": {"choices": list("abcdef")}, "x": {"low": 0, "high": 1}, "y": {"choices": [True, False]}}
     lifted = space.lift(dict.fromkeys(("model", "optimizer", "schedule", "loss", "warmup"), part))
     variants = list(space.variants(lifted))
@@ -331,7 +334,8 @@ def _tree(rng: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_any_tree_comes_back_when_lowered_and_what_is_suggested_pins_it_again(seed: int) -> None:
+def test_any_tree_comes_back_when_lowered(seed: int) -> None:
+    """Any tree comes back when lowered and what is suggested pins it again."""
     raw = _tree(random.Random(seed))
     lifted = space.lift(raw)
     space.check_branches(lifted)

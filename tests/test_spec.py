@@ -154,9 +154,8 @@ def test_the_metric_decides_the_direction(tmp_path: Path) -> None:
         'sampler = { name = "tpe", multivariate = true }\n',
     ],
 )
-def test_the_fingerprint_ignores_where_and_how_much_and_what_only_repeats_a_default(
-    change: str, tmp_path: Path
-) -> None:
+def test_what_the_fingerprint_ignores(change: str, tmp_path: Path) -> None:
+    """The fingerprint ignores where and how much and what only repeats a default."""
     assert read(tmp_path, change + SMALL).fingerprint == read(tmp_path, SMALL).fingerprint
 
 
@@ -191,15 +190,15 @@ def test_the_fingerprint_ignores_where_and_how_much_and_what_only_repeats_a_defa
         ),
     ],
 )
-def test_the_fingerprint_changes_with_anything_else_and_the_difference_is_named(
-    change: str, line: str, tmp_path: Path
-) -> None:
+def test_what_changes_the_fingerprint_is_named(change: str, line: str, tmp_path: Path) -> None:
+    """The fingerprint changes with anything else and the difference is named."""
     stored, mine = read(tmp_path, SMALL), read(tmp_path, change + SMALL)
     assert stored.fingerprint != mine.fingerprint
     assert "\n".join(study_file.differences(stored, mine)) == line
 
 
-def test_the_fingerprint_is_a_sha256_of_the_identity_with_the_format_in_front(tmp_path: Path) -> None:
+def test_the_fingerprint_is_a_sha256_of_the_identity(tmp_path: Path) -> None:
+    """The fingerprint is a sha256 of the identity with the format in front."""
     import hashlib
 
     found = read(tmp_path, SMALL)
@@ -231,7 +230,8 @@ def test_anything_else_is_no_duration(text: str) -> None:
 # --- an objective of the user's own ---------------------------------------------------------------------------------
 
 
-def test_an_objective_of_the_users_own_needs_a_direction_and_takes_no_training(tmp_path: Path) -> None:
+def test_an_own_objective_needs_a_direction(tmp_path: Path) -> None:
+    """An objective of the user's own needs a direction and takes no training."""
     (tmp_path / "mine.py").write_text("def objective(trial): return 1.0\n")
     own = 'objective = "mine.py:objective"\n'
     found = read(tmp_path, own + 'direction = "minimize"\n')
@@ -623,13 +623,13 @@ def test_a_file_is_pinned_when_no_range_is_left() -> None:
         ({}, None),
     ],
 )
-def test_a_file_resolved_before_decay_could_be_chosen_means_what_it_meant(
-    optimizer: dict[str, Any], decay: str | None
-) -> None:
+def test_a_file_from_before_decay_means_what_it_meant(optimizer: dict[str, Any], decay: str | None) -> None:
+    """A file resolved before decay could be chosen means what it meant."""
     assert as_meant({"optimizer": optimizer})["optimizer"].get("decay") == decay
 
 
-def test_a_pinned_file_of_an_earlier_version_decays_all_and_a_new_one_what_the_default_says(tmp_path: Path) -> None:
+def test_an_earlier_pinned_file_decays_all(tmp_path: Path) -> None:
+    """A pinned file of an earlier version decays all and a new one what the default says."""
     text = DATA + MODEL + OPTIMIZER
     for receipt, decay in [("", None), ('[receipt]\nfingerprint = "f"\n', "all")]:
         (tmp_path / "s.toml").write_text(text + receipt)

@@ -91,10 +91,24 @@ SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("kind", [partial(optim.SGD, momentum=0.9), adamw])
+SGD = partial(optim.SGD, momentum=0.9)
+ALSO_BY_ADAMW = ("cosine", "onecycle with momentum")  # which moves betas where it moves SGD's momentum
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(pytest.param(SGD, name, id=f"sgd-{name}") for name in SCHEDULES),
+        *(pytest.param(adamw, name, id=f"adamw-{name}") for name in ALSO_BY_ADAMW),
+        *(
+            pytest.param(adamw, name, id=f"adamw-{name}", marks=pytest.mark.soak)
+            for name in SCHEDULES
+            if name not in ALSO_BY_ADAMW
+        ),
+    ],
+)
 def test_schedules(splits: Splits, name: str, kind: Callable[..., optim.Optimizer]) -> None:
-    trial = Trial(splits=splits, schedule=SCHEDULES[name], optimizer=kind, lr=0.02)
+    trial = Trial(splits=splits, schedule=SCHEDULES[name], optimizer=kind, lr=0.02, epochs=12)
     trials = [
         *trial.several(2),
         replace(trial, seed=9, schedule=schedules.cosine),
@@ -382,8 +396,15 @@ def test_a_run_in_the_place_of_one_gone_wrong_is_well(splits: Splits) -> None:
 # --- stops amid an epoch ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "mlp by torch's step", "mlp sgd", "residual"])
-@pytest.mark.parametrize("step", [0, 1, 3, 4, 6])
+LEFT = [("mlp", step) for step in (0, 1, 3, 4, 6)]
+LEFT += [("cnn", 3), ("mlp by torch's step", 3), ("mlp sgd", 6), ("residual", 1)]
+ALSO_LEFT = [(name, step) for name in ("cnn", "mlp by torch's step", "mlp sgd", "residual") for step in (0, 1, 3, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [*LEFT, *(pytest.param(*one, marks=pytest.mark.soak) for one in ALSO_LEFT if one not in LEFT)],
+)
 def test_runs_left_amid_an_epoch_go_on_anywhere(splits: Splits, tmp_path: Path, name: str, step: int) -> None:
     """All leave at a batch and are saved; one is put into a stack of another size with fresh ones."""
     trial = bitwise(splits, BITWISE[name])

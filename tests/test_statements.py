@@ -26,6 +26,8 @@ from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.trial import LeasedTrial
 from tests.trials import finish_claim, make, suggested
 
+pytestmark = pytest.mark.both
+
 EPOCHS = 20
 FLOOR, AIM = 50, 12  # statements a trial: one by one, and 16 at once
 
@@ -159,7 +161,8 @@ def test_an_epoch_of_many_trials_takes_one_statement_and_so_on(place: Storage, t
     assert len(of_ends) == 4  # our rows, Optuna's, the values, the streak of failures
 
 
-def test_parked_trials_are_taken_up_in_as_many_statements_however_many_they_are(place: Storage, tmp_path: Path) -> None:
+def test_parked_trials_are_taken_up_in_few_statements(place: Storage, tmp_path: Path) -> None:
+    """Parked trials are taken up in as many statements however many they are."""
     study = make(place, tmp_path, budget={"trials": 100})
     for count in (1, 16):
         client, leases = stack_of(study, count)

@@ -76,9 +76,8 @@ def timeless(study: Study) -> list[Any]:
 
 
 @pytest.mark.parametrize("how", EXECUTORS)
-def test_a_trial_ends_complete_where_its_own_searched_rule_says_so_of_its_recorded_curve(
-    make_digits: MakeStudy, how: dict[str, Any]
-) -> None:
+def test_a_trial_ends_by_its_own_searched_rule(make_digits: MakeStudy, how: dict[str, Any]) -> None:
+    """A trial ends complete where its own searched rule says so of its recorded curve."""
     rules = {"patience": {"low": 1, "high": 2}, "min_delta": {"low": 0.0, "high": 0.1}, "up": 1, "strip": 2}
     study = make_digits(6, stopping=rules, **how)
     assert work(study) == 0
@@ -116,9 +115,7 @@ def test_loop_and_stack_stop_at_the_same_epochs(make_digits: MakeStudy) -> None:
 
 
 @pytest.mark.parametrize("how", EXECUTORS)
-def test_a_rung_prunes_before_a_rule_stops_and_no_trial_is_asked_at_the_epoch_at_which_it_stops(
-    make_digits: MakeStudy, how: dict[str, Any]
-) -> None:
+def test_a_rung_prunes_before_a_rule_stops(make_digits: MakeStudy, how: dict[str, Any]) -> None:
     """Rungs at epochs 1, 2 and 4. At 1 the pruner ends the worst; the others stop by themselves at 2, which is a rung too."""
     pruner = {"name": "successive_halving", "min_resource": 1, "reduction_factor": 2}
     study = make_digits(3, pruner=pruner, stopping=AFTER_TWO, **how)
@@ -136,7 +133,7 @@ def test_a_rung_prunes_before_a_rule_stops_and_no_trial_is_asked_at_the_epoch_at
 
 @pytest.mark.parametrize(("asked_from", "end"), [(2, ("PRUNED", 2)), (3, ("COMPLETE", 8))])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_stopped_trial_is_held_against_others_at_its_own_epochs_and_at_none_after(
+def test_a_stopped_trial_counts_at_its_own_epochs(
     make_digits: MakeStudy, asked_from: int, end: tuple[str, int], slots: int
 ) -> None:
     """The good trial stops after epoch 2; the poor one is asked about from epoch 2 or 3 on."""
@@ -157,8 +154,15 @@ def test_a_trial_that_diverges_where_it_would_stop_has_diverged(make_digits: Mak
     assert "epoch 1: loss" in (reasons(study)[0] or "")
 
 
-@pytest.mark.parametrize("asked", [12, 60])
-@pytest.mark.parametrize("how", EXECUTORS)
+@pytest.mark.parametrize(
+    ("how", "asked"),
+    [
+        (EXECUTORS[0], 12),
+        (EXECUTORS[1], 60),
+        pytest.param(EXECUTORS[0], 60, marks=pytest.mark.soak),
+        pytest.param(EXECUTORS[1], 12, marks=pytest.mark.soak),
+    ],
+)
 def test_what_was_parked_stops_where_it_would_have_unbroken(
     make_digits: MakeStudy, how: dict[str, Any], asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,9 +269,8 @@ DOCUMENT_OF_ONE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", EXECUTORS)
-def test_a_stopped_trial_exports_replays_and_trains_again_to_the_epoch_at_which_it_stopped(
-    make_digits: MakeStudy, how: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_stopped_trial_replays_to_its_epoch(make_digits: MakeStudy, how: dict[str, Any], tmp_path: Path) -> None:
+    """A stopped trial exports replays and trains again to the epoch at which it stopped."""
     watch = {"norms": True, "noise": True, "resources": True, "metrics": ["macro_f1"]}
     study = make_digits(4, stopping={"patience": {"low": 1, "high": 2}}, watch=watch, **how)
     work(study)
@@ -290,9 +293,8 @@ def test_a_stopped_trial_exports_replays_and_trains_again_to_the_epoch_at_which_
     assert (tmp_path / "run" / "trajectory.svg").read_text().count("<path") > 10
 
 
-def test_a_replay_goes_as_far_as_the_trial_whatever_its_rule_says_of_time(
-    make_digits: MakeStudy, tmp_path: Path
-) -> None:
+def test_a_replay_goes_as_far_as_the_trial(make_digits: MakeStudy, tmp_path: Path) -> None:
+    """A replay goes as far as the trial whatever its rule says of time."""
     study = make_digits(1)
     work(study)
     (path,) = export.export(study, tmp_path / "best.toml")
@@ -318,10 +320,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(one.step, one.value) for one in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize("batches", [7, 30, 45])
-def test_a_final_training_that_was_stopped_goes_on_to_the_same_end_and_the_same_steps(
-    pinned: Path, tmp_path: Path, batches: int
-) -> None:
+SOAK = pytest.mark.soak
+
+
+@pytest.mark.parametrize("batches", [pytest.param(7, marks=SOAK), 30, pytest.param(45, marks=SOAK)])
+def test_a_stopped_final_training_goes_on_to_the_same_end(pinned: Path, tmp_path: Path, batches: int) -> None:
+    """A final training that was stopped goes on to the same end and the same steps."""
     training = final.prepare(pinned)
 
     def trained(folder: str, stop: Callable[[], bool]) -> dict[str, Any] | None:

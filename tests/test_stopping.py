@@ -138,9 +138,8 @@ def test_all_rules_that_say_so_are_named() -> None:
         ([], [], None),
     ],
 )
-def test_overfitting_is_a_validation_loss_that_rises_while_the_training_loss_falls(
-    training: list[float], validation: list[float], since: int | None
-) -> None:
+def test_what_overfitting_is(training: list[float], validation: list[float], since: int | None) -> None:
+    """Overfitting is a validation loss that rises while the training loss falls."""
     assert overfits_since(training, validation) == since
 
 
@@ -167,7 +166,9 @@ def test_what_a_file_says_wrongly_of_stopping_is_told_with_the_mend(table: dict[
     assert said in str(error.value)
 
 
-def test_patience_monitors_what_the_study_is_judged_by_unless_it_is_told_otherwise() -> None:
+def test_what_patience_monitors() -> None:
+    """Patience monitors what the study is judged by unless it is told otherwise."""
+
     def monitored(**changes: Any) -> Any:
         return StudySpec.from_document({**BASE, **changes}).stopping.get("monitor")
 

@@ -19,6 +19,8 @@ from hpo.storage import engine, sql
 from hpo.storage.connect import Storage, check_connections, connect, parse_url, plain_url, redacted_url
 from tests.postgres import PostgresServer
 
+pytestmark = pytest.mark.both
+
 SECRET = "hunter2"
 USE = "use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
 
@@ -181,9 +183,8 @@ def test_postgres_gets_a_small_pool(postgres_url: str) -> None:
     place.close()
 
 
-def test_a_connection_to_postgres_that_was_idle_is_pinged_and_replaced_if_it_broke(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_connection_to_postgres_is_pinged(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to Postgres that was idle is pinged and replaced if it broke."""
     place, other = (connect(postgres_url, create=True) for _ in range(2))
     mine = sa.text("SELECT pg_backend_pid()")
 
@@ -223,13 +224,15 @@ def test_writing_keeps_what_went_well_and_drops_what_did_not(place: Storage) -> 
         assert connection.execute(sa.text("SELECT x FROM kept")).scalars().all() == [1]
 
 
-def test_the_databases_clock_counts_seconds_since_1970_and_never_runs_back(place: Storage) -> None:
+def test_the_database_s_clock(place: Storage) -> None:
+    """The database's clock counts seconds since 1970 and never runs back."""
     with place.engine.connect() as connection:
         first, second = (connection.execute(sa.select(sql.now(connection))).scalar_one() for _ in range(2))
     assert 1.7e9 < first <= second < 5e9
 
 
-def test_one_engine_serves_optuna_and_us_and_a_second_opening_finds_the_same(url: str) -> None:
+def test_one_engine_serves_optuna_and_us(url: str) -> None:
+    """One engine serves Optuna and us and a second opening finds the same."""
     import optuna
 
     place = connect(url, create=True)

@@ -85,7 +85,9 @@ def test_the_loop_trains_the_same_also_when_it_was_stopped_amid_an_epoch(
     assert same(weights(whole), weights(run))
 
 
-def test_a_stack_trains_the_same_also_with_a_run_that_comes_amid_an_epoch() -> None:
+def test_a_run_that_comes_amid_an_epoch() -> None:
+    """A stack trains the same also with a run that comes amid an epoch."""
+
     def trained(splits: Splits) -> tuple[list[Any], list[dict[str, Tensor]]]:
         options = {"augment": Strength(crop=1)}
         runs = [

@@ -18,6 +18,8 @@ from tests import racing
 from tests.conftest import OWN_OBJECTIVE
 from tests.trials import MakeStudy
 
+pytestmark = pytest.mark.both
+
 
 def spec_of(study: Study, **changes: object) -> StudySpec:
     return StudySpec.from_document({**study.spec.document, **changes})
@@ -136,7 +138,8 @@ def test_a_worker_s_own_file_must_agree(make_study: MakeStudy) -> None:
         studies.check_worker(made, mine=spec_of(made, seed=1), code_digest="", allow_code_change=False)
 
 
-def test_a_checkpoint_folder_that_cannot_be_made_is_told_and_nothing_is_written(place: Storage, tmp_path: Path) -> None:
+def test_a_checkpoint_folder_that_cannot_be_made_is_told(place: Storage, tmp_path: Path) -> None:
+    """A checkpoint folder that cannot be made is told and nothing is written."""
     (tmp_path / "file").write_text("")
     wrong = StudySpec.from_document({**OWN_OBJECTIVE, "checkpoints": str(tmp_path / "file")})
     with pytest.raises(StudyError, match="checkpoints"):
@@ -153,7 +156,8 @@ def test_a_study_of_plain_optuna_in_the_other_direction_is_not_adopted(place: St
         make_study()
 
 
-def test_processes_that_make_the_same_storage_and_study_at_once_all_get_it(bare_url: str, tmp_path: Path) -> None:
+def test_processes_that_make_one_study_at_once_all_get_it(bare_url: str, tmp_path: Path) -> None:
+    """Processes that make the same storage and study at once all get it."""
     uids = racing.race(racing.make_study, [bare_url] * 4, [{**OWN_OBJECTIVE, "checkpoints": str(tmp_path)}] * 4)
     assert len(set(uids)) == 1
 

@@ -96,7 +96,8 @@ def test_a_running_trial_shows_its_worker_attempt_and_curve(demo: Study) -> None
     assert running.seconds == 7.5
 
 
-def test_the_best_trial_is_the_highest_complete_one_and_of_equals_the_first(demo: Study) -> None:
+def test_which_trial_is_the_best(demo: Study) -> None:
+    """The best trial is the highest complete one and of equals the first."""
     run(demo, 0.5)
     run(demo, 0.7)
     run(demo, 0.7)
@@ -137,7 +138,8 @@ def test_a_raised_budget_and_a_stop_are_seen_by_a_study_opened_before(demo: Stud
     assert (summary.budget, summary.stop_reason) == (23, "enough")
 
 
-def test_time_passes_while_something_runs_and_stands_still_after_the_last_end(demo: Study) -> None:
+def test_when_a_study_s_time_passes(demo: Study) -> None:
+    """Time passes while something runs and stands still after the last end."""
     run(demo, 0.5)
     set_times(demo, 0, START, START + 10)
     assert summarize(demo, clock=lambda: START + 999).seconds == 10
@@ -154,7 +156,8 @@ def test_the_time_left_is_unknown_until_two_trials_have_finished(demo: Study) ->
     assert summarize(demo).seconds_left == 80  # 8 of 10 to go, one after the other
 
 
-def test_the_time_left_counts_trials_side_by_side_and_no_hours_in_which_nobody_worked(demo: Study) -> None:
+def test_what_the_time_left_counts(demo: Study) -> None:
+    """The time left counts trials side by side and no hours in which nobody worked."""
     for number, start in enumerate([START, START, START + 36_000, START + 36_000]):
         run(demo, 0.5)
         set_times(demo, number, start, start + 10)
@@ -175,7 +178,8 @@ def frozen() -> float:
     return START
 
 
-def test_a_reading_that_goes_on_from_another_shows_the_same_as_a_fresh_one(demo: Study) -> None:
+def test_a_reading_goes_on_from_another(demo: Study) -> None:
+    """A reading that goes on from another shows the same as a fresh one."""
     run(demo, 0.5)
     run(demo, 0.1, kind=Kind.EXCEPTION, reason="no")
     past = read(demo).past
@@ -186,7 +190,8 @@ def test_a_reading_that_goes_on_from_another_shows_the_same_as_a_fresh_one(demo:
     assert read(demo, past, clock=frozen).summary == summarize(demo, clock=frozen)
 
 
-def test_a_foreign_failure_that_turns_out_to_be_ours_is_not_foreign_any_more(demo: Study) -> None:
+def test_a_failure_that_turns_out_to_be_ours(demo: Study) -> None:
+    """A foreign failure that turns out to be ours is not foreign any more."""
     ledger, claim, _ = begin(demo)
     demo.optuna.tell(0, state=TrialState.FAIL)  # by the dashboard
     reading = read(demo)
@@ -351,10 +356,12 @@ class History:
         run(self.other, self.value(), kind=self.random.choice([None, Kind.EXCEPTION]))
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(("direction", "seed"), [("maximize", 0), ("minimize", 1), ("minimize", 2)])
-def test_whatever_happens_a_reading_that_goes_on_shows_what_a_fresh_one_shows(
+def test_a_reading_shows_what_a_fresh_one_shows(
     place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str, seed: int
 ) -> None:
+    """Whatever happens a reading that goes on shows what a fresh one shows."""
     monkeypatch.setattr(status, "WINDOW", 3)
     document = {"direction": direction, "budget": {"trials": 1000}, "failures": {"in_a_row": 1000}}
     demo, other = make(place, tmp_path, **document), make(place, tmp_path, name="other", **document)
@@ -393,9 +400,8 @@ def test_a_deleted_study_has_no_summary(place: Storage, demo: Study) -> None:
         summarize(demo)
 
 
-def test_a_reading_does_not_go_on_in_a_study_that_took_the_place_of_a_deleted_one(
-    place: Storage, tmp_path: Path, demo: Study
-) -> None:
+def test_a_reading_does_not_go_on_in_a_study_made_again(place: Storage, tmp_path: Path, demo: Study) -> None:
+    """A reading does not go on in a study that took the place of a deleted one."""
     run(demo, 0.5)
     past = read(demo).past
     optuna.delete_study(study_name="demo", storage=place.optuna)
@@ -405,7 +411,8 @@ def test_a_reading_does_not_go_on_in_a_study_that_took_the_place_of_a_deleted_on
         read(demo, past)
 
 
-def test_a_running_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: Study) -> None:
+def test_a_running_trial_s_seconds_are_those_in_training(demo: Study) -> None:
+    """A running trial's seconds are those in training if its epochs were timed."""
     _, _, trial = begin(demo)
     set_times(demo, 0, START)
     trial.report_epoch(1, 0.5, {"seconds": 1.25})

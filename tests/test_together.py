@@ -145,9 +145,10 @@ def test_slots_are_filled_again_and_no_more_than_k_are_taken(
 
 
 @pytest.mark.parametrize("asked", [9, 40, 75])
-def test_what_was_stopped_amid_an_epoch_goes_on_bit_for_bit_in_another_stack(
+def test_a_stopped_stack_goes_on_bit_for_bit(
     make_digits: MakeStudy, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What was stopped amid an epoch goes on bit for bit in another stack."""
     monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     whole = make_digits(6, name="whole")
     work(whole)
@@ -205,7 +206,8 @@ def test_no_more_than_k_trials_wait(make_digits: MakeStudy, monkeypatch: pytest.
     assert most == 2
 
 
-def test_the_pruner_decides_on_all_trials_of_an_epoch_whatever_their_order(make_digits: MakeStudy) -> None:
+def test_the_pruner_decides_whatever_the_order(make_digits: MakeStudy) -> None:
+    """The pruner decides on all trials of an epoch whatever their order."""
     pruner = {"name": "successive_halving", "min_resource": 1, "reduction_factor": 2}
     ended = []
     for name, order in (("one", (0.05, 1e-6, 0.03, 1e-5)), ("other", (1e-5, 0.03, 1e-6, 0.05))):
@@ -259,9 +261,8 @@ def test_a_stack_that_runs_out_of_memory_is_made_smaller_for_good(
     assert [results.best(study, number=n)[0].receipt["accumulation"] for n in range(6)] == [1] * 6
 
 
-def test_after_another_exception_amid_a_step_the_guilty_trial_is_found_alone(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_guilty_trial_of_a_step_is_found(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After another exception amid a step the guilty trial is found alone."""
     real = Stack.train_epoch
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
@@ -294,9 +295,10 @@ def test_a_trial_of_a_stack_exports_and_replays_bit_for_bit(make_digits: MakeStu
     assert final.replay(training, lambda result: None) == []
 
 
-def test_a_trial_that_was_trained_by_two_executors_replays_within_the_tolerance(
+def test_a_trial_of_two_executors_replays_nearly(
     make_digits: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A trial that was trained by two executors replays within the tolerance."""
     monkeypatch.setattr("hpo.worker.stacked_runner.LOOK_SECONDS", 0.0)
     study = make_digits(2, slots=2)
     assert work(study, Asked(60)) == 0
@@ -309,6 +311,7 @@ def test_a_trial_that_was_trained_by_two_executors_replays_within_the_tolerance(
     assert final.replay(training, lambda result: None) == []
 
 
+@pytest.mark.both
 def test_a_trial_that_was_lost_leaves_the_others_in_training(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,9 +347,8 @@ def test_auto_leaves_a_sampler_that_learns_some_generations(make_digits: MakeStu
     assert executor.spread(wide, learns, budget=3, fleet=2).slots == 1
 
 
-def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop_and_check_says_why(
-    make_digits: MakeStudy, tmp_path: Path
-) -> None:
+def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop(make_digits: MakeStudy, tmp_path: Path) -> None:
+    """A model that cannot be stacked is trained by the loop and check says why."""
     (tmp_path / "odd.py").write_text(ODD)
     study = make_digits(2, model={"name": "odd:odd"})
     assert work(study) == 0
@@ -378,6 +380,7 @@ def odd(input_shape, num_classes):
 """
 
 
+@pytest.mark.both
 def test_trials_opened_together_get_the_suggestions_of_a_look_each(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,9 +397,10 @@ def test_trials_opened_together_get_the_suggestions_of_a_look_each(
 
 
 @pytest.mark.parametrize("executor", ["loop", "stack"])
-def test_a_trial_whose_worker_was_gone_before_it_could_say_that_it_has_finished_is_not_trained_on(
+def test_a_finished_trial_of_a_dead_worker_is_not_trained_on(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
+    """A trial whose worker was gone before it could say that it has finished is not trained on."""
     study = make_digits(2, executor=executor)
     real, gone = LeasedTrial.ending, []
 
@@ -551,7 +555,9 @@ def net(input_shape, num_classes):
 """
 
 
-def test_models_that_differ_in_any_attribute_are_of_different_architectures() -> None:
+def test_any_attribute_makes_another_architecture() -> None:
+    """Models that differ in any attribute are of different architectures."""
+
     class Net(nn.Module):
         def __init__(self, skips: list[int]) -> None:
             super().__init__()
@@ -562,9 +568,8 @@ def test_models_that_differ_in_any_attribute_are_of_different_architectures() ->
     assert architecture.digest(Net([0, 2])) != architecture.digest(Net([2, 0]))
 
 
-def test_a_worker_with_a_free_slot_and_nothing_to_claim_does_not_ask_each_epoch(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_free_slot_does_not_ask_each_epoch(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a free slot and nothing to claim does not ask each epoch."""
     asked, real = [], claiming.claim_many
 
     def claim_many(*arguments: Any, **settings: Any) -> Any:
@@ -577,9 +582,8 @@ def test_a_worker_with_a_free_slot_and_nothing_to_claim_does_not_ask_each_epoch(
     assert len(asked) < 30  # of 150 epochs
 
 
-def test_a_storage_that_goes_away_as_a_slot_is_filled_costs_no_trial_its_place(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_as_a_slot_is_filled_costs_no_place(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that goes away as a slot is filled costs no trial its place."""
     epochs = {"epochs": {"choices": [2, 9]}, "batch_size": 64}
     study = make_digits(6, training=epochs, recovery={"checkpoint_every": "1h"})
     real = Attempt.open
@@ -631,9 +635,9 @@ def before(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[list[int]]
     monkeypatch.setattr(Ledger, name, method)
 
 
-def test_one_that_is_lost_between_proposing_and_writing_is_dropped_and_nothing_of_it_is_written(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.both
+def test_one_lost_before_it_is_written_is_dropped(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is lost between proposing and writing is dropped and nothing of it is written."""
     study = make_digits(4)
     seen: list[Any] = []
 
@@ -761,9 +765,11 @@ def test_a_storage_that_fails_once_in_a_write_of_many_costs_nothing(
 
 
 @pytest.mark.parametrize("name", WRITES_OF_MANY)
-def test_a_storage_that_stays_away_in_a_write_of_many_costs_no_trial_anything(
+def test_an_outage_in_a_write_of_many_costs_no_trial(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    """A storage that stays away in a write of many costs no trial anything."""
+
     def refuse(numbers: list[int]) -> None:
         if len(numbers) > 1:
             raise Outage("the storage has failed for 600 s")
@@ -784,9 +790,8 @@ def test_a_storage_that_stays_away_in_a_write_of_many_costs_no_trial_anything(
     assert [t.params for t in study.optuna.trials] == [t.params for t in whole.optuna.trials]
 
 
-def test_one_whose_failure_is_written_before_the_storage_goes_away_amid_the_ends_is_not_ended_twice(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_written_failure_is_not_ended_twice(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose failure is written before the storage goes away amid the ends is not ended twice."""
     real = Stack.train_epoch
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
@@ -814,9 +819,7 @@ def test_one_whose_failure_is_written_before_the_storage_goes_away_amid_the_ends
     assert len(failures(study)) == 1
 
 
-def test_one_whose_kept_report_is_refused_for_good_fails_and_the_others_end(
-    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_whose_kept_report_is_refused_fails(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last epoch is reported while the storage is away: only as they end is it known what the database takes."""
     study, away, real = make_digits(4), [True], Ledger.report
 

@@ -264,7 +264,9 @@ def test_good_and_bad_trials_are_optunas(lean: OptunaStorage, direction: StudyDi
         assert [list(numbers[at]) for at in ours] == [[trial.number for trial in half] for half in theirs]
 
 
-def test_a_queued_fraction_for_a_parameter_of_ints_counts_as_the_int_that_it_becomes(lean: OptunaStorage) -> None:
+def test_a_queued_fraction_counts_as_its_int(lean: OptunaStorage) -> None:
+    """A queued fraction for a parameter of ints counts as the int that it becomes."""
+
     def define(trial: BaseTrial) -> None:
         trial.suggest_int("layers", 1, 100)
 
@@ -281,7 +283,8 @@ def test_a_queued_fraction_for_a_parameter_of_ints_counts_as_the_int_that_it_bec
         assert_alike(lean, plain, define, seed=seed)
 
 
-def test_a_trial_taken_up_again_does_not_count_what_was_drawn_for_it_before(lean: OptunaStorage) -> None:
+def test_earlier_draws_of_a_trial_do_not_count(lean: OptunaStorage) -> None:
+    """A trial taken up again does not count what was drawn for it before."""
     plain = InMemoryStorage()
     for place in (lean, plain):
         fill(place, history(3, 12, flat), StudyDirection.MINIMIZE)

@@ -196,9 +196,8 @@ def examine(folder: Path, **changes: Any) -> check.Findings:
         ("broken", "^loss mine.py:broken: AttributeError: 'Tensor' object has no attribute 'nonsense'"),
     ],
 )
-def test_a_loss_of_ones_own_that_is_none_is_told_by_check_whichever_is_tried(
-    tmp_path: Path, name: str, message: str
-) -> None:
+def test_an_own_loss_that_is_none_is_told_by_check(tmp_path: Path, name: str, message: str) -> None:
+    """A loss of one's own that is none is told by check whichever is tried."""
     with pytest.raises(SpecError, match=message):
         examine(tmp_path, loss={"name": {"choices": [f"mine.py:{name}", "mse", "cross_entropy"]}})
 

@@ -134,7 +134,8 @@ def put(folder: Path, name: str, version: str) -> nn.Module:
     return model
 
 
-def test_torchvisions_weights_are_taken_by_name_and_adapted_to_gray_images(hub: Path) -> None:
+def test_torchvision_s_weights_are_taken_by_name(hub: Path) -> None:
+    """Torchvision's weights are taken by name and adapted to gray images."""
     theirs = put(hub, "resnet18", "IMAGENET1K_V1")
     model = MODELS["resnet18"]((1, 64, 64), 10, weights="IMAGENET1K_V1")
     report = reuse(model)
@@ -198,7 +199,8 @@ def run_of(splits: Any, epochs: int = 6, **options: Any) -> Any:
     return Trial(splits=splits, build=lambda: mlp(SHAPE, CLASSES, widths=[7, 5], **options), epochs=epochs).run()
 
 
-def test_frozen_layers_stay_bit_for_bit_with_their_batch_norms_and_the_others_train(splits: Any) -> None:
+def test_frozen_layers_stay_bit_for_bit(splits: Any) -> None:
+    """Frozen layers stay bit for bit with their batch norms and the others train."""
     run = run_of(splits, freeze=1)
     before = named(run.model)
     results = list(loop.train(run))
@@ -210,9 +212,8 @@ def test_frozen_layers_stay_bit_for_bit_with_their_batch_norms_and_the_others_tr
 
 @pytest.mark.parametrize("build", [mlp, cnn])
 @pytest.mark.parametrize("found", [averaging.none(), averaging.swa(start=0.3)])
-def test_frozen_statistics_are_those_that_are_judged_whatever_else_looks_at_the_model(
-    splits: Any, build: Any, found: Any
-) -> None:
+def test_frozen_statistics_are_judged(splits: Any, build: Any, found: Any) -> None:
+    """Frozen statistics are those that are judged whatever else looks at the model."""
     trial = Trial(
         splits=splits, build=lambda: build(SHAPE, CLASSES, freeze=1), dtype=torch.float32, epochs=4, lr=0.05
     )  # float32, as a convolution's images are laid out for it
@@ -280,9 +281,8 @@ def test_pre_trained_layers_have_a_rate_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("rate", "before", "expected"), [(1.0, "autoencoder", 0.01), (0.1, "autoencoder", 0.001), (0.1, "none", 0.01)]
 )
-def test_a_run_reports_the_whole_rate_and_steps_by_that_of_pre_trained_layers(
-    splits: Any, rate: float, before: str, expected: float
-) -> None:
+def test_a_run_reports_the_whole_rate(splits: Any, rate: float, before: str, expected: float) -> None:
+    """A run reports the whole rate and steps by that of pre trained layers."""
     chosen = {"name": "mlp", "widths": [7], "norm": "none", "layer_rate": rate}
     chosen |= {"pretrain": before, "pretrain_steps": 2}
     optimizer = {"name": "sgd", "lr": 0.01}
@@ -304,7 +304,9 @@ def slowed(parameters: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": listed[4:]}, {"params": listed[:4], "lr": 0.1 * lr}], lr=lr)
 
 
-def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(splits: Any) -> None:
+def test_frozen_layers_and_layer_rates_are_stacked(splits: Any) -> None:
+    """Frozen layers and layer rates are stacked where no batch norm is held."""
+
     def build() -> nn.Module:
         return mlp(SHAPE, CLASSES, widths=[7, 5], norm="layer", freeze=1, layer_rate=0.1)
 
@@ -312,7 +314,9 @@ def test_frozen_layers_and_layer_rates_are_stacked_where_no_batch_norm_is_held(s
     assert apart(stacks.together(trials), [trial.by_plain_torch() for trial in trials]) <= 1e-10
 
 
-def test_runs_share_a_stack_whatever_the_rate_of_their_pre_trained_layers(splits: Any) -> None:
+def test_runs_of_any_layer_rate_share_a_stack(splits: Any) -> None:
+    """Runs share a stack whatever the rate of their pre trained layers."""
+
     def partition(**options: Any) -> str:
         return stack_key_of(run_of(splits, norm="layer", **options), Training())
 

@@ -35,9 +35,8 @@ def test_a_name_is_a_reference_if_it_has_a_colon() -> None:
     assert [usercode.is_reference(name) for name in ("a.py:f", "a.b:f", "mlp", "a.py")] == [True, True, False, False]
 
 
-def test_a_file_beside_the_study_file_is_loaded_whatever_the_current_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_beside_the_study_file_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file beside the study file is loaded whatever the current folder."""
     (folder / "sub").mkdir()
     (folder / "sub" / "elsewhere").mkdir()
     (folder / "sub" / "mine.py").write_text("def f(): return 42\n")
@@ -47,7 +46,8 @@ def test_a_file_beside_the_study_file_is_loaded_whatever_the_current_folder(
     assert usercode.load(f"{folder}/sub/mine.py:f", Path("/"), "objective")() == 42
 
 
-def test_a_module_of_a_package_resolves_against_the_folder_which_goes_last_on_the_path(folder: Path) -> None:
+def test_a_module_of_a_package_resolves_last_on_the_path(folder: Path) -> None:
+    """A module of a package resolves against the folder which goes last on the path."""
     (folder / "user_pkg_a").mkdir()
     (folder / "user_pkg_a" / "__init__.py").write_text("")
     (folder / "user_pkg_a" / "deep.py").write_text("class Net: pass\n")
@@ -86,7 +86,8 @@ def test_code_that_means_our_models_or_data_is_told_their_new_names(folder: Path
     )
 
 
-def test_two_files_of_one_name_in_two_folders_are_two_modules_and_a_file_is_run_once(folder: Path) -> None:
+def test_two_files_of_one_name_are_two_modules(folder: Path) -> None:
+    """Two files of one name in two folders are two modules and a file is run once."""
     for name in ("a", "b"):
         (folder / name).mkdir()
         (folder / name / "mine.py").write_text(f"STATE = []\ndef f(): return {name!r}, STATE\n")
@@ -136,9 +137,8 @@ def test_a_missing_function_is_named_with_the_nearest_one(folder: Path) -> None:
         ),
     ],
 )
-def test_an_import_that_fails_shows_its_cause_and_line_and_can_be_tried_again(
-    source: str, cause: str, folder: Path
-) -> None:
+def test_an_import_that_fails_shows_its_cause(source: str, cause: str, folder: Path) -> None:
+    """An import that fails shows its cause and line and can be tried again."""
     file = folder / "bad.py"
     file.write_text(source)
     assert fails("bad.py:f", folder) == f"objective: importing bad.py failed: {cause.format(file=file)}"

@@ -114,7 +114,8 @@ def test_what_cannot_be_told_is_no_number() -> None:
     assert opposed["gradient_variance"] == 2.0
 
 
-def test_norms_are_of_the_gradient_before_it_is_clipped_and_of_the_whole_batch() -> None:
+def test_norms_are_of_the_unclipped_gradient() -> None:
+    """Norms are of the gradient before it is clipped and of the whole batch."""
     clipped = replace(TRIAL, options={"watch": EVERYTHING, "clip_norm": 1e-9, "clip_value": 1e-9}).run()
     assert next(loop.train(clipped)).watched["gradient_norm"] > 0.1
     plain = replace(TRIAL, build=lambda: mlp((1, 8, 8), CLASSES, widths=[7], norm="none"))
@@ -165,7 +166,8 @@ def test_a_stack_measures_each_run_as_the_loop_does(
             assert list(chain.from_iterable(theirs)) == pytest.approx(list(chain.from_iterable(of_steps)), rel=1e-9)
 
 
-def test_what_a_stack_measures_of_a_run_does_not_depend_on_its_neighbours() -> None:
+def test_measures_do_not_depend_on_neighbours() -> None:
+    """What a stack measures of a run does not depend on its neighbours."""
     trials = replace(TRIAL, dtype=torch.float32).several(5)
     runs = [trial.run() for trial in trials]
     together = train(stack_of(runs))

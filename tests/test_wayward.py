@@ -91,9 +91,8 @@ def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LeasedTrial]
     return let
 
 
-def test_a_trial_that_a_person_ended_before_its_objective_started_ends_and_the_worker_goes_on(
-    make_study: MakeStudy, opening: Callable[..., None]
-) -> None:
+def test_a_trial_ended_before_its_objective_starts(make_study: MakeStudy, opening: Callable[..., None]) -> None:
+    """A trial that a person ended before its objective started ends and the worker goes on."""
     study = make_study(trials=3)
     begun: list[int] = []
 
@@ -114,9 +113,8 @@ def test_a_trial_that_a_person_ended_before_its_objective_started_ends_and_the_w
     assert failures(study) == []
 
 
-def test_a_trial_that_a_person_ends_while_its_sampler_works_ends_at_its_next_look(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_ended_while_its_sampler_works(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that a person ends while its sampler works ends at its next look."""
     study = make_study(trials=2)
 
     class Slow(optuna.samplers.RandomSampler):
@@ -138,9 +136,8 @@ def test_a_trial_that_a_person_ends_while_its_sampler_works_ends_at_its_next_loo
     assert (trials(study)[0].value, outcomes(study)[0]) == (0.5, "stopped")
 
 
-def test_a_trial_that_went_on_after_it_was_ended_by_a_person_keeps_its_last_value(
-    make_study: MakeStudy, opening: Callable[..., None]
-) -> None:
+def test_a_trial_ended_by_a_person_keeps_its_last_value(make_study: MakeStudy, opening: Callable[..., None]) -> None:
+    """A trial that went on after it was ended by a person keeps its last value."""
     study = make_study(trials=1)
     ledger = study.ledger("w")
     claim = claiming.claim(ledger)
@@ -159,9 +156,8 @@ def test_a_trial_that_went_on_after_it_was_ended_by_a_person_keeps_its_last_valu
 
 
 @pytest.mark.parametrize("then", ["prune", "fail"])
-def test_a_trial_whose_time_was_spent_before_is_ended_before_its_objective_starts(
-    then: str, make_study: MakeStudy
-) -> None:
+def test_a_trial_without_time_left_is_ended_first(then: str, make_study: MakeStudy) -> None:
+    """A trial whose time was spent before is ended before its objective starts."""
     study = make_study(trials=2, budget={"trials": 2, "trial_timeout": "10s"}, failures={"time_limit": {"then": then}})
     ledger = study.ledger("w")
     claim = claiming.claim(ledger)
@@ -184,9 +180,8 @@ def test_a_trial_whose_time_was_spent_before_is_ended_before_its_objective_start
     assert failures(study) == [(2, "time_limit", then)]
 
 
-def test_a_trial_that_was_claimed_as_the_worker_was_asked_to_stop_keeps_its_place(
-    make_study: MakeStudy, opening: Callable[..., None]
-) -> None:
+def test_a_trial_claimed_at_a_stop_keeps_its_place(make_study: MakeStudy, opening: Callable[..., None]) -> None:
+    """A trial that was claimed as the worker was asked to stop keeps its place."""
     study = make_study(trials=1)
     stopping = StopSignal()
     opening(lambda trial: stopping.request())
@@ -314,9 +309,8 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_error_on_the_way_out_of_a_trial_that_a_person_ended_leaves_it_ended_so(
-    way: Callable[..., float], make_study: MakeStudy
-) -> None:
+def test_an_error_on_the_way_out_leaves_a_trial_ended(way: Callable[..., float], make_study: MakeStudy) -> None:
+    """An error on the way out of a trial that a person ended leaves it ended so."""
     study = make_study(trials=1)
 
     def objective(trial: LeasedTrial) -> float:
@@ -332,16 +326,16 @@ def test_an_error_on_the_way_out_of_a_trial_that_a_person_ended_leaves_it_ended_
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_error_on_the_way_out_of_a_trial_whose_time_is_up_is_a_time_limit(
-    way: Callable[..., float], make_study: MakeStudy
-) -> None:
+def test_an_error_on_the_way_out_is_a_time_limit(way: Callable[..., float], make_study: MakeStudy) -> None:
+    """An error on the way out of a trial whose time is up is a time limit."""
     study = make_study(trials=1, budget={"trials": 1, "trial_timeout": "1s"})
     assert work(study, lambda trial: way(trial, lambda: time.sleep(1.1))) == 0
     assert (states(study), trials(study)[0].value) == (["PRUNED"], 0.25)
     assert failures(study) == [(1, "time_limit", "prune")]
 
 
-def test_an_objective_that_says_pruned_to_whatever_passes_does_not_end_a_parked_trial(make_study: MakeStudy) -> None:
+def test_pruned_said_to_whatever_passes_ends_no_parked_trial(make_study: MakeStudy) -> None:
+    """An objective that says pruned to whatever passes does not end a parked trial."""
     study = make_study(trials=1)
     stopping = StopSignal()
 
@@ -358,7 +352,8 @@ def test_an_objective_that_says_pruned_to_whatever_passes_does_not_end_a_parked_
     assert states(study) == ["RUNNING"]
 
 
-def test_an_error_of_its_own_after_a_signal_was_swallowed_is_the_objective_s(make_study: MakeStudy) -> None:
+def test_an_error_after_a_swallowed_signal_is_the_objective_s(make_study: MakeStudy) -> None:
+    """An error of its own after a signal was swallowed is the objective's."""
     study = make_study(trials=1)
     stopping = StopSignal()
 
@@ -400,6 +395,7 @@ def test_a_system_exit_of_any_code_is_the_end_of_its_trial_alone(code: object, m
     assert failures(study) == [(1, "exception", "fail")]
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("step", [2**40, 2**31 - 1, -1, 2**70])
 def test_a_step_that_no_column_holds_is_the_objective_s_error(step: int, make_study: MakeStudy) -> None:
     study = make_study(trials=2)
@@ -432,7 +428,8 @@ def test_a_step_that_is_no_number_is_the_objective_s_error(step: Any, make_study
 # --- study.stop() -----------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_by_an_objective_is_not_passed_on_again_after_a_person_resumed_the_study(make_study: MakeStudy) -> None:
+def test_a_resumed_study_is_not_stopped_again(make_study: MakeStudy) -> None:
+    """A stop by an objective is not passed on again after a person resumed the study."""
     study = make_study(trials=4)
     other = study.ledger("other")
     held = claiming.claim(other)  # trial 0: while it is open, our worker waits instead of leaving
@@ -526,6 +523,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> HasClaim:
     return HasClaim(monkeypatch)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_finish_whose_answer_was_lost_settles_once(
     times: int, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: HasClaim
@@ -555,9 +553,10 @@ def test_a_pruning_whose_answer_was_lost_settles_once(
 
 
 @pytest.mark.parametrize(("then", "state"), [("fail", "FAIL"), ("prune", "PRUNED")])
-def test_a_failure_whose_answer_was_lost_is_written_once_and_the_sampler_is_told_of_the_last(
+def test_a_failure_whose_answer_was_lost_is_written_once(
     then: str, state: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, told: HasClaim
 ) -> None:
+    """A failure whose answer was lost is written once and the sampler is told of the last."""
     study = make_study(trials=2, failures={"exception": {"retries": 1, "then": then}})
     answers = lose_answers(monkeypatch, Ledger, "fail", times=1)
 
@@ -621,11 +620,13 @@ def test_a_parking_whose_answer_was_lost_parks(make_study: MakeStudy, monkeypatc
     assert (states(study), rows(study)[0].lease_until, failures(study)) == (["RUNNING"], None, [])
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("whose", ["new", "queued", "parked"])
-def test_a_claim_whose_answer_was_lost_ends_with_every_trial_finished_once(
+def test_a_claim_whose_answer_was_lost_costs_nothing(
     whose: str, times: int, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A claim whose answer was lost ends with every trial finished once."""
     study = make_study(trials=3)
     if whose == "queued":
         study.optuna.enqueue_trial({"x": 0.5})
@@ -658,9 +659,10 @@ def test_a_grid_point_is_not_lost_with_a_claim_s_answer(make_study: MakeStudy, m
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2, 3]
 
 
-def test_a_trial_that_another_worker_took_up_after_a_lost_answer_is_not_taken_from_it(
+def test_a_trial_taken_up_after_a_lost_answer_stays_there(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A trial that another worker took up after a lost answer is not taken from it."""
     study = make_study(trials=1, failures={"exception": {"retries": 1}})
     fail, taken = Ledger.fail, []
 
@@ -717,9 +719,10 @@ def of_a_fleet() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_second_signal_does_not_end_a_process_whose_parent_passes_signals_on(
+def test_a_second_signal_does_not_end_a_worker_of_a_fleet(
     second: signal.Signals, of_a_fleet: subprocess.Popen[str]
 ) -> None:
+    """A second signal does not end a process whose parent passes signals on."""
     assert of_a_fleet.stdout is not None
     of_a_fleet.send_signal(signal.SIGTERM)
     assert of_a_fleet.stdout.readline() == "asked\n"

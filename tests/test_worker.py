@@ -63,7 +63,8 @@ def test_an_unchanged_optuna_objective_runs_to_the_budget(make_study: MakeStudy)
     assert [trial.user_attrs["doubled"] for trial in trials(study)] == [2 * t.params["x"] for t in trials(study)]
 
 
-def test_an_exception_fails_its_trial_with_the_traceback_and_the_worker_goes_on(make_study: MakeStudy) -> None:
+def test_an_exception_fails_its_trial_alone(make_study: MakeStudy) -> None:
+    """An exception fails its trial with the traceback and the worker goes on."""
     study = make_study(trials=3)
 
     def objective(trial: optuna.Trial) -> float:
@@ -77,7 +78,8 @@ def test_an_exception_fails_its_trial_with_the_traceback_and_the_worker_goes_on(
     assert "ZeroDivisionError: in user code" in (outcomes(study)[1][1] or "")
 
 
-def test_a_system_exit_in_an_objective_fails_the_trial_and_leaves_no_zombie(make_study: MakeStudy) -> None:
+def test_a_system_exit_fails_the_trial(make_study: MakeStudy) -> None:
+    """A system exit in an objective fails the trial and leaves no zombie."""
     study = make_study(trials=2)
 
     def objective(trial: optuna.Trial) -> float:
@@ -149,6 +151,7 @@ def test_pruning_with_no_report_or_with_nan_leaves_no_value(make_study: MakeStud
     assert [(trial.state.name, trial.value) for trial in trials(study)] == [("PRUNED", None)] * 2
 
 
+@pytest.mark.both
 def test_the_pruner_of_the_study_decides_on_the_reported_curve(make_study: MakeStudy) -> None:
     study = make_study(trials=6, pruner={"name": "median", "n_startup_trials": 3, "n_min_trials": 1})
 
@@ -199,9 +202,10 @@ def test_a_step_reported_again_is_ignored_with_a_warning_as_in_optuna(make_study
     ],
 )
 @pytest.mark.parametrize("pruned", [False, True])
-def test_one_rule_makes_what_is_reported_and_the_final_and_the_pruned_value(
+def test_one_rule_makes_every_value(
     make_study: MakeStudy, rule: str | None, reported: dict[int, float], value: float, pruned: bool
 ) -> None:
+    """One rule makes what is reported and the final and the pruned value."""
     study = make_study(trials=1, **({"value": rule} if rule else {}))
 
     def objective(trial: optuna.Trial) -> float:
@@ -217,7 +221,8 @@ def test_one_rule_makes_what_is_reported_and_the_final_and_the_pruned_value(
     assert trial.value == (reported[3] if pruned else value)
 
 
-def test_a_worker_that_is_asked_to_stop_parks_its_trial_and_leaves_with_the_signal(make_study: MakeStudy) -> None:
+def test_a_worker_asked_to_stop_parks_and_leaves(make_study: MakeStudy) -> None:
+    """A worker that is asked to stop parks its trial and leaves with the signal."""
     study = make_study(trials=2)
     stopping = StopSignal()
 
@@ -244,7 +249,9 @@ def test_a_worker_that_is_asked_to_stop_parks_its_trial_and_leaves_with_the_sign
     assert [trial.value for trial in trials(study)] == [5.0, 5.0]
 
 
-def test_a_trial_that_was_taken_meanwhile_is_dropped_and_the_worker_goes_on(make_study: MakeStudy) -> None:
+@pytest.mark.both
+def test_a_trial_taken_meanwhile_is_dropped(make_study: MakeStudy) -> None:
+    """A trial that was taken meanwhile is dropped and the worker goes on."""
     study = make_study(trials=2)
     thief = study.ledger("thief")
     stolen = []
@@ -295,7 +302,8 @@ def test_whatever_an_objective_raises_is_the_end_of_its_trial_alone(
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
 
 
-def test_a_queued_trial_beside_a_grid_ends_neither_the_worker_nor_the_grid(make_study: MakeStudy) -> None:
+def test_a_queued_trial_beside_a_grid(make_study: MakeStudy) -> None:
+    """A queued trial beside a grid ends neither the worker nor the grid."""
     study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2, 3]}})
     study.optuna.enqueue_trial({"x": 9})
 
@@ -307,7 +315,8 @@ def test_a_queued_trial_beside_a_grid_ends_neither_the_worker_nor_the_grid(make_
     assert claiming.claim(study.ledger("other")) is Idle.DONE
 
 
-def test_a_grid_point_that_another_worker_runs_is_waited_for_and_not_run_twice(make_study: MakeStudy) -> None:
+def test_a_grid_point_of_another_worker_is_waited_for(make_study: MakeStudy) -> None:
+    """A grid point that another worker runs is waited for and not run twice."""
     study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2]}})
     slow, quick = study.ledger("slow"), study.ledger("quick")
     claims = [claiming.claim(slow), claiming.claim(quick)]
@@ -426,9 +435,8 @@ def test_the_same_seed_and_history_give_the_same_suggestions(make_study: MakeStu
 
 
 @pytest.mark.parametrize("sampler", [{"name": "tpe"}, {"name": "cmaes"}])  # nsga2 keeps ids of trials in the study
-def test_a_worker_s_suggestions_are_those_that_optuna_makes_of_the_same_history(
-    make_study: MakeStudy, sampler: dict[str, Any]
-) -> None:
+def test_a_worker_s_suggestions_are_optuna_s(make_study: MakeStudy, sampler: dict[str, Any]) -> None:
+    """A worker's suggestions are those that Optuna makes of the same history."""
     study = make_study(trials=30, sampler=sampler)
 
     def drawn(trial: optuna.Trial) -> float:

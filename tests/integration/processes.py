@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,44 @@ from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediat
 from hpo.study.study import Study
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# What a declared study needs, the optimizers' own imports among it.
-CONTEXT.set_forkserver_preload(
-    ["hpo.cli", "hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
-)
+#: What a declared study needs, the optimizers' own imports among it, and commands of all kinds.
+PRELOAD = [
+    "hpo.cli.run",
+    "hpo.worker.objective",
+    "hpo.worker.loop",
+    "hpo.final.train",
+    "hpo.study.export",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "torch._dynamo",
+]
 
 
-def main(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """Be `hpo ARGUMENTS`; what it says goes to a log file."""
+def fork(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """Start a process that calls this in a fork of the server."""
+    CONTEXT.set_forkserver_preload(PRELOAD)  # before the server's start; hpo.fleet.nursery asks for something else
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def main(arguments: list[str], environment: dict[str, str], log: str, busy_seconds: float | None = None) -> None:
+    """Be `hpo ARGUMENTS`; what it says goes to a log file.
+
+    Args:
+        busy_seconds: how long SQLite waits for a lock, if otherwise than usual.
+    """
     os.environ.update(environment)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     sys.argv = ["hpo", *arguments]
     from hpo.cli import main
+    from hpo.storage import engine, sql
 
+    if busy_seconds is not None:
+        for module in (engine, sql):
+            vars(module)["BUSY_SECONDS"] = busy_seconds
     main()
 
 
@@ -50,11 +73,10 @@ class WorkerProcesses:
         self.folder = folder
         self.started: list[ForkServerProcess] = []
 
-    def start(self) -> ForkServerProcess:
+    def start(self, *, busy_seconds: float | None = None) -> ForkServerProcess:
         environment = {"HPO_STORAGE": plain_url(self.study.storage.url)}
         log = self.folder / f"worker-{len(self.started)}.log"
-        worker = CONTEXT.Process(target=main, args=(["worker", self.study.name], environment, str(log)))
-        worker.start()
+        worker = fork(main, ["worker", self.study.name], environment, str(log), busy_seconds)
         self.started.append(worker)
         return worker
 

@@ -1,15 +1,21 @@
-"""A folder to run `hpo` commands in, each a process of its own, on an objective that the test writes."""
+"""A folder to run `hpo` commands in, on an objective that the test writes.
+
+What signals or fresh starts are about is a process of its own. Other commands are forked from a server that has torch loaded
+already, which saves the seconds of its import.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from hpo.storage.connect import Storage
 from hpo.study import study as studies
 from hpo.study.study import Study
+from tests.integration import processes
 
 OWN = """
 name = "own"
@@ -24,8 +30,28 @@ name = "none"
 """
 
 
+def forked(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], code: int) -> str:
+    """Run a command in a fork of the crews' server and return what it said."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        log = Path(elsewhere) / "said"
+        process = processes.fork(_be, list(arguments), folder, environment, str(log))
+        process.join(240)
+        process.kill()
+        process.join()
+        said = log.read_text() if log.exists() else ""
+    assert process.exitcode == code, f"exit code {process.exitcode}\n{said}"
+    return said
+
+
+def _be(arguments: list[str], folder: Path, environment: dict[str, str], log: str) -> None:
+    """Be `hpo ARGUMENTS` in this folder, with nothing of the server's environment."""
+    os.chdir(folder)
+    os.environ.clear()
+    processes.main(arguments, environment, log)
+
+
 class Shell:
-    """A folder to run `hpo` commands in, each a process of its own."""
+    """A folder to run `hpo` commands in."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
@@ -50,7 +76,12 @@ class Shell:
         self.running.append(process)
         return process
 
+    def forked(self, *arguments: str, code: int = 0) -> str:
+        """Run a command in a fork and return what it said."""
+        return forked(arguments, self.folder, self.environment, code)
+
     def run(self, *arguments: str, code: int = 0) -> str:
+        """Run a command in a process of its own and return what it said."""
         process = self.start(*arguments)
         said, _ = process.communicate(timeout=120)
         assert process.returncode == code, said

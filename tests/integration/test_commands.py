@@ -18,6 +18,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.integration.shell import forked
+
 REPOSITORY = Path(__file__).parents[2]
 
 DIGITS = """
@@ -67,6 +69,10 @@ class Shell:
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out + err
 
+    def forked(self, *arguments: str, code: int = 0) -> str:
+        """Run a command in a fork, where nothing hangs on its being a process of its own; return what it said."""
+        return forked(arguments, self.folder, self.environment, code)
+
     def write(self, name: str, text: str) -> str:
         (self.folder / name).write_text(text)
         return name
@@ -115,7 +121,7 @@ def test_from_a_study_file_to_tested_weights(shell: Shell) -> None:
     assert "\x1b" not in said  # no colours where stdout is no terminal
     assert [trial.state for trial in shell.trials()] == [TrialState.COMPLETE] * 6
 
-    again = shell.run("run", "digits.toml", "--workers", "2")
+    again = shell.forked("run", "digits.toml", "--workers", "2")
     assert "winner" in again
     assert len(shell.trials()) == 6
 
@@ -123,17 +129,17 @@ def test_from_a_study_file_to_tested_weights(shell: Shell) -> None:
     assert (summary["counts"]["complete"], summary["budget"]) == (8, 8)
     assert len(shell.trials()) == 8
 
-    shell.run("export", "digits", "-o", "best.toml")
+    shell.forked("export", "digits", "-o", "best.toml")
     best = max(shell.trials(), key=lambda trial: (trial.value, -trial.number))
     assert tomllib.loads((shell.folder / "best.toml").read_text())["receipt"]["trial"] == best.number
-    assert "equal the trial's bit for bit" in shell.run("train", "best.toml", "--replay")
-    trained = shell.run("train", "best.toml", "-o", "runs/digits")
+    assert "equal the trial's bit for bit" in shell.forked("train", "best.toml", "--replay")
+    trained = shell.forked("train", "best.toml", "-o", "runs/digits")
     assert "test accuracy" in trained
     assert "opened once" in trained
-    assert "stays shut" in shell.run("train", "best.toml", "-o", "runs/digits")
-    status = json.loads(shell.run("status", "digits", "--json"))
+    assert "stays shut" in shell.forked("train", "best.toml", "-o", "runs/digits")
+    status = json.loads(shell.forked("status", "digits", "--json"))
     assert status["counts"]["running"] == status["counts"]["waiting"] == status["counts"]["parked"] == 0
-    assert "8/8" in shell.run("status")
+    assert "8/8" in shell.forked("status")
 
 
 def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: Shell) -> None:
@@ -144,7 +150,7 @@ def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: She
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "Traceback" not in out + err
-    status = json.loads(shell.run("status", "digits", "--json"))
+    status = json.loads(shell.forked("status", "digits", "--json"))
     assert status["counts"]["running"] == 0
     parked = status["counts"]["parked"]
     assert parked >= 1
@@ -156,8 +162,8 @@ def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: She
     made = shell.trials()
     assert [trial.state for trial in made] == [TrialState.COMPLETE] * 2
     assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 151))] * 2
-    shell.run("export", "digits", "--trial", "0", "-o", "first.toml")
-    assert "equal the trial's bit for bit" in shell.run("train", "first.toml", "--replay")
+    shell.forked("export", "digits", "--trial", "0", "-o", "first.toml")
+    assert "equal the trial's bit for bit" in shell.forked("train", "first.toml", "--replay")
 
 
 def test_a_second_ctrl_c_ends_at_once_and_still_loses_nothing(shell: Shell) -> None:
@@ -171,7 +177,7 @@ def test_a_second_ctrl_c_ends_at_once_and_still_loses_nothing(shell: Shell) -> N
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    status = json.loads(shell.run("status", "mine", "--json"))
+    status = json.loads(shell.forked("status", "mine", "--json"))
     assert (status["counts"]["running"], status["counts"]["parked"]) == (0, 1)
 
 
@@ -203,31 +209,32 @@ name = "none"
 
 def test_a_timeout_parks_what_runs_and_ends_well(shell: Shell) -> None:
     shell.write("digits.toml", DIGITS.replace("EPOCHS", "100000"))
-    said = shell.run("run", "digits.toml", "--workers", "1", "--timeout", "8s")
+    said = shell.run("run", "digits.toml", "--workers", "1", "--timeout", "6s")
     assert "the same command goes on" in said
-    parked = json.loads(shell.run("status", "digits", "--json"))["counts"]["parked"]
+    parked = json.loads(shell.forked("status", "digits", "--json"))["counts"]["parked"]
     assert parked == len(shell.trials()) >= 1  # all that were in training, however many that was at once
 
 
 def test_a_worker_joins_by_name_and_a_disagreeing_file_is_refused(shell: Shell) -> None:
     shell.write("digits.toml", DIGITS.replace("EPOCHS", "2"))
-    shell.run("run", "digits.toml", "--workers", "0")
+    shell.forked("run", "digits.toml", "--workers", "0")
     assert shell.trials() == []
     shell.write("other.toml", DIGITS.replace("EPOCHS", "3"))
-    refused = shell.run("worker", "other.toml", code=2)
+    refused = shell.forked("worker", "other.toml", code=2)
     assert "training.epochs: the study has 2, the file has 3" in refused
     shell.write("larger.toml", DIGITS.replace("EPOCHS", "2").replace("trials = 6", "trials = 60"))
     shell.run("worker", "larger.toml")  # a larger budget is no disagreement; the study's own stands
     assert len(shell.trials()) == 6
 
 
-def test_failed_trials_are_counted_with_their_reason_and_end_without_a_winner(shell: Shell) -> None:
+def test_a_run_of_failed_trials_has_no_winner(shell: Shell) -> None:
+    """Failed trials are counted with their reason and end without a winner."""
     shell.write("mine.py", STUBBORN)
     shell.write("mine.toml", OWN.replace("FUNCTION", "failing"))
     said = shell.run("run", "mine.toml", "--workers", "1")
     assert "RuntimeError: no luck" in said
     assert [trial.state for trial in shell.trials("mine")] == [TrialState.FAIL] * 3
-    assert "no finished trial" in shell.run("export", "mine", code=2)
+    assert "no finished trial" in shell.forked("export", "mine", code=2)
     assert not (shell.folder / "best.toml").exists()
 
 
@@ -236,23 +243,23 @@ def test_a_fork_takes_along_the_trials_that_fit(shell: Shell) -> None:
     shell.run("run", "digits.toml", "--workers", "1")
     wider = DIGITS.replace("EPOCHS", "2").replace("high = 1e-1", "high = 5e-1").replace("trials = 6", "trials = 2")
     shell.write("wider.toml", wider)
-    assert "lr" in shell.run("run", "wider.toml", code=2)
-    said = shell.run("fork", "digits", "wider", "wider.toml")
+    assert "lr" in shell.forked("run", "wider.toml", code=2)
+    said = shell.forked("fork", "digits", "wider", "wider.toml")
     assert "with 6 trials" in said
     shell.run("run", "wider.toml", "--name", "wider", "--workers", "1")
     assert [trial.number for trial in shell.trials("wider")] == list(range(8))
     narrower = DIGITS.replace("EPOCHS", "2").replace("low = 0.0, high = 0.5", "low = 0.6, high = 0.7")
     shell.write("narrow.toml", narrower)
-    assert "with 0 trials of 'digits'; 6 do not fit" in shell.run("fork", "digits", "narrow", "narrow.toml")
+    assert "with 0 trials of 'digits'; 6 do not fit" in shell.forked("fork", "digits", "narrow", "narrow.toml")
 
 
 @pytest.mark.parametrize(("file", "trials"), [("own_objective.toml", "3"), ("own_model.toml", "3")])
 def test_the_examples_run_export_and_train(shell: Shell, file: str, trials: str) -> None:
-    shell.run("check", str(REPOSITORY / "examples" / file))
+    shell.forked("check", str(REPOSITORY / "examples" / file))
     shell.run("run", str(REPOSITORY / "examples" / file), "--trials", trials, "--workers", "2")
     name = file.removesuffix(".toml").replace("_", "-")
-    shell.run("export", name, "-o", "best.toml")
-    said = shell.run("train", "best.toml", "-o", "runs/own")
+    shell.forked("export", name, "-o", "best.toml")
+    said = shell.forked("train", "best.toml", "-o", "runs/own")
     assert ("the objective returned" if name == "own-objective" else "test accuracy") in said
     assert "Traceback" not in said
 
@@ -262,7 +269,7 @@ def test_a_file_that_only_workers_see_to_be_wrong_leaves_no_study(shell: Shell) 
     shell.write("wrong.toml", text)  # without the tables beside it
     said = shell.run("run", "wrong.toml", "--workers", "2", code=2)
     assert "csv_images.csv" in said
-    assert "there is no study" in shell.run("status", "csv-search", code=2)
+    assert "there is no study" in shell.forked("status", "csv-search", code=2)
 
 
 def test_the_example_on_spreadsheets_runs_exports_and_trains(shell: Shell) -> None:
@@ -270,8 +277,8 @@ def test_the_example_on_spreadsheets_runs_exports_and_trains(shell: Shell) -> No
         shutil.copy(REPOSITORY / "examples" / name, shell.folder)
     subprocess.run([sys.executable, "csv_search.py"], cwd=shell.folder, check=True, stdout=subprocess.DEVNULL)
     shell.run("run", "csv_search.toml", "--trials", "2")
-    shell.run("export", "csv-search", "-o", "best.toml")
-    assert "test accuracy" in shell.run("train", "best.toml", "-o", "runs/own")
+    shell.forked("export", "csv-search", "-o", "best.toml")
+    assert "test accuracy" in shell.forked("train", "best.toml", "-o", "runs/own")
     assert json.loads((shell.folder / "runs/own/metrics.json").read_text())["classes"] == [
         "digit 1",
         "digit 7",
@@ -292,8 +299,8 @@ def test_optuna_s_command_line_reads_the_study(shell: Shell) -> None:
 
 def test_the_demo_s_commands_leave_what_the_readme_promises(shell: Shell) -> None:
     shell.run("run", str(REPOSITORY / "examples" / "digits.toml"), "--trials", "4")
-    shell.run("export", "digits", "-o", "best.toml")
-    assert "test accuracy" in shell.run("train", "best.toml", "-o", "runs/digits")
+    shell.forked("export", "digits", "-o", "best.toml")
+    assert "test accuracy" in shell.forked("train", "best.toml", "-o", "runs/digits")
     left = {path.name + "/" * path.is_dir() for path in shell.folder.iterdir()}
     assert {"studies.db", "best.toml", "runs/"} <= left
     ignored = subprocess.run(

@@ -43,9 +43,19 @@ KILLS = [
     pytest.param(12, 12, id="twelve kills"),
     pytest.param(50, 40, id="fifty kills", marks=pytest.mark.soak),
 ]
+LOOP, STACK = {"executor": "loop"}, {"executor": "stack", "slots": 3}
 
 
-@pytest.mark.parametrize("executor", [{"executor": "loop"}, {"executor": "stack", "slots": 3}], ids=["loop", "stack"])
+@pytest.mark.parametrize(
+    ("storage_kind", "executor"),
+    [
+        pytest.param("sqlite", LOOP, id="sqlite-loop"),
+        pytest.param("postgres", STACK, id="postgres-stack"),
+        pytest.param("sqlite", STACK, id="sqlite-stack", marks=pytest.mark.soak),
+        pytest.param("postgres", LOOP, id="postgres-loop", marks=pytest.mark.soak),
+    ],
+    indirect=["storage_kind"],
+)
 @pytest.mark.parametrize(("kills", "trials"), KILLS)
 def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], kills: int, trials: int, executor: dict[str, Any]
@@ -132,7 +142,7 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
     shell: Shell, place: Storage
 ) -> None:
     shell.write(SLOW, trials=1, more='[recovery]\nlease = "2s"\n')
-    shell.run("run", "own.toml", "--workers", "0")
+    shell.forked("run", "own.toml", "--workers", "0")
     worker = shell.start("worker", "own")
     wait_for(lambda: bool(begun(shell, 0)))
     worker.kill()
@@ -142,7 +152,7 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
     assert len(begun(shell, 0)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_a_signal_amid_an_epoch_parks_the_trial_there_and_it_goes_on_bit_for_bit(
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], number: signal.Signals
 ) -> None:
@@ -176,7 +186,7 @@ def test_a_worker_whose_objective_never_looks_up_is_gone_within_the_grace_and_it
     shell: Shell, place: Storage
 ) -> None:
     shell.write(DEAF, trials=1, more='[recovery]\ngrace = "1s"\n')
-    shell.run("run", "own.toml", "--workers", "0")
+    shell.forked("run", "own.toml", "--workers", "0")
     worker = shell.start("worker", "own")
     wait_for((shell.folder / "begun").exists)
     worker.send_signal(signal.SIGTERM)
@@ -233,7 +243,8 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
         assert curve == alone(study, number), number
 
 
-def test_hpo_run_itself_takes_the_trial_of_its_only_worker_when_that_freezes(shell: Shell, place: Storage) -> None:
+def test_hpo_run_takes_the_trial_of_a_frozen_worker(shell: Shell, place: Storage) -> None:
+    """Hpo run itself takes the trial of its only worker when that freezes."""
     shell.write(SLOW, trials=1, more='[recovery]\nlease = "2s"\n')
     run = shell.start("run", "own.toml", "--workers", "1")
     wait_for(lambda: bool(begun(shell, 0)))

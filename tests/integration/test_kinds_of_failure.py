@@ -72,10 +72,12 @@ def test_an_objective_that_always_raises_stops_the_study_and_goes_on_once_it_is_
     assert "hpo resume own" in said
     study = shell.study(place)
     assert [trial.state for trial in trials_of(study)] == [TrialState.FAIL] * 10
-    assert "nothing is started: stopped: 10 trials in a row" in shell.run("run", "own.toml", "--workers", "1", code=1)
+    assert "nothing is started: stopped: 10 trials in a row" in shell.forked(
+        "run", "own.toml", "--workers", "1", code=1
+    )
     assert len(trials_of(study)) == 10
     shell.write("def objective(trial):\n    return 1.0\n", trials=30)
-    assert "goes on" in shell.run("resume", "own")
+    assert "goes on" in shell.forked("resume", "own")
     shell.run("run", "own.toml", "--workers", "1", "--allow-code-change")
     assert [trial.state.name for trial in trials_of(study)] == ["FAIL"] * 10 + ["COMPLETE"] * 20
 
@@ -90,9 +92,8 @@ def objective(trial):
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_trial_that_ends_its_process_in_silence_has_lost_its_worker_all_the_same(
-    shell: Shell, place: Storage, code: int
-) -> None:
+def test_a_trial_that_ends_its_process_has_lost_its_worker(shell: Shell, place: Storage, code: int) -> None:
+    """A trial that ends its process in silence has lost its worker all the same."""
     shell.write(KILLER.replace("os.kill(os.getpid(), signal.SIGSEGV)", f"os._exit({code})"), trials=3)
     shell.run("run", "own.toml", "--workers", "1")
     study = shell.study(place)
@@ -123,9 +124,8 @@ def objective(trial):
 """
 
 
-def test_a_trial_that_hangs_beyond_its_time_is_ended_from_outside_and_the_others_go_on(
-    shell: Shell, place: Storage
-) -> None:
+def test_a_trial_that_hangs_is_ended_from_outside(shell: Shell, place: Storage) -> None:
+    """A trial that hangs beyond its time is ended from outside and the others go on."""
     shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
     file = shell.folder / "own.toml"
     file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "1s"'))
@@ -135,7 +135,8 @@ def test_a_trial_that_hangs_beyond_its_time_is_ended_from_outside_and_the_others
     assert [(row.kind, row.verdict) for row in failures(study)] == [("time_limit", "prune")]
 
 
-def test_a_trial_that_hangs_and_that_a_person_has_ended_does_not_keep_its_worker(shell: Shell, place: Storage) -> None:
+def test_a_trial_that_hangs_does_not_keep_its_worker(shell: Shell, place: Storage) -> None:
+    """A trial that hangs and that a person has ended does not keep its worker."""
     shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
     file = shell.folder / "own.toml"
     file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "3s"'))
@@ -171,7 +172,7 @@ def objective(trial):
 
 def test_two_hundred_trials_grow_a_worker_by_less_than_fifty_megabytes(shell: Shell) -> None:
     shell.write(DUMMY.replace("LEAK", "0"), trials=200)
-    shell.run("run", "own.toml", "--workers", "0")
+    shell.forked("run", "own.toml", "--workers", "0")
     shell.run("worker", "own")
     _, _, processes, sizes = zip(*seen(shell), strict=True)
     assert len(set(processes)) == 1
@@ -180,13 +181,16 @@ def test_two_hundred_trials_grow_a_worker_by_less_than_fifty_megabytes(shell: Sh
 
 @pytest.mark.parametrize(
     ("limit", "leak", "runs"),
-    [("recycle_trials = 3", 0, [3, 3, 1]), ("recycle_growth_mb = 100", 60 * 2**20, [3, 3, 1])],
+    [
+        pytest.param("recycle_trials = 3", 0, [3, 3, 1], marks=pytest.mark.soak),  # tests/test_recycling.py counts them
+        ("recycle_growth_mb = 100", 60 * 2**20, [3, 3, 1]),
+    ],
 )
 def test_a_worker_starts_afresh_after_a_set_number_of_trials_or_growth(
     shell: Shell, place: Storage, limit: str, leak: int, runs: list[int]
 ) -> None:
     shell.write(DUMMY.replace("LEAK", str(leak)), trials=7, more=f"[recovery]\n{limit}\n")
-    shell.run("run", "own.toml", "--workers", "0")
+    shell.forked("run", "own.toml", "--workers", "0")
     shell.run("worker", "own")
     numbers, pids, processes, _ = zip(*seen(shell), strict=True)
     assert numbers == tuple(range(7))

@@ -95,6 +95,7 @@ def executions(study: Study) -> list[int]:
     return sorted(int(line.split()[0]) for line in lines)
 
 
+@pytest.mark.both
 def test_eight_workers_with_a_budget_of_fifty_make_exactly_fifty_trials(make_many: MakeStudy) -> None:
     study = make_many(50)
     assert leave([start_worker(study) for _ in range(8)]) == [0] * 8
@@ -129,7 +130,8 @@ study.optimize(objective, n_trials=12)
 """
 
 
-def test_plain_optuna_beside_our_workers_gets_its_own_numbers_and_keeps_its_trials(make_many: MakeStudy) -> None:
+def test_plain_optuna_beside_our_workers(make_many: MakeStudy) -> None:
+    """Plain Optuna beside our workers gets its own numbers and keeps its trials."""
     study = make_many(60, sleep=0.02)
     url = plain_url(study.storage.url)
     plain = [
@@ -170,7 +172,12 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy
     assert len(trials_of(study)) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+SOAK = pytest.mark.soak  # which of these a process hears: tests/test_signals.py and tests/test_recycling.py
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SOAK), pytest.param(signal.SIGUSR1, marks=SOAK)]
+)
 def test_a_signal_parks_the_trial_and_the_exit_code_names_it(make_many: MakeStudy, number: signal.Signals) -> None:
     study = make_many(2, sleep=0.3)
     worker = start_worker(study)

@@ -10,7 +10,6 @@ from itertools import chain, islice
 import torch
 
 from hpo.data import Split, Splits
-from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import forward, vmap_forward
@@ -70,16 +69,15 @@ def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_siz
         stack.put(run)
     together = chain.from_iterable(stack.train_epoch() for _ in range(STEPS))
     for one, other in zip(chain.from_iterable(zip(*alone, strict=True)), together, strict=True):
-        if not _same(one, other):
-            raise Unstackable(
-                f"two models trained as one come to a loss of {other.train_loss!r}, alone to {one.train_loss!r}"
-            )
+        for kind, alone_loss, together_loss in (
+            ("training", one.train_loss, other.train_loss),
+            ("validation", one.validation_loss, other.validation_loss),
+        ):
+            if not math.isclose(alone_loss, together_loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+                raise Unstackable(
+                    f"two models trained as one come to a {kind} loss of {together_loss!r}, alone to {alone_loss!r}"
+                )
 
 
 def _first(split: Split, count: int) -> Split:
     return Split(images=split.images[:count], labels=split.labels[:count])
-
-
-def _same(one: EpochResult, other: EpochResult) -> bool:
-    pairs = [(one.train_loss, other.train_loss), (one.validation_loss, other.validation_loss)]
-    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs)
