@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the tests are no package that is installed
 
 from benchmarks.plain_faulty import FAULTY_TRIAL, GRACE_SECONDS, STUDY  # noqa: E402  (after the path)
-from tests.postgres import PostgresServer  # noqa: E402
+from tests.support.postgres import PostgresServer  # noqa: E402
 
 WAIT_SECONDS = 60  # for the workers of one fault to end: several times what they take
 DOWN_SECONDS = 5.0  # of a stopped Postgres

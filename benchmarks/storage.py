@@ -196,7 +196,7 @@ def fsync_ms(folder: Path, times: int = 20) -> float:
 @contextmanager
 def postgres_of_our_own() -> Iterator[str]:
     """Run a Postgres that keeps what it commits over a power cut, unlike the tests' one, and return its URL."""
-    from tests.postgres import PostgresServer
+    from tests.support.postgres import PostgresServer
 
     folder = Path(tempfile.mkdtemp(prefix="hpo-bench-pg-", dir="/tmp"))
     with PostgresServer(folder, max_connections=POSTGRES_CONNECTIONS) as server:

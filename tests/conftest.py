@@ -25,7 +25,7 @@ from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import heartbeat
-from tests import emptied, stacks, trials
+from tests.support import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too

@@ -13,8 +13,8 @@ from hpo.study.study import Study
 from tests.integration.digits import made
 from tests.integration.processes import WorkerProcesses
 from tests.integration.shell import Shell
-from tests.postgres import PostgresServer
-from tests.trials import MakeStudy
+from tests.support.postgres import PostgresServer
+from tests.support.trials import MakeStudy
 
 
 @pytest.fixture

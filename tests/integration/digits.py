@@ -19,8 +19,8 @@ from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
 from hpo.worker.objective import trial_seed
-from tests import declared
 from tests.integration.processes import WorkerProcesses, failures, rows, trials_of
+from tests.support import declared
 
 DOCUMENT: dict[str, Any] = {
     **declared.DOCUMENT,

@@ -22,8 +22,8 @@ from hpo.study.study import Study
 from tests.integration.digits import alone, assert_finished_once
 from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
-from tests.trials import MakeStudy
-from tests.waiting import wait_for
+from tests.support.trials import MakeStudy
+from tests.support.waiting import wait_for
 
 
 def kill_at_random_instants(processes: WorkerProcesses, times: int, workers: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from hpo.storage.connect import Storage
 from hpo.study import control
 from tests.integration.processes import failures, rows, trials_of
 from tests.integration.shell import Shell
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 OUT_OF_MEMORY = """
 import json, os, pathlib, uuid

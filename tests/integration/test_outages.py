@@ -20,8 +20,8 @@ from hpo.study.study import Study
 from tests.integration.digits import alone, assert_finished_once, made
 from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
-from tests.postgres import PostgresServer
-from tests.waiting import wait_for
+from tests.support.postgres import PostgresServer
+from tests.support.waiting import wait_for
 
 
 def assert_nothing_happened(

@@ -20,8 +20,8 @@ from hpo.study import resolve
 from hpo.study import study as studies
 from hpo.study.study import Study
 from tests.integration.processes import trials_of
-from tests.trials import MakeStudy
-from tests.waiting import wait_for
+from tests.support.trials import MakeStudy
+from tests.support.waiting import wait_for
 
 OBJECTIVE = """
 import os

@@ -1,0 +1,591 @@
+"""The command line: wrong input ends with exit code 2, one clear message, and nothing written."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import typer.main
+
+from hpo import cli
+from hpo.queue import claiming
+from hpo.storage import sql
+from hpo.storage.connect import connect
+from hpo.storage.tables import hpo_studies
+from hpo.study import resolve
+from hpo.study import study as studies
+from tests.support.paths import ROOT
+from tests.support.trials import begin
+
+COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "pause", "resume", "stop", "doctor"]
+COMMANDS += ["export", "train", "fork", "after"]
+DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
+SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
+PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
+OWN = 'name = "own"\nobjective = "mine.py:objective"\ndirection = "minimize"\n'
+
+Hpo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty folder; return its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hpo.storage.connect.PROBE_SECONDS", 0.05)
+    for name in ("HPO_STORAGE", "HPO_CHECKPOINTS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpo", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, told.out, told.err
+
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return every file under a folder; what Python compiles on import is no output of ours."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(hpo: Hpo, folder: Path, *arguments: str) -> str:
+    """Run a command that must be refused; return its message, without 'error: '."""
+    before = content(folder)
+    code, out, err = hpo(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert content(folder) == before
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def make_study(folder: Path, text: str = OWN, name: str = "own.toml") -> studies.Study:
+    """Make a study in the folder's studies.db, as `hpo run --workers 0` does."""
+    (folder / "mine.py").write_text("def objective(trial): return trial.suggest_float('x', 0.0, 1.0)\n")
+    (folder / name).write_text(text)
+    found = resolve.read(folder / name)
+    place = connect(f"sqlite:///{folder}/studies.db", create=True)
+    made = studies.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
+    place.close()
+    return made
+
+
+# --- wrong study files ----------------------------------------------------------------------------------------------
+
+WRONG_FILES = {
+    "unknown key": ("sead = 1\n" + SMALL, "s.toml: sead: a study file takes no 'sead' (did you mean 'seed'?)"),
+    "range with low above high": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1.0, high = 0.1 }',
+        "s.toml: optimizer.lr: low = 1.0 is above high = 0.1; swap them",
+    ),
+    "log range from 0": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 0, high = 1, log = true }',
+        "s.toml: optimizer.lr: a log range cannot start at low = 0; use a low above 0 or drop log",
+    ),
+    "empty choices": (
+        DATA + MODEL + "[optimizer]\nname = { choices = [] }\nlr = 0.1",
+        "s.toml: optimizer.name: choices = [] is empty or no list; give at least one value in brackets",
+    ),
+    "child under no choice": (
+        SMALL + "[optimizer.adam]\nbeta1 = 0.5",
+        "s.toml: optimizer.adam: its table stands under no choice: optimizer.name is 'sgd'; add 'adam' to the choices "
+        "of optimizer.name or remove [optimizer.adam]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
+    ),
+    "unknown model": (
+        DATA + '[model]\nname = "mpl"\n[optimizer]\nname = "sgd"\nlr = 0.1',
+        "s.toml: model.name: there is no model 'mpl' (did you mean 'mlp'?); your own is \"package.module:name\"",
+    ),
+    "failing import": (
+        'objective = "bad.py:objective"\ndirection = "minimize"',
+        "s.toml: objective: importing bad.py failed: RuntimeError: no GPU here ({folder}/bad.py:1)",
+    ),
+    "broken TOML": ("a = = 1", "s.toml: not TOML: Invalid value (at line 1, column 5)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+@pytest.mark.parametrize("command", ["check", "run", "worker", "fork"])
+def test_a_wrong_study_file_is_refused_by_every_command_that_reads_it(
+    case: str, command: str, hpo: Hpo, tmp_path: Path
+) -> None:
+    text, message = WRONG_FILES[case]
+    (tmp_path / "s.toml").write_text(text)
+    (tmp_path / "bad.py").write_text("raise RuntimeError('no GPU here')\n")
+    arguments = ["old", "new", "s.toml"] if command == "fork" else ["s.toml"]
+    wanted = message.format(folder=tmp_path) if "{folder}" in message else message
+    assert refused(hpo, tmp_path, command, *arguments) == wanted
+
+
+@pytest.mark.parametrize("command", ["check", "run", "worker", "train"])
+def test_a_missing_file_is_refused(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    mend = (
+        "hpo export STUDY -o no.toml` writes one"
+        if command == "train"
+        else "hpo init no.toml` writes one to start from"
+    )
+    assert refused(hpo, tmp_path, command, "no.toml") == f"no.toml: no such file; `{mend}"
+
+
+def test_pinned_files_are_trained_and_others_searched(hpo: Hpo, tmp_path: Path) -> None:
+    """A pinned file has nothing to search and one with ranges nothing to train."""
+    (tmp_path / "pinned.toml").write_text(PINNED)
+    assert refused(hpo, tmp_path, "run", "pinned.toml") == (
+        "pinned.toml: holds no range, so there is nothing to search; train it with `hpo train pinned.toml`"
+    )
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "train", "s.toml") == (
+        "s.toml: optimizer.lr = { low = 0.001, high = 0.1, log = true }: is not pinned\n"
+        "s.toml: search it with `hpo run s.toml`, or give each of these one value"
+    )
+
+
+def test_a_wrong_value_in_a_pinned_file_is_refused_by_train(hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "pinned.toml").write_text(PINNED.replace("0.1", "-0.1"))
+    assert "optimizer.lr = -0.1: input should be greater than 0" in refused(hpo, tmp_path, "train", "pinned.toml")
+
+
+@pytest.mark.parametrize("timeout", ["5", "0s", "tomorrow"])
+def test_a_timeout_that_is_none_is_refused(timeout: str, hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "run", "s.toml", "--timeout", timeout) == (
+        f"--timeout: {timeout!r} is no duration; write it like 90s, 30m or 1h30m"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "-x", "x.toml"])
+def test_a_name_that_is_none_is_refused(name: str, hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SMALL)
+    assert refused(hpo, tmp_path, "run", "s.toml", f"--name={name}").startswith(f"--name = {name!r}: ")
+
+
+def test_init_writes_a_file_that_is_right_and_never_over_another(hpo: Hpo, tmp_path: Path) -> None:
+    code, out, err = hpo("init", "mine.toml")
+    assert (code, out, err) == (0, "wrote mine.toml; next: hpo check mine.toml\n", "")
+    assert resolve.read(tmp_path / "mine.toml").spec.name == "mine"
+    assert refused(hpo, tmp_path, "init", "mine.toml") == "mine.toml: is there already; name another file"
+    assert (
+        refused(hpo, tmp_path, "init", "no/mine.toml") == "no/mine.toml: cannot be written: No such file or directory"
+    )
+
+
+# --- storages -------------------------------------------------------------------------------------------------------
+
+STORAGES = {
+    "unreachable": (
+        "postgresql://u:hunter2@127.0.0.1:1/d",
+        r"^storage postgresql\+psycopg://u:\*\*\*@127.0.0.1:1/d: .*refused",
+    ),
+    "no URL": ("u:hunter2@127.0.0.1/d", r"^storage: 'u:\*\*\*@127.0.0.1/d' is no database URL; use "),
+    "not supported": ("mysql://u:hunter2@h/d", "^storage: 'mysql' is not supported; use "),
+    "in memory": ("sqlite://", "^storage: a SQLite database in memory cannot be shared by workers; use "),
+    "no folder": (
+        "sqlite:////no/such/x.db",
+        "^storage sqlite:////no/such/x.db: (there is no folder /no/such|no such file)",
+    ),
+    "no database": ("sqlite:///text.db", "^storage sqlite:///.*/text.db: file is not a database; is it a SQLite file"),
+    "locked": ("sqlite:///locked.db", "^storage sqlite:///.*/locked.db: database is locked for 0 s; another program"),
+}
+USERS = {
+    "run": ["run", "own.toml"],
+    "worker": ["worker", "own"],
+    "status": ["status"],
+    "export": ["export", "own"],
+    "dashboard": ["dashboard"],
+    "fork": ["fork", "own", "new", "own.toml"],
+    "pause": ["pause", "own"],
+    "resume": ["resume", "own"],
+    "stop": ["stop", "own"],
+    "doctor": ["doctor"],
+}
+
+
+# Every command meets what is told as the URL is read and as the file is opened; every case meets every way of opening.
+REFUSED = [("option", command, case) for command in USERS for case in ("no URL", "no database")]
+REFUSED += [("option", command, case) for command in ("run", "status", "pause", "doctor") for case in STORAGES]
+REFUSED += [("environment", command, "unreachable") for command in USERS]
+GRID = [(way, command, case) for way in ("option", "environment") for command in USERS for case in STORAGES]
+
+
+@pytest.mark.parametrize(
+    ("way", "command", "case"),
+    [
+        one if one in REFUSED else pytest.param(*one, marks=pytest.mark.soak)
+        for one in GRID
+        if one[1:] != ("worker", "locked")  # a worker waits for a locked one
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_told_without_its_password(
+    case: str, command: str, way: str, hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, message = STORAGES[case]
+    (tmp_path / "mine.py").write_text("def objective(trial): return 1.0\n")
+    (tmp_path / "own.toml").write_text(OWN)
+    (tmp_path / "text.db").write_text("no database at all " * 100)
+    holder = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    arguments = USERS[command]
+    if way == "option":
+        arguments = [*arguments, "--storage", url]
+    else:
+        monkeypatch.setenv("HPO_STORAGE", url)
+    told = refused(hpo, tmp_path, *arguments)
+    holder.close()
+    assert re.search(message, told)
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("command", ["worker", "status", "export", "dashboard"])
+def test_nothing_but_run_makes_a_storage(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    assert refused(hpo, tmp_path, *USERS[command]) == (
+        f"storage sqlite:///{tmp_path}/studies.db: no such file; `hpo run` makes it, or name another with --storage"
+    )
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["worker", "status", "export"])
+def test_an_unknown_study_is_told_with_the_nearest_name(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path, OWN.replace('"own"', '"digits"'))
+    code, out, err = hpo(command, "digit")
+    assert (code, out) == (2, "")
+    assert err == f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n"
+
+
+def test_a_storage_with_no_study_of_ours_says_how_to_make_one(hpo: Hpo, tmp_path: Path) -> None:
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
+    assert hpo("worker", "plain")[2] == (
+        f"error: there is no study of hpo in sqlite:///{tmp_path}/studies.db; `hpo run FILE` makes one\n"
+    )
+
+
+def test_a_study_with_no_finished_trial_cannot_be_exported(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    code, out, err = hpo("export", "own")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: study 'own' has no finished trial yet (no trial at all); let `hpo run` finish one, "
+        "`hpo status own` shows how far it is\n"
+    )
+    assert not (tmp_path / "best.toml").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "own.toml", "--workers", "0"], ["worker", "own.toml"]])
+def test_a_study_of_another_file_is_refused(command: list[str], hpo: Hpo, tmp_path: Path) -> None:
+    """A study made from another file is refused with the difference and the ways out."""
+    made = make_study(tmp_path)
+    (tmp_path / "own.toml").write_text("seed = 5\n" + OWN)
+    code, _, err = hpo(*command)
+    assert code == 2
+    assert err == (
+        "error: study 'own' was made with another spec:\n  seed: the study has 0, the file has 5\n"
+        "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
+        "or take its trials along with `hpo fork own NEW FILE`\n"
+    )
+    place = connect(f"sqlite:///{tmp_path}/studies.db")
+    kept = studies.join(place, "own")
+    assert (kept.uid, kept.spec) == (made.uid, made.spec)
+    assert studies.names(place) == ["own"]
+    place.close()
+
+
+def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
+    assert hpo("run", "own.toml", "--workers", "0")[0] == 0
+    place = connect(f"sqlite:///{tmp_path}/studies.db")
+    assert studies.join(place, "own").budget == 99
+    place.close()
+
+
+def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    claiming.claim(made.ledger("w"))  # code that no trial has run may change
+    made.storage.close()
+    (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
+    code, _, err = hpo("run", "own.toml", "--workers", "0")
+    assert code == 2
+    assert err.startswith("error: your own code, or a file of weights, changed since the study was made (")
+    assert hpo("run", "own.toml", "--workers", "0", "--allow-code-change")[0] == 0
+
+
+def test_a_storage_that_fails_under_a_command_is_told(hpo: Hpo, tmp_path: Path) -> None:
+    """A storage that fails under a command is told without a traceback."""
+    make_study(tmp_path)
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("DROP TABLE hpo_curves")
+    connection.execute("DROP TABLE trials")
+    connection.close()
+    code, _, err = hpo("status", "own")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err == "error: the storage failed: no such table: trials\n"
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The help of every command, and the version, are shown without torch, Optuna, SQLAlchemy, scikit-learn and numpy."""
+    asked = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    out = python(
+        "import sys\nfrom hpo import cli\n"
+        f"for arguments in {asked!r}:\n"
+        "    sys.argv = ['hpo', *arguments]\n"
+        "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code, arguments\n"
+        "    heavy = {'torch', 'optuna', 'sqlalchemy', 'sklearn', 'numpy'} & sys.modules.keys()\n"
+        "    assert not heavy, (arguments, heavy)\n"
+        "print('all shown')"
+    )
+    assert out.endswith("all shown\n")
+
+
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(cli.app)
+    return dict(group.commands)  # type: ignore[attr-defined]
+
+
+def test_every_command_is_known_here_and_has_a_help_text() -> None:
+    assert sorted(commands()) == sorted(COMMANDS)
+    for name, command in commands().items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_help_lists_the_commands_in_the_order_of_the_readme_s_table() -> None:
+    table = (ROOT / "README.md").read_text().partition("| command |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
+    assert list(commands()) == [name for row in rows for name in re.findall(r"`(?:hpo )?([a-z]+)", row)]
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in commands() if f"hpo {name}" not in readme] == []
+
+
+def test_no_command_and_an_unknown_one_are_usage_errors(hpo: Hpo, tmp_path: Path) -> None:
+    assert hpo("serch")[0] == 2
+    assert hpo("run")[0] == 2
+    assert content(tmp_path) == {}
+
+
+# --- steering -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    assert hpo("pause", "own") == (
+        0, "paused: running trials of 'own' are parked at their next batch or report; next: hpo resume own\n", "",
+    )  # fmt: skip
+    assert claiming.claim(made.ledger("w")) is claiming.Idle.WAIT
+    assert hpo("resume", "own") == (0, "'own' goes on; it was paused\n", "")
+    assert hpo("resume", "own") == (0, "'own' was neither paused nor stopped\n", "")
+    made.storage.close()
+
+
+def test_a_study_is_stopped_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    assert hpo("stop", "own") == (0, "stopped: no new trial is started in 'own'\n", "")
+    assert claiming.claim(made.ledger("w")) is claiming.Idle.DONE
+    assert hpo("resume", "own") == (0, "'own' goes on; it was stopped: by `hpo stop`\n", "")
+    begin(made)
+    ledger, claim, _ = begin(made)
+    ledger.park(claim)
+    assert hpo("stop", "own")[:2] == (
+        0, "stopped: no new trial is started in 'own'; 2 open trials are still finished\n",
+    )  # fmt: skip
+    assert hpo("stop", "own", "--now")[:2] == (
+        0, "stopped: no new trial is started in 'own'; 1 open trials end at their next batch or report\n",
+    )  # fmt: skip
+    made.storage.close()
+
+
+def test_one_trial_is_stopped(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    ledger, claim, _ = begin(made)
+    assert hpo("stop", "own", "--trial", "0") == (0, "trial 0 ends at its next batch or report\n", "")
+    ledger.park(claim)
+    hpo("stop", "own", "--trial", "0")
+    assert hpo("stop", "own", "--trial", "0")[0] == 2  # it is finished
+    assert hpo("stop", "own", "--trial", "7") == (
+        2, "", "error: study 'own' has no trial 7; `hpo status own` lists those that run\n",
+    )  # fmt: skip
+    assert hpo("status", "own")[0] == 0
+    begun, _, _ = begin(made)  # the study itself goes on
+    assert begun.uid == made.uid
+    made.storage.close()
+
+
+@pytest.mark.parametrize(
+    "command", [["pause"], ["resume"], ["stop"], ["stop", "--now"], ["doctor"], ["doctor", "--fail", "0"]]
+)
+def test_orders_to_an_unknown_study_are_refused_with_the_nearest_name(
+    command: list[str], hpo: Hpo, tmp_path: Path
+) -> None:
+    make_study(tmp_path, OWN.replace('"own"', '"digits"'))
+    name, *options = command
+    assert hpo(name, "digit", *options) == (
+        2, "", f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n",
+    )  # fmt: skip
+
+
+def test_a_fork_that_was_cut_off_is_not_resumed(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    with sql.writing(made.storage.engine) as connection:
+        connection.execute(hpo_studies.update().values(hold="forking", stop_reason="a fork into it was cut off"))
+    assert hpo("resume", "own") == (2, "", "error: study 'own': a fork into it was cut off\n")
+    made.storage.close()
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_storage_that_is_well_has_nothing_to_mend(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path).storage.close()
+    for arguments in (["doctor"], ["doctor", "own"], ["doctor", "--repair"], ["doctor", "--workers", "1000"]):
+        assert hpo(*arguments) == (0, "nothing to mend\n", "")
+
+
+def test_what_is_ill_is_told_with_its_mend(hpo: Hpo, tmp_path: Path) -> None:
+    """What is ill is told with its mend and exit code 1 until it is repaired."""
+    made = make_study(tmp_path)
+    claiming.claim(made.ledger("dead", lease_seconds=-1.0))
+    what = "own: trial 0 is RUNNING without a live lease; its worker was dead\n"
+    ill = f"ill     {what}        hpo doctor --repair, or any worker, parks it\n"
+    for _ in range(2):
+        code, out, err = hpo("doctor")
+        assert (code, err) == (1, "")
+        assert out.endswith(f"{ill}1 to mend\n")
+    code, out, _ = hpo("doctor", "own", "--repair")
+    assert code == 0
+    assert out.endswith(f"mended  {what}nothing to mend\n")
+    code, out, _ = hpo("doctor")
+    assert (code, out) == (
+        0,
+        "note    own: trial 0 is parked after epoch 0\n        hpo run, or hpo worker, goes on with it\nnothing to mend\n",
+    )
+    made.storage.close()
+
+
+def test_a_trial_of_another_program_is_failed_by_hand_alone(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    made.optuna.ask()
+    code, out, _ = hpo("doctor", "--repair")
+    assert code == 1
+    assert out.startswith("ill     own: trial 0 was started by another program at ")
+    assert out.endswith(" UTC\n        if that is dead: hpo doctor own --fail 0\n1 to mend\n")
+    assert hpo("doctor", "--fail", "0") == (
+        2, "", "error: --fail 0: name the study of the trial: hpo doctor STUDY --fail 0\n",
+    )  # fmt: skip
+    assert hpo("doctor", "own", "--fail", "0") == (0, "trial 0 of 'own' is FAIL now\nnothing to mend\n", "")
+    assert hpo("doctor", "own", "--fail", "0") == (
+        2, "", "error: trial 0 of study 'own' does not run: it is failed\n",
+    )  # fmt: skip
+    made.storage.close()
+
+
+def test_one_study_is_looked_at_if_it_is_named_and_all_of_them_if_not(hpo: Hpo, tmp_path: Path) -> None:
+    for name in ("one", "other", "third"):
+        made = make_study(tmp_path, OWN.replace('"own"', f'"{name}"'), f"{name}.toml")
+        if name != "third":
+            made.optuna.ask()
+        made.storage.close()
+    assert hpo("doctor", "third")[:2] == (0, "nothing to mend\n")
+    assert hpo("doctor", "one")[0] == 1
+    code, out, _ = hpo("doctor")
+    assert (code, out.splitlines()[-1]) == (1, "2 to mend")
+    assert "ill     one: " in out
+    assert "ill     other: " in out
+
+
+def test_a_study_whose_spec_cannot_be_read_does_not_hide_the_others(hpo: Hpo, tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        made = make_study(tmp_path, OWN.replace('"own"', f'"{name}"'), f"{name}.toml")
+    with sql.writing(made.storage.engine) as connection:
+        connection.execute(hpo_studies.update().where(hpo_studies.c.uid != made.uid).values(spec="garbage"))
+    made.optuna.ask()
+    made.storage.close()
+    code, out, _ = hpo("doctor", "--repair")
+    assert code == 1
+    assert "ill     bad: no worker can load its spec: " in out
+    assert "ill     good: trial 0 was started by another program" in out
+
+
+@pytest.mark.parametrize("table", ["filler", "trials"])
+def test_a_damaged_file_is_told_whatever_else_can_still_be_read(table: str, hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    begin(made)
+    made.storage.close()
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("CREATE TABLE filler (x INTEGER)")
+    connection.execute("INSERT INTO filler VALUES (1)")
+    connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with (tmp_path / "studies.db").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    code, out, _ = hpo("doctor")
+    assert code == 1
+    assert f"sqlite:///{tmp_path}/studies.db: the file is damaged: " in out
+    assert "restore a copy of it" in out
+
+
+def test_a_postgres_that_cannot_carry_the_workers_planned_is_ill(postgres_url: str) -> None:
+    connect(postgres_url, create=True).close()
+
+    def doctor(workers: int) -> tuple[int, str]:
+        command = [sys.executable, "-P", "-m", "hpo", "doctor", "--workers", str(workers), "--storage", postgres_url]
+        done = subprocess.run(command, capture_output=True, text=True)  # a process that ends gives back its connections
+        return done.returncode, done.stdout + done.stderr
+
+    assert doctor(8) == (0, "nothing to mend\n")
+    code, told = doctor(1000)
+    assert code == 1
+    assert "1000 workers and this process take up to 2002 connections, 2 each; Postgres has " in told
+    assert told.endswith("1 to mend\n")
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "pause"])
+def test_an_earlier_version_s_storage_is_refused(command: str, hpo: Hpo, tmp_path: Path) -> None:
+    """A storage of an earlier version is refused until a run has mended it."""
+    make_study(tmp_path).storage.close()
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    connection.execute("ALTER TABLE hpo_trials DROP COLUMN accumulation")
+    connection.close()
+    assert hpo(*USERS[command]) == (
+        2,
+        "",
+        f"error: storage sqlite:///{tmp_path}/studies.db: was made by an earlier hpo (it lacks hpo_trials.accumulation); "
+        "`hpo run` adds them\n",
+    )
+    assert hpo("run", "own.toml", "--workers", "0")[0] == 0
+    assert hpo(*USERS[command])[0] == 0
+
+
+@pytest.mark.parametrize("option", [["--fail", "-1"], ["--workers", "0"], ["--trial", "-1"]])
+def test_a_number_out_of_range_is_a_usage_error(option: list[str], hpo: Hpo, tmp_path: Path) -> None:
+    command = "stop" if option[0] == "--trial" else "doctor"
+    assert hpo(command, "own", *option)[0] == 2
+    assert content(tmp_path) == {}

@@ -1,0 +1,240 @@
+"""Local workers: which device each gets, what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import tempfile
+import threading
+import time
+from multiprocessing import current_process, forkserver
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo.launch import fork_server, gpus
+from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
+from hpo.queue import claiming
+from hpo.queue.models import Claim
+from hpo.study.study import Study
+from hpo.worker.signals import ASKING
+from tests.support.trials import MakeStudy
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of nvidia-smi that lists two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return program
+
+
+def test_gpus_are_named_by_uuid_as_the_driver_lists_them(nvidia_smi: Path) -> None:
+    assert gpus.visible() == ["GPU-aaaa", "GPU-bbbb"]
+    assert default_workers() == 2
+    nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
+    assert gpus.visible() == []
+    assert default_workers() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("given", "devices"), [("1,3", ["1", "3"]), ("", []), ("-1", []), ("GPU-x", ["GPU-x"])])
+@pytest.mark.usefixtures("nvidia_smi")
+def test_the_user_s_own_choice_of_gpus_stands(monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert gpus.visible() == devices
+
+
+def objective_file(study: Study, text: str) -> None:
+    (study.code_folder / "mine.py").write_text(text)
+
+
+def tend_to_the_end(fleet: Fleet) -> None:
+    deadline = time.monotonic() + 120
+    while fleet.tend():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.05)
+
+
+SEEN = """
+import os, pathlib
+def objective(trial):
+    pathlib.Path(__file__).with_name(f"seen-{os.getpid()}").write_text(
+        f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']} {os.environ['HPO_STORAGE']}")
+    import time; time.sleep(0.5)
+    return 0.0
+"""
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: MakeStudy) -> None:
+    study = make_study(trials=12)
+    objective_file(study, SEEN)
+    fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.failed == [], last_words(fleet.failed)
+    seen = sorted(path.read_text() for path in study.code_folder.glob("seen-*"))
+    url = study.storage.url.render_as_string(hide_password=False)
+    assert seen == [f"GPU-aaaa 1 {url}", f"GPU-bbbb 1 {url}"]
+
+
+CRASHING_ONCE = """
+import os, pathlib, signal
+def objective(trial):
+    mark = pathlib.Path(__file__).with_name("crashed")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(trial.number)
+"""
+
+
+def test_a_crashed_worker_is_started_again_and_its_trial_goes_on_at_once(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, CRASHING_ONCE)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [-signal.SIGKILL, 0]
+    assert fleet.failed == []
+    assert [(trial.state, trial.value) for trial in study.optuna.trials] == [
+        (TrialState.COMPLETE, 0.0),
+        (TrialState.COMPLETE, 1.0),
+    ]
+
+
+def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, "import os\nos._exit(7)\n")  # before it has a trial that could be to blame
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [7] * (1 + RESTARTS)
+    assert [slot.index for slot in fleet.failed] == [0]
+    assert fleet.exit_code == 1
+    assert "worker 0 ended with exit code 7" in last_words(fleet.failed)
+
+
+def test_a_worker_that_refuses_is_not_started_again(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, "raise ImportError('no such thing')\n")
+    fleet = Fleet(study, 1, code_folder=study.code_folder)
+    fleet.start()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [2]
+    assert fleet.exit_code == 2
+    assert "no such thing" in last_words(fleet.failed)
+    assert study.optuna.trials == []
+
+
+REPORTING = """
+import time
+def objective(trial):
+    for step in range(1, 1000):
+        trial.report(1.0, step)
+        trial.should_prune()
+        time.sleep(0.05)
+"""
+
+
+def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: MakeStudy) -> None:
+    study = make_study(trials=2)
+    objective_file(study, REPORTING)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not any(trial.intermediate_values for trial in study.optuna.get_trials(deepcopy=False)):
+            assert fleet.tend() == 1
+            assert time.monotonic() < deadline, "gave up waiting"
+            time.sleep(0.05)
+    finally:
+        fleet.end()
+    assert fleet.slots[0].exit_codes == [128 + signal.SIGTERM]
+    again = claiming.claim(study.ledger("next"))
+    assert isinstance(again, Claim)
+    assert (again.number, again.attempt) == (0, 2)
+
+
+FORKED = """
+import os, pathlib, sys
+import numpy
+def objective(trial):
+    told = [os.getsid(0) == os.getpid(), os.getppid(), sys.orig_argv[1:4], os.getcwd(), os.readlink("/proc/self/fd/0")]
+    pathlib.Path(__file__).with_name(f"told-{trial.number}").write_text(repr(told))
+    pathlib.Path(__file__).with_name(f"drawn-{trial.number}").write_text(repr(numpy.random.random()))
+    return 0.0
+"""
+
+
+def test_a_signal_to_the_group_leaves_the_server(make_study: MakeStudy) -> None:
+    """A signal to the whole group leaves the server that workers are forked from."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test's, in which nothing of ours is loaded
+    study = make_study(trials=2)
+    objective_file(study, FORKED)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    server = server_of_workers()
+    for number in ASKING:
+        os.kill(server, number)
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [0]
+    assert server_of_workers() == server
+    told = [(study.code_folder / f"told-{number}").read_text() for number in range(2)]
+    assert told == [repr([True, server, ["-P", "-m", "hpo"], os.getcwd(), os.devnull])] * 2
+
+
+def server_of_workers() -> int:
+    return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+
+
+def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is killed costs its workers and another one is started."""
+    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    study = make_study(trials=2)
+    objective_file(study, FORKED)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fork_server.warm_up(None)
+    os.kill(server_of_workers(), signal.SIGSTOP)
+    killing = threading.Timer(0.3, os.kill, [server_of_workers(), signal.SIGKILL])
+    killing.start()
+    fleet.start()  # meanwhile
+    killing.join()
+    tend_to_the_end(fleet)
+    assert fleet.slots[0].exit_codes == [SERVER_GONE, 0]
+    environment = Path(f"/proc/{server_of_workers()}/environ").read_bytes().split(b"\0")
+    assert b"PYTHONSAFEPATH=1" in environment  # else a folder `models` at hand would be taken for ours
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fork_server, "ANY", [*fork_server.ANY, "numpy.random"]
+    )  # as scikit-learn does, for a declared study
+    fork_server.warm_up(None)
+    os.kill(server_of_workers(), signal.SIGKILL)
+    drawn = []
+    for name in ("first", "second"):
+        study = make_study(trials=1, name=name)
+        objective_file(study, FORKED)
+        fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+        fleet.start()
+        tend_to_the_end(fleet)
+        drawn.append((study.code_folder / "drawn-0").read_text())
+    assert drawn[0] != drawn[1]
+
+
+def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long temporary folder does not keep the server from its socket."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
+    monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
+    fork_server.warm_up(None)
+    assert tempfile.gettempdir() == str(long)
