@@ -198,7 +198,7 @@ class Stopping(pydantic.BaseModel):
                 )
 
 
-class Watch(pydantic.BaseModel):
+class WatchSection(pydantic.BaseModel):
     """What is measured in every epoch beside losses, accuracy, learning rate and seconds. Nothing of it changes a training."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -213,14 +213,14 @@ class Watch(pydantic.BaseModel):
     """Training images a second, and the most memory the process has had."""
 
 
-Table = Training | Augment | Sam | Stopping | Watch
+Table = Training | Augment | Sam | Stopping | WatchSection
 #: Sections that are a table of values, and no part chosen by name.
 TABLES: dict[str, type[Table]] = {
     "augment": Augment,
     "sam": Sam,
     "training": Training,
     "stopping": Stopping,
-    "watch": Watch,
+    "watch": WatchSection,
 }
 
 
@@ -240,7 +240,7 @@ class TrainConfig(pydantic.BaseModel):
     averaging: Part
     training: Training
     stopping: Stopping = Stopping()
-    watch: Watch = Watch()
+    watch: WatchSection = WatchSection()
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:

@@ -20,7 +20,7 @@ SUMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorOptions:
+class Watch:
     """What a run is asked to measure; nothing of it changes what it trains to."""
 
     metrics: tuple[str, ...] = ()  # of the validation part, beside loss and accuracy
@@ -38,7 +38,7 @@ class MonitorOptions:
 class StepMonitor:
     """What has been measured of one run's steps in the epoch under way."""
 
-    def __init__(self, watch: MonitorOptions, parameters: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(self, watch: Watch, parameters: Mapping[str, Tensor], device: torch.device) -> None:
         """Watch the gradients of these parameters, by name."""
         self.watch = watch
         self.parameters = parameters
@@ -108,7 +108,7 @@ def norm_of(tensors: list[Tensor]) -> Tensor:
 
 
 def of_gradients(
-    watch: MonitorOptions, sums: Sequence[float], parameter_norm: float, *, steps: int, batch_size: int
+    watch: Watch, sums: Sequence[float], parameter_norm: float, *, steps: int, batch_size: int
 ) -> dict[str, float]:
     """Return what an epoch's sums come to, by name.
 

@@ -24,7 +24,7 @@ from hpo.spec.training import Stopping
 from hpo.train import early_stopping, eval_metrics, monitors
 from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
 from hpo.train.epoch import EpochResult
-from hpo.train.monitors import MonitorOptions, StepMonitor
+from hpo.train.monitors import StepMonitor, Watch
 from hpo.train.optim import averaging, losses, optimizers, penalties, schedules
 from hpo.train.optim.averaging import Average, Averaging
 from hpo.train.optim.losses import Loss
@@ -35,7 +35,7 @@ from hpo.train.precision import Precision, number_type
 from hpo.train.randomness import Randomness
 
 AS_THEY_ARE = Strength()
-NOTHING_MORE = MonitorOptions()
+NOTHING_MORE = Watch()
 VALIDATION_LOSS = column("loss")
 STATE = (
     "epoch",
@@ -99,7 +99,7 @@ class Run:
         averaging: Averaging = averaging.NONE,
         sam_rho: float = 0.0,
         stopping: Stopping | None = None,
-        watch: MonitorOptions = NOTHING_MORE,
+        watch: Watch = NOTHING_MORE,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")

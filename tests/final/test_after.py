@@ -273,6 +273,12 @@ def test_a_file_gives_the_model_s_logits(run: Trained, images: Tensor, tmp_path:
             files.export(trained.on_cpu(model), raw, tmp_path / name, {}, is_coarse=not exact)
         assert list(tmp_path.iterdir()) == []
         return
+    if name == "int8_static.onnx" and "vnni" not in Path("/proc/cpuinfo").read_text():
+        # onnxruntime's 8-bit products saturate at 16 bits where the CPU has no instruction for them: the file is refused.
+        with pytest.raises(StudyError, match=r"gives logits that differ .* not kept"):
+            files.export(trained.on_cpu(model), raw, tmp_path / name, {}, is_coarse=not exact)
+        assert list(tmp_path.iterdir()) == []
+        return
     told = files.export(trained.on_cpu(model), raw, tmp_path / name, {}, is_coarse=not exact)
     expected = model(raw.to(DEVICE)).cpu()
     exported = load(tmp_path / told.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import stat
@@ -208,8 +209,14 @@ def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pyt
     tend_to_the_end(fleet)
     assert fleet.slots[0].exit_codes == [SERVER_GONE, 0]
     environment = Path(f"/proc/{server_of_workers()}/environ").read_bytes().split(b"\0")
-    assert b"PYTHONSAFEPATH=1" in environment  # else a folder `models` at hand would be taken for ours
+    assert b"PYTHONSAFEPATH=1" in environment  # else a folder `hpo` at hand would be taken for ours
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_the_server_loads_modules_that_exist() -> None:
+    """multiprocessing passes over a module that cannot be imported, and each worker would load it by itself."""
+    for name in fork_server.ANY + fork_server.DECLARED + fork_server.COMPILER:
+        assert importlib.util.find_spec(name) is not None, name
 
 
 def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:

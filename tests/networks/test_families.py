@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from hpo.train import loop
 from hpo.train.build import assemble, registry
 from hpo.train.randomness import initial_model
 from hpo.train.stack import architecture, forward, select
-from hpo.train.stack.layers import Unstackable
+from hpo.train.stack.layers import Pass, Unstackable
 from tests.support import stacks
 from tests.support.stacks import Trial
 
@@ -281,6 +282,27 @@ def test_every_convolutional_network_has_a_stacked_form(name: str) -> None:
     with torch.device("meta"):
         model = MODELS[name]((1, side, side), 10, dropout=0.1)
     assert forward.StackedForward(adopt_dropout(model)).name == "stack"
+
+
+class OtherInValidation(forward.StackedForward):
+    """A stacked form that is right in training and wrong in validation."""
+
+    def __call__(self, at: Pass, images: torch.Tensor) -> torch.Tensor:
+        logits = super().__call__(at, images)
+        return logits if torch.is_grad_enabled() else 1.5 * logits
+
+
+def test_a_stacked_form_that_differs_in_validation_is_told_as_that(digits: data.Splits) -> None:
+    """The two losses that differ are shown, not the training's, which are equal."""
+    config = config_of({"name": "mlp", "widths": [8]})
+
+    def make(seed: int, splits: data.Splits, dtype: torch.dtype | None) -> Any:
+        return assemble.build_run(config, splits, seed, Path(), CPU, dtype=dtype)
+
+    with pytest.raises(Unstackable, match=r"come to a validation loss of \S+, alone to \S+") as caught:
+        select.check(lambda run: OtherInValidation(run.model), make, digits, 8)
+    together, alone = re.findall(r"\d\.\d{5,}", str(caught.value))
+    assert together != alone
 
 
 def test_rrelu_is_left_to_the_loop(digits: data.Splits) -> None:

@@ -18,7 +18,7 @@ from hpo.spec import metrics
 from hpo.spec.study_file import StudySpec
 from hpo.train import eval_metrics, loop
 from hpo.train.build import registry
-from hpo.train.monitors import MonitorOptions
+from hpo.train.monitors import Watch
 from hpo.train.run import Run
 from hpo.train.stack.stack import Stack
 from hpo.train.stack.vmap_forward import VmapForward
@@ -121,7 +121,7 @@ def test_a_k_that_every_model_reaches_is_refused() -> None:
         eval_metrics.check(["top_3_accuracy"], 3)
 
 
-TRIAL = Trial(splits=digits(), epochs=3, options={"watch": MonitorOptions(metrics=ALL)})
+TRIAL = Trial(splits=digits(), epochs=3, options={"watch": Watch(metrics=ALL)})
 
 
 def test_measures_are_scikit_learn_s() -> None:

@@ -21,7 +21,7 @@ from hpo.spec.training import Stopping
 from hpo.train import checkpoint, loop, pixels, validation
 from hpo.train.batches import can_halve, steps_per_epoch
 from hpo.train.epoch import EpochResult
-from hpo.train.monitors import MonitorOptions
+from hpo.train.monitors import Watch
 from hpo.train.optim import averaging, losses
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.penalties import Penalties
@@ -148,7 +148,7 @@ def test_a_state_that_was_loaded_is_not_changed_by_training_on(splits: Splits) -
     [
         ({"averaging": averaging.ema()}, "the run has an average of weights, the state has not"),
         ({"stopping": Stopping(gl=5.0)}, "the run has the curve train_loss, the state has not"),
-        ({"watch": MonitorOptions(norms=True)}, "the run has sums of gradients, the state has not"),
+        ({"watch": Watch(norms=True)}, "the run has sums of gradients, the state has not"),
     ],
 )
 def test_a_state_of_another_configuration_is_refused(splits: Splits, changes: dict[str, Any], said: str) -> None:

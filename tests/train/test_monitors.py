@@ -20,13 +20,13 @@ from hpo.models import mlp
 from hpo.spec.seeds import derive
 from hpo.train import loop
 from hpo.train.epoch import EpochResult
-from hpo.train.monitors import MonitorOptions, of_gradients
+from hpo.train.monitors import Watch, of_gradients
 from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
 from tests.support.stacks import CLASSES, Trial, stack_of, stop_before, train
 
 NAMES = {"gradient_norm", "parameter_norm", "gradient_variance", "noise_scale"}
-EVERYTHING = MonitorOptions(norms=True, noise=True, by_step=True)
+EVERYTHING = Watch(norms=True, noise=True, by_step=True)
 
 
 def clear_digits() -> Splits:
@@ -85,7 +85,7 @@ def test_the_noise_scale_is_mccandlishs_estimate_from_two_batch_sizes() -> None:
     squared = (2 * size * big - size * small) / (2 * size - size)
     trace = (small - big) / (1 / size - 1 / (2 * size))
     sums = [0.0, (2 * small).item(), (one @ other).item()]
-    found = of_gradients(MonitorOptions(noise=True), sums, 0.0, steps=2, batch_size=size)
+    found = of_gradients(Watch(noise=True), sums, 0.0, steps=2, batch_size=size)
     assert found["noise_scale"] == pytest.approx((trace / squared).item())
     assert found["gradient_variance"] == pytest.approx((trace / size).item())
 
@@ -101,14 +101,14 @@ def test_the_noise_scale_finds_the_noise_that_was_put_in() -> None:
         batches.square().sum().item(),
         (batches[1:] * batches[:-1]).sum().item(),
     ]
-    found = of_gradients(MonitorOptions(noise=True), sums, 0.0, steps=2000, batch_size=10)
+    found = of_gradients(Watch(noise=True), sums, 0.0, steps=2000, batch_size=10)
     assert found["gradient_variance"] == pytest.approx(30.0, rel=0.03)
     assert found["noise_scale"] == pytest.approx(75.0, rel=0.1)
 
 
 def test_what_cannot_be_told_is_no_number() -> None:
-    alone = of_gradients(MonitorOptions(noise=True), [1.0, 1.0, 0.0], 0.0, steps=1, batch_size=2)
-    opposed = of_gradients(MonitorOptions(noise=True), [2.0, 2.0, -1.0], 0.0, steps=2, batch_size=2)
+    alone = of_gradients(Watch(noise=True), [1.0, 1.0, 0.0], 0.0, steps=1, batch_size=2)
+    opposed = of_gradients(Watch(noise=True), [2.0, 2.0, -1.0], 0.0, steps=2, batch_size=2)
     assert math.isnan(alone["noise_scale"])
     assert math.isnan(opposed["noise_scale"])
     assert opposed["gradient_variance"] == 2.0
@@ -126,9 +126,9 @@ def test_norms_are_of_the_unclipped_gradient() -> None:
 
 def test_what_is_not_asked_for_is_not_measured() -> None:
     assert next(loop.train(replace(TRIAL, options={}).run())).watched == {}
-    only = next(loop.train(replace(TRIAL, options={"watch": MonitorOptions(norms=True)}).run())).watched
+    only = next(loop.train(replace(TRIAL, options={"watch": Watch(norms=True)}).run())).watched
     assert only.keys() == {"gradient_norm", "parameter_norm"}
-    resources = next(loop.train(replace(TRIAL, options={"watch": MonitorOptions(resources=True)}).run()))
+    resources = next(loop.train(replace(TRIAL, options={"watch": Watch(resources=True)}).run()))
     assert resources.watched["images_per_second"] == pytest.approx(80 / resources.seconds)
     assert 50 < resources.watched["peak_memory_mb"] < 100_000
 

@@ -18,7 +18,7 @@ from hpo.spec.training import Part, TrainConfig
 from hpo.train import eval_metrics
 from hpo.train.batches import steps_per_epoch
 from hpo.train.build import registry
-from hpo.train.monitors import MonitorOptions
+from hpo.train.monitors import Watch
 from hpo.train.optim import losses, param_groups, warmup
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.penalties import Penalties
@@ -127,10 +127,10 @@ def build_run(
     )
 
 
-def _watch(config: TrainConfig, *, by_step: bool) -> MonitorOptions:
+def _watch(config: TrainConfig, *, by_step: bool) -> Watch:
     """Return what a config's run measures: what it asks for, and what its own rules of stopping look at."""
     watch = config.watch
-    return MonitorOptions(
+    return Watch(
         metrics=tuple(metrics.further(watch.metrics)),
         norms=watch.norms or by_step or config.stopping.gradient_norm is not None,
         noise=watch.noise,

@@ -20,7 +20,7 @@ from hpo.spec.training import Stopping, TrainConfig, Training
 from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
-from hpo.train.monitors import MonitorOptions
+from hpo.train.monitors import Watch
 from hpo.train.optim.losses import own_kind
 from hpo.train.run import Run
 from hpo.train.stack import architecture, select, sizing
@@ -74,7 +74,7 @@ def stack_key_of(run: Run, training: Training) -> str:
     """
     trained = order_of(run.optimizer, {parameter: name for name, parameter in run.model.named_parameters()})
     common = (trained, run.batch_size, run.accumulation, training.precision, training.threads, run.alone)
-    watched = [run.watch] if run.watch != MonitorOptions() else []
+    watched = [run.watch] if run.watch != Watch() else []
     return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics, *watched)
 
 
@@ -118,11 +118,15 @@ def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) 
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
+def code_files() -> list[Path]:
+    """Return the files of ours on which speed and equality depend: all of `hpo.models` and of `hpo.train`."""
+    packages = (Path(models.__file__).parent, Path(__file__).parents[1])
+    return [file for package in packages for file in sorted(package.rglob("*.py"))]
+
+
 @cache
 def _our_code() -> str:
-    packages = (Path(models.__file__).parent, Path(select.__file__).parents[1])
-    files = [file for package in packages for file in sorted(package.rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in code_files())).hexdigest()
 
 
 def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Choice:

@@ -29,11 +29,16 @@ def digest(model: nn.Module, *more: object) -> str:
 
 def _described(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules(remove_duplicate=False):
-        yield f"{name}: {type(module).__module__}.{type(module).__qualname__} {sorted(_attributes(module))}"
+        yield f"{name}: {_kind(module)} {sorted(_attributes(module))}"
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield f"{name}: {list(parameter.shape)} {parameter.dtype} {parameter.requires_grad}"
     for name, buffer in model.named_buffers(remove_duplicate=False):
         yield f"{name}: {list(buffer.shape)} {buffer.dtype}"
+
+
+def _kind(module: nn.Module) -> str:
+    """Return a module's type as it was imported until November 2026, `models` for `hpo.models`: parked trials have it stored."""
+    return f"{type(module).__module__.removeprefix('hpo.')}.{type(module).__qualname__}"
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, MonitorOptions
+from hpo.train.monitors import NORM, PRODUCT, SQUARE, SUMS, Watch
 from hpo.train.run import Run
 from hpo.train.stack.flat_parameters import FlatParameters
 
@@ -15,7 +15,7 @@ from hpo.train.stack.flat_parameters import FlatParameters
 class RowMonitors:
     """The monitors of the runs whose weights lie in rows: while a run is trained here, its monitor's sums are a view."""
 
-    def __init__(self, rows: FlatParameters, watch: MonitorOptions) -> None:
+    def __init__(self, rows: FlatParameters, watch: Watch) -> None:
         self.watch = watch
         self._rows = rows
         self._sums = torch.zeros(rows.count, SUMS, dtype=torch.float64, device=rows.values.device)

@@ -57,6 +57,13 @@ def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     assert calls == [True, False, True, True]
 
 
+def test_what_is_remembered_depends_on_code_in_every_folder() -> None:
+    """A stack's code lies two folders below `hpo.train`'s, a model's elsewhere."""
+    names = {"/".join(file.parts[-3:]) for file in executor.code_files()}
+    assert {"train/stack/forward.py", "train/optim/sam.py", "hpo/train/loop.py", "hpo/models/mlp.py"} <= names
+    assert all(file.is_file() for file in executor.code_files())
+
+
 def test_the_loop_is_taken_where_no_stack_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = sizing.Size(slots=1, rates={1: 100.0, 2: 90.0, 4: 80.0})
     monkeypatch.setattr(sizing, "measure", lambda *arguments, **settings: slow)
