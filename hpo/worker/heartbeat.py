@@ -46,7 +46,7 @@ class Heartbeat:
         self._overdue = overdue
         self._reaper = Reaper(ledger)
         self._client: QueueClient | None = None
-        self._is_entered = False
+        self._is_registered = False
         self._failing: set[str] = set()
         self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
         self._done = threading.Event()
@@ -54,7 +54,7 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         self._look_for_the_parent()  # it may have died while this process was starting
-        self._try("enter", self._enter)
+        self._try("register", self._register)
         self._try("reap", self._reap)  # before the first claim: what is parked goes before what is new
         self._thread.start()
         return self
@@ -64,7 +64,7 @@ class Heartbeat:
     ) -> None:
         self._done.set()
         self._thread.join(timeout=5)
-        self._try("leave", lambda: workers.unregister(self._ledger))
+        self._try("unregister", lambda: workers.unregister(self._ledger))
 
     def hold(self, held: QueueClient | Lease | None) -> None:
         """Keep the leases of a client from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
@@ -76,8 +76,8 @@ class Heartbeat:
             client = self._client
             if client is not None:
                 self._keep(client)
-            if not self._is_entered:
-                self._try("enter", self._enter)
+            if not self._is_registered:
+                self._try("register", self._register)
             if self._reaper.is_due:
                 self._try("reap", self._reap)
 
@@ -86,7 +86,7 @@ class Heartbeat:
             self._try("send", client.send)
         else:
             self._try("send", client.send_metrics)
-        self._try("obey", client.poll_commands)
+        self._try("poll commands", client.poll_commands)
         if client.is_to_be_renewed:
             self._try("renew", client.renew)
         for lease in client.leases:
@@ -98,9 +98,9 @@ class Heartbeat:
             return False
         return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
 
-    def _enter(self) -> None:
+    def _register(self) -> None:
         workers.register(self._ledger)
-        self._is_entered = True
+        self._is_registered = True
 
     def _reap(self) -> None:
         taken = self._reaper()

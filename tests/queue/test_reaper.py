@@ -184,7 +184,7 @@ def test_a_worker_that_left_gives_its_trials_back(make_study: MakeStudy) -> None
 
 
 @pytest.mark.parametrize(("curve", "state", "value"), [((0.5,), TrialState.PRUNED, 0.5), ((), TrialState.FAIL, None)])
-@pytest.mark.parametrize("way", ["reap", "bury"])
+@pytest.mark.parametrize("way", ["reap", "fail_leases_of"])
 def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
     way: str, curve: tuple[float, ...], state: TrialState, value: float | None, make_study: MakeStudy
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_lost_trial_that_a_person_has_ended_ends_and_is_not_parked(
     for step, reported in enumerate(curve, start=1):
         trial.report(reported, step)
     assert not control.stop_trial(study, 0)
-    if way == "bury":
+    if way == "fail_leases_of":
         assert reaper.fail_leases_of(study.ledger("launcher"), "dead", "killed") == 1
     else:
         with sql.writing(ledger.engine) as connection:
@@ -482,7 +482,7 @@ def test_a_lease_that_is_renewed_while_the_reaper_waits_is_not_taken(make_study:
     assert rows(study)[0].lease_until is not None
 
 
-@pytest.mark.parametrize("way", ["reap", "bury", "hpo stop --now"])
+@pytest.mark.parametrize("way", ["reap", "fail_leases_of", "hpo stop --now"])
 def test_an_end_at_that_instant_saves_no_other_trial(way: str, make_study: MakeStudy) -> None:
     """A trial that something else ends at that instant does not save the others."""
     study = make_study(failures={"lost_worker": {"retries": 0}})
@@ -492,7 +492,7 @@ def test_an_end_at_that_instant_saves_no_other_trial(way: str, make_study: MakeS
             study.ledger("dead").park(claim)
     acts: dict[str, Callable[[], object]] = {
         "reap": lambda: reap(study),
-        "bury": lambda: reaper.fail_leases_of(study.ledger("launcher"), "dead", "killed"),
+        "fail_leases_of": lambda: reaper.fail_leases_of(study.ledger("launcher"), "dead", "killed"),
         "hpo stop --now": lambda: control.stop(study, now=True),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from hpo.errors import SpecError
 from hpo.spec import usercode
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -60,7 +62,10 @@ def test_a_module_of_a_package_resolves_last_on_the_path(folder: Path) -> None:
 def as_installed(code: str, folder: Path) -> str:
     """Run code where only `hpo` is installed, not in this checkout; return what it prints."""
     code = f"from pathlib import Path\nfrom hpo.spec import usercode\nfolder = Path({str(folder)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".editable")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/", check=True, env=environment
+    )
     return done.stdout.strip()
 
 

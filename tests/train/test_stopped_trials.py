@@ -366,7 +366,7 @@ def test_a_training_that_overfits_is_flagged(tmp_path: Path) -> None:
     """Labels that mean nothing: the model can only learn them by heart."""
     source = tmp_path / "noise.py"
     source.write_text(
-        "import torch\nfrom data import Source\ndef noise():\n"
+        "import torch\nfrom hpo.data import Source\ndef noise():\n"
         "    g = torch.Generator().manual_seed(0)\n"
         "    images = torch.randint(0, 255, (200, 1, 8, 8), dtype=torch.uint8, generator=g)\n"
         "    return Source(images=images, labels=torch.arange(200) % 4, num_classes=4)\n"

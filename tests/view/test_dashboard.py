@@ -200,10 +200,10 @@ def test_a_host_that_is_not_here_is_a_clear_fault(place: Storage) -> None:
 
 SERVE = """
 import sys
-from hpo import storage
+from hpo.storage.connect import connect
 from hpo.view import dashboard
 from tests.support.trials import end_trial
-dashboard.serve(storage.connect(sys.argv[1]), host=sys.argv[2], port=0)
+dashboard.serve(connect(sys.argv[1]), host=sys.argv[2], port=0)
 """
 
 

@@ -440,14 +440,14 @@ def test_orders_reach_the_trial_that_they_are_for(make_study: MakeStudy) -> None
     assert [lease.must_end() for lease in leases] == [False, True, False]
 
 
-@pytest.mark.parametrize("seen_by", ["renew", "obey"])
+@pytest.mark.parametrize("seen_by", ["renew", "poll_commands"])
 def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     seen_by: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=3)
     office, leases = opened(study, 3)
     lose(study, leases[2])
-    asked = Noted(monkeypatch, "renew_all" if seen_by == "renew" else "orders_of")
+    asked = Noted(monkeypatch, "renew_all" if seen_by == "renew" else "commands_of")
     for _ in range(2):
         getattr(office, seen_by)()
         assert [is_lost(lease) for lease in leases] == [False, False, True]
@@ -518,7 +518,7 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     """Trials come go and are lost while the storage fails now and then and every curve is right."""
     study = make_study(trials=60)
     faults, drawn = random.Random(7), random.Random(8)
-    for name in ("report", "renew_all", "orders_of", "write_metrics"):
+    for name in ("report", "renew_all", "commands_of", "write_metrics"):
         monkeypatch.setattr(Ledger, name, failing_at_times(getattr(Ledger, name), faults))
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.05)
     office, thief = QueueClient(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")

@@ -476,7 +476,7 @@ def test_when_an_outage_ends_a_trial(make_study: MakeStudy, monkeypatch: pytest.
     assert raised_by(holding) is None
 
 
-@pytest.mark.parametrize("seen_by", ["report", "renew", "obey"])
+@pytest.mark.parametrize("seen_by", ["report", "renew", "poll_commands"])
 def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     holding = held(study)

@@ -85,7 +85,7 @@ def test_the_size_of_this_process_is_that_of_what_it_holds() -> None:
 BEGIN = """
 import atexit, contextlib, json, os, psutil, signal, subprocess, sys, threading, time
 from pathlib import Path
-from hpo import recycling
+from hpo.worker import restart
 from hpo.worker.restart import leave, start_afresh
 from hpo.worker.signals import ASKING, StopSignal
 
@@ -182,9 +182,9 @@ def is_open(descriptor):
         return bool(os.fstat(descriptor))
     return False
 
-live(size=recycling.resident() // recycling.MIB, open=[number for number in (0, 1, 2, 77, 1000) if is_open(number)])
+live(size=restart.resident() // restart.MIB, open=[number for number in (0, 1, 2, 77, 1000) if is_open(number)])
 if len(lives()) < 2:
-    held = bytearray(b"x") * (256 * recycling.MIB)
+    held = bytearray(b"x") * (256 * restart.MIB)
     file = open(HERE / "held", "w")
     for number in (77, 1000):
         os.dup2(file.fileno(), number, inheritable=True)
@@ -264,7 +264,7 @@ leave(stopping.exit_code)
     assert program.lives == [{"pid": process.pid}] * 2
 
 
-@pytest.mark.parametrize("spoil", ['recycling.FOLDER = "/no/such/folder"', 'sys.executable = "/no/such/python"'])
+@pytest.mark.parametrize("spoil", ['restart.FOLDER = "/no/such/folder"', 'sys.executable = "/no/such/python"'])
 def test_a_process_that_cannot_be_replaced_asks_for_another(spoil: str, program: Program) -> None:
     """A process that cannot be replaced ends with a code that asks for another one."""
     program.run(f"{spoil}\nlive()\nstart_afresh(stopping)", code=restart.CANNOT_RESTART)
@@ -390,7 +390,7 @@ leave(0)
 
 
 THREADS = """
-recycling.THREADS_SECONDS = 0.3
+restart.THREADS_SECONDS = 0.3
 for _ in range(3):
     threading.Thread(target=time.sleep, args=(600,)).start()
 live()
@@ -417,7 +417,7 @@ def test_an_idle_pool_of_threads_does_not_hold_up_the_end(program: Program) -> N
     text = """
 from concurrent.futures import ThreadPoolExecutor
 
-recycling.THREADS_SECONDS = 10.0
+restart.THREADS_SECONDS = 10.0
 pool = ThreadPoolExecutor(1)
 assert pool.submit(int).result() == 0
 leave(7)
@@ -432,7 +432,7 @@ import multiprocessing
 
 if lives():
     leave(7)
-recycling.THREADS_SECONDS = 0.3
+restart.THREADS_SECONDS = 0.3
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
 child.start()
 live(child=child.pid)

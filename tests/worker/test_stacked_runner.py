@@ -678,7 +678,7 @@ def test_one_whose_suggestions_the_database_refuses_fails_alone(
     assert len(failures(study)) == 1
 
 
-@pytest.mark.parametrize("part", ["propose", "seat", "made_from"])
+@pytest.mark.parametrize("part", ["propose", "seat", "receipt_of"])
 def test_one_of_several_that_cannot_be_begun_fails_alone(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

@@ -186,7 +186,7 @@ def test_who_loads_torch_s_compiler() -> None:
     code = (
         "import sys\n"
         "from hpo.train import loop\n"
-        "from hpo.train.optim import OPTIMIZERS\n"
+        "from hpo.train.optim.optimizers import OPTIMIZERS\n"
         "from tests.support.stacks import Trial, digits, stack_of\n"
         "splits, told = digits(), []\n"
         "for name in ('sgd', 'rmsprop', 'adam', 'adamw', 'adagrad', 'adamax', 'nadam'):\n"
