@@ -57,7 +57,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker's keeper look around every 20 ms."""
+    """Let a worker's heartbeat look around every 20 ms."""
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 0.02)
 
 

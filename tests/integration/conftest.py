@@ -1,4 +1,4 @@
-"""Fixtures of the tests that start processes: studies, crews of workers, a shell, a Postgres to stop and start."""
+"""Fixtures of the tests that start processes: studies, processes of workers, a shell, a Postgres to stop and start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_digits(place: Storage, tmp_path: Path) -> MakeStudy:
 
 @pytest.fixture
 def hire(tmp_path: Path) -> Iterator[Callable[[Study], WorkerProcesses]]:
-    """Make a crew of workers for a study; none of them outlives the test."""
+    """Start processes of workers for a study; none of them outlives the test."""
     groups = []
 
     def processes_of(study: Study) -> WorkerProcesses:

@@ -39,7 +39,7 @@ PRELOAD = [
 
 def fork(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
     """Start a process that calls this in a fork of the server."""
-    CONTEXT.set_forkserver_preload(PRELOAD)  # before the server's start; hpo.fleet.nursery asks for something else
+    CONTEXT.set_forkserver_preload(PRELOAD)  # before the server's start; hpo.launch.fork_server asks for something else
     process = CONTEXT.Process(target=target, args=arguments)
     process.start()
     return process

@@ -31,7 +31,7 @@ name = "none"
 
 
 def forked(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], code: int) -> str:
-    """Run a command in a fork of the crews' server and return what it said."""
+    """Run a command in a fork of the workers' server and return what it said."""
     with tempfile.TemporaryDirectory() as elsewhere:
         log = Path(elsewhere) / "said"
         process = processes.fork(_be, list(arguments), folder, environment, str(log))

@@ -503,6 +503,6 @@ def test_an_end_at_that_instant_saves_no_other_trial(way: str, make_study: MakeS
     found = while_written(study, tell, acts[way])
     assert isinstance(found, int), repr(
         found
-    )  # a Signal would end the keeper's thread, or the command with a traceback
+    )  # a Signal would end the heartbeat's thread, or the command with a traceback
     acts[way]()
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE", "FAIL"]

@@ -117,7 +117,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
 
 
 def stack_of(study: Study, count: int) -> tuple[QueueClient, list[Lease]]:
-    """Return a worker's post and the leases of so many new trials, claimed at once."""
+    """Return a worker's client and the leases of so many new trials, claimed at once."""
     client = QueueClient(study.ledger("w"), Retry(60.0))
     claims = claiming.claim_many(client.ledger, count)
     assert not isinstance(claims, claiming.Idle)

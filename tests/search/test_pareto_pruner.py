@@ -1,4 +1,4 @@
-"""Pruning among rivals, by hand: who may end whom, where trials are judged by what they cost too."""
+"""Pruning among comparable trials, by hand: who may end whom, where trials are judged by what they cost too."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def is_ended(study: Study, costs: Costs, value: float) -> bool:
 @pytest.mark.parametrize(
     ("size", "value", "expected"),
     [
-        pytest.param(50.0, 0.6, True, id="its one rival is smaller, and better"),
-        pytest.param(50.0, 0.95, False, id="better than its one rival"),
+        pytest.param(50.0, 0.6, True, id="its one comparable trial is smaller, and better"),
+        pytest.param(50.0, 0.95, False, id="better than its one comparable trial"),
         pytest.param(5.0, 0.01, False, id="none is as small: whatever its curve, it may stand on the front"),
         pytest.param(10.0, 0.3, True, id="of equal size"),
         pytest.param(99.0, 0.6, True, id="as if the others were not there"),
@@ -89,7 +89,7 @@ def test_the_trials_of_a_start_up_are_rivals_too(make: MakeStudy) -> None:
     study = make({**MEDIAN, "n_startup_trials": 2})
     end(study, 10.0, 0.9)
     end(study, 20.0, 0.9)
-    assert not is_ended(study, 15.0, 0.1)  # one rival is not enough to judge by
+    assert not is_ended(study, 15.0, 0.1)  # one comparable trial is not enough to judge by
     assert is_ended(study, 20.0, 0.1)
 
 
@@ -102,7 +102,7 @@ def test_halving_is_among_rivals(make: MakeStudy) -> None:
         (20.0, 0.45, False),  # two of 0.5, 0.45, 0.4, 0.1
         (7.0, 0.05, True),  # one of 0.1, 0.05
         (7.0, 0.2, False),  # one of 0.2, 0.1, 0.05
-        (None, 0.0, False),  # has no rivals, and is none
+        (None, 0.0, False),  # has no comparable ones, and is none
         (9.0, 0.15, False),  # two of 0.2, 0.15, 0.1, 0.05
     ]
     assert [is_ended(study, size, value) for size, value, _ in told] == [expected for *_, expected in told]

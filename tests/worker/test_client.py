@@ -30,15 +30,15 @@ from tests.support.waiting import wait_for
 
 
 def opened(study: Study, count: int, *, retry: float = 60.0, **ledger: Any) -> tuple[QueueClient, list[Lease]]:
-    """Return a post and so many leases in it."""
-    office = QueueClient(study.ledger("w", **ledger), Retry(retry))
-    return office, more(office, count)
+    """Return a client and so many leases in it."""
+    queue_client = QueueClient(study.ledger("w", **ledger), Retry(retry))
+    return queue_client, more(queue_client, count)
 
 
-def more(office: QueueClient, count: int) -> list[Lease]:
-    claims = claiming.claim_many(office.ledger, count)
+def more(queue_client: QueueClient, count: int) -> list[Lease]:
+    claims = claiming.claim_many(queue_client.ledger, count)
     assert not isinstance(claims, claiming.Idle)
-    return [Lease(office.ledger, claim, client=office) for claim in claims]
+    return [Lease(queue_client.ledger, claim, client=queue_client) for claim in claims]
 
 
 def epoch(leases: Sequence[Lease], step: int) -> list[Report]:
@@ -122,22 +122,22 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_an_epoch_of_many_trials_is_one_report(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of many trials is one report and their raw metrics wait."""
     study = make_study(trials=20)
-    office, leases = opened(study, 16)
+    queue_client, leases = opened(study, 16)
     reports = Noted(monkeypatch, "report")
     for step in (1, 2, 3):
-        office.report(epoch(leases, step))
+        queue_client.report(epoch(leases, step))
     assert reports.sizes == [16, 16, 16]
     assert seen(study) == [[1, 2, 3]] * 16
-    assert office.finished == 0
+    assert queue_client.finished == 0
     assert curves(leases) == [[]] * 16
     metrics = Noted(monkeypatch, "write_metrics")
-    office.send_metrics()  # as the keeper does at every tick
+    queue_client.send_metrics()  # as the heartbeat does at every tick
     assert metrics.sizes == []
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.0)
-    office.send_metrics()
+    queue_client.send_metrics()
     assert metrics.sizes == [48]
     assert curves(leases) == [[1.0, 2.0, 3.0]] * 16
-    office.flush()
+    queue_client.flush()
     assert metrics.sizes == [48]
 
 
@@ -145,12 +145,12 @@ def test_raw_metrics_of_very_many_reports_are_written_in_parts(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=8)
-    office, leases = opened(study, 8)
+    queue_client, leases = opened(study, 8)
     for step in range(1, 11):
-        office.report(epoch(leases, step))
+        queue_client.report(epoch(leases, step))
     metrics = Noted(monkeypatch, "write_metrics")
     monkeypatch.setattr(client, "METRICS_AT_ONCE", 30)
-    office.flush()
+    queue_client.flush()
     assert metrics.sizes == [30, 30, 20]
     assert curves(leases) == [[float(step) for step in range(1, 11)]] * 8
 
@@ -158,30 +158,30 @@ def test_raw_metrics_of_very_many_reports_are_written_in_parts(
 @pytest.mark.both
 def test_those_that_were_lost_learn_of_it_and_the_others_do_not(make_study: MakeStudy) -> None:
     study = make_study(trials=6)
-    office, leases = opened(study, 6)
-    office.report(epoch(leases, 1))
+    queue_client, leases = opened(study, 6)
+    queue_client.report(epoch(leases, 1))
     lose(study, leases[1], leases[4])
     study.optuna.tell(5, state=TrialState.FAIL)
-    office.report(epoch(leases, 2))
+    queue_client.report(epoch(leases, 2))
     assert [is_lost(lease) for lease in leases] == [False, True, False, False, True, True]
     assert seen(study) == [[1, 2], [], [1, 2], [1, 2], [], [1]]
-    office.flush()
+    queue_client.flush()
     assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0], [1.0, 2.0], [], []]
     for lease in (leases[1], leases[4], leases[5]):
-        office.remove(lease)
+        queue_client.remove(lease)
     kept = [leases[0], leases[2], leases[3]]
-    office.report(epoch(kept, 3))
-    office.flush()
+    queue_client.report(epoch(kept, 3))
+    queue_client.flush()
     assert curves(kept) == [[1.0, 2.0, 3.0]] * 3
 
 
 def test_trials_lost_before_their_raw_metrics_learn_of_it(make_study: MakeStudy) -> None:
     """Trials that were lost before their raw metrics were written learn of it."""
     study = make_study(trials=4)
-    office, leases = opened(study, 4)
-    office.report(epoch(leases, 1))
+    queue_client, leases = opened(study, 4)
+    queue_client.report(epoch(leases, 1))
     lose(study, leases[2])
-    office.flush()
+    queue_client.flush()
     assert [is_lost(lease) for lease in leases] == [False, False, True, False]
     assert curves(leases) == [[1.0], [1.0], [], [1.0]]
 
@@ -190,28 +190,28 @@ def test_a_report_of_many_renews_their_leases(make_study: MakeStudy, monkeypatch
     """A report of many renews their leases once a third of one has gone."""
     study = make_study(trials=9)
     now = clock.awake_or_asleep()
-    office, leases = opened(study, 3)
+    queue_client, leases = opened(study, 3)
     reports = Noted(monkeypatch, "report")
     for step, later in enumerate((0.0, 19.0, 20.5, 21.0, 41.0), start=1):  # of a lease of 60 s
         monkeypatch.setattr(clock, "awake_or_asleep", lambda later=later: now + later)
-        office.report(epoch(leases, step))
+        queue_client.report(epoch(leases, step))
         if later == 21.0:
-            leases += more(office, 1)  # fresh: it asks for nothing
+            leases += more(queue_client, 1)  # fresh: it asks for nothing
     assert [settings["renew"] for _, settings in reports.calls] == [False, False, True, False, True]
-    assert not office.is_to_be_renewed
+    assert not queue_client.is_to_be_renewed
     monkeypatch.setattr(clock, "awake_or_asleep", lambda: now + 62.0)
-    office.report(epoch(leases[:1], 6))
-    assert office.is_to_be_renewed  # the others have said nothing, so the keeper does it
+    queue_client.report(epoch(leases[:1], 6))
+    assert queue_client.is_to_be_renewed  # the others have said nothing, so the heartbeat does it
 
 
 def test_a_trial_that_is_not_held_cannot_report(make_study: MakeStudy) -> None:
     """A trial that is not held here cannot report and nothing is written."""
     study = make_study(trials=4)
-    office, leases = opened(study, 3)
-    office.remove(leases[1])
+    queue_client, leases = opened(study, 3)
+    queue_client.remove(leases[1])
     with pytest.raises(KeyError, match="trial 1, attempt 1, is not held here"):
-        office.report(epoch(leases, 1))
-    office.flush()
+        queue_client.report(epoch(leases, 1))
+    queue_client.flush()
     assert seen(study) == [[], [], []]
 
 
@@ -233,18 +233,18 @@ def refusing(monkeypatch: pytest.MonkeyPatch, name: str, is_bad: Callable[[Repor
 def test_a_refused_report_is_its_own_trial_s_affair(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report that the database refuses is the affair of its own trial."""
     study = make_study(trials=4)
-    office, leases = opened(study, 4)
+    queue_client, leases = opened(study, 4)
     refusing(monkeypatch, "report", lambda report: (report.claim.number, report.step) in [(1, 2), (3, 2)])
     for step in (1, 2, 3):
-        office.report(epoch(leases, step))
+        queue_client.report(epoch(leases, step))
         for lease in leases:
             if step == 2 and lease.claim.number in (1, 3):
                 with pytest.raises(sa.exc.DataError, match="integer out of range"):
                     lease.check()
             lease.check()  # it is told once
             assert not lease.must_end()
-    assert not office.is_cut_off
-    office.flush()
+    assert not queue_client.is_cut_off
+    queue_client.flush()
     assert seen(study) == [[1, 2, 3], [1, 3]] * 2
     assert curves(leases) == [[1.0, 2.0, 3.0], [1.0, 3.0]] * 2
 
@@ -254,11 +254,11 @@ def test_refused_raw_metrics_cost_the_others_none(
 ) -> None:
     """Raw metrics that the database refuses cost the other trials none."""
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
+    queue_client, leases = opened(study, 3)
     refusing(monkeypatch, "write_metrics", lambda report: report.claim.number == 1)
     for step in (1, 2):
-        office.report(epoch(leases, step))
-    office.flush()
+        queue_client.report(epoch(leases, step))
+    queue_client.flush()
     assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
     assert caplog.text.count("raw metrics cannot be written: integer out of range") == 1
     assert "trial 1: raw metrics cannot be written" in caplog.text
@@ -267,7 +267,7 @@ def test_refused_raw_metrics_cost_the_others_none(
 def test_an_outage_amid_single_reports(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storage that fails amid reports that are written one by one gets the rest later."""
     study = make_study(trials=4)
-    office, leases = opened(study, 4)
+    queue_client, leases = opened(study, 4)
     report, turns = Ledger.report, iter(range(100))
 
     def failing(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
@@ -279,11 +279,11 @@ def test_an_outage_amid_single_reports(make_study: MakeStudy, monkeypatch: pytes
         return report(ledger, reports, **settings)
 
     monkeypatch.setattr(Ledger, "report", failing)
-    office.report(epoch(leases, 1))
-    assert office.is_cut_off
+    queue_client.report(epoch(leases, 1))
+    assert queue_client.is_cut_off
     assert seen(study) == [[1], [1], [], []]
-    office.send()
-    assert not office.is_cut_off
+    queue_client.send()
+    assert not queue_client.is_cut_off
     assert seen(study) == [[1]] * 4
     assert next(turns) == 7  # nothing was sent twice: 4 at once, 0, 1, 2 in vain, 2 and 3 at once, 2, 3
 
@@ -297,35 +297,35 @@ def test_reports_of_many_in_an_outage_go_in_few_statements(
 ) -> None:
     """What many reported during an outage is sent in order and in few statements."""
     study = make_study(trials=16)
-    office, leases = opened(study, 16)
+    queue_client, leases = opened(study, 16)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         for step in range(1, 21):
-            office.report(epoch(leases, step))
-        assert office.is_cut_off
+            queue_client.report(epoch(leases, step))
+        assert queue_client.is_cut_off
         assert not leases[3].record_checkpoint(Checkpoint(epoch=1, path="/c.pt", digest="d"))
     assert caplog.text.count("the storage fails, training goes on") == 1
     reports = Noted(monkeypatch, "report")
-    office.send()
+    queue_client.send()
     assert reports.sizes == [100, 100, 100, 20]
     sent = [(report.step, report.claim.number) for given, _ in reports.calls for report in given]
     assert sent == [(step, number) for step in range(1, 21) for number in range(16)]
-    assert not office.is_cut_off
-    office.flush()
+    assert not queue_client.is_cut_off
+    queue_client.flush()
     assert curves(leases) == [[float(step) for step in range(1, 21)]] * 16
 
 
 def test_a_trial_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that was lost during an outage is found so and the others' reports arrive."""
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
+    queue_client, leases = opened(study, 3)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        office.report(epoch(leases, 1))
+        queue_client.report(epoch(leases, 1))
     lose(study, leases[0])
-    office.report(epoch(leases, 2))
+    queue_client.report(epoch(leases, 2))
     assert not any(map(is_lost, leases))
-    office.flush()
+    queue_client.flush()
     assert [is_lost(lease) for lease in leases] == [True, False, False]
     assert curves(leases) == [[], [1.0, 2.0], [1.0, 2.0]]
 
@@ -333,35 +333,35 @@ def test_a_trial_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkey
 def test_an_outage_that_lasts_ends_every_trial_and_one_that_ends_none(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office, leases = opened(make_study(trials=3), 3, retry=0.3)
+    queue_client, leases = opened(make_study(trials=3), 3, retry=0.3)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        office.report(epoch(leases, 1))
+        queue_client.report(epoch(leases, 1))
     assert not any(lease.must_end() for lease in leases)
     time.sleep(0.35)
     for lease in leases:
         with pytest.raises(Outage, match="the storage has failed for 0 s"):
             lease.let_go()
         assert lease.keeps_its_place
-    office.send()
+    queue_client.send()
     assert not any(lease.must_end() for lease in leases)
 
 
 def test_what_is_removed_leaves_nothing_behind(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
-    office.report(epoch(leases, 1))  # its raw metrics wait
+    queue_client, leases = opened(study, 3)
+    queue_client.report(epoch(leases, 1))  # its raw metrics wait
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        office.report(epoch(leases, 2))  # and all of this
-    office.remove(leases[1])
-    office.remove(leases[1])  # twice is once
-    assert office.leases == [leases[0], leases[2]]
-    office.flush()
+        queue_client.report(epoch(leases, 2))  # and all of this
+    queue_client.remove(leases[1])
+    queue_client.remove(leases[1])  # twice is once
+    assert queue_client.leases == [leases[0], leases[2]]
+    queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]
     assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
     renewed = Noted(monkeypatch, "renew_all")
-    office.renew()
+    queue_client.renew()
     assert renewed.sizes == [2]
     assert not leases[1].is_lost
 
@@ -370,18 +370,18 @@ def test_what_is_removed_while_a_sender_hangs_leaves_nothing_behind(
     make_study: MakeStudy, hang: threading.Event
 ) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
-    office.report(epoch(leases, 1))
-    assert office.is_cut_off
-    office.report(epoch(leases, 2))
+    queue_client, leases = opened(study, 3)
+    queue_client.report(epoch(leases, 1))
+    assert queue_client.is_cut_off
+    queue_client.report(epoch(leases, 2))
     started = time.monotonic()
-    office.remove(leases[1])  # waits for nobody
+    queue_client.remove(leases[1])  # waits for nobody
     assert time.monotonic() - started < 0.2
     with pytest.raises(NoAnswer):
-        office.send()
+        queue_client.send()
     hang.set()
-    wait_for(lambda: not office.is_cut_off)
-    office.flush()
+    wait_for(lambda: not queue_client.is_cut_off)
+    queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]  # what was under way then arrived: the claim stands
     assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
 
@@ -390,15 +390,15 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 2, retry=0.1)
+    queue_client, leases = opened(study, 2, retry=0.1)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        office.report(epoch(leases, 1))
+        queue_client.report(epoch(leases, 1))
     time.sleep(0.15)
     for lease in leases:
-        office.remove(lease)
-    (lease,) = more(office, 1)
-    assert not office.is_cut_off
+        queue_client.remove(lease)
+    (lease,) = more(queue_client, 1)
+    assert not queue_client.is_cut_off
     lease.let_go()
     lease.report(said(lease, 1))
     assert seen(study) == [[], [], [1]]
@@ -407,17 +407,23 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
 def test_a_post_without_trials_asks_the_database_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office = QueueClient(make_study().ledger("w"))
+    queue_client = QueueClient(make_study().ledger("w"))
 
     def pick(*_: object, **__: object) -> Any:
         pytest.fail("nobody is here to ask for")
 
     for name in ("writing", "writing_once", "reading"):
         monkeypatch.setattr(sql, name, pick)
-    office.report([])
-    for act in (office.flush, office.send, office.renew, office.poll_commands, office.send_metrics):
+    queue_client.report([])
+    for act in (
+        queue_client.flush,
+        queue_client.send,
+        queue_client.renew,
+        queue_client.poll_commands,
+        queue_client.send_metrics,
+    ):
         act()
-    assert not office.is_to_be_renewed
+    assert not queue_client.is_to_be_renewed
 
 
 # --- what is heard ----------------------------------------------------------------------------------------------------
@@ -425,18 +431,18 @@ def test_a_post_without_trials_asks_the_database_nothing(
 
 def test_orders_reach_the_trial_that_they_are_for(make_study: MakeStudy) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
+    queue_client, leases = opened(study, 3)
     control.stop_trial(study, 1)
-    office.poll_commands()
+    queue_client.poll_commands()
     assert [lease.must_end() for lease in leases] == [False, True, False]
     assert [lease.keeps_its_place for lease in leases] == [True, False, True]
     with pytest.raises(Stopped):
         leases[1].let_go()
     control.pause(study)
-    office.poll_commands()
+    queue_client.poll_commands()
     assert all(lease.must_end() for lease in leases)
     control.resume(study)
-    office.poll_commands()
+    queue_client.poll_commands()
     assert [lease.must_end() for lease in leases] == [False, True, False]
 
 
@@ -445,11 +451,11 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     seen_by: str, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 3)
+    queue_client, leases = opened(study, 3)
     lose(study, leases[2])
     asked = Noted(monkeypatch, "renew_all" if seen_by == "renew" else "commands_of")
     for _ in range(2):
-        getattr(office, seen_by)()
+        getattr(queue_client, seen_by)()
         assert [is_lost(lease) for lease in leases] == [False, False, True]
     assert asked.sizes == [3, 2]
 
@@ -457,37 +463,37 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
 def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeStudy) -> None:
     """A worker that takes up its own lost trial holds it by the later claim."""
     study = make_study(trials=2)
-    office, (stale, other) = opened(study, 2)
-    office.report(epoch([stale, other], 1))
-    office.ledger.park(stale.claim)  # as a reaper does, while the worker is frozen
-    (again,) = more(office, 1)
+    queue_client, (stale, other) = opened(study, 2)
+    queue_client.report(epoch([stale, other], 1))
+    queue_client.ledger.park(stale.claim)  # as a reaper does, while the worker is frozen
+    (again,) = more(queue_client, 1)
     assert [is_lost(lease) for lease in (stale, again, other)] == [True, False, False]
-    office.report(epoch([stale, again, other], 2))
-    office.flush()
+    queue_client.report(epoch([stale, again, other], 2))
+    queue_client.flush()
     assert seen(study) == [[2], [1, 2]]
     assert curves([again, other]) == [[2.0], [1.0, 2.0]]
-    office.remove(stale)
-    assert office.leases == [other, again]
-    office.renew()
+    queue_client.remove(stale)
+    assert queue_client.leases == [other, again]
+    queue_client.renew()
     assert not is_lost(again)
 
 
-# --- the keeper -------------------------------------------------------------------------------------------------------
+# --- the heartbeat ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("fast_ticks")
 def test_leases_that_come_and_go_are_each_kept_while_they_are_here(make_study: MakeStudy) -> None:
     study = make_study(trials=6)
-    office, leases = opened(study, 3, lease_seconds=0.6)
-    with Heartbeat(office.ledger) as keeping:
-        keeping.hold(office)
+    queue_client, leases = opened(study, 3, lease_seconds=0.6)
+    with Heartbeat(queue_client.ledger) as keeping:
+        keeping.hold(queue_client)
         first = until(study)
-        leases += more(office, 3)
+        leases += more(queue_client, 3)
         gone = leases[1]
-        office.remove(gone)
+        queue_client.remove(gone)
         time.sleep(1.2)  # nobody reports; every lease would have run out twice
         now = until(study)
-        assert now[1] is None  # it ran out, and this very keeper took it
+        assert now[1] is None  # it ran out, and this very heartbeat took it
         assert [end is not None for end in now] == [True, False, True, True, True, True]
         assert (now[0] or 0) > (first[0] or 0) + 0.6
     assert not any(lease.is_lost for lease in leases)
@@ -496,7 +502,7 @@ def test_leases_that_come_and_go_are_each_kept_while_they_are_here(make_study: M
 @pytest.mark.usefixtures("fast_ticks")
 def test_a_trial_whose_time_is_up_is_told_apart_from_those_beside_it(make_study: MakeStudy) -> None:
     study = make_study(trials=3)
-    office, leases = opened(study, 3, lease_seconds=0.3)
+    queue_client, leases = opened(study, 3, lease_seconds=0.3)
     called: list[int] = []
     leases[1].seconds_left = -10.0
 
@@ -504,8 +510,8 @@ def test_a_trial_whose_time_is_up_is_told_apart_from_those_beside_it(make_study:
         called.append(lease.claim.number)
         raise RuntimeError("it may raise")
 
-    with Heartbeat(office.ledger, overdue=overdue) as keeping:
-        keeping.hold(office)
+    with Heartbeat(queue_client.ledger, overdue=overdue) as keeping:
+        keeping.hold(queue_client)
         wait_for(lambda: len(called) >= 3)
     assert set(called) == {1}
 
@@ -521,25 +527,25 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     for name in ("report", "renew_all", "commands_of", "write_metrics"):
         monkeypatch.setattr(Ledger, name, failing_at_times(getattr(Ledger, name), faults))
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.05)
-    office, thief = QueueClient(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")
+    queue_client, thief = QueueClient(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")
     at: dict[Lease, int] = {}
     ended: list[Lease] = []
     stolen: list[Claim] = []
-    with Heartbeat(office.ledger) as keeping:
-        keeping.hold(office)
+    with Heartbeat(queue_client.ledger) as keeping:
+        keeping.hold(queue_client)
         while True:
-            claims = claiming.claim_many(office.ledger, 8 - len(at), stack_key="any") if len(at) < 8 else []
+            claims = claiming.claim_many(queue_client.ledger, 8 - len(at), stack_key="any") if len(at) < 8 else []
             if isinstance(claims, claiming.Idle):
                 if not at:
                     break
                 claims = []
-            at |= {Lease(office.ledger, claim, client=office): 0 for claim in claims}
+            at |= {Lease(queue_client.ledger, claim, client=queue_client): 0 for claim in claims}
             at = {lease: step + 1 for lease, step in at.items()}
-            office.report([said(lease, step) for lease, step in at.items()])
+            queue_client.report([said(lease, step) for lease, step in at.items()])
             time.sleep(0.005)
             if len(at) > 4 and len(stolen) < 10:
                 victim = drawn.choice(list(at))
-                office.ledger.park(victim.claim)
+                queue_client.ledger.park(victim.claim)
                 taken = claiming.claim_many(thief, 1, stack_key="any")
                 assert not isinstance(taken, claiming.Idle)
                 stolen += taken
@@ -553,8 +559,8 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
                     ended.append(lease)
                 except LostLease:
                     lease.ledger.drop(lease.claim, "lost")
-                office.remove(lease)
-    assert office.leases == []
+                queue_client.remove(lease)
+    assert queue_client.leases == []
     assert len(stolen) == 10
     trials = study.optuna.get_trials(deepcopy=False)
     assert len(ended) == 60 - len({claim.trial_id for claim in stolen})
@@ -565,7 +571,7 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     for claim in stolen:
         assert trials[claim.number].intermediate_values == {}
         assert thief.curve(claim, "value") == []
-    assert office.retry(lambda: thief.renew_all(stolen)) == set()
+    assert queue_client.retry(lambda: thief.renew_all(stolen)) == set()
 
 
 def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable[..., Any]:

@@ -124,7 +124,7 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
 
 
 def test_a_keeper_takes_nothing_after_an_outage_yet(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A keeper that comes as the storage may have come back takes nothing yet."""
+    """A heartbeat that comes as the storage may have come back takes nothing yet."""
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))

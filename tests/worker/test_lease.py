@@ -118,7 +118,7 @@ def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
     holding = held(study)
     for step in (1, 2, 3):
         holding.report(said(holding, step))
-    holding.client.send_metrics()  # as the keeper does at every tick
+    holding.client.send_metrics()  # as the heartbeat does at every tick
     assert holding.ledger.curve(holding.claim, "value") == []
     with monkeypatch.context() as patched:
         patched.setattr(client, "METRICS_SECONDS", 0.0)
@@ -179,7 +179,7 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
             if holding.is_cut_off and step % 3 == 1:
-                holding.client.send()  # as the keeper does
+                holding.client.send()  # as the heartbeat does
             holding.report(said(holding, step))
             assert holding.is_cut_off == (step % 3 != 1)
     monkeypatch.setattr(Ledger, "report", noting)
@@ -204,7 +204,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
         holding.report(said(holding, step))
     assert asked == [1]
     assert caplog.text.count("the storage fails, training goes on: the server closed the connection") == 1
-    with pytest.raises(sa.exc.OperationalError):  # to the keeper they are raised
+    with pytest.raises(sa.exc.OperationalError):  # to the heartbeat they are raised
         holding.client.send()
     assert asked == [1, 3]
 
@@ -352,7 +352,7 @@ def test_a_checkpoint_is_recorded_after_its_reports(make_study: MakeStudy, monke
         holding.report(said(holding, 1))
         assert not holding.record_checkpoint(at(1))
     assert recorded(study) == (None, None)
-    assert not holding.record_checkpoint(at(1))  # the keeper did not get through yet
+    assert not holding.record_checkpoint(at(1))  # the heartbeat did not get through yet
     holding.client.send()
     assert holding.record_checkpoint(at(1))
     assert recorded(study) == (1, "/epoch-1.pt")

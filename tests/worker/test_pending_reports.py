@@ -231,7 +231,7 @@ def test_an_outage_that_passes_leaves_no_note(make_digits: MakeStudy, weather: W
         if weather.trained and weather.trained[-1] == 5 and weather.is_cut:
             found.extend(notes(study))
             weather.clear()
-            time.sleep(1.5)  # until the keeper's thread has got through
+            time.sleep(1.5)  # until the heartbeat's thread has got through
         return False
 
     weather.cut_after = 3

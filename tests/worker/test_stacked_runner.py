@@ -229,7 +229,7 @@ def test_one_trial_is_ended_by_a_person_and_the_others_train_on(
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
         if stack.runs[0].epoch == 2 and len(stack.runs) == 4:
             assert control.stop_trial(study, 1)
-            while not stop():  # until the keeper has heard of it
+            while not stop():  # until the heartbeat has learned of it
                 time.sleep(0.01)
         return real(stack, stop)
 
@@ -832,7 +832,7 @@ def test_one_whose_kept_report_is_refused_fails(make_digits: MakeStudy, monkeypa
         return real(ledger, reports, **settings)
 
     monkeypatch.setattr(Ledger, "report", report)
-    monkeypatch.setattr("hpo.worker.heartbeat.TICK_SECONDS", 60.0)  # else it may be the keeper who hears of it
+    monkeypatch.setattr("hpo.worker.heartbeat.TICK_SECONDS", 60.0)  # else it may be the heartbeat that learns of it
     assert work(study) == 0
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert of_number(study, 0) == ["exception"]
