@@ -107,9 +107,10 @@ def test_run(either: Home) -> None:
     found, wanted = either.trials("digits"), ENDS["digits"]
     assert [trial["number"] for trial in found] == list(range(8))
     assert all(trial["settled"] for trial in found)
-    if IS_SAME_MACHINE:
+    if machine()["torch"] == ENDS["machine"]["torch"]:  # else torch's modules may have other attributes
         # By its partition a parked trial finds the stack that it fits in: were it another now, it would wait for its own.
-        assert [trial["partition"] for trial in found] == [trial["partition"] for trial in wanted]
+        assert [trial["partition"] for trial in found[:7]] == [trial["partition"] for trial in wanted[:7]]
+    if IS_SAME_MACHINE:
         assert found == wanted
     for one, other in zip(found[:7], wanted[:7], strict=True):  # the last one is drawn from what the others came to
         one["partition"] = other["partition"]

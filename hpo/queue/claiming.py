@@ -55,11 +55,11 @@ def claim_many(
 ) -> list[Claim] | Idle:
     """Take up at least one trial and at most `wanted`; StudyError if the study was deleted meanwhile.
 
-    Who has a stack open gets parked trials of its partition and of none yet, then queued and new ones. Who has none gets
-    what the oldest parked trial is to be trained with: the others of its partition, if that is known, and nothing else.
+    Who has a stack open gets parked trials of its stack key and of none yet, then queued and new ones. Who has none gets
+    what the oldest parked trial is to be trained with: the others of its stack key, if that is known, and nothing else.
 
     Args:
-        partition: of the stack that the caller has open.
+        stack_key: of the stack that the caller has open.
         waiting_at_most: so many parked trials may wait for another stack than the caller's; no trial that may come to wait
             is begun beyond that.
         fleet: how many workers the run has: one call begins no more than an even share of the new trials that are left.

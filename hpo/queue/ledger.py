@@ -236,7 +236,7 @@ class Ledger:
         """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it.
 
         Args:
-            partition: which kind of stack it trains in, if that is known by now.
+            stack_key: which kind of stack it trains in, if that is known by now.
         """
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)

@@ -47,13 +47,13 @@ def write_suggested(connection: sa.Connection, given: Sequence[SuggestedParams])
 
 
 def write_receipts(connection: sa.Connection, uid: str, made: Sequence[TrialReceipt]) -> None:
-    """Write what trials are being made from; a partition that is not known leaves the one that was."""
+    """Write what trials are being made from; a stack key that is not known leaves the one that was."""
     rows = [
         {
             "of_study": uid,
             "of_trial": one.claim.trial_id,
             "new_receipt": json.dumps(one.receipt),
-            "new_partition": one.stack_key,
+            "new_stack_key": one.stack_key,
         }
         for one in made
     ]
@@ -63,7 +63,7 @@ def write_receipts(connection: sa.Connection, uid: str, made: Sequence[TrialRece
 
 @cache
 def _receipts_statement() -> sa.Update:
-    stack_key = sa.bindparam("new_partition", type_=hpo_trials.c.stack_key.type)
+    stack_key = sa.bindparam("new_stack_key", type_=hpo_trials.c.stack_key.type)
     return (
         hpo_trials.update()
         .where(hpo_trials.c.study_uid == sa.bindparam("of_study"), hpo_trials.c.trial_id == sa.bindparam("of_trial"))

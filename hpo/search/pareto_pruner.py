@@ -87,17 +87,17 @@ class _ComparableHistory:
 
     def __init__(self, columns: FinishedTrials, trials_of_study: ComparableTrials, trial: FrozenTrial) -> None:
         self._columns = columns
-        self._field = trials_of_study
+        self._comparable = trials_of_study
         self._trial = trial
 
     @property
     def complete(self) -> int:
         numbers = self._columns.numbers[self._columns.states == TrialState.COMPLETE.value]
-        return int(self._field.comparable(self._trial, numbers).sum())
+        return int(self._comparable.comparable(self._trial, numbers).sum())
 
     def at_step(self, step: int) -> Floats:
         values = self._columns.at_step(step)
-        found: Floats = values[self._field.comparable(self._trial, self._columns.who_at_step(step)[: len(values)])]
+        found: Floats = values[self._comparable.comparable(self._trial, self._columns.who_at_step(step)[: len(values)])]
         return found
 
     def percentile(self, step: int, percent: float) -> float:

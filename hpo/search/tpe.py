@@ -159,7 +159,7 @@ class FirstJudged(optuna.Study):
 
 
 class ArrayTPE(optuna.samplers.TPESampler):
-    """Optuna's TPESampler, quick on a LeanStorage."""
+    """Optuna's TPESampler, quick on an OptunaStorage."""
 
     _seen: tuple[int, Look | None] | None = None  # the trial by id, and what there was to see at its first parameter
     _look: Look | None = None  # for the relative parameters of one trial; None: Optuna's own code draws them

@@ -60,7 +60,7 @@ class DeferredWrites:
 
 
 def do_once(action: Callable[[], Result]) -> Result:
-    """Do it, and let what it raises through."""
+    """Call `action` once, without retrying."""
     return action()
 
 
@@ -71,9 +71,9 @@ class OptunaStorage(BaseStorage):
         """Open the tables, which are there.
 
         Args:
-            bear: does each transaction, in its own way of bearing a storage that fails. One that is done twice, since its
-                answer was lost, writes the same twice, but for a new trial, of which there are two then, and for a new
-                study or an end, which are refused the second time.
+            retry: does each transaction, again while the storage fails. A transaction whose answer was lost is done twice.
+                It writes the same twice, but for a new trial, of which there are two then, and for a new study or an
+                end, which are refused the second time.
         """
         self.engine = opened
         self._retry = retry
@@ -82,7 +82,7 @@ class OptunaStorage(BaseStorage):
         self._directions: dict[int, list[StudyDirection]] = {}
         self._study_of: dict[int, int] = {}  # by the ids of trials that were written to
         self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
-        self._begun: dict[int, TrialRow] = {}  # by id; see `expect`
+        self._begun: dict[int, TrialRow] = {}  # by id; see `prime`
         self._deferred: dict[int, DeferredWrites] = {}  # by trial
         self._looking_once: dict[int, bool] = {}  # studies of which one look is to do, and whether it was had
 
@@ -94,7 +94,7 @@ class OptunaStorage(BaseStorage):
         self.__init__(sa.create_engine(state["url"], **engine.arguments(state["url"])))  # type: ignore[misc]
 
     def with_retry(self, retry: RetryCall) -> OptunaStorage:
-        """Return this storage with another way of bearing failures."""
+        """Return this storage with another way of retrying."""
         return OptunaStorage(self.engine, retry)
 
     def _reading(self, read: Callable[[sa.Connection], Result]) -> Result:

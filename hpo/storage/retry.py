@@ -1,4 +1,4 @@
-"""A failing storage borne for a while: what it refuses is tried again, until it has refused for too long.
+"""Calls to a failing storage are retried with back-off, until it has failed for too long.
 
 Every call of ours may be repeated: each is one transaction, and each writes the same when it is written twice. So does
 what a trial calls of Optuna's. What makes or ends a study or a trial does not: if the answer to an `enqueue_trial` in an
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-STOPPING_SECONDS = 5.0  # borne by a process that was asked to stop
+STOPPING_SECONDS = 5.0  # for which a process that was asked to stop still retries
 
 
 class Retry:
-    """How long this process bears a failing storage, and whether it is asked to stop meanwhile."""
+    """How long this process retries while the storage fails, and whether it is asked to stop meanwhile."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Retry:
         *,
         passing: tuple[type[Exception], ...] = OUTAGES,
     ) -> None:
-        """Bear a failing storage for so many seconds.
+        """Retry for so many seconds.
 
         Args:
-            stopping: whether the process was asked to stop: then it bears little any more.
-            passing: the errors that are borne.
+            stopping: whether the process was asked to stop: then it retries for a few seconds only.
+            passing: the errors after which it retries.
         """
         self.seconds = seconds
         self.stopping = stopping

@@ -1,5 +1,5 @@
 """One study as a whole: made, joined, controlled, read, exported.
 
-Here live the study's identity, its status, its best trials, and what a person orders. All reading queries are here too.
-Nothing here trains. How a single trial is claimed and ended is in `hpo.queue`.
+Here live the study's identity, its status, its best trials, and what a person orders. The queries that read for people are
+here too. Nothing here trains. How a single trial is claimed and ended is in `hpo.queue`.
 """

@@ -1,1 +1,5 @@
-"""Training of one configuration: knows torch, not Optuna."""
+"""Training of one configuration, or of several as one model.
+
+Here live the run, the loop, validation, monitors and checkpoint files. `optim` holds optimizers, schedules and losses, `stack`
+trains K runs as one model, `build` makes a run from a config. Nothing here knows Optuna, a database or a trial.
+"""

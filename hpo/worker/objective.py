@@ -135,12 +135,12 @@ class Declared:
         return TrialReceipt(claim=seat.lease.claim, receipt=found, stack_key=seat.stack_key)
 
     def halve(self, stack_key: str) -> None:
-        """Make stacks of this partition of half the slots from now on, in every process on this machine."""
+        """Make stacks of this key of half the slots from now on, in every process on this machine."""
         untried = Choice(executor="loop", slots=1, why="memory ran out while a stack was tried")
         choice = self._choices.get(stack_key, untried)
         self._choices[stack_key] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
         remember(self._choices[stack_key], self._study.spec, stack_key, self._folder, self._device)
 
     def train_alone(self, stack_key: str) -> None:
-        """Train the trials of this partition one by one from now on, in this process."""
+        """Train the trials of this key one by one from now on, in this process."""
         self._choices[stack_key] = self._choices[stack_key].limited(1, "since a stack broke up")

@@ -91,10 +91,10 @@ class Trainer(Protocol):
         """Return what a trial is being made from, once its executor has it."""
 
     def halve(self, stack_key: str) -> None:
-        """Make stacks of this partition of half the slots from now on, in every process on this machine."""
+        """Make stacks of this key of half the slots from now on, in every process on this machine."""
 
     def train_alone(self, stack_key: str) -> None:
-        """Train the trials of this partition one by one from now on, in this process."""
+        """Train the trials of this key one by one from now on, in this process."""
 
 
 class StackedRunner:

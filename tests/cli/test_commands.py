@@ -388,7 +388,7 @@ def test_no_command_and_an_unknown_one_are_usage_errors(hpo: Hpo, tmp_path: Path
     assert content(tmp_path) == {}
 
 
-# --- steering -------------------------------------------------------------------------------------------------------
+# --- managing -------------------------------------------------------------------------------------------------------
 
 
 def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ def test_two_hundred_trials_grow_a_worker_by_less_than_fifty_megabytes(shell: Sh
 @pytest.mark.parametrize(
     ("limit", "leak", "runs"),
     [
-        pytest.param("recycle_trials = 3", 0, [3, 3, 1], marks=pytest.mark.soak),  # tests/test_recycling.py counts them
+        pytest.param(
+            "recycle_trials = 3", 0, [3, 3, 1], marks=pytest.mark.soak
+        ),  # tests/worker/test_restart.py counts them
         ("recycle_growth_mb = 100", 60 * 2**20, [3, 3, 1]),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy
     assert len(trials_of(study)) == 3
 
 
-SOAK = pytest.mark.soak  # which of these a process hears: tests/test_signals.py and tests/test_recycling.py
+SOAK = pytest.mark.soak  # which of these a process hears: tests/worker/test_signals.py and tests/worker/test_restart.py
 
 
 @pytest.mark.parametrize(

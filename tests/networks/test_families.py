@@ -104,7 +104,7 @@ def test_every_option_trains_on_the_digits_and_again_to_the_same_curve(
 
 def test_every_option_of_mlp_and_cnn_is_among_those_trained() -> None:
     tried = {key for chosen in (*OPTIONS.values(), *SIZES.values()) for key in chosen}
-    elsewhere = {"weights", "keep", "block_dropout"}  # tests/test_transfer.py, tests/test_blocks.py
+    elsewhere = {"weights", "keep", "block_dropout"}  # tests/networks/test_transfer.py, tests/networks/test_blocks.py
     for name in SIZES:
         assert set(options.model_of(MODELS[name], 2).model_fields) <= tried | elsewhere
 

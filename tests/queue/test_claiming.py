@@ -363,7 +363,7 @@ def test_without_a_stack_the_oldest_parked_trial_decides_which_is_opened(make_st
     assert numbers(many(study, 9)) == [5, 6, 7, 8]
 
 
-def test_what_was_parked_as_of_a_partition_stays_so_over_attempts(make_study: MakeStudy) -> None:
+def test_a_parked_trial_keeps_its_stack_key_over_attempts(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     ledger = study.ledger("w")
     (claim,) = many(study, 1)

@@ -77,7 +77,9 @@ def is_ended(study: Study, costs: Costs, value: float) -> bool:
         pytest.param(None, 0.0, False, id="nobody knows what it costs"),
     ],
 )
-def test_a_median_is_that_of_rivals(make: MakeStudy, size: float | None, value: float, expected: bool) -> None:
+def test_a_median_is_that_of_comparable_trials(
+    make: MakeStudy, size: float | None, value: float, expected: bool
+) -> None:
     study = make(MEDIAN)
     end(study, 10.0, 0.9)
     end(study, 100.0, 0.5)
@@ -85,7 +87,7 @@ def test_a_median_is_that_of_rivals(make: MakeStudy, size: float | None, value: 
     assert is_ended(study, size, value) is expected
 
 
-def test_the_trials_of_a_start_up_are_rivals_too(make: MakeStudy) -> None:
+def test_the_trials_of_a_start_up_are_comparable_too(make: MakeStudy) -> None:
     study = make({**MEDIAN, "n_startup_trials": 2})
     end(study, 10.0, 0.9)
     end(study, 20.0, 0.9)
@@ -93,7 +95,7 @@ def test_the_trials_of_a_start_up_are_rivals_too(make: MakeStudy) -> None:
     assert is_ended(study, 20.0, 0.1)
 
 
-def test_halving_is_among_rivals(make: MakeStudy) -> None:
+def test_halving_is_among_comparable_trials(make: MakeStudy) -> None:
     study = make(HALVING)
     told = [
         (10.0, 0.5, False),  # alone
@@ -109,7 +111,7 @@ def test_halving_is_among_rivals(make: MakeStudy) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_trials_decided_together_are_each_other_s_rivals_in_any_order(make: MakeStudy, order: tuple[int, ...]) -> None:
+def test_trials_decided_together_are_compared_in_any_order(make: MakeStudy, order: tuple[int, ...]) -> None:
     study = make(HALVING)
     sizes, values = [10.0, 3.0, 10.0], [0.5, 0.55, 0.52]
     held = [begin(study, size) for size in sizes]
@@ -120,7 +122,7 @@ def test_trials_decided_together_are_each_other_s_rivals_in_any_order(make: Make
     assert found == {0: True, 1: False, 2: True}  # 0.55 is better than both, and smaller; of three one goes on
 
 
-def test_hyperband_s_rivals_are_of_one_bracket(make: MakeStudy) -> None:
+def test_hyperband_compares_within_one_bracket(make: MakeStudy) -> None:
     study = make({"name": "hyperband", "max_resource": 9, "reduction_factor": 3})
     ended = [is_ended(study, 10.0, 1.0 - number / 100) for number in range(24)]
     smaller = [is_ended(study, 5.0 - number / 10, 0.0) for number in range(24)]
@@ -128,7 +130,7 @@ def test_hyperband_s_rivals_are_of_one_bracket(make: MakeStudy) -> None:
     assert not any(smaller)
 
 
-def test_who_violates_less_is_a_rival_and_who_violates_more_is_none(make: MakeStudy) -> None:
+def test_who_violates_less_is_comparable_and_who_violates_more_is_not(make: MakeStudy) -> None:
     study = make(MEDIAN, constraints={"size": "<= 50"})
     end(study, 60.0, 0.9)
     assert not is_ended(study, 50.0, 0.1)  # what is no result ends nobody that may be one
@@ -140,7 +142,7 @@ def test_who_violates_less_is_a_rival_and_who_violates_more_is_none(make: MakeSt
     assert not is_ended(study, 55.0, 0.6)
 
 
-def test_of_three_objectives_a_rival_is_no_worse_in_either_cost(make: MakeStudy) -> None:
+def test_of_three_objectives_a_comparable_trial_is_no_worse_in_either_cost(make: MakeStudy) -> None:
     directions = {"accuracy": "maximize", "size": "minimize", "speed": "maximize"}
     study = make(MEDIAN, objectives=directions)
     end(study, (10.0, 100.0), 0.9)
@@ -151,7 +153,7 @@ def test_of_three_objectives_a_rival_is_no_worse_in_either_cost(make: MakeStudy)
     assert not is_ended(study, 99.0, 0.1)  # its speed is not told
 
 
-def test_a_patient_pruner_asks_the_other_one_about_rivals(make: MakeStudy) -> None:
+def test_a_patient_pruner_asks_the_other_one_about_comparable_trials(make: MakeStudy) -> None:
     study = make({"name": "patient", "patience": 1, "wrapped": "median"})
     for _ in range(6):
         end(study, 10.0, 0.9, 0.9)

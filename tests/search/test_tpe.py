@@ -174,7 +174,7 @@ def lean(opened: Storage) -> Iterator[OptunaStorage]:
 
 @contextmanager
 def listing_refused() -> Iterator[None]:
-    """Fail where anybody lists the trials of a LeanStorage, as Optuna's own code does."""
+    """Fail where anybody lists the trials of a OptunaStorage, as Optuna's own code does."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("the trials were listed")

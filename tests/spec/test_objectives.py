@@ -154,7 +154,7 @@ def test_the_columns_read_optuna_s_constraints_of_both_versions() -> None:
         ({"objectives": TWO, "pruner": {"name": "none"}}, False),
     ],
 )
-def test_a_pruner_compares_rivals_where_something_is_known_before(
+def test_a_pruner_compares_comparable_trials_where_costs_are_known(
     changes: dict[str, Any], is_among_rivals: bool
 ) -> None:
     assert isinstance(pruners.build(resolved(**changes)), CostAwarePruner) is is_among_rivals

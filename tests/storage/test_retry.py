@@ -81,7 +81,7 @@ def test_an_outage_is_told_once_and_in_the_driver_s_words(caplog: pytest.LogCapt
     assert caplog.text.count("waiting for it") == 2  # another outage
 
 
-def test_patience_ends_with_an_outage_that_names_the_cause() -> None:
+def test_retry_ends_with_an_outage_that_names_the_cause() -> None:
     action = Failing(float("inf"))
     started = time.monotonic()
     with pytest.raises(Outage, match=r"^the server closed the connection$") as raised:
@@ -91,14 +91,14 @@ def test_patience_ends_with_an_outage_that_names_the_cause() -> None:
     assert action.calls > 3
 
 
-def test_no_patience_is_one_try() -> None:
+def test_no_retry_is_one_try() -> None:
     action = Failing(1)
     with pytest.raises(Outage):
         Retry(0.0)(action)
     assert action.calls == 1
 
 
-def test_patience_begins_anew_with_every_action() -> None:
+def test_retry_begins_anew_with_every_action() -> None:
     retry = Retry(0.2)
     for _ in range(3):
         with pytest.raises(Outage):
@@ -160,7 +160,7 @@ def test_what_is_borne_can_be_chosen() -> None:
         retry(Failing(2))
 
 
-def test_suspended_patience_lets_an_outage_through() -> None:
+def test_suspended_retry_lets_an_outage_through() -> None:
     """Suspended patience lets an outage through and is itself again after."""
     retry = Retry(60.0)
     action = Failing(1)
@@ -170,7 +170,7 @@ def test_suspended_patience_lets_an_outage_through() -> None:
     assert retry(Failing(2)) == "done"
 
 
-def test_suspended_patience_waits_for_an_answer_so_long_and_no_longer() -> None:
+def test_suspended_retry_waits_for_an_answer_so_long_and_no_longer() -> None:
     retry, answer = Retry(60.0), threading.Event()
     with pytest.raises(NoAnswer), retry.without_retry(0.05):
         retry(answer.wait)
@@ -178,7 +178,7 @@ def test_suspended_patience_waits_for_an_answer_so_long_and_no_longer() -> None:
     assert retry(Failing(0)) == "done"
 
 
-def test_patience_waits_only_between_two_tries() -> None:
+def test_retry_waits_only_between_two_tries() -> None:
     retry, seen, failing = Retry(60.0), [], threading.Event()
 
     def action() -> None:
@@ -196,7 +196,7 @@ def test_patience_waits_only_between_two_tries() -> None:
     assert set(seen) == {False}
 
 
-def test_patience_that_ended_waits_no_more() -> None:
+def test_retry_that_ended_waits_no_more() -> None:
     retry = Retry(0.1)
     with pytest.raises(Outage):
         retry(Failing(float("inf")))
@@ -304,7 +304,7 @@ CALLS: dict[str, Callable[[OptunaStorage, int, int], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_every_call_of_a_storage_is_under_patience(place: Storage, name: str) -> None:
+def test_every_call_of_a_storage_is_under_retry(place: Storage, name: str) -> None:
     study_id = place.optuna.create_new_study([MAXIMIZE], "demo")
     trial_id = place.optuna.create_new_trial(study_id)
     with cut(place, "", lambda n: n == 1) as tried:
@@ -314,7 +314,7 @@ def test_every_call_of_a_storage_is_under_patience(place: Storage, name: str) ->
         assert found == CALLS[name](place.optuna, study_id, trial_id)
 
 
-def test_the_calls_under_patience_are_all_that_a_storage_has() -> None:
+def test_the_calls_under_retry_are_all_that_a_storage_has() -> None:
     public = {name for name in vars(BaseStorage) if not name.startswith("_") and callable(getattr(BaseStorage, name))}
     # These three ask the ones above, or nobody.
     assert public - CALLS.keys() == {"get_best_trial", "get_trial_param", "remove_session", "check_trial_is_updatable"}
@@ -341,7 +341,7 @@ def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
     assert (trial.user_attrs, trial.system_attrs) == ({"mine": [1, "two"]}, {"theirs": {"three": 4}})
 
 
-def test_an_outage_is_borne_by_a_storage_that_has_patience(make_study: MakeStudy) -> None:
+def test_an_outage_is_borne_by_a_storage_that_has_retry(make_study: MakeStudy) -> None:
     study = make_study()
     _, claim, _ = begin(study)
     with cut(study.storage, ATTRIBUTE, lambda n: n == 1), pytest.raises(sa.exc.OperationalError):
@@ -352,7 +352,7 @@ def test_an_outage_is_borne_by_a_storage_that_has_patience(make_study: MakeStudy
     assert study.optuna.trials[0].user_attrs == {"key": "value"}
 
 
-def test_an_outage_that_lasts_ends_patience_with_the_driver_s_words(make_study: MakeStudy) -> None:
+def test_an_outage_that_lasts_ends_retry_with_the_driver_s_words(make_study: MakeStudy) -> None:
     study = make_study()
     _, claim, _ = begin(study)
     wrapped = study.storage.optuna.with_retry(Retry(0.1))

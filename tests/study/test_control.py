@@ -21,6 +21,8 @@ from hpo.study import control
 from hpo.study.study import Study
 from tests.support.trials import MakeStudy, begin, finish_claim, trial_of
 
+pytestmark = pytest.mark.both  # each order locks rows of ours and of Optuna's
+
 BY_HAND = "by `hpo stop`"
 GO_ON = Commands(lost=False, stop=False, park=False)
 ORDERS: dict[str, Callable[[Study], object]] = {
@@ -92,7 +94,6 @@ def test_stopping_twice_keeps_the_first_reason(make_study: MakeStudy) -> None:
     assert standing(study) == ("the sampler is done", None)
 
 
-@pytest.mark.both
 def test_stopping_now_ends_what_is_parked_and_asks_what_runs(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
     with_one_of_each(study)
@@ -129,7 +130,6 @@ def test_a_parked_trial_ends_with_the_value_it_has(
     assert (row.settled, row.outcome, row.reason) == (True, "stopped", BY_HAND)
 
 
-@pytest.mark.both
 def test_a_running_trial_is_asked_and_hears_it(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, trial = begin(study)
@@ -233,7 +233,6 @@ def test_a_trial_is_one_of_the_study_named(make_study: MakeStudy) -> None:
     assert trial_of(one, 0).state == TrialState.RUNNING
 
 
-@pytest.mark.both
 def test_a_queued_trial_that_was_stopped_is_never_run(make_study: MakeStudy) -> None:
     study = make_study()
     study.optuna.enqueue_trial({"x": 0.5})
@@ -244,7 +243,6 @@ def test_a_queued_trial_that_was_stopped_is_never_run(make_study: MakeStudy) -> 
 # --- pause and resume -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.both
 def test_what_runs_in_a_paused_study_is_to_be_parked(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, _ = begin(study)
@@ -267,7 +265,6 @@ def test_resuming_takes_a_pause_back(make_study: MakeStudy) -> None:
     assert control.resume(study) is None
 
 
-@pytest.mark.both
 def test_resuming_takes_a_stop_back_and_tells_its_reason(make_study: MakeStudy) -> None:
     study = make_study()
     control.stop(study)
@@ -318,7 +315,6 @@ def test_a_fork_that_was_cut_off_is_not_resumed(make_study: MakeStudy) -> None:
 # --- trials of others -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.both
 def test_a_running_trial_of_another_program_is_failed(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
     with_one_of_each(study)

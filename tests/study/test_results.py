@@ -14,6 +14,7 @@ from hpo.study.study import Study
 from tests.support.trials import begin, end_trial, make, record_receipt, run, with_a_list_chosen
 
 
+@pytest.mark.both
 def test_the_best_ones_come_first_and_ties_go_to_the_lower_number(demo: Study) -> None:
     for value in (0.5, 0.9, 0.9, 0.7):
         run(demo, value)

@@ -163,7 +163,7 @@ def names(study: Study, *numbers: int) -> set[str]:
 
 
 @pytest.mark.both
-def test_which_folders_are_swept(make_study: MakeStudy) -> None:
+def test_which_folders_are_deleted(make_study: MakeStudy) -> None:
     """Folders of settled trials that do not lead are swept and no others."""
     study = ended(make_study, 1, 0.5, 0.25, 0.75)  # of numbers 0, 1, 2
     run(study, 0.125, state=TrialState.PRUNED)  # 3
@@ -200,7 +200,7 @@ def test_as_many_of_the_best_trials_keep_their_folder_as_the_study_says(
     assert left(study.checkpoints) == names(study, *best) | {"study.uid"}
 
 
-def test_another_study_s_trial_is_no_reason_to_sweep(make_study: MakeStudy) -> None:
+def test_another_study_s_trial_is_no_reason_to_deletion(make_study: MakeStudy) -> None:
     """A trial of another study of the same number is no reason to sweep."""
     study, other = make_study(trials=9), make_study(trials=9, name="other")
     begin(study)
@@ -256,7 +256,7 @@ def test_a_checkpoint_folder_that_cannot_be_read_costs_no_trial(
     assert "cannot be read" in caplog.text
 
 
-def test_a_folder_that_vanishes_meanwhile_is_swept(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_vanishes_meanwhile_is_deleted(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = ended(make_study, 0, 0.5)
     with_folders(study, 0)
     found: Any = stale(study)

@@ -147,6 +147,7 @@ def test_with_write_a_trial_is_told(writable: Call, demo: Study) -> None:
     assert summarize(demo).counts["fail"] == 1
 
 
+@pytest.mark.both
 def test_with_write_a_study_is_deleted_with_our_rows_dead(writable: Call, demo: Study) -> None:
     assert writable("DELETE", "/api/studies/1", {})[0] == 204
     with pytest.raises(StudyError, match="was deleted"):

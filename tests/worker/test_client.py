@@ -404,7 +404,7 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
     assert seen(study) == [[], [], [1]]
 
 
-def test_a_post_without_trials_asks_the_database_nothing(
+def test_a_client_without_trials_asks_the_database_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue_client = QueueClient(make_study().ledger("w"))
@@ -589,7 +589,7 @@ def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable
     return method
 
 
-def test_a_lease_without_a_post_has_one_of_its_own(make_study: MakeStudy) -> None:
+def test_a_lease_without_a_client_has_one_of_its_own(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     (_, _, one), (_, _, other) = begin(study), begin(study)
     assert one.lease.client is not other.lease.client

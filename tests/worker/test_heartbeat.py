@@ -93,13 +93,13 @@ def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytes
     assert noticed == [True]
 
 
-def test_a_parent_that_died_before_the_keeper_began_is_noticed_at_once(make_study: MakeStudy) -> None:
+def test_a_parent_that_died_before_the_heartbeat_began_is_noticed_at_once(make_study: MakeStudy) -> None:
     noticed: list[bool] = []
     with Heartbeat(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
         assert noticed == [True]
 
 
-def test_a_keeper_parks_what_another_worker_lost(
+def test_a_heartbeat_parks_what_another_worker_lost(
     make_study: MakeStudy,
 ) -> None:
     """A trial that another worker has lost is parked without anybody asking for a trial."""
@@ -112,7 +112,7 @@ def test_a_keeper_parks_what_another_worker_lost(
 
 
 @pytest.mark.both
-def test_a_keeper_takes_what_is_expired_before_its_first_tick(
+def test_a_heartbeat_takes_what_is_expired_before_its_first_tick(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
@@ -123,7 +123,7 @@ def test_a_keeper_takes_what_is_expired_before_its_first_tick(
         assert until(study) is None
 
 
-def test_a_keeper_takes_nothing_after_an_outage_yet(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_takes_nothing_after_an_outage_yet(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that comes as the storage may have come back takes nothing yet."""
     monkeypatch.setattr(heartbeat, "TICK_SECONDS", 60.0)
     study = make_study(trials=1)

@@ -21,7 +21,7 @@ from hpo.worker.restart import MIB, RestartPolicy
 from hpo.worker.signals import ASKING
 from tests.support.waiting import ended, heard
 
-# --- wear -------------------------------------------------------------------------------------------------------------
+# --- when to restart --------------------------------------------------------------------------------------------------
 
 
 def of_size(mib: int) -> bytearray:

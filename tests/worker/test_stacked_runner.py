@@ -421,16 +421,16 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_digits(4, training={"epochs": 9, "batch_size": 64}, recovery={"checkpoint_every": "1h"})
-    real, posts = Stack.train_epoch, []
+    real, clients = Stack.train_epoch, []
     begin = QueueClient.__init__
 
     def init(client: QueueClient, *arguments: Any) -> None:
         begin(client, *arguments)
-        posts.append(client)
+        clients.append(client)
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
         if len(stack.runs) == 4 and stack.runs[0].epoch == 3:
-            posts[0]._failing_since = time.monotonic() - 1e6
+            clients[0]._failing_since = time.monotonic() - 1e6
         return real(stack, stop)
 
     with monkeypatch.context() as patched:

@@ -119,7 +119,7 @@ def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) 
 
 
 def code_files() -> list[Path]:
-    """Return the files of ours on which speed and equality depend: all of `hpo.models` and of `hpo.train`."""
+    """Return our files on which speed and equality may depend: all of `hpo.models` and `hpo.train`, lest one be forgotten."""
     packages = (Path(models.__file__).parent, Path(__file__).parents[1])
     return [file for package in packages for file in sorted(package.rglob("*.py"))]
 
@@ -160,5 +160,5 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
 
 
 def remember(choice: Choice, spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> None:
-    """Choose so from now on for runs of this partition, in every process on this machine."""
+    """Choose so from now on for runs of this stack key, in every process on this machine."""
     measurement_cache.keep(key_of(spec, stack_key, folder, device), asdict(choice))

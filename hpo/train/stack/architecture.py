@@ -37,8 +37,11 @@ def _described(model: nn.Module) -> Iterator[str]:
 
 
 def _kind(module: nn.Module) -> str:
-    """Return a module's type as it was imported until November 2026, `models` for `hpo.models`: parked trials have it stored."""
-    return f"{type(module).__module__.removeprefix('hpo.')}.{type(module).__qualname__}"
+    """Return a module's type by its name; ours without `hpo.`, since parked trials of older versions have stored it so."""
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    if name.startswith("models."):
+        return f"user:{name}"  # a file `models.py` of the user's own, which is no longer taken for ours
+    return name.removeprefix("hpo.") if name.startswith("hpo.models.") else name
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -168,7 +168,7 @@ def test_neighbours_that_are_decayed_otherwise_change_no_bit(splits: Splits, nam
         assert torch.equal(weights(run)[key], tensor)
 
 
-def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_partition(splits: Splits) -> None:
+def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_stack_key(splits: Splits) -> None:
     trial = Trial(
         splits=splits, optimizer=ours("adamw", slow=0.1, weight_decay=0.1), lr=0.01, schedule=cosine, epochs=8
     )
