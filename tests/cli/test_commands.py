@@ -343,6 +343,22 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def test_check_tells_what_the_linter_and_the_training_find(hpo: Hpo, tmp_path: Path) -> None:
+    """The linter reads the file; that a parameter is unused shows only in training. Both are told, the linter's first."""
+    (tmp_path / "digits.toml").write_text(
+        'name = "digits"\nexecutor = "loop"\n[data]\nname = "digits"\n[model]\nname = "mlp"\nwidths = [4]\n'
+        '[optimizer]\nname = "sgd"\nlr = 0.1\n[training]\nepochs = 1\nbatch_size = 256\n'
+        "[augment]\nerasing_area = 0.2\nmixup = 0.0\nmix_probability = { low = 0.1, high = 0.9 }\n"
+    )
+    code, out, _ = hpo("check", "digits.toml", "--workers", "1")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        "warning: augment.erasing_area = 0.2: does nothing without erasing; remove it",
+        "warning: augment.mix_probability = { low = 0.1, high = 0.9 }: makes no difference to a training; "
+        "nothing uses it, remove it",
+    ]
+
+
 def test_help_imports_nothing_heavy() -> None:
     """The help of every command, and the version, are shown without torch, Optuna, SQLAlchemy, scikit-learn and numpy."""
     asked = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
