@@ -1,7 +1,7 @@
 """Optimizers by name; every keyword-only parameter of a function is an option of the optimizer.
 
-Each takes parameters or groups of them, see `param_groups.py`. Each is torch's own where torch has it, in its fused form where
-this torch has one for the parameters, else in its foreach form: torch's default on a CPU is a Python loop over the tensors.
+Each takes parameters or groups of them, see `param_groups.py`. Each is torch's own where torch has it. It takes
+the fused form where this torch has one for the parameters, else the foreach form. Torch's default on a CPU is a Python loop.
 
 Weight decay is coupled where nothing is said: it is added to the gradient. Decoupled, each step shrinks weights by
 lr * weight_decay instead, past gradient and momentum (Loshchilov & Hutter 2019).
