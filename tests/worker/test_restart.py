@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import signal
 import subprocess
 import sys
@@ -24,9 +25,12 @@ from tests.support.waiting import ended, heard
 # --- when to restart --------------------------------------------------------------------------------------------------
 
 
-def of_size(mib: int) -> bytearray:
-    """Return an object that really takes this much memory."""
-    return bytearray(b"x") * (mib * MIB)
+def of_size(mib: int) -> mmap.mmap:
+    """Return this much new memory; an allocator may reuse memory that the process already has."""
+    memory = mmap.mmap(-1, mib * MIB)
+    for _ in range(mib):
+        memory.write(b"x" * MIB)
+    return memory
 
 
 @pytest.mark.parametrize("kind", [*Kind, None])
