@@ -135,6 +135,9 @@ def run(
     quiet_optuna()
     place = connect(storage_url(storage, found.spec.storage), create=True)
     is_new = found.spec.name not in studies.names(place)
+    if not is_new:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = found.in_format(studies.join(place, found.spec.name).spec.format)
     study = studies.create_or_join(
         place,
         found.spec,
@@ -285,10 +288,11 @@ def enlist(
             place = connect(url)
             undone.callback(place.close)
             joined = studies.join(place, mine.spec.name if mine else name)
-            folder = code.absolute() if code else mine.code_folder if mine else joined.code_folder
+            file = mine.in_format(joined.spec.format) if mine else None
+            folder = code.absolute() if code else file.code_folder if file else joined.code_folder
             digest = resolve.load_and_digest(joined.spec, folder)
             studies.check_worker(
-                joined, mine=mine.spec if mine else None, code_digest=digest, allow_code_change=allow_code_change
+                joined, mine=file.spec if file else None, code_digest=digest, allow_code_change=allow_code_change
             )
             objective = worker_loop.build_objective(joined, folder)
             undone.pop_all()

@@ -29,7 +29,10 @@ from hpo.spec.space import Choices
 from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
-FORMAT = 1  # raised when the meaning of a study file changes; stands in front of every fingerprint
+#: Raised when the meaning of a study file changes; stands in front of every fingerprint. 1: up to November 2026.
+FORMAT = 2
+#: Sources whose files are read in another way since format 2; their option `reading` says which way.
+READ_ANEW = ("image_folder", "csv", "npz")
 #: How a study is run, not what it is: the last `hpo run` sets them.
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
@@ -98,6 +101,8 @@ class StudySpec(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    format: Literal[1, 2] = FORMAT
+    """What the rest of the file means: 2, or as an earlier version of hpo read it. A file joins a study in the study's format."""
     name: str
     seed: Annotated[int, Ge(0)] = 0
     objective: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
@@ -250,12 +255,18 @@ class StudySpec(pydantic.BaseModel):
             raise SpecError(f"metric = {self.metric!r}: the first of [objectives] is {first}; remove metric")
         return self.model_copy(update={"metric": first})
 
+    def in_format(self, number: int) -> StudySpec:
+        """Return a loaded, unresolved spec as another format reads it."""
+        return StudySpec.from_document({**self.document, "format": number, "receipt": self.receipt})
+
     def _with_training_filled(self) -> StudySpec:
         direction = metrics.direction(self.metric)
         if self.direction not in (None, direction):
             raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
         filled = {"direction": direction, "value": self.value or "best"}
         sections = with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
+        if self.format == 1 and sections["data"].get("name") in READ_ANEW:
+            sections["data"] = {"reading": 1} | sections["data"]
         return self.model_copy(update=filled | _with_what_is_judged(sections, self.metric))
 
     @property
@@ -301,7 +312,12 @@ class StudySpec(pydantic.BaseModel):
     def document(self) -> dict[str, Any]:
         """The spec as plain JSON and TOML values, without what was left unset."""
         left_out = {section for section in LEFT_OUT_IF_EMPTY if not getattr(self, section)}
-        return self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
+        found = self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
+        if self.format == 1:  # which had neither key
+            del found["format"]
+            if found["data"].get("reading") == 1:
+                del found["data"]["reading"]
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -317,8 +333,8 @@ class StudySpec(pydantic.BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the identity, the format version in front."""
-        text = json.dumps([FORMAT, self.identity], sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the identity, the format in front."""
+        text = json.dumps([self.format, self.identity], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -364,11 +380,13 @@ def in_file(path: Path) -> Iterator[None]:
 def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a document that was resolved before, maybe by an earlier version, with what it meant by leaving it out.
 
-    Every default of its day stands in it, so an optimizer without `decay` is from before there was a choice.
+    Every default of its day stands in it. So an optimizer without `decay` is from before there was a choice, and a document
+    without `format` is from before there were several.
     """
-    optimizer = (
-        document.get("optimizer") if isinstance(document, Mapping) else None
-    )  # what is no document is told later
+    if not isinstance(document, Mapping):  # which is told later
+        return document
+    document = {"format": 1, **document}
+    optimizer = document.get("optimizer")
     if not isinstance(optimizer, dict) or not optimizer:
         return document
     tables = [optimizer, *(value for value in optimizer.values() if isinstance(value, dict))]

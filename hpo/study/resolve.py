@@ -19,9 +19,18 @@ class StudyFile:
     """A resolved spec, the folder its user code resolves against, and that code's digest."""
 
     path: Path
+    loaded: StudySpec  # before it was resolved
     spec: StudySpec
     code_folder: Path
     code_digest: str
+
+    def in_format(self, number: int) -> StudyFile:
+        """Return the file as another format reads it, unless it names its own; SpecError where that one refuses it."""
+        if number == self.spec.format or "format" in self.loaded.model_fields_set:
+            return self
+        with in_file(self.path):
+            loaded = self.loaded.in_format(number)
+        return complete(loaded, self.path, code_folder=self.code_folder)
 
 
 def read(path: Path, *, name: str | None = None, code_folder: Path | None = None) -> StudyFile:
@@ -62,7 +71,9 @@ def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) ->
     folder = (code_folder or path.parent).absolute()
     with in_file(path):
         resolved = resolve(spec, folder)
-    return StudyFile(path=path, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder))
+    return StudyFile(
+        path=path, loaded=spec, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder)
+    )
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:

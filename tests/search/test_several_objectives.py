@@ -354,7 +354,9 @@ def test_a_fork_holds_its_trials_against_its_own_bounds(searched: Study) -> None
     def forked(name: str, **changes: Any) -> Study:
         spec = StudySpec.from_document({**SPEC, "constraints": {"memory_mb": "<= 1"}, **changes, "name": name})
         wanted = resolve.resolve(spec, searched.code_folder)
-        file = StudyFile(path=Path("x.toml"), spec=wanted, code_folder=searched.code_folder, code_digest="")
+        file = StudyFile(
+            path=Path("x.toml"), loaded=wanted, spec=wanted, code_folder=searched.code_folder, code_digest=""
+        )
         told.append(fork_study(searched, file))
         return studies.join(searched.storage, name)
 

@@ -38,6 +38,7 @@ def fault(folder: Path, text: str) -> list[str]:
 
 def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
     assert read(tmp_path, SMALL).document == {
+        "format": 2,
         "name": "s",
         "seed": 0,
         "params": {},
@@ -202,7 +203,7 @@ def test_the_fingerprint_is_a_sha256_of_the_identity(tmp_path: Path) -> None:
     import hashlib
 
     found = read(tmp_path, SMALL)
-    text = json.dumps([1, found.identity], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([2, found.identity], sort_keys=True, separators=(",", ":"))
     assert found.fingerprint == hashlib.sha256(text.encode()).hexdigest()
     assert not {"budget", "workers", "storage", "checkpoints", "receipt"} & found.identity.keys()
 
