@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from annotated_types import Ge, Le
@@ -30,7 +30,7 @@ from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
 #: Raised when the meaning of a study file changes; stands in front of every fingerprint. 1: up to November 2026.
-FORMAT = 2
+FORMAT: Final = 2
 #: Sources whose files are read in another way since format 2; their option `reading` says which way.
 READ_ANEW = ("image_folder", "csv", "npz")
 #: How a study is run, not what it is: the last `hpo run` sets them.
