@@ -473,6 +473,11 @@ class OptunaStorage(BaseStorage):
             cache = self._read(study_id)
             return cache.columns, list(cache.open.values())
 
+    def rows(self, study_id: int) -> list[TrialRow]:
+        """Return all trials of a study as they are stored, by number, after a look at what is new; not to be changed."""
+        with self._lock:
+            return self._read(study_id).rows()
+
     def low(self, study_id: int) -> int:
         """Return a number below which all trials of the study are known to have finished."""
         with self._lock:

@@ -101,6 +101,10 @@ class TrialCache:
         after_last = 0 if news.last is None else news.last.number + 1
         self.low = min((row.number for row in news.running), default=after_last)
 
+    def rows(self) -> list[TrialRow]:
+        """Return all trials as they are stored, by number."""
+        return sorted((*self._finished.values(), *self.open.values()), key=lambda row: row.number)
+
     # --- Optuna's objects -------------------------------------------------------------------------------------------
 
     def trials(self, states: Container[TrialState] | None = None) -> list[FrozenTrial]:

@@ -11,23 +11,19 @@ import ipaddress
 import json
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
-import optuna_dashboard
 import waitress
 
 from hpo.errors import Fault
 from hpo.storage.connect import Storage
+from hpo.view import study_detail
+from hpo.view.compressed import App, Environ, StartResponse, compressed
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 THREADS = 4
-
-Environ = dict[str, Any]
-StartResponse = Callable[..., Any]
-App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
@@ -38,7 +34,7 @@ def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
         hosts: names and addresses it is served under besides those of the loopback; one of ANY_ADDRESS lets in every
             address in numbers, which no DNS name can stand behind.
     """
-    dashboard: App = optuna_dashboard.wsgi(place.optuna)
+    dashboard = compressed(study_detail.app(place.optuna))
 
     def gate(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         reason = _refusal(environ, write, hosts)

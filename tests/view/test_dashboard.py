@@ -26,6 +26,7 @@ from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.view import dashboard
+from hpo.view.compressed import App
 from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import end_trial
@@ -61,7 +62,7 @@ def demo(place: Storage, tmp_path: Path) -> Study:
 Call = Callable[..., tuple[int, bytes]]
 
 
-def caller(app: dashboard.App) -> Call:
+def caller(app: App) -> Call:
     def call(
         method: str, path: str, body: Any = None, host: str = "127.0.0.1:8080", origin: str | None = None
     ) -> tuple[int, bytes]:
@@ -203,6 +204,7 @@ SERVE = """
 import sys
 from hpo.storage.connect import connect
 from hpo.view import dashboard
+from hpo.view.compressed import App
 from tests.support.trials import end_trial
 dashboard.serve(connect(sys.argv[1]), host=sys.argv[2], port=0)
 """
