@@ -76,7 +76,7 @@ def check(
         with in_file(file):
             findings = examine(found.spec, found.code_folder, count)
         typer.echo(checked.findings_text(found.spec, findings, count))
-        warnings += findings.unused
+        warnings += findings.untyped + findings.unused
     typer.echo(checked.warnings_text(warnings))
 
 

@@ -7,12 +7,14 @@ Options that several functions share are keys of a TypedDict: `**options: Unpack
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, Literal
 
@@ -56,8 +58,7 @@ def model_of(function: Function, given: int, common: Function | None = None) -> 
 @cache  # read anew, the annotations of a trial's parts took as long as an epoch of a small model
 def _fields(function: Function, given: int) -> tuple[Mapping[str, Any], Literal["allow", "forbid"]]:
     """Return a function's options as pydantic's fields, and whether it takes any other by `**`."""
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = _hints(target)
+    hints = _hints(_annotated(function))
     listed = list(inspect.signature(function).parameters.values())
     _check_leading(listed, given)
     fields: dict[str, Any] = {}
@@ -80,6 +81,15 @@ def marked(function: Function, given: int, mark: str) -> set[str]:
     return {name for name, (hint, _) in fields.items() if mark in getattr(hint, "__metadata__", ())}
 
 
+def _annotated(function: Function) -> Function:
+    """Return whose annotations a function's, a class's, a partial's or a callable object's parameters have."""
+    if isinstance(function, functools.partial):
+        return _annotated(function.func)
+    if inspect.isclass(function):
+        return function.__init__
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
 def _hints(target: Function) -> dict[str, Any]:
     """Return the types of a function's parameters; what it returns may well be known to a type checker only."""
     annotations = {name: hint for name, hint in inspect.get_annotations(target).items() if name != "return"}
@@ -91,8 +101,7 @@ def _hints(target: Function) -> dict[str, Any]:
 
 def shared_keys(function: Function) -> Any:
     """Return the TypedDict of a function's `**options: Unpack[SomeTypedDict]`, which it shares with others; None without."""
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = _hints(target)
+    hints = _hints(_annotated(function))
     stars = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
     return _unpacked(hints.get(stars[0])) if stars else None
 
@@ -179,6 +188,24 @@ def explain(
             else:
                 lines.append(alternative + said)
     return lines
+
+
+def number_types(model: type[pydantic.BaseModel], key: str, numbers: Iterable[float]) -> set[type]:
+    """Return as what an option takes these numbers, by its annotation: {float} if it is real, {int} if it counts.
+
+    Both if the annotation names both; none if it says nothing, or takes no such number.
+    """
+    field = model.model_fields.get(key)
+    if field is None or field.annotation in (Any, object):
+        return set()
+    settings = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(field.rebuild_annotation(), config=settings)
+    found = set()
+    for number in numbers:
+        for said in (int(number), float(number)):
+            with suppress(Exception):  # whatever the user's own validators do; `check` tells of a wrong value
+                found.add(type(adapter.validate_python(said)))
+    return found & {int, float}
 
 
 def names(function: Function, given: int) -> set[str]:

@@ -27,7 +27,7 @@ RANGE_KEYS = {"low", "high", "log", "step"}
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """A numeric parameter between `low` and `high`, both included; of ints if both ends are ints."""
+    """A numeric parameter between `low` and `high`, both included; of ints if its ends and its step are."""
 
     low: float
     high: float
@@ -36,7 +36,13 @@ class Range:
 
     @property
     def integer(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
+
+    @property
+    def real(self) -> Range:
+        """The same range of real numbers."""
+        step = None if self.step is None else float(self.step)
+        return Range(low=float(self.low), high=float(self.high), log=self.log, step=step)
 
     def suggest(self, trial: optuna.Trial, path: str) -> float:
         if self.integer:
@@ -84,6 +90,11 @@ class Choices:
     def suggest(self, trial: optuna.Trial, path: str) -> Any:
         encoded = [encode(option) for option in self.options]
         return self.options[encoded.index(trial.suggest_categorical(path, encoded))]
+
+    @property
+    def real(self) -> Choices:
+        """The same choices, with their whole numbers as real ones."""
+        return Choices(options=tuple(float(one) if type(one) is int else one for one in self.options))
 
     def ends(self) -> list[Any]:
         return list(self.options)
@@ -174,8 +185,8 @@ def _check_range(found: Range, path: str) -> None:
         return
     if found.log:
         raise SpecError(f"{path}: log and step = {found.step} do not go together; drop one of them")
-    if found.step <= 0 or (found.integer and not isinstance(found.step, int)):
-        raise SpecError(f"{path}.step: {found.step} must be above 0, and an int where both ends are ints")
+    if found.step <= 0:
+        raise SpecError(f"{path}.step: {found.step} must be above 0")
     steps = (found.high - found.low) / found.step
     if steps > MAX_INTEGER:
         raise SpecError(f"{path}.step: {found.step} is too small for {found}; leave it out")

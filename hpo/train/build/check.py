@@ -43,6 +43,7 @@ class Findings:
     device: str
     longest_trial_epochs: int
     choice: Choice  # of executor and slots, in the middle of the space
+    untyped: list[str]  # a line for each range that is one of integers by its ends alone
     unused: list[str]  # a line for each parameter that changes nothing
     costs: dict[str, float]  # by which trials are judged, in the middle of the space
 
@@ -82,6 +83,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
         device=assemble.device_name(device),
         choice=executor.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
+        untyped=list(registry.untyped(tree, folder)),
         unused=list(unused(tree, splits, seed, folder, device)),
         costs=measured,
     )

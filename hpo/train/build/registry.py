@@ -6,9 +6,11 @@ Here a study file's values get their meaning: every range end and every choice i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,9 @@ from hpo.models import MODELS
 from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import options, space, usercode
 from hpo.spec.options import Function
-from hpo.spec.space import Choices, Tree
+from hpo.spec.space import Choices, Parameter, Range, Tree
 from hpo.spec.study_file import StudySpec
-from hpo.spec.training import Part, TrainConfig, read_section, training_defaults
+from hpo.spec.training import TABLES, Part, TrainConfig, read_section, training_defaults
 from hpo.train.optim import param_groups, warmup
 from hpo.train.optim.averaging import AVERAGINGS, Averaging
 from hpo.train.optim.losses import LOSSES
@@ -226,8 +228,99 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     for variant in space.variants(tree):
         with mistakes.collect():
             _together(variant)
+    if spec.format > 1:
+        with mistakes.collect():
+            tree = _with_real_numbers(tree, folder)
     mistakes.raise_if_any()
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
+
+
+# --- of which numbers a range is --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Searched:
+    """A parameter of the space, and as what each part that may get it takes its numbers."""
+
+    tables: tuple[str, ...]  # the section, and the branch if it stands in one
+    key: str
+    parameter: Parameter
+    types: dict[str, set[type]]  # by the part's name: `options.number_types`
+
+    def __str__(self) -> str:
+        return f"{'.'.join((*self.tables, self.key))} = {self.parameter}"
+
+
+def _searched(tree: Tree, folder: Path) -> Iterator[_Searched]:
+    for section, table in tree.items():
+        for key, value in table.items():
+            if isinstance(value, Range | Choices):
+                names = space.ends_of(table["name"]) if section in KINDS else [section]
+                yield _Searched(
+                    tables=(section,), key=key, parameter=value, types=_types(section, names, key, value, folder)
+                )
+            elif isinstance(value, dict):
+                for inner, deeper in value.items():
+                    if isinstance(deeper, Range | Choices):
+                        types = _types(section, [key], inner, deeper, folder)
+                        yield _Searched(tables=(section, key), key=inner, parameter=deeper, types=types)
+
+
+def _types(section: str, names: Iterable[str], key: str, parameter: Parameter, folder: Path) -> dict[str, set[type]]:
+    numbers = [end for end in parameter.ends() if isinstance(end, int | float) and not isinstance(end, bool)]
+
+    def of(name: str) -> set[type]:
+        kind = KINDS.get(section)
+        model = options.model_of(function(section, name, folder), kind.given, kind.shared) if kind else TABLES[section]
+        return options.number_types(model, key, numbers)
+
+    return {name: of(name) for name in names}
+
+
+def _with_real_numbers(tree: Tree, folder: Path) -> Tree:
+    """Return the tree with each range and choice of a real option in real numbers; SpecError where both may be meant."""
+    found: Tree = {
+        section: {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+        for section, table in tree.items()
+    }
+    mistakes = Mistakes()
+    for one in _searched(tree, folder):
+        meant = set().union(*one.types.values())
+        if meant == {float}:
+            functools.reduce(operator.getitem, one.tables, found)[one.key] = one.parameter.real
+        elif len(meant) > 1 and isinstance(one.parameter, Range) and one.parameter.integer:
+            mistakes.add(SpecError(f"{one}: {_both(one, one.parameter)}"))
+    mistakes.raise_if_any()
+    return found
+
+
+def _both(one: _Searched, parameter: Range) -> str:
+    """Say that integers or real numbers may be meant, and how to write either."""
+    section = one.tables[0]
+    for name, types in one.types.items():
+        if len(types) > 1:
+            return (
+                f"may mean integers or real numbers, for {name} takes both; write {parameter.real} for real numbers, "
+                "{ choices = [...] } for integers"
+            )
+    counting, real = (next(name for name, types in one.types.items() if kind in types) for kind in (int, float))
+    return (
+        f"{counting} takes integers there, {real} real numbers; give each its own range, "
+        f'in [{section}."{counting}"] and [{section}."{real}"]'
+    )
+
+
+def untyped(tree: Tree, folder: Path) -> Iterator[str]:
+    """Yield a line for each range that is of integers by its ends alone, for nothing says what type its option has."""
+    for one in _searched(tree, folder):
+        if isinstance(one.parameter, Range) and one.parameter.integer and not set().union(*one.types.values()):
+            yield (
+                f"{one}: is searched over integers, as its ends are, for {next(iter(one.types))} does not say of what type "
+                f"{one.key} is; annotate it, or write {one.parameter.real} for real numbers"
+            )
+
+
+# --- what cannot be searched, and what is left out ----------------------------------------------------------------------
 
 
 def refuse_searches(spec: StudySpec) -> None:

@@ -1,0 +1,160 @@
+"""`{ low = 0, high = 1 }` for a real option means real numbers: its annotated type decides, not how the ends are written.
+
+Ranges of a learning rate, a dropout or a decay are written so every day.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.errors import SpecError
+from hpo.spec.space import Choices, Range
+from hpo.spec.study_file import StudySpec
+from hpo.train.build import registry
+
+DOCUMENT: dict[str, Any] = {
+    "name": "s",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+}
+ZERO_TO_ONE = {"low": 0, "high": 1}
+MINE = """
+from __future__ import annotations
+from functools import partial
+from typing import Annotated, Any, Literal, NewType, Optional, TypedDict, Unpack
+from annotated_types import Ge, Le
+
+Rate = NewType("Rate", float)
+
+class Shared(TypedDict, total=False):
+    of_all: Annotated[float, Ge(0)]
+
+def net(
+    shape, classes, *,
+    maybe: Optional[float] = None, word: float | Literal["auto"] = "auto", bound: Annotated[float, Ge(0), Le(1)] = 0.0,
+    named: Rate = 0.5, quoted: "float" = 1.0, count: int = 1, some: int | None = None, number: int | float = 1,
+    silent=0.5, anything: Any = None, **shared: Unpack[Shared],
+): ...
+
+class Net:
+    def __init__(self, shape, classes, *, bound: float = 0.5, count: int = 1): ...
+
+class Maker:
+    def __call__(self, shape, classes, *, bound: float = 0.5): ...
+
+maker = Maker()
+half = partial(net, count=3)
+
+def counting(shape, classes, *, size: int = 1): ...
+def measuring(shape, classes, *, size: float = 1.0): ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def tree(folder: Path, **changes: Any) -> dict[str, Any]:
+    return registry.resolve(StudySpec.from_document(DOCUMENT | changes), folder).tree
+
+
+def fault(folder: Path, **changes: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        tree(folder, **changes)
+    return str(caught.value)
+
+
+def test_a_real_option_of_ours_is_searched_over_real_numbers(tmp_path: Path) -> None:
+    optimizer = {
+        "name": {"choices": ["sgd", "adam"]},
+        "lr": {"low": 1, "high": 10, "log": True},
+        "weight_decay": {"low": 0, "high": 10, "step": 1},
+        "sgd": {"momentum": {"low": 0, "high": 0.9}},
+        "adam": {"eps": {"choices": [1, 2]}},
+    }
+    given = {
+        "optimizer": optimizer,
+        "sam": {"rho": ZERO_TO_ONE},
+        "stopping": {"gl": {"low": 1, "high": 5, "step": 0.5}},
+    }
+    found = tree(tmp_path, **given)
+    assert found["optimizer"]["lr"] == Range(low=1.0, high=10.0, log=True)
+    wanted = {
+        "lr": "{ low = 1.0, high = 10.0, log = true }",
+        "weight_decay": "{ low = 0.0, high = 10.0, step = 1.0 }",
+        "sgd": "{ low = 0.0, high = 0.9 }",
+        "adam": "{ choices = [1.0, 2.0] }",
+    }
+    said = {
+        **found["optimizer"],
+        "sgd": found["optimizer"]["sgd"]["momentum"],
+        "adam": found["optimizer"]["adam"]["eps"],
+    }
+    assert {key: str(said[key]) for key in wanted} == wanted
+    assert str(found["sam"]["rho"]) == "{ low = 0.0, high = 1.0 }"
+    assert str(found["stopping"]["gl"]) == "{ low = 1.0, high = 5.0, step = 0.5 }"
+    assert not any(parameter.integer for parameter in (found["sam"]["rho"], found["stopping"]["gl"]))
+
+
+@pytest.mark.parametrize("key", ["maybe", "word", "bound", "named", "quoted", "of_all"])
+def test_an_own_option_is_real_as_it_is_annotated(key: str, folder: Path) -> None:
+    found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
+    assert str(found["model"][key]) == "{ low = 0.0, high = 1.0 }"
+    assert list(registry.untyped(found, folder)) == []
+
+
+@pytest.mark.parametrize("name", ["Net", "maker", "half"])
+def test_a_class_a_callable_object_and_a_partial_say_types_too(name: str, folder: Path) -> None:
+    found = tree(folder, model={"name": f"mine.py:{name}", "bound": ZERO_TO_ONE})
+    assert str(found["model"]["bound"]) == "{ low = 0.0, high = 1.0 }"
+
+
+@pytest.mark.parametrize("key", ["count", "some"])
+def test_a_counting_option_stays_one(key: str, folder: Path) -> None:
+    found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
+    assert str(found["model"][key]) == "{ low = 0, high = 1 }"
+    assert tree(folder, training={"epochs": {"low": 2, "high": 4}})["training"]["epochs"].integer
+    for low in (1.0, 1.5):  # no integers to count by
+        assert "input should be a valid integer" in fault(
+            folder, model={"name": "mine.py:net", key: {"low": low, "high": 4}}
+        )
+
+
+@pytest.mark.parametrize("key", ["silent", "anything"])
+def test_an_option_without_a_type_goes_by_the_ends_and_that_is_told(key: str, folder: Path) -> None:
+    found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
+    assert str(found["model"][key]) == "{ low = 0, high = 1 }"
+    assert list(registry.untyped(found, folder)) == [
+        f"model.{key} = {{ low = 0, high = 1 }}: is searched over integers, as its ends are, for mine.py:net does not say of "
+        f"what type {key} is; annotate it, or write {{ low = 0.0, high = 1.0 }} for real numbers"
+    ]
+    found = tree(folder, model={"name": "mine.py:net", key: {"low": 0.0, "high": 1}})
+    assert list(registry.untyped(found, folder)) == []
+
+
+def test_what_may_mean_both_is_refused_with_both_readings(folder: Path) -> None:
+    assert fault(folder, model={"name": "mine.py:net", "number": ZERO_TO_ONE}) == (
+        "model.number = { low = 0, high = 1 }: may mean integers or real numbers, for mine.py:net takes both; "
+        "write { low = 0.0, high = 1.0 } for real numbers, { choices = [...] } for integers"
+    )
+    both = {"choices": ["mine.py:counting", "mine.py:measuring"]}
+    assert fault(folder, model={"name": both, "size": {"low": 1, "high": 4}}) == (
+        "model.size = { low = 1, high = 4 }: mine.py:counting takes integers there, mine.py:measuring real numbers; give "
+        'each its own range, in [model."mine.py:counting"] and [model."mine.py:measuring"]'
+    )
+    apart = {name: {"size": {"low": 1, "high": 4}} for name in both["choices"]}
+    found = tree(folder, model={"name": both, **apart})["model"]
+    assert [str(found[name]["size"]) for name in apart] == ["{ low = 1, high = 4 }", "{ low = 1.0, high = 4.0 }"]
+    explicit = {"name": "mine.py:net", "number": {"choices": [0, 1, 0.5]}}
+    assert tree(folder, model=explicit)["model"]["number"] == Choices(options=(0, 1, 0.5))
+
+
+def test_an_old_study_keeps_its_integers(tmp_path: Path) -> None:
+    old = tree(tmp_path, format=1, optimizer={"name": "sgd", "lr": 0.1, "weight_decay": ZERO_TO_ONE})
+    assert str(old["optimizer"]["weight_decay"]) == "{ low = 0, high = 1 }"
