@@ -25,6 +25,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, time
 
+MAX_SHOWN = 300  # characters of a value in a message
+
 
 class HpoError(Exception):
     """Raised by `hpo`; the message names what was wrong, the value and the mend."""
@@ -120,13 +122,18 @@ class Outage(Signal):
 
 
 def shown(value: object) -> str:
-    """Return a value as a study file writes it, for a message to whoever wrote the file."""
+    """Return a value as a study file writes it, for a message to whoever wrote the file; a long one is cut."""
+    text = _written(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _written(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{key} = {shown(child)}' for key, child in value.items())} }}" if value else "{}"
+        return f"{{ {', '.join(f'{key} = {_written(child)}' for key, child in value.items())} }}" if value else "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(_written, value))}]"
     return str(value) if isinstance(value, date | time) else repr(value)
 
 

@@ -1,4 +1,4 @@
-"""A JSON file that appears whole or not at all, and holds nothing that JSON does not know."""
+"""A JSON file that appears whole or not at all, and holds nothing that JSON does not know; read back, or refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+
+from hpo.errors import StudyError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the values of a JSON file; StudyError if it is none."""
+    if not path.is_file():  # a pipe would be waited for
+        raise StudyError(f"{path}: cannot be read: it is no file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{path}: is no JSON any more: {error}; restore it, or name another folder") from None
+    if not isinstance(found, dict):
+        raise StudyError(f"{path}: holds no table of values; restore it, or name another folder")
+    return found
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

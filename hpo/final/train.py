@@ -13,17 +13,19 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
+from annotated_types import Ge
 
 from hpo import data
 from hpo.errors import CheckpointError, SpecError, StudyError
-from hpo.files import write_json
+from hpo.files import read_json, write_json
 from hpo.final import trajectory
 from hpo.final.tensorboard import Boards
 from hpo.receipt import receipt
-from hpo.spec import seeds, space
+from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import checkpoint, validation
@@ -39,6 +41,25 @@ WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
 TOLERANCE = 5e-3  # of losses and accuracies where executors differ: Adam blows rounding up (docs/decisions.md)
+
+
+class Receipt(pydantic.BaseModel):
+    """What is read of a pinned config's receipt: whoever edited it is told what is wrong."""
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
+
+    study: str = ""
+    study_uid: str = ""
+    storage: str = ""
+    code_folder: str = ""
+    state: str = ""
+    executor: Annotated[str, pydantic.StringConstraints(pattern=r"^(loop|stack|vmap)(\+(loop|stack|vmap))*$")] = "loop"
+    trial: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0)] = 0
+    accumulation: Annotated[int, Ge(1)] = 1
+    value: float | None = None
+    values: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,11 @@ def load_pinned(path: Path) -> StudySpec:
     if not path.exists():
         raise SpecError(f"{path}: no such file; `hpo export STUDY -o {path}` writes one")
     spec = StudySpec.load(path)
+    try:
+        Receipt.model_validate(spec.receipt)
+    except pydantic.ValidationError as error:
+        lines = options.explain(error, {key: f"receipt.{key}" for key in spec.receipt}, "receipt", Receipt)
+        raise SpecError("\n".join(f"{path}: {line}" for line in lines)) from None
     if spec.objective or spec.is_pinned:
         return spec
     left = "\n".join(f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree))
@@ -161,7 +187,7 @@ def finished(training: FinalTraining, folder: Path) -> dict[str, Any] | None:
     """Return the metrics of this very training if the folder holds it finished: the test split is not opened again."""
     if not (folder / METRICS).exists():
         return None
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    metrics = read_json(folder / METRICS)
     return metrics if metrics.get("identity") == training.identity else None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import pydantic
 from annotated_types import Ge, Le
 
 from hpo.errors import Mistakes, SpecError, shown
-from hpo.spec import metrics, objectives, options, space, usercode
+from hpo.spec import metrics, objectives, options, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies
@@ -37,6 +36,7 @@ READ_ANEW = ("image_folder", "csv", "npz")
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
+MAX_CHOICES = 1000  # each is checked with every part of every other section, and stands in the row of every trial
 #: What is checked against one another: where one of these is wrong, the others are not asked.
 JUDGED_TOGETHER = {*SECTIONS, "objective", "params", "metric", "direction", "objectives", "constraints", "value"}
 LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints")  # no part of a study's identity then
@@ -177,9 +177,12 @@ class StudySpec(pydantic.BaseModel):
                 spec = spec._with_defaults()
         with mistakes.collect():
             _check_durations(spec)
+        for key in ("storage", "checkpoints"):
+            with mistakes.collect():
+                check_path(getattr(spec, key), key)
         for section in [] if spec.objective else SECTIONS:
             with mistakes.collect():
-                _lifted(section, getattr(spec, section))
+                _lifted(spec, section)
         mistakes.raise_if_any()
         return spec
 
@@ -187,7 +190,7 @@ class StudySpec(pydantic.BaseModel):
     def rest_of(cls, document: Mapping[str, Any]) -> StudySpec:
         """Return a spec of those keys of a wrong document that can be read, for the sake of what their values get wrong."""
         spec, _, _ = cls._shaped(dict(document))
-        unread: space.Tree = {section: {} for section in SECTIONS if not _can_lift(section, getattr(spec, section))}
+        unread: space.Tree = {section: {} for section in SECTIONS if not _can_lift(spec, section)}
         return spec.model_copy(update=unread)
 
     @classmethod
@@ -355,17 +358,13 @@ def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
 def read_document(path: Path) -> Mapping[str, Any]:
     """Return what a study file or a pinned config says, a name included; SpecError if it cannot be read at all."""
     try:
-        document = tomllib.loads(path.read_text())
+        found = toml_file.read(path)
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; `hpo init {path}` writes one to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not TOML: {error}") from None
-    document.setdefault("name", path.stem)
-    receipt = document.get("receipt")
+    found.setdefault("name", path.stem)
+    receipt = found.get("receipt")
     was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
-    return as_meant(document) if was_resolved else document
+    return as_meant(found) if was_resolved else found
 
 
 @contextmanager
@@ -415,8 +414,15 @@ def check_name(name: str, path: str) -> None:
         raise SpecError(f"{path} = {name!r}: a command would take it for an option or a file; choose another name")
 
 
-def _lifted(section: str, table: space.Tree) -> space.Tree:
+def check_path(value: Any, path: str) -> None:
+    """Refuse a path with a control character in it: as a rule a backslash of Windows that TOML took for an escape."""
+    if isinstance(value, str) and not value.isprintable():
+        raise SpecError(f"{path} = {shown(value)}: is no path, for it holds a control character; {toml_file.ESCAPES}")
+
+
+def _lifted(spec: StudySpec, section: str) -> space.Tree:
     """Return a section with its ranges and choices lifted out; SpecError lists what is wrong of its grammar."""
+    table: space.Tree = getattr(spec, section)
     _check_plain(table, section)
     mistakes = Mistakes()
     lifted: space.Tree = {}
@@ -427,13 +433,24 @@ def _lifted(section: str, table: space.Tree) -> space.Tree:
     if isinstance(name := lifted.get("name"), dict):
         raise SpecError(f"{section}.name: {shown(name)} is neither a name nor a choice; {space.GRAMMAR}")
     space.check_branches({section: lifted})
+    if spec.format > 1:
+        _refuse_many_choices({section: lifted})
     return lifted
 
 
-def _can_lift(section: str, table: space.Tree) -> bool:
+def _refuse_many_choices(tree: space.Tree) -> None:
+    for path, parameter in space.parameters(tree):
+        if isinstance(parameter, Choices) and len(parameter.options) > MAX_CHOICES:
+            raise SpecError(
+                f"{path}: has {len(parameter.options):,} choices, at most {MAX_CHOICES:,} are possible; numbers are "
+                "better searched as a range, { low = ..., high = ... }"
+            )
+
+
+def _can_lift(spec: StudySpec, section: str) -> bool:
     mistakes = Mistakes()
     with mistakes.collect():
-        _lifted(section, table)
+        _lifted(spec, section)
     return not mistakes
 
 

@@ -75,7 +75,7 @@ def parse_url(text: str) -> URL:
         ) from None
     if url.host and "@" in url.host:
         raise StorageError("storage: the password holds an @, which ends it; write it as %40")
-    if backend == "postgresql":
+    if backend in ("postgresql", "postgres"):  # as libpq and many a host write it
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise StorageError(

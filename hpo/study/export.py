@@ -116,7 +116,7 @@ def write(path: Path, document: dict[str, Any]) -> Path:
     """Write a TOML file whole or not at all."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        part.write_text(tomli_w.dumps(document))
+        part.write_text(tomli_w.dumps(document), encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -589,9 +589,9 @@ def test_a_missing_a_binary_and_a_folder_are_no_study_files(tmp_path: Path) -> N
         str(caught.value) == f"{tmp_path}/no.toml: no such file; `hpo init {tmp_path}/no.toml` writes one to start from"
     )
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match=r"binary.toml: cannot be read: 'utf-8' codec"):
+    with pytest.raises(SpecError, match=r"binary.toml: is UTF-16; save it as UTF-8"):
         resolve.read(tmp_path / "binary.toml")
-    with pytest.raises(SpecError, match=r"cannot be read: .*Is a directory"):
+    with pytest.raises(SpecError, match=r"cannot be read: it is a folder; name the file in it"):
         resolve.read(tmp_path)
 
 

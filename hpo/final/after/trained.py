@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo.errors import StudyError
+from hpo.files import read_json
 from hpo.final import train as final
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
@@ -93,9 +93,12 @@ def _metrics(folder: Path) -> dict[str, Any]:
         )
     if not (folder / final.METRICS).exists():
         raise StudyError(f"{folder}: holds no training of `hpo train`, for it has no {final.METRICS}")
-    if not (folder / final.WEIGHTS).exists():
+    if not (folder / final.WEIGHTS).is_file():
         raise StudyError(f"{folder}: has no {final.WEIGHTS}; an objective of your own leaves none to go on with")
-    metrics: dict[str, Any] = json.loads((folder / final.METRICS).read_text())
+    metrics = read_json(folder / final.METRICS)
+    made = metrics.get("receipt")
+    if "identity" not in metrics or not isinstance(made, dict) or not {"seed", "data_digest"} <= made.keys():
+        raise StudyError(f"{folder / final.METRICS}: is not as `hpo train` wrote it; restore it, or train again")
     return metrics
 
 

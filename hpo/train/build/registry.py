@@ -29,7 +29,7 @@ from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import options, space, usercode
 from hpo.spec.options import Function
 from hpo.spec.space import Choices, Parameter, Range, Tree
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import StudySpec, check_path
 from hpo.spec.training import TABLES, Part, TrainConfig, read_section, training_defaults
 from hpo.train.optim import param_groups, warmup
 from hpo.train.optim.averaging import AVERAGINGS, Averaging
@@ -186,6 +186,8 @@ def _check_section(section: str, table: Tree, folder: Path) -> None:
         return
     kind, found = KINDS[section], function(section, part.name, folder)
     options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared)
+    for key in options.marked(found, kind.given, data.FILE) | options.marked(found, kind.given, FILE_OR_NAME):
+        check_path(part.options.get(key), part.paths.get(key, key))
     if section == "optimizer":
         _refuse_a_missing_package(part)
 
