@@ -6,7 +6,8 @@ HpoError
 └── Fault                 the user or the machine must mend it; the command ends with exit code 2
     ├── SpecError         the study file (or a pinned config) says something impossible
     ├── CheckpointError   a checkpoint file is missing, damaged, or not the one that was recorded
-    ├── StorageError      the database cannot be reached, opened or trusted; StorageBusy: it has no room just now
+    ├── StorageError      the database cannot be reached, opened or trusted; StorageBusy: it has no room just now,
+    │                     StorageGone: its file was removed or replaced while it was open
     ├── StudyError        the study is not there, has nothing to show, or its state forbids what was asked
     └── MismatchError     the study was made with another spec, other data or other code
 
@@ -83,6 +84,10 @@ class StorageError(Fault):
 
 class StorageBusy(StorageError):
     """Raised when the storage is there and has no room just now: worth another try."""
+
+
+class StorageGone(StorageError):
+    """Raised when the file of a storage was removed or replaced while it was open: nothing that passes by itself."""
 
 
 class NoAnswer(HpoError):

@@ -227,7 +227,7 @@ def worker(
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo.errors import Outage
+    from hpo.errors import Outage, StorageGone
     from hpo.launch.local import TRY_AGAIN
     from hpo.queue import reaper, workers
     from hpo.spec.study_file import Recovery
@@ -242,6 +242,8 @@ def worker(
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
         joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
+        if joined.storage.file is not None:
+            os.environ.update(joined.storage.file.handed_on)  # to this process, should it start afresh
         ledger = joined.ledger(name or workers.new_name())
         stopping.end_within(
             joined.spec.recovery.grace_seconds, last_act=lambda: reaper.release_leases_of(ledger, ledger.worker)
@@ -249,7 +251,7 @@ def worker(
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except (StorageError, Outage) as error:
-        if parent is None and not stopping():
+        if parent is None and (isinstance(error, StorageGone) or not stopping()):
             raise StorageError(str(error)) from error
         logging.error("%s", error)
         code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while

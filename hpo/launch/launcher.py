@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from hpo.errors import StorageError
+from hpo.errors import StorageError, StorageGone
 from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
@@ -91,7 +91,7 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
                 fleet.wait(REFRESH_SECONDS)
         finally:
             fleet.end()
-            with suppress(*FAILURES):
+            with suppress(*FAILURES, StorageGone):
                 workers.unregister(ledger)
         try:
             _show(study, view, past)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from hpo.launch import fork_server, gpus
 from hpo.queue import reaper
-from hpo.storage.connect import plain_url
 from hpo.study.study import Study
 from hpo.worker.signals import ASKING
 
@@ -128,7 +127,7 @@ class Fleet:
     def _environment(self, slot: Slot) -> dict[str, str]:
         threads = str(self.study.spec.training.get("threads", 1))
         threads = threads if threads.isdigit() else "1"  # where it is searched, each trial sets its own
-        own = {"HPO_STORAGE": plain_url(self.study.storage.url), "PYTHONUNBUFFERED": "1"}
+        own = {**self.study.storage.environment, "PYTHONUNBUFFERED": "1"}
         own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if slot.gpu is not None:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # before CUDA is opened

@@ -18,9 +18,10 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from hpo.errors import NoAnswer, StorageBusy, StorageError
+from hpo.errors import NoAnswer, StorageBusy, StorageError, StorageGone
 from hpo.storage import engine, filesystem, tables
 from hpo.storage.optuna_storage import OptunaStorage
+from hpo.storage.sqlite_file import SqliteFile
 
 Made = TypeVar("Made")
 FAILURES = (
@@ -37,6 +38,8 @@ OUTAGES = (
     sa.exc.PendingRollbackError,
     NoAnswer,
 )
+#: What says nothing of the data that it met on its way: an outage, and a file that is gone for good.
+UNREACHED = (*OUTAGES, StorageGone)
 BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
 CREATION_TRIES = 8  # to make the tables, against other processes that do the same
@@ -49,6 +52,7 @@ class Storage:
     url: URL
     engine: sa.Engine
     optuna: OptunaStorage
+    file: SqliteFile | None = None  # None of Postgres
 
     @property
     def shown(self) -> str:
@@ -58,6 +62,16 @@ class Storage:
     @property
     def is_sqlite(self) -> bool:
         return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What another process needs in its environment to open the same storage, the password included."""
+        return {"HPO_STORAGE": plain_url(self.url)} | (self.file.handed_on if self.file else {})
+
+    def check(self) -> None:
+        """Raise StorageGone if the file is not at its path any more."""
+        with self.engine.connect():
+            pass
 
     def close(self) -> None:
         """Give the connections back."""
@@ -116,11 +130,12 @@ def connect(text: str, *, create: bool = False) -> Storage:
     Raises StorageBusy if the storage is locked, starting up, or has no connection left.
     """
     url = parse_url(text)
-    _probe(url, create=create)
+    file = SqliteFile(Path(url.database or ""), create=create) if url.get_backend_name() == "sqlite" else None
+    _probe(url, file, create=create)
     try:
         backend = _creating(
             lambda: optuna.storages.RDBStorage(
-                plain_url(url), engine_kwargs=engine.arguments(url), skip_table_creation=not create
+                plain_url(url), engine_kwargs=engine.arguments(url, file), skip_table_creation=not create
             )
         )
         if create:
@@ -134,7 +149,7 @@ def connect(text: str, *, create: bool = False) -> Storage:
     except BaseException:
         backend.engine.dispose()
         raise
-    return Storage(url=url, engine=backend.engine, optuna=OptunaStorage(backend.engine))
+    return Storage(url=url, engine=backend.engine, optuna=OptunaStorage(backend.engine), file=file)
 
 
 def _creating(make: Callable[[], Made]) -> Made:
@@ -166,22 +181,22 @@ def _unreachable(url: URL, error: Exception) -> StorageError:
     return kind(f"storage {redacted_url(url)}: {said}")
 
 
-def _probe(url: URL, *, create: bool) -> None:
+def _probe(url: URL, opened: SqliteFile | None, *, create: bool) -> None:
     """Fail early and clearly: before anything is written."""
-    if url.get_backend_name() == "sqlite":
-        _probe_sqlite(url, create=create)
+    if opened is not None:
+        _probe_sqlite(url, opened, create=create)
     else:
         _probe_postgres(url, create=create)
 
 
-def _probe_sqlite(url: URL, *, create: bool) -> None:
+def _probe_sqlite(url: URL, opened: SqliteFile, *, create: bool) -> None:
     file = Path(url.database or "")
     if (served := filesystem.kind_of(file)) in filesystem.NETWORK:
         raise StorageError(
             f"storage {redacted_url(url)}: lies on a network file system ({served}), on which SQLite loses data; "
             "use a local disk, or Postgres for workers on several machines"
         )
-    if not file.exists():
+    if not file.exists() and not opened.handed_on:
         if not create:
             raise StorageError(
                 f"storage {redacted_url(url)}: no such file; `hpo run` makes it, or name another with --storage"
@@ -190,7 +205,7 @@ def _probe_sqlite(url: URL, *, create: bool) -> None:
             raise StorageError(f"storage {redacted_url(url)}: there is no folder {file.parent}; make it first")
         return
     try:
-        connection = sqlite3.connect(file, timeout=PROBE_SECONDS, isolation_level=None)
+        connection = opened.open(timeout=PROBE_SECONDS, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
             has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()

@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
+
+from hpo.storage.sqlite_file import SqliteFile
 
 BUSY_SECONDS = 10.0  # how long a SQLite statement waits for another process's write, a Postgres one for a lock
 CONNECT_SECONDS = 10  # how long a command waits for Postgres to answer
@@ -22,13 +26,20 @@ PING_AFTER_SECONDS = 5.0  # without use
 POOL_SIZE = 2  # connections of one process at most: of what it does, and of the thread that keeps its lease
 
 
-def arguments(url: URL) -> dict[str, Any]:
-    """Return what `sqlalchemy.create_engine` is given for this URL."""
+def arguments(url: URL, file: SqliteFile | None = None) -> dict[str, Any]:
+    """Return what `sqlalchemy.create_engine` is given for this URL.
+
+    Args:
+        file: that of a URL of SQLite's, if the caller keeps it.
+    """
     if url.get_backend_name() == "sqlite":
+        file = file or SqliteFile(Path(url.database or ""))
         # IMMEDIATE: a transaction takes the write lock before its first write, so it never fails half way for having
         # read something that another process changed since.
-        connect_args: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": "IMMEDIATE"}
-        return {"connect_args": connect_args, "pool_events": [(_set_pragmas, "connect")]}
+        return {
+            "creator": partial(file.open, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE"),
+            "pool_events": [(_set_pragmas, "connect"), (file.check, "checkout")],
+        }
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
         "keepalives": 1,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from hpo.errors import NoAnswer, Outage
+from hpo.errors import NoAnswer, Outage, StorageGone
 from hpo.storage.connect import OUTAGES, cause
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Retry:
         while True:
             try:
                 return action()
+            except StorageGone:  # though it may be a kind of error that passes: it will not come back by itself
+                raise
             except self._passing as error:
                 if failing_since is None:
                     failing_since = time.monotonic()

@@ -6,24 +6,28 @@ otherwise reach it through a DNS name of its own that points here), and changes 
 
 from __future__ import annotations
 
+import _thread
 import errno
 import ipaddress
 import json
 import socket
 import sys
+import threading
+import time
 from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 import waitress
 
-from hpo.errors import Fault
-from hpo.storage.connect import Storage
+from hpo.errors import Fault, StorageGone
+from hpo.storage.connect import FAILURES, Storage
 from hpo.view import study_detail
 from hpo.view.compressed import App, Environ, StartResponse, compressed
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 THREADS = 4
+LOOK_SECONDS = 1.0  # between two looks at whether the storage is still there
 
 
 def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
@@ -83,7 +87,9 @@ def _is_address(name: str) -> bool:
 
 
 def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool = False) -> None:
-    """Serve the dashboard until the process is told to end; Fault if the address cannot be taken."""
+    """Serve the dashboard until the process is told to end; Fault if the address cannot be taken, StorageGone once the file
+    of the storage was removed or replaced.
+    """
     hosts = {host, *((socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else ())}
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -104,10 +110,31 @@ def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool
     )
     gated = app(place, write, {name.lower() for name in hosts})
     server = waitress.create_server(gated, sockets=[listener], threads=THREADS)
+    gone: list[StorageGone] = []
+    if place.file is not None:
+        threading.Thread(target=_end_when_gone, args=(place, gone), name="storage", daemon=True).start()
     try:
         server.run()
     finally:
         server.close()
+    if gone:
+        raise gone[0]
+
+
+def _end_when_gone(place: Storage, gone: list[StorageGone]) -> None:
+    """Interrupt the main thread once the storage's file is not at its path any more, and note it.
+
+    Not at the next request, which may be long in coming: an idle connection keeps the old write-ahead log in use.
+    """
+    while not gone:
+        time.sleep(LOOK_SECONDS)
+        try:
+            place.check()
+        except StorageGone as error:
+            gone.append(error)
+            _thread.interrupt_main()
+        except FAILURES:
+            pass  # an outage: requests tell of it
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
+from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, StorageGone, TimeUp
 from hpo.queue import clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
 from hpo.queue.report import Report
 from hpo.spec.failures import Kind
-from hpo.storage.connect import OUTAGES, cause
+from hpo.storage.connect import UNREACHED, cause
 from hpo.storage.retry import Result, Retry, within
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class QueueClient:
         self.ledger = ledger
         self.retry = retry or Retry(0.0)
         self.has_unheard_claims = False  # trials may have been claimed without the answer having come
+        self.gone: StorageGone | None = None  # set once the storage is known to be gone for good
         self.finished: int | None = None  # trials of the study that had, at the last report
         self._leases: dict[Token, Lease] = {}
         self._since = 0  # all trials below this number had finished before
@@ -128,15 +129,21 @@ class QueueClient:
     def _attempt(self, action: Callable[[], Result]) -> Result | None:
         try:
             return action()
-        except OUTAGES as error:
-            self._note_failure(error)
+        except UNREACHED as error:
+            self.note_failure(error)
             return None
 
-    def _note_failure(self, error: BaseException) -> None:
-        """Take note that the storage failed: from now on reports are kept, until the heartbeat's thread gets through."""
+    def note_failure(self, error: BaseException) -> None:
+        """Take note that the storage failed: from now on reports are kept, until the heartbeat's thread gets through.
+
+        If it is gone for good, each trial learns at its lease's next `let_go` that it must let go.
+        """
+        if isinstance(error, StorageGone):
+            self.gone = error
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            log.warning("the storage fails, training goes on: %s", cause(error))
+            what_next = "training goes on" if self.gone is None else "trials are let go"
+            log.warning("the storage fails, %s: %s", what_next, cause(error))
 
     def write(self, write: Callable[[Sequence[_HasClaim]], Collection[Claim]], told: Sequence[_HasClaim]) -> None:
         """Write what is told of trials that are held here, in one transaction, waiting for a storage that fails; Outage if it
@@ -152,6 +159,8 @@ class QueueClient:
         asked_at = clock.awake_or_asleep()
         try:
             self._note_claims(told, self.retry(lambda: write(told)), renewed_at=asked_at)
+        except StorageGone:
+            raise
         except Exception as error:
             if len(told) == 1:
                 for lease in self._of(told):
@@ -231,7 +240,7 @@ class QueueClient:
         renew, asked_at = self._is_due(reports), clock.awake_or_asleep()
         try:
             answer = self.ledger.report(reports, metrics=False, renew=renew, since=self._since)
-        except OUTAGES:
+        except UNREACHED:
             raise
         except Exception as error:
             if len(reports) > 1:
@@ -255,7 +264,7 @@ class QueueClient:
         asked_at = clock.awake_or_asleep()
         try:
             self._note_claims(reports, self.ledger.write_metrics(reports), renewed_at=asked_at)
-        except OUTAGES:
+        except UNREACHED:
             raise
         except Exception as error:
             numbers = {report.claim.number for report in reports}
@@ -375,6 +384,8 @@ class Lease:
 
     def _why(self) -> Signal | None:
         number = self.claim.number
+        if self.client.gone is not None:
+            return Outage(str(self.client.gone))
         if self.is_lost:
             return self._lost_lease()
         if self._commands.stop:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
+from hpo.errors import StorageGone
 from hpo.queue import workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
@@ -31,18 +32,19 @@ class Heartbeat:
         ledger: Ledger,
         *,
         parent: int | None = None,
-        orphaned: Callable[[], None] = lambda: None,
+        leave: Callable[[], None] = lambda: None,
         overdue: Callable[[Lease], None] = lambda _: None,
     ) -> None:
         """Keep leases of `ledger`.
 
         Args:
-            parent: the process that must stay this one's parent, if one is named; else `orphaned` is called.
+            parent: the process that must stay this one's parent, if one is named.
+            leave: called when this process is to end: its parent is gone, or its storage for good.
             overdue: called when a trial's time is up and its training thread does not notice within a lease.
         """
         self._ledger = ledger
         self._parent = parent
-        self._orphaned = orphaned
+        self._leave = leave
         self._overdue = overdue
         self._reaper = Reaper(ledger)
         self._client: QueueClient | None = None
@@ -110,11 +112,15 @@ class Heartbeat:
     def _look_for_the_parent(self) -> None:
         if self._parent is not None and os.getppid() != self._parent:
             self._parent = None
-            self._orphaned()
+            self._leave()
 
     def _try(self, duty: str, do: Callable[[], object]) -> None:
         try:
             do()
+        except StorageGone as error:
+            if self._client is not None:
+                self._client.note_failure(error)
+            self._leave()
         except BaseException as error:  # an outage, or anything else: the next tick tries again
             if duty not in self._failing:
                 unexpected = not isinstance(error, FAILURES)

@@ -63,14 +63,15 @@ def work(
         parent: the process that started this worker and without which it does not want to go on.
         fleet: how many workers the run has, of which this is one.
 
-    Raises StorageError if the storage fails for longer than `recovery.outage_patience`; what was at hand keeps its place.
+    Raises StorageError if the storage fails for longer than `recovery.outage_patience`, and StorageGone at once if its file
+    was removed or replaced; what was at hand keeps its place.
     """
     retry = Retry(study.spec.recovery.outage_seconds, stopping)
+    client = QueueClient(ledger, retry)
     try:
-        client = QueueClient(ledger, retry)
         runner = runner_of(with_retry(study, retry), objective, client, stopping, fleet)
         overdue = partial(end_overdue, stopping)
-        with Heartbeat(ledger, parent=parent, orphaned=stopping.request, overdue=overdue) as heartbeat:
+        with Heartbeat(ledger, parent=parent, leave=stopping.request, overdue=overdue) as heartbeat:
             heartbeat.hold(client)
             try:
                 if run(runner, client, stopping, restart.RestartPolicy(study.spec.recovery), fleet) == RECYCLE:
@@ -79,6 +80,8 @@ def work(
                 runner.leave(error)
                 raise
     except (Outage, *FAILURES) as error:
+        if client.gone is not None:
+            raise client.gone from error
         if not stopping():
             raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
         log.warning("stopping while the storage fails: %s", cause(error))

@@ -53,7 +53,7 @@ def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_stud
     claim = claiming.claim(ledger)
     assert isinstance(claim, Claim)
     first = until(study)
-    with Heartbeat(ledger, orphaned=never) as keeping:
+    with Heartbeat(ledger, leave=never) as keeping:
         keeping.hold(Lease(ledger, claim))
         wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
         keeping.hold(None)
@@ -76,7 +76,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 
     monkeypatch.setattr(Ledger, "renew_all", failing_at_first)
     first = until(study)
-    with Heartbeat(ledger, orphaned=never) as keeping:
+    with Heartbeat(ledger, leave=never) as keeping:
         keeping.hold(Lease(ledger, claim))
         wait_for(lambda: (until(study) or 0) > (first or 0))
     assert "renew failed, trying again: " in caplog.text
@@ -86,7 +86,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     noticed: list[bool] = []
     parent = os.getppid()
-    with Heartbeat(make_study().ledger("w"), parent=parent, orphaned=lambda: noticed.append(True)):
+    with Heartbeat(make_study().ledger("w"), parent=parent, leave=lambda: noticed.append(True)):
         assert noticed == []
         monkeypatch.setattr(os, "getppid", lambda: 1)
         wait_for(lambda: bool(noticed))
@@ -95,7 +95,7 @@ def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytes
 
 def test_a_parent_that_died_before_the_heartbeat_began_is_noticed_at_once(make_study: MakeStudy) -> None:
     noticed: list[bool] = []
-    with Heartbeat(make_study().ledger("w"), parent=-1, orphaned=lambda: noticed.append(True)):
+    with Heartbeat(make_study().ledger("w"), parent=-1, leave=lambda: noticed.append(True)):
         assert noticed == [True]
 
 

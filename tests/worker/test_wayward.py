@@ -737,5 +737,5 @@ def test_a_second_signal_does_not_end_a_worker_of_a_fleet(
 
 def test_an_orphan_s_heartbeat_asks_as_a_first_signal_does(make_study: MakeStudy) -> None:
     stopping = StopSignal()
-    with Heartbeat(make_study().ledger("w"), parent=-1, orphaned=stopping.request):
+    with Heartbeat(make_study().ledger("w"), parent=-1, leave=stopping.request):
         assert stopping.exit_code == 143
