@@ -184,8 +184,7 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
 def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """The user's own code, as a worker on this machine would load it."""
     try:
-        digest = resolve.load_and_digest(study.spec, study.code_folder)
-        resolve.resolve(study.spec, study.code_folder)
+        digest = resolve.check_stored(study.spec, study.code_folder)
     except Fault as error:
         what = f"no worker here can load it: {_in_a_line(error)}"
         yield Finding(where=study.name, what=what, mend="mend that, or --code FOLDER")

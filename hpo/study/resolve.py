@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -111,3 +115,38 @@ def load_and_digest(spec: StudySpec, folder: Path) -> str:
     for reference in spec.code_references:
         usercode.load(reference, folder, "code")
     return digest_code(spec, folder)
+
+
+def check_stored(spec: StudySpec, folder: Path) -> str:
+    """Return the digest of the user's own code that a stored spec names, "" if it names none; SpecError if it cannot be loaded.
+
+    Of a spec that names no file of the user's the answer changes with `hpo` and its packages alone. So it is remembered on this
+    machine, and torch is not loaded for it again.
+    """
+    from hpo.train.build import measurement_cache
+
+    key = None if spec.code_references else f"loads-{_made_from(spec)}"
+    if key and measurement_cache.recall(key):
+        return ""
+    digest = load_and_digest(spec, folder)
+    resolve(spec, folder)
+    if key and not _names_files(spec):
+        measurement_cache.keep(key, True)
+    return digest
+
+
+def _names_files(spec: StudySpec) -> bool:
+    from hpo.train.build import registry
+
+    return bool(registry.weights(spec))
+
+
+def _made_from(spec: StudySpec) -> str:
+    """Return the digest of all that decides whether a spec without code of the user's own can be loaded."""
+    packages = Path(sysconfig.get_path("purelib")).stat().st_mtime_ns  # changes when a package comes or goes
+    found = hashlib.sha256(repr((spec.document, spec.format, sys.version, packages)).encode())
+    for folder, _, names in sorted(os.walk(Path(__file__).parents[1], followlinks=True)):
+        for name in sorted(names):
+            if name.endswith(".py"):
+                found.update(Path(folder, name).read_bytes())
+    return found.hexdigest()[:32]
