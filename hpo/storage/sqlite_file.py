@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from hpo.errors import StorageGone
@@ -38,7 +38,7 @@ class SqliteFile:
         self._known = _handed_on(self.path)
         self._found_gone: StorageGone | None = None  # it stays so: whatever comes to the path later
 
-    def open(self, *, timeout: float, isolation_level: str | None) -> sqlite3.Connection:
+    def open(self, *, timeout: float, isolation_level: Literal["IMMEDIATE"] | None) -> sqlite3.Connection:
         """Return a connection as `sqlite3.connect` does; StorageGone if the file is not the one that was opened before."""
         self._look()
         mode = "rwc" if self._create and self._known is None else "rw"

@@ -20,6 +20,7 @@ from hpo.storage.tables import studies
 from hpo.view import dashboard
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
+from hpo.worker.trial import LeasedTrial
 from tests.integration.shell import Shell
 from tests.support.trials import make
 from tests.support.waiting import wait_for
@@ -225,7 +226,7 @@ def test_a_worker_stops_whatever_its_objective_does_with_errors(swallows: bool, 
     study = make(lite, tmp_path)
     begun = []
 
-    def objective(trial: worker_loop.LeasedTrial) -> float:
+    def objective(trial: LeasedTrial) -> float:
         begun.append(trial.number)
         replace(Path(lite.url.database or ""))
         for step in range(1, 100):
@@ -247,7 +248,7 @@ def test_a_worker_is_asked_to_leave_by_its_heartbeat(lite: Storage, tmp_path: Pa
     """An objective that never reports learns nothing: the process is asked to leave, which ends it after its grace."""
     study, stopping = make(lite, tmp_path), StopSignal()
 
-    def objective(trial: worker_loop.LeasedTrial) -> float:
+    def objective(trial: LeasedTrial) -> float:
         remove(Path(lite.url.database or ""))
         wait_for(lambda: stopping())
         return 1.0
