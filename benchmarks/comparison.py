@@ -30,7 +30,8 @@ from benchmarks.runs import Outcome, Result
 from benchmarks.sides import Job, Options, Side
 from benchmarks.tasks import Task
 from hpo.receipt import processor, versions
-from hpo.storage.connect import parse_url, plain_url, redacted_url
+from hpo.storage.connect import parse_url, plain_url
+from hpo.storage.redaction import redacted_url
 
 WARM_UP_TRIALS, WARM_UP_IMAGES = 2, 300
 

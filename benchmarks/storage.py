@@ -57,7 +57,8 @@ from benchmarks import storage_sides  # noqa: E402  (after the path)
 from benchmarks.storage_sides import HPO, OPTUNA, Job, Result  # noqa: E402
 from hpo import receipt  # noqa: E402
 from hpo.storage import filesystem  # noqa: E402
-from hpo.storage.connect import parse_url, plain_url, redacted_url  # noqa: E402
+from hpo.storage.connect import parse_url, plain_url  # noqa: E402
+from hpo.storage.redaction import redacted_url  # noqa: E402
 
 SIDES = (OPTUNA, HPO)
 RUNNING = 32  # other trials, while the latency is measured

@@ -15,7 +15,14 @@ OptionalFile = Annotated[str | None, FILE]
 
 
 class BadFile(OSError):
-    """Raised for a file that is missing, damaged, or not what it should be; names file, place in it, cause and mend."""
+    """Raised for a file that is missing, damaged, or not what it should be; names file, place in it, cause and mend.
+
+    Each argument is a line of the message.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 def data_dir() -> Path:

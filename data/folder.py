@@ -127,9 +127,7 @@ def _decode(files: Sequence[tuple[Path, int]], decoding: Decoding, target: Path)
         bad = [cause for cause in pool.map(decode, range(len(files))) if cause]
     if bad:
         more = [f"and {len(bad) - TOLD} more"] if len(bad) > TOLD else []
-        raise BadFile(
-            "\n".join([f"{len(bad)} of {len(files)} files cannot be used; mend or remove them:", *bad[:TOLD], *more])
-        )
+        raise BadFile(f"{len(bad)} of {len(files)} files cannot be used; mend or remove them:", *bad[:TOLD], *more)
     images.flush()
 
 

@@ -94,7 +94,7 @@ def _read(kind: Any, form: Format, files: list[File], unfinished: Path) -> Sourc
         try:
             train, test = (form.open(kind, folder, of_training) for of_training in (True, False))
         except (OSError, RuntimeError) as error:
-            raise BadFile(_how_to_get(home, files, error)) from error
+            raise BadFile(*_how_to_get(home, files, error)) from error
     classes = [str(name) for name in getattr(train, "classes", DIGITS)]
     return Source(
         images=_pixels(form.pixels(train)),
@@ -119,10 +119,10 @@ def _link(path: Path, link: Path, md5: str) -> None:
     link.symlink_to(path)
 
 
-def _how_to_get(home: Path, files: list[File], error: Exception) -> str:
+def _how_to_get(home: Path, files: list[File], error: Exception) -> list[str]:
     cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     missing = [f"  {home / file.path} from {file.url} (MD5 {file.md5})" for file in files if file.url is not None]
-    return "\n".join([f"cannot be downloaded ({cause[0]}); put these files there by hand (HPO_DATA_DIR):", *missing])
+    return [f"cannot be downloaded ({cause[0]}); put these files there by hand (HPO_DATA_DIR):", *missing]
 
 
 def _pixels(values: Any) -> Tensor:

@@ -26,11 +26,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, time
 
+from hpo import text
+
 MAX_SHOWN = 300  # characters of a value in a message
 
 
 class HpoError(Exception):
-    """Raised by `hpo`; the message names what was wrong, the value and the mend."""
+    """Raised by `hpo`; the message names what was wrong, the value and the mend.
+
+    Each argument is a line of the message. A newline within one comes from foreign text and is shown as `\\n`.
+    """
+
+    @property
+    def lines(self) -> list[str]:
+        """The message's lines, safe to show."""
+        return [text.safe(line) for line in self.args]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class Diverged(HpoError):
@@ -57,7 +70,7 @@ class Mistakes:
 
     def add(self, error: SpecError) -> None:
         """Take note of what an error says."""
-        self.lines |= dict.fromkeys(str(error).splitlines())
+        self.lines |= dict.fromkeys(error.lines)
         self._cause = self._cause or error.__cause__
 
     @contextmanager
@@ -71,7 +84,7 @@ class Mistakes:
     def raise_if_any(self) -> None:
         """Raise SpecError with all that was collected, if there is something."""
         if self:
-            raise SpecError("\n".join(self.lines)) from self._cause
+            raise SpecError(*self.lines) from self._cause
 
 
 class CheckpointError(Fault):

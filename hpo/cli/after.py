@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsons
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hpo import text
 from hpo.cli.app import CodeOption, JsonOption, app, quiet_optuna
 
 
@@ -50,9 +51,12 @@ def after(
     quiet_optuna()
     target = output or folder / "after"
     made = report.make(trained.load(folder, code), wanted, target, passes=mc_dropout, formats=formats)
-    typer.echo(jsons.dumps(without_nan(made.to_json())) if json else variants.report_text(made))
+    if json:
+        text.say_json(without_nan(made.to_json()))
+    else:
+        text.say_page(variants.report_text(made))
     for why in made.refused:
-        typer.echo(f"error: {why}", err=True)
+        text.say(f"error: {why}", to=sys.stderr)
     if not json:
-        typer.echo(f"in {target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
+        text.say(f"in {target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
     raise typer.Exit(int(bool(made.refused)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import warnings
@@ -10,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from hpo import __version__
+from hpo import __version__, text
 from hpo.errors import Fault
 
 app = typer.Typer(
@@ -20,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Hyperparameter search for PyTorch: one study, many workers, nothing lost, a config that trains.",
 )
+
+UsageError = typer.BadParameter.__mro__[2]  # of every mistake in a command line; typer has no public name for it
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 StorageOption = Annotated[
@@ -38,19 +42,47 @@ NameOption = Annotated[str | None, typer.Option("--name", help="Name of the stud
 
 def main() -> None:
     """Run the command line; a fault is one clear message and exit code 2, never a traceback."""
+    speak_safely()
     try:
-        app()
+        code = app(standalone_mode=False)
     except Fault as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        sys.exit(2)
+        text.say_page(f"error: {fault}", to=sys.stderr)
+        code = 2
     except KeyboardInterrupt:  # before a command has handlers of its own
-        sys.exit(130)
+        code = 130
+    except SystemExit as ended:
+        code = ended.code
     except Exception as error:
         storages = sys.modules.get("hpo.storage.connect")  # not imported yet: then it was not the storage
-        if storages is None or not isinstance(error, storages.FAILURES):
-            raise
-        print(f"error: the storage failed: {storages.cause(error)}", file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, UsageError):
+            tell_usage(error)
+            code = 2
+        elif storages is not None and isinstance(error, storages.FAILURES):
+            text.say(f"error: the storage failed: {storages.cause(error)}", to=sys.stderr)
+            code = 2
+        else:
+            text.say_page(text.traceback_page(error), to=sys.stderr)
+            code = 1
+    if not isinstance(code, int | None):  # as user code may end a process
+        text.say(code, to=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def speak_safely() -> None:
+    """Make log lines and warnings safe to show, as all that we print ourselves."""
+    handlers = [logging.lastResort, *logging.getLogger("optuna").handlers]
+    for handler in filter(None, handlers):
+        handler.setFormatter(text.Formatter())
+    warnings.formatwarning = text.warning_line
+
+
+def tell_usage(error: Exception) -> None:
+    """Print what is wrong with a command line, and how the command is used."""
+    told = io.StringIO()
+    error.show(file=told)  # type: ignore[attr-defined]
+    if said := told.getvalue().rstrip("\n"):  # nothing is wrong where help was asked for by giving nothing
+        text.say_page(said, to=sys.stderr)
 
 
 def command() -> None:
@@ -58,16 +90,16 @@ def command() -> None:
     try:
         main()
     except SystemExit as ended:
-        if "torch" not in sys.modules or not isinstance(ended.code, int | None):
-            raise  # anything else that user code exits with is printed by the interpreter
+        if "torch" not in sys.modules:
+            raise
         from hpo.worker import restart
 
-        restart.leave(ended.code or 0)
+        restart.leave(int(ended.code or 0))
 
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        text.say(__version__)
         raise typer.Exit
 
 
@@ -89,7 +121,7 @@ def again_option(given: str | None, of_file: str | None, shown: str) -> str:
     """Return what the next commands need to find the storage; nothing where they find it as this one did."""
     if given is None and ("HPO_STORAGE" in os.environ or of_file is None):
         return ""
-    return ' --storage "$HPO_STORAGE"' if "***" in shown else f" --storage {shown}"
+    return '--storage "$HPO_STORAGE"' if "***" in shown else f"--storage {text.quoted(shown)}"
 
 
 def quiet_optuna() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hpo import text
 from hpo.cli.app import StorageOption, app, quiet_optuna, storage_url
 
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
@@ -20,9 +21,8 @@ def pause(study: StudyArgument, storage: StorageOption = None) -> None:
 
     quiet_optuna()
     control.pause(studies.join(connect(storage_url(storage)), study))
-    typer.echo(
-        f"paused: running trials of {study!r} are parked at their next batch or report; next: hpo resume {study}"
-    )
+    again = text.command("resume", study)
+    text.say(f"paused: running trials of {study!r} are parked at their next batch or report; next: {again}")
 
 
 @app.command()
@@ -34,7 +34,7 @@ def resume(study: StudyArgument, storage: StorageOption = None) -> None:
 
     quiet_optuna()
     was = control.resume(studies.join(connect(storage_url(storage)), study))
-    typer.echo(f"{study!r} goes on; it was {was}" if was else f"{study!r} was neither paused nor stopped")
+    text.say(f"{study!r} goes on; it was {was}" if was else f"{study!r} was neither paused nor stopped")
 
 
 @app.command()
@@ -55,11 +55,11 @@ def stop(
     joined = studies.join(connect(storage_url(storage)), study)
     if trial is not None:
         ended = control.stop_trial(joined, trial)
-        typer.echo(f"trial {trial} has ended" if ended else f"trial {trial} ends at its next batch or report")
+        text.say(f"trial {trial} has ended" if ended else f"trial {trial} ends at its next batch or report")
         return
     left = control.stop(joined, now=now)
     what = "end at their next batch or report" if now else "are still finished"
-    typer.echo(f"stopped: no new trial is started in {study!r}" + (f"; {left} open trials {what}" if left else ""))
+    text.say(f"stopped: no new trial is started in {study!r}" + (f"; {left} open trials {what}" if left else ""))
 
 
 @app.command()
@@ -88,10 +88,10 @@ def doctor(
         if study is None:
             raise SpecError(f"--fail {fail}: name the study of the trial: hpo doctor STUDY --fail {fail}")
         control.fail_foreign(studies.join(place, study), fail)
-        typer.echo(f"trial {fail} of {study!r} is FAIL now")
+        text.say(f"trial {fail} of {study!r} is FAIL now")
     ills = 0
     for finding in doctor.findings(place, study, repair=repair, workers=workers):
-        typer.echo(finding.text)
+        text.say_page(finding.text)
         ills += finding.is_ill
-    typer.echo(f"{ills} to mend" if ills else "nothing to mend")
+    text.say(f"{ills} to mend" if ills else "nothing to mend")
     raise typer.Exit(1 if ills else 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo import text
 from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optuna, storage_url
 from hpo.worker.signals import StopSignal
 
@@ -45,7 +47,8 @@ def export(
     quiet_optuna()
     opened = studies.join(connect(storage_url(storage)), study)
     for path in exporting.export(opened, output, number=trial, top=top, whole_front=front):
-        typer.echo(f"wrote {path}; next: hpo train {path} -o runs/{path.stem}")
+        again = text.command("train", path, options=f"-o {text.quoted(f'runs/{path.stem}')}")
+        text.say(f"wrote {path}; next: {again}")
 
 
 @app.command()
@@ -69,7 +72,7 @@ def train(
     if spec.objective:
         raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay))
     training = final.prepare(config, seed=seed, code_folder=folder)
-    typer.echo(final.describe(training))
+    text.say(final.describe(training))
     if replay:
         raise typer.Exit(show_replay(training))
     from hpo.final import openings
@@ -77,7 +80,7 @@ def train(
     url = storage_url(storage, seen(spec.receipt.get("storage")))
     metrics = final.finished(training, output)
     if metrics is not None:
-        typer.echo(f"{output} holds this training, finished; the test split stays shut")
+        text.say(f"{output} holds this training, finished; the test split stays shut")
     else:
         stopping = StopSignal.installed()
         metrics = final.train(
@@ -88,18 +91,18 @@ def train(
             before_test=lambda: note_unrecorded(openings.announce(spec, output, url)),
         )
     if metrics is None:
-        typer.echo(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
+        text.say(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
         raise typer.Exit(stopping.exit_code)
     openings.complete(spec, output, url, metrics)
     if metrics["stopped_by"]:
-        typer.echo(f"stopped after epoch {len(metrics['history'])} by {metrics['stopped_by']}")
-    typer.echo(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
+        text.say(f"stopped after epoch {len(metrics['history'])} by {metrics['stopped_by']}")
+    text.say(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
     if metrics["overfits_since"] is not None:
-        typer.echo(
+        text.say(
             f"overfits since epoch {metrics['overfits_since']}: the validation loss rose while the training loss fell"
         )
-    typer.echo(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
-    typer.echo(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs{drawn(output)}")
+    text.say(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
+    text.say(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs{drawn(output)}")
 
 
 def drawn(output: Path) -> str:
@@ -116,7 +119,7 @@ def seen(url: str | None) -> str | None:
 
 def note_unrecorded(reason: str | None) -> None:
     if reason:
-        typer.echo(f"note: the opening of the test split is in no ledger: {reason}", err=True)
+        text.say(f"note: the opening of the test split is in no ledger: {reason}", to=sys.stderr)
 
 
 def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
@@ -129,11 +132,11 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
     if seed is not None:
         raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
     value = user_objective.run(spec, config, folder)
-    typer.echo(f"the objective returned {value!r}")
+    text.say(f"the objective returned {value!r}")
     if replaying:
         repeats = user_objective.repeats(spec, config, value)
         had = spec.receipt["values" if spec.objectives else "value"]
-        typer.echo(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
+        text.say(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
         return 0 if repeats else 1
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -141,7 +144,7 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made = receipt(folder=folder, device="of the objective's choice", threads=None)
     write_json(output / "metrics.json", {"value": value, "params": spec.params, "receipt": made})
-    typer.echo(f"in {output}: metrics.json")
+    text.say(f"in {output}: metrics.json")
     return 0
 
 
@@ -151,19 +154,19 @@ def show_replay(training: FinalTraining) -> int:
 
     differences = final.replay(training, show_epoch)
     for one in differences:
-        typer.echo(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", err=True)
+        text.say(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", to=sys.stderr)
     trial, epochs = training.spec.receipt.get("trial"), final.curve_length(training)
     equal = (
         "bit for bit" if training.repeats_exactly else f"within {final.TOLERANCE}, for it ran as {training.executor}"
     )
     verdict = "differ from the trial's" if differences else f"equal the trial's {equal}"
-    typer.echo(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
+    text.say(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
     return 1 if differences else 0
 
 
 def show_epoch(result: EpochResult) -> None:
     further = {name: value for name, value in result.watched.items() if name.startswith("validation_")}
-    typer.echo(
+    text.say(
         f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
         f"validation accuracy {result.validation_accuracy:.4f}  "
         + "".join(f"{name.replace('_', ' ')} {value:.4f}  " for name, value in further.items())
@@ -189,6 +192,7 @@ def fork(
     quiet_optuna()
     place = connect(storage_url(storage, found.spec.storage))
     taken, left = fork_study(studies.join(place, study), found)
-    typer.echo(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
+    text.say(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
     again = again_option(storage, found.spec.storage, place.shown)
-    typer.echo(f"next: hpo run {file} --name {name}{again}")
+    options = f"--name {text.quoted(name)} {again}".strip()
+    text.say(f"next: {text.command('run', file, options=options)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpo import text
 from hpo.cli.app import (
     CodeChangeOption,
     CodeOption,
@@ -50,7 +51,7 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
         raise SpecError(f"{file}: is there already; name another file") from None
     except OSError as error:
         raise SpecError(f"{file}: cannot be written: {error.strerror}") from None
-    typer.echo(f"wrote {file}; next: hpo check {file}")
+    text.say(f"wrote {file}; next: {text.command('check', file)}")
 
 
 @app.command()
@@ -67,7 +68,7 @@ def check(
     from hpo.view import checked
 
     found = resolve.read(file, code_folder=code)
-    typer.echo(checked.spec_text(found.spec))
+    text.say_page(checked.spec_text(found.spec))
     warnings = lint(found.spec)
     if not found.spec.objective:
         from hpo.train.build.check import examine
@@ -75,9 +76,9 @@ def check(
         count = workers or default_workers()
         with in_file(file):
             findings = examine(found.spec, found.code_folder, count)
-        typer.echo(checked.findings_text(found.spec, findings, count))
+        text.say_page(checked.findings_text(found.spec, findings, count))
         warnings += findings.untyped + findings.unused
-    typer.echo(checked.warnings_text(warnings))
+    text.say_page(checked.warnings_text(warnings))
 
 
 @app.command()
@@ -129,7 +130,9 @@ def run(
     with contextlib.redirect_stdout(sys.stderr):  # what your own code prints when it is imported is no result
         found = resolve.complete(loaded, file, code_folder=code)
     if found.spec.is_pinned:
-        raise SpecError(f"{file}: holds no range, so there is nothing to search; train it with `hpo train {file}`")
+        raise SpecError(
+            f"{file}: holds no range, so there is nothing to search; train it with `{text.command('train', file)}`"
+        )
     if limit is None and found.spec.budget.timeout:
         limit = seconds(found.spec.budget.timeout, "budget.timeout")
     quiet_optuna()
@@ -152,18 +155,19 @@ def run(
     view = LiveView(json=json)
     standing = summarize(study)
     if standing.hold:
-        typer.echo(f"nothing is started: {live.held(standing)}", err=True)
+        text.say(f"nothing is started: {live.held(standing)}", to=sys.stderr)
     elif standing.is_over:
         reason = study.stop_reason or "the budget is spent; --trials N raises it"
-        typer.echo(f"nothing is left to do: {reason}", err=True)
+        text.say(f"nothing is left to do: {reason}", to=sys.stderr)
     elif not count:
-        typer.echo(f"made study {study.name!r}; next: hpo worker {study.name}{again} on each machine", err=True)
+        next_one = text.command("worker", study.name, options=again)
+        text.say(f"made study {study.name!r}; next: {next_one} on each machine", to=sys.stderr)
     else:
         check_connections(place, count)
         fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
         code_of_exit = launcher.run_workers(study, fleet, view, timeout=limit)
         if fleet.failed:
-            typer.echo(last_words(fleet.failed), err=True)
+            text.say_page(last_words(fleet.failed), to=sys.stderr)
             code_of_exit = code_of_exit or fleet.exit_code
         if is_new and fleet.refused and not study.optuna.get_trials(deepcopy=False):
             place.optuna.delete_study(study.study_id)  # the file is wrong in what only a worker sees, such as its data
@@ -193,26 +197,29 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
 
     summary = summarize(study)
     if json:
-        typer.echo(jsons.dumps(live.to_json(summary)))
+        text.say_json(live.to_json(summary))
         return summary
     if not drawn:
-        typer.echo(live.status_text(summary))
+        text.say_page(live.status_text(summary))
     if summary.hold:
-        typer.echo(f"next     hpo resume {study.name}{again}, then the same command")
+        text.say(f"next     {text.command('resume', study.name, options=again)}, then the same command")
         return summary
     if not summary.is_over:
-        typer.echo("next     the same command goes on from here, or hpo status for what holds it up")
+        text.say("next     the same command goes on from here, or hpo status for what holds it up")
         return summary
     try:
         winners = best(study, k=None) if summary.objectives else best(study)
         if summary.objectives:
-            typer.echo(live.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
-            typer.echo(f"next     hpo export {study.name}{again} --front, or --trial N")
+            text.say_page(live.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
+            front = text.command("export", study.name, options=f"{again} --front".strip())
+            text.say(f"next     {front}, or --trial N")
             return summary
-        typer.echo(live.winner_text(winners[0]))
-        typer.echo(f"next     hpo export {study.name}{again} -o best.toml && hpo train best.toml -o runs/{study.name}")
+        text.say_page(live.winner_text(winners[0]))
+        export = text.command("export", study.name, options=f"{again} -o best.toml".strip())
+        train = text.command("train", "best.toml", options=f"-o {text.quoted(f'runs/{study.name}')}")
+        text.say(f"next     {export} && {train}")
     except StudyError as error:
-        typer.echo(str(error), err=True)
+        text.say_page(str(error), to=sys.stderr)
     return summary
 
 
@@ -235,7 +242,9 @@ def worker(
     from hpo.worker import loop as worker_loop
     from hpo.worker import restart
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    said = logging.StreamHandler(sys.stderr)
+    said.setFormatter(text.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[said])
     quiet_optuna()
     stopping = StopSignal.installed(grace=Recovery().grace_seconds, second_ends=parent is None)
     mine = resolve.read(Path(study), code_folder=code) if study.endswith(".toml") else None

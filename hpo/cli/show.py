@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json as jsons
 from typing import Annotated
 
 import typer
 
+from hpo import text
 from hpo.cli.app import JsonOption, StorageOption, app, quiet_optuna, storage_url
 
 
@@ -33,13 +33,21 @@ def status(
     place = connect(storage_url(storage))
     if study is None:
         summaries = statuses(place)
-        typer.echo(jsons.dumps([live.to_json(one) for one in summaries]) if json else live.status_table(summaries))
+        tell([live.to_json(one) for one in summaries], live.status_table(summaries), json=json)
     elif trial is None:
         summary = summarize(studies.join(place, study))
-        typer.echo(jsons.dumps(live.to_json(summary)) if json else live.status_text(summary))
+        tell(live.to_json(summary), live.status_text(summary), json=json)
     else:
         found = history(studies.join(place, study), trial)
-        typer.echo(jsons.dumps(live.to_json(found)) if json else live.history_text(found))
+        tell(live.to_json(found), live.history_text(found), json=json)
+
+
+def tell(plain: object, page: str, *, json: bool) -> None:
+    """Print what a program reads, or what a person reads."""
+    if json:
+        text.say_json(plain)
+    else:
+        text.say_page(page)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from hpo.receipt import receipt
 from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.text import command, quoted
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces
 from hpo.train.build import assemble, executor, registry
@@ -119,7 +120,7 @@ class FinalTraining:
 def load_pinned(path: Path) -> StudySpec:
     """Read a config in which nothing is left to search; SpecError lists the ranges of one where something is."""
     if not path.exists():
-        raise SpecError(f"{path}: no such file; `hpo export STUDY -o {path}` writes one")
+        raise SpecError(f"{path}: no such file; `hpo export STUDY -o {quoted(path)}` writes one")
     spec = StudySpec.load(path)
     try:
         Receipt.model_validate(spec.receipt)
@@ -128,8 +129,9 @@ def load_pinned(path: Path) -> StudySpec:
         raise SpecError("\n".join(f"{path}: {line}" for line in lines)) from None
     if spec.objective or spec.is_pinned:
         return spec
-    left = "\n".join(f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree))
-    raise SpecError(f"{left}\n{path}: search it with `hpo run {path}`, or give each of these one value")
+    left = [f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree)]
+    mend = f"{path}: search it with `{command('run', path)}`, or give each of these one value"
+    raise SpecError(*left, mend)
 
 
 def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> FinalTraining:
@@ -268,7 +270,7 @@ class _Kept:
                 raise StudyError(f"{path.parent}: holds another training, unfinished; name another folder with -o")
             run.load_state_dict(state["run"])
         except CheckpointError as error:
-            raise CheckpointError(f"{error}\nremove {path} to train from the start") from None
+            raise CheckpointError(*error.lines, f"remove {path} to train from the start") from None
         self.curve, self.history, self.weights = state["curve"], state["history"], state["weights"]
         self.steps = state["steps"]
 

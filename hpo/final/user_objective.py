@@ -11,6 +11,7 @@ import optuna
 from hpo.errors import SpecError, StudyError
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
+from hpo.text import command
 
 
 def run(spec: StudySpec, path: Path, folder: Path) -> float | dict[str, float]:
@@ -23,7 +24,7 @@ def run(spec: StudySpec, path: Path, folder: Path) -> float | dict[str, float]:
     """
     assert spec.objective is not None
     if not spec.params:
-        raise SpecError(f"{path}: has no [params]; `hpo export` writes them, or search with `hpo run {path}`")
+        raise SpecError(f"{path}: has no [params]; `hpo export` writes them, or search with `{command('run', path)}`")
     objective = usercode.load(spec.objective, folder, "objective")
     try:
         returned: Any = objective(optuna.trial.FixedTrial(spec.params, number=spec.receipt.get("trial", 0)))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from hpo import text
 from hpo.launch import fork_server, gpus
 from hpo.queue import reaper
 from hpo.study.study import Study
@@ -259,9 +260,9 @@ def default_workers() -> int:
 
 def last_words(slots: Sequence[Slot]) -> str:
     """Return the end of the failed workers' logs, where their reasons stand."""
-    shown: dict[str, list[str]] = {}
+    shown: dict[tuple[str, ...], list[str]] = {}
     for slot in slots:
         lines = slot.log.read_text(errors="replace").splitlines()[-12:] if slot.log.exists() else []
-        said = "\n".join(line for line in lines if not STAMPED.match(line))
+        said = tuple(f"  {line}" for line in lines if not STAMPED.match(line))
         shown.setdefault(said, []).append(f"{slot.name} ended with exit code {slot.exit_codes[-1]} (log: {slot.log})")
-    return "\n".join("\n".join([*names, said]) for said, names in shown.items())
+    return text.page(line for said, names in shown.items() for line in [*names, *said])

@@ -154,7 +154,7 @@ def check(
     try:
         model.model_validate(dict(options))
     except pydantic.ValidationError as error:
-        raise SpecError("\n".join(explain(error, paths, owner, model))) from None
+        raise SpecError(*explain(error, paths, owner, model)) from None
 
 
 def explain(

@@ -26,6 +26,7 @@ from hpo.spec.metrics import Metric
 from hpo.spec.objectives import OWN_VALUE, Goals
 from hpo.spec.space import Choices
 from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
+from hpo.text import command
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
 #: Raised when the meaning of a study file changes; stands in front of every fingerprint. 1: up to November 2026.
@@ -200,7 +201,7 @@ class StudySpec(pydantic.BaseModel):
         try:
             return cls.model_validate(document), set(), mistakes
         except pydantic.ValidationError as error:
-            mistakes.add(SpecError("\n".join(options.explain(error, {}, "a study file", cls))))
+            mistakes.add(SpecError(*options.explain(error, {}, "a study file", cls)))
             wrong = {str(found["loc"][0]) for found in error.errors()}
         right = {key: value for key, value in document.items() if key not in wrong}
         return cls.model_validate({"name": "", **right}), wrong, mistakes
@@ -219,7 +220,7 @@ class StudySpec(pydantic.BaseModel):
         given = [section for section in SECTIONS if getattr(self, section)]
         if given:
             why = f"goes with a declared training, not with objective = {self.objective!r}; remove it"
-            raise SpecError("\n".join(f"{section}: {why}" for section in given))
+            raise SpecError(*(f"{section}: {why}" for section in given))
         if self.objectives:
             objectives.check_own(self.objectives)
             return self._with_first_direction()
@@ -244,7 +245,7 @@ class StudySpec(pydantic.BaseModel):
         missing = [section for section in ("data", "model", "optimizer") if not getattr(self, section)]
         if missing:
             mend = 'with name = "...", or objective = "file.py:function"'
-            raise SpecError("\n".join(f"{section}: missing; add [{section}] {mend}" for section in missing))
+            raise SpecError(*(f"{section}: missing; add [{section}] {mend}" for section in missing))
         if self.params:
             raise SpecError("params: goes with an objective of your own; write the values into their sections")
         if self.objectives:
@@ -360,7 +361,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
     try:
         found = toml_file.read(path)
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file; `hpo init {path}` writes one to start from") from None
+        raise SpecError(f"{path}: no such file; `{command('init', path)}` writes one to start from") from None
     found.setdefault("name", path.stem)
     receipt = found.get("receipt")
     was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
@@ -373,7 +374,7 @@ def in_file(path: Path) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error.__cause__
+        raise SpecError(*(f"{path}: {line}" for line in error.lines)) from error.__cause__
 
 
 def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -458,7 +459,7 @@ def _check_plain(value: Any, path: str) -> None:
     """Refuse what TOML can write and JSON cannot: dates, times, nan and inf; SpecError lists it."""
     lines = list(_unplain(value, path))
     if lines:
-        raise SpecError("\n".join(lines))
+        raise SpecError(*lines)
 
 
 def _unplain(value: Any, path: str) -> Iterator[str]:

@@ -273,7 +273,7 @@ def read_section(section: str, table: Mapping[str, Any]) -> Part | Table:
         found = model.model_validate(table)
     except pydantic.ValidationError as error:
         paths = {key: f"{section}.{key}" for key in table}
-        raise SpecError("\n".join(options.explain(error, paths, section, model))) from None
+        raise SpecError(*options.explain(error, paths, section, model)) from None
     if isinstance(found, Stopping):
         found.refuse_idle()
     return found

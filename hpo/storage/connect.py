@@ -1,12 +1,11 @@
 """A storage URL turned into one engine, shared by all statements, once what it names is known to be a storage.
 
-Passwords are cut out of everything that is shown.
+What may hold a secret is cut out of everything that is shown.
 """
 
 from __future__ import annotations
 
 import random
-import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from hpo.errors import NoAnswer, StorageBusy, StorageError, StorageGone
 from hpo.storage import engine, filesystem, tables
 from hpo.storage.optuna_storage import OptunaStorage
+from hpo.storage.redaction import redacted_message, redacted_text, redacted_url
 from hpo.storage.sqlite_file import SqliteFile
 
 Made = TypeVar("Made")
@@ -56,7 +56,7 @@ class Storage:
 
     @property
     def shown(self) -> str:
-        """The URL without its password."""
+        """The URL without its secrets."""
         return redacted_url(self.url)
 
     @property
@@ -85,7 +85,7 @@ def parse_url(text: str) -> URL:
         backend = url.get_backend_name()
     except Exception:
         raise StorageError(
-            f"storage: {_hidden(text)!r} is no database URL; use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
+            f"storage: {redacted_text(text)!r} is no database URL; use sqlite:///studies.db or postgresql://USER@HOST/DATABASE"
         ) from None
     if url.host and "@" in url.host:
         raise StorageError("storage: the password holds an @, which ends it; write it as %40")
@@ -103,22 +103,9 @@ def parse_url(text: str) -> URL:
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
 
-def redacted_url(url: URL) -> str:
-    """Return the URL with *** for its password."""
-    secret = {key: "***" for key in url.query if "pass" in key}
-    return url.update_query_dict(secret).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
-
-
 def plain_url(url: URL) -> str:
     """Return the URL with its password, for another process's environment; never for a log."""
     return url.render_as_string(hide_password=False)
-
-
-def _hidden(text: str) -> str:
-    """Return a text that did not parse as a URL without what stands between ':' and '@'."""
-    text = re.sub(r"(?i)(pass\w*\s*=\s*)('[^']*'|[^\s&]+)", r"\1***", text)
-    head, at, tail = text.rpartition("@")
-    return f"{head.rpartition(':')[0]}:***@{tail}" if at else text
 
 
 def connect(text: str, *, create: bool = False) -> Storage:
@@ -176,7 +163,7 @@ def _refuse_old_tables(opened: sa.Engine, url: URL) -> None:
 
 def _unreachable(url: URL, error: Exception) -> StorageError:
     """Return the error that a failed connection means."""
-    said = cause(error)
+    said = redacted_message(cause(error), url)
     kind = StorageBusy if any(word in said for word in BUSY_WORDS) else StorageError
     return kind(f"storage {redacted_url(url)}: {said}")
 
@@ -228,8 +215,9 @@ def _sqlite_mend(error: sqlite3.Error) -> str:
 
 
 def _probe_postgres(url: URL, *, create: bool) -> None:
-    probe = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": engine.CONNECT_SECONDS})
+    arguments = {"connect_timeout": engine.CONNECT_SECONDS}
     try:
+        probe = sa.create_engine(url, poolclass=sa.pool.NullPool, connect_args=arguments)
         with probe.connect() as connection:
             has_tables = sa.inspect(connection).has_table("studies")
     except sa.exc.SQLAlchemyError as error:
@@ -268,6 +256,6 @@ def check_connections(place: Storage, workers: int) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Return the driver's own words in one line, without SQLAlchemy's background links."""
+    """Return the driver's own words in one line, without SQLAlchemy's background links and without passwords."""
     inner = getattr(error, "orig", None) or error.__cause__ or error
-    return " ".join(str(inner).split())
+    return redacted_message(" ".join(str(inner).split()))

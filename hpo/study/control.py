@@ -13,6 +13,7 @@ from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.study.format import STATES
 from hpo.study.study import Study
+from hpo.text import command
 
 
 def stop(study: Study, *, now: bool = False) -> int:
@@ -45,7 +46,7 @@ def stop_trial(study: Study, number: int) -> bool:
         if trial.state == TrialState.RUNNING:
             raise StudyError(
                 f"trial {number} of study {study.name!r} was started by another program than hpo; end that one, or "
-                f"`hpo doctor {study.name} --fail {number}`"
+                f"`{command('doctor', study.name, options=f'--fail {number}')}`"
             )
         if not _fail_plain(connection, trial, TrialState.WAITING):
             raise StudyError(f"trial {number} of study {study.name!r} is {STATES[trial.state.name.lower()]} already")
@@ -59,7 +60,7 @@ def fail_foreign(study: Study, number: int) -> None:
         trial = _numbered(connection, study, number)
         if any(row.trial_id == trial.trial_id for row in _open(connection, study)):
             raise StudyError(
-                f"trial {number} of study {study.name!r} is ours; `hpo stop {study.name} --trial {number}`"
+                f"trial {number} of study {study.name!r} is ours; `{command('stop', study.name, options=f'--trial {number}')}`"
             )
         if not _fail_plain(connection, trial, TrialState.RUNNING):
             raise StudyError(
@@ -120,7 +121,9 @@ def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
         sa.select(trials).where(trials.c.study_id == study.study_id, trials.c.number == number)
     ).one_or_none()
     if row is None:
-        raise StudyError(f"study {study.name!r} has no trial {number}; `hpo status {study.name}` lists those that run")
+        raise StudyError(
+            f"study {study.name!r} has no trial {number}; `{command('status', study.name)}` lists those that run"
+        )
     return row
 
 

@@ -21,6 +21,7 @@ from hpo.study import query, resolve, retention
 from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
+from hpo.text import command, page, short
 
 MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
 MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
@@ -40,8 +41,8 @@ class Finding:
     def text(self) -> str:
         """Two lines: what was found, and what mends it."""
         mark = "mended" if self.is_repaired else "ill" if self.is_ill else "note"
-        mend = "" if self.is_repaired else f"\n        {self.mend}"
-        return f"{mark.ljust(7)} {self.where}: {self.what}{mend}"
+        mend = [] if self.is_repaired else [f"        {self.mend}"]
+        return page([f"{mark.ljust(7)} {short(self.where)}: {self.what}", *mend])
 
 
 def findings(place: Storage, name: str | None, *, repair: bool, workers: int | None) -> Iterator[Finding]:
@@ -69,7 +70,7 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
         try:
             check_connections(place, workers)
         except StorageError as error:
-            yield Finding(where=place.shown, what=str(error), mend="see there")
+            yield Finding(where=place.shown, what=_in_a_line(error), mend="see there")
 
 
 def _quick_check(place: Storage) -> str:
@@ -96,7 +97,7 @@ def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
 
 
 def _in_a_line(error: Fault) -> str:
-    return "; ".join(str(error).splitlines())
+    return "; ".join(error.lines)
 
 
 def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)
@@ -106,7 +107,7 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
         yield Finding(
             where=study.name,
             what=f"{summary.hold}: {reason}",
-            mend="see there" if summary.hold == Hold.FORKING else f"hpo resume {study.name}",
+            mend="see there" if summary.hold == Hold.FORKING else command("resume", study.name),
             is_ill=summary.hold != Hold.PAUSED,
         )
     for parked in summary.parked:
@@ -158,7 +159,7 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
         yield Finding(
             where=study.name,
             what=f"trial {row.number} was started by another program at {row.datetime_start:%Y-%m-%d %H:%M:%S} UTC",
-            mend=f"if that is dead: hpo doctor {study.name} --fail {row.number}",
+            mend=f"if that is dead: {command('doctor', study.name, options=f'--fail {row.number}')}",
         )
 
 

@@ -41,7 +41,7 @@ def export(
         raise StudyError(f"study {study.name!r} has one objective and no front; leave --front out for the best trial")
     found = best(study, k=None if whole_front or several else top or 1, number=number)
     if several and number is None and top is None and not whole_front:
-        raise StudyError(_choose(study, found))
+        raise StudyError(*_choose(study, found))
     found = found if number is not None else found[:top]
     if top in (None, 1) and not whole_front:
         return [write(output, pinned(study, found[0]))]
@@ -51,7 +51,7 @@ def export(
     ]
 
 
-def _choose(study: Study, front: list[TrialResult]) -> str:
+def _choose(study: Study, front: list[TrialResult]) -> list[str]:
     """Say what there is to choose from where there is no single best trial."""
     lines = [
         f"study {study.name!r} has several objectives and no single best trial; choose by --trial, or --front for all:"
@@ -59,7 +59,7 @@ def _choose(study: Study, front: list[TrialResult]) -> str:
     for result in front:
         values = ", ".join(f"{name} {amount_text(value)}" for name, value in result.values.items())
         lines.append(f"  --trial {result.number}: {values}")
-    return "\n".join(lines)
+    return lines
 
 
 def pinned(study: Study, result: TrialResult) -> dict[str, Any]:

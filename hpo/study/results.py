@@ -19,6 +19,7 @@ from hpo.study import query
 from hpo.study.format import STATES, counted
 from hpo.study.status import summarize
 from hpo.study.study import Study
+from hpo.text import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,13 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(
             f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
-            f"`hpo export {study.name} --trial N` takes one all the same"
+            f"`{command('export', study.name, options='--trial N')}` takes one all the same"
         )
     if not found:
         told = ", ".join(counted(summarize(study).counts).values())
         raise StudyError(
             f"study {study.name!r} has no finished trial yet ({told or 'no trial at all'}); "
-            f"let `hpo run` finish one, `hpo status {study.name}` shows how far it is"
+            f"let `hpo run` finish one, `{command('status', study.name)}` shows how far it is"
         )
     return [
         TrialResult(

@@ -36,6 +36,7 @@ from hpo.storage.tables import (
     study_user_attributes,
     trials,
 )
+from hpo.text import command
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute for how its objectives are called
@@ -152,7 +153,8 @@ def _stored_spec(row: Any, name: str) -> StudySpec:
     try:
         return StudySpec.from_document(study_file.as_meant(json.loads(row.spec)))
     except (SpecError, ValueError, TypeError) as error:
-        raise StudyError(f"study {name!r}: its spec in the database cannot be read: {error}") from None
+        said = "; ".join(error.lines) if isinstance(error, SpecError) else error
+        raise StudyError(f"study {name!r}: its spec in the database cannot be read: {said}") from None
 
 
 def names(place: Storage) -> list[str]:
@@ -284,11 +286,11 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
         return
     stored = _stored_spec(row, wanted.name)
     lines = study_file.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
-    shown = "\n".join(f"  {line}" for line in lines)
     raise MismatchError(
-        f"study {wanted.name!r} was made with another spec:\n{shown}\n"
+        f"study {wanted.name!r} was made with another spec:",
+        *(f"  {line}" for line in lines),
         "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
-        f"or take its trials along with `hpo fork {wanted.name} NEW FILE`"
+        f"or take its trials along with `{command('fork', wanted.name)} NEW FILE`",
     )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hpo import text
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.study.format import amount_text, duration, value_text
@@ -31,15 +32,15 @@ def spec_text(spec: StudySpec) -> str:
         f"fingerprint: {spec.fingerprint[:12]}",
     ]
     if spec.objective:
-        return "\n".join([*lines, "space: in the objective's own suggest calls"])
+        return text.page([*lines, "space: in the objective's own suggest calls"])
     found = dict(space.parameters(spec.tree))
-    width = max(map(len, found), default=0)
-    return "\n".join(
+    width = max((len(text.short(path)) for path in found), default=0)
+    return text.page(
         [
             *lines,
             "",
             "space:",
-            *(f"  {path:<{width}}  {parameter}" for path, parameter in found.items()),
+            *(f"  {text.short(path):<{width}}  {parameter}" for path, parameter in found.items()),
             "",
             "constants:",
         ]
@@ -73,7 +74,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
     lines = [
         "",
         "model (the middle of the space):",
-        found.model,
+        *found.model.splitlines(),
         *([f"weights: {found.weights}"] if found.weights else []),
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
@@ -86,7 +87,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         f"with {workers} worker{'s' if workers > 1 else ''}; pruning and training several at once make it less",
         "",
     ]
-    return "\n".join(lines)
+    return text.page(lines)
 
 
 def _costs(found: Findings) -> str:
@@ -95,4 +96,4 @@ def _costs(found: Findings) -> str:
 
 def warnings_text(warnings: Sequence[str]) -> str:
     """Return a line for each warning, or that there is none."""
-    return "\n".join(f"warning: {line}" for line in warnings) or "no warnings"
+    return text.page(f"warning: {line}" for line in warnings) or "no warnings"

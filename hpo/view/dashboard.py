@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import waitress
 
+from hpo import text
 from hpo.errors import Fault, StorageGone
 from hpo.storage.connect import FAILURES, Storage
 from hpo.view import study_detail
@@ -92,22 +93,20 @@ def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool
     """
     hosts = {host, *((socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else ())}
     try:
+        socket.getaddrinfo(host, port)
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what can be no name of a host
         raise Fault(_mend(error, host, port)) from None
     if not _is_loopback(host):
-        print(
+        text.say(
             f"warning: the dashboard has no login; whoever reaches {host} can "
             + ("read and change" if write else "read")
             + " every study in this storage",
-            file=sys.stderr,
+            to=sys.stderr,
         )
     shown = f"[{host}]" if ":" in host else host
     rights = "changes are let in" if write else "read-only"
-    print(
-        f"dashboard of {place.shown}: http://{shown}:{listener.getsockname()[1]}/ ({rights}; Ctrl-C ends it)",
-        flush=True,
-    )
+    text.say(f"dashboard of {place.shown}: http://{shown}:{listener.getsockname()[1]}/ ({rights}; Ctrl-C ends it)")
     gated = app(place, write, {name.lower() for name in hosts})
     server = waitress.create_server(gated, sockets=[listener], threads=THREADS)
     gone: list[StorageGone] = []
@@ -141,7 +140,9 @@ def _is_loopback(host: str) -> bool:
     return host in LOOPBACK or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def _mend(error: OSError, host: str, port: int) -> str:
+def _mend(error: Exception, host: str, port: int) -> str:
+    if not isinstance(error, OSError):
+        return f"--host {host}: is no name of a host; use 127.0.0.1 or an address of this machine"
     if error.errno == errno.EADDRINUSE:
         return f"--port {port}: another program uses it on {host}; end that one or name another port"
     if error.errno == errno.EACCES:

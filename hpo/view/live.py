@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpo import text
 from hpo.study.format import STATES, amount_text, counted, duration, value_text
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ class LiveView:
     """What `hpo run` shows: a picture that renews itself in a terminal, else one plain line per finished trial."""
 
     def __init__(self, *, json: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout)
+        self.console = console or Console(file=sys.stdout, emoji=False)
         self.is_quiet = json
-        draws = self.console.is_terminal and not self.console.is_dumb_terminal and not json
+        can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
+        draws = can_draw and self.console.encoding.startswith("utf") and not json
         # No refreshing thread: the caller updates several times a second anyway, and may then fork or exit as it likes.
         self.live = Live(console=self.console, auto_refresh=False) if draws else None
         self.has_drawn = False  # a picture stands in the terminal
@@ -74,15 +76,15 @@ class LiveView:
                 self.has_drawn = True
             elif not self.is_quiet:
                 for trial in newly_finished:
-                    print(finished_line(trial, summary), file=self.console.file, flush=True)
+                    text.say(finished_line(trial, summary), to=self.console.file)
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """Tell something in a line of its own, above the picture if there is one."""
         with self._heard():
             if self.live:
-                self.console.print(text, style="yellow", markup=False, highlight=False)
+                self.console.print(Text(text.safe(line), style="yellow"))
             elif not self.is_quiet:
-                print(text, file=self.console.file, flush=True)
+                text.say(line, to=self.console.file)
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
@@ -103,15 +105,16 @@ class LiveView:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def render(summary: Summary, width: int) -> RenderableType:
+def render(found: Summary, width: int) -> RenderableType:
     """Draw a study on `width` columns."""
+    summary = text.all_safe(found)
     blocks: list[RenderableType] = [
         _header(summary, width),
         _bar(summary, width),
         _states(summary),
         _best_line(summary),
     ]
-    if why := held(summary):
+    if why := text.safe(held(found)):
         blocks.append(Text(why, style="yellow", overflow="ellipsis", no_wrap=True))
     for failure in summary.failures:
         line = Text(no_wrap=True, overflow="ellipsis")
@@ -126,10 +129,10 @@ def render(summary: Summary, width: int) -> RenderableType:
 def held(summary: Summary) -> str:
     """Return why nothing new is started, "" if it is."""
     if summary.hold and not summary.stop_reason:
-        return f"{summary.hold}: workers wait; hpo resume {summary.name}"
+        return f"{summary.hold}: workers wait; {text.command('resume', summary.name)}"
     if not summary.stop_reason:
         return ""
-    return f"stopped: {summary.stop_reason}" + (f"; hpo resume {summary.name}" if summary.hold else "")
+    return f"stopped: {summary.stop_reason}" + (f"; {text.command('resume', summary.name)}" if summary.hold else "")
 
 
 def _failed(failure: FailureCount) -> str:
@@ -210,7 +213,7 @@ def _running(running: Sequence[RunningTrial], width: int) -> RenderableType:
     worker = min(max(len(row[4]) for row in rows), max(8, width // 4))
     room = max(8, width - sum(others) - worker - 12)
     for trial, (number, epoch, value, seconds, name) in zip(shown, rows, strict=True):
-        table.add_row(number, epoch, value, sparkline(trial.curve, room), seconds, name)
+        table.add_row(number, epoch, value, sparkline(trial.curve, room), seconds, Text(name))
     if len(running) > len(shown):
         return Group(table, Text(f"and {len(running) - len(shown)} more running", style="dim"))
     return table
@@ -257,6 +260,7 @@ def _squeezed(curve: Sequence[float], width: int) -> list[float]:
 
 def finished_line(trial: FinishedTrial, summary: Summary) -> str:
     """Tell in one line how a trial ended, what it was given, and how far the study is."""
+    trial, summary = text.all_safe(trial), text.all_safe(summary)
     params = " ".join(f"{name}={_param(value)}" for name, value in trial.params.items())
     epochs = f"{trial.epochs} epoch{'' if trial.epochs == 1 else 's'}"
     state = STATES[trial.state]
@@ -271,7 +275,7 @@ def finished_line(trial: FinishedTrial, summary: Summary) -> str:
         told.append(f" (front of {len(summary.front)})")
     elif summary.best:
         told.append(f" (best {_best(summary.best)})")
-    return "  ".join([*told, f"{trial.count}/{summary.budget}"])
+    return text.safe("  ".join([*told, f"{trial.count}/{summary.budget}"]))
 
 
 def status_table(summaries: Sequence[Summary]) -> str:
@@ -279,20 +283,21 @@ def status_table(summaries: Sequence[Summary]) -> str:
     if not summaries:
         return "no studies yet; `hpo run FILE` makes one"
     rows = [("STUDY", "TRIALS", "BEST", "TIME", "STATES")]
-    for summary in summaries:
+    for summary in map(text.all_safe, summaries):
         stopped = " (stopped)" if summary.stop_reason else " (paused)" if summary.hold else ""
         best = value_text(summary.best.value) if summary.best else "-"
         best += f" (front of {len(summary.front)})" if summary.objectives else ""
         trials = f"{summary.finished}/{summary.budget}"
         rows.append((summary.name, trials, best, _clock(summary), _states(summary).plain + stopped))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
+    return text.page(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
     )
 
 
-def status_text(summary: Summary) -> str:
+def status_text(found: Summary) -> str:
     """Tell a study in plain lines."""
+    summary = text.all_safe(found)
     lines = [
         f"{summary.name}  ({_goal(summary)}, sampler {summary.sampler}, pruner {summary.pruner})",
         f"trials   {summary.finished} of {summary.budget} finished: {_states(summary).plain}",
@@ -301,7 +306,7 @@ def status_text(summary: Summary) -> str:
     ]
     if summary.infeasible and summary.best:
         lines.append(f"bounds   {_violating(summary)}")
-    if why := held(summary):
+    if why := held(found):
         word, _, why = why.partition(": ")
         lines.append(f"{word.ljust(9)}{why}")
     for failure in summary.failures:
@@ -315,7 +320,7 @@ def status_text(summary: Summary) -> str:
         )
     for parked in summary.parked:
         lines.append(f"parked   trial {parked.number}, goes on after epoch {parked.epoch}")
-    return "\n".join(lines)
+    return text.page(lines)
 
 
 def _best_lines(summary: Summary) -> list[str]:
@@ -337,8 +342,9 @@ def _values(values: Mapping[str, float]) -> str:
     return " ".join(f"{name}={amount_text(value)}" for name, value in values.items())
 
 
-def history_text(found: TrialHistory) -> str:
+def history_text(history: TrialHistory) -> str:
     """Tell one trial in full, the tracebacks of its failures last."""
+    found = text.all_safe(history)
     value = _values(found.values) or value_text(found.value)
     lines = [
         f"trial    {found.number}, {STATES[found.state]}"
@@ -360,10 +366,10 @@ def history_text(found: TrialHistory) -> str:
         lines.append(
             f"overfits since epoch {found.overfits_since}: the validation loss rose while the training loss fell"
         )
-    for failed in found.failures:
+    for failed in history.failures:  # their tracebacks have lines of their own
         lines.append(f"failed   attempt {failed.attempt} by {failed.kind}, then {failed.verdict}: {failed.message}")
         lines += [f"           {line}" for line in (failed.traceback or "").splitlines()]
-    return "\n".join(lines)
+    return text.page(lines)
 
 
 def _waited(parked: int) -> str:
@@ -376,8 +382,9 @@ def _waited(parked: int) -> str:
 
 def winner_text(winner: TrialResult) -> str:
     """Tell the best trial's value and parameters."""
+    winner = text.all_safe(winner)
     longest = max((len(name) for name in winner.params), default=0)
-    return "\n".join(
+    return text.page(
         [
             f"winner   trial {winner.number} with {value_text(winner.value)}",
             *(f"           {name.ljust(longest)}  {_param(value)}" for name, value in winner.params.items()),
@@ -389,6 +396,7 @@ def front_text(front: Sequence[TrialResult], width: int) -> str:
     """Tell the trials that none beats, the best in the first objective first: a row each, or a column each where a row does
     not fit into so many characters.
     """
+    front = [text.all_safe(one) for one in front]
     names = list(front[0].values)
     params = list(dict.fromkeys(name for one in front for name in one.params))
     head = ["trial", *names, *params]
@@ -408,7 +416,7 @@ def front_text(front: Sequence[TrialResult], width: int) -> str:
         )
         blocks = [trials[start : start + per_block] for start in range(0, len(trials), per_block)]
         lines = [line for block in blocks for line in _columns(list(zip(head, *block, strict=True)))]
-    return "\n".join(f"{FRONT if not number else '':<{len(FRONT)}}{line}" for number, line in enumerate(lines))
+    return text.page(f"{FRONT if not number else '':<{len(FRONT)}}{line}" for number, line in enumerate(lines))
 
 
 def _columns(table: Sequence[Sequence[str]]) -> list[str]:
@@ -438,4 +446,4 @@ def _best(best: Best) -> str:
 
 
 def _param(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return f"{value:.4g}" if isinstance(value, float) else text.short(str(value).replace(" ", ""))

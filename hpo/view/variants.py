@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from hpo import text
 from hpo.study.format import value_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ UNITS = ("B", "KiB", "MiB", "GiB")
 
 def report_text(report: VariantReport) -> str:
     """Return the report as a table of variants, then what was measured of doubt, then the files."""
-    console = Console(width=WIDTH, color_system=None)
+    console = Console(width=WIDTH, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(_table(report))
     lines = [*(line.rstrip() for line in capture.get().splitlines()), *_doubt(report)]
@@ -28,12 +29,14 @@ def report_text(report: VariantReport) -> str:
         for variant in report.variants
         for one in variant.files
     ]
-    return "\n".join(lines)
+    return text.page(lines)
 
 
 def _table(report: VariantReport) -> Table:
     table = Table(
-        title=f"{report.folder}, on {report.validation_images} validation images", title_justify="left", box=SIMPLE_HEAD
+        title=f"{text.safe(report.folder)}, on {report.validation_images} validation images",
+        title_justify="left",
+        box=SIMPLE_HEAD,
     )
     for head in ("variant", "accuracy", "change", "loss", "same class", "zeros", "parameters", "size"):
         table.add_column(head, justify="left" if head == "variant" else "right", overflow="fold")
@@ -46,7 +49,7 @@ def _row(variant: Variant, first: Variant) -> list[str]:
     score = variant.score
     change = "" if variant is first else f"{score.accuracy - first.score.accuracy:+.4f}"
     return [
-        variant.name,
+        text.short(variant.name),
         f"{score.accuracy:.4f}",
         change,
         value_text(score.loss),

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from hpo.errors import StorageBusy, StorageError
 from hpo.storage import engine, sql
-from hpo.storage.connect import Storage, check_connections, connect, parse_url, plain_url, redacted_url
+from hpo.storage.connect import Storage, check_connections, connect, parse_url, plain_url
+from hpo.storage.redaction import redacted_url
 from tests.support.postgres import PostgresServer
 
 pytestmark = pytest.mark.both

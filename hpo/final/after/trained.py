@@ -19,6 +19,7 @@ from hpo.final.after.extras import quietly
 from hpo.final.after.raw import first
 from hpo.final.train import FinalTraining
 from hpo.models import use_generator
+from hpo.text import command, quoted
 from hpo.train import checkpoint, validation
 
 CALIBRATION = 256  # training images that a step may look at
@@ -86,11 +87,10 @@ def load(folder: Path, code_folder: Path | None = None) -> Trained:
 
 def _metrics(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise StudyError(f"{folder}: no such folder; `hpo train best.toml -o {folder}` makes one")
+        raise StudyError(f"{folder}: no such folder; `hpo train best.toml -o {quoted(folder)}` makes one")
     if (folder / final.CHECKPOINT).exists():
-        raise StudyError(
-            f"{folder}: its training is not finished; `hpo train {folder / final.CONFIG} -o {folder}` goes on"
-        )
+        again = command("train", folder / final.CONFIG, options=f"-o {quoted(folder)}")
+        raise StudyError(f"{folder}: its training is not finished; `{again}` goes on")
     if not (folder / final.METRICS).exists():
         raise StudyError(f"{folder}: holds no training of `hpo train`, for it has no {final.METRICS}")
     if not (folder / final.WEIGHTS).is_file():

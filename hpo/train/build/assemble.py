@@ -185,9 +185,9 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 registry.call("model", part, folder, shape, splits.num_classes)
         except SpecError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
+            problems |= dict.fromkeys(error.lines)
     if problems:
-        raise SpecError("\n".join(problems))
+        raise SpecError(*problems)
 
 
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:

@@ -121,7 +121,8 @@ def _in_file(section: str, part: Part) -> Iterator[None]:
     except Exception as error:
         of_ours = part.name in KINDS[section].functions and isinstance(error, ValueError | BadFile)
         said = str(error) if of_ours else f"{type(error).__name__}: {error}"
-        raise SpecError(f"{section} {part.name}: {said}") from error
+        first, *more = error.lines if of_ours and isinstance(error, BadFile) else [said]
+        raise SpecError(f"{section} {part.name}: {first}", *more) from error
 
 
 def _divided(kind: PartKind, found: Function, part: Part) -> tuple[Tree, Tree]:

@@ -1,0 +1,99 @@
+"""Storage URLs and what drivers say, shown without a secret.
+
+A password has many places in a URL: the user's, the host's, the database's, an option's. So what is known to be harmless is
+shown, and all else is ***.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+from sqlalchemy.engine import URL
+
+HIDDEN = "***"
+WORD = re.compile(r"[\w.-]+")
+PATH = re.compile(r"[\w./~ -]*")  # what is no URL at all, and names a file at most
+HOST = re.compile(r"([\w.-]+|/[\w./-]*)(:\d+)?(,([\w.-]+|/[\w./-]*)(:\d+)?)*")
+#: option -> the values that are shown; None: no value is. An option that is not named here is not shown either.
+OPTIONS = {
+    **dict.fromkeys(("user", "dbname"), WORD),
+    **dict.fromkeys(("host", "hostaddr"), HOST),
+    **dict.fromkeys(("port", "connect_timeout"), re.compile(r"\d+(,\d+)*")),
+    "sslmode": re.compile("disable|allow|prefer|require|verify-ca|verify-full"),
+    "target_session_attrs": re.compile("any|read-write|read-only|primary|standby|prefer-standby"),
+    "mode": re.compile("ro|rw|rwc|memory"),
+    **dict.fromkeys(("password", "sslpassword", "passfile", "options", "service", "sslcert", "sslkey"), None),
+}
+IN_A_URL = re.compile(r"(\w[\w+.-]*://)[^\s'\"]+")
+AFTER_A_WORD = re.compile(r"(?i)(pass\w*\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s&,;]+)")
+SHORTEST_PART = 3  # characters of a part of a secret that is looked for by itself
+
+
+def redacted_url(url: URL) -> str:
+    """Return the URL with *** for its password and for whatever else may hold a secret."""
+    is_file = url.get_backend_name() == "sqlite"
+    shown = URL.create(
+        url.drivername,
+        username=_shown(url.username, WORD),
+        password=None if url.password is None else HIDDEN,
+        host=url.host if _is_address(url.host) else _shown(url.host, HOST),
+        port=url.port,
+        database=url.database if is_file else _shown(url.database, WORD),
+        query={key if key in OPTIONS else HIDDEN: _option(key, value) for key, value in url.query.items()},
+    )
+    return shown.render_as_string(hide_password=False).replace(quote(HIDDEN), HIDDEN)
+
+
+def redacted_text(text: str) -> str:
+    """Return a text that is no URL as far as it cannot hold a secret."""
+    scheme, colon, rest = text.partition(":")
+    if not colon and PATH.fullmatch(text):
+        return text
+    if scheme == "sqlite" and PATH.fullmatch(rest):
+        return text
+    return f"{scheme}:{HIDDEN}" if scheme in ("sqlite", "postgresql", "postgres") else HIDDEN
+
+
+def redacted_message(message: str, url: URL | None = None) -> str:
+    """Return what a driver says without URLs and passwords, and without what the URL keeps to itself."""
+    message = AFTER_A_WORD.sub(rf"\1{HIDDEN}", IN_A_URL.sub(rf"\1{HIDDEN}", message))
+    for secret in sorted(set(_secrets(url)) if url else (), key=len, reverse=True):
+        message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, message)
+        if len(secret) > SHORTEST_PART:
+            message = message.replace(secret, HIDDEN)
+    return message
+
+
+def _shown(part: str | None, harmless: re.Pattern[str]) -> str | None:
+    return part if not part or harmless.fullmatch(part) else HIDDEN
+
+
+def _option(key: str, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    harmless = OPTIONS.get(key)
+    values = [value] if isinstance(value, str) else value
+    return value if harmless and all(map(harmless.fullmatch, values)) else HIDDEN
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _secrets(url: URL) -> Iterator[str]:
+    """Yield what `redacted_url` does not show, whole and in parts, as it is and as a URL writes it."""
+    hidden = [url.password or ""]
+    hidden += [part for part in (url.username, url.database) if part and not WORD.fullmatch(part)]
+    hidden += [url.host] if url.host and not _is_address(url.host) and not HOST.fullmatch(url.host) else []
+    for key, value in url.query.items():
+        hidden += [] if key in OPTIONS else [key]
+        hidden += [] if _option(key, value) == value else [value] if isinstance(value, str) else value
+    for one in hidden:
+        parts = [part for part in re.split(r"[\s=&:@,;'\"]+", one) if len(part) >= SHORTEST_PART]
+        for secret in filter(None, (one, *parts)):
+            yield from {secret, quote(secret, safe=""), quote_plus(secret)}

@@ -1,0 +1,105 @@
+"""Commands that are printed to be pasted do what they say, whatever names stand in them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo import text
+from hpo.cli.app import again_option
+from hpo.errors import MismatchError, SpecError, StudyError
+from hpo.spec.study_file import StudySpec
+from hpo.storage.connect import Storage
+from hpo.study import control, results
+from hpo.study import study as studies
+from hpo.study.doctor import examine
+from hpo.study.status import summarize
+from hpo.study.study import Study
+from hpo.view import live
+from tests.support.trials import begin, make
+
+NAME = "my study / v2 100%"
+QUOTED = "'my study / v2 100%'"
+WORDS = [
+    "plain", "my study / v2 100%", "", "a'b", 'a"b', "$HOME `id` $(id)", "a\\b", "!!", "*?[a]{b,c}~", "a;b|c&d>e<f#g", "Größe 学",
+    "\x1b[2J", "two\nlines", "tab\t'quote' \\ !!", "\u202ereversed", "\udcff", "\x07\x31", "\u00a0",
+]  # fmt: skip
+
+
+def as_bash_reads(words: str) -> list[bytes]:
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True, check=True)
+    return done.stdout.split(b"\0")[:-1]
+
+
+def test_a_shell_reads_each_word_as_it_was() -> None:
+    quoted = [text.quoted(word) for word in WORDS]
+    assert as_bash_reads(" ".join(quoted)) == [os.fsencode(word) for word in WORDS]
+    assert all(word.isprintable() for word in quoted)
+
+
+def test_a_word_that_starts_with_a_dash_is_no_option() -> None:
+    assert text.command("status", "-x", options="--trial 3") == "hpo status --trial 3 -- -x"
+    assert text.command("status", "x", options="--trial 3") == "hpo status x --trial 3"
+
+
+def test_a_word_too_long_to_be_shown_is_not_cut_to_another_one() -> None:
+    assert text.command("worker", "n" * 10_000) == "hpo worker NAME_OF_10000_CHARACTERS"
+
+
+def test_a_storage_is_quoted_too() -> None:
+    assert again_option("given", None, "sqlite:////my files/s.db") == "--storage 'sqlite:////my files/s.db'"
+    assert again_option("given", None, "postgresql://u:***@h/d") == '--storage "$HPO_STORAGE"'
+
+
+@pytest.fixture
+def study(lite: Storage, tmp_path: Path) -> Study:
+    return make(lite, tmp_path, name=NAME)
+
+
+def message(raising: Callable[[], Any]) -> str:
+    with pytest.raises((MismatchError, SpecError, StudyError)) as caught:
+        raising()
+    return str(caught.value)
+
+
+def test_errors_tell_commands_that_can_be_pasted(study: Study, tmp_path: Path) -> None:
+    other = StudySpec.from_document({"name": NAME, "objective": "other.py:f", "direction": "maximize"})
+    told = [
+        message(lambda: results.best(study)),
+        message(lambda: control.stop_trial(study, 7)),
+        message(lambda: studies.create_or_join(study.storage, other, code_folder=tmp_path, code_digest="")),
+    ]
+    study.optuna.ask()
+    told.append(message(lambda: control.stop_trial(study, 0)))
+    begin(study)
+    told.append(message(lambda: control.fail_foreign(study, 1)))
+    commands = [command for line in told for command in line.split("`")[1::2] if NAME in command]
+    assert commands == [
+        f"hpo status {QUOTED}",
+        f"hpo status {QUOTED}",
+        f"hpo fork {QUOTED} NEW FILE",
+        f"hpo doctor {QUOTED} --fail 0",
+        f"hpo stop {QUOTED} --trial 1",
+    ]
+
+
+def test_what_is_shown_tells_commands_that_can_be_pasted(study: Study, tmp_path: Path) -> None:
+    study.optuna.ask()
+    control.pause(study)
+    mends = [finding.mend for finding in examine(study.storage, NAME, repair=False)]
+    assert f"hpo resume {QUOTED}" in mends
+    assert f"if that is dead: hpo doctor {QUOTED} --fail 0" in mends
+    assert f"paused   workers wait; hpo resume {QUOTED}" in live.status_text(summarize(study)).splitlines()
+
+
+def test_a_path_with_spaces_is_quoted_in_messages(tmp_path: Path) -> None:
+    path = tmp_path / "my files" / "a study.toml"
+    told = message(lambda: StudySpec.load(path))
+    assert f"`hpo init '{path}'` writes one" in told
+    assert shlex.split(told.split("`")[1]) == ["hpo", "init", str(path)]
