@@ -27,6 +27,8 @@ OPTIONS = {
     "mode": re.compile("ro|rw|rwc|memory"),
     **dict.fromkeys(("password", "sslpassword", "passfile", "options", "service", "sslcert", "sslkey"), None),
 }
+OF_A_USER = re.compile(r"((?:(?:postgres(?:ql)?|mysql|sqlite)(?:\+\w+)?:(?://)?)?[\w.-]+):.*@([\w.:/-]*)")
+SETTING = re.compile(r"\s*(\w+)(\s*=\s*)('[^']*'|[^\s']+)")
 IN_A_URL = re.compile(r"(\w[\w+.-]*://)[^\s'\"]+")
 AFTER_A_WORD = re.compile(r"(?i)(pass\w*\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s&,;]+)")
 SHORTEST_PART = 3  # characters of a part of a secret that is looked for by itself
@@ -48,13 +50,19 @@ def redacted_url(url: URL) -> str:
 
 
 def redacted_text(text: str) -> str:
-    """Return a text that is no URL as far as it cannot hold a secret."""
-    scheme, colon, rest = text.partition(":")
-    if not colon and PATH.fullmatch(text):
+    """Return a text that is no URL as far as it cannot hold a secret: a file, a user and a host, libpq's settings."""
+    scheme, _, rest = text.partition(":")
+    if PATH.fullmatch(text) or (scheme == "sqlite" and PATH.fullmatch(rest)):
         return text
-    if scheme == "sqlite" and PATH.fullmatch(rest):
-        return text
-    return f"{scheme}:{HIDDEN}" if scheme in ("sqlite", "postgresql", "postgres") else HIDDEN
+    if found := OF_A_USER.fullmatch(text):
+        return f"{found[1]}:{HIDDEN}@{found[2]}"
+    settings = [found.groups() for found in SETTING.finditer(text)]
+    names = [name.lower().removeprefix("pg") for name, _, _ in settings]
+    if SETTING.sub("", text) or not all(name in OPTIONS for name in names):
+        return HIDDEN
+    return " ".join(
+        f"{word}{sign}{_option(name, value)}" for name, (word, sign, value) in zip(names, settings, strict=True)
+    )
 
 
 def redacted_message(message: str, url: URL | None = None) -> str:
