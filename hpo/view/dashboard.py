@@ -1,21 +1,15 @@
-"""optuna-dashboard for one storage, behind a gate: read-only unless asked otherwise, and for this machine only.
-
-The dashboard has no login. Its gate refuses every method but GET, names of hosts that are not ours (a web page could
-otherwise reach it through a DNS name of its own that points here), and changes that another site's page sends.
-"""
+"""optuna-dashboard for one storage, behind a guard: read-only unless asked otherwise, and for this machine only."""
 
 from __future__ import annotations
 
 import _thread
 import errno
 import ipaddress
-import json
 import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable
-from urllib.parse import urlsplit
+from collections.abc import Collection
 
 import waitress
 
@@ -23,10 +17,9 @@ from hpo import text
 from hpo.errors import Fault, StorageGone
 from hpo.storage.connect import FAILURES, Storage
 from hpo.view import study_detail
-from hpo.view.compressed import App, Environ, StartResponse, compressed
+from hpo.view.compressed import App, compressed
+from hpo.view.guard import ANY_ADDRESS, LOOPBACK, guarded, is_address
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 THREADS = 4
 LOOK_SECONDS = 1.0  # between two looks at whether the storage is still there
 
@@ -39,52 +32,22 @@ def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
         hosts: names and addresses it is served under besides those of the loopback; one of ANY_ADDRESS lets in every
             address in numbers, which no DNS name can stand behind.
     """
-    dashboard = compressed(study_detail.app(place.optuna))
-
-    def gate(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        reason = _refusal(environ, write, hosts)
-        if reason is None:
-            return dashboard(environ, start_response)
-        body = json.dumps({"reason": reason}).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response("403 Forbidden", headers)
-        return [body]
-
-    return gate
+    return guarded(compressed(_safely_failing(study_detail.app(place.optuna))), write, hosts)
 
 
-def _refusal(environ: Environ, write: bool, hosts: Collection[str]) -> str | None:
-    """Return why a request is refused, None if it is let in."""
-    host = environ.get("HTTP_HOST", "")
-    if not _is_ours(_name(f"//{host}"), hosts):
-        return f"the dashboard is not served under the name {host!r}; open it as http://127.0.0.1 with its port"
-    if environ["REQUEST_METHOD"] == "GET":
-        return None
-    if not write:
-        return "the dashboard is read-only; `hpo dashboard --write` lets changes in"
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and urlsplit(origin).netloc != host:
-        return f"a page of {origin} may not change studies here"
-    return None
+class ErrorLog:
+    """Where the dashboard writes tracebacks of its own failures: standard error, made safe."""
+
+    def write(self, said: str) -> None:
+        for line in said.splitlines():
+            text.say(f"  {line}", to=sys.stderr)
+
+    def flush(self) -> None:
+        """Do nothing: each line is printed at once."""
 
 
-def _name(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:  # brackets that hold no address
-        return ""
-
-
-def _is_ours(name: str, hosts: Collection[str]) -> bool:
-    return name in LOOPBACK or name in hosts or (not ANY_ADDRESS.isdisjoint(hosts) and _is_address(name))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+def _safely_failing(app: App) -> App:
+    return lambda environ, start_response: app({**environ, "wsgi.errors": ErrorLog()}, start_response)
 
 
 def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool = False) -> None:
@@ -108,7 +71,7 @@ def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool
     rights = "changes are let in" if write else "read-only"
     text.say(f"dashboard of {place.shown}: http://{shown}:{listener.getsockname()[1]}/ ({rights}; Ctrl-C ends it)")
     gated = app(place, write, {name.lower() for name in hosts})
-    server = waitress.create_server(gated, sockets=[listener], threads=THREADS)
+    server = waitress.create_server(gated, sockets=[listener], threads=THREADS, ident="")
     gone: list[StorageGone] = []
     if place.file is not None:
         threading.Thread(target=_end_when_gone, args=(place, gone), name="storage", daemon=True).start()
@@ -137,7 +100,7 @@ def _end_when_gone(place: Storage, gone: list[StorageGone]) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in LOOPBACK or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    return host in LOOPBACK or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _mend(error: Exception, host: str, port: int) -> str:
