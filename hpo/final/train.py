@@ -126,7 +126,7 @@ def load_pinned(path: Path) -> StudySpec:
         Receipt.model_validate(spec.receipt)
     except pydantic.ValidationError as error:
         lines = options.explain(error, {key: f"receipt.{key}" for key in spec.receipt}, "receipt", Receipt)
-        raise SpecError("\n".join(f"{path}: {line}" for line in lines)) from None
+        raise SpecError(*(f"{path}: {line}" for line in lines)) from None
     if spec.objective or spec.is_pinned:
         return spec
     left = [f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree)]
