@@ -7,6 +7,7 @@ starts in a second. A test finds the one database in it empty, or gets a databas
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import torch
 from sqlalchemy.engine import URL, make_url
 
 from hpo.data import Splits
+from hpo.spec import user_path
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies
@@ -44,6 +46,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test measures, and what it makes a machine remember, from every other."""
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def own_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take back what importing a user's code does to a process for good: a real one loads that of one study."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(user_path, "_opened", [])
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ def run(spec: StudySpec, path: Path, folder: Path) -> float | dict[str, float]:
     assert spec.objective is not None
     if not spec.params:
         raise SpecError(f"{path}: has no [params]; `hpo export` writes them, or search with `{command('run', path)}`")
-    objective = usercode.load(spec.objective, folder, "objective")
+    objective = usercode.load_objective(spec.objective, folder)
     try:
         returned: Any = objective(optuna.trial.FixedTrial(spec.params, number=spec.receipt.get("trial", 0)))
     except ValueError as error:

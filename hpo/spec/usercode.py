@@ -1,6 +1,7 @@
 """Code of the user's own, named in a study file as `package.module:name` or `file.py:name`.
 
-It resolves against the study file's folder, which goes last on `sys.path`, so that nothing of ours is shadowed by it.
+It is found beside the study file and imported as Python itself would: a file as the module that it is named, with its folder
+first on `sys.path`, and with its own file as the whole of `sys.argv`.
 """
 
 from __future__ import annotations
@@ -8,16 +9,30 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hpo.errors import SpecError, nearest
+from hpo.spec import optuna_calls, user_path
+from hpo.text import quoted
 
 OURS = ("models", "data")  # parts that once were imported without `hpo.`
+FORMS = '"file.py:function" or "package.module:function"'
+GUARD = 'put what is only for the command line below `if __name__ == "__main__":`'
+NOT_THEIRS = (__file__, *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")))
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
 def is_reference(name: str) -> bool:
@@ -26,10 +41,12 @@ def is_reference(name: str) -> bool:
 
 
 def load(reference: str, folder: Path, path: str) -> Any:
-    """Import what a reference names; SpecError at `path` with the cause if that fails."""
-    location, _, name = reference.partition(":")
-    if not location or not name or location.startswith("."):
-        raise SpecError(f'{path} = {reference!r}: names no code; write "file.py:function" or "package.module:function"')
+    """Import what a reference names; SpecError at `path` with the cause if that fails.
+
+    From then on `sys.argv` is the file alone, as code of the user's sees it that is run without arguments.
+    """
+    location, _, name = reference.rpartition(":")
+    _refuse_location(location, name, reference, folder, path)
     module = _module(location, folder, path)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
@@ -40,37 +57,153 @@ def load(reference: str, folder: Path, path: str) -> Any:
     return found
 
 
-def _module(location: str, folder: Path, path: str) -> ModuleType:
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    if location.endswith(".py") and not (folder / location).is_file():
-        raise SpecError(f"{path}: no file {folder / location}; paths are relative to the study file")
+def load_objective(reference: str, folder: Path) -> Any:
+    """Import an Optuna objective; SpecError if that fails or if it cannot be called with a trial for a value."""
+    found = load(reference, folder, "objective")
+    why = _no_objective(found, reference.rpartition(":")[2])
+    if why:
+        raise SpecError(f"objective = {reference!r}: {why}")
+    return found
+
+
+def _no_objective(found: Any, name: str) -> str | None:
+    """Return why an object cannot be an objective, with the mend; None if it may be one."""
+    if inspect.isclass(found):
+        return f"is a class, so a call of it makes an object; write `objective = {name}(...)` below it and name that"
+    called = (found, type(found).__call__)
+    if any(map(inspect.iscoroutinefunction, called)):
+        return "is a coroutine function; name a plain function that returns `asyncio.run(...)` of it"
+    if any(map(inspect.isgeneratorfunction, called)) or any(map(inspect.isasyncgenfunction, called)):
+        return "yields, so a call of it returns a generator; let it return the value"
     try:
-        return _file_module(folder / location) if location.endswith(".py") else importlib.import_module(location)
-    except (Exception, SystemExit) as error:
+        signature = inspect.signature(found, follow_wrapped=False)
+    except (TypeError, ValueError):  # some callables of C do not tell
+        return None
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        if not any(parameter.kind in POSITIONAL for parameter in signature.parameters.values()):
+            return f"takes {signature}, and is called with the trial; write `def {name}(trial)`"
+        return (
+            f"takes {signature}, and is called with the trial alone: {error}; give further arguments a default, "
+            f"or name a functools.partial that gives them"
+        )
+    return None
+
+
+def _refuse_location(location: str, name: str, reference: str, folder: Path, path: str) -> None:
+    """Raise SpecError, with the mend, for a location that is neither a Python file nor the name of a module."""
+    is_path = "/" in location or location.endswith(".py")
+    if not location or not name or location.endswith(":") or (location.startswith(".") and not is_path):
+        raise SpecError(f"{path} = {reference!r}: names no code; write {FORMS}")
+    file = _file(location, folder)
+    if location.endswith(".ipynb"):
         raise SpecError(
-            f"{path}: importing {location} failed: {type(error).__name__}: {error}{_where(error)}{_moved(error)}"
-        ) from error
+            f"{path} = {reference!r}: a notebook cannot be imported; make a script of it with "
+            f'`jupyter nbconvert --to script {quoted(location)}`, and write "{location.removesuffix(".ipynb")}.py:{name}"'
+        )
+    if location.endswith(".py") and not file.is_file():
+        raise SpecError(f"{path}: no file {file}; paths are relative to the study file")
+    if not location.endswith(".py") and (is_path or file.is_file()):
+        raise SpecError(f"{path} = {reference!r}: {location} is no Python file; write {FORMS}")
 
 
-def _moved(error: BaseException) -> str:
-    """Return the mend for code that imports our parts without `hpo.`, "" for any other failure."""
-    if isinstance(error, ModuleNotFoundError) and error.name in OURS:
+def _file(location: str, folder: Path) -> Path:
+    """Return the absolute path of a file that a reference names."""
+    file = folder.absolute() / Path(location).expanduser()
+    return file.parent.resolve() / file.name if ".." in file.parts else file
+
+
+def _module(location: str, folder: Path, path: str) -> ModuleType:
+    file = _file(location, folder) if location.endswith(".py") else None
+    with _at(path):
+        user_path.put_first(_homes(file, folder.absolute()))
+        loaded = sys.modules.get(location) if file is None else _loaded(file)
+        source = file or _origin(location)
+        sys.argv = [str(source or location)]
+        if loaded is not None:
+            return loaded
+        front = sys.path[0]
+        module = _imported(location, file, source)
+        user_path.refuse_taken_names_before(front)
+    return module
+
+
+@contextmanager
+def _at(path: str) -> Iterator[None]:
+    """Put the key of a study file in front of what a SpecError says."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(*(f"{path}: {line}" for line in error.lines)) from error.__cause__
+
+
+def _homes(file: Path | None, folder: Path) -> tuple[Path, ...]:
+    """Return the folders that code is imported from: a file's own, as for `python FILE`, before the study file's."""
+    if file is None:
+        return (folder,)
+    linked = [file.resolve().parent] if file.is_symlink() else []
+    return tuple(dict.fromkeys([*linked, file.parent, folder]))
+
+
+def _loaded(file: Path) -> ModuleType | None:
+    """Return the module of a file, None if it is not loaded yet; SpecError if its name means another one."""
+    if (file.parent / file.stem / "__init__.py").is_file():
+        raise SpecError(f"{file} and the package {file.parent / file.stem} have one name; rename one of them")
+    known = sys.modules.get(file.stem)
+    if known is None or user_path.is_file(getattr(known, "__file__", None), file):
+        return known
+    taken = getattr(known, "__file__", None) or "a part of Python"
+    raise SpecError(f"{file}: its name {file.stem!r} is that of {taken} in this process; rename one of them")
+
+
+def _origin(location: str) -> Path | None:
+    """Return the file of a module without importing its package, None if there is none."""
+    found, name, places = None, "", None
+    for part in location.split("."):
+        name = f"{name}.{part}" if name else part
+        found = PathFinder.find_spec(name, places)
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+    return Path(found.origin) if found and found.has_location and found.origin else None
+
+
+def _imported(location: str, file: Path | None, source: Path | None) -> ModuleType:
+    """Import a module that is not loaded yet; SpecError with the user's own line if that fails."""
+    try:
+        with optuna_calls.refused(source):
+            return importlib.import_module(location) if file is None else _file_module(file)
+    except optuna_calls.Refused as error:
+        raise SpecError(f"{location}: {error}; nothing was run; {GUARD}") from None
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {error}{_where(error)}{_mend(error, file)}"
+        raise SpecError(f"importing {location} failed: {said}") from error
+
+
+def _mend(error: BaseException, file: Path | None) -> str:
+    """Return the mend for a script that ends the process, and for imports of what is to be named in another way; else ""."""
+    if isinstance(error, SystemExit):
+        return f"; {GUARD}"
+    if not isinstance(error, ImportError) or error.path is not None:
+        return ""
+    if error.name in OURS:
         return f"; hpo's own is imported as `hpo.{error.name}`"
+    if file is not None and "no known parent package" in str(error):
+        return f'; name it as a part of its package, such as "{file.parent.name}.{file.stem}:NAME"'
     return ""
 
 
 def _where(error: BaseException) -> str:
     """Return ' (file:line)' of the user's own line that failed, "" if the failure is not inside a file of theirs."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if f.filename not in (__file__, importlib.__file__) and not f.filename.startswith("<")]
+    theirs = [f for f in frames if not f.filename.startswith(("<", *NOT_THEIRS))]
     return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
 
 
 def _file_module(file: Path) -> ModuleType:
-    name = f"hpo_user_{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    """Import a file as the module that it is named, as `import` does from its folder."""
+    name = file.stem
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -89,7 +222,7 @@ def digest(references: Iterable[str], folder: Path, others: Iterable[Path] = ())
 
     What the references' files import is not in it, nor are others that are not there.
     """
-    files = sorted({_source(reference.partition(":")[0], folder) for reference in references})
+    files = sorted({_source(reference.rpartition(":")[0], folder) for reference in references})
     files += sorted({other for other in others if other.is_file()})
     if not files:
         return ""
@@ -98,7 +231,7 @@ def digest(references: Iterable[str], folder: Path, others: Iterable[Path] = ())
 
 def _source(location: str, folder: Path) -> Path:
     if location.endswith(".py"):
-        return folder / location
+        return _file(location, folder)
     origin = getattr(importlib.import_module(location), "__file__", None)  # already imported by `load`
     if origin is None:
         raise SpecError(f"{location}: has no file of its own (it is built in, or a folder without __init__.py)")

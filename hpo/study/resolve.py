@@ -93,7 +93,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:
     """Check and fill the training sections, or import the user's own objective."""
     if spec.objective:
-        usercode.load(spec.objective, folder, "objective")
+        usercode.load_objective(spec.objective, folder)
         return spec
     from hpo.train.build import registry  # torch comes in here, and only for a spec that trains with it
 

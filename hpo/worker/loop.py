@@ -193,7 +193,7 @@ def runner_of(study: Study, objective: Objective, client: QueueClient, stopping:
 def build_objective(study: Study, folder: Path) -> Objective:
     """Return the study's objective, ready to run in this process."""
     if study.spec.objective:
-        return usercode.load(study.spec.objective, folder, "objective")  # type: ignore[no-any-return]
+        return usercode.load_objective(study.spec.objective, folder)  # type: ignore[no-any-return]
     from hpo.worker.objective import declared  # torch comes in here, and only if the study trains with it
 
     return declared(study, folder)

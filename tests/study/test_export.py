@@ -257,10 +257,14 @@ def test_an_own_objective_s_number_is_what_a_search_takes_for_one(tmp_path: Path
     path = tmp_path / "best.toml"
     path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
     assert user_objective.run(final.load_pinned(path), path, tmp_path) == value
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.py").write_text("def objective(trial):\n    return float('nan')\n")
+
+
+def test_an_own_objective_s_value_must_be_finite(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def objective(trial):\n    return float('nan')\n")
+    path = tmp_path / "best.toml"
+    path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
     with pytest.raises(StudyError, match="not a finite number"):
-        user_objective.run(final.load_pinned(path), path, tmp_path / "other")
+        user_objective.run(final.load_pinned(path), path, tmp_path)
 
 
 def test_a_missing_parameter_of_an_own_objective_is_named(tmp_path: Path) -> None:
