@@ -66,9 +66,9 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
     """
     device = torch.device(device)
     train, validation, _ = parted(source, split_seed)
-    images, resident = as_stored(source.images), _is_resident(source, len(train) + len(validation), device)
-    seen = [brought(images[rows], torch.device("cpu"), resident) for rows in (train, validation)]
-    labels = [source.labels[rows] for rows in (train, validation)]
+    resident = _is_resident(source, len(train) + len(validation), device)
+    stored = [_taken(source, None, train), _taken(source, source.own_validation, validation)]
+    seen, labels = [brought(images, torch.device("cpu"), resident) for images, _ in stored], [one for _, one in stored]
     mean, std, white = _channel_statistics(seen[0])
     return Splits(
         train=Split(images=_moved(seen[0], device), labels=labels[0].to(device)),
@@ -87,12 +87,15 @@ def load_test(source: Source, *, split_seed: int, device: torch.device | str) ->
     left out at this seed.
     """
     device = torch.device(device)
-    if source.test_images is not None and source.test_labels is not None:
-        images, labels = as_stored(source.test_images), source.test_labels
-    else:
-        _, _, rows = parted(source, split_seed)
-        images, labels = as_stored(source.images)[rows], source.labels[rows]
+    _, _, rows = parted(source, split_seed)
+    images, labels = _taken(source, source.own_test, rows)
     return Split(images=brought(images, device, _is_resident(source, len(labels), device)), labels=labels.to(device))
+
+
+def _taken(source: Source, own: tuple[Images, Tensor] | None, rows: Tensor) -> tuple[Stored, Tensor]:
+    """Return images and labels of a part: of its own ones, else of those that are parted."""
+    images, labels = own or (source.images, source.labels)
+    return as_stored(images)[rows], labels[rows]
 
 
 def _is_resident(source: Source, images: int, device: torch.device) -> bool:

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hpo.data.files import BadFile, File, existing
-from hpo.data.source import Source
+from hpo.data.channels import CHANNELS
+from hpo.data.channels import channels_last as are_last
+from hpo.data.files import BadFile, File, existing_file
+from hpo.data.names import SPELLINGS, Part, in_order
+from hpo.data.source import Reading, Source
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Role = Literal["images", "labels"]
+Key = tuple[Part, Role]
+
+ROLES: dict[Role, tuple[str, ...]] = {
+    "images": ("x", "image", "images", "img", "imgs", "data", "inputs", "features", "pixels"),
+    "labels": ("y", "label", "labels", "target", "targets"),
+}
+DEFAULTS: dict[Key, str | None] = {
+    ("train", "images"): "images",
+    ("train", "labels"): "labels",
+    ("validation", "images"): None,
+    ("validation", "labels"): None,
+    ("test", "images"): "test_images",
+    ("test", "labels"): "test_labels",
+}
+LONG = 16  # a side of so many pixels beside one of few is no image's
 
 
 def npz(
@@ -23,68 +45,302 @@ def npz(
     path: File,
     images: str = "images",
     labels: str = "labels",
+    validation_images: str | None = None,
+    validation_labels: str | None = None,
     test_images: str = "test_images",
     test_labels: str = "test_labels",
-    channels_last: bool = False,
+    channels_last: bool | None = None,
+    reading: Reading = 2,
 ) -> Source:
     """Return images from a file that `numpy.savez` wrote; BadFile names the array and what is wrong with it.
 
+    Arrays that are not called as the options say are found by their usual names, such as x_train, y_train, x_val, train_images.
+
     Args:
         path: the file.
-        images: name of the array of pixels: integers from 0 to 255, [N, C, H, W], or [N, H, W] for grey images.
-        labels: name of the array of labels [N], as integers or as text; classes are numbered in their order.
-        test_images: name of the pixels of a test split of its own; the file may have none.
+        images: name of the array of pixels: integers from 0 to 255, [N, C, H, W], [N, H, W, C], or [N, H, W] for grey images.
+        labels: name of the array of labels [N] or [N, 1], as whole numbers or as text, or [N, K] with a single one in each row;
+            classes are numbered in their order.
+        validation_images: name of the pixels of a validation part of its own; the file may have none.
+        validation_labels: name of its labels.
+        test_images: name of the pixels of a test part of its own; the file may have none.
         test_labels: name of its labels.
-        channels_last: whether images are [N, H, W, C].
+        channels_last: whether images are [N, H, W, C]; by default their shape tells.
+        reading: 1 as hpo did before December 2026: by the names alone, and channels come first unless `channels_last` is true.
     """
-    found = existing(path, "path")
-    try:
-        if not zipfile.is_zipfile(found):  # numpy would take it for pickled objects, and advise to trust them
-            raise BadFile(f"{found}: is no archive of arrays that can be read; write it by numpy.savez")
-        with open(found, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            wanted = {images, labels, *({test_images, test_labels} & set(archive.files))}
-            arrays = {name: archive[name] for name in wanted & set(archive.files)}
-            held = archive.files
-    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise BadFile(f"{found}: is no archive of arrays that can be read: {error}") from error
-    for name in (images, labels):
-        if name not in arrays:
-            raise BadFile(f"{found}: holds no array {name!r}; it has {', '.join(held) or 'none'}")
-    classes = np.unique(arrays[labels])
-    has_test = test_images in arrays and test_labels in arrays
+    wanted: dict[Key, str | None] = {
+        ("train", "images"): images,
+        ("train", "labels"): labels,
+        ("validation", "images"): validation_images,
+        ("validation", "labels"): validation_labels,
+        ("test", "images"): test_images,
+        ("test", "labels"): test_labels,
+    }
+    archive = _read(existing_file(path, "path"), wanted, reading)
+    last, told = archive.order(channels_last, reading)
+    order = archive.classes(reading)
+    validation, test = (
+        (archive.pixels(part, last), archive.numbers(part, order)) if archive.has(part) else (None, None)
+        for part in ("validation", "test")
+    )
     return Source(
-        images=_pixels(found, arrays, images, channels_last),
-        labels=_labels(found, arrays, labels, classes, images),
-        num_classes=len(classes),
-        classes=tuple(map(str, classes)),
-        test_images=_pixels(found, arrays, test_images, channels_last) if has_test else None,
-        test_labels=_labels(found, arrays, test_labels, classes, test_images) if has_test else None,
+        images=archive.pixels("train", last),
+        labels=archive.numbers("train", order),
+        num_classes=len(order),
+        classes=tuple(order),
+        validation_images=validation[0],
+        validation_labels=validation[1],
+        test_images=test[0],
+        test_labels=test[1],
+        notes=(*archive.notes, *told),
+        place=archive.place,
+        reading=reading,
     )
 
 
-def _pixels(path: Path, arrays: Arrays, name: str, channels_last: bool) -> Tensor:
-    values = arrays[name]
-    if values.dtype.kind not in "iu" or values.ndim not in (3, 4) or 0 in values.shape:
-        raise BadFile(f"{path}: {name} is {values.dtype} {list(values.shape)}; give integers [N, C, H, W] or [N, H, W]")
-    outside = np.argwhere((values < 0) | (values > 255))
-    if len(outside):
-        place: tuple[int, ...] = tuple(outside[0].tolist())
-        raise BadFile(f"{path}: {name}{list(place)} is {values[place]}; pixels go from 0 to 255")
-    if values.ndim == 3:
-        values = values[:, None]
-    elif channels_last:
-        values = values.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.uint8))
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _labels(path: Path, arrays: Arrays, name: str, classes: Sequence[Any] | npt.NDArray[Any], beside: str) -> Tensor:
-    values = arrays[name]
-    if values.dtype.kind not in "iuUS" or values.shape != arrays[beside].shape[:1]:
+def _known() -> dict[str, Key]:
+    """Return what the usual names of arrays stand for, in small letters without anything between them."""
+    found: dict[str, Key] = {}
+    for role, words in ROLES.items():
+        for word in words:
+            found[word] = ("train", role)
+            for part, spellings in SPELLINGS.items():
+                for spelling in spellings:
+                    found[f"{word}{spelling}"] = found[f"{spelling}{word}"] = (part, role)
+    return found
+
+
+KNOWN = _known()
+
+
+def _named(path: Path, held: Sequence[str], wanted: Mapping[Key, str | None], reading: Reading) -> dict[Key, str]:
+    """Return the names of the arrays that are there; BadFile if one is not, or may be meant by two."""
+    found: dict[Key, str] = {}
+    for key, name in wanted.items():
+        if name in held:
+            found[key] = str(name)
+        elif name != DEFAULTS[key] and name is not None:
+            raise BadFile(f"{path}: holds no array {name!r}; it has {', '.join(held) or 'none'}")
+    for key, name in wanted.items():
+        if key in found or reading == 1:
+            continue
+        meant = [one for one in held if KNOWN.get(re.sub("[^a-z0-9]", "", one.casefold())) == key]
+        meant = [one for one in meant if one not in found.values()]
+        if len(meant) > 1:
+            option = name or "_".join(key)
+            raise BadFile(f"{path}: {' and '.join(meant)} may both be the {option}; write {option} = {meant[0]!r}")
+        if meant:
+            found[key] = meant[0]
+    for role in ROLES:
+        if ("train", role) not in found:
+            raise BadFile(f"{path}: holds no array {wanted['train', role]!r}; it has {', '.join(held) or 'none'}")
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, wanted: Mapping[Key, str | None], reading: Reading) -> _Archive:
+    try:
+        if not zipfile.is_zipfile(path):  # numpy would take it for pickled objects, and advise to trust them
+            raise BadFile(f"{path}: is no archive of arrays that can be read; write it by numpy.savez")
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = archive.files
+            names = _named(path, held, wanted, reading)
+            used = {key: name for key, name in names.items() if all((key[0], role) in names for role in ROLES)}
+            arrays = {key: _array(archive, name) for key, name in used.items()}
+    except BadFile:
+        raise
+    except Exception as error:  # whatever a damaged file makes of zipfile and numpy
+        raise BadFile(f"{path}: is no archive of arrays that can be read: {error}") from error
+    left_out = [name for name in held if name not in used.values()]
+    notes = [f"arrays left out: {', '.join(left_out)}"] if left_out else []
+    return _Archive(path=path, names=used, arrays=arrays, notes=notes)
+
+
+def _array(archive: Any, name: str) -> Array:
+    """Return an array of an archive; one of Python's objects as those that it holds, without calling what the file names."""
+    with archive.zip.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        if read(file)[2].hasobject:
+            return _objects(file)
+    found: Array = archive[name]
+    return found
+
+
+class _Shell:
+    """Stands for an array or a type in a pickle, and keeps what it was told to hold."""
+
+    state: Any = None
+
+    def __init__(self, *given: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Objects(pickle.Unpickler):
+    """Reads what numpy pickles of an array of texts and numbers, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return _Shell
+        raise pickle.UnpicklingError(f"it holds objects of {module}.{name}; write texts by .astype(str)")
+
+
+def _objects(file: IO[bytes]) -> Array:
+    _, shape, _, _, values = _Objects(file).load().state
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found.reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Archive:
+    """The arrays of an archive that are used, by part and role."""
+
+    path: Path
+    names: Mapping[Key, str]
+    arrays: Mapping[Key, Array]
+    notes: Sequence[str]
+
+    def has(self, part: Part) -> bool:
+        return (part, "images") in self.arrays
+
+    def place(self, row: int) -> str:
+        """Return where a training image lies."""
+        return f"{self.path}, {self.names['train', 'images']}[{row}]"
+
+    def order(self, channels_last: bool | None, reading: Reading) -> tuple[bool, list[str]]:
+        """Return whether channels come last, and what is to be said of it; BadFile if the shape tells neither."""
+        shape = list(self.arrays["train", "images"].shape)
+        name = self.names["train", "images"]
+        if reading == 1 or channels_last is not None or len(shape) != 4:
+            return bool(channels_last), []
+        last = are_last(shape[1:])
+        if last is None:
+            raise BadFile(
+                f"{self.path}: {name} is {shape}, which may be [N, C, H, W] or [N, H, W, C]; "
+                "write channels_last = false or true"
+            )
+        told = f"{name} is {shape}, read as [N, H, W, C]; channels_last = false reads it as [N, C, H, W]"
+        return last, [told] if last else []
+
+    def pixels(self, part: Part, last: bool) -> Tensor:
+        """Return a part's images [N, C, H, W]."""
+        values, name = self.arrays[part, "images"], self.names[part, "images"]
+        if values.dtype.kind not in "iu" or values.ndim not in (3, 4) or 0 in values.shape:
+            raise BadFile(
+                f"{self.path}: {name} is {values.dtype} {list(values.shape)}; "
+                f"give integers [N, C, H, W] or [N, H, W]{_mend_of(values)}"
+            )
+        if values.ndim == 3 and min(values.shape[1:]) in CHANNELS and max(values.shape[1:]) >= LONG:
+            raise BadFile(
+                f"{self.path}: {name} is {list(values.shape)}, which would be grey images of "
+                f"{values.shape[1]}x{values.shape[2]} pixels; reshape it to [N, H, W] or [N, C, H, W]"
+            )
+        outside = np.argwhere((values < 0) | (values > 255))
+        if len(outside):
+            place: tuple[int, ...] = tuple(outside[0].tolist())
+            raise BadFile(f"{self.path}: {name}{list(place)} is {values[place]}; pixels go from 0 to 255")
+        if values.ndim == 3:
+            values = values[:, None]
+        elif last:
+            values = values.transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.uint8))
+
+    def classes(self, reading: Reading) -> dict[str, int]:
+        """Return {name of a class: its number}."""
+        names = [str(value) for value in np.unique(self._labels("train")).tolist()]
+        return {name: number for number, name in enumerate(names if reading == 1 else in_order(names))}
+
+    def numbers(self, part: Part, classes: Mapping[str, int]) -> Tensor:
+        """Return the numbers of a part's classes [N]."""
+        labels = self._labels(part)
+        values, inverse = np.unique(labels, return_inverse=True)
+        numbers = np.array([classes.get(str(value), -1) for value in values.tolist()])
+        found = numbers[inverse]
+        if (found < 0).any():
+            row = int((found < 0).argmax())
+            raise BadFile(
+                f"{self.path}: {self.names[part, 'labels']}[{row}] is {labels[row]}, no class of the training images"
+            )
+        return torch.from_numpy(found.astype(np.int64))
+
+    def _labels(self, part: Part) -> Array:
+        """Return a part's labels [N] as integers or texts."""
+        values, images = self.arrays[part, "labels"], self.arrays[part, "images"]
+        name = self.names[part, "labels"]
+        if values.dtype == object:
+            values = self._plain(name, values)
+        if values.ndim == 2 and values.shape[1] > 1 and len(values) == len(images):
+            values = self._from_one_hot(name, values)
+        if values.size == len(images) and values.ndim:
+            values = values.reshape(-1)
+        if values.dtype.kind == "b":
+            values = values.astype(np.int64)
+        elif values.dtype.kind == "f":
+            values = self._whole(name, values)
+        elif values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8")
+        if values.dtype.kind not in "iuU" or values.shape != images.shape[:1]:
+            at_the_end = values.ndim == 1 and images.ndim > 2 and len(values) == images.shape[-1]
+            mend = (
+                f"the last side of {self.names[part, 'images']} counts the images; bring it to the front by np.moveaxis"
+                if at_the_end
+                else "give each a whole number or a text"
+            )
+            raise BadFile(
+                f"{self.path}: {name} is {values.dtype} {list(values.shape)} beside {len(images)} "
+                f"{self.names[part, 'images']}; {mend}"
+            )
+        if values.dtype.kind == "U" and (np.char.strip(values) == "").any():
+            raise BadFile(f"{self.path}: {name}[{int((np.char.strip(values) == '').argmax())}] has no label")
+        return values
+
+    def _plain(self, name: str, values: Array) -> Array:
+        """Return labels that are Python's own objects as an array of texts or of numbers."""
+        listed = values.reshape(-1).tolist()
+        for kinds in (str, (int, float)):
+            if all(isinstance(value, kinds) for value in listed):
+                return np.array(listed).reshape(values.shape)
+        kind = str if isinstance(listed[0], str) else (int, float)
+        row = next(row for row, value in enumerate(listed) if not isinstance(value, kind))
         raise BadFile(
-            f"{path}: {name} is {values.dtype} {list(values.shape)} beside {len(arrays[beside])} {beside}; "
-            "give each a whole number or a text"
+            f"{self.path}: {name}[{row}] is {listed[row]!r}, of type {type(listed[row]).__name__}; "
+            "give all labels as texts, or all as whole numbers"
         )
-    strangers = np.flatnonzero(~np.isin(values, classes))
-    if len(strangers):
-        raise BadFile(f"{path}: {name}[{strangers[0]}] is {values[strangers[0]]}, no class of the training images")
-    return torch.from_numpy(np.searchsorted(classes, values).astype(np.int64))
+
+    def _whole(self, name: str, values: Array) -> Array:
+        odd = np.flatnonzero(~(np.isfinite(values) & (values == np.trunc(values))).reshape(-1))
+        if len(odd):
+            raise BadFile(
+                f"{self.path}: {name}[{odd[0]}] is {values.reshape(-1)[odd[0]]}; give each a whole number or a text"
+            )
+        return values.astype(np.int64)
+
+    def _from_one_hot(self, name: str, values: Array) -> Array:
+        is_one = values == 1 if values.dtype.kind in "iufb" else np.zeros(values.shape, dtype=bool)
+        odd = np.flatnonzero((is_one.sum(1) != 1) | ((values != 0) != is_one).any(1))
+        if len(odd):
+            raise BadFile(
+                f"{self.path}: {name} is {list(values.shape)}, and row {odd[0]} is no single one among zeros; "
+                "give each image one label"
+            )
+        found: Array = is_one.argmax(1)
+        return found
+
+
+def _mend_of(values: Array) -> str:
+    if values.dtype == object:
+        return "; images of several sizes must be brought to one"
+    if values.ndim == 2:
+        return "; reshape rows of pixels by .reshape(-1, H, W)"
+    if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
+        return ", such as (values * 255).round().astype('uint8')"
+    return ", such as values.astype('uint8')" if values.dtype.kind in "fb" else ""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hpo.data.files import BadFile, data_dir
 from hpo.data.source import Source
+from hpo.data.stored import Images
 
 FORMAT = 1  # raised when an entry's files change their meaning
 ABOUT = "about.json"  # written last
@@ -68,19 +69,21 @@ def _make(place: Path, write: Callable[[Path], None]) -> None:
 
 def keep(folder: Path, source: Source) -> None:
     """Write a source that is in memory."""
-    assert isinstance(source.images, Tensor)
-    assert source.test_images is None or isinstance(source.test_images, Tensor)
-    _save(folder / "images.npy", source.images)
-    _save(folder / "labels.npy", source.labels)
-    if source.test_images is not None and source.test_labels is not None:
-        _save(folder / "test_images.npy", source.test_images)
-        _save(folder / "test_labels.npy", source.test_labels)
-    describe(folder, source.classes)
+    for part, found in (("", (source.images, source.labels)), *_own_parts(source)):
+        assert isinstance(found[0], Tensor)
+        _save(folder / f"{part}images.npy", found[0])
+        _save(folder / f"{part}labels.npy", found[1])
+    describe(folder, source.classes, source.notes)
 
 
-def describe(folder: Path, classes: Sequence[str]) -> None:
-    """Write what the classes of the images and labels in a folder are called."""
-    (folder / ABOUT).write_text(json.dumps({"classes": list(classes)}))
+def _own_parts(source: Source) -> list[tuple[str, tuple[Images, Tensor]]]:
+    parts = {"validation_": source.own_validation, "test_": source.own_test}
+    return [(prefix, own) for prefix, own in parts.items() if own is not None]
+
+
+def describe(folder: Path, classes: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write what the classes of the images and labels in a folder are called, and what there is to say of the files."""
+    (folder / ABOUT).write_text(json.dumps({"classes": list(classes), "notes": list(notes)}))
 
 
 def _save(path: Path, values: Tensor) -> None:
@@ -88,16 +91,28 @@ def _save(path: Path, values: Tensor) -> None:
 
 
 def _read(place: Path) -> Source:
-    classes = json.loads((place / ABOUT).read_text())["classes"]
-    has_test = (place / "test_labels.npy").exists()
+    about = json.loads((place / ABOUT).read_text())
+    validation, test = (
+        (_mapped(place / f"{part}_images.npy"), _loaded(place / f"{part}_labels.npy"))
+        if (place / f"{part}_labels.npy").exists()
+        else (None, None)
+        for part in ("validation", "test")
+    )
     return Source(
         images=_mapped(place / "images.npy"),
-        labels=torch.from_numpy(np.load(place / "labels.npy")),
-        num_classes=len(classes),
-        classes=tuple(classes),
-        test_images=_mapped(place / "test_images.npy") if has_test else None,
-        test_labels=torch.from_numpy(np.load(place / "test_labels.npy")) if has_test else None,
+        labels=_loaded(place / "labels.npy"),
+        num_classes=len(about["classes"]),
+        classes=tuple(about["classes"]),
+        notes=tuple(about.get("notes", ())),
+        validation_images=validation[0],
+        validation_labels=validation[1],
+        test_images=test[0],
+        test_labels=test[1],
     )
+
+
+def _loaded(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path))
 
 
 def _mapped(path: Path) -> Tensor:

@@ -30,8 +30,25 @@ def data_dir() -> Path:
     return Path(os.environ.get("HPO_DATA_DIR") or HOME).expanduser().absolute()
 
 
-def existing(path: str, option: str) -> Path:
-    """Return the path of a file or folder that an option names; BadFile if it is not there."""
+def existing_file(path: str, option: str) -> Path:
+    """Return the path of a file that an option names; BadFile if it is not there, or is no file to be read to its end."""
+    found = _existing(path, option)
+    if not found.is_file():
+        raise BadFile(
+            f"{option} = {path!r}: is {'a folder' if found.is_dir() else 'a FIFO, socket or device'}; name a file"
+        )
+    return found
+
+
+def existing_folder(path: str, option: str) -> Path:
+    """Return the path of a folder that an option names; BadFile if it is not there."""
+    found = _existing(path, option)
+    if not found.is_dir():
+        raise BadFile(f"{option} = {path!r}: is no folder; name the folder that the images lie in")
+    return found
+
+
+def _existing(path: str, option: str) -> Path:
     found = Path(path)
     if not found.exists():
         raise BadFile(f"{option} = {path!r}: is not there; a relative path is looked up beside the study file")

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import repeat
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Le
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from hpo.data.cache import cached, describe
-from hpo.data.files import BadFile, File, OptionalFile, existing
-from hpo.data.source import Source
+from hpo.data.files import BadFile, File, OptionalFile, existing_folder
+from hpo.data.listing import ImageFile, Layout, Listing, listed, listed_as_before
+from hpo.data.names import Part
+from hpo.data.source import Reading, Source
 
 Edge = Annotated[int, Ge(1), Le(4096)]
 Size = tuple[int, int]  # height, width
+Colour = Literal["rgb", "grey", "rgba", "grey_alpha"]
 
-COLOURS = {"rgb": ("RGB", 3), "grey": ("L", 1)}  # Pillow's mode, channels
+COLOURS = {"rgb": ("RGB", 3), "grey": ("L", 1), "rgba": ("RGBA", 4), "grey_alpha": ("LA", 2)}  # Pillow's mode, channels
+WITH_ALPHA = ("rgba", "grey_alpha")
 DEEP = ("I", "F")  # first letters of modes with more than 8 bits a channel: Pillow would cut their values off
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # none of which runs another program
 FITS: dict[str, Callable[[Image.Image, Size], Image.Image]] = {
     "crop": lambda image, size: ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR),
     "pad": lambda image, size: ImageOps.pad(image, size[::-1], Image.Resampling.BILINEAR),
     "stretch": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
 }
 TOLD = 10  # bad files in a message
-BAD = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)  # Pillow's own
+MOST_PIXELS = 89_478_485  # of an image file: a quarter of a GiB as RGB, from where Pillow warns of a bomb
+MANY_PIXELS = 2**24  # images with more are decoded one at a time
+PLAIN = 2  # of 255, by which pixels may differ from the background and still vanish in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,7 @@ class Decoding:
     size: Size
     colour: str
     fit: str
+    background: tuple[int, ...] | None  # behind what is transparent; None drops alpha, unless the colour has it
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,94 +59,162 @@ class Decoding:
 def image_folder(
     *,
     root: File,
+    validation_root: OptionalFile = None,
     test_root: OptionalFile = None,
+    layout: Layout | None = None,
     size: Edge | list[Edge] = 64,
-    colour: Literal["rgb", "grey"] = "rgb",
+    colour: Colour = "rgb",
+    background: str | None = None,
     fit: Literal["crop", "pad", "stretch"] = "crop",
+    reading: Reading = 2,
 ) -> Source:
     """Return the images under `root/CLASS/`, in folders of any depth, in the formats that torchvision's ImageFolder reads.
 
-    They are decoded once for each state of the files (paths, sizes, times of change). BadFile lists those that no image
-    comes out of.
+    Folders called train, val and test, in their usual spellings, are the parts of the data, with the classes in them. Hidden
+    files are left out, and a file with several links is taken once. Images are decoded once for each state of the files
+    (paths, sizes, times of change). BadFile lists those that no image comes out of.
 
     Args:
-        root: its folders are the classes, in the order of their names.
-        test_root: a test split of its own, likewise, with the same classes.
+        root: its folders are the classes, in the order of their names, or the parts of the data.
+        validation_root: a validation part of its own, with the same classes.
+        test_root: a test part of its own, likewise.
+        layout: whether the folders of the root are classes or parts, where their names can be read in two ways.
         size: of what comes out: an edge, or [height, width].
-        colour: rgb or grey.
+        colour: rgb or grey, or either with alpha, what is transparent, as a further channel.
+        background: the colour on which what is transparent is laid, such as "black" or "#808080"; white by default.
         fit: how another aspect ratio is met: crop the middle, pad with black, or stretch.
+        reading: 1 as hpo did before December 2026: hidden files are images, folders called train are classes, alpha is dropped.
     """
     edges = size if isinstance(size, list) else [size, size]
     if len(edges) != 2:
         raise ValueError(f"size = {size}: write one number, or [height, width]")
-    decoding = Decoding(size=(edges[0], edges[1]), colour=colour, fit=fit)
-    parts = {"": existing(root, "root")} | ({"test_": existing(test_root, "test_root")} if test_root else {})
-    classes = _classes(parts[""])
-    listed = {prefix: _listed(folder, classes) for prefix, folder in parts.items()}
-    key = [decoding.shape, fit, [[str(folder), _states(listed[prefix])] for prefix, folder in parts.items()]]
-
-    def write(folder: Path) -> None:
-        for prefix, files in listed.items():
-            _decode(files, decoding, folder / f"{prefix}images.npy")
-            np.save(folder / f"{prefix}labels.npy", np.array([label for _, label in files], dtype=np.int64))
-        describe(folder, classes)
-
-    return cached("image_folder", key, write)
-
-
-def _classes(root: Path) -> list[str]:
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(found) < 2:
-        raise BadFile(f"{root}: has {len(found)} folders; give each class one, at least 2")
-    return found
+    decoding = Decoding(
+        size=(edges[0], edges[1]), colour=colour, fit=fit, background=_ground(background, colour, reading)
+    )
+    folder = existing_folder(root, "root")
+    roots: dict[Part, str | None] = {"validation": validation_root, "test": test_root}
+    own = {part: existing_folder(path, f"{part}_root") for part, path in roots.items() if path is not None}
+    key: list[Any]
+    if reading == 1:
+        found = listed_as_before(folder, own.get("test"))
+        folders = [(part, own.get(part, folder)) for part in found.parts]
+        key = [decoding.shape, fit, [[str(path), _states(found.parts[part])] for part, path in folders]]
+    else:
+        found = listed(folder, own, layout)
+        states = {part: _states(files) for part, files in found.parts.items()}
+        key = [reading, decoding.shape, fit, decoding.background, found.classes, states]
+    source = cached("image_folder", key, lambda target: _write(found, decoding, target))
+    paths = [str(file.path) for file in found.parts["train"]]
+    return replace(source, notes=(*found.notes, *source.notes), place=paths.__getitem__, reading=reading)
 
 
-def _listed(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Return the image files of a part with their classes' numbers, in the order of their paths."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    strangers = set(_classes(root)) - set(classes)
-    if strangers:
-        raise BadFile(f"{root / min(strangers)}: is no class of the training images; known: {', '.join(classes)}")
-    found: list[tuple[Path, int]] = []
-    for label, name in enumerate(classes):
-        files = [path for path in sorted((root / name).rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
-        if not files:
-            raise BadFile(f"{root / name}: holds no image file; known endings: {' '.join(IMG_EXTENSIONS)}")
-        found += zip(files, repeat(label))
-    return found
-
-
-def _states(files: Iterable[tuple[Path, int]]) -> list[Any]:
-    found = [(path, path.stat()) for path, _ in files]
-    return [[str(path), state.st_mtime_ns, state.st_size] for path, state in found]
-
-
-def _decode(files: Sequence[tuple[Path, int]], decoding: Decoding, target: Path) -> None:
-    """Write the images of the files [N, C, H, W] to an array on disk, on all cores: Pillow lets go of Python's lock."""
-    images = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), *decoding.shape))
-
-    def decode(row: int) -> str | None:
-        try:
-            images[row] = _decoded(files[row][0], decoding)
-        except BAD as error:
-            return f"{files[row][0]}: {error}"
+def _ground(background: str | None, colour: str, reading: Reading) -> tuple[int, ...] | None:
+    """Return the colour behind what is transparent, as RGB; None where nothing is laid on anything."""
+    if colour in WITH_ALPHA or reading == 1:
+        if background is not None:
+            why = (
+                f"colour = {colour!r} keeps what is transparent" if colour in WITH_ALPHA else "reading = 1 drops alpha"
+            )
+            raise ValueError(f"background = {background!r}: {why}; remove one of the two")
         return None
+    try:
+        found = ImageColor.getrgb(background or "white")
+    except ValueError:
+        found = (0, 0, 0, 0)
+    if len(found) != 3:
+        raise ValueError(f'background = {background!r}: is no colour; write one such as "black" or "#808080"')
+    return found
 
-    with ThreadPoolExecutor() as pool:
-        bad = [cause for cause in pool.map(decode, range(len(files))) if cause]
+
+def _states(files: Sequence[ImageFile]) -> list[list[str | int]]:
+    return [[str(file.path), *file.state, *([file.fault] if file.fault else [])] for file in files]
+
+
+def _write(found: Listing, decoding: Decoding, folder: Path) -> None:
+    """Write all parts; BadFile lists the files of any of them that cannot be used."""
+    bad: list[str] = []
+    transparent = 0
+    for part, files in found.parts.items():
+        prefix = "" if part == "train" else f"{part}_"
+        decoded = _decode(files, decoding, folder / f"{prefix}images.npy")
+        bad += [one for one in decoded if isinstance(one, str)]
+        transparent += sum(one is True for one in decoded)
+        np.save(folder / f"{prefix}labels.npy", np.array([file.label for file in files], dtype=np.int64))
+    count = sum(map(len, found.parts.values()))
     if bad:
         more = [f"and {len(bad) - TOLD} more"] if len(bad) > TOLD else []
-        raise BadFile(f"{len(bad)} of {len(files)} files cannot be used; mend or remove them:", *bad[:TOLD], *more)
+        raise BadFile(f"{len(bad)} of {count} files cannot be used; mend or remove them:", *bad[:TOLD], *more)
+    describe(folder, found.classes, [_laid(transparent, count, decoding)] if transparent else [])
+
+
+def _laid(transparent: int, count: int, decoding: Decoding) -> str:
+    colour = "#" + "".join(f"{value:02x}" for value in decoding.background or ())
+    return (
+        f"{transparent} of {count} images are transparent somewhere and are laid on {colour}; `background` takes another "
+        'colour, colour = "rgba" keeps alpha as a channel'
+    )
+
+
+def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> list[str | bool]:
+    """Write the images of the files [N, C, H, W] to an array on disk, on all cores: Pillow lets go of Python's lock.
+
+    Returns for each file whether it was laid on the background, or why it cannot be used.
+    """
+    images = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), *decoding.shape))
+    large = Lock()
+    Image.init()  # else Pillow knows some of the formats only
+
+    def decode(row: int) -> str | bool:
+        file = files[row]
+        try:
+            if file.fault:
+                raise ValueError(file.fault)
+            images[row], was_laid = _decoded(file.path, decoding, large)
+        except Exception as error:  # whatever Pillow makes of a damaged file
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return f"{file.path}: {said or type(error).__name__}"
+        return was_laid
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # a bomb is refused by its size, and a palette is converted
+        found = list(pool.map(decode, range(len(files))))
     images.flush()
+    return found
 
 
-def _decoded(path: Path, decoding: Decoding) -> npt.NDArray[np.uint8]:
-    mode, _ = COLOURS[decoding.colour]
-    with Image.open(path) as opened:
+def _decoded(path: Path, decoding: Decoding, large: Lock) -> tuple[npt.NDArray[np.uint8], bool]:
+    """Return an image [C, H, W], and whether something of it is transparent and was laid on the background."""
+    with Image.open(path, formats=FORMATS) as opened:
+        pixels = opened.width * opened.height
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"has {opened.width}x{opened.height} pixels, more than {MOST_PIXELS:,} in all; make it smaller"
+            )
         if opened.mode.startswith(DEEP):
             raise ValueError(f"has pixels of mode {opened.mode}, more than 8 bits each; convert it to 8 bits")
-        upright = ImageOps.exif_transpose(opened)
-        image = FITS[decoding.fit](upright.convert(mode), decoding.size)
-    pixels = np.asarray(image).reshape(*decoding.size, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        with large if pixels > MANY_PIXELS else nullcontext():
+            upright = ImageOps.exif_transpose(opened)
+            coloured, was_laid = _coloured(upright, decoding)
+            image = FITS[decoding.fit](coloured, decoding.size)
+    values = np.asarray(image).reshape(*decoding.size, -1)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)), was_laid
+
+
+def _coloured(image: Image.Image, decoding: Decoding) -> tuple[Image.Image, bool]:
+    mode, _ = COLOURS[decoding.colour]
+    if not image.has_transparency_data or (decoding.background is None and decoding.colour not in WITH_ALPHA):
+        return image.convert(mode), False
+    clear = image.convert("RGBA")
+    lowest, highest = clear.getchannel("A").getextrema()
+    if decoding.background is None or lowest == 255:
+        return clear.convert(mode), False
+    laid = Image.new("RGBA", clear.size, (*decoding.background, 255))
+    laid.alpha_composite(clear)
+    flat = laid.convert("RGB")
+    distance = np.abs(np.asarray(flat, dtype=np.int16) - np.array(decoding.background)).max()
+    if highest and distance <= PLAIN:
+        raise ValueError(
+            "vanishes in the background, whose colour it has where it is not transparent; "
+            'write another `background`, or colour = "rgba"'
+        )
+    return flat.convert(mode), True

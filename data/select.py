@@ -13,10 +13,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from hpo.data.source import Source
+from hpo.data.channels import refuse_implausible
+from hpo.data.names import whole_number
+from hpo.data.source import Reading, Source
 from hpo.data.stored import Images, as_stored
 
-Class = str | int  # by name, or by number in the source
+Class = str | int  # by name, or by number
 SHOWN = 20  # names of classes in a message
 
 
@@ -28,21 +30,34 @@ def select(
     folds: Annotated[int, Ge(2)] | None = None,
     fold: Annotated[int, Ge(0)] | None = None,
     resident: bool | None = None,
+    reading: Reading | None = None,
 ) -> Source:
     """Return the source restricted to what is wanted; ValueError if it does not hold that.
 
     Args:
         source: as its function made it.
-        classes: the classes to keep, numbered anew in this order; several in a list become one. All by default.
+        classes: the classes to keep, by name or by number, numbered anew in this order; several in a list become one. A number
+            is the label that stands in the data; where all classes have other names, it is the position among them, from 0.
+            All by default.
         subset: how many images of train and validation together to keep, stratified; the test part stays whole.
         folds: in how many parts, stratified, train and validation are cut; the test part is sealed and the same in all.
         fold: which of them, from 0, is the validation part.
         resident: whether images are kept in the device's memory, or read batch by batch from where they are stored; by
             default the size decides. The results are the same bit for bit.
+        reading: 1 takes each number in `classes` as a position, as hpo did before December 2026.
     """
     if (folds is None) != (fold is None) or (folds is not None and fold is not None and fold >= folds):
         most = "folds - 1" if folds is None else folds - 1
         raise ValueError(f"folds = {folds}, fold = {fold}: give both, with fold from 0 to {most}")
+    if folds is not None and source.own_validation is not None:
+        raise ValueError(
+            f"folds = {folds}: the data has a validation part of its own; remove folds and fold, "
+            "or give the training part alone"
+        )
+    if reading is not None:
+        source = replace(source, reading=reading)
+    if source.reading != 1:
+        refuse_implausible(source.images.shape[1:])
     if classes is not None:
         source = _of_classes(source, [one if isinstance(one, list) else [one] for one in classes])
     return replace(source, subset=subset, folds=folds, fold=fold, resident=resident)
@@ -58,19 +73,40 @@ def _of_classes(source: Source, wanted: Sequence[Sequence[Class]]) -> Source:
         renumbered[group] = new
     changes: dict[str, Any] = {"num_classes": len(groups), "classes": _names(source, groups)}
     changes["images"], changes["labels"] = _kept(source.images, source.labels, renumbered)
-    if source.test_images is not None and source.test_labels is not None:
-        changes["test_images"], changes["test_labels"] = _kept(source.test_images, source.test_labels, renumbered)
+    for part, own in (("validation", source.own_validation), ("test", source.own_test)):
+        if own is not None:
+            changes[f"{part}_images"], changes[f"{part}_labels"] = _kept(*own, renumbered)
     return replace(source, **changes)
 
 
 def _number(source: Source, wanted: Class) -> int:
-    if isinstance(wanted, int) and 0 <= wanted < source.num_classes:
-        return wanted
+    if isinstance(wanted, int):
+        found = _positions(source) if source.reading == 1 else _labels(source, wanted)
+        if wanted in found:
+            return found[wanted]
     if wanted in source.classes:
         return source.classes.index(str(wanted))
     known = ", ".join(map(repr, source.classes[:SHOWN])) + (", ..." if len(source.classes) > SHOWN else "")
+    if source.reading != 1 and source.classes and all(whole_number(name) is not None for name in source.classes):
+        raise ValueError(f"classes: there is no class {wanted!r}; the labels are {known}")
     named = f" or {known}" if known else "; this source has no names for them"
     raise ValueError(f"classes: there is no class {wanted!r}; write a number from 0 to {source.num_classes - 1}{named}")
+
+
+def _positions(source: Source) -> dict[int, int]:
+    return {number: number for number in range(source.num_classes)}
+
+
+def _labels(source: Source, wanted: int) -> dict[int, int]:
+    """Return {label: number of its class}; ValueError if the one that is wanted can be read in two ways."""
+    values = [whole_number(name) for name in source.classes]
+    if all(value is None for value in values):
+        return _positions(source)
+    meant = [name for name, value in zip(source.classes, values, strict=True) if value == wanted]
+    if None in values or len(meant) > 1:
+        why = f"it may be {' or '.join(map(repr, meant))}" if len(meant) > 1 else "only some of the names are numbers"
+        raise ValueError(f"classes: {wanted} can be read in two ways, since {why}; write the class's name in quotes")
+    return {value: number for number, value in enumerate(values) if value is not None}
 
 
 def _names(source: Source, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hpo.data.stored import Images
+from hpo.data.stored import Images, Stored
+
+#: How a source's files and its option `classes` are read: 1 as hpo did before December 2026, 2 as since.
+Reading = Literal[1, 2]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """Labelled images as they are stored; a source that ships its own test split carries it apart."""
+    """Labelled images as they are stored; a source that ships its own validation or test part carries it apart."""
 
     images: Images  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], from 0 to num_classes - 1
     num_classes: int
+    validation_images: Images | None = None  # uint8 [L, C, H, W]
+    validation_labels: Tensor | None = None  # int64 [L]
     test_images: Images | None = None  # uint8 [M, C, H, W]
     test_labels: Tensor | None = None  # int64 [M]
     classes: tuple[str, ...] = ()  # their names in the order of their numbers, if they have any
+    notes: tuple[str, ...] = ()  # what was made of the files and might have been meant otherwise
+    place: Callable[[int], str] | None = None  # where an image lies, by its row in the store of `images`
+    reading: Reading = 2
     # What `select` was told of how the source is to be parted.
     subset: int | None = None
     folds: int | None = None
@@ -33,15 +43,43 @@ class Source:
         if len(self.classes) not in (0, self.num_classes):
             raise ValueError(f"{len(self.classes)} names of classes for {self.num_classes} classes; give one for each")
         _check("images", self.images, "labels", self.labels, self.num_classes)
-        if (self.test_images is None) != (self.test_labels is None):
-            raise ValueError("only one of test_images and test_labels is given; give both, or neither")
-        if self.test_images is not None and self.test_labels is not None:
-            _check("test_images", self.test_images, "test_labels", self.test_labels, self.num_classes)
-            if self.test_images.shape[1:] != self.images.shape[1:]:
-                raise ValueError(
-                    f"test_images have shape {list(self.test_images.shape[1:])}, images "
-                    f"{list(self.images.shape[1:])}; bring both to one shape [C, H, W]"
-                )
+        self._check_own("validation", self.validation_images, self.validation_labels)
+        self._check_own("test", self.test_images, self.test_labels)
+
+    def _check_own(self, part: str, images: Images | None, labels: Tensor | None) -> None:
+        if (images is None) != (labels is None):
+            raise ValueError(f"only one of {part}_images and {part}_labels is given; give both, or neither")
+        if images is None or labels is None:
+            return
+        _check(f"{part}_images", images, f"{part}_labels", labels, self.num_classes)
+        if images.shape[1:] != self.images.shape[1:]:
+            raise ValueError(
+                f"{part}_images have shape {list(images.shape[1:])}, images "
+                f"{list(self.images.shape[1:])}; bring both to one shape [C, H, W]"
+            )
+
+    @property
+    def own_validation(self) -> tuple[Images, Tensor] | None:
+        """Images and labels of the validation part that the source ships, if it does."""
+        return _pair(self.validation_images, self.validation_labels)
+
+    @property
+    def own_test(self) -> tuple[Images, Tensor] | None:
+        """Images and labels of the test part that the source ships, if it does."""
+        return _pair(self.test_images, self.test_labels)
+
+    def named(self, number: int) -> str:
+        """Return a class by its name, or by its number if it has none."""
+        return repr(self.classes[number]) if self.classes else str(number)
+
+    def placed(self, index: int) -> str:
+        """Return where one of `images` lies: its file, its row in a file, or its number."""
+        row = int(self.images.rows[index]) if isinstance(self.images, Stored) else index
+        return self.place(row) if self.place else f"image {row}"
+
+
+def _pair(images: Images | None, labels: Tensor | None) -> tuple[Images, Tensor] | None:
+    return None if images is None or labels is None else (images, labels)
 
 
 def _check(images_name: str, images: Images, labels_name: str, labels: Tensor, num_classes: int) -> None:

@@ -13,76 +13,80 @@ from hpo.data.source import Source
 
 HELD_OUT = 0.15  # of all images that are split, for validation and again for test
 
-# The fewest images of a class that leave at least one in every part, however the rounding falls.
-FEWEST_IN_TWO_PARTS = 7
-FEWEST_IN_THREE_PARTS = 8
+# The fewest images of a class that leave at least one in each of so many parts, however the rounding falls.
+FEWEST = {1: 1, 2: 7, 3: 8}
+TOLD = 10  # rare classes in a message
 
 
 def parted(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices of a source's train, validation and test part, each int64 and sorted.
 
-    Folds and a subset are taken from what is not test, which is the same without them. The test part is empty if the
-    source ships its own. ValueError if a class or the whole has too few images.
+    A part that the source ships is whole, by its own indices; the others are cut from `source.images`. Folds and a subset
+    are taken from what is not test, which is the same without them. ValueError if a class or the whole has too few images.
     """
-    if source.test_labels is None:
-        train, validation, test = stratified(source.labels, seed)
+    labels, own_validation, own_test = source.labels, source.own_validation, source.own_test
+    everything = torch.arange(len(labels))
+    refuse_rare_classes(source, everything, FEWEST[3 - (own_validation is not None) - (own_test is not None)])
+    if own_validation is None and own_test is None:
+        train, validation, test = stratified(labels, seed)
+    elif own_validation is None:
+        train, validation = held_out(labels, seed)
+    elif own_test is None:
+        train, test = held_out(labels, seed)
     else:
-        train, validation = stratified_without_test(source.labels, seed)
-        test = torch.empty(0, dtype=torch.int64)
+        train = everything
+    if own_test is not None:
+        test = torch.arange(len(own_test[1]))
+    if own_validation is not None:
+        validation = torch.arange(len(own_validation[1]))
     if source.folds is not None and source.fold is not None:
-        train, validation = _fold(torch.cat([train, validation]), source.labels, source.folds, source.fold, seed)
+        train, validation = _fold(torch.cat([train, validation]), source, source.folds, source.fold, seed)
     if source.subset is not None:
-        train, validation = _subset(train, validation, source.labels, source.subset, seed)
+        validation_labels = labels if own_validation is None else own_validation[1]
+        train, validation = _subset(train, labels, validation, validation_labels, source.subset, seed)
     return train, validation, test
 
 
 def stratified(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of train, validation and test, 70/15/15, each int64 and sorted.
-
-    ValueError if a class has fewer than 8 images.
-    """
-    _refuse_rare_classes(labels, FEWEST_IN_THREE_PARTS)
-    held_out = math.ceil(HELD_OUT * len(labels))
-    rest, test = _hold_out(np.arange(len(labels)), labels, held_out, seed)
-    train, validation = _hold_out(rest, labels, held_out, seed)
+    """Return the indices of train, validation and test, 70/15/15, each int64 and sorted."""
+    count = math.ceil(HELD_OUT * len(labels))
+    rest, test = _hold_out(np.arange(len(labels)), labels, count, seed)
+    train, validation = _hold_out(rest, labels, count, seed)
     return torch.from_numpy(train), torch.from_numpy(validation), torch.from_numpy(test)
 
 
-def stratified_without_test(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of train and validation, 85/15, for a source that ships its own test split.
-
-    ValueError if a class has fewer than 7 images.
-    """
-    _refuse_rare_classes(labels, FEWEST_IN_TWO_PARTS)
-    held_out = math.ceil(HELD_OUT * len(labels))
-    train, validation = _hold_out(np.arange(len(labels)), labels, held_out, seed)
-    return torch.from_numpy(train), torch.from_numpy(validation)
+def held_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of train and of one part beside it, 85/15, for a source that ships the third."""
+    rest, held = _hold_out(np.arange(len(labels)), labels, math.ceil(HELD_OUT * len(labels)), seed)
+    return torch.from_numpy(rest), torch.from_numpy(held)
 
 
-def _fold(rest: Tensor, labels: Tensor, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+def _fold(rest: Tensor, source: Source, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return train and validation: all folds but one of what is not test, and that one."""
     from sklearn.model_selection import StratifiedKFold  # lazily, as in `data.digits`
 
     indices = np.sort(rest.numpy())
-    strata = labels.numpy()[indices]
-    _refuse_rare_classes(torch.from_numpy(strata), folds)
+    refuse_rare_classes(source, torch.from_numpy(indices), folds)
+    strata = source.labels.numpy()[indices]
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(indices, strata)
     train, validation = list(parts)[fold]
     return torch.from_numpy(indices[train]), torch.from_numpy(indices[validation])
 
 
-def _subset(train: Tensor, validation: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _subset(
+    train: Tensor, labels: Tensor, validation: Tensor, validation_labels: Tensor, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Return so many images of both parts together, in the proportion of the parts."""
     whole = len(train) + len(validation)
     of_validation = round(count * len(validation) / whole)
     fewest = int((labels.bincount() > 0).sum())
-    if count > whole or of_validation < fewest:
-        least = math.ceil((fewest + 0.5) * whole / len(validation))
+    if count > whole or of_validation < fewest or count - of_validation < fewest:
+        least = math.ceil((fewest + 0.5) * whole / min(len(train), len(validation)))
         raise ValueError(
             f"subset = {count}: train and validation have {whole} images in {fewest} classes; "
             f"give a number from {least} to {whole}, or leave it out"
         )
-    return _some(train, labels, count - of_validation, seed), _some(validation, labels, of_validation, seed)
+    return _some(train, labels, count - of_validation, seed), _some(validation, validation_labels, of_validation, seed)
 
 
 def _some(indices: Tensor, labels: Tensor, count: int, seed: int) -> Tensor:
@@ -105,11 +109,22 @@ def _hold_out(
     return np.sort(rest), np.sort(held)
 
 
-def _refuse_rare_classes(labels: Tensor, fewest: int) -> None:
+def refuse_rare_classes(source: Source, rows: Tensor, fewest: int) -> None:
+    """Raise ValueError that names each class, with where its images lie, that has too few images among these rows."""
+    labels = source.labels[rows]
     classes, counts = torch.unique(labels, return_counts=True)
-    rarest = int(counts.argmin())
-    if counts[rarest] < fewest:
-        raise ValueError(
-            f"class {int(classes[rarest])} has {int(counts[rarest])} images, too few for every part of a stratified "
-            f"split; give each class at least {fewest}, or leave it out"
+    rare = (counts < fewest).nonzero().flatten().tolist()
+    if not rare:
+        return
+    lines = []
+    for place in rare[:TOLD]:
+        number, count = int(classes[place]), int(counts[place])
+        first = source.placed(int(rows[labels == number][0]))
+        lines.append(
+            f"class {source.named(number)} has {count} image{'s' * (count > 1)} ({'first: ' * (count > 1)}{first})"
         )
+    more = f", and {len(rare) - TOLD} more classes" if len(rare) > TOLD else ""
+    raise ValueError(
+        f"{', '.join(lines)}{more}: too few for every part of a stratified split, which takes at least {fewest} of each "
+        "class; add images, or write the classes to keep into `classes`, where a list in the list makes one class of several"
+    )

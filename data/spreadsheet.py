@@ -1,12 +1,10 @@
-"""Images from spreadsheets: one table of pixel values, a row an image, and one of labels."""
+"""Images from spreadsheets: a table of pixel values, a row an image, with the labels in it or in a table beside it."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -16,152 +14,176 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hpo.data.cache import cached, keep
-from hpo.data.files import BadFile, File, OptionalFile, existing
-from hpo.data.source import Source
+from hpo.data.files import BadFile, File, OptionalFile, existing_file
+from hpo.data.listing import endings
+from hpo.data.names import Part, in_order
+from hpo.data.sheet import Column, Sheet
+from hpo.data.source import Reading, Source
 
 Edge = Annotated[int, Ge(1)]
+PREFIXES: dict[Part, str] = {"train": "", "validation": "validation_", "test": "test_"}  # of options
 
 
 def spreadsheets(
     *,
     images: File,
-    labels: File,
+    labels: OptionalFile = None,
+    validation_images: OptionalFile = None,
+    validation_labels: OptionalFile = None,
     test_images: OptionalFile = None,
     test_labels: OptionalFile = None,
+    label_column: Column | None = None,
     shape: list[Edge] | None = None,
     channels_last: bool = False,
     header: bool = False,
     delimiter: str = ",",
+    reading: Reading = 2,
 ) -> Source:
-    """Return images read from CSV files: whole numbers from 0 to 255, one image a row, and one label a row beside them.
+    """Return images read from CSV files: whole numbers from 0 to 255, one image a row, with its label in the row or in a
+    file beside.
 
     They are read once for each state of the files. BadFile names the row and the column, as a spreadsheet counts them,
     and the cause.
 
     Args:
         images: the file of pixel values.
-        labels: the file of labels, in one column, as numbers or names; classes are numbered in their order.
-        test_images: a test split of its own, likewise, with the same classes.
+        labels: the file of labels, as numbers or names; classes are numbered in their order. If left out, they stand in a
+            column of the file of pixel values.
+        validation_images: a validation part of its own, likewise, with the same classes.
+        validation_labels: its labels.
+        test_images: a test part of its own, likewise.
         test_labels: its labels.
+        label_column: the column of labels, by its name or by its number from 1; by default the one called label or class, or
+            the only one.
         shape: [H, W] or [C, H, W] of an image; a grey square by default.
         channels_last: whether the values of a pixel's channels stand side by side.
         header: whether the first row of each file names its columns.
         delimiter: what stands between two values.
+        reading: 1 as hpo did before December 2026: classes called 2.0 and 10.0 are in the order of text, not of numbers.
     """
     if len(delimiter) != 1:
         raise ValueError(f'delimiter = {delimiter!r}: write one character; a tabulator is "\\t"')
-    if (test_images is None) != (test_labels is None):
-        raise ValueError("only one of test_images and test_labels is given; give both, or neither")
-    named = {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
-    paths = {option: existing(path, option) for option, path in named.items() if path is not None}
+    named = {
+        "images": images,
+        "labels": labels,
+        "validation_images": validation_images,
+        "validation_labels": validation_labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+    }
+    for part in ("validation", "test"):
+        lone = (named[f"{part}_images"] is None) != (named[f"{part}_labels"] is None)
+        if lone and (labels is not None or named[f"{part}_images"] is None):
+            raise ValueError(f"only one of {part}_images and {part}_labels is given; give both, or neither")
+    paths = {option: existing_file(path, option) for option, path in named.items() if path is not None}
     states = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in paths.values()]
     sheets = {option: Sheet(path, header=header, delimiter=delimiter) for option, path in paths.items()}
-    key = [states, shape, channels_last, header, delimiter]
-    return cached("csv", key, lambda folder: keep(folder, _read(sheets, shape, channels_last)))
+    tables = {
+        part: Table(images=sheets[f"{prefix}images"], labels=sheets.get(f"{prefix}labels"), wanted=label_column)
+        for part, prefix in PREFIXES.items()
+        if f"{prefix}images" in sheets
+    }
+    key = [states, list(paths), label_column, shape, channels_last, header, delimiter, reading]
+    source = cached("csv", key, lambda folder: keep(folder, _read(tables, shape, channels_last, reading)))
+    place = paths["images"]
+    return replace(source, place=lambda row: f"{place}, row {row + 1 + header}", reading=reading)
 
 
-class Sheet:
-    """A CSV file, row by row."""
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The images of a part, and the labels in their rows or in a sheet of their own."""
 
-    def __init__(self, path: Path, *, header: bool, delimiter: str) -> None:
-        self.path = path
-        self._header = header
-        self._delimiter = delimiter
-        self._columns: list[str] = []
+    images: Sheet
+    labels: Sheet | None
+    wanted: Column | None  # the column of labels, as it was given
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield (row as a spreadsheet counts, values); BadFile where a row is empty or the file is no text."""
-        try:
-            with open(self.path, newline="", encoding="utf-8-sig") as file:
-                found = enumerate(csv.reader(file, delimiter=self._delimiter, strict=True), start=1)
-                if self._header:
-                    self._columns = next(found, (1, []))[1]
-                for row, values in found:
-                    if not values:
-                        raise self.bad(row, "is empty; remove it")
-                    yield row, values
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BadFile(f"{self.path}: is no CSV file: {error}") from error
+    def texts(self) -> dict[int, str]:
+        """Return the labels as they are written, by row."""
+        sheet = self.labels or self.images
+        alone = self.labels is not None and self.wanted is None
+        column = 0 if alone else sheet.label_column(self.wanted)
+        found: dict[int, str] = {}
+        for row, values in sheet.rows():
+            if alone and len(values) != 1:
+                raise sheet.bad(
+                    row, f"has {len(values)} values; labels stand in one column alone; else write label_column"
+                )
+            text = values[column].strip() if column < len(values) else ""
+            if not text or text.casefold() == "nan":
+                raise sheet.bad(row, "has no label", column)
+            found[row] = text
+        return found
 
-    def bad(self, row: int, cause: str, column: int | None = None) -> BadFile:
-        """Return the error that names a row, and a column from 0 if it is that one's."""
-        if column is None:
-            return BadFile(f"{self.path}, row {row}: {cause}")
-        name = f" ({self._columns[column]})" if column < len(self._columns) else ""
-        return BadFile(f"{self.path}, row {row}, column {column + 1}{name}: {cause}")
+    def numbers(self, texts: Mapping[int, str], classes: Sequence[str], count: int) -> Tensor:
+        """Return the numbers of the classes of so many images."""
+        sheet = self.labels or self.images
+        if len(texts) != count:
+            raise BadFile(
+                f"{sheet.path}: has {len(texts)} labels beside {count} images in {self.images.path}; give each one"
+            )
+        known = {name: number for number, name in enumerate(classes)}
+        for row, text in texts.items():
+            if text not in known:
+                raise sheet.bad(row, f"{text!r} is no class of the training images", 0 if self.labels else None)
+        return torch.tensor([known[text] for text in texts.values()])
+
+    def pixels(self, shape: Sequence[int] | None, channels_last: bool) -> Tensor:
+        """Return the images [N, C, H, W]."""
+        sheet = self.images
+        labels = None if self.labels else sheet.label_column(self.wanted)
+        found: list[npt.NDArray[np.uint8]] = []
+        for row, values in sheet.rows():
+            found.append(_pixels(sheet, row, values, labels))
+            if len(found[-1]) != len(found[0]):
+                raise sheet.bad(row, f"has {len(found[-1])} values, the rows above have {len(found[0])}")
+        if not found:
+            raise BadFile(f"{sheet.path}: holds no image")
+        height, width, channels = _shape(sheet, len(found[0]), shape)
+        images = torch.from_numpy(np.stack(found))
+        if channels_last:
+            return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
+        return images.view(-1, channels, height, width)
 
 
-def _read(sheets: dict[str, Sheet], shape: Sequence[int] | None, channels_last: bool) -> Source:
-    texts = _texts(sheets["labels"])
-    classes = _in_order(set(texts.values()))
-    images = _images(sheets["images"], shape, channels_last)
-    source = Source(
-        images=images,
-        labels=_labels(sheets["labels"], texts, classes, sheets["images"], len(images)),
+def _read(tables: Mapping[Part, Table], shape: Sequence[int] | None, channels_last: bool, reading: Reading) -> Source:
+    texts = {part: table.texts() for part, table in tables.items()}
+    names = set(texts["train"].values())
+    classes = _in_order_before(names) if reading == 1 else in_order(names)
+    images = {part: table.pixels(shape, channels_last) for part, table in tables.items()}
+    labels = {part: table.numbers(texts[part], classes, len(images[part])) for part, table in tables.items()}
+    return Source(
+        images=images["train"],
+        labels=labels["train"],
         num_classes=len(classes),
         classes=tuple(classes),
+        validation_images=images.get("validation"),
+        validation_labels=labels.get("validation"),
+        test_images=images.get("test"),
+        test_labels=labels.get("test"),
     )
-    if "test_images" not in sheets:
-        return source
-    images, texts = _images(sheets["test_images"], shape, channels_last), _texts(sheets["test_labels"])
-    labels = _labels(sheets["test_labels"], texts, classes, sheets["test_images"], len(images))
-    return replace(source, test_images=images, test_labels=labels)
 
 
-def _texts(sheet: Sheet) -> dict[int, str]:
-    """Return the labels as they are written, by row."""
-    found = {}
-    for row, values in sheet.rows():
-        if len(values) != 1:
-            raise sheet.bad(row, f"has {len(values)} values; labels stand in one column alone")
-        if not values[0].strip():
-            raise sheet.bad(row, "has no label", column=0)
-        found[row] = values[0].strip()
-    return found
-
-
-def _in_order(texts: set[str]) -> list[str]:
-    """Return names of classes in the order of their numbers: as integers if all are, else as text."""
+def _in_order_before(texts: set[str]) -> list[str]:
+    """Return names of classes in the order that format 1 gave them: as integers if all are, else as text."""
     try:
         return sorted(texts, key=int)
     except ValueError:
         return sorted(texts)
 
 
-def _labels(sheet: Sheet, texts: dict[int, str], classes: Sequence[str], beside: Sheet, count: int) -> Tensor:
-    if len(texts) != count:
-        raise BadFile(f"{sheet.path}: has {len(texts)} labels beside {count} images in {beside.path}; give each one")
-    numbers = {name: number for number, name in enumerate(classes)}
-    for row, text in texts.items():
-        if text not in numbers:
-            raise sheet.bad(row, f"{text!r} is no class of the training images", column=0)
-    return torch.tensor([numbers[text] for text in texts.values()])
-
-
-def _images(sheet: Sheet, shape: Sequence[int] | None, channels_last: bool) -> Tensor:
-    found: list[npt.NDArray[np.uint8]] = []
-    for row, values in sheet.rows():
-        if found and len(values) != len(found[0]):
-            raise sheet.bad(row, f"has {len(values)} values, the rows above have {len(found[0])}")
-        found.append(_pixels(sheet, row, values))
-    if not found:
-        raise BadFile(f"{sheet.path}: holds no image")
-    height, width, channels = _shape(sheet, len(found[0]), shape)
-    images = torch.from_numpy(np.stack(found))
-    if channels_last:
-        return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
-    return images.view(-1, channels, height, width)
-
-
-def _pixels(sheet: Sheet, row: int, values: Sequence[str]) -> npt.NDArray[np.uint8]:
+def _pixels(sheet: Sheet, row: int, values: Sequence[str], labels: int | None) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a row, but for its column of labels."""
+    columns = [column for column in range(len(values)) if column != labels]
     try:
-        numbers = np.array(list(map(float, values)))
+        numbers = np.array([float(values[column]) for column in columns])
         if ((numbers >= 0) & (numbers <= 255) & (numbers == np.trunc(numbers))).all():
             return numbers.astype(np.uint8)
     except ValueError:
         pass
-    column = next(column for column, value in enumerate(values) if not _is_pixel(value))
+    column = next(column for column in columns if not _is_pixel(values[column]))
     hint = "; does header = true fit?" if row == 1 else ""
+    if values[column].casefold().endswith(endings()):
+        hint = f'; for a table of files write name = "image_folder", with their folder as root and labels = {sheet.path.name!r}'
     raise sheet.bad(row, f"{values[column]!r} is no whole number from 0 to 255{hint}", column)
 
 

@@ -31,8 +31,9 @@ from hpo.text import command
 MAX_NAME = 200  # characters; Optuna's column holds 512
 #: Raised when the meaning of a study file changes; stands in front of every fingerprint. 1: up to November 2026.
 FORMAT: Final = 2
-#: Sources whose files are read in another way since format 2; their option `reading` says which way.
-READ_ANEW = ("image_folder", "csv", "npz")
+#: Sources whose files are read in another way since format 2, which their option `reading` says, with the defaults that
+#: options of theirs had before.
+READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"channels_last": False}}
 #: How a study is run, not what it is: the last `hpo run` sets them.
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
@@ -269,8 +270,8 @@ class StudySpec(pydantic.BaseModel):
             raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
         filled = {"direction": direction, "value": self.value or "best"}
         sections = with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
-        if self.format == 1 and sections["data"].get("name") in READ_ANEW:
-            sections["data"] = {"reading": 1} | sections["data"]
+        if self.format == 1:
+            sections["data"] = _as_read_before(sections["data"])
         return self.model_copy(update=filled | _with_what_is_judged(sections, self.metric))
 
     @property
@@ -340,6 +341,17 @@ class StudySpec(pydantic.BaseModel):
         """SHA-256 of the identity, the format in front."""
         text = json.dumps([self.format, self.identity], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_read_before(data: space.Tree) -> space.Tree:
+    """Return a section `data` that says to read as format 1 did, where that makes a difference."""
+    name, classes = str(data.get("name")), data.get("classes")
+    if name in READ_ANEW:
+        return {"reading": 1} | READ_ANEW[name] | data
+    listed = classes if isinstance(classes, list) else []
+    wanted = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry])]
+    has_numbers = any(isinstance(one, int) for one in wanted)
+    return {"reading": 1} | data if has_numbers and usercode.is_reference(name) else data
 
 
 def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:

@@ -7,7 +7,7 @@ import torch
 
 from hpo import data
 from hpo.data import SOURCES, Source, Splits
-from hpo.data.split import stratified, stratified_without_test
+from hpo.data.split import held_out, parted, stratified
 
 
 def source(per_class: int = 40, num_classes: int = 3, **changes) -> Source:
@@ -71,7 +71,7 @@ def test_the_parts_are_disjoint_cover_everything_and_are_70_15_15() -> None:
 
 
 def test_without_a_test_part_the_split_is_85_15() -> None:
-    train, validation = stratified_without_test(torch.arange(1000) % 10, 5)
+    train, validation = held_out(torch.arange(1000) % 10, 5)
     assert (len(train), len(validation)) == (850, 150)
     assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(1000))
 
@@ -82,15 +82,24 @@ def test_a_split_depends_on_its_seed_alone() -> None:
     assert not torch.equal(stratified(labels, 1)[2], stratified(labels, 2)[2])
 
 
-@pytest.mark.parametrize(("split", "fewest"), [(stratified, 8), (stratified_without_test, 7)])
+@pytest.mark.parametrize(
+    ("own", "fewest"), [((), 8), (("test",), 7), (("validation",), 7), (("validation", "test"), 1)]
+)
 @pytest.mark.parametrize("common", [10, 50, 333, 1000])
-def test_the_rarest_class_is_in_every_part(split, fewest, common) -> None:
+def test_the_rarest_class_is_in_every_part(own, fewest, common) -> None:
     """The rarest class allowed is in every part and a rarer one is refused."""
+
+    def of(labels: list[int]) -> Source:
+        few = {"images": torch.zeros((len(labels), 1, 1, 1), dtype=torch.uint8), "labels": torch.tensor(labels)}
+        shipped = {f"{part}_{name}": value[:2] for part in own for name, value in few.items()}
+        return Source(**few, **shipped, num_classes=2)
+
     for seed in range(5):
-        for part in split(torch.tensor([0] * common + [1] * fewest), seed):
-            assert (part >= common).any()
-    with pytest.raises(ValueError, match=f"class 1 has {fewest - 1} images.*at least {fewest}"):
-        split(torch.tensor([0] * common + [1] * (fewest - 1)), 0)
+        parts = zip(("train", "validation", "test"), parted(of([0] * common + [1] * fewest), seed), strict=True)
+        assert all((rows >= common).any() for part, rows in parts if part not in own)
+    if fewest > 1:
+        with pytest.raises(ValueError, match=f"class 1 has {fewest - 1} images.*at least {fewest}"):
+            parted(of([0] * common + [1] * (fewest - 1)), 0)
 
 
 def test_load_and_load_test_share_nothing_and_leave_nothing_out() -> None:

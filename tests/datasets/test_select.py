@@ -70,7 +70,7 @@ def test_classes_are_kept_and_numbered_anew(classes: list, names: tuple, numbers
             "subset = 341: train and validation have 340 images in 4 classes; give a number from 26 to 340",
         ),
         ({"subset": 16}, "subset = 16: train and validation have 340 images"),
-        ({"folds": 90, "fold": 0}, "class 0 has 85 images, too few for every part"),
+        ({"folds": 90, "fold": 0}, "class 'ant' has 85 images (first: image "),
     ],
 )
 def test_what_a_source_does_not_hold_is_refused(options: dict, message: str) -> None:

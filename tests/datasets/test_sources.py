@@ -177,7 +177,8 @@ def test_a_folder_of_images_comes_out_in_one_size(tmp_path: Path, options: dict,
     middle = found.images[:, :, shape[1] // 2, shape[2] // 2]
     grey = options.get("colour") == "grey"
     colours = [[150]] * 3 + [[76]] * 3 if grey else [list(GREEN)] * 3 + [list(RED)] * 3
-    assert (middle.int() - torch.tensor(colours)).abs().max() <= 1  # webp keeps what is transparent nearly
+    opaque = torch.tensor([0, 1, 3, 4])
+    assert (middle.int() - torch.tensor(colours)).abs()[opaque].max() <= 1
     assert (found.images[0, :, 0, 0] == 0).all() == (options.get("fit") == "pad")
 
 
@@ -328,20 +329,20 @@ def test_a_spreadsheet_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 # --- npz --------------------------------------------------------------------------------------------------------------
 
-PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 2, 3, 2)
+PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 3, 2, 2)
 NUMBERS = np.array([3, 1, 3, 1])
 
 
 @pytest.mark.parametrize(
     ("arrays", "options", "shape"),
     [
-        ({"images": PIXELS, "labels": NUMBERS}, {}, [2, 3, 2]),
-        ({"images": PIXELS, "labels": NUMBERS}, {"channels_last": True}, [2, 2, 3]),
-        ({"images": PIXELS[:, 0].astype(np.int32), "labels": NUMBERS.astype(str)}, {}, [1, 3, 2]),
+        ({"images": PIXELS, "labels": NUMBERS}, {}, [3, 2, 2]),
+        ({"images": PIXELS, "labels": NUMBERS}, {"channels_last": True}, [2, 3, 2]),
+        ({"images": PIXELS[:, 0].astype(np.int32), "labels": NUMBERS.astype(str)}, {}, [1, 2, 2]),
         (
             {"x_train": PIXELS, "y_train": NUMBERS, "x_test": PIXELS[:2], "y_test": NUMBERS[:2]},
             {"images": "x_train", "labels": "y_train", "test_images": "x_test", "test_labels": "y_test"},
-            [2, 3, 2],
+            [3, 2, 2],
         ),
     ],
 )
@@ -358,15 +359,14 @@ def test_an_archive_of_arrays_is_read(tmp_path: Path, arrays: dict, options: dic
     ("arrays", "message"),
     [
         ({"labels": NUMBERS}, "holds no array 'images'; it has labels"),
-        ({"images": PIXELS / 255, "labels": NUMBERS}, "images is float64 [4, 2, 3, 2]; give integers"),
+        ({"images": PIXELS / 255, "labels": NUMBERS}, "images is float64 [4, 3, 2, 2]; give integers"),
         ({"images": PIXELS.astype(int) - 1, "labels": NUMBERS}, "images[0, 0, 0, 0] is -1; pixels go from 0 to 255"),
         ({"images": PIXELS, "labels": NUMBERS[:3]}, "labels is int64 [3] beside 4 images"),
-        ({"images": PIXELS, "labels": NUMBERS / 2}, "labels is float64 [4] beside 4 images"),
+        ({"images": PIXELS, "labels": NUMBERS / 2}, "labels[0] is 1.5; give each a whole number or a text"),
         (
             {"images": PIXELS, "labels": NUMBERS, "test_images": PIXELS, "test_labels": NUMBERS + 1},
             "test_labels[0] is 4, no class of the training images",
         ),
-        ({"images": PIXELS, "labels": NUMBERS.astype(object)}, "is no archive of arrays that can be read"),
     ],
 )
 def test_a_bad_archive_is_told_by_array_and_cause(tmp_path: Path, arrays: dict, message: str) -> None:

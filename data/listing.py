@@ -1,0 +1,327 @@
+"""Which files of a folder are images, of which class and part; none of them is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hpo.data.files import BadFile
+from hpo.data.names import Part, part_of
+
+Layout = Literal["classes", "parts"]
+
+# What file systems, archives and tools leave beside files of one's own, in small letters.
+JUNK = {
+    *("__macosx", "@eadir", "@__thumb", "#recycle", "@recycle", "$recycle.bin", "lost+found", "__pycache__"),
+    *("system volume information", "thumbs.db", "desktop.ini"),
+}
+SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """A file that should be an image."""
+
+    path: Path
+    label: int  # number of its class
+    state: tuple[int, ...] = ()  # time of change in ns, size
+    fault: str = ""  # why it cannot be used, if that is known without opening it
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """The image files of each part, in the order of their paths."""
+
+    classes: list[str]
+    parts: dict[Part, list[ImageFile]]
+    notes: list[str] = field(default_factory=list)
+
+
+def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listing:
+    """Return the images below `root/CLASS/` or `root/PART/CLASS/`; BadFile if the folders can be read in two ways.
+
+    Args:
+        root: the folder of all images, or of the training part.
+        own: folders of parts that lie elsewhere.
+        layout: what the folders of the root are, where their names leave a doubt.
+    """
+    folders = _parts(root, own, layout)
+    classes = [folder.name for folder in _class_folders(folders["train"])]
+    walk = _Walk()
+    parts: dict[Part, list[ImageFile]] = {}
+    for part, folder in folders.items():
+        strangers = {found.name for found in _class_folders(folder)} - set(classes)
+        if strangers:
+            raise BadFile(f"{folder / min(strangers)}: is no class of the training images; known: {', '.join(classes)}")
+        walk.strays(folder)
+        parts[part] = [file for label, name in enumerate(classes) for file in walk.of_class(part, label, folder / name)]
+    return Listing(classes=classes, parts=parts, notes=walk.notes())
+
+
+def listed_as_before(root: Path, test_root: Path | None) -> Listing:
+    """Return what format 1 of study files took for images: hidden files too, and folders of parts as classes."""
+    folders: dict[Part, Path] = {"train": root}
+    if test_root:
+        folders["test"] = test_root
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    _refuse_too_few(root, classes)
+    parts: dict[Part, list[ImageFile]] = {}
+    for part, folder in folders.items():
+        strangers = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        if strangers - set(classes):
+            found = folder / min(strangers - set(classes))
+            raise BadFile(f"{found}: is no class of the training images; known: {', '.join(classes)}")
+        parts[part] = []
+        for label, name in enumerate(classes):
+            paths = [path for path in sorted((folder / name).rglob("*")) if is_image(path.name)]
+            _refuse_none(folder / name, paths)
+            parts[part] += [image_file(path, label) for path in paths]
+    return Listing(classes=classes, parts=parts)
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a file or folder is none of the user's own, by its name."""
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file's name ends as torchvision's ImageFolder wants it."""
+    return os.path.splitext(name)[1].lower() in endings()
+
+
+def endings() -> tuple[str, ...]:
+    """Return the endings of files of images."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # lazily: a mere reader of `SOURCES` need not pay for it
+
+    return tuple(IMG_EXTENSIONS)
+
+
+def image_file(path: Path, label: int) -> ImageFile:
+    """Return a file with its state, or with what is wrong of it."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        return ImageFile(path=path, label=label, fault=_why(path, error))
+    kind = SPECIAL.get(stat.S_IFMT(state.st_mode))
+    fault = f"is {kind} and no file" if kind else "is empty" if not state.st_size else ""
+    return ImageFile(path=path, label=label, state=(state.st_mtime_ns, state.st_size), fault=fault)
+
+
+def _why(path: Path, error: OSError) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {os.readlink(path)}, which is not there"
+    return (error.strerror or str(error)).lower()
+
+
+# --- parts and classes ------------------------------------------------------------------------------------------------
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise BadFile(f"{folder}: cannot be read: {error.strerror}") from error
+    return [entry for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the folders of a part's classes; BadFile if there are too few."""
+    found = _folders(folder)
+    for entry in folder.iterdir():
+        if entry.is_symlink() and not entry.exists() and not is_hidden(entry.name):
+            raise BadFile(f"{entry}: is a link to {os.readlink(entry)}, which is not there; mend or remove it")
+    _refuse_too_few(folder, [one.name for one in found])
+    return found
+
+
+def _refuse_too_few(folder: Path, names: Sequence[str]) -> None:
+    if len(names) < 2:
+        inner = _folders(folder / names[0]) if names else []
+        hint = f"; or is {folder / names[0]} meant, which has {len(inner)}?" if len(inner) > 1 else ""
+        raise BadFile(f"{folder}: has {len(names)} folders; give each class one, at least 2{hint}")
+
+
+def _refuse_none(folder: Path, found: Sequence[object]) -> None:
+    if not found:
+        raise BadFile(f"{folder}: holds no image file; known endings: {' '.join(endings())}")
+
+
+def _parts(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> dict[Part, Path]:
+    """Return the folder of each part; the training part's comes first."""
+    folders = _folders(root)
+    strictly = {folder: part_of(folder.name) for folder in folders}
+    loosely = {folder: part_of(folder.name, loosely=True) for folder in folders}
+    named = loosely if folders and all(loosely.values()) else strictly
+    if layout == "classes" or (layout is None and not any(named.values())):
+        if layout is None:
+            _refuse_another_level(folders)
+        return {"train": root, **own}
+    found: dict[Part, Path] = {}
+    for folder, part in named.items():
+        if part is None:
+            raise BadFile(_mixture(root, folders, named))
+        if part in found:
+            raise BadFile(
+                f"{root}: {found[part].name} and {folder.name} are both names of the {_called(part)} part; "
+                f"{_mend(root, 'rename one')}"
+            )
+        found[part] = folder
+    _refuse_odd_parts(root, found, own)
+    for folder in found.values():
+        if layout is None:
+            _refuse_another_level(_folders(folder))
+    return {"train": found["train"], **found, **own}
+
+
+def _called(part: Part) -> str:
+    return "training" if part == "train" else part
+
+
+def _mend(root: Path, mend: str) -> str:
+    return f'{mend}, or write layout = "classes" if all folders of {root.name} are classes'
+
+
+def _mixture(root: Path, folders: Sequence[Path], named: Mapping[Path, Part | None]) -> str:
+    parts = [folder.name for folder in folders if named[folder]]
+    others = [folder.name for folder in folders if not named[folder]]
+    if not parts:
+        return f'{root}: has no folders train and test; remove layout = "parts", or name another root'
+    return (
+        f"{root}: {', '.join(parts)} may be {'parts' if len(parts) > 1 else 'a part'} of the data or "
+        f"{'classes' if len(parts) > 1 else 'a class'}, beside {_some(others)}; "
+        f"{_mend(root, 'keep one kind of folders there')}"
+    )
+
+
+def _refuse_odd_parts(root: Path, found: Mapping[Part, Path], own: Mapping[Part, Path]) -> None:
+    if "train" not in found:
+        names = ", ".join(folder.name for folder in found.values())
+        raise BadFile(f"{root}: has {names} and no training part beside; {_mend(root, 'add a folder train')}")
+    for part in found.keys() & own.keys():
+        raise BadFile(
+            f"{root}: has a {part} part of its own, {found[part].name}, and {part}_root is given; "
+            f"remove {part}_root or give root = {str(found['train'])!r}"
+        )
+    for part, folder in found.items():
+        if not _folders(folder):
+            raise BadFile(
+                f"{folder}: holds no folders of classes, as the {_called(part)} part must; "
+                f"{_mend(root, 'remove it, or add them')}"
+            )
+
+
+def _refuse_another_level(folders: Sequence[Path]) -> None:
+    """Raise BadFile if what should be classes has classes or parts below it."""
+    inside = {folder: [one.name for one in _folders(folder)] for folder in folders}
+    for folder, names in inside.items():
+        parts = [name for name in names if part_of(name)]
+        if parts:
+            raise BadFile(
+                f"{folder}: holds {_some(parts)}, which may be parts of the data; "
+                f"{_mend(folder.parent, 'put the classes into the parts, as in train/cat and test/cat')}"
+            )
+    without_images = [folder for folder in folders if inside[folder] and not _has_images(folder)]
+    for number, folder in enumerate(without_images):
+        for other in without_images[number + 1 :]:
+            common = sorted(set(inside[folder]) & set(inside[other]))
+            if len(common) > 1:
+                raise BadFile(
+                    f"{folder.parent}: {folder.name} and {other.name} hold no images but folders of the same names, "
+                    f"{_some(common)}; are these the classes? Put images into folders of their classes at once, "
+                    f'or write layout = "classes" if {folder.name} and {other.name} are classes'
+                )
+
+
+def _has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image(entry.name) and not is_hidden(entry.name) for entry in entries)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return ", ".join([*names[:SHOWN], *more])
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """One walk through all parts, which knows each file and folder by its device and number, whatever links lead to it."""
+
+    def __init__(self) -> None:
+        self._taken: dict[tuple[int, int], tuple[Part, int, Path]] = {}
+        self._again = 0  # links to images of the same class and part
+        self._hidden: list[Path] = []
+        self._strays: list[Path] = []
+        self._others: Counter[str] = Counter()  # by their ending
+
+    def notes(self) -> list[str]:
+        """Return what was left out."""
+        others = [f"{count} {ending or 'without an ending'}" for ending, count in self._others.most_common()]
+        return [
+            *([f"hidden and left out: {_some([str(path) for path in self._hidden])}"] if self._hidden else []),
+            *([f"links to images of the same class, each taken once: {self._again}"] if self._again else []),
+            *(
+                [f"images in no class and left out: {_some([str(path) for path in self._strays])}"]
+                if self._strays
+                else []
+            ),
+            *([f"no images by their ending and left out: {_some(others)}"] if others else []),
+        ]
+
+    def strays(self, folder: Path) -> None:
+        """Note what lies in a part beside its classes."""
+        for path in sorted(folder.iterdir()):
+            if is_hidden(path.name):
+                self._hidden += [path] if path.is_dir() else []
+            elif is_image(path.name) and not path.is_dir():
+                self._strays.append(path)
+
+    def of_class(self, part: Part, label: int, folder: Path) -> list[ImageFile]:
+        """Return the images of a class in a part, in the order of their paths; BadFile if there are none."""
+        found = sorted(self._below(folder, label, set()), key=lambda file: file.path)
+        _refuse_none(folder, found)
+        return [file for one in found if (file := self._once(one, part, label)) is not None]
+
+    def _below(self, folder: Path, label: int, visited: set[tuple[int, int]]) -> Iterator[ImageFile]:
+        try:
+            state = folder.stat()
+            entries = list(folder.iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            yield ImageFile(path=folder, label=label, fault=_why(folder, error))
+            return
+        if (state.st_dev, state.st_ino) in visited:  # a link to a folder above, or to one that was seen
+            return
+        visited.add((state.st_dev, state.st_ino))
+        for path in sorted(entries):
+            if is_hidden(path.name):
+                if path.is_dir() or is_image(path.name):
+                    self._hidden.append(path)
+            elif path.is_dir():
+                yield from self._below(path, label, visited)
+            elif is_image(path.name) or not path.exists():  # a link that leads nowhere may have led to images
+                yield image_file(path, label)
+            else:
+                self._others[path.suffix.lower()] += 1
+
+    def _once(self, file: ImageFile, part: Part, label: int) -> ImageFile | None:
+        """Return the file, or None if the same one was taken before; with a fault if it was for another class or part."""
+        if file.fault:
+            return file
+        state = file.path.stat()
+        before = self._taken.setdefault((state.st_dev, state.st_ino), (part, label, file.path))
+        if before[2] == file.path:
+            return file
+        if before[:2] == (part, label):
+            self._again += 1
+            return None
+        kind = "class" if before[1] != label else "part"
+        return ImageFile(path=file.path, label=label, fault=f"is the same file as {before[2]}, of another {kind}")

@@ -1,0 +1,61 @@
+"""A CSV file, row by row, with errors that name the row and the column as a spreadsheet counts them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpo.data.files import BadFile
+
+#: What a column of labels is usually called, in small letters.
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "y")
+Column = str | int  # by its name, or by its number from 1
+
+
+class Sheet:
+    """A CSV file."""
+
+    def __init__(self, path: Path, *, header: bool, delimiter: str) -> None:
+        self.path = path
+        self.header = header
+        self._delimiter = delimiter
+        self.columns: list[str] = []  # their names, once the first row was read
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield (row as a spreadsheet counts, values); BadFile where a row is empty or the file is no text."""
+        try:
+            with open(self.path, newline="", encoding="utf-8-sig") as file:
+                found = enumerate(csv.reader(file, delimiter=self._delimiter, strict=True), start=1)
+                if self.header:
+                    self.columns = next(found, (1, []))[1]
+                for row, values in found:
+                    if not values:
+                        raise self.bad(row, "is empty; remove it")
+                    yield row, values
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise BadFile(f"{self.path}: is no CSV file: {error}") from error
+
+    def bad(self, row: int, cause: str, column: int | None = None) -> BadFile:
+        """Return the error that names a row, and a column from 0 if it is that one's."""
+        if column is None:
+            return BadFile(f"{self.path}, row {row}: {cause}")
+        name = f" ({self.columns[column]})" if column < len(self.columns) else ""
+        return BadFile(f"{self.path}, row {row}, column {column + 1}{name}: {cause}")
+
+    def label_column(self, wanted: Column | None) -> int:
+        """Return where the labels stand, from 0: as told, else in the one column whose name says so; BadFile if there is none."""
+        _, first = next(self.rows(), (0, self.columns))
+        count, named = len(first), [name.strip() for name in self.columns]
+        if isinstance(wanted, int) and 1 <= wanted <= count:
+            return wanted - 1
+        if wanted in named:
+            return named.index(str(wanted))
+        if wanted is None:
+            found = [column for column, name in enumerate(named) if name.casefold() in LABEL_NAMES]
+            if len(found) == 1:
+                return found[0]
+        shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+        known = f"its columns are {shown}" if named else "with header = true its first row names them"
+        said = "does not say which column holds the labels" if wanted is None else f"has no column {wanted!r}"
+        raise BadFile(f"{self.path}: {said}; write label_column as a name or as a number from 1 to {count}; {known}")
