@@ -282,7 +282,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a key for a data source without options": (
         '[data]\nname = "digits"\nsize = 3\n' + MODEL + OPTIMIZER,
-        "data.size: data digits takes no 'size' (known: classes, fold, folds, resident, subset)",
+        "data.size: data digits takes no 'size' (known: classes, fold, folds, reading, resident, subset)",
     ),
     "an unknown dataset": (
         '[data]\nname = "digit"\n' + MODEL + OPTIMIZER,
