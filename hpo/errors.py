@@ -13,6 +13,7 @@ HpoError
 
 Signal (BaseException)    not errors: how a trial learns, inside a report, that it must let go
 ├── Parked                it was asked to stop and keeps its place: checkpoint, release the lease, go on later
+├── Unasked               its worker is ended by nobody who may: an attempt that cost a worker
 ├── Stopped               a person ended it: it keeps the value it has
 ├── TimeUp                it trained for longer than a trial may
 ├── LostLease             another worker owns it by now: drop it, write nothing
@@ -121,6 +122,10 @@ class Signal(BaseException):
 
 class Parked(Signal):
     """Raised when a trial was asked to stop and keeps its place for a later worker."""
+
+
+class Unasked(Signal):
+    """Raised when a signal ends the trial's worker that `hpo run` did not send: the trial's own code did, as a rule."""
 
 
 class Stopped(Signal):

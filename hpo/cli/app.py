@@ -86,7 +86,13 @@ def tell_usage(error: Exception) -> None:
 
 
 def command() -> None:
-    """Be the command `hpo`. Where torch is loaded the process ends without taking the interpreter apart, which takes a second."""
+    """Be the command `hpo`, whose end is that of all it started.
+
+    Where torch is loaded the process ends without taking the interpreter apart, which takes a second.
+    """
+    from hpo.worker import descendants
+
+    descendants.adopt()
     try:
         main()
     except SystemExit as ended:

@@ -232,31 +232,39 @@ def worker(
     parent: Annotated[int | None, typer.Option("--parent", hidden=True, help="Leave when this process dies.")] = None,
     name: Annotated[str | None, typer.Option("--as", hidden=True, help="Name to hold leases under.")] = None,
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
+    mark: Annotated[
+        Path | None, typer.Option("--mark", hidden=True, help="File to remove when leaving in order.")
+    ] = None,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo.errors import Outage, StorageGone
+    from hpo.errors import Fault, Outage, StorageGone
     from hpo.launch.local import TRY_AGAIN
-    from hpo.queue import reaper, workers
+    from hpo.queue import workers
     from hpo.spec.study_file import Recovery
+    from hpo.storage import descriptors
     from hpo.study import resolve
     from hpo.worker import loop as worker_loop
     from hpo.worker import restart
 
+    logging.raiseExceptions = False  # a log that user code has closed is no reason to end
     said = logging.StreamHandler(sys.stderr)
     said.setFormatter(text.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[said])
     quiet_optuna()
-    stopping = StopSignal.installed(grace=Recovery().grace_seconds, second_ends=parent is None)
+    stopping = StopSignal.installed(grace=Recovery().grace_seconds, is_supervised=parent is not None)
     mine = resolve.read(Path(study), code_folder=code) if study.endswith(".toml") else None
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
-        joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
+        try:
+            joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
+        except Fault:  # no trial is at hand yet that could be to blame
+            leave_in_order(mark)
+            raise
         if joined.storage.file is not None:
             os.environ.update(joined.storage.file.handed_on)  # to this process, should it start afresh
         ledger = joined.ledger(name or workers.new_name())
-        stopping.end_within(
-            joined.spec.recovery.grace_seconds, last_act=lambda: reaper.release_leases_of(ledger, ledger.worker)
-        )
+        stopping.end_within(joined.spec.recovery.grace_seconds, last_act=lambda: worker_loop.let_go(ledger, stopping))
+        descriptors.watch(joined.storage.engine, worker_loop.end_cut_off)
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except (StorageError, Outage) as error:
@@ -268,9 +276,17 @@ def worker(
         restart.start_afresh(stopping)
         code_of_exit = stopping.exit_code
     logging.info("leaving with exit code %d", code_of_exit)
+    leave_in_order(mark)
     if parent is not None:
         restart.leave(code_of_exit)
     raise typer.Exit(code_of_exit)
+
+
+def leave_in_order(mark: Path | None) -> None:
+    """Tell whoever started this process that it leaves in order, which an exit code cannot: user code may end with any."""
+    if mark is not None:
+        with contextlib.suppress(OSError):
+            mark.unlink()
 
 
 def enlist(

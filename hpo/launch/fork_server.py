@@ -13,10 +13,12 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from hpo.worker.signals import ORDER
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
@@ -25,6 +27,7 @@ DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection
 COMPILER = ["torch._dynamo"]  # which torch's own steps of an optimizer load, and those of a stack do not
 #: Of the server. Some libraries read it when they are loaded; a training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+FOLDER = "HPO_SERVER_FOLDER"  # in the server's environment: its socket's folder, which it removes if its starter cannot
 LONGEST_FOLDER = 64  # bytes of a path; the server's socket lies in it, and the path of a socket has 107 at most
 
 
@@ -47,6 +50,7 @@ def _as_the_server_needs_it() -> Iterator[None]:
     os.environ.update(SETTINGS)
     if len(os.fsencode(folder)) > LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"  # multiprocessing makes a folder of its own in it
+    os.environ[FOLDER] = util.get_temp_dir()
     try:
         yield
     finally:
@@ -64,6 +68,19 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -
     with _as_the_server_needs_it():
         worker.start()
     return worker
+
+
+def ask(worker: BaseProcess) -> None:
+    """Ask a worker to park its trials and leave."""
+    assert worker.pid is not None
+    with suppress(ProcessLookupError):
+        os.kill(worker.pid, ORDER)
+
+
+def ids() -> frozenset[int]:
+    """Return the process ids of the server, if there is one."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return frozenset() if server is None else frozenset({server})
 
 
 def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, folder: str) -> None:

@@ -37,6 +37,7 @@ class Interrupt:
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
         self.received.append(number)
         if len(self.received) > 2:
+            self.fleet.end_orphans()
             os._exit(128 + number)  # even from amid a statement that waits for the database
         if len(self.received) > 1 or self.fleet.stop_asked_at is not None:
             self.fleet.kill_processes()

@@ -19,10 +19,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hpo import text
-from hpo.launch import fork_server, gpus
+from hpo.launch import fork_server, gpus, logs
 from hpo.queue import reaper
 from hpo.study.study import Study
-from hpo.worker.signals import ASKING
+from hpo.worker import descendants
 
 log = logging.getLogger(__name__)
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")  # a line of a worker's own log, not of what ended it
@@ -35,8 +35,6 @@ KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themsel
 SERVER_GONE = 255  # multiprocessing's exit code for a worker whose end the server did not live to tell
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
-#: Of workers that may leave a trial behind them; one that ends with 0 or 2 amid a trial was ended by the trial.
-LEFT_IN_ORDER = frozenset({TRY_AGAIN, *(128 + number for number in ASKING)})
 
 
 @dataclass
@@ -46,6 +44,7 @@ class Slot:
     index: int
     gpu: str | None
     log: Path
+    mark: Path  # a file that is there while a worker is, until it leaves in order: an exit code may be user code's
     process: BaseProcess | None = None
     worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
@@ -65,15 +64,11 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Dead:
-    """A worker that is gone: the name under which it held leases, its exit code, whether it was asked to leave."""
+    """A worker that is gone: the name under which it held leases, its exit code, whether it left in order or was asked to."""
 
     worker: str
     code: int
-    asked: bool
-
-    @property
-    def left_in_order(self) -> bool:
-        return self.asked or self.code in LEFT_IN_ORDER
+    in_order: bool
 
 
 class Fleet:
@@ -86,22 +81,27 @@ class Fleet:
         self.stop_asked_at: float | None = None
         self._unreleased: list[Dead] = []  # their leases could not be taken yet
         self._release_at = 0.0
+        self._own_children: frozenset[int] = frozenset()  # which code of the user's started as it was imported, for one
         self.grace = study.spec.recovery.grace_seconds + KILL_SECONDS
         devices = gpus.visible()
         folder = study.checkpoints / "logs"
         folder.mkdir(parents=True, exist_ok=True)
+        logs.delete_old(folder)
         self.slots = [
             Slot(
                 index=index,
                 gpu=devices[index % len(devices)] if devices else None,
-                log=folder / f"worker-{os.getpid()}-{index}.log",
+                log=folder / f"{name}.log",
+                mark=folder / f"{name}.running",
             )
             for index in range(workers)
+            for name in [f"worker-{platform.node()}-{os.getpid()}-{index}"]
         ]
 
     def start(self) -> None:
         """Start a worker in every slot."""
         fork_server.warm_up(None if self.study.spec.objective else self.study.spec.executor)
+        self._own_children = descendants.children()
         for slot in self.slots:
             self._start(slot)
 
@@ -115,15 +115,18 @@ class Fleet:
             str(self.code_folder),
             "--fleet",
             str(len(self.slots)),
+            "--mark",
+            str(slot.mark),
         ]
         arguments += ["--allow-code-change"] if self.allow_code_change else []
         slot.started_at, slot.restart_at = time.monotonic(), None
         try:
+            slot.mark.touch()
             slot.process = fork_server.start(arguments, self._environment(slot), slot.log)
         except (EOFError, OSError) as error:
             log.warning("%s did not start: %s", slot.name, error or "the server that workers are forked from is gone")
             slot.exit_codes.append(SERVER_GONE)
-            self._start_another(slot, SERVER_GONE, cost_a_trial=False)
+            self._start_another(slot, Dead(worker=slot.worker, code=SERVER_GONE, in_order=False), cost_a_trial=False)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         threads = str(self.study.spec.training.get("threads", 1))
@@ -144,6 +147,7 @@ class Fleet:
                 self._release(dead)
             self._release_at = time.monotonic() + RELEASE_SECONDS
         for slot in self.slots:
+            logs.bound(slot.log)
             if slot.process is not None and slot.process.exitcode is not None:
                 self._release_slot(slot)
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
@@ -157,36 +161,42 @@ class Fleet:
         assert code is not None
         slot.process = None
         slot.exit_codes.append(code)
-        cost_a_trial = self._release(Dead(worker=slot.worker, code=code, asked=self.stop_asked_at is not None))
-        if self.stop_asked_at is not None or (code == 0 and not cost_a_trial):
+        left = not slot.mark.exists()
+        slot.mark.unlink(missing_ok=True)
+        self.end_orphans()
+        dead = Dead(worker=slot.worker, code=code, in_order=left or self.stop_asked_at is not None)
+        cost_a_trial = self._release(dead)
+        if self.stop_asked_at is not None or (code == 0 and left):
             return
-        self._start_another(slot, code, cost_a_trial=cost_a_trial)
+        self._start_another(slot, dead, cost_a_trial=cost_a_trial)
 
     @staticmethod
-    def _start_another(slot: Slot, code: int, *, cost_a_trial: bool) -> None:
+    def _start_another(slot: Slot, dead: Dead, *, cost_a_trial: bool) -> None:
         """Have another worker started after a crash, with a growing pause, or give the slot up."""
         lived = time.monotonic() - slot.started_at
         if lived >= HEALTHY_SECONDS:
             slot.crashes = 0
         if not cost_a_trial:  # else the trial's own count of lost workers, or the study's of failures, ends it
             slot.crashes += 1
-        refuses = code == USAGE_ERROR and not cost_a_trial
-        slot.given_up = refuses or (code != TRY_AGAIN and slot.crashes > RESTARTS)
+        refuses = dead.in_order and dead.code == USAGE_ERROR
+        waits = dead.in_order and dead.code == TRY_AGAIN
+        slot.given_up = refuses or (not waits and slot.crashes > RESTARTS)
         if not slot.given_up:
             pause = RESTART_SECONDS * 2 ** max(0, slot.crashes - 1)
             slot.restart_at = time.monotonic() + min(pause, LONGEST_PAUSE_SECONDS)
 
     def _release(self, dead: Dead) -> bool:
-        """Take what a dead worker held, now rather than when its lease runs out; return whether it held something.
+        """Take what a dead worker held, now rather than when its lease runs out; return whether its end cost a trial.
 
         If the storage fails, it is tried again: a worker that left because of an outage has lost its trial to nobody.
         """
         ledger = self.study.ledger("launcher")
         try:
-            if dead.left_in_order:
+            if dead.in_order:
                 reaper.release_leases_of(ledger, dead.worker)
-                return False
-            return reaper.fail_leases_of(ledger, dead.worker, died_of(dead.code)) > 0
+            else:
+                reaper.fail_leases_of(ledger, dead.worker, died_of(dead.code))
+            return reaper.has_lost(ledger, dead.worker)
         except Exception:  # whatever the storage has to say: it must not keep the other workers from being looked after
             self._unreleased.append(dead)
             return False
@@ -218,7 +228,7 @@ class Fleet:
         """Ask every worker to park its trial and leave, and nothing else: safe in a signal handler, and more than once."""
         for slot in self.slots:
             if slot.process is not None:
-                slot.process.terminate()
+                fork_server.ask(slot.process)
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or only until some worker has left."""
@@ -232,6 +242,10 @@ class Fleet:
         for slot in self.slots:
             if slot.process is not None:
                 slot.process.kill()
+
+    def end_orphans(self) -> None:
+        """End what dead workers have left running."""
+        descendants.end_orphans(but=self._own_children | fork_server.ids())
 
     def end(self) -> None:
         """Leave no worker behind, whatever happened: those still alive may park within the grace, then they are killed."""
@@ -262,7 +276,7 @@ def last_words(slots: Sequence[Slot]) -> str:
     """Return the end of the failed workers' logs, where their reasons stand."""
     shown: dict[tuple[str, ...], list[str]] = {}
     for slot in slots:
-        lines = slot.log.read_text(errors="replace").splitlines()[-12:] if slot.log.exists() else []
+        lines = logs.last_lines(slot.log, 12)
         said = tuple(f"  {line}" for line in lines if not STAMPED.match(line))
         shown.setdefault(said, []).append(f"{slot.name} ended with exit code {slot.exit_codes[-1]} (log: {slot.log})")
     return text.page(line for said, names in shown.items() for line in [*names, *said])

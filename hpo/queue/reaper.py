@@ -18,7 +18,7 @@ from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
-from hpo.storage.tables import hpo_trials, running_ids, trials
+from hpo.storage.tables import hpo_failures, hpo_trials, running_ids, trials
 
 TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
 LONGEST_WAITS = 5  # pauses in a row, each of a lease at most
@@ -94,6 +94,17 @@ def release_leases_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = (
     with sql.writing(ledger.engine) as connection:
         for row in _held(connection, ledger, sa.and_(hpo_trials.c.worker == worker, known)):
             finish.release(connection, row)
+
+
+def has_lost(ledger: Ledger, worker: str) -> bool:
+    """Say whether a trial's attempt failed because this worker died."""
+    of_worker = sa.select(hpo_failures.c.trial_id).where(
+        hpo_failures.c.study_uid == ledger.uid,
+        hpo_failures.c.worker == worker,
+        hpo_failures.c.kind == Kind.LOST_WORKER,
+    )
+    with sql.reading(ledger.engine) as connection:
+        return connection.execute(of_worker.limit(1)).first() is not None
 
 
 def _lose(

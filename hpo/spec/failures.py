@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo.errors import Diverged, HpoError, Signal, TimeUp
+from hpo.errors import Diverged, HpoError, Signal, TimeUp, Unasked
 
 LONGEST_MESSAGE = 500  # characters of a failure's line; the traceback has them all
 
@@ -29,7 +29,7 @@ class Kind(StrEnum):
     EXCEPTION = "exception"  #: raised by user code, SystemExit included
     DATA_ERROR = "data_error"  #: reading files or a DataLoader's worker failed
     TIME_LIMIT = "time_limit"  #: the trial trained for longer than budget.trial_timeout
-    LOST_WORKER = "lost_worker"  #: its worker died or fell silent for longer than its lease
+    LOST_WORKER = "lost_worker"  #: its worker died, in whatever way, or fell silent for longer than its lease
     LEASE_LOST = (
         "lease_lost"  #: a worker came back to find its trial taken: it drops the trial, which goes on elsewhere
     )
@@ -185,6 +185,7 @@ def _is_data_error(error: BaseException) -> bool:
 #: kind -> does an exception show it; the first that fits counts
 SIGNS: Mapping[Kind, Callable[[BaseException], bool]] = {
     Kind.TIME_LIMIT: lambda error: isinstance(error, TimeUp),
+    Kind.LOST_WORKER: lambda error: isinstance(error, Unasked),
     Kind.DIVERGED: lambda error: isinstance(error, Diverged),
     Kind.OUT_OF_MEMORY: _is_out_of_memory,
     Kind.CUDA_ERROR: _is_cuda_error,

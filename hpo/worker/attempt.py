@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.errors import LostLease, Parked, Stopped, TimeUp
+from hpo.errors import LostLease, Parked, Stopped, TimeUp, Unasked
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.search import samplers
@@ -134,7 +134,7 @@ def conclude(trial: LeasedTrial, outcome: Callable[[], Any]) -> End | None:
         trial.lease.check()  # of what was kept until now the database may have refused something for good
     except BaseException as error:  # SystemExit, CancelledError, ...: an objective's affair, and no end of the worker
         why = signal_behind(error)  # whatever user code made of it: "pruned", for one
-        if why is not None and not isinstance(why, Stopped | TimeUp):
+        if why is not None and not isinstance(why, Stopped | TimeUp | Unasked):
             trial.pass_on_a_stop()
             raise why from None
         if why is None and isinstance(error, optuna.TrialPruned):

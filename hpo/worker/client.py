@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, StorageGone, TimeUp
+from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, StorageGone, TimeUp, Unasked
 from hpo.queue import clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
@@ -30,6 +30,7 @@ RENEWALS_PER_LEASE = 3
 AT_ONCE = 100  # reports in one statement, of those that were kept
 METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction: others wait for its lock
 METRICS_SECONDS = 10.0  # that raw metrics may wait for more of them; nothing but views reads them while a trial runs
+NOT_ASKED = "ended by a signal that `hpo run` did not send: by the trial's own code, or by hand"
 ANSWER_SECONDS = 5.0  # that the training thread waits for the storage before it goes on without an answer
 
 
@@ -332,6 +333,7 @@ class Lease:
         claim: Claim,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        is_unasked: Callable[[], bool] = lambda: False,
         retry: Retry | None = None,
         client: QueueClient | None = None,
     ) -> None:
@@ -339,6 +341,7 @@ class Lease:
 
         Args:
             stopping: whether the worker was asked to stop.
+            is_unasked: whether that came from nobody who may ask.
             retry: how long the storage may fail; the client's own if not given.
             client: of the worker, which sends for this trial until it is removed there; one of its own if not given.
         """
@@ -354,6 +357,7 @@ class Lease:
         self.refused: Exception | None = None  # why the database did not take a report of the trial
         self.is_lost = False  # as far as is known; it stays so
         self._stopping = stopping
+        self._is_unasked = is_unasked
         self._commands = Commands(lost=False, stop=False, park=False)
         self.client.add(self)
 
@@ -390,6 +394,8 @@ class Lease:
             return self._lost_lease()
         if self._commands.stop:
             return Stopped(f"trial {number}: ended by `hpo stop`")
+        if self._stopping() and self._is_unasked():
+            return Unasked(f"its worker died: {NOT_ASKED}")
         if self._stopping() or self._commands.park:
             return Parked(f"trial {number}: the worker is stopping, or the study is paused")
         if self.seconds_left is not None and self.seconds > self.seconds_left:

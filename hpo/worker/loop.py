@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import optuna
 
@@ -25,8 +25,8 @@ from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Retry
 from hpo.study.study import Study
-from hpo.worker import restart
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker import descendants, restart
+from hpo.worker.client import NOT_ASKED, Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.runner import ClaimRequest, SequentialRunner, TrialRunner
 from hpo.worker.signals import StopSignal
@@ -35,6 +35,7 @@ from hpo.worker.trial import LeasedTrial
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2  # until the first other look for a trial that another worker may have left
 LONGEST_IDLE_SECONDS = 2.0  # each look takes the study's lock
+CUT_OFF = 74  # EX_IOERR of sysexits.h
 RECYCLE = -1  # in the place of an exit code: the process is to start afresh
 
 
@@ -181,6 +182,22 @@ def end_overdue(stopping: StopSignal, lease: Lease) -> None:
         log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
     reaper.release_leases_of(ledger, ledger.worker)  # whatever else this process held
     restart.start_afresh(stopping, at_once=True)
+
+
+def let_go(ledger: Ledger, stopping: StopSignal) -> None:
+    """Give back all that this process holds, for it is ended now; that counts if nobody has asked for it who may."""
+    if stopping.is_unasked():
+        reaper.fail_leases_of(ledger, ledger.worker, NOT_ASKED)
+    else:
+        reaper.release_leases_of(ledger, ledger.worker)
+
+
+def end_cut_off() -> NoReturn:
+    """End this process, whose descriptors of the database user code has closed: it cannot write any more, nor may it."""
+    log.error(
+        "the trial's own code has closed descriptors that are not its own: this process lost its storage and ends"
+    )
+    descendants.end_with(CUT_OFF)
 
 
 def runner_of(study: Study, objective: Objective, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from hpo.queue.models import Claim
 from hpo.spec.failures import Kind
 from hpo.study.study import Study
+from hpo.worker import descendants
 from hpo.worker.attempt import Attempt
 from hpo.worker.client import Lease, QueueClient
 from hpo.worker.signals import StopSignal
@@ -68,7 +69,14 @@ class SequentialRunner:
     def take(self, claims: Sequence[Claim]) -> None:
         (claim,) = claims
         client = self._client
-        self._lease = Lease(client.ledger, claim, stopping=self._stopping, retry=client.retry, client=client)
+        self._lease = Lease(
+            client.ledger,
+            claim,
+            stopping=self._stopping,
+            is_unasked=self._stopping.is_unasked,
+            retry=client.retry,
+            client=client,
+        )
 
     def go_without(self) -> None:
         pass
@@ -100,6 +108,7 @@ def run_trial(study: Study, objective: Callable[[LeasedTrial], Any], lease: Leas
 
     def outcome() -> Any:
         lease.let_go()
-        return objective(trial)
+        with descendants.ending_forks():
+            return objective(trial)
 
     attempt.end(trial, outcome)

@@ -697,7 +697,7 @@ WORKER = """
 import sys, time
 from hpo.worker.signals import StopSignal
 
-stopping = StopSignal.installed(grace=600, second_ends=False)
+stopping = StopSignal.installed(grace=600, is_supervised=True)
 print("ready", flush=True)
 while not stopping():
     time.sleep(0.01)
