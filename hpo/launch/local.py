@@ -44,7 +44,9 @@ class Slot:
     index: int
     gpu: str | None
     log: Path
-    mark: Path  # a file that is there while a worker is, until it leaves in order: an exit code may be user code's
+    mark: Path | None = (
+        None  # a file that the process in it removes if it leaves in order: an exit code may be user code's
+    )
     process: BaseProcess | None = None
     worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
@@ -91,11 +93,9 @@ class Fleet:
             Slot(
                 index=index,
                 gpu=devices[index % len(devices)] if devices else None,
-                log=folder / f"{name}.log",
-                mark=folder / f"{name}.running",
+                log=folder / f"worker-{platform.node()}-{os.getpid()}-{index}.log",
             )
             for index in range(workers)
-            for name in [f"worker-{platform.node()}-{os.getpid()}-{index}"]
         ]
 
     def start(self) -> None:
@@ -106,7 +106,9 @@ class Fleet:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
-        slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
+        own = uuid.uuid4().hex[:8]
+        slot.worker = f"{platform.node()}:{slot.index}:{own}"
+        slot.mark = slot.log.with_suffix(f".{own}")
         arguments = [
             self.study.name,
             "--as",
@@ -157,6 +159,7 @@ class Fleet:
     def _release_slot(self, slot: Slot) -> None:
         """Give a dead worker's trials back; after a crash have another one started."""
         assert slot.process is not None
+        assert slot.mark is not None
         code = slot.process.exitcode
         assert code is not None
         slot.process = None

@@ -91,7 +91,7 @@ def objective(trial):
 """
 
 
-@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("code", [0, 75])
 def test_a_trial_that_ends_its_process_has_lost_its_worker(shell: Shell, place: Storage, code: int) -> None:
     """A trial that ends its process in silence has lost its worker all the same."""
     shell.write(KILLER.replace("os.kill(os.getpid(), signal.SIGSEGV)", f"os._exit({code})"), trials=3)

@@ -1,0 +1,97 @@
+"""A trial that ends its worker's process fails after its attempts, whatever exit code it leaves behind or signal it sends."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo.launch.local import Fleet, last_words
+from hpo.study.study import Study
+from tests.integration.processes import failures
+from tests.support.trials import MakeStudy
+
+# optuna/optuna#4016 and its kind: an objective calls `sys.exit` or `os._exit`, and what runs it goes on from the exit code.
+ENDING = """
+import os, signal, subprocess, threading, time
+WAYS = [
+    lambda: os._exit(75), lambda: os._exit(143), lambda: os._exit(0), lambda: os._exit(2),
+    lambda: os.kill(os.getpid(), signal.SIGTERM),
+    lambda: subprocess.run(["sh", "-c", "kill -INT $PPID"]),
+    lambda: threading.Thread(target=os._exit, args=(130,)).start(),
+    lambda: os.execv("/bin/true", ["true"]),
+]
+
+def objective(trial):
+    if trial.number < len(WAYS):
+        WAYS[trial.number]()
+        while True:
+            trial.report(1.0, int(1e6 * time.monotonic()) % 2**30)
+            time.sleep(0.01)
+    return float(trial.number)
+"""
+
+
+def run_fleet(study: Study, text: str) -> Fleet:
+    (study.code_folder / "mine.py").write_text(text)
+    fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    deadline = time.monotonic() + 120
+    while fleet.tend():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.01)
+    return fleet
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+
+
+def test_whatever_way_a_trial_ends_its_worker_it_fails(make_study: MakeStudy) -> None:
+    """Further attempts: tests/integration/test_kinds_of_failure.py."""
+    study = make_study(trials=9, failures={"lost_worker": {"retries": 0}, "in_a_row": 100})
+    fleet = run_fleet(study, ENDING)
+    assert fleet.failed == [], last_words(fleet.failed)
+    assert [trial.state for trial in study.optuna.trials] == [TrialState.FAIL] * 8 + [TrialState.COMPLETE]
+    found = failures(study)
+    assert [(row.number, row.attempt, row.kind) for row in found] == [(number, 1, "lost_worker") for number in range(8)]
+    assert found[0].message.startswith("its worker died: exit code 75 (")
+    assert "by a signal that `hpo run` did not send" in found[4].message
+    assert [path.name for path in fleet.slots[0].log.parent.iterdir()] == [fleet.slots[0].log.name]
+
+
+@pytest.mark.parametrize("code", [75, pytest.param(0, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+def test_code_that_ends_the_process_as_it_is_imported(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A worker that ends before it has a trial is started so often and no more, and nobody says that all is well."""
+    monkeypatch.setattr("hpo.launch.local.RESTARTS", 1)
+    study = make_study(trials=1)
+    fleet = run_fleet(study, f"import os\nos._exit({code})\n")
+    assert fleet.slots[0].exit_codes == [code] * 2
+    assert [slot.index for slot in fleet.failed] == [0]
+    assert study.optuna.trials == []
+
+
+FORKING = """
+import os, sys
+def objective(trial):
+    if os.fork() == 0:
+        if trial.number == 0:
+            sys.exit(3)
+        if trial.number == 1:
+            raise ValueError("in the child")
+        return 2.0
+    os.wait()
+    return 1.0
+"""
+
+
+def test_a_child_that_an_objective_forks_is_no_second_worker(make_study: MakeStudy) -> None:
+    study = make_study(trials=3)
+    fleet = run_fleet(study, FORKING)
+    assert fleet.slots[0].exit_codes == [0]
+    assert [(trial.state, trial.value) for trial in study.optuna.trials] == [(TrialState.COMPLETE, 1.0)] * 3
+    assert failures(study) == []

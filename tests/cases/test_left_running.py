@@ -1,0 +1,117 @@
+"""What user code leaves running ends with its run: children, and grandchildren that nobody is the parent of any more."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpo.storage.connect import Storage
+from tests.cases.test_exit_codes import run_fleet
+from tests.integration.processes import trials_of
+from tests.integration.shell import Shell
+from tests.support.trials import MakeStudy
+from tests.support.waiting import wait_for
+
+LEAVING = """
+import os, pathlib, signal, subprocess, time
+HERE = pathlib.Path(__file__).parent
+
+def objective(trial):
+    note = "echo $$ >> PIDS; exec sleep 600".replace("PIDS", str(HERE / "pids"))
+    subprocess.Popen(["sh", "-c", note])
+    subprocess.Popen(["sh", "-c", f"trap '' TERM HUP; setsid sh -c '{note}'"])
+    subprocess.Popen(["sh", "-c", f"(setsid sh -c '{note}' &) &"]).wait()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            with open(HERE / "pids", "a") as file:
+                print(os.getpid(), file=file)
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    while len((HERE / "pids").read_text().split() if (HERE / "pids").exists() else []) < 4 * (1 + trial.number):
+        time.sleep(0.01)
+    END
+    return 1.0
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, url: str) -> Iterator[Shell]:
+    found = Shell(tmp_path, url)
+    yield found
+    for process in found.running:
+        process.kill()
+        process.communicate()
+
+
+def left(folder: Path) -> tuple[int, list[int]]:
+    """Return how many processes there were, and those that still are."""
+    pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+    return len(pids), [pid for pid in pids if psutil.pid_exists(pid) and is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("recycled_after", [100, pytest.param(1, marks=pytest.mark.soak)])
+def test_children_end_with_their_worker(make_study: MakeStudy, recycled_after: int) -> None:
+    study = make_study(trials=2, recovery={"recycle_trials": recycled_after})
+    fleet = run_fleet(study, LEAVING.replace("END", "pass"))
+    assert fleet.slots[0].exit_codes == [0]
+    assert left(study.code_folder) == (8, [])
+
+
+def test_children_of_a_killed_worker_and_the_server_end_with_the_run(shell: Shell, place: Storage) -> None:
+    (tmp := shell.folder / "tmp").mkdir()
+    shell.environment["TMPDIR"] = str(tmp)
+    shell.write(LEAVING.replace("END", "os.kill(os.getpid(), signal.SIGKILL)"), trials=1)
+    run = shell.start("run", "own.toml", "--workers", "1")
+    wait_for(lambda: (shell.folder / "pids").exists())
+    beneath = psutil.Process(run.pid).children(recursive=True)
+    said, _ = run.communicate(timeout=120)
+    assert (run.returncode, [trial.state.name for trial in trials_of(shell.study(place))]) == (0, ["FAIL"]), said
+    assert left(shell.folder)[1] == []
+    assert [process for process in beneath if is_alive(process.pid)] == []  # the server that workers are forked from
+    assert list(tmp.iterdir()) == []
+
+
+SLEEPING = """
+import pathlib, time
+def objective(trial):
+    pathlib.Path(__file__).with_name("begun").touch()
+    for step in range(1, 6000):
+        trial.report(1.0, step)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param([signal.SIGKILL], id="killed"),
+        pytest.param([signal.SIGINT] * 3, id="interrupted thrice", marks=pytest.mark.soak),
+    ],
+)
+def test_a_launcher_that_is_ended_leaves_nothing(shell: Shell, numbers: list[signal.Signals]) -> None:
+    (tmp := shell.folder / "tmp").mkdir()
+    shell.environment["TMPDIR"] = str(tmp)
+    shell.write(SLEEPING, trials=1)
+    run = shell.start("run", "own.toml", "--workers", "1")
+    wait_for(lambda: (shell.folder / "begun").exists())
+    beneath = psutil.Process(run.pid).children(recursive=True)
+    assert len(beneath) >= 3  # a worker, the server, multiprocessing's own helper
+    for number in numbers:
+        os.kill(run.pid, number)
+    run.communicate(timeout=60)
+    wait_for(lambda: not any(is_alive(process.pid) for process in beneath))
+    assert list(tmp.iterdir()) == []
