@@ -25,20 +25,21 @@ def watch(engine: sa.Engine, lost: Callable[[], None]) -> None:
     Connections that are idle now are closed, since nobody knows which descriptors are theirs.
     """
     one_by_one = threading.Lock()
+    open_one = engine.pool._invoke_creator
 
-    def connect(dialect: Any, record: Any, arguments: Any, settings: Any) -> Any:
+    def connect(connection_record: Any) -> Any:
         with one_by_one:
             _open_standard_ones()
             before = _identities()
-            made = dialect.connect(*arguments, **settings)
-            record.info["descriptors"] = _descriptors_of(made, engine.url, before)
+            made = open_one(connection_record)
+            connection_record.info["descriptors"] = _descriptors_of(made, engine.url, before)
         return made
 
     def check(connection: Any, record: Any, proxy: Any) -> None:  # noqa: ARG001  (SQLAlchemy passes all three)
         if any(_identity(number) != known for number, known in record.info.get("descriptors", {}).items()):
             lost()
 
-    sa.event.listen(engine, "do_connect", connect)
+    engine.pool._creator = connect  # type: ignore[assignment]  # of one argument, which SQLAlchemy takes as well
     sa.event.listen(engine, "checkout", check, insert=True)  # before a ping, which writes to it
     engine.dispose()
 
