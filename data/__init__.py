@@ -19,6 +19,7 @@ from hpo.data.digits import digits
 from hpo.data.fake import fake
 from hpo.data.files import FILE
 from hpo.data.folder import image_folder
+from hpo.data.overview import Overview, contact_sheet, overview
 from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
 from hpo.data.select import select
 from hpo.data.source import Source, Split, Splits
@@ -46,16 +47,19 @@ __all__ = [
     "Augmentation",
     "Drawn",
     "MixedLabels",
+    "Overview",
     "Source",
     "Split",
     "Splits",
     "Stored",
     "Strength",
     "Tone",
+    "contact_sheet",
     "digits",
     "draw",
     "load",
     "load_test",
+    "overview",
     "select",
 ]
 
@@ -79,6 +83,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         digest=_digest([seen[0], labels[0], seen[1], labels[1]]),
         classes=source.classes,
         white=white,
+        notes=source.notes,
     )
 
 

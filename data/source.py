@@ -122,3 +122,4 @@ class Splits:
     digest: str  # SHA-256 of both parts, as hex
     classes: tuple[str, ...] = ()  # names of the classes by number, if the source has any
     white: int = 255  # highest raw value in the training part
+    notes: tuple[str, ...] = ()  # what was made of the files and might have been meant otherwise

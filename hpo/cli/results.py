@@ -73,6 +73,8 @@ def train(
         raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay))
     training = final.prepare(config, seed=seed, code_folder=folder)
     text.say(final.describe(training))
+    for note in training.splits.notes:
+        text.say(f"data: {note}")
     if replay:
         raise typer.Exit(show_replay(training))
     from hpo.final import openings

@@ -58,9 +58,12 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
 def check(
     file: Annotated[Path, typer.Argument(help="Study file.")],
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Workers to reckon the cost with.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Write training images of each class to this PNG file.")
+    ] = None,
     code: CodeOption = None,
 ) -> None:
-    """Explain a study file: its space, its model, one measured epoch, what the budget costs, likely mistakes."""
+    """Explain a study file: its space, its data, its model, one measured epoch, what the budget costs, likely mistakes."""
     from hpo.launch.local import default_workers
     from hpo.search.lint import lint
     from hpo.spec.study_file import in_file
@@ -75,8 +78,10 @@ def check(
 
         count = workers or default_workers()
         with in_file(file):
-            findings = examine(found.spec, found.code_folder, count)
+            findings = examine(found.spec, found.code_folder, count, sheet=images)
         text.say_page(checked.findings_text(found.spec, findings, count))
+        if images:
+            text.say(f"wrote {images}: a row for each class, in the order above")
         warnings += findings.untyped + findings.unused
     text.say_page(checked.warnings_text(warnings))
 

@@ -12,7 +12,13 @@ from hpo.spec.study_file import StudySpec
 from hpo.study.format import amount_text, duration, value_text
 
 if TYPE_CHECKING:
+    from hpo.data import Overview
     from hpo.train.build.check import Findings
+
+WIDEST_NAME = 40  # characters of a class's name in its column
+MOST_CLASSES = 40  # in the table of data
+ABREAST = 6  # examples in a line
+SHADES = " .:-=+*#%@"  # of an example, from black to white
 
 
 def spec_text(spec: StudySpec) -> str:
@@ -68,10 +74,12 @@ def _constants(spec: StudySpec) -> list[str]:
 
 
 def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
-    """Return the model's table, the measured epoch and the cost of the budget."""
+    """Return what the data holds, the model's table, the measured epoch and the cost of the budget."""
     epoch = found.epoch
     cost = found.budget_seconds(spec.budget.trials, workers)
     lines = [
+        "",
+        *_data_lines(found.data),
         "",
         "model (the middle of the space):",
         *found.model.splitlines(),
@@ -88,6 +96,58 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
     ]
     return text.page(lines)
+
+
+def _data_lines(found: Overview) -> list[str]:
+    """Return parts and classes with their counts, what is to be said of the files, and an example of the first classes."""
+    parts = list(found.counts)
+    names = [text.short(name) for name in found.classes]
+    width = min(WIDEST_NAME, max(map(len, [*names, "class"])))
+    totals = [sum(found.counts[part]) for part in parts]
+    heads = [f"{part} (own)" if part in found.shipped else part for part in parts]
+
+    def row(name: str, values: Sequence[object]) -> str:
+        return f"  {name:<{width}}  " + "  ".join(
+            f"{value!s:>{len(head)}}" for value, head in zip(values, heads, strict=True)
+        )
+
+    rows = [
+        row(name, [found.counts[part][number] for part in parts]) for number, name in enumerate(names[:MOST_CLASSES])
+    ]
+    more = len(names) - MOST_CLASSES
+    return [
+        f"data: {sum(totals)} images {found.shape} as [channels, height, width], {len(names)} classes",
+        row("class", heads),
+        *rows,
+        *([f"  ... and {more} more classes"] if more > 0 else []),
+        row("all", totals),
+        *(f"  note: {note}" for note in found.notes),
+        *([_copies(found.copies, sum(found.counts["validation"]))] if found.copies else []),
+        *_example_lines(names, found.examples),
+    ]
+
+
+def _copies(copies: int, validation: int) -> str:
+    return (
+        f"  note: {copies} of {validation} validation images are training images too, pixel for pixel; what they score is "
+        "no measure of new images: remove copies from the data"
+    )
+
+
+def _example_lines(names: Sequence[str], examples: Sequence[Sequence[Sequence[float]]]) -> list[str]:
+    """Return the examples side by side, each under its class's name."""
+    lines: list[str] = []
+    for start in range(0, len(examples), ABREAST):
+        some = examples[start : start + ABREAST]
+        wide = len(some[0][0])
+        lines += ["", "  " + "  ".join(f"{name[:wide]:<{wide}}" for name in names[start : start + len(some)])]
+        for line in zip(*some, strict=True):
+            lines.append("  " + "  ".join("".join(map(_shade, row)) for row in line))
+    return lines
+
+
+def _shade(brightness: float) -> str:
+    return SHADES[min(len(SHADES) - 1, int(brightness * len(SHADES)))]
 
 
 def _costs(found: Findings) -> str:

@@ -43,6 +43,8 @@ def declared(study: Study, folder: Path) -> Declared:
     first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
     splits = assemble.load_splits(first, study.spec.seed, folder, device)
     studies.check_data(study, splits.digest)
+    for note in splits.notes:
+        log.warning("data: %s", note, extra={"action": "data"})
     assemble.try_out(study.spec.tree, splits, folder, device)
     assemble.build_run(first, splits, seed=0, folder=folder, device=device)  # what cannot be built must cost no trial
     return Declared(study, splits, folder, device)

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import typer.main
+from PIL import Image
 
 from hpo import cli
 from hpo.queue import claiming
@@ -350,8 +351,16 @@ def test_check_tells_what_the_linter_and_the_training_find(hpo: Hpo, tmp_path: P
         '[optimizer]\nname = "sgd"\nlr = 0.1\n[training]\nepochs = 1\nbatch_size = 256\n'
         "[augment]\nerasing_area = 0.2\nmixup = 0.0\nmix_probability = { low = 0.1, high = 0.9 }\n"
     )
-    code, out, _ = hpo("check", "digits.toml", "--workers", "1")
+    code, out, _ = hpo("check", "digits.toml", "--workers", "1", "--images", "sheet.png")
     assert code == 0
+    lines = out.splitlines()
+    table = lines.index("data: 1797 images [1, 8, 8] as [channels, height, width], 10 classes")
+    assert lines[table + 1 : table + 3] == ["  class  train  validation  test", "  0        124          27    27"]
+    assert lines[table + 12] == "  all     1257         270   270"
+    assert lines[table + 15] == "     +#%+++.        -#@*=        *#%:.        .*#####-.       .:+:       :+%%%#**   "
+    assert "wrote sheet.png: a row for each class, in the order above" in lines
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 34 + 2, 10 * 34 + 2)  # 8 images a row, each 32 pixels wide, and frames of 2
     assert out.splitlines()[-2:] == [
         "warning: augment.erasing_area = 0.2: does nothing without erasing; remove it",
         "warning: augment.mix_probability = { low = 0.1, high = 0.9 }: makes no difference to a training; "

@@ -121,6 +121,7 @@ def test_what_load_returns_has_no_test_part() -> None:
         "digest",
         "classes",
         "white",
+        "notes",
     ]
 
 

@@ -43,7 +43,16 @@ def device_name(device: torch.device) -> str:
 
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
     """Return the config's training and validation data on the device; the test part stays shut."""
-    source = registry.call("data", config.data, folder)
+    return split(config, load_source(config, folder), split_seed, device)
+
+
+def load_source(config: TrainConfig, folder: Path) -> data.Source:
+    """Return the config's data before it is parted."""
+    return registry.call("data", config.data, folder)  # type: ignore[no-any-return]
+
+
+def split(config: TrainConfig, source: data.Source, split_seed: int, device: torch.device) -> data.Splits:
+    """Return the training and validation part of a config's source; SpecError if it cannot be parted."""
     try:
         return data.load(source, split_seed=split_seed, device=device)
     except ValueError as error:
@@ -52,7 +61,7 @@ def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torc
 
 def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:
     """Return the test part: for `hpo.final` alone."""
-    return data.load_test(registry.call("data", config.data, folder), split_seed=split_seed, device=device)
+    return data.load_test(load_source(config, folder), split_seed=split_seed, device=device)
 
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:

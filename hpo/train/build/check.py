@@ -37,6 +37,7 @@ class Findings:
     """What `hpo check` tells of a declared study file."""
 
     parameters: dict[str, Parameter]
+    data: data.Overview
     model: str  # torchinfo's table
     weights: str | None  # what of the model was taken over from where; None if nothing
     epoch: EpochResult  # the measured one, in the middle of the space
@@ -52,12 +53,20 @@ class Findings:
         return trials * self.longest_trial_epochs * self.epoch.seconds / workers
 
 
-def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
-    """Build the middle of the space, train one epoch of it, choose its executor, and look for unused parameters."""
+def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None = None) -> Findings:
+    """Look at the data, build the middle of the space, train one epoch of it, choose its executor, and look for unused
+    parameters.
+
+    Args:
+        sheet: a PNG file to write, with training images of each class.
+    """
     tree = spec.tree
     device = assemble.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
-    splits = assemble.load_splits(config, spec.seed, folder, device)
+    source = assemble.load_source(config, folder)
+    splits = assemble.split(config, source, spec.seed, device)
+    if sheet is not None:
+        data.contact_sheet(splits, sheet)
     assemble.try_out(tree, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
@@ -77,6 +86,7 @@ def examine(spec: StudySpec, folder: Path, workers: int) -> Findings:
     choice = executor.choose(spec, config, splits, folder, device)
     return Findings(
         parameters=dict(space.parameters(tree)),
+        data=data.overview(source, splits, split_seed=spec.seed),
         model=str(table),
         weights=None if taken_over is None else str(taken_over),
         epoch=next(train(run)),

@@ -1,0 +1,103 @@
+"""What a source holds, to be looked at: how many images of which class in each part, and some of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpo.data.files import BadFile
+from hpo.data.names import Part
+from hpo.data.source import Source, Split, Splits
+from hpo.data.split import parted
+from hpo.data.stored import Images, chunks
+
+EXAMPLES = 12  # classes of which an example is given
+ROWS, COLUMNS = 6, 12  # characters of an example, each about twice as high as wide
+SHEET_CLASSES, SHEET_IMAGES = 100, 8  # of a contact sheet: its rows, and images in a row
+SHEET_EDGE = 32  # pixels that an image there has at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """Parts, classes and examples. The labels of the test part are counted; its images are not opened."""
+
+    shape: list[int]  # [C, H, W]
+    classes: list[str]  # names, or numbers where there are none
+    counts: dict[Part, list[int]]  # by class
+    shipped: list[Part]  # parts that came with the data; the others were cut from it
+    notes: list[str]  # what was made of the files and might have been meant otherwise
+    copies: int  # validation images that are training images too, pixel for pixel
+    examples: list[list[list[float]]]  # of the first classes, one each: brightness from 0 to 1, in ROWS of COLUMNS
+
+
+def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
+    """Return what a source holds, given its splits at this seed."""
+    train, validation, test = parted(source, split_seed)
+    of_validation, of_test = source.own_validation, source.own_test
+    labels: dict[Part, Tensor] = {
+        "train": source.labels[train],
+        "validation": (of_validation[1] if of_validation else source.labels)[validation],
+        "test": (of_test[1] if of_test else source.labels)[test],
+    }
+    first = [_first(splits.train, number, 1) for number in range(min(EXAMPLES, source.num_classes))]
+    return Overview(
+        shape=list(splits.train.images.shape[1:]),
+        classes=list(source.classes) or [str(number) for number in range(source.num_classes)],
+        counts={part: found.bincount(minlength=source.num_classes).tolist() for part, found in labels.items()},
+        shipped=[part for part, own in (("validation", of_validation), ("test", of_test)) if own],  # type: ignore[misc]
+        notes=list(source.notes),
+        copies=_copies(splits),
+        examples=[_brightness(images, splits.white) for images in first],
+    )
+
+
+def contact_sheet(splits: Splits, path: Path) -> None:
+    """Write a PNG file with a row of training images for each class, the first classes on top; BadFile if it cannot be."""
+    from torchvision.utils import make_grid, save_image  # lazily: only this needs it
+
+    channels, *sides = splits.train.images.shape[1:]
+    rows = []
+    for number in range(min(SHEET_CLASSES, splits.num_classes)):
+        found = _first(splits.train, number, SHEET_IMAGES)
+        blank = torch.zeros((SHEET_IMAGES - len(found), channels, *sides), dtype=torch.uint8)
+        rows.append(torch.cat([found, blank]))
+    images = torch.cat(rows).float() / max(1, splits.white)
+    shown = images[:, :3] if channels >= 3 else images[:, :1]
+    larger = max(1, -(-SHEET_EDGE // min(sides)))
+    try:
+        save_image(make_grid(F.interpolate(shown, scale_factor=larger), nrow=SHEET_IMAGES), path, format="png")
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _first(split: Split, number: int, count: int) -> Tensor:
+    """Return the first images of a class in memory, as many as there are."""
+    rows = (split.labels == number).nonzero().flatten()[:count].cpu()
+    return split.images[rows].cpu() if isinstance(split.images, Tensor) else split.images.take(rows)
+
+
+def _brightness(images: Tensor, white: int) -> list[list[float]]:
+    """Return the first image's mean over colours, in ROWS of COLUMNS; black if there is none."""
+    if not len(images):
+        return [[0.0] * COLUMNS] * ROWS
+    colours = images[:1, :3] if images.shape[1] >= 3 else images[:1, :1]
+    grey = colours.float().mean(1, keepdim=True) / max(1, white)
+    found: list[list[float]] = F.adaptive_avg_pool2d(grey, (ROWS, COLUMNS))[0, 0].tolist()
+    return found
+
+
+def _copies(splits: Splits) -> int:
+    known = set(_marks(splits.train.images))
+    return sum(mark in known for mark in _marks(splits.validation.images))
+
+
+def _marks(images: Images) -> Iterator[bytes]:
+    for chunk in chunks(images):
+        for image in chunk.cpu().contiguous().numpy():
+            yield hashlib.blake2b(image.data, digest_size=16).digest()

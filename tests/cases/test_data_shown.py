@@ -1,0 +1,92 @@
+"""`hpo check` shows parts, classes and images of any source, so that data of a wrong kind is seen before it is searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hpo import data
+from hpo.data import Source, Stored
+from hpo.data.files import BadFile
+
+
+class Sealed(Stored):
+    """Images that may be counted and not read."""
+
+    def take(self, which: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the test part was opened")
+
+
+def some(count: int, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images [1, 4, 4] of one grey each, `start` and up, of three classes in turn."""
+    pixels = torch.arange(start, start + count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return pixels.expand(-1, 1, 4, 4).clone(), torch.arange(count) % 3
+
+
+def shown(source: Source) -> data.Overview:
+    return data.overview(source, data.load(source, split_seed=0, device="cpu"), split_seed=0)
+
+
+def test_parts_and_classes_are_counted_and_the_test_part_stays_shut() -> None:
+    images, labels = some(40)
+    validation_images, validation_labels = some(7, 100)
+    test_images, test_labels = some(11, 200)
+    found = shown(
+        Source(
+            images=images,
+            labels=labels,
+            validation_images=validation_images,
+            validation_labels=validation_labels,
+            test_images=Sealed(store=test_images, rows=torch.arange(11)),
+            test_labels=test_labels,
+            num_classes=3,
+            classes=("ant", "bee", "cat"),
+            notes=("something",),
+        )
+    )
+    assert found.counts == {"train": [14, 13, 13], "validation": [3, 2, 2], "test": [4, 4, 3]}
+    assert found.shipped == ["validation", "test"]
+    assert (found.shape, found.classes, found.notes) == ([1, 4, 4], ["ant", "bee", "cat"], ["something"])
+    assert len(found.examples) == 3
+    assert found.examples[2][0][0] == pytest.approx(2 / 39)  # the first cat, of the brightest training image
+    assert found.copies == 0
+
+
+def test_parts_that_are_cut_are_counted_too() -> None:
+    images, labels = some(100)
+    found = shown(Source(images=images, labels=labels, num_classes=3))
+    assert {part: sum(counts) for part, counts in found.counts.items()} == {"train": 70, "validation": 15, "test": 15}
+    assert (found.shipped, found.classes) == ([], ["0", "1", "2"])
+
+
+def test_copies_in_validation_are_counted() -> None:
+    """Whatever way they came: hidden copies are one, the same pixels in two files are another."""
+    images, labels = some(30)
+    test_images, test_labels = some(3, 100)
+    source = Source(
+        images=images,
+        labels=labels,
+        validation_images=torch.cat([images[25:], test_images]),
+        validation_labels=torch.cat([labels[25:], test_labels]),
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=3,
+    )
+    assert shown(source).copies == 5
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_a_sheet_of_images_has_a_row_for_each_class(tmp_path: Path, channels: int) -> None:
+    images, labels = some(60)
+    source = Source(images=images.expand(-1, channels, -1, -1).clone(), labels=labels, num_classes=3)
+    splits = data.load(source, split_seed=0, device="cpu")
+    data.contact_sheet(splits, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (8 * 34 + 2, 3 * 34 + 2)
+        first = splits.train.images[splits.train.labels == 1][0, 0, 0, 0]
+        assert sheet.getpixel((10, 34 + 10))[0] == pytest.approx(int(first) / splits.white * 255, abs=1)
+    with pytest.raises(BadFile, match="cannot be written: No such file or directory"):
+        data.contact_sheet(splits, tmp_path / "no" / "a.png")
