@@ -71,9 +71,8 @@ def main() -> None:
 
 def speak_safely() -> None:
     """Make log lines and warnings safe to show, as all that we print ourselves."""
-    handlers = [logging.lastResort, *logging.getLogger("optuna").handlers]
-    for handler in filter(None, handlers):
-        handler.setFormatter(text.Formatter())
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(text.Formatter())
     warnings.formatwarning = text.warning_line
 
 
@@ -136,3 +135,5 @@ def quiet_optuna() -> None:
 
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:  # its own, with a format of its own
+        handler.setFormatter(text.Formatter())

@@ -41,7 +41,9 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
     from importlib import resources
 
     from hpo.errors import SpecError
+    from hpo.spec.study_file import check_name
 
+    check_name(file.stem, f"{file}: name")
     template = resources.files("hpo.spec").joinpath("template.toml").read_text()
     placeholder = '"my-study"'
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hpo import text
+from hpo import cli, text
 from hpo.cli.app import again_option
 from hpo.errors import MismatchError, SpecError, StudyError
 from hpo.spec.study_file import StudySpec
@@ -22,6 +23,7 @@ from hpo.study.doctor import examine
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.view import live
+from tests.support.paths import ROOT
 from tests.support.trials import begin, make
 
 NAME = "my study / v2 100%"
@@ -96,6 +98,18 @@ def test_what_is_shown_tells_commands_that_can_be_pasted(study: Study, tmp_path:
     assert f"hpo resume {QUOTED}" in mends
     assert f"if that is dead: hpo doctor {QUOTED} --fail 0" in mends
     assert f"paused   workers wait; hpo resume {QUOTED}" in live.status_text(summarize(study)).splitlines()
+
+
+def test_no_message_puts_a_name_into_a_command_by_itself() -> None:
+    """`text.command` and `text.quoted` do it; a number needs neither."""
+    verbs = "|".join(command.callback.__name__ for command in cli.app.registered_commands if command.callback)
+    unquoted = re.compile(rf"hpo ({verbs}) [^`\"']*\{{(?!quoted|text\.quoted|command|text\.command|fail|trial)[^`\"]*")
+    found = [
+        f"{file.name}: {match.group()}"
+        for file in (ROOT / "hpo").rglob("*.py")
+        for match in unquoted.finditer(file.read_text())
+    ]
+    assert found == []
 
 
 def test_a_path_with_spaces_is_quoted_in_messages(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from hpo import cli, text
+from hpo.cli.app import quiet_optuna
 from hpo.errors import Mistakes, SpecError
 from hpo.spec.failures import Failure
 from hpo.storage.connect import connect
@@ -95,6 +96,12 @@ def test_no_encoding_makes_a_print_crash(encoding: str) -> None:
     stream.seek(0)
     times = {"ascii": r"3 \xd7 \u5b66 \u2501", "latin-1": r"3 × \u5b66 \u2501", "utf-8": "3 × 学 ━"}
     assert stream.read() == f"{times[encoding]} " + r"\udc9b" + "\n"
+
+
+def test_optuna_s_own_log_lines_are_safe() -> None:
+    quiet_optuna()
+    for handler in logging.getLogger("optuna").handlers:
+        assert isinstance(handler.formatter, text.Formatter)
 
 
 def test_log_lines_and_warnings_are_safe() -> None:
