@@ -11,10 +11,11 @@ import ctypes
 import os
 import sys
 import time
-import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
+
+from hpo import text
 
 if TYPE_CHECKING:
     import psutil
@@ -139,10 +140,10 @@ def _leave_fork(error: BaseException | None) -> None:
     if isinstance(error, SystemExit):
         code = error.code
     elif error is not None:
-        traceback.print_exception(error)
+        text.say_page(text.traceback_page(error), to=sys.stderr)
         code = 1
     if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
+        text.say(code, to=sys.stderr)
         code = 1
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
