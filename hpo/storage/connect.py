@@ -120,23 +120,40 @@ def connect(text: str, *, create: bool = False) -> Storage:
     file = SqliteFile(Path(url.database or ""), create=create) if url.get_backend_name() == "sqlite" else None
     _probe(url, file, create=create)
     try:
-        backend = _creating(
-            lambda: optuna.storages.RDBStorage(
-                plain_url(url), engine_kwargs=engine.arguments(url, file), skip_table_creation=not create
-            )
-        )
+        opened = _opened(url, file, create=create)
         if create:
-            _creating(lambda: tables.create(backend.engine))
+            _creating(lambda: tables.create(opened))
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted_url(url)}: {error}") from None
     except FAILURES as error:
         raise _unreachable(url, error) from None
     try:
-        _refuse_old_tables(backend.engine, url)
+        _refuse_old_tables(opened, url)
     except BaseException:
-        backend.engine.dispose()
+        opened.dispose()
         raise
-    return Storage(url=url, engine=backend.engine, optuna=OptunaStorage(backend.engine), file=file)
+    return Storage(url=url, engine=opened, optuna=OptunaStorage(opened), file=file)
+
+
+def _opened(url: URL, file: SqliteFile | None, *, create: bool) -> sa.Engine:
+    """Return an engine on Optuna's tables; RuntimeError in Optuna's words if their schema is another one.
+
+    Only Optuna makes the tables, and only Optuna says what is wrong with a schema. One that is right is seen without its
+    RDBStorage, which takes as long to load and to make as a look at a study.
+    """
+    if not create:
+        opened = sa.create_engine(plain_url(url), **engine.arguments(url, file))
+        if tables.has_known_schema(opened):
+            return opened
+        opened.dispose()
+
+    def make() -> sa.Engine:
+        arguments = engine.arguments(url, file)
+        return optuna.storages.RDBStorage(
+            plain_url(url), engine_kwargs=arguments, skip_table_creation=not create
+        ).engine
+
+    return _creating(make)
 
 
 def _creating(make: Callable[[], Made]) -> Made:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
@@ -77,6 +76,8 @@ def _ping(connection: Any, record: Any, proxy: object) -> None:  # noqa: ARG001 
     """
     if time.monotonic() - record.info.get("used_at", math.inf) < PING_AFTER_SECONDS:
         return
+    import psycopg  # loaded by whoever has opened this connection; on SQLite it need not be
+
     try:
         connection.execute("SELECT 1")
         connection.rollback()

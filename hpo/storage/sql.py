@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.storage.engine import BUSY_SECONDS
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.05  # seconds, between two tries to take SQLite's write lock
-INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 @contextmanager
@@ -105,14 +104,14 @@ def _upsert(
     computed: tuple[tuple[str, sa.ColumnElement[Any]], ...],
 ) -> Any:
     columns = {name: sa.bindparam(name, type_=table.c[name].type) for name in names} | dict(computed)
-    return _overwriting(INSERTS[dialect](table).values(columns), list(columns), key)
+    return _overwriting(_insert(dialect, table).values(columns), list(columns), key)
 
 
 def overwriting(
     dialect: str, table: sa.Table, names: Sequence[str], source: sa.Select[Any], *, key: Sequence[str]
 ) -> Any:
     """Return the statement that inserts, or overwrites, what a query selects; on SQLite the query needs a WHERE."""
-    return _overwriting(INSERTS[dialect](table).from_select(list(names), source), names, key)
+    return _overwriting(_insert(dialect, table).from_select(list(names), source), names, key)
 
 
 def told(dialect: str, kinds: Mapping[str, sa.types.TypeEngine[Any]], count: int) -> sa.CTE:
@@ -142,6 +141,10 @@ def given(dialect: str, name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnE
         return parameter
     is_text = isinstance(kind, sa.String) and not isinstance(kind, sa.Enum)
     return sa.cast(parameter, sa.Text() if is_text else kind)  # a cast to a length would cut the text
+
+
+def _insert(dialect: str, table: sa.Table) -> Any:
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)  # of the other one nothing need be loaded
 
 
 def _overwriting(statement: Any, names: Sequence[str], key: Sequence[str]) -> Any:

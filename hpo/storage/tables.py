@@ -40,6 +40,9 @@ INTERMEDIATE_TYPE = models.TrialIntermediateValueModel.TrialIntermediateValueTyp
 
 SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # Optuna's names of what a column cannot hold
 
+SCHEMA_VERSION = "v3.2.0.a"  # of Optuna's tables, as its own migrations call it
+_migrations = sa.table("alembic_version", sa.column("version_num"))
+
 metadata = sa.MetaData()
 
 
@@ -167,6 +170,15 @@ class Hold(StrEnum):
     PAUSED = "paused"  #: by a person: running trials are parked, workers wait
     BROKEN = "broken"  #: too many trials failed in a row: running ones may end, workers leave
     FORKING = "forking"  #: trials of another study are still being copied into it
+
+
+def has_known_schema(engine: sa.Engine) -> bool:
+    """Say whether Optuna's tables are those that we know."""
+    try:
+        with engine.connect() as connection:
+            return connection.execute(sa.select(_migrations.c.version_num)).scalars().all() == [SCHEMA_VERSION]
+    except (sa.exc.ProgrammingError, sa.exc.OperationalError):  # there is no such table, for one
+        return False
 
 
 def create(engine: sa.Engine) -> None:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo.spec.objectives import NOTHING, Beside
 from hpo.storage.tables import hpo_trials, trials
-from hpo.study import pareto
+from hpo.study import pareto, query
 from hpo.study.study import Study
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,9 @@ def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None 
 
 def delete_stale(study: Study) -> list[Path]:
     """Remove the folders of settled trials that do not lead, and return them; also what a killed worker left of them."""
-    removed = stale(study)
+    settled = _settled(study)  # read first: a trial that ends as the best in between is not among them
+    leading = set(leaders(study)) if settled else set()
+    removed = [folder for number, folder in settled.items() if number not in leading]
     for folder in removed:
         shutil.rmtree(folder, ignore_errors=True)
     return removed
@@ -83,25 +85,44 @@ def delete_stale(study: Study) -> list[Path]:
 
 def stale(study: Study) -> list[Path]:
     """Return the folders of settled trials that do not lead; none if the folder of checkpoints cannot be read."""
+    settled = _settled(study)  # read first, likewise
+    leading = _stored_leaders(study) if settled else set()
+    return [folder for number, folder in settled.items() if number not in leading]
+
+
+def _settled(study: Study) -> dict[int, Path]:
+    """Return the folders of settled trials by number."""
     try:
         found = [match for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))]
     except OSError as error:
         log.warning("%s cannot be read: %s", study.checkpoints, error)
-        return []
-    folders = {number: study.trial_folder(number) for number in (int(match[1]) for match in found)}
+        return {}
+    folders = {number: study.trial_folder(number) for number in sorted(int(match[1]) for match in found)}
     folders = {number: folder for number, folder in folders.items() if folder.exists()}
     if not folders:
-        return []
+        return {}
     ours = sa.select(trials.c.number).join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
     with study.storage.engine.connect() as connection:
-        settled = connection.execute(
-            ours.where(
-                hpo_trials.c.study_uid == study.uid,
-                hpo_trials.c.settled.is_(True),
-                trials.c.study_id == study.study_id,
-                trials.c.number.in_(folders),
-            )
-        ).scalars()
-        ended = set(settled)  # read first: a trial that ends as the best in between is not among them
-    leading = set(leaders(study))
-    return [folders[number] for number in sorted(ended - leading)]
+        settled = set(
+            connection.execute(
+                ours.where(
+                    hpo_trials.c.study_uid == study.uid,
+                    hpo_trials.c.settled.is_(True),
+                    trials.c.study_id == study.study_id,
+                    trials.c.number.in_(folders),
+                )
+            ).scalars()
+        )
+    return {number: folder for number, folder in folders.items() if number in settled}
+
+
+def _stored_leaders(study: Study) -> set[int]:
+    """Return the numbers of `leaders` by the database alone: who only looks has no columns of all trials yet."""
+    keep = study.spec.recovery.keep_checkpoints
+    if not keep:
+        return set()
+    with study.storage.engine.connect() as connection:
+        if query.is_plain(study):
+            return {row.number for row in query.ranked(connection, study, keep)}
+        found = query.best_trials(connection, study)
+    return {row.number for row in (found if study.spec.goals.are_several else found[:keep])}

@@ -6,19 +6,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, StorageError
 from hpo.spec.study_file import StudySpec
-from hpo.study import resolve
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect, plain_url
+from hpo.study import resolve, retention
 from hpo.train.build import measurement_cache
+from tests.support import declared
 from tests.support.declared import DOCUMENT
+from tests.support.trials import begin, finish_claim
 
 LOOKS = """
 import sys
 from pathlib import Path
 from hpo.spec.study_file import StudySpec
-from hpo.study import resolve
+from hpo.storage import tables
+from hpo.storage.connect import Storage, connect, plain_url
+from hpo.study import resolve, retention
 spec = StudySpec.from_document({document})
 assert resolve.check_stored(spec, Path({folder!r})) == ""
 print("torch" in sys.modules)
@@ -69,3 +78,31 @@ def test_another_spec_is_another_question(tmp_path: Path) -> None:
     known = len(measurement_cache.home().read_text())
     resolve.check_stored(StudySpec.from_document(DOCUMENT | {"training": {"epochs": 4}}), tmp_path)
     assert len(measurement_cache.home().read_text()) > known
+
+
+def test_a_storage_whose_schema_is_known_is_opened_without_optunas_own_storage(lite: Storage) -> None:
+    backend = optuna.storages.RDBStorage(plain_url(lite.url))
+    assert backend.get_head_version() == tables.SCHEMA_VERSION
+    assert tables.has_known_schema(lite.engine)
+    with lite.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    assert not tables.has_known_schema(lite.engine)
+    with pytest.raises(StorageError, match="The runtime optuna version"):  # in Optuna's own words
+        connect(plain_url(lite.url))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_doctor_reads_no_curves_to_tell_stale_checkpoints(keep: int, lite: Storage, tmp_path: Path) -> None:
+    recovery = {"recovery": {"keep_checkpoints": keep}}
+    study = declared.made(lite, tmp_path, DOCUMENT | recovery)
+    for number in range(6):
+        ledger, claim, _ = begin(study)
+        finish_claim(ledger, claim, TrialState.COMPLETE, float(number % 3), outcome="complete")
+        study.trial_folder(number).mkdir(parents=True)
+    read: list[str] = []
+    sa.event.listen(lite.engine, "before_cursor_execute", lambda *given: read.append(given[2]))
+    left = [folder.name for folder in retention.stale(study)]
+    assert not [statement for statement in read if "intermediate_values" in statement]
+    best = [2, 5][:keep]  # of equal ones the lower number
+    assert left == [f"trial-{number:06d}" for number in range(6) if number not in best]
+    assert left == [folder.name for folder in retention.delete_stale(study)]

@@ -261,5 +261,5 @@ def test_a_folder_that_vanishes_meanwhile_is_deleted(make_study: MakeStudy, monk
     with_folders(study, 0)
     found: Any = stale(study)
     delete_stale(study)  # another worker's
-    monkeypatch.setattr(retention, "stale", lambda _: found)
+    monkeypatch.setattr(retention, "_settled", lambda _: dict(enumerate(found)))
     assert delete_stale(study) == found
