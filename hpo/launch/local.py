@@ -50,6 +50,7 @@ class Slot:
     process: BaseProcess | None = None
     worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
+    stopped_at: float | None = None  # since when the process in it stands still, by SIGSTOP
     restart_at: float | None = None  # when a crashed worker is started again
     crashes: int = 0
     exit_codes: list[int] = field(default_factory=list)
@@ -152,9 +153,20 @@ class Fleet:
             logs.bound(slot.log)
             if slot.process is not None and slot.process.exitcode is not None:
                 self._release_slot(slot)
+            self._end_stopped(slot)
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
                 self._start(slot)
         return sum(slot.process is not None or slot.restart_at is not None for slot in self.slots)
+
+    def _end_stopped(self, slot: Slot) -> None:
+        """Kill a worker that has stood still for longer than its lease: its trial is taken, and the slot would stay empty."""
+        if slot.process is None or slot.process.pid is None or not descendants.is_stopped(slot.process.pid):
+            slot.stopped_at = None
+            return
+        slot.stopped_at = slot.stopped_at or time.monotonic()
+        if time.monotonic() - slot.stopped_at > self.study.spec.recovery.lease_seconds:
+            log.warning("%s was stopped for longer than its lease, by SIGSTOP as a rule: it is killed", slot.name)
+            slot.process.kill()
 
     def _release_slot(self, slot: Slot) -> None:
         """Give a dead worker's trials back; after a crash have another one started."""

@@ -66,6 +66,15 @@ def children() -> frozenset[int]:
     return frozenset(child.pid for child in psutil.Process().children())
 
 
+def is_stopped(process: int) -> bool:
+    """Say whether a process stands still by a signal, until another one lets it go on."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return bool(psutil.Process(process).status() == psutil.STATUS_STOPPED)
+    return False
+
+
 def end_orphans(*, but: Collection[int]) -> None:
     """End what this process has adopted, and what is beneath that.
 

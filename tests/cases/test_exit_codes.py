@@ -75,6 +75,23 @@ def test_code_that_ends_the_process_as_it_is_imported(
     assert study.optuna.trials == []
 
 
+STOPPING = """
+import os, signal
+def objective(trial):
+    if trial.number == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return 1.0
+"""
+
+
+def test_a_worker_that_its_trial_has_stopped(make_study: MakeStudy) -> None:
+    """It cannot end by itself, and nothing would go on in its place."""
+    study = make_study(trials=2, failures={"lost_worker": {"retries": 0}}, recovery={"lease": "1s"})
+    fleet = run_fleet(study, STOPPING)
+    assert fleet.slots[0].exit_codes == [-9, 0]
+    assert [trial.state for trial in study.optuna.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 FORKING = """
 import os, sys
 def objective(trial):
