@@ -495,10 +495,10 @@ def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
 
 @cache
 def _cut_off_statement(epoch: sa.Column[int]) -> Any:
-    """Delete what trials have in a table after the epochs of their checkpoints."""
+    """Delete what trials have in a table after the epochs of their checkpoints: all, down to step 0, without one."""
     of_trial = epoch.table.c.trial_id
     checkpoint = (
-        sa.select(sa.func.coalesce(hpo_trials.c.checkpoint_epoch, 0))
+        sa.select(sa.func.coalesce(hpo_trials.c.checkpoint_epoch, -1))
         .where(hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.trial_id == of_trial)
         .scalar_subquery()
     )

@@ -59,8 +59,11 @@ def write_values(
     if not reports:
         return ReportResult(lost=[], finished=None)
     parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id, "since": since}
-    parameters |= sql.numbered([_told(report) for report in reports])
-    statement = _values_statement(connection.dialect.name, len(reports))
+    last = {
+        (report.claim.token, report.step): report for report in reports
+    }  # of a step that is told again, the last value
+    parameters |= sql.numbered([_told(report) for report in last.values()])
+    statement = _values_statement(connection.dialect.name, len(last))
     written = connection.execute(statement, parameters).all()
     held = {row.trial_id for row in written}
     # Of two claims to one trial, which a worker has that took its own lost trial up again, only the later may stand.

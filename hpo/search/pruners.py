@@ -1,6 +1,7 @@
-"""Pruners by name. All count in epochs: a step is the number of epochs finished, from 1.
+"""Pruners by name. In a declared training a step is the number of epochs finished, from 1.
 
-A warm-up of n means that the first n epochs are never pruned (Optuna counts steps from 0, hence the + 1 below).
+A warm-up of n means there that the first n epochs are never pruned (Optuna counts steps from 0, hence the + 1 in `plain`). In
+an objective of the user's own, steps are as reported and a warm-up is Optuna's: steps below n are never pruned.
 The names and defaults are Optuna's, but for Hyperband's and successive halving's resources, which are always explicit
 integers: Optuna's "auto" takes them from what one process happens to have seen, so two workers would disagree.
 """
@@ -26,6 +27,7 @@ from hpo.spec.training import training_defaults
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Percent = Annotated[float, Ge(0), Le(100)]
+WARM_UP = "n_warmup_steps"
 
 
 def none() -> optuna.pruners.BasePruner:
@@ -41,7 +43,7 @@ def median(
     n_min_trials: Positive = 3,
 ) -> optuna.pruners.BasePruner:
     """Prune below the median of finished trials at the same epoch (Golovin et al., Google Vizier, 2017)."""
-    return array_pruners.Median(n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials)
+    return array_pruners.Median(n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials)
 
 
 def percentile(
@@ -54,7 +56,7 @@ def percentile(
 ) -> optuna.pruners.BasePruner:
     """Keep the best `percentile` percent at each epoch."""
     return array_pruners.Percentile(
-        percentile, n_startup_trials, n_warmup_steps + 1, interval_steps, n_min_trials=n_min_trials
+        percentile, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials=n_min_trials
     )
 
 
@@ -83,7 +85,7 @@ def threshold(
     interval_steps: Positive = 1,
 ) -> optuna.pruners.BasePruner:
     """Prune a trial whose value leaves [lower, upper] or is no number."""
-    return optuna.pruners.ThresholdPruner(lower, upper, n_warmup_steps + 1, interval_steps)
+    return optuna.pruners.ThresholdPruner(lower, upper, n_warmup_steps, interval_steps)
 
 
 def patient(
@@ -192,4 +194,9 @@ def _cost_aware(pruner: optuna.pruners.BasePruner, goals: Goals) -> optuna.prune
 def plain(spec: StudySpec) -> optuna.pruners.BasePruner:
     """Return the study's pruner as if a trial were its curve and no more."""
     name, given = named(dict(spec.pruner), "pruner", PRUNERS)
+    counts_from_one = spec.format == 1 or not spec.objective
+    if counts_from_one and WARM_UP in options.names(PRUNERS[name], 0):
+        warm_up = given.get(WARM_UP, 0)
+        assert isinstance(warm_up, int)
+        given[WARM_UP] = warm_up + 1
     return PRUNERS[name](**given)  # type: ignore[no-any-return]

@@ -83,7 +83,8 @@ def open_trial(study: Study, lease: Lease) -> LeasedTrial:
         study.storage.optuna.prime(study.study_id, fresh)
     metric = OWN_METRIC if study.spec.objective else f"validation_{study.spec.metric}"
     curve = lease.retry(lambda: lease.ledger.curve(lease.claim, metric)) if lease.claim.checkpoint else []
-    trial = LeasedTrial(study.optuna, lease, study.spec.rule, curve, study.spec.goals)
+    spec = study.spec
+    trial = LeasedTrial(study.optuna, lease, spec.rule, curve, spec.goals, shifts=spec.format == 1)
     pending_reports.take(study.trial_folder(trial.number), trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -46,6 +47,8 @@ class LeasedTrial(optuna.trial.Trial):
         rule: ValueRule | None,
         curve: list[float] | None = None,
         goals: Goals | None = None,
+        *,
+        shifts: bool = False,
     ) -> None:
         """Open a claimed trial.
 
@@ -53,6 +56,7 @@ class LeasedTrial(optuna.trial.Trial):
             rule: makes of a curve the value that Optuna sees; without one values are kept as reported.
             curve: what the trial reported before, up to its checkpoint.
             goals: what it is judged by, if that is more than one value.
+            shifts: count all steps from 1 if the first is 0, as in studies of format 1.
         """
         super().__init__(study, lease.claim.trial_id)
         self.goals = goals if goals is not None and (goals.are_several or goals.bounds) else None
@@ -61,27 +65,43 @@ class LeasedTrial(optuna.trial.Trial):
         )
         self.lease = lease
         self.rule = rule
-        self.curve = list(curve or [])  # the judged metric, raw, by epoch
+        self.curve = list(curve or [])  # the judged metric, raw, in the order of the steps
         self.finer_accumulation: int | None = None  # micro-batches with which it could be tried if memory runs out
         self.end_reason: str | None = None  # why it completes, if not because it has had all its epochs
-        self._first_step: int | None = None
+        self._shift = None if shifts else 0  # None: until the first report
         self._last_step = -1
+        self._reporting = threading.Lock()  # an objective may report from several threads
 
     # --- what an objective calls ------------------------------------------------------------------------------------
 
     def report(self, value: float, step: int) -> None:
-        """Report a value as `optuna.Trial.report` does; a first report at step 0 shifts the trial's steps by one.
-
-        A step counts finished epochs from 1; from 0, successive halving would put its rungs at the wrong epochs.
-        """
+        """Report a value as `optuna.Trial.report` does: steps come in any order, and of each the first value is kept."""
         number, step = self._checked(value, step)
-        self._first_step = step if self._first_step is None else self._first_step
-        step += 1 if self._first_step == 0 else 0
-        if step <= self._last_step:
-            warnings.warn(f"trial {self.number}: step {step} was reported already; ignored", stacklevel=2)
-            return
-        self.report_epoch(step, number, {OWN_METRIC: number})
+        with self._reporting:
+            if self._shift is None:
+                self._shift = int(step == 0)
+            step += self._shift
+            if step in self._cached_frozen_trial.intermediate_values:
+                warnings.warn(f"trial {self.number}: step {step} was reported already; ignored", stacklevel=2)
+                return
+            for report in self._reports_of(number, step):
+                self.write(report)
         self.lease.let_go()
+
+    def _reports_of(self, number: float, step: int) -> list[Report]:
+        """Return what to report of a value at a step: at later steps, if there are any, the rule may give another value now."""
+        known = self._cached_frozen_trial.intermediate_values
+        later = sorted(other for other in known if other > step) if step < self._last_step else []
+        place = len(self.curve) - len(later)
+        self.curve.insert(place, number)
+        ends = enumerate([step, *later], start=place + 1)
+        values = {at: self.rule(self.curve[:end]) for end, at in ends} if self.rule else {step: number}
+        claim, metrics = self.lease.claim, {OWN_METRIC: number}
+        return [
+            Report(claim=claim, step=at, value=value, metrics=metrics if at == step else {})
+            for at, value in values.items()
+            if at == step or value != known[at]
+        ]
 
     @staticmethod
     def _checked(value: Any, step: Any) -> tuple[float, int]:
@@ -138,7 +158,7 @@ class LeasedTrial(optuna.trial.Trial):
 
     def take_note(self, report: Report) -> None:
         """Let Optuna's trial know of what was reported."""
-        self._last_step = report.step
+        self._last_step = max(self._last_step, report.step)
         self._cached_frozen_trial.intermediate_values[report.step] = report.value
 
     @functools.cached_property

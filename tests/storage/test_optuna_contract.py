@@ -226,10 +226,8 @@ def percentiles(rng: random.Random) -> dict[str, Any]:
 
 
 def optunas_own(name: str, options: dict[str, Any]) -> optuna.pruners.BasePruner:
-    """Return Optuna's pruner for a pruner of ours: its steps are from 0, ours from 1; none of its own is like `patient`."""
+    """Return Optuna's pruner for a pruner of ours; none of its own is like `patient`."""
     given = dict(options)
-    if "n_warmup_steps" in given:
-        given["n_warmup_steps"] += 1
     match name:
         case "patient":
             defaults = {"median": percentile_defaults(), "percentile": {"percentile": 25.0} | percentile_defaults()}
