@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from torch import Tensor, nn
 
 from hpo.models.activations import ACTIVATIONS, Activation, ActivationOptions, widening
@@ -20,6 +20,13 @@ from hpo.models.norms import Norm, NormOptions, norm
 from hpo.models.preparing import Options, prepared
 
 Rate = Annotated[float, Ge(0), Lt(1)]
+Widths = Annotated[Sequence[Annotated[int, Gt(0), Le(2**24)]], MaxLen(1000)]
+Depth = Annotated[int, Gt(0), Le(1000)]
+MAX_BLOCKS = 5000  # that building them takes seconds, not hours
+
+
+class TooLarge(ValueError):
+    """Raised for a model that is too large for any machine."""
 
 
 class Layers(ActivationOptions, NormOptions, InitOptions, Options, total=False):
@@ -57,6 +64,10 @@ class Blocks:
     dropout: float | None  # behind each activation; None for no such layer
     options: Layers
     depth: int  # blocks in all
+
+    def __post_init__(self) -> None:
+        if self.depth > MAX_BLOCKS:
+            raise TooLarge(f"has {self.depth:,} blocks, at most {MAX_BLOCKS:,} are possible; make it shallower")
 
     def dense(self, index: int, inputs: int, features: int) -> list[nn.Module]:
         """Return block number `index`, from inputs [B, inputs] to [B, features]."""

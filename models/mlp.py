@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Unpack
+from typing import Unpack
 
-from annotated_types import Gt
 from torch import nn
 
 from hpo.models.activations import Activation
-from hpo.models.blocks import Blocks, Layers, Rate
+from hpo.models.blocks import Blocks, Depth, Layers, Rate, Widths
 from hpo.models.norms import Norm
 
 
@@ -18,8 +16,8 @@ def mlp(
     input_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    widths: Sequence[Annotated[int, Gt(0)]] = (64, 32),
-    depth: Annotated[int, Gt(0)] | None = None,
+    widths: Widths = (64, 32),
+    depth: Depth | None = None,
     dropout: Rate = 0.0,
     norm: Norm = "batch",
     activation: Activation = "relu",

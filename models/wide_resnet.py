@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Unpack
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from hpo.models.blocks import Rate
@@ -46,7 +46,7 @@ def wide_resnet(
     num_classes: int,
     *,
     depth: Literal[10, 16, 22, 28, 34, 40] = 16,
-    width: Annotated[int, Ge(1)] = 4,
+    width: Annotated[int, Ge(1), Le(1000)] = 4,
     dropout: Rate = 0.0,
     stochastic_depth: Rate = 0.0,
     **options: Unpack[Options],

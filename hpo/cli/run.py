@@ -94,7 +94,9 @@ def run(
     storage: StorageOption = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Local workers: one per GPU, else one per core; 0 only makes the study."),
+        typer.Option(
+            "--workers", min=0, max=4096, help="Local workers: one per GPU, else one per core; 0 only makes the study."
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, max=2**31 - 1, help="Trials of the study in all.")

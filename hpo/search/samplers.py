@@ -42,7 +42,7 @@ def tpe(
     draw: Draw,
     *,
     n_startup_trials: Count = 10,
-    n_ei_candidates: Positive = 24,
+    n_ei_candidates: Annotated[int, Ge(1), Le(1_000_000)] = 24,
     multivariate: bool = True,
     group: bool = False,
     constant_liar: bool = True,
@@ -84,7 +84,7 @@ def cmaes(
 def nsga2(
     draw: Draw,
     *,
-    population_size: Annotated[int, Ge(2)] = 50,
+    population_size: Annotated[int, Ge(2), Le(1_000_000)] = 50,
     mutation_prob: Share | None = None,
     crossover_prob: Share = 0.9,
     swapping_prob: Share = 0.5,
@@ -102,11 +102,11 @@ def nsga2(
 def nsga3(
     draw: Draw,
     *,
-    population_size: Annotated[int, Ge(2)] = 50,
+    population_size: Annotated[int, Ge(2), Le(1_000_000)] = 50,
     mutation_prob: Share | None = None,
     crossover_prob: Share = 0.9,
     swapping_prob: Share = 0.5,
-    dividing_parameter: Positive = 3,
+    dividing_parameter: Annotated[int, Ge(1), Le(1000)] = 3,
 ) -> Sampler:
     """Genetic search by reference points, for three objectives or more (Deb and Jain, NSGA-III, 2014)."""
     return optuna.samplers.NSGAIIISampler(

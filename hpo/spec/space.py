@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -278,6 +279,27 @@ def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: st
         elif "name" not in pinned or key == pinned["name"]:
             pinned[key] = pin(value, pick, here)
     return pinned
+
+
+def queued(parameter: Parameter, path: str, value: Any) -> Any:
+    """Return a value that somebody queued as Optuna stores it; ValueError names the legal ones if it is none of them.
+
+    It may be written as in a study file, such as [64, 32], or as text, such as "[64, 32]".
+    """
+    legal = f"{path} = {shown(value)}: was queued and cannot be; write a value of {parameter}"
+    if isinstance(parameter, Range):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(legal)
+        return value
+    stored = [encode(option) for option in parameter.options]
+    written = [value]
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            written.append(json.loads(value))
+    for one in map(encode, written):
+        if one in stored:
+            return stored[stored.index(one)]
+    raise ValueError(legal)
 
 
 def suggest(tree: Mapping[str, Any], trial: optuna.Trial) -> Tree:

@@ -38,6 +38,7 @@ READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
+MAX_WORKERS = 4096  # on one machine
 MAX_CHOICES = 1000  # each is checked with every part of every other section, and stands in the row of every trial
 #: What is checked against one another: where one of these is wrong, the others are not asked.
 JUDGED_TOGETHER = {*SECTIONS, "objective", "params", "metric", "direction", "objectives", "constraints", "value"}
@@ -74,7 +75,7 @@ class Recovery(pydantic.BaseModel):
     """How long a worker bears a failing storage, training on meanwhile, before it leaves."""
     checkpoint_every: str = "30s"
     """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
-    keep_checkpoints: Annotated[int, Ge(0)] = 1
+    keep_checkpoints: Annotated[int, Ge(0), Le(MAX_TRIALS)] = 1
     """Of how many finished trials, the best ones, the last checkpoint is kept; of several objectives all of the front."""
     recycle_trials: Positive = 10_000
     """Trials after which a worker's process starts afresh."""
@@ -139,9 +140,9 @@ class StudySpec(pydantic.BaseModel):
     failures: Policies = Policies()
     executor: Literal["auto", "loop", "stack"] = "auto"
     """How trials are trained: one by one (loop), or several as one model (stack) where the model allows it; auto measures."""
-    slots: Literal["auto"] | Positive = "auto"
+    slots: Literal["auto"] | Annotated[int, Ge(1), Le(2**16)] = "auto"
     """Trials that a worker trains together in a stack; auto measures."""
-    workers: Positive | None = None
+    workers: Annotated[int, Ge(1), Le(MAX_WORKERS)] | None = None
     storage: str | None = None
     checkpoints: str | None = None
     receipt: dict[str, Any] = {}

@@ -35,6 +35,7 @@ OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging", "stopping", "watch"
 #: What a part is that may be left out, if it is; no warm-up is none.
 UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
+Epochs = Annotated[int, Ge(1), Le(1_000_000)]
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
@@ -70,13 +71,13 @@ class Training(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    epochs: Positive = 20
-    batch_size: Positive = 32
-    schedule_epochs: Positive | None = None
+    epochs: Epochs = 20
+    batch_size: Annotated[int, Ge(1), Le(2**24)] = 32
+    schedule_epochs: Epochs | None = None
     """Length of the learning-rate schedule; the run's own epochs if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 trains under autocast; weights stay float32."""
-    threads: Positive = 1
+    threads: Annotated[int, Ge(1), Le(4096)] = 1
     """CPU threads of one trial. Curves repeat bit for bit only with the same number."""
     clip_norm: Annotated[float, Gt(0)] | None = None
     """A longer gradient (2-norm over all parameters) is shortened to this."""

@@ -68,7 +68,9 @@ class Declared:
 
     def propose(self, trial: LeasedTrial) -> tuple[space.Tree, SuggestedParams]:
         """Return the tree pinned to what the sampler proposes for a trial, and what to write of it."""
-        return trial.suggested(partial(space.suggest, self._study.spec.tree))
+        tree = self._study.spec.tree
+        trial.read_queued(tree)
+        return trial.suggested(partial(space.suggest, tree))
 
     def seat(self, attempt: Attempt, trial: LeasedTrial, pinned: space.Tree) -> Seat:
         """Make a trial's run of a pinned tree, at epoch 0 or where its checkpoint stands."""

@@ -18,10 +18,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from hpo.errors import Diverged
+from hpo.errors import Diverged, nearest
 from hpo.queue.finish import STATES, End
 from hpo.queue.report import Report
 from hpo.queue.start import SuggestedParams
+from hpo.spec import space
 from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Verdict
 from hpo.spec.objectives import NOTHING, Beside, Goals, KnownCosts
@@ -128,6 +129,16 @@ class LeasedTrial(optuna.trial.Trial):
         super().set_user_attr(key, value)
 
     # --- what our own objective calls -------------------------------------------------------------------------------
+
+    def read_queued(self, tree: space.Tree) -> None:
+        """Read what somebody queued this trial with; ValueError for a value that its parameter cannot have."""
+        known = dict(space.parameters(tree))
+        for path, value in self._fixed_params.items():
+            if path in known:
+                self._fixed_params[path] = space.queued(known[path], path, value)
+            else:
+                mend = nearest(path, known)
+                log.warning("trial %d: was queued with %s, which the study does not search%s", self.number, path, mend)
 
     def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, SuggestedParams]:
         """Return what is taken of the trial's suggestions, and what to write of them: nothing of it is written here."""

@@ -182,7 +182,7 @@ def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device)
 
 def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
     """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
-    for images too small, widths that do not fit, weights that are not there.
+    for images too small, widths that do not fit or would take terabytes, weights that are not there.
     """
     problems: dict[str, None] = {}
     shape = tuple(splits.train.images.shape[1:])
@@ -191,8 +191,7 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
         if part.name not in models.MODELS:
             continue  # a user's own may compute with its weights when it is built
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                registry.call("model", part, folder, shape, splits.num_classes)
+            registry.without_memory(part, folder, shape, splits.num_classes)
         except SpecError as error:
             problems |= dict.fromkeys(error.lines)
     if problems:

@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from hpo import data
 from hpo.data import SOURCES, Source
 from hpo.data.files import BadFile
-from hpo.errors import Mistakes, SpecError, nearest
+from hpo.errors import Mistakes, SpecError, nearest, shown
 from hpo.models import MODELS
+from hpo.models.blocks import TooLarge
 from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import options, space, usercode
 from hpo.spec.options import Function
@@ -70,6 +71,9 @@ KINDS = {
     "warmup": PartKind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
     "averaging": PartKind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
+SIZES = ("widths", "channels", "depth", "width")  # options that make a model of ours large
+MAX_PARAMETERS = 250 * 10**9  # a terabyte of weights
+STAND_IN = (3, 32, 32)  # an image's shape, where the data is not known yet
 #: Sections in which nothing may be searched, and why.
 UNSEARCHED = {
     "data": "trials are compared on the same data",
@@ -167,6 +171,7 @@ def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
 def read(tree: Tree, folder: Path) -> TrainConfig:
     """Return the config of a pinned tree; SpecError lists what is wrong of its sections, or else of their going together."""
     refuse_wrong_sections(tree, folder)
+    refuse_huge_models(tree, folder)
     return _together(tree)
 
 
@@ -219,6 +224,42 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
         )
 
 
+def refuse_huge_models(tree: Tree, folder: Path) -> None:
+    """Raise SpecError for models of ours that no machine could hold, at some end of the space, whatever the data is.
+
+    What else is wrong of a model is told once the data is known: the shape that stands in for it may not fit.
+    """
+    mistakes = Mistakes()
+    for variant in space.variants({"model": tree["model"]}):
+        part = Part.from_tree("model", variant["model"])
+        if part.name in MODELS and _has_large_numbers(part):
+            with mistakes.collect():
+                try:
+                    without_memory(part, folder, STAND_IN, 10)
+                except SpecError as error:
+                    if isinstance(error.__cause__, TooLarge):
+                        raise
+    mistakes.raise_if_any()
+
+
+def _has_large_numbers(part: Part) -> bool:
+    given = [part.options.get(key) or 1 for key in SIZES]
+    sizes = [size for one in given for size in (one if isinstance(one, list) else [one])]
+    return max(sizes) >= 256 or len(sizes) * (part.options.get("depth") or 1) > 100
+
+
+def without_memory(part: Part, folder: Path, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Build a model of ours without memory for its weights; SpecError if that cannot be, or if no machine could hold them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model: nn.Module = call("model", part, folder, shape, classes)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MAX_PARAMETERS:
+        said = ", ".join(f"{part.paths[key]} = {shown(part.options[key])}" for key in SIZES if key in part.paths)
+        terabytes = f"{4e-12 * count:,.1f} TB of weights"
+        raise SpecError(f"{said}: makes {count:,} parameters, {terabytes}; make the model smaller") from TooLarge()
+    return model
+
+
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
     tree, mistakes = spec.tree, Mistakes()
@@ -231,6 +272,8 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     for variant in space.variants(tree):
         with mistakes.collect():
             _together(variant)
+    with mistakes.collect():
+        refuse_huge_models(tree, folder)
     if spec.format > 1:
         with mistakes.collect():
             tree = _with_real_numbers(tree, folder)
