@@ -17,10 +17,12 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageColor, ImageOps
 
 from hpo.data.cache import cached, describe
-from hpo.data.files import BadFile, File, OptionalFile, existing_folder
+from hpo.data.files import BadFile, File, OptionalFile, existing_file, existing_folder
 from hpo.data.listing import ImageFile, Layout, Listing, listed, listed_as_before
 from hpo.data.names import Part
+from hpo.data.sheet import Column
 from hpo.data.source import Reading, Source
+from hpo.data.table import tabled
 
 Edge = Annotated[int, Ge(1), Le(4096)]
 Size = tuple[int, int]  # height, width
@@ -62,6 +64,8 @@ def image_folder(
     validation_root: OptionalFile = None,
     test_root: OptionalFile = None,
     layout: Layout | None = None,
+    labels: OptionalFile = None,
+    label_column: Column | None = None,
     size: Edge | list[Edge] = 64,
     colour: Colour = "rgb",
     background: str | None = None,
@@ -79,6 +83,9 @@ def image_folder(
         validation_root: a validation part of its own, with the same classes.
         test_root: a test part of its own, likewise.
         layout: whether the folders of the root are classes or parts, where their names can be read in two ways.
+        labels: a CSV file that names files below the root, with or without their ending, and the label of each in another
+            column; a column that holds train, val and test alone says the parts. Folders are no classes then.
+        label_column: its column of labels, by its name or by its number from 1, where there are several.
         size: of what comes out: an edge, or [height, width].
         colour: rgb or grey, or either with alpha, what is transparent, as a further channel.
         background: the colour on which what is transparent is laid, such as "black" or "#808080"; white by default.
@@ -94,14 +101,24 @@ def image_folder(
     folder = existing_folder(root, "root")
     roots: dict[Part, str | None] = {"validation": validation_root, "test": test_root}
     own = {part: existing_folder(path, f"{part}_root") for part, path in roots.items() if path is not None}
+    if labels is not None and (own or layout or reading == 1):
+        raise ValueError(
+            f"labels = {labels!r}: goes with root alone; remove validation_root, test_root, layout and reading"
+        )
+    if label_column is not None and labels is None:
+        raise ValueError(f"label_column = {label_column!r}: is the column of a CSV file; write labels, or remove it")
     key: list[Any]
     if reading == 1:
         found = listed_as_before(folder, own.get("test"))
         folders = [(part, own.get(part, folder)) for part in found.parts]
         key = [decoding.shape, fit, [[str(path), _states(found.parts[part])] for part, path in folders]]
     else:
-        found = listed(folder, own, layout)
-        states = {part: _states(files) for part, files in found.parts.items()}
+        found = (
+            listed(folder, own, layout)
+            if labels is None
+            else tabled(folder, existing_file(labels, "labels"), label_column)
+        )
+        states = {part: [_states(files), [file.label for file in files]] for part, files in found.parts.items()}
         key = [reading, decoding.shape, fit, decoding.background, found.classes, states]
     source = cached("image_folder", key, lambda target: _write(found, decoding, target))
     paths = [str(file.path) for file in found.parts["train"]]

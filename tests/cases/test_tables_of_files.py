@@ -1,0 +1,129 @@
+"""A CSV of file names and labels, and one CSV with a column of labels, as Kaggle's competitions ship them, are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo.data import SOURCES, Source
+from hpo.data.files import BadFile
+from tests.support import pictures
+
+
+def read(folder: Path, text: str, **options: object) -> Source:
+    """Read eight pictures, 000.png to 005.png and deep/006.png to deep/007.png, by a table."""
+    pictures.write(folder / "root", 6)
+    pictures.write(folder / "root" / "deep", 2, 6)
+    pictures.write(folder / "root" / ".hidden", 1, 8)
+    (folder / "l.csv").write_text(text)
+    return SOURCES["image_folder"](
+        root=str(folder / "root"), labels=str(folder / "l.csv"), size=2, colour="grey", **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "greys", "classes", "labels"),
+    [
+        ("000.png,cat\n001.png,dog\n", {}, [0, 1], ("cat", "dog"), [0, 1]),
+        ("id,breed\n001,dog\n000,cat\n", {}, [1, 0], ("cat", "dog"), [1, 0]),  # Kaggle's dogs: no ending
+        (",image_id,label\n0,003.png,10\n1,006.png,9\n", {}, [3, 6], ("9", "10"), [1, 0]),  # pandas' index; in a folder
+        ("label;file\ncat;deep/007.png\ndog;root/deep/006.png\n", {}, [7, 6], ("cat", "dog"), [0, 1]),
+        ("file,colour,kind\n000.png,r,a\n001.png,g,b\n", {"label_column": "kind"}, [0, 1], ("a", "b"), [0, 1]),
+        ("000.png,r,a\n001.png,g,b\n", {"label_column": 2}, [0, 1], ("g", "r"), [1, 0]),
+        ("000.png,cat\n001.png,dog\n000.png,cat\n", {}, [0, 1], ("cat", "dog"), [0, 1]),
+    ],
+)
+def test_a_table_of_files(tmp_path: Path, text: str, options: dict, greys: list, classes: tuple, labels: list) -> None:
+    found = read(tmp_path, text, **options)
+    assert found.images[:, 0, 0, 0].tolist() == greys
+    assert (found.classes, found.labels.tolist()) == (classes, labels)
+    assert "image files that the table does not name, left out: 6" in found.notes
+
+
+def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
+    rows = ["000,cat,train", "001,dog,Train", "002,cat,valid", "003,dog,valid", "004,cat,test", "005,dog,test"]
+    found = read(tmp_path, "\n".join(["file,label,split", *rows]))
+    assert found.images[:, 0, 0, 0].tolist() == [0, 1]
+    assert found.validation_images[:, 0, 0, 0].tolist() == [2, 3]
+    assert found.test_images[:, 0, 0, 0].tolist() == [4, 5]
+    assert found.test_labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("000.png,cat\nx.png,dog\n001.png,dog\n", "l.csv, row 2: names x.png, which is not below"),
+        ("000.png,cat\n001.png,\n002.png,dog\n", "l.csv, row 2: has no label"),
+        ("000.png,cat\n001.png,dog\n000.png,dog\n", "l.csv, row 3: names the file of row 1 with another label"),
+        ("000.png,cat\n001.png\n", "l.csv, row 2: has 1 values, the rows above have 2"),
+        (
+            "file,a,b\n000.png,1,0\n001.png,0,1\n",
+            "several columns may hold the labels; write label_column as one of a, b",
+        ),
+        ("file,label\nx.png,cat\ny.png,dog\n", "has no column whose values are files below"),
+        ("000.png,cat\n001.png,cat\n", "has 1 classes among its training images; give at least 2"),
+        ("000.png,cat,train\n001.png,dog,train\n002.png,cow,test\n", "'cow' is no class of the training images"),
+    ],
+)
+def test_a_wrong_table_is_told_by_its_row(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadFile) as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_change_of_labels_alone_is_seen(tmp_path: Path) -> None:
+    assert read(tmp_path, "000.png,cat\n001.png,dog\n").labels.tolist() == [0, 1]
+    assert read(tmp_path, "000.png,dog\n001.png,cat\n").labels.tolist() == [1, 0]
+
+
+# --- one CSV of pixels and labels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("label,p0,p1,p2,p3\ncat,1,2,3,4\ndog,5,6,7,8\n", {"header": True}),  # Kaggle's MNIST
+        ("p0,p1,p2,p3,Class\n1,2,3,4,cat\n5,6,7,8,dog\n", {"header": True}),
+        ("1,2,cat,3,4\n5,6,dog,7,8\n", {"label_column": 3}),
+        ("a,b,c,d,kind\n1,2,3,4,cat\n5,6,7,8,dog\n", {"header": True, "label_column": "kind"}),
+    ],
+)
+def test_labels_in_a_column_beside_the_pixels(tmp_path: Path, text: str, options: dict) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    found = SOURCES["csv"](images=str(tmp_path / "a.csv"), **options)
+    assert found.images.flatten(1).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert (found.classes, found.labels.tolist()) == (("cat", "dog"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "1,2,3,4,cat\n5,6,7,8,dog\n",
+            {},
+            "does not say which column holds the labels; write label_column as a name or",
+        ),
+        ("a,b\n1,2\n", {"header": True, "label_column": "c"}, "has no column 'c'; write label_column"),
+        ("label,p\ncat,1\nnan,2\n", {"header": True}, "a.csv, row 3, column 1 (label): has no label"),
+        (
+            "label,file\ncat,a.png\ndog,b.png\n",
+            {"header": True},
+            'write name = "image_folder", with their folder as root',
+        ),
+    ],
+)
+def test_a_table_without_a_clear_column_of_labels_is_refused(tmp_path, text, options, message) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadFile) as caught:
+        SOURCES["csv"](images=str(tmp_path / "a.csv"), **options)
+    assert message in str(caught.value)
+
+
+def test_parts_of_such_tables(tmp_path: Path) -> None:
+    for name, text in (("a", "label,p\nx,1\ny,2\n"), ("v", "label,p\ny,3\n"), ("t", "label,p\nx,4\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    paths = {"images": "a.csv", "validation_images": "v.csv", "test_images": "t.csv"}
+    found = SOURCES["csv"](**{option: str(tmp_path / path) for option, path in paths.items()}, header=True)
+    assert (found.validation_images.item(), found.validation_labels.tolist()) == (3, [1])
+    assert (found.test_images.item(), found.test_labels.tolist()) == (4, [0])
