@@ -144,6 +144,15 @@ class Outage(Signal):
     """Raised when the storage failed for longer than a worker bears; the trial is not to blame and keeps its place."""
 
 
+@contextmanager
+def located(place: object) -> Iterator[None]:
+    """Put a file's name, or a key's, in front of each line of a SpecError."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(*(f"{place}: {line}" for line in error.lines)) from error.__cause__
+
+
 def shown(value: object) -> str:
     """Return a value as a study file writes it, for a message to whoever wrote the file; a long one is cut."""
     text = _written(value)

@@ -25,7 +25,7 @@ from hpo.cli.app import (
     quiet_optuna,
     storage_url,
 )
-from hpo.errors import StorageError
+from hpo.errors import StorageError, located
 from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def check(
     """Explain a study file: its space, its data, its model, one measured epoch, what the budget costs, likely mistakes."""
     from hpo.launch.local import default_workers
     from hpo.search.lint import lint
-    from hpo.spec.study_file import in_file
     from hpo.study import resolve
     from hpo.view import checked
 
@@ -79,7 +78,7 @@ def check(
         from hpo.train.build.check import examine
 
         count = workers or default_workers()
-        with in_file(file):
+        with located(file):
             findings = examine(found.spec, found.code_folder, count, sheet=images)
         text.say_page(checked.findings_text(found.spec, findings, count))
         if images:

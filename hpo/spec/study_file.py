@@ -10,14 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo.errors import Mistakes, SpecError, shown
+from hpo.errors import Mistakes, SpecError, located, shown
 from hpo.spec import metrics, objectives, options, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.durations import seconds
@@ -156,7 +155,7 @@ class StudySpec(pydantic.BaseModel):
             name: takes the place of the file's own name for the study.
         """
         document = read_document(path)
-        with in_file(path):
+        with located(path):
             spec = cls.from_document(document)
         if name is None:
             return spec
@@ -379,15 +378,6 @@ def read_document(path: Path) -> Mapping[str, Any]:
     receipt = found.get("receipt")
     was_resolved = isinstance(receipt, dict) and "fingerprint" in receipt
     return as_meant(found) if was_resolved else found
-
-
-@contextmanager
-def in_file(path: Path) -> Iterator[None]:
-    """Put a file's name in front of each line of a SpecError."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError(*(f"{path}: {line}" for line in error.lines)) from error.__cause__
 
 
 def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:

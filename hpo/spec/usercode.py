@@ -13,14 +13,13 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hpo.errors import SpecError, nearest
+from hpo.errors import SpecError, located, nearest
 from hpo.spec import optuna_calls, user_path
 from hpo.text import quoted
 
@@ -116,10 +115,10 @@ def _file(location: str, folder: Path) -> Path:
 
 def _module(location: str, folder: Path, path: str) -> ModuleType:
     file = _file(location, folder) if location.endswith(".py") else None
-    with _at(path):
+    with located(path):
         user_path.put_first(_homes(file, folder.absolute()))
         loaded = sys.modules.get(location) if file is None else _loaded(file)
-        source = file or _origin(location)
+        source = file or _origin(location, loaded)
         sys.argv = [str(source or location)]
         if loaded is not None:
             return loaded
@@ -127,15 +126,6 @@ def _module(location: str, folder: Path, path: str) -> ModuleType:
         module = _imported(location, file, source)
         user_path.refuse_taken_names_before(front)
     return module
-
-
-@contextmanager
-def _at(path: str) -> Iterator[None]:
-    """Put the key of a study file in front of what a SpecError says."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError(*(f"{path}: {line}" for line in error.lines)) from error.__cause__
 
 
 def _homes(file: Path | None, folder: Path) -> tuple[Path, ...]:
@@ -157,8 +147,11 @@ def _loaded(file: Path) -> ModuleType | None:
     raise SpecError(f"{file}: its name {file.stem!r} is that of {taken} in this process; rename one of them")
 
 
-def _origin(location: str) -> Path | None:
-    """Return the file of a module without importing its package, None if there is none."""
+def _origin(location: str, loaded: ModuleType | None) -> Path | None:
+    """Return the file of a module, without an import of its package if it is not loaded; None if there is none."""
+    if loaded is not None:
+        file = getattr(loaded, "__file__", None)
+        return Path(file) if file else None
     found, name, places = None, "", None
     for part in location.split("."):
         name = f"{name}.{part}" if name else part

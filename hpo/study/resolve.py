@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import Mistakes
+from hpo.errors import Mistakes, located
 from hpo.search import pruners, samplers
 from hpo.spec import usercode
-from hpo.spec.study_file import StudySpec, in_file, read_document
+from hpo.spec.study_file import StudySpec, read_document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class StudyFile:
         """Return the file as another format reads it, unless it names its own; SpecError where that one refuses it."""
         if number == self.spec.format or "format" in self.loaded.model_fields_set:
             return self
-        with in_file(self.path):
+        with located(self.path):
             loaded = self.loaded.in_format(number)
         return complete(loaded, self.path, code_folder=self.code_folder)
 
@@ -47,7 +47,7 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
     document, mistakes = read_document(path), Mistakes()
     with mistakes.collect():
         return complete(StudySpec.load(path, name=name), path, code_folder=code_folder)
-    with mistakes.collect(), in_file(path):
+    with mistakes.collect(), located(path):
         _refuse_rest(document, (code_folder or path.parent).absolute())
     mistakes.raise_if_any()
     raise AssertionError("what was collected was raised")
@@ -73,7 +73,7 @@ def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
 def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) -> StudyFile:
     """Check what a loaded file's values mean and fill in all defaults."""
     folder = (code_folder or path.parent).absolute()
-    with in_file(path):
+    with located(path):
         resolved = resolve(spec, folder)
     return StudyFile(
         path=path, loaded=spec, spec=resolved, code_folder=folder, code_digest=digest_code(resolved, folder)
