@@ -17,13 +17,14 @@ Signal (BaseException)    not errors: how a trial learns, inside a report, that 
 ├── Stopped               a person ended it: it keeps the value it has
 ├── TimeUp                it trained for longer than a trial may
 ├── LostLease             another worker owns it by now: drop it, write nothing
+├── ChangedSpace          changed code asks for what the study cannot take: as if it had never begun
 └── Outage                the storage failed for too long: not the trial's fault, it keeps its place
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, time
 
@@ -138,6 +139,18 @@ class TimeUp(Signal):
 
 class LostLease(Signal):
     """Raised when a trial's lease went to another worker; nothing more may be written for it."""
+
+
+class ChangedSpace(Signal):
+    """Raised when code that changed during a study asks for a parameter in a way that the study cannot take.
+
+    Args:
+        given: the parameters that the trial was given before.
+    """
+
+    def __init__(self, why: str, given: Collection[str]) -> None:
+        super().__init__(why)
+        self.given = given
 
 
 class Outage(Signal):

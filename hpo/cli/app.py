@@ -130,10 +130,13 @@ def again_option(given: str | None, of_file: str | None, shown: str) -> str:
 
 
 def quiet_optuna() -> None:
-    """Keep Optuna's log lines out of ours, and its notes that what the study file chose by name is experimental."""
+    """Keep Optuna's log lines out of ours, and its notes that what the study file chose by name is experimental, and that
+    its own storage keeps no choices but scalars.
+    """
     import optuna
 
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Choices for a categorical distribution should be")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for handler in logging.getLogger("optuna").handlers:  # its own, with a format of its own
         handler.setFormatter(text.Formatter())

@@ -38,17 +38,20 @@ def export(
     from hpo.errors import SpecError
     from hpo.storage.connect import connect
     from hpo.study import export as exporting
-    from hpo.study import study as studies
+    from hpo.study import plain
 
     chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
     given = [option for option, is_given in chosen.items() if is_given]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} do not go together; leave one out")
     quiet_optuna()
-    opened = studies.join(connect(storage_url(storage)), study)
+    opened = plain.open_any(connect(storage_url(storage)), study)
     for path in exporting.export(opened, output, number=trial, top=top, whole_front=front):
         again = text.command("train", path, options=f"-o {text.quoted(f'runs/{path.stem}')}")
-        text.say(f"wrote {path}; next: {again}")
+        first = ""
+        if isinstance(opened, plain.PlainStudy):
+            first = 'Optuna made the study and does not know its objective: add objective = "file.py:function", then '
+        text.say(f"wrote {path}; next: {first}{again}")
 
 
 @app.command()
@@ -70,7 +73,7 @@ def train(
     folder = code or final.find_code_folder(spec, config)
     output = output or Path("runs") / config.stem
     if spec.objective:
-        raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay))
+        raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay, storage=storage))
     training = final.prepare(config, seed=seed, code_folder=folder)
     text.say(final.describe(training))
     for note in training.splits.notes:
@@ -124,7 +127,16 @@ def note_unrecorded(reason: str | None) -> None:
         text.say(f"note: the opening of the test split is in no ledger: {reason}", to=sys.stderr)
 
 
-def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed: int | None, replaying: bool) -> int:
+def train_own(
+    spec: StudySpec,
+    config: Path,
+    folder: Path,
+    output: Path,
+    *,
+    seed: int | None,
+    replaying: bool,
+    storage: str | None,
+) -> int:
     """Run an objective of the user's own once with its pinned parameters; return the exit code."""
     from hpo.errors import SpecError, StudyError
     from hpo.files import write_json
@@ -133,7 +145,10 @@ def train_own(spec: StudySpec, config: Path, folder: Path, output: Path, *, seed
 
     if seed is not None:
         raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
-    value = user_objective.run(spec, config, folder)
+    earlier, why_none = user_objective.earlier_trials(spec, storage_url(storage, seen(spec.receipt.get("storage"))))
+    if why_none:
+        text.say(f"note: the objective finds no other trial in trial.study: {why_none}", to=sys.stderr)
+    value = user_objective.run(spec, config, folder, earlier)
     text.say(f"the objective returned {value!r}")
     if replaying:
         repeats = user_objective.repeats(spec, config, value)
@@ -184,17 +199,27 @@ def fork(
     storage: StorageOption = None,
     code: CodeOption = None,
 ) -> None:
-    """Make a new study from a changed file and take along the finished trials that fit into its space."""
+    """Make a new study from a changed file and take along the finished trials that fit into its space.
+
+    An objective of your own is called with the parameters of trials to learn its space. A call ends at the first report, or 5 s
+    after the last parameter.
+    """
     from hpo.storage.connect import connect
-    from hpo.study import resolve
-    from hpo.study import study as studies
+    from hpo.study import plain, resolve
     from hpo.study.fork import fork_study
 
     found = resolve.read(file, name=name, code_folder=code)
     quiet_optuna()
-    place = connect(storage_url(storage, found.spec.storage))
-    taken, left = fork_study(studies.join(place, study), found)
-    text.say(f"made study {name!r} with {taken} trials of {study!r}; {left} do not fit the new space")
+    url = storage_url(storage, found.spec.storage)
+    plain.open_any(connect(url), study)  # before our tables are made, where they are not
+    place = connect(url, create=True)
+    forked = fork_study(plain.open_any(place, study), found)
+    left = sum(forked.left.values())
+    text.say(f"made study {name!r} with {forked.taken} trials of {study!r}; {left} do not fit the new space")
+    for why, count in forked.left.items():
+        text.say(f"  {count} left: {why}")
+    if found.spec.objective:
+        text.say("their values are taken as they are; whether the new code would come to the same, you know")
     again = again_option(storage, found.spec.storage, place.shown)
     options = f"--name {text.quoted(name)} {again}".strip()
     text.say(f"next: {text.command('run', file, options=options)}")

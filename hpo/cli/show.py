@@ -22,9 +22,7 @@ def status(
     """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
     from hpo.errors import SpecError
     from hpo.storage.connect import connect
-    from hpo.study import study as studies
-    from hpo.study.status import statuses, summarize
-    from hpo.study.trial_history import history
+    from hpo.study import plain
     from hpo.view import live
 
     if trial is not None and study is None:
@@ -32,20 +30,20 @@ def status(
     quiet_optuna()
     place = connect(storage_url(storage))
     if study is None:
-        summaries = statuses(place)
+        summaries = plain.statuses(place)
         tell([live.to_json(one) for one in summaries], live.status_table(summaries), json=json)
     elif trial is None:
-        summary = summarize(studies.join(place, study))
+        summary = plain.summarize(plain.open_any(place, study))
         tell(live.to_json(summary), live.status_text(summary), json=json)
     else:
-        found = history(studies.join(place, study), trial)
+        found = plain.history(plain.open_any(place, study), trial)
         tell(live.to_json(found), live.history_text(found), json=json)
 
 
-def tell(plain: object, page: str, *, json: bool) -> None:
+def tell(document: object, page: str, *, json: bool) -> None:
     """Print what a program reads, or what a person reads."""
     if json:
-        text.say_json(plain)
+        text.say_json(document)
     else:
         text.say_page(page)
 

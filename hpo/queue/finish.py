@@ -139,6 +139,16 @@ def release(connection: sa.Connection, row: Any, *, stack_key: str | None = None
         connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **known))
 
 
+def queue_again(connection: sa.Connection, row: Any) -> None:
+    """Let a trial wait as if nobody had begun it."""
+    connection.execute(
+        trials.update()
+        .where(trials.c.trial_id == row.trial_id, trials.c.state == TrialState.RUNNING)
+        .values(state=TrialState.WAITING, datetime_start=None)
+    )
+    connection.execute(hpo_trials.delete().where(_of(row)))
+
+
 def succeed(connection: sa.Connection, study_uid: str, ends: Sequence[End]) -> None:
     """Write the ends of trials that did not fail, and with them that of a streak of failures; the caller has locked Optuna's
     rows of them too, and seen them RUNNING.

@@ -38,6 +38,7 @@ from hpo.storage.tables import (
     hpo_studies,
     hpo_trials,
     intermediate_values,
+    trial_params,
     trial_system_attributes,
     trial_user_attributes,
     trials,
@@ -243,6 +244,26 @@ class Ledger:
             if row is not None:
                 finish.release(connection, row, stack_key=stack_key)
 
+    def hand_back(self, claim: Claim, given: Collection[str]) -> None:
+        """Undo a claim, as if the trial had never begun: it waits, queued, and costs nothing of the budget.
+
+        One that had begun before this attempt is parked instead. Nothing happens if the claim fell.
+
+        Args:
+            given: the parameters that this attempt was given, which are forgotten.
+        """
+        with sql.writing(self.engine) as connection:
+            row = self._lock(connection, claim)
+            if row is None:
+                return
+            of_trial = trial_params.c.trial_id == claim.trial_id
+            connection.execute(trial_params.delete().where(of_trial, trial_params.c.param_name.in_(given)))
+            if claim.attempt > 1 or row.stop_requested:
+                finish.release(connection, row)
+                return
+            cut_back(connection, [row])
+            finish.queue_again(connection, row)
+
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
         """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
 
@@ -346,6 +367,12 @@ class Ledger:
         return {row.trial_id: row for row in rows}
 
     # --- the study --------------------------------------------------------------------------------------------------
+
+    def code_has_changed(self) -> bool:
+        """Say whether other code than the first was let into the study."""
+        with sql.reading(self.engine) as connection:
+            of_study = sa.select(hpo_studies.c.code_changes).where(hpo_studies.c.uid == self.uid)
+            return bool(json.loads(connection.execute(of_study).scalar() or "[]"))
 
     def stop(self, reason: str) -> None:
         """Start no new trial in this study from now on; what runs or is parked is still finished."""

@@ -244,6 +244,8 @@ class StudySpec(pydantic.BaseModel):
 
     def _with_training_defaults(self) -> StudySpec:
         missing = [section for section in ("data", "model", "optimizer") if not getattr(self, section)]
+        if self.params and len(missing) == 3:
+            raise SpecError('objective: missing; [params] are its: add objective = "file.py:function"')
         if missing:
             mend = 'with name = "...", or objective = "file.py:function"'
             raise SpecError(*(f"{section}: missing; add [{section}] {mend}" for section in missing))

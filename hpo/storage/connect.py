@@ -123,6 +123,8 @@ def connect(text: str, *, create: bool = False) -> Storage:
         opened = _opened(url, file, create=create)
         if create:
             _creating(lambda: tables.create(opened))
+            if url.get_backend_name() == "sqlite":
+                opened.dispose()  # a connection from before there were our tables has other settings
     except RuntimeError as error:  # Optuna's check of the schema's version
         raise StorageError(f"storage {redacted_url(url)}: {error}") from None
     except FAILURES as error:

@@ -86,5 +86,6 @@ def _ping(connection: Any, record: Any, proxy: object) -> None:  # noqa: ARG001 
 
 
 def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
-    connection.execute("PRAGMA journal_mode=WAL")
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'hpo_studies'").fetchone():
+        connection.execute("PRAGMA journal_mode=WAL")  # stays with the file: one that only Optuna uses is left as it is
     connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may take the last commits, never the file

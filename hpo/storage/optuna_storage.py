@@ -352,6 +352,10 @@ class OptunaStorage(BaseStorage):
             self._known.pop((self._study_of.pop(trial_id), name), None)
             trial_writes.check_against(self._known_distribution(connection, trial_id, name), distribution)
 
+    def distribution_of(self, trial_id: int, name: str) -> BaseDistribution | None:
+        """Return the distribution of a parameter in a trial's study, None if the study does not know it."""
+        return self._reading(lambda connection: self._known_distribution(connection, trial_id, name))
+
     def _known_distribution(self, connection: sa.Connection, trial_id: int, name: str) -> BaseDistribution | None:
         """Return the distribution of a parameter in a trial's study, None if the study does not know it."""
         if trial_id not in self._study_of:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage import sql
+from hpo.storage import choices, sql
 from hpo.storage.tables import (
     VALUE_TYPE,
     as_utc,
@@ -189,7 +189,7 @@ def insert_template(connection: sa.Connection, study_id: int, template: FrozenTr
             [
                 {
                     "param_name": name,
-                    "param_value": template.distributions[name].to_internal_repr(value),
+                    "param_value": choices.internal(template.distributions[name], value),
                     "distribution_json": distribution_to_json(template.distributions[name]),
                 }
                 for name, value in template.params.items()

@@ -17,8 +17,9 @@ from hpo.queue import finish, reaper
 from hpo.storage import filesystem, sql
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
-from hpo.study import query, resolve, retention
+from hpo.study import plain, query, resolve, retention
 from hpo.study import study as studies
+from hpo.study.plain import PlainStudy
 from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
 from hpo.text import command, page, short
@@ -85,7 +86,9 @@ def _quick_check(place: Storage) -> str:
 def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
     """Return what is wrong with a study, as far as it can be read; StudyError if there is no such study."""
     try:
-        study = studies.join(place, name)
+        study = plain.open_any(place, name)
+        if isinstance(study, PlainStudy):
+            return [_made_by_optuna(study)]
         return [finding for check in CHECKS for finding in check(study, repair)]
     except FAILURES as error:
         return [Finding(where=name, what=f"cannot be read: {cause(error)}", mend="see to the storage first")]
@@ -94,6 +97,17 @@ def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
             raise
         mend = "use the version of hpo that made it"
         return [Finding(where=name, what=f"no worker can load its spec: {_in_a_line(error)}", mend=mend)]
+
+
+def _made_by_optuna(study: PlainStudy) -> Finding:
+    summary = plain.summarize(study)
+    running = f", of which {summary.counts['foreign']} run" if summary.counts["foreign"] else ""
+    return Finding(
+        where=study.name,
+        what=f"was made by Optuna, not by hpo: {sum(summary.counts.values())} trials{running}",
+        mend="hpo shows, exports and forks it; it changes nothing in it, so there is nothing for it to mend",
+        is_ill=False,
+    )
 
 
 def _in_a_line(error: Fault) -> str:

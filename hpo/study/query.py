@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.spec import space
@@ -282,6 +283,16 @@ def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[
             if isinstance(value, str):
                 value = structured.get(row.param_name, {}).get(value, value)
             found[row.trial_id][row.param_name] = value
+    return found
+
+
+def distributions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, BaseDistribution]]:
+    """Return {trial id: {parameter: distribution}} as they are recorded."""
+    found: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
+    recorded = sa.select(trial_params.c.trial_id, trial_params.c.param_name, trial_params.c.distribution_json)
+    for chunk in chunks(ids):
+        for row in connection.execute(recorded.where(trial_params.c.trial_id.in_(chunk))):
+            found[row.trial_id][row.param_name] = distribution_of(row.distribution_json)
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
@@ -30,6 +31,7 @@ class TrialResult:
     state: str
     value: float
     params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]  # of the parameters, as they are recorded
     values: dict[str, float]  # by objective, if there are several
     constraints: dict[str, float]  # by how much each bound is violated, if there are any: more than 0 is no result
     curves: dict[str, list[float]]  # raw, by epoch; of a trial that was not ours: none
@@ -59,6 +61,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         ids = [row.trial_id for row in found]
         judged = query.judged(connection, study, found)
         params, curves = query.params(connection, study, ids), _raw_curves(connection, study, ids)
+        distributions = query.distributions(connection, ids)
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(
             f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
@@ -76,6 +79,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
             state=row.state.name.lower(),
             value=query.value_of(row),
             params=params[row.trial_id],
+            distributions=distributions[row.trial_id],
             values=query.named(study, judged[row.trial_id].values),
             constraints=judged[row.trial_id].constraints,
             curves=curves[row.trial_id],

@@ -21,11 +21,9 @@ from optuna.trial import TrialState
 
 from hpo.errors import StudyError
 from hpo.spec.failures import Verdict
-from hpo.storage.connect import Storage
 from hpo.storage.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
 from hpo.storage.trial_rows import chunks
 from hpo.study import query
-from hpo.study import study as studies
 from hpo.study.study import Study
 
 WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs
@@ -100,6 +98,11 @@ class Summary:
     objectives: dict[str, str] = field(default_factory=dict)  # name -> direction, if there are several
     front: list[FrontTrial] = field(default_factory=list)  # the best in the first objective first, likewise
     infeasible: int = 0  # COMPLETE trials that violate a constraint
+
+    @property
+    def searched_by(self) -> str:
+        """What proposes its trials, and what ends them early."""
+        return f"sampler {self.sampler}, pruner {self.pruner}"
 
     @property
     def finished(self) -> int:
@@ -214,7 +217,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         hold=row.hold,
         running=[_running(trial, curves[trial.trial_id], trained.get(trial.trial_id), clock()) for trial in live],
         parked=[ParkedTrial(number=trial.number, epoch=trial.checkpoint_epoch or 0) for trial in parked],
-        failures=_with_foreign(failures, tally.foreign_fails),
+        failures=with_foreign(failures, tally.foreign_fails),
         seconds=_elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
@@ -231,11 +234,6 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
 def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summary:
     """Read a study's summary from scratch; StudyError if it was deleted meanwhile."""
     return read(study, clock=clock).summary
-
-
-def statuses(place: Storage) -> list[Summary]:
-    """Read the summary of every study of ours in a storage, in the order they were made."""
-    return [summarize(studies.join(place, name)) for name in studies.names(place)]
 
 
 # --- what trials add up to --------------------------------------------------------------------------------------------
@@ -347,7 +345,7 @@ def _failures(connection: sa.Connection, study: Study) -> list[FailureCount]:
     ]
 
 
-def _with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[FailureCount]:
+def with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[FailureCount]:
     """Return the failures, those of foreign trials included, the most frequent first."""
     found = [*failures]
     if foreign:

@@ -23,6 +23,7 @@ from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.queue.ledger import Ledger
 from hpo.search import pruners, samplers
 from hpo.spec import study_file
+from hpo.spec.objectives import Goals
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, trial_writes
 from hpo.storage.connect import Storage
@@ -59,6 +60,10 @@ class Study:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def goals(self) -> Goals:
+        return self.spec.goals
 
     @property
     def study_id(self) -> int:
@@ -124,15 +129,16 @@ def create_or_join(
 
 def join(place: Storage, name: str) -> Study:
     """Open a study that `hpo run` made; StudyError, with the names that are there, if there is none."""
-    if not sa.inspect(place.engine).has_table(hpo_studies.name):
+    study_id, row = _look_up(place, name)
+    if study_id is not None and row is None:
+        raise StudyError(
+            f"study {name!r} in {place.shown} was made by Optuna, not by hpo; `hpo status`, `hpo export`, `hpo fork` and "
+            "`hpo doctor` read it, and nothing of hpo's changes it"
+        )
+    if row is None and not (known := all_names(place)):
         raise StudyError(f"there is no study of hpo in {place.shown}; `hpo run FILE` makes one")
-    with place.engine.connect() as connection:
-        study_id = connection.execute(
-            sa.select(studies.c.study_id).where(studies.c.study_name == name)
-        ).scalar_one_or_none()
-        row = None if study_id is None else living_row(connection, study_id)
     if row is None:
-        raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, names(place))}")
+        raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, known)}")
     stored = _stored_spec(row, name)
     opened = optuna.load_study(
         study_name=name, storage=place.optuna, sampler=samplers.build(stored, 0), pruner=pruners.build(stored)
@@ -147,6 +153,21 @@ def join(place: Storage, name: str) -> Study:
         checkpoints=Path(row.checkpoints),
         code_folder=Path(row.code_folder),
     )
+
+
+def is_plain(place: Storage, name: str) -> bool:
+    """Say whether a storage holds a study of this name that is not ours."""
+    study_id, row = _look_up(place, name)
+    return study_id is not None and row is None
+
+
+def _look_up(place: Storage, name: str) -> tuple[int | None, Any]:
+    """Return a study's id, None if there is none, and our row of it, None if it is not ours."""
+    is_shared = sa.inspect(place.engine).has_table(hpo_studies.name)
+    with place.engine.connect() as connection:
+        found = sa.select(studies.c.study_id).where(studies.c.study_name == name)
+        study_id = connection.execute(found).scalar_one_or_none()
+        return study_id, living_row(connection, study_id) if is_shared and study_id is not None else None
 
 
 def _stored_spec(row: Any, name: str) -> StudySpec:
@@ -166,6 +187,12 @@ def names(place: Storage) -> list[str]:
             sa.select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
         ).all()
         return [row.study_name for row in rows if living_row(connection, row.study_id) is not None]
+
+
+def all_names(place: Storage) -> list[str]:
+    """Return the names of all studies in a storage, whoever made them."""
+    with place.engine.connect() as connection:
+        return list(connection.execute(sa.select(studies.c.study_name).order_by(studies.c.study_id)).scalars())
 
 
 def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allow_code_change: bool) -> None:

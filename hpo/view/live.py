@@ -299,7 +299,7 @@ def status_text(found: Summary) -> str:
     """Tell a study in plain lines."""
     summary = text.all_safe(found)
     lines = [
-        f"{summary.name}  ({_goal(summary)}, sampler {summary.sampler}, pruner {summary.pruner})",
+        f"{summary.name}  ({_goal(summary)}, {summary.searched_by})",
         f"trials   {summary.finished} of {summary.budget} finished: {_states(summary).plain}",
         *_best_lines(summary),
         f"time     {_clock(summary)}",

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.errors import LostLease, Parked, Stopped, TimeUp, Unasked
+from hpo.errors import ChangedSpace, LostLease, MismatchError, Parked, Stopped, TimeUp, Unasked
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.search import samplers
@@ -60,7 +60,10 @@ class Attempt:
 
     @contextmanager
     def letting_go(self) -> Iterator[None]:
-        """Park the trial, or leave it to its new owner, where that is how the block ends."""
+        """Park the trial, or leave it to its new owner, where that is how the block ends.
+
+        Raises MismatchError, with the trial handed back as if it had never begun, where changed code does not fit the study.
+        """
         lease = self.lease
         try:
             yield
@@ -69,6 +72,10 @@ class Attempt:
             log.info(
                 "trial %d parked", lease.claim.number, extra={"action": "trial_parked", "trial": lease.claim.number}
             )
+        except ChangedSpace as changed:
+            given = changed.given
+            lease.retry(lambda: lease.ledger.hand_back(lease.claim, given))
+            raise MismatchError(str(changed)) from None
         except LostLease as lost:
             message = str(lost)
             log.warning("%s", message, extra={"action": "lease_lost", "trial": lease.claim.number})

@@ -15,17 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
-from hpo.errors import Diverged, nearest
+from hpo.errors import ChangedSpace, Diverged, nearest
 from hpo.queue.finish import STATES, End
 from hpo.queue.report import Report
 from hpo.queue.start import SuggestedParams
+from hpo.search import distributions
 from hpo.spec import space
 from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Verdict
 from hpo.spec.objectives import NOTHING, Beside, Goals, KnownCosts
+from hpo.storage import choices
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.optuna_storage import OptunaStorage
 from hpo.study.study import forget_stop, look_anew, stop_was_requested
@@ -69,6 +71,7 @@ class LeasedTrial(optuna.trial.Trial):
         self.curve = list(curve or [])  # the judged metric, raw, in the order of the steps
         self.finer_accumulation: int | None = None  # micro-batches with which it could be tried if memory runs out
         self.end_reason: str | None = None  # why it completes, if not because it has had all its epochs
+        self._had_params = frozenset(self._cached_frozen_trial.params)  # before this attempt
         self._shift = None if shifts else 0  # None: until the first report
         self._last_step = -1
         self._reporting = threading.Lock()  # an objective may report from several threads
@@ -121,7 +124,39 @@ class LeasedTrial(optuna.trial.Trial):
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         self.lease.check()  # Optuna's own writes are not fenced
-        return super()._suggest(name, distribution)
+        stored = distributions.as_stored(name, distribution)
+        try:
+            return self._suggest_as_recorded(name, distribution, stored)
+        except ValueError as error:
+            known = self._history.distribution_of(self._trial_id, name)
+            if known is None or not distributions.clash(known, stored):
+                raise
+            why = f"{name}: the study has {distributions.words(known)}, the objective asks for {distributions.words(stored)}"
+            raise self._clash(why) from error
+
+    def _suggest_as_recorded(self, name: str, distribution: BaseDistribution, stored: BaseDistribution) -> Any:
+        """Return what is recorded: an integer as a float holds it, and of choices this very one of the objective's own, since
+        Optuna takes True, 1 and 1.0 for the same.
+        """
+        is_new = name not in self._cached_frozen_trial.params
+        value = super()._suggest(name, stored)
+        if not isinstance(distribution, CategoricalDistribution):
+            return stored.to_external_repr(stored.to_internal_repr(value))
+        assert isinstance(stored, CategoricalDistribution)
+        place = choices.position(stored.choices, value)
+        assert place is not None
+        if is_new and place != stored.to_internal_repr(value):
+            self.storage.set_trial_param(self._trial_id, name, place, stored)
+        chosen = distribution.choices[place]
+        self._cached_frozen_trial.params[name] = chosen
+        return chosen
+
+    def _clash(self, why: str) -> BaseException:
+        """Return what ends a trial that asks for what its study cannot take; of code that changed, it ends the worker."""
+        if not self.lease.ledger.code_has_changed():
+            return ValueError(f"{why}; Optuna takes no such change within a study")
+        mend = f"undo the change, or take the trials along with `hpo fork {self.study.study_name} NEW FILE`"
+        return ChangedSpace(f"{why}; {mend}", self._cached_frozen_trial.params.keys() - self._had_params)
 
     def set_user_attr(self, key: str, value: Any) -> None:
         """Set an attribute as `optuna.Trial.set_user_attr` does."""

@@ -268,8 +268,9 @@ def test_an_unknown_study_is_told_with_the_nearest_name(command: str, hpo: Hpo, 
     assert err == f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n"
 
 
-def test_a_storage_with_no_study_of_ours_says_how_to_make_one(hpo: Hpo, tmp_path: Path) -> None:
+def test_a_storage_with_no_study_says_how_to_make_one(hpo: Hpo, tmp_path: Path) -> None:
     optuna.create_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
+    optuna.delete_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
     assert hpo("worker", "plain")[2] == (
         f"error: there is no study of hpo in sqlite:///{tmp_path}/studies.db; `hpo run FILE` makes one\n"
     )

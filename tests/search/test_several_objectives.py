@@ -357,7 +357,8 @@ def test_a_fork_holds_its_trials_against_its_own_bounds(searched: Study) -> None
         file = StudyFile(
             path=Path("x.toml"), loaded=wanted, spec=wanted, code_folder=searched.code_folder, code_digest=""
         )
-        told.append(fork_study(searched, file))
+        forked = fork_study(searched, file)
+        told.append((forked.taken, sum(forked.left.values())))
         return studies.join(searched.storage, name)
 
     told: list[tuple[int, int]] = []

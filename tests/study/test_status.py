@@ -23,7 +23,8 @@ from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, trials
 from hpo.study import control, query, status
-from hpo.study.status import Best, FailureCount, ParkedTrial, read, statuses, summarize
+from hpo.study.plain import statuses
+from hpo.study.status import Best, FailureCount, ParkedTrial, read, summarize
 from hpo.study.study import Study
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import START, begin, end_trial, finish_claim, make, run, set_times
