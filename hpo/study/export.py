@@ -19,6 +19,7 @@ from hpo.errors import StudyError
 from hpo.spec import space
 from hpo.spec.metrics import UNREPEATABLE
 from hpo.spec.study_file import UNIDENTIFYING
+from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
 from hpo.storage import choices
 from hpo.storage.tables import UID_KEY
@@ -145,7 +146,7 @@ def _is_toml(value: Any) -> bool:
         return all(map(_is_toml, value))
     if isinstance(value, str):
         return not any("\ud800" <= sign <= "\udfff" for sign in value)  # half a character cannot be written
-    return isinstance(value, bool | int | float)
+    return isinstance(value, bool | float) or value in INTEGERS
 
 
 def from_toml(value: Any) -> Any:
