@@ -146,7 +146,7 @@ def _is_toml(value: Any) -> bool:
         return all(map(_is_toml, value))
     if isinstance(value, str):
         return not any("\ud800" <= sign <= "\udfff" for sign in value)  # half a character cannot be written
-    return isinstance(value, bool | float) or value in INTEGERS
+    return isinstance(value, bool | float) or (isinstance(value, int) and value in INTEGERS)
 
 
 def from_toml(value: Any) -> Any:
