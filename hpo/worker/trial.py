@@ -31,6 +31,7 @@ from hpo.storage import choices
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.optuna_storage import OptunaStorage
 from hpo.study.study import forget_stop, look_anew, stop_was_requested
+from hpo.text import command
 from hpo.worker.client import Lease
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class LeasedTrial(optuna.trial.Trial):
         """Return what ends a trial that asks for what its study cannot take; of code that changed, it ends the worker."""
         if not self.lease.ledger.code_has_changed():
             return ValueError(f"{why}; Optuna takes no such change within a study")
-        mend = f"undo the change, or take the trials along with `hpo fork {self.study.study_name} NEW FILE`"
+        mend = f"undo the change, or take the trials along with `{command('fork', self.study.study_name)} NEW FILE`"
         return ChangedSpace(f"{why}; {mend}", self._cached_frozen_trial.params.keys() - self._had_params)
 
     def set_user_attr(self, key: str, value: Any) -> None:
