@@ -89,7 +89,7 @@ def _fitter(source: Study | PlainStudy, wanted: StudyFile) -> Callable[[FrozenTr
     spec = wanted.spec
     if spec.objective is None:
         return lambda trial: _fitted(trial, spec.tree, spec.goals)
-    objective = usercode.load(spec.objective, wanted.code_folder, "objective")
+    objective = usercode.load_objective(spec.objective, wanted.code_folder)
     asking = Asking(objective, source.name, spec.goals, source.optuna.user_attrs)
     return lambda trial: _copy(
         trial, asking.fitted(trial), asking.distributions(trial), _own_constraints(trial, spec.goals)

@@ -63,7 +63,7 @@ def test_each_choice_comes_back_as_the_same_object(make_study: MakeStudy, tmp_pa
         "    return trial.number\n"
     )
     study = searched(make_study, tmp_path, code, sampler={"name": "tpe", "n_startup_trials": 3})
-    taken = usercode.load("mine.py:objective", tmp_path, "objective").__globals__["TAKEN"]
+    taken = usercode.load_objective("mine.py:objective", tmp_path).__globals__["TAKEN"]
     assert len(taken) == 6
     for number in range(6):
         (path,) = export.export(study, tmp_path / "best.toml", number=number)
