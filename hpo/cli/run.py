@@ -245,7 +245,7 @@ def worker(
     ] = None,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
-    from hpo.errors import Fault, Outage, StorageGone
+    from hpo.errors import Fault, MismatchError, Outage, StorageGone
     from hpo.launch.local import TRY_AGAIN
     from hpo.queue import workers
     from hpo.spec.study_file import Recovery
@@ -275,6 +275,9 @@ def worker(
         descriptors.watch(joined.storage.engine, worker_loop.end_cut_off)
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
+    except MismatchError:  # of changed code that does not fit the study: the trial at hand was handed back
+        leave_in_order(mark)
+        raise
     except (StorageError, Outage) as error:
         if parent is None and (isinstance(error, StorageGone) or not stopping()):
             raise StorageError(str(error)) from error
