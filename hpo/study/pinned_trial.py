@@ -76,10 +76,14 @@ class PinnedTrial(optuna.trial.Trial):
         super().__init__(study, study._storage.create_new_trial(study._study_id))
         self.given = dict(params)
         self.refused: SpecError | None = None  # why a parameter cannot be had; the objective may have caught it
-        self.curve: list[float] = []  # what was reported, in the order of the reports
         self._cached_frozen_trial.number = number
         for key, value in (attributes or {}).items():
             self.set_user_attr(key, value)
+
+    @property
+    def curve(self) -> list[float]:
+        """What was reported, in the order of the steps."""
+        return [value for _, value in sorted(self._cached_frozen_trial.intermediate_values.items())]
 
     @property
     def relative_params(self) -> dict[str, Any]:
@@ -135,7 +139,6 @@ class PinnedTrial(optuna.trial.Trial):
         value, step = float(value), int(step)
         if step in self._cached_frozen_trial.intermediate_values:
             return
-        self.curve.append(value)
         self.storage.set_trial_intermediate_value(self._trial_id, step, value)
         self._cached_frozen_trial.intermediate_values[step] = value
 
