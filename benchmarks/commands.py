@@ -36,10 +36,13 @@ class Cost:
 def run(checkout: Path, arguments: Sequence[str], folder: str) -> Cost:
     """Run `hpo` of a checkout to its end."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": str(Path(folder) / "compiled")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each run compiles all that it loads
     command = [sys.executable, "-P", "-m", "hpo", *arguments]
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    _, _, used = os.wait4(process.pid, 0)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} in {checkout} ended with {os.waitstatus_to_exitcode(status)}")
     wall = time.perf_counter() - started
     return Cost(cpu=used.ru_utime + used.ru_stime, wall=wall, peak=used.ru_maxrss / 1024)
 
