@@ -50,7 +50,8 @@ def _as_the_server_needs_it() -> Iterator[None]:
     os.environ.update(SETTINGS)
     if len(os.fsencode(folder)) > LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"  # multiprocessing makes a folder of its own in it
-    os.environ[FOLDER] = util.get_temp_dir()
+    if multiprocessing.parent_process() is None:  # else the folder is that process's, which goes on to use it
+        os.environ[FOLDER] = util.get_temp_dir()
     try:
         yield
     finally:
