@@ -71,6 +71,10 @@ def doctor(
     fail: Annotated[
         int | None, typer.Option("--fail", min=0, help="Make this RUNNING trial of another program FAIL.")
     ] = None,
+    release: Annotated[
+        int | None,
+        typer.Option("--release", min=0, help="Park this trial of a worker on another machine, which is gone."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Workers that the storage is to carry.")
     ] = None,
@@ -89,6 +93,11 @@ def doctor(
             raise SpecError(f"--fail {fail}: name the study of the trial: hpo doctor STUDY --fail {fail}")
         control.fail_foreign(studies.join(place, study), fail)
         text.say(f"trial {fail} of {study!r} is FAIL now")
+    if release is not None:
+        if study is None:
+            raise SpecError(f"--release {release}: name the study of the trial, behind `hpo doctor`")
+        control.release(studies.join(place, study), release)
+        text.say(f"trial {release} of {study!r} is parked now")
     ills = 0
     for finding in doctor.findings(place, study, repair=repair, workers=workers):
         text.say_page(finding.text)

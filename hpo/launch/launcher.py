@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from hpo import text
 from hpo.errors import StorageError, StorageGone
 from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
+from hpo.study import query
 from hpo.study.status import Past, read
 from hpo.study.study import Study
 from hpo.study.trial_history import finished
@@ -74,6 +76,11 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
     workers.register(ledger)
     reaper = Reaper(ledger)
     with catching_signals(fleet) as interrupt, view:
+        for held in query.held_elsewhere(study):
+            view.say(
+                f"trial {held.number} is held by {held.worker} of another machine and is left to it; "
+                f"if that is gone: {text.command('doctor', study.name, options=f'--release {held.number}')}"
+            )
         try:
             fleet.start()
             while fleet.tend():

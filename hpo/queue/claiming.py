@@ -15,12 +15,14 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
+from hpo.queue import lease_clock
 from hpo.queue.finish import write_stop
 from hpo.queue.ledger import Ledger, cut_back
 from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Kind
 from hpo.storage import sql, trial_writes
 from hpo.storage.tables import (
+    SCHEMA,
     Hold,
     hpo_failures,
     hpo_trials,
@@ -96,6 +98,8 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
     row = living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
+    if row.schema not in (None, SCHEMA):
+        raise StudyError(f"another version of hpo works on the study by now: its schema is {row.schema}, here {SCHEMA}")
     return row
 
 
@@ -117,7 +121,7 @@ def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, stack_key
         connection.execute(
             hpo_trials.update()
             .where(of_study, hpo_trials.c.trial_id.in_([row.trial_id for row in rows]))
-            .values(attempt=hpo_trials.c.attempt + 1, worker=ledger.worker, lease_until=ledger.lease(connection))
+            .values(attempt=hpo_trials.c.attempt + 1, worker=ledger.worker, **ledger.lease(connection))
         )
         cut_back(connection, rows)
     return [_taken(row) for row in rows]
@@ -239,7 +243,7 @@ def _lease_out(connection: sa.Connection, ledger: Ledger, begun: Sequence[Claim]
 
 @cache
 def _leased(dialect: str) -> Any:
-    return hpo_trials.insert().values(lease_until=sql.clock(dialect) + sa.bindparam("lease_seconds"))
+    return hpo_trials.insert().values(lease_clock.lease(dialect, sa.bindparam("lease_seconds")))
 
 
 # --- counted ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from hpo.queue.lease_clock import NO_LEASE
 from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
 from hpo.spec.objectives import NOTHING, Beside, KnownCosts
@@ -112,7 +113,7 @@ def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | No
 _CLOSE = (
     hpo_trials.update()
     .where(hpo_trials.c.study_uid == sa.bindparam("of_study"), hpo_trials.c.trial_id == sa.bindparam("of_trial"))
-    .values(settled=True, lease_until=None, outcome=sa.bindparam("new_outcome"), reason=sa.bindparam("new_reason"))
+    .values(settled=True, **NO_LEASE, outcome=sa.bindparam("new_outcome"), reason=sa.bindparam("new_reason"))
 )
 _END_OF_STREAK = (
     hpo_studies.update().where(hpo_studies.c.uid == sa.bindparam("of_study"), hpo_studies.c.streak > 0).values(streak=0)
@@ -136,7 +137,7 @@ def release(connection: sa.Connection, row: Any, *, stack_key: str | None = None
     if row.stop_requested:
         end_as_stopped(connection, row)
     else:
-        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **known))
+        connection.execute(hpo_trials.update().where(_of(row)).values(**NO_LEASE, **known))
 
 
 def queue_again(connection: sa.Connection, row: Any) -> None:
@@ -215,7 +216,7 @@ def fail(
         halved = isinstance(policy, MemoryPolicy) and policy.halve and accumulation is not None
         # Over from the start: a curve must come from one way of training.
         restart = {"accumulation": accumulation, "stack_key": None, **NO_CHECKPOINT} if halved else {}
-        connection.execute(hpo_trials.update().where(_of(row)).values(lease_until=None, **restart))
+        connection.execute(hpo_trials.update().where(_of(row)).values(**NO_LEASE, **restart))
     else:
         value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None
         _settle(connection, row, STATES[verdict], value, outcome=failure.kind, reason=failure.message)

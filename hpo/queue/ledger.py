@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import finish
+from hpo.queue import finish, lease_clock
 from hpo.queue.finish import NO_CHECKPOINT, End
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
 from hpo.queue.report import Report, ReportResult, stands, write_metrics, write_values
@@ -89,7 +89,7 @@ class Ledger:
             if renew and held:
                 ids = [claim.trial_id for claim in held]
                 of_held = sa.and_(hpo_trials.c.study_uid == self.uid, hpo_trials.c.trial_id.in_(ids))
-                connection.execute(hpo_trials.update().where(of_held).values(lease_until=self.lease(connection)))
+                connection.execute(hpo_trials.update().where(of_held).values(**self.lease(connection)))
         return answer
 
     def write_metrics(self, reports: Sequence[Report]) -> set[Claim]:
@@ -175,9 +175,9 @@ class Ledger:
             "of_attempt": claim.attempt,
         }
 
-    def lease(self, connection: sa.Connection) -> sa.ColumnElement[float]:
-        """Return when a lease that is given now runs out, by the database's clock."""
-        return sql.now(connection) + self.lease_seconds
+    def lease(self, connection: sa.Connection) -> dict[str, Any]:
+        """Return the columns of a lease that is given now."""
+        return lease_clock.lease(connection.dialect.name, self.lease_seconds)
 
     def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
         """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell.
@@ -400,14 +400,14 @@ def _runs() -> sa.ColumnElement[bool]:
     return sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
 
 
-def _lease_until(dialect: str) -> sa.ColumnElement[float]:
-    return sql.clock(dialect) + sa.bindparam("lease_seconds", type_=sa.Double)
+def _lease(dialect: str) -> dict[str, Any]:
+    return lease_clock.lease(dialect, sa.bindparam("lease_seconds", type_=sa.Double))
 
 
 @cache
 def _update_statement(dialect: str, names: tuple[str, ...]) -> sa.Update:
     new = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in names}
-    return hpo_trials.update().where(_of_claim(), _runs()).values(lease_until=_lease_until(dialect), **new)
+    return hpo_trials.update().where(_of_claim(), _runs()).values(**_lease(dialect), **new)
 
 
 @cache
@@ -427,7 +427,7 @@ def _renew_statement(dialect: str) -> Any:
         .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
         .cte("held")
     )
-    update = hpo_trials.update().where(_is_held(held)).values(lease_until=_lease_until(dialect))
+    update = hpo_trials.update().where(_is_held(held)).values(**_lease(dialect))
     return update.returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
 
 
@@ -485,7 +485,7 @@ def _close_statement(dialect: str, count: int) -> Any:
         .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
         .cte("held")
     )
-    end = {"settled": True, "lease_until": None, "outcome": held.c.outcome, "reason": held.c.reason}
+    end = {"settled": True, **lease_clock.NO_LEASE, "outcome": held.c.outcome, "reason": held.c.reason}
     return (
         hpo_trials.update().where(_is_held(held)).values(**end).returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
     )

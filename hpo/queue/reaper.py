@@ -13,11 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.queue import clock, finish, workers
+from hpo.queue import finish, lease_clock, workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind
-from hpo.storage import sql
+from hpo.storage import clock, sql
 from hpo.storage.tables import hpo_failures, hpo_trials, running_ids, trials
 
 TICKS_PER_LEASE = 6  # a worker that is gone is noticed a sixth of a lease after its lease, if others live
@@ -49,7 +49,7 @@ class Reaper:
             now = self._clock()
             pause = self._pause(connection, now)
             is_held_off = pause > 0 or now < self._not_before
-            taken = 0 if is_held_off else reap(connection, self._ledger)
+            taken = reap(connection, self._ledger, of_old_boots_only=is_held_off)
         self._written_at = now  # only now is it known that what was written stands
         self._not_before = max(self._not_before, now + pause)
         self._waits = 0 if not is_held_off else self._waits + (pause > 0)
@@ -68,10 +68,24 @@ class Reaper:
         return lease if now - self._written_at > lease / 2 else 0.0
 
 
-def reap(connection: sa.Connection, ledger: Ledger) -> int:
-    """Take away every lease that has run out by the database's clock; return how many."""
-    expired = hpo_trials.c.lease_until < sql.now(connection)
-    return _lose(connection, ledger, expired, "its worker fell silent for longer than its lease", skip_locked=True)
+def reap(connection: sa.Connection, ledger: Ledger, *, of_old_boots_only: bool = False) -> int:
+    """Take away every lease that has run out by its clock; return how many.
+
+    Args:
+        of_old_boots_only: those alone that were given before this machine was started anew: nobody can renew them.
+    """
+    dialect, by = connection.dialect.name, hpo_trials.c.lease_clock
+    mine = lease_clock.name(dialect)
+    if of_old_boots_only and mine is None:
+        return 0
+    expired = lease_clock.has_passed(dialect, hpo_trials.c.lease_until, by)
+    over = lease_clock.has_stopped(dialect, by) if of_old_boots_only else expired
+
+    def how(row: Any) -> str:
+        is_of_old_boot = row.lease_clock not in (None, mine)
+        return "its machine was started anew" if is_of_old_boot else "its worker fell silent for longer than its lease"
+
+    return _lose(connection, ledger, over, how, skip_locked=True)
 
 
 def fail_leases_of(ledger: Ledger, worker: str, how: str) -> int:
@@ -81,7 +95,7 @@ def fail_leases_of(ledger: Ledger, worker: str, how: str) -> int:
         how: what it died of, in words.
     """
     with sql.writing(ledger.engine) as connection:
-        return _lose(connection, ledger, hpo_trials.c.worker == worker, f"its worker died: {how}")
+        return _lose(connection, ledger, hpo_trials.c.worker == worker, lambda _: f"its worker died: {how}")
 
 
 def release_leases_of(ledger: Ledger, worker: str, *, but: Collection[Claim] = ()) -> None:
@@ -108,11 +122,16 @@ def has_lost(ledger: Ledger, worker: str) -> bool:
 
 
 def _lose(
-    connection: sa.Connection, ledger: Ledger, whose: sa.ColumnElement[bool], how: str, *, skip_locked: bool = False
+    connection: sa.Connection,
+    ledger: Ledger,
+    whose: sa.ColumnElement[bool],
+    how: Callable[[Any], str],
+    *,
+    skip_locked: bool = False,
 ) -> int:
     lost = _held(connection, ledger, whose, skip_locked=skip_locked)
     for row in lost:
-        failure = Failure(kind=Kind.LOST_WORKER, message=f"{how} ({row.worker})")
+        failure = Failure(kind=Kind.LOST_WORKER, message=f"{how(row)} ({row.worker})")
         finish.fail(connection, row, failure, ledger.policies)
     return len(lost)
 

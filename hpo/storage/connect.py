@@ -130,7 +130,7 @@ def connect(text: str, *, create: bool = False) -> Storage:
     except FAILURES as error:
         raise _unreachable(url, error) from None
     try:
-        _refuse_old_tables(opened, url)
+        _complete_old_tables(opened, url)
     except BaseException:
         opened.dispose()
         raise
@@ -168,16 +168,21 @@ def _creating(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def _refuse_old_tables(opened: sa.Engine, url: URL) -> None:
+def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
     try:
         lacking = tables.missing(opened)
     except FAILURES as error:
         raise _unreachable(url, error) from None
-    if lacking:
+    if not lacking:
+        return
+    try:
+        _creating(lambda: tables.complete(opened))
+    except FAILURES as error:
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(
-            f"storage {redacted_url(url)}: was made by an earlier hpo (it lacks {names}); `hpo run` adds them"
-        )
+            f"storage {redacted_url(url)}: was made by an earlier hpo; it lacks {names}, which cannot be added: "
+            f"{cause(error)}; give a command once as a user who may change the tables"
+        ) from None
 
 
 def _unreachable(url: URL, error: Exception) -> StorageError:

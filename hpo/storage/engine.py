@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from hpo.storage import clock
 from hpo.storage.sqlite_file import SqliteFile
 
 BUSY_SECONDS = 10.0  # how long a SQLite statement waits for another process's write, a Postgres one for a lock
@@ -37,7 +38,7 @@ def arguments(url: URL, file: SqliteFile | None = None) -> dict[str, Any]:
         # read something that another process changed since.
         return {
             "creator": partial(file.open, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE"),
-            "pool_events": [(_set_pragmas, "connect"), (file.check, "checkout")],
+            "pool_events": [(_set_up, "connect"), (file.check, "checkout")],
         }
     connect_args = {
         "connect_timeout": CONNECT_SECONDS,
@@ -85,7 +86,8 @@ def _ping(connection: Any, record: Any, proxy: object) -> None:  # noqa: ARG001 
         raise sa.exc.DisconnectionError(str(error)) from error
 
 
-def _set_pragmas(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
+def _set_up(connection: sqlite3.Connection, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
+    connection.create_function("hpo_awake", 0, clock.awake)
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'hpo_studies'").fetchone():
         connection.execute("PRAGMA journal_mode=WAL")  # stays with the file: one that only Optuna uses is left as it is
     connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may take the last commits, never the file

@@ -16,6 +16,8 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models  # Optuna's schema, version 12; the only place that imports it
 from optuna.trial import TrialState
 
+#: Of what our rows mean; processes of two of them do not work on one study side by side. 1: up to November 2026.
+SCHEMA = 2
 UID_KEY = "hpo:uid"  # the user attribute that ties a study of Optuna's to our rows
 
 studies = models.StudyModel.__table__
@@ -74,6 +76,7 @@ hpo_studies = sa.Table(
     metadata,
     sa.Column("uid", sa.String(32), primary_key=True),
     _study_key(),
+    sa.Column("schema", sa.Integer),  # SCHEMA of those who work on it; NULL is 1
     sa.Column("spec", sa.Text, nullable=False),  # JSON, defaults filled
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("trials", sa.Integer, nullable=False),  # the budget: rows in any state but WAITING
@@ -97,7 +100,8 @@ hpo_trials = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),  # how often the trial was taken up: the lease's fencing token
     sa.Column("settled", sa.Boolean, nullable=False),  # finished by us; nothing may take it up again
     sa.Column("worker", sa.String(200), nullable=False),
-    sa.Column("lease_until", sa.Double),  # seconds since 1970 by the database's clock; NULL is parked
+    sa.Column("lease_until", sa.Double),  # seconds by the clock that `lease_clock` names; NULL is parked
+    sa.Column("lease_clock", sa.String(300)),  # NULL is the database's own, since 1970; see `queue.lease_clock`
     sa.Column("stop_requested", sa.Boolean, nullable=False, server_default=sa.false()),  # by a person
     sa.Column("accumulation", sa.Integer, nullable=False, server_default="1"),  # micro-batches to a batch
     sa.Column("checkpoint_epoch", sa.Integer),
@@ -134,10 +138,13 @@ hpo_workers = sa.Table(
     _study_key(),
     sa.Column("host", sa.String(200), nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),  # seconds by the clock that `clock` names,
     sa.Column("seen_at", sa.Double, nullable=False),
     sa.Column("left_at", sa.Double),
-    sa.Column("clock_skew", sa.Double, nullable=False),  # seconds that its clock is ahead of the database's
+    sa.Column("clock", sa.String(300)),  # as leases do
+    # Seconds that its wall clock is ahead: of Postgres's; on SQLite of itself as it was when this process started.
+    sa.Column("clock_skew", sa.Double, nullable=False),
+    sa.Column("booted_at", sa.Double),  # on SQLite: when its machine started, by its wall clock as that was then
     sa.Column("versions", sa.Text, nullable=False),  # JSON
 )
 
@@ -182,10 +189,15 @@ def has_known_schema(engine: sa.Engine) -> bool:
 
 
 def create(engine: sa.Engine) -> None:
-    """Make our tables where they are missing, and the columns that tables of an earlier version lack."""
+    """Make our tables where they are missing, and the columns that those of an earlier version lack."""
     metadata.create_all(engine)
     for index in (trials_by_number, trials_by_state):
         index.create(engine, checkfirst=True)
+    complete(engine)
+
+
+def complete(engine: sa.Engine) -> None:
+    """Add the columns that our tables, where they are there, do not have yet; an earlier hpo does not mind them."""
     for column in missing(engine):
         described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
         with engine.begin() as connection:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.queue import finish
+from hpo.queue import finish, lease_clock
 from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
 from hpo.study.format import STATES
@@ -66,6 +66,21 @@ def fail_foreign(study: Study, number: int) -> None:
             raise StudyError(
                 f"trial {number} of study {study.name!r} does not run: it is {STATES[trial.state.name.lower()]}"
             )
+
+
+def release(study: Study, number: int) -> None:
+    """Park a trial that is held by the clock of another machine, since a person knows that this one is gone; StudyError if
+    it is not held so.
+    """
+    with sql.writing(study.storage.engine) as connection:
+        _living(connection, study)
+        trial = _numbered(connection, study, number)
+        row = next((row for row in _open(connection, study) if row.trial_id == trial.trial_id), None)
+        if row is None or not lease_clock.is_elsewhere(row.lease_clock):
+            raise StudyError(
+                f"trial {number} of study {study.name!r} is not held by another machine: a lease of this one runs out by itself"
+            )
+        finish.release(connection, row)
 
 
 def pause(study: Study) -> None:

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import Fault, StorageError
-from hpo.queue import finish, reaper
-from hpo.storage import filesystem, sql
+from hpo.queue import finish, lease_clock, reaper, workers
+from hpo.storage import clock, filesystem, sql
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.study import plain, query, resolve, retention
@@ -24,7 +24,7 @@ from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
 from hpo.text import command, page, short
 
-MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's
+MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's, or its own of before
 MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
 
 
@@ -140,7 +140,7 @@ def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
             _ours(study).where(
                 hpo_trials.c.settled.is_(False),
                 trials.c.state == TrialState.RUNNING,
-                hpo_trials.c.lease_until < sql.now(connection),
+                lease_clock.has_passed(connection.dialect.name, hpo_trials.c.lease_until, hpo_trials.c.lease_clock),
             )
         ).all()
     if expired and repair:
@@ -215,11 +215,11 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 
 
 def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Living workers whose clock differs from the database's, or whose versions differ from the others'."""
+    """Living workers whose clock differs from Postgres's, or whose versions differ from the others'."""
     with study.storage.engine.connect() as connection:
         living = connection.execute(_living(connection, study, *hpo_workers.c)).all()
     for row in living:
-        if abs(row.clock_skew) > MAX_SKEW_SECONDS:
+        if row.booted_at is None and abs(row.clock_skew) > MAX_SKEW_SECONDS:
             yield Finding(
                 where=study.name,
                 what=f"the clock of {row.host} is {row.clock_skew:+.1f} s off the database's (worker {row.worker})",
@@ -235,12 +235,42 @@ def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
             )
 
 
+def _clock_steps(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """On SQLite: that this machine's wall clock was set since processes began to work on the study, or so a living one says."""
+    of_this_boot = (hpo_workers.c.clock == clock.name(), hpo_workers.c.booted_at.is_not(None))
+    columns = (hpo_workers.c.worker, hpo_workers.c.clock_skew, hpo_workers.c.booted_at)
+    with study.storage.engine.connect() as connection:
+        found = connection.execute(sa.select(*columns).where(hpo_workers.c.study_uid == study.uid, *of_this_boot)).all()
+        living = connection.execute(_living(connection, study, *columns).where(*of_this_boot)).all()
+    started_at = clock.started_at()
+    steps = [(started_at - row.booted_at, row.worker) for row in found]
+    steps += [(row.clock_skew, row.worker) for row in living]
+    step, worker = max(steps, key=lambda one: abs(one[0]), default=(0.0, ""))
+    if abs(step) > MAX_SKEW_SECONDS:
+        yield Finding(
+            where=study.name,
+            what=f"the clock of this machine was set by {step:+.1f} s after worker {worker} had begun",
+            mend="leases do not follow it; times of trials and in logs from before and after differ by it",
+            is_ill=False,
+        )
+
+
+def _elsewhere(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """On SQLite: trials that a worker of another machine holds."""
+    for row in query.held_elsewhere(study):
+        yield Finding(
+            where=study.name,
+            what=f"trial {row.number} is held by {row.worker} of another machine, whose clock cannot be read here",
+            mend=f"if that worker is gone: {command('doctor', study.name, options=f'--release {row.number}')}",
+        )
+
+
 def _living(connection: sa.Connection, study: Study, *columns: sa.Column[Any]) -> sa.Select[Any]:
     """Select of the processes that were seen within the last lease and have not said that they leave."""
     return sa.select(*columns).where(
         hpo_workers.c.study_uid == study.uid,
         hpo_workers.c.left_at.is_(None),
-        hpo_workers.c.seen_at > sql.now(connection) - study.spec.recovery.lease_seconds,
+        workers.seen_lately(connection.dialect.name, study.spec.recovery.lease_seconds),
     )
 
 
@@ -307,6 +337,8 @@ CHECKS: list[Callable[[Study, bool], Iterator[Finding]]] = [
     _foreign,
     _code,
     _workers,
+    _clock_steps,
+    _elsewhere,
     _checkpoints,
     _filesystem,
 ]

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from hpo.queue import lease_clock
 from hpo.spec import space
-from hpo.storage import sql
 from hpo.storage.finished_trials import CONSTRAINTS
 from hpo.storage.tables import (
     FINISHED,
@@ -98,7 +98,7 @@ def _standing(connection: sa.Connection, study: Study) -> sa.Select[Any]:
             hpo_trials.c.settled,
             hpo_trials.c.outcome,
             hpo_trials.c.checkpoint_epoch,
-            (hpo_trials.c.lease_until >= sql.now(connection)).label("live"),
+            lease_clock.is_live(connection.dialect.name).label("live"),
         )
         .select_from(with_value(study))
         .where(trials.c.study_id == study.study_id)
@@ -109,6 +109,18 @@ def _standing(connection: sa.Connection, study: Study) -> sa.Select[Any]:
 def _is_final(row: Any) -> bool:
     """Say whether a trial has ended for Optuna, which changes it no more, and for us, if it was ours."""
     return row.state in FINISHED and row.settled is not False
+
+
+def held_elsewhere(study: Study) -> Sequence[Any]:
+    """Return (number, worker) of the trials whose leases are by the clock of another machine: here they never run out."""
+    with study.storage.engine.connect() as connection:
+        held = connection.execute(
+            sa.select(trials.c.number, hpo_trials.c.worker, hpo_trials.c.lease_clock)
+            .select_from(with_ours(study))
+            .where(trials.c.study_id == study.study_id, hpo_trials.c.lease_clock.is_not(None))
+            .order_by(trials.c.number)
+        ).all()
+    return [row for row in held if lease_clock.is_elsewhere(row.lease_clock)]
 
 
 def with_ours(study: Study) -> sa.Join:

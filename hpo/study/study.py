@@ -20,6 +20,7 @@ import optuna
 import sqlalchemy as sa
 
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
+from hpo.queue import workers
 from hpo.queue.ledger import Ledger
 from hpo.search import pruners, samplers
 from hpo.spec import study_file
@@ -28,6 +29,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, trial_writes
 from hpo.storage.connect import Storage
 from hpo.storage.tables import (
+    SCHEMA,
     UID_KEY,
     Hold,
     hpo_studies,
@@ -114,12 +116,11 @@ def create_or_join(
             _insert(connection, made._study_id, wanted, root, code_folder, code_digest, forking)
             row = _lock_and_read(connection, made._study_id)
         _check_identity(row, wanted)
+        _check_schema(connection, row, wanted.name)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
         managed = _stored_spec(row, wanted.name).managed_by(wanted)
         connection.execute(
-            hpo_studies.update()
-            .where(hpo_studies.c.uid == row.uid)
-            .values(trials=budget, spec=json.dumps(managed.document))
+            hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(trials=budget, spec=_to_store(managed))
         )
         _check_code(connection, row, code_digest, allow_code_change)
     study = join(place, wanted.name)
@@ -139,6 +140,10 @@ def join(place: Storage, name: str) -> Study:
         raise StudyError(f"there is no study of hpo in {place.shown}; `hpo run FILE` makes one")
     if row is None:
         raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, known)}")
+    if (row.schema or 1) > SCHEMA:
+        raise StudyError(
+            f"study {name!r} was worked on by a later hpo: its schema is {row.schema}, here {SCHEMA}; update hpo here"
+        )
     stored = _stored_spec(row, name)
     opened = optuna.load_study(
         study_name=name, storage=place.optuna, sampler=samplers.build(stored, 0), pruner=pruners.build(stored)
@@ -203,6 +208,7 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
             raise StudyError(f"study {study.name!r} was deleted")
         if mine is not None:
             _check_identity(row, mine)
+        _check_schema(connection, row, study.name)
         _check_code(connection, row, code_digest, allow_code_change)
     probe = study.checkpoints / PROBE_FILE
     if not probe.is_file() or probe.read_text() != study.uid:
@@ -264,7 +270,8 @@ def _insert(
         hpo_studies.insert().values(
             uid=uid,
             study_id=study_id,
-            spec=json.dumps(wanted.document),
+            schema=SCHEMA,
+            spec=_to_store(wanted),
             fingerprint=wanted.fingerprint,
             trials=wanted.budget.trials,
             code_folder=str(code_folder.absolute()),
@@ -319,6 +326,27 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
         "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
         f"or take its trials along with `{command('fork', wanted.name)} NEW FILE`",
     )
+
+
+def _check_schema(connection: sa.Connection, row: Any, name: str) -> None:
+    """Refuse to work beside processes that read our rows in another way, and keep later ones of an earlier hpo out.
+
+    From schema 2 on the format always stands in the stored spec: an hpo of schema 1 knows no such key and cannot join.
+    """
+    spec = _stored_spec(row, name)
+    if others := workers.of_another_schema(connection, row.uid, spec.recovery.lease_seconds):
+        raise MismatchError(
+            f"study {name!r}: {', '.join(others)} of another version of hpo work on it, and the two read leases differently; "
+            f"end them, or wait until they have been silent for {spec.recovery.lease} (recovery.lease)"
+        )
+    if row.schema != SCHEMA:
+        connection.execute(
+            hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(schema=SCHEMA, spec=_to_store(spec))
+        )
+
+
+def _to_store(spec: StudySpec) -> str:
+    return json.dumps({"format": spec.format, **spec.document})
 
 
 def lets_in(row: Any, digest: str) -> bool:

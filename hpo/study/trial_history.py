@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.storage import sql
+from hpo.queue import lease_clock
 from hpo.storage.finished_trials import COST_PREFIX
 from hpo.storage.tables import (
     hpo_curves,
@@ -86,7 +86,7 @@ def history(study: Study, number: int) -> TrialHistory:
                 hpo_trials.c.attempt,
                 hpo_trials.c.worker,
                 hpo_trials.c.checkpoint_path,
-                (hpo_trials.c.lease_until >= sql.now(connection)).label("live"),
+                lease_clock.is_live(connection.dialect.name).label("live"),
                 epochs.correlate(trials).scalar_subquery().label("epochs"),
             )
             .select_from(query.with_value(study))

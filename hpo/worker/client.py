@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, StorageGone, TimeUp, Unasked
-from hpo.queue import clock
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
 from hpo.queue.report import Report
 from hpo.spec.failures import Kind
+from hpo.storage import clock
 from hpo.storage.connect import UNREACHED, cause
 from hpo.storage.retry import Result, Retry, within
 

@@ -11,10 +11,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.queue import claiming, clock
+from hpo.queue import claiming
 from hpo.queue.finish import End
 from hpo.queue.models import Claim
 from hpo.queue.report import Report
+from hpo.storage import clock
 from hpo.storage.connect import Storage
 from hpo.storage.retry import Retry
 from hpo.study.study import Study, as_in_optimize

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hpo.queue import workers
+from hpo.queue import lease_clock, workers
 from hpo.queue.ledger import Ledger
 from hpo.receipt import versions
 from hpo.storage import sql
@@ -33,8 +33,9 @@ def rows(study: Study) -> list[Any]:
 
 
 def now(study: Study) -> float:
+    """Return the time by the clock of leases."""
     with study.storage.engine.connect() as connection:
-        return float(connection.execute(sa.select(sql.now(connection))).scalar_one())
+        return float(connection.execute(sa.select(lease_clock.now(connection.dialect.name))).scalar_one())
 
 
 def tick() -> None:
@@ -56,7 +57,8 @@ def test_a_process_that_enters_says_who_and_where_it_is_and_what_it_runs(make_st
     assert (row.host, row.pid) == (platform.node(), os.getpid())
     assert before <= row.started_at == row.seen_at <= now(study)
     assert row.left_at is None
-    assert json.loads(row.versions) == versions()
+    assert row.clock == lease_clock.name(study.storage.engine.dialect.name)
+    assert json.loads(row.versions) == {**versions(), "schema": "2"}
     assert {"python", "torch", "optuna", "hpo"} <= json.loads(row.versions).keys()
 
 
@@ -77,7 +79,7 @@ def test_a_clock_that_is_wrong_is_told_by_how_much(
         workers.register(study.ledger("w"))
     (row,) = rows(study)
     assert row.clock_skew == pytest.approx(ahead, abs=0.5)
-    assert row.started_at == pytest.approx(now(study), abs=60)  # by the database's clock
+    assert row.started_at == pytest.approx(now(study), abs=60)  # by a clock that is not its own
 
 
 def test_a_wait_for_the_lock_is_no_skew(make_study: MakeStudy) -> None:

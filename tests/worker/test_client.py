@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, NoAnswer, Outage, Stopped
-from hpo.queue import claiming, clock
+from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report, ReportResult
-from hpo.storage import sql
+from hpo.storage import clock, sql
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control

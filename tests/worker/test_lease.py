@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
-from hpo.queue import claiming, clock
+from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report, ReportResult
+from hpo.storage import clock
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
