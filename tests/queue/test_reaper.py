@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import claiming, finish, reaper, workers
+from hpo.queue import claiming, finish, lease_clock, reaper, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
@@ -474,7 +474,7 @@ def test_a_lease_that_is_renewed_while_the_reaper_waits_is_not_taken(make_study:
     taken(study)
 
     def renew(connection: sa.Connection) -> None:
-        connection.execute(hpo_trials.update().values(lease_until=sql.now(connection) + LEASE))
+        connection.execute(hpo_trials.update().values(lease_clock.lease(connection.dialect.name, LEASE)))
 
     assert reaped_while(study, renew) == 0
     assert reap(study) == 0
