@@ -176,7 +176,7 @@ def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
     if not lacking:
         return
     try:
-        _creating(lambda: tables.complete(opened))
+        _creating(lambda: tables.create(opened))  # which an earlier hpo does not mind
     except FAILURES as error:
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(

@@ -193,11 +193,6 @@ def create(engine: sa.Engine) -> None:
     metadata.create_all(engine)
     for index in (trials_by_number, trials_by_state):
         index.create(engine, checkfirst=True)
-    complete(engine)
-
-
-def complete(engine: sa.Engine) -> None:
-    """Add the columns that our tables, where they are there, do not have yet; an earlier hpo does not mind them."""
     for column in missing(engine):
         described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
         with engine.begin() as connection:
