@@ -122,7 +122,7 @@ def test_it_is_forked(hpo: Hpo, tmp_path: Path, plain: optuna.Study) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["pause"], ["resume"], ["stop"], ["stop", "--trial", "3"], ["worker"], ["doctor", "--fail", "3"]]
+    "command", [["pause"], ["resume"], ["stop"], ["stop", "--trial", "3"], ["doctor", "--fail", "3"]]
 )
 def test_what_would_change_it_is_refused(hpo: Hpo, tmp_path: Path, plain: optuna.Study, command: list[str]) -> None:
     before = content(tmp_path)
