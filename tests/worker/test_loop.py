@@ -167,7 +167,7 @@ def test_the_pruner_of_the_study_decides_on_the_reported_curve(make_study: MakeS
     assert [len(trial.intermediate_values) for trial in trials(study)] == [3, 3, 3, 1, 1, 1]
 
 
-def test_steps_from_zero_become_epochs_from_one(make_study: MakeStudy) -> None:
+def test_steps_are_stored_as_they_are_reported(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
 
     def objective(trial: optuna.Trial) -> float:
@@ -176,7 +176,7 @@ def test_steps_from_zero_become_epochs_from_one(make_study: MakeStudy) -> None:
         return 0.0
 
     work(study, objective)
-    assert [trial.intermediate_values for trial in trials(study)] == [{1: 0.0, 2: 1.0, 3: 2.0}, {1: 1.0, 2: 2.0}]
+    assert [trial.intermediate_values for trial in trials(study)] == [{0: 0.0, 1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}]
 
 
 def test_a_step_reported_again_is_ignored_with_a_warning_as_in_optuna(make_study: MakeStudy) -> None:
