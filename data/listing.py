@@ -53,7 +53,7 @@ def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listi
     """
     folders = _parts(root, own, layout)
     classes = [folder.name for folder in _class_folders(folders["train"])]
-    walk = _Walk()
+    walk = Walk()
     parts: dict[Part, list[ImageFile]] = {}
     for part, folder in folders.items():
         strangers = {found.name for found in _class_folders(folder)} - set(classes)
@@ -251,7 +251,7 @@ def _some(names: Sequence[str]) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-class _Walk:
+class Walk:
     """One walk through all parts, which knows each file and folder by its device and number, whatever links lead to it."""
 
     def __init__(self) -> None:
@@ -285,11 +285,13 @@ class _Walk:
 
     def of_class(self, part: Part, label: int, folder: Path) -> list[ImageFile]:
         """Return the images of a class in a part, in the order of their paths; BadFile if there are none."""
-        found = sorted(self._below(folder, label, set()), key=lambda file: file.path)
+        found = sorted(self.below(folder, label), key=lambda file: file.path)
         _refuse_none(folder, found)
         return [file for one in found if (file := self._once(one, part, label)) is not None]
 
-    def _below(self, folder: Path, label: int, visited: set[tuple[int, int]]) -> Iterator[ImageFile]:
+    def below(self, folder: Path, label: int = 0, visited: set[tuple[int, int]] | None = None) -> Iterator[ImageFile]:
+        """Yield the image files of a folder and of those in it, each folder once."""
+        visited = set() if visited is None else visited
         try:
             state = folder.stat()
             entries = list(folder.iterdir())
@@ -306,7 +308,7 @@ class _Walk:
                 if path.is_dir() or is_image(path.name):
                     self._hidden.append(path)
             elif path.is_dir():
-                yield from self._below(path, label, visited)
+                yield from self.below(path, label, visited)
             elif is_image(path.name) or not path.exists():  # a link that leads nowhere may have led to images
                 yield image_file(path, label)
             else:

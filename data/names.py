@@ -31,6 +31,11 @@ def part_of(name: str, *, loosely: bool = False) -> Part | None:
     return _PARTS.get(word) or _PARTS.get(re.split(r"[ _.-]", word)[-1])
 
 
+def is_label(text: str) -> bool:
+    """Say whether a text, without blanks around it, is a label, and none that is missing."""
+    return bool(text) and text.casefold() != "nan"
+
+
 def whole_number(name: str) -> int | None:
     """Return the integer that a class's name writes, such as 7 for "7", "07" and "7.0"; None for any other name."""
     found = _WHOLE.fullmatch(name)

@@ -16,7 +16,7 @@ from torch import Tensor
 from hpo.data.cache import cached, keep
 from hpo.data.files import BadFile, File, OptionalFile, existing_file
 from hpo.data.listing import endings
-from hpo.data.names import Part, in_order
+from hpo.data.names import Part, in_order, is_label
 from hpo.data.sheet import Column, Sheet
 from hpo.data.source import Reading, Source
 
@@ -97,11 +97,15 @@ class Table:
     labels: Sheet | None
     wanted: Column | None  # the column of labels, as it was given
 
+    def column(self) -> int:
+        """Return where the labels stand in their sheet, from 0."""
+        alone = self.labels is not None and self.wanted is None
+        return 0 if alone else (self.labels or self.images).label_column(self.wanted)
+
     def texts(self) -> dict[int, str]:
         """Return the labels as they are written, by row."""
-        sheet = self.labels or self.images
+        sheet, column = self.labels or self.images, self.column()
         alone = self.labels is not None and self.wanted is None
-        column = 0 if alone else sheet.label_column(self.wanted)
         found: dict[int, str] = {}
         for row, values in sheet.rows():
             if alone and len(values) != 1:
@@ -109,7 +113,7 @@ class Table:
                     row, f"has {len(values)} values; labels stand in one column alone; else write label_column"
                 )
             text = values[column].strip() if column < len(values) else ""
-            if not text or text.casefold() == "nan":
+            if not is_label(text):
                 raise sheet.bad(row, "has no label", column)
             found[row] = text
         return found
@@ -124,13 +128,13 @@ class Table:
         known = {name: number for number, name in enumerate(classes)}
         for row, text in texts.items():
             if text not in known:
-                raise sheet.bad(row, f"{text!r} is no class of the training images", 0 if self.labels else None)
+                raise sheet.bad(row, f"{text!r} is no class of the training images", self.column())
         return torch.tensor([known[text] for text in texts.values()])
 
     def pixels(self, shape: Sequence[int] | None, channels_last: bool) -> Tensor:
         """Return the images [N, C, H, W]."""
         sheet = self.images
-        labels = None if self.labels else sheet.label_column(self.wanted)
+        labels = None if self.labels else self.column()
         found: list[npt.NDArray[np.uint8]] = []
         for row, values in sheet.rows():
             found.append(_pixels(sheet, row, values, labels))

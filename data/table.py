@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpo.data.files import BadFile
-from hpo.data.listing import ImageFile, Listing, image_file, is_hidden, is_image
-from hpo.data.names import SPELLINGS, Part, in_order, part_of
+from hpo.data.listing import ImageFile, Listing, Walk, image_file, is_hidden, is_image
+from hpo.data.names import SPELLINGS, Part, in_order, is_label, part_of
 from hpo.data.sheet import LABEL_NAMES, Column, Sheet
 
 DELIMITERS = ",;\t"
-LOOKED_AT = 20  # rows by which the column of files is found
+LOOKED_AT = 200  # rows by which the column of files is found
 
 Row = tuple[int, list[str]]  # its number as a spreadsheet counts, and its values
 
@@ -28,16 +28,16 @@ def tabled(root: Path, table: Path, wanted: Column | None) -> Listing:
     """
     files = _Files(root)
     names, rows = _read(table, files)
-    count = len(rows[0][1])
-    of_file = max(range(count), key=lambda column: sum(files.has(values[column]) for _, values in rows[:LOOKED_AT]))
-    if not any(files.has(values[of_file]) for _, values in rows[:LOOKED_AT]):
-        raise BadFile(f"{table}: has no column whose values are files below {root}; name another root or another table")
-    others = [column for column in range(count) if column != of_file]
-    of_part = next((column for column in others if _are_parts([values[column] for _, values in rows])), None)
-    of_label = _label_column(table, names, [column for column in others if column != of_part], wanted)
+    shown = [name or f"number {column + 1}" for column, name in enumerate(names or [""] * len(rows[0][1]))]
+    told = _told(names, wanted)
+    of_file = _file_column(table, shown, files, rows[:LOOKED_AT], told)
+    others = [column for column in range(len(shown)) if column != of_file]
+    of_part = next(
+        (column for column in others if column != told and _are_parts([values[column] for _, values in rows])), None
+    )
+    of_label = _label_column(table, names, [column for column in others if column != of_part], told, wanted)
     listing = _listing(table, files, rows, (of_file, of_label, of_part))
-    used = {of_file, of_label, of_part}
-    left_out = [names[column] if names else f"number {column + 1}" for column in range(count) if column not in used]
+    left_out = [shown[column] for column in others if column not in (of_label, of_part)]
     listing.notes += [f"columns left out: {', '.join(left_out)}"] if left_out else []
     return listing
 
@@ -47,37 +47,45 @@ class _Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._above = Path(os.path.abspath(root))
         self.count = 0
-        self._known: dict[str, set[Path]] = defaultdict(set)  # by path, by name, and both without their ending
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            for name in sorted(names):
-                if is_image(name) and not is_hidden(name):
-                    self._add(Path(folder) / name)
-
-    def _add(self, path: Path) -> None:
-        self.count += 1
-        within = path.relative_to(self.root)
-        for called in {str(within), str(within.with_suffix("")), path.name, path.stem}:
-            self._known[called].add(path)
+        self._by_path: dict[str, set[Path]] = defaultdict(set)  # below the root, with and without their ending
+        self._by_name: dict[str, set[Path]] = defaultdict(set)  # likewise, in whatever folder
+        for file in Walk().below(root):
+            self.count += 1
+            within = file.path.relative_to(root)
+            for known, called in ((self._by_path, within), (self._by_name, Path(within.name))):
+                known[str(called)].add(file.path)
+                known[str(called.with_suffix(""))].add(file.path)
 
     def has(self, called: str) -> bool:
-        return bool(self._found(called))
+        return bool(self.found(called))
 
     def one(self, called: str) -> Path | str:
         """Return the file of this name, or why there is none."""
-        found = self._found(called)
+        found = self.found(called)
         if len(found) == 1:
             return next(iter(found))
         if found:
             return f"names {called}, which is {' and '.join(sorted(map(str, found)))}"
         return f"names {called}, which is not below {self.root}"
 
-    def _found(self, called: str) -> set[Path]:
-        wanted = os.path.normpath(called.strip().replace("\\", "/"))
-        exact = self.root / wanted
-        found = self._known.get(wanted, set())
-        return {exact} if exact in found else found or self._known.get(os.path.basename(wanted), set())
+    def found(self, called: str) -> set[Path]:
+        """Return the files of a path below the root, of a path that leads through a folder of its name, or of a lone name."""
+        wanted = Path(os.path.normpath(called.strip().replace("\\", "/")))
+        if wanted.is_relative_to(self._above):
+            wanted = wanted.relative_to(self._above)
+        parts = wanted.parts
+        if found := self._at(wanted) or (self._by_name.get(str(wanted), set()) if len(parts) == 1 else set()):
+            return found
+        ways = [number for number in range(1, len(parts)) if parts[number - 1] == self._above.name]
+        return set().union(*(self._at(Path(*parts[number:])) for number in ways))
+
+    def _at(self, within: Path) -> set[Path]:
+        """Return the files of a path below the root, also where the walk came to them by another link."""
+        exact, found = self.root / within, self._by_path.get(str(within), set())
+        is_linked = not within.is_absolute() and not any(map(is_hidden, within.parts)) and is_image(within.name)
+        return {exact} if exact in found or (is_linked and exact.is_file()) else found
 
 
 def _read(table: Path, files: _Files) -> tuple[list[str], list[Row]]:
@@ -92,7 +100,8 @@ def _read(table: Path, files: _Files) -> tuple[list[str], list[Row]]:
     for row, values in rows:
         if len(values) != len(rows[0][1]):
             raise sheet.bad(row, f"has {len(values)} values, the rows above have {len(rows[0][1])}")
-    names = [] if not rows or any(map(files.has, rows[0][1])) else [name.strip() for name in rows.pop(0)[1]]
+    first_names_files = rows and any(files.has(value) or is_image(value.strip()) for value in rows[0][1])
+    names = [] if not rows or first_names_files else [name.strip() for name in rows.pop(0)[1]]
     if not rows or len(rows[0][1]) < 2:
         raise BadFile(
             f"{table}: holds no rows of files and labels; write a file and its label in each, as in a.png,cat"
@@ -105,17 +114,49 @@ def _are_parts(values: Sequence[str]) -> bool:
     return None not in parts and len(parts) > 1
 
 
-def _label_column(table: Path, names: Sequence[str], others: Sequence[int], wanted: Column | None) -> int:
-    if isinstance(wanted, int) and wanted - 1 in others:
+def _told(names: Sequence[str], wanted: Column | None) -> int | None:
+    """Return the column of labels that is wanted, or whose name says so."""
+    if isinstance(wanted, int):
         return wanted - 1
-    if wanted in names:
-        return names.index(str(wanted))
-    if wanted is None:
-        called = [column for column in others if names and names[column].casefold() in LABEL_NAMES]
-        found = called if len(called) == 1 else others
-        if len(found) == 1:
-            return found[0]
-    known = ", ".join(names[column] if names else str(column + 1) for column in others)
+    called = [
+        n for n, name in enumerate(names) if (name.casefold() in LABEL_NAMES if wanted is None else name == wanted)
+    ]
+    return called[0] if len(called) == 1 else None
+
+
+def _file_column(table: Path, shown: Sequence[str], files: _Files, rows: Sequence[Row], told: int | None) -> int:
+    """Return the column that names most files, with their ending if any has; BadFile if another may be meant as well."""
+    found: dict[int, tuple[int, int]] = {}  # how many files, with their ending and at all
+    for column in range(len(shown)):
+        named = [value for value in {values[column].strip() for _, values in rows} if files.has(value)]
+        if named and column != told:
+            found[column] = sum(map(is_image, named)), len(named)
+    if not found:
+        raise BadFile(
+            f"{table}: has no column whose values are files below {files.root}; name another root or another table"
+        )
+    best = max(found, key=lambda column: found[column])
+    kind = 0 if found[best][0] else 1
+    for column, counts in found.items():
+        if column == best or 2 * counts[kind] < found[best][kind]:
+            continue
+        if any(files.found(values[column]) != files.found(values[best]) for _, values in rows):
+            first, second = (shown[one] for one in sorted((best, column)))
+            raise BadFile(
+                f"{table}: the columns {first} and {second} both name files below {files.root}, and not the same; remove "
+                "one, write the names of the files with their ending, or write label_column if one holds the labels"
+            )
+    return best
+
+
+def _label_column(
+    table: Path, names: Sequence[str], others: Sequence[int], told: int | None, wanted: Column | None
+) -> int:
+    if told is not None and told in others:
+        return told
+    if wanted is None and len(others) == 1:
+        return others[0]
+    known = ", ".join(names[column] if names and names[column] else str(column + 1) for column in others)
     said = "several columns may hold the labels" if wanted is None else f"has no column of labels {wanted!r}"
     raise BadFile(f"{table}: {said}; write label_column as one of {known}")
 
@@ -123,17 +164,17 @@ def _label_column(table: Path, names: Sequence[str], others: Sequence[int], want
 def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int, int, int | None]) -> Listing:
     of_file, of_label, of_part = columns
     meant = {row: _meant(values[of_label], None if of_part is None else values[of_part]) for row, values in rows}
-    classes = in_order({text for text, part in meant.values() if part == "train" and _is_label(text)})
+    classes = in_order({text for text, part in meant.values() if part == "train" and is_label(text)})
     if len(classes) < 2:
         raise BadFile(f"{table}: has {len(classes)} classes among its training images; give at least 2")
     shipped = {part for _, part in meant.values()}
     listing = Listing(classes=classes, parts={part: [] for part in SPELLINGS if part in shipped})
-    taken: dict[Path, int] = {}  # in which row
+    taken: dict[str, int] = {}  # in which row, whatever link leads to it
     again = 0
     for row, values in rows:
         path, (text, part) = files.one(values[of_file]), meant[row]
         fault = path if isinstance(path, str) else _label_fault(text, classes)
-        before = row if fault else taken.setdefault(Path(path), row)
+        before = row if fault else taken.setdefault(os.path.realpath(path), row)
         if before != row and meant[before] == meant[row]:
             again += 1
             continue
@@ -156,10 +197,6 @@ def _meant(label: str, part: str | None) -> tuple[str, Part]:
 
 
 def _label_fault(text: str, classes: Sequence[str]) -> str:
-    if not _is_label(text):
+    if not is_label(text):
         return "has no label"
     return "" if text in classes else f"{text!r} is no class of the training images"
-
-
-def _is_label(text: str) -> bool:
-    return bool(text) and text.casefold() != "nan"

@@ -41,6 +41,64 @@ def test_a_table_of_files(tmp_path: Path, text: str, options: dict, greys: list,
     assert "image files that the table does not name, left out: 6" in found.notes
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "options"),
+    [
+        (",file,label", "{index},{file}.png,{label}", {}),  # as pandas writes a shuffled frame with its index
+        ("label,file", "{label},{file}", {}),  # labels that are names of files too
+        ("file,kind", "{file},{label}", {}),
+        (",file,kind", "{index},{file}.png,{label}", {"label_column": "kind"}),
+        (",file,path,kind", "{index},{file}.png,/kaggle/input/x/root/{file}.png,{label}", {"label_column": "kind"}),
+        ("n,file,kind", "{index},{path},{label}", {"label_column": 3}),
+        ("file,kind", "{linked},{label}", {}),
+    ],
+)
+def test_numbers_that_are_names_of_files_too_are_not_taken_for_them(
+    tmp_path: Path, header: str, row: str, options: dict
+) -> None:
+    root = tmp_path / "root"
+    for path in pictures.write(root, 20):
+        path.rename(root / f"{int(path.stem)}.png")
+    (root / "again").symlink_to(root, target_is_directory=True)
+    files = [(7 * index + 3) % 20 for index in range(20)]
+    rows = [
+        row.format(index=n, file=file, label=file % 2, path=root / f"{file}.png", linked=f"again/{file}.png")
+        for n, file in enumerate(files)
+    ]
+    (tmp_path / "l.csv").write_text("\n".join([header, *rows]))
+    found = SOURCES["image_folder"](root=str(root), labels=str(tmp_path / "l.csv"), size=2, colour="grey", **options)
+    assert found.images[:, 0, 0, 0].tolist() == files
+    assert found.labels.tolist() == [file % 2 for file in files]
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_two_columns_that_name_different_files_are_refused(tmp_path: Path, missing: int) -> None:
+    """A frame's index, beside names of files without their ending; a file that is missing does not decide."""
+    rows = [f"{index:03d},{(5 - index + missing):03d},{'ab'[index % 2]}" for index in range(6)]
+    with pytest.raises(
+        BadFile, match=r"the columns number 1 and file both name files below .*, and not the same; remove"
+    ):
+        read(tmp_path, "\n".join([",file,label", *rows]))
+
+
+def test_a_folder_that_the_table_writes_is_no_other_folder(tmp_path: Path) -> None:
+    for folder in ("test", "train"):
+        pictures.write(tmp_path / folder, 2)
+    (tmp_path / "l.csv").write_text("train/000.png,a\ntrain/001.png,b\n")
+    options = {"labels": str(tmp_path / "l.csv"), "size": 2}
+    with pytest.raises(BadFile, match="has no column whose values are files below"):
+        SOURCES["image_folder"](root=str(tmp_path / "test"), **options)
+    assert SOURCES["image_folder"](root=str(tmp_path / "train"), **options).classes == ("a", "b")
+
+
+def test_files_in_a_linked_folder_are_found(tmp_path: Path) -> None:
+    pictures.write(tmp_path / "elsewhere", 2, 20)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    found = read(tmp_path, "000.png,a\n020.png,b\nmore/021.png,b\nmore/020.png,b\n")
+    assert found.images[:, 0, 0, 0].tolist() == [0, 20, 21]
+
+
 def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
     rows = ["000,cat,train", "001,dog,Train", "002,cat,valid", "003,dog,valid", "004,cat,test", "005,dog,test"]
     found = read(tmp_path, "\n".join(["file,label,split", *rows]))
@@ -64,6 +122,10 @@ def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
         ("file,label\nx.png,cat\ny.png,dog\n", "has no column whose values are files below"),
         ("000.png,cat\n001.png,cat\n", "has 1 classes among its training images; give at least 2"),
         ("000.png,cat,train\n001.png,dog,train\n002.png,cow,test\n", "'cow' is no class of the training images"),
+        ("x.png,cat\n000.png,cat\n001.png,dog\n", "l.csv, row 1: names x.png, which is not below"),  # no row of names
+        ("000.png,cat\ncat/001.png,dog\n002.png,dog\n", "l.csv, row 2: names cat/001.png, which is not below"),
+        ("000.png,cat\nroot/006.png,dog\n002.png,dog\n", "l.csv, row 2: names root/006.png, which is not below"),
+        ("000.png,cat\n/x/006.png,dog\n002.png,dog\n", "l.csv, row 2: names /x/006.png, which is not below"),
     ],
 )
 def test_a_wrong_table_is_told_by_its_row(tmp_path: Path, text: str, message: str) -> None:
@@ -118,6 +180,14 @@ def test_a_table_without_a_clear_column_of_labels_is_refused(tmp_path, text, opt
     with pytest.raises(BadFile) as caught:
         SOURCES["csv"](images=str(tmp_path / "a.csv"), **options)
     assert message in str(caught.value)
+
+
+def test_a_label_of_no_class_is_told_by_its_column(tmp_path: Path) -> None:
+    for name, text in (("i", "1\n2\n"), ("l", "0,0,x\n0,0,y\n"), ("t", "0,0,x\n0,0,z\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    paths = {"images": "i.csv", "labels": "l.csv", "test_images": "i.csv", "test_labels": "t.csv"}
+    with pytest.raises(BadFile, match=r"t\.csv, row 2, column 3: 'z' is no class of the training images"):
+        SOURCES["csv"](**{option: str(tmp_path / path) for option, path in paths.items()}, label_column=3)
 
 
 def test_parts_of_such_tables(tmp_path: Path) -> None:
