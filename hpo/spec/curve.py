@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,23 @@ class ValueRule:
         if not finite:
             return curve[-1]
         return max(finite) if self.direction == "maximize" else min(finite)
+
+    def changed(self, curve: Sequence[float], place: int, later: Iterable[float]) -> Iterator[float]:
+        """Yield the new values at the steps behind a number that was put into a curve, up to the last that changes.
+
+        Args:
+            place: where in the curve the number is now.
+            later: the values at the steps behind it, as they were without it.
+        """
+        number = curve[place]
+        if self.kind == "mean":
+            for end in range(place + 2, min(place + self.last, len(curve)) + 1):
+                yield self(curve[max(0, end - self.last) : end])
+        elif self.kind == "best" and math.isfinite(number):
+            for value in later:
+                if math.isfinite(value) and not self.better(number, value):
+                    return
+                yield number
 
     def best_epoch(self, curve: Sequence[float]) -> int:
         """Return the epoch, from 1, whose weights stand for the curve's value: the best one, else the last."""

@@ -422,15 +422,15 @@ class Lease:
         """Trials of the study that had finished at the worker's last report."""
         return self.client.finished
 
-    def report(self, report: Report, *, since: int = 0) -> None:
-        """Write a report, or keep it until the storage is back; LostLease if the trial is in other hands.
+    def report(self, *reports: Report, since: int = 0) -> None:
+        """Write reports in one statement, or keep them until the storage is back; LostLease if the trial is in other hands.
 
         What the database refuses for good, such as a step that no column holds, is forgotten and raised.
 
         Args:
             since: a number below which all trials of the study are known to have finished.
         """
-        self.client.report([report], since=since)
+        self.client.report(reports, since=since)
         self.check()
 
     def record_checkpoint(self, checkpoint: Checkpoint) -> bool:

@@ -89,8 +89,7 @@ class LeasedTrial(optuna.trial.Trial):
             if step in self._cached_frozen_trial.intermediate_values:
                 warnings.warn(f"trial {self.number}: step {step} was reported already; ignored", stacklevel=2)
                 return
-            for report in self._reports_of(number, step):
-                self.write(report)
+            self.write(*self._reports_of(number, step))
         self.lease.let_go()
 
     def _reports_of(self, number: float, step: int) -> list[Report]:
@@ -99,13 +98,12 @@ class LeasedTrial(optuna.trial.Trial):
         later = sorted(other for other in known if other > step) if step < self._last_step else []
         place = len(self.curve) - len(later)
         self.curve.insert(place, number)
-        ends = enumerate([step, *later], start=place + 1)
-        values = {at: self.rule(self.curve[:end]) for end, at in ends} if self.rule else {step: number}
-        claim, metrics = self.lease.claim, {OWN_METRIC: number}
+        claim = self.lease.claim
+        judged = self.rule(self.curve[: place + 1]) if self.rule else number
+        changed = self.rule.changed(self.curve, place, [known[at] for at in later]) if self.rule else ()
         return [
-            Report(claim=claim, step=at, value=value, metrics=metrics if at == step else {})
-            for at, value in values.items()
-            if at == step or value != known[at]
+            Report(claim=claim, step=step, value=judged, metrics={OWN_METRIC: number}),
+            *(Report(claim=claim, step=at, value=value, metrics={}) for at, value in zip(later, changed, strict=False)),
         ]
 
     @staticmethod
@@ -198,10 +196,11 @@ class LeasedTrial(optuna.trial.Trial):
         judged = self.rule(self.curve) if self.rule else value
         return Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics)
 
-    def write(self, report: Report) -> None:
-        """Write a report as it is, and let Optuna's trial know of it."""
-        self.lease.report(report, since=self._history.low(self.study._study_id))
-        self.take_note(report)
+    def write(self, *reports: Report) -> None:
+        """Write reports as they are, and let Optuna's trial know of them."""
+        self.lease.report(*reports, since=self._history.low(self.study._study_id))
+        for report in reports:
+            self.take_note(report)
 
     def take_note(self, report: Report) -> None:
         """Let Optuna's trial know of what was reported."""

@@ -5,8 +5,11 @@ Steps run downwards, folds report beside one another from threads, the first of 
 
 from __future__ import annotations
 
+import math
+import random
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import optuna
 import pytest
@@ -16,6 +19,7 @@ from optuna.trial import TrialState
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.search import pruners
+from hpo.spec.curve import ValueRule
 from hpo.spec.failures import Failure, Kind
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_curves
@@ -112,6 +116,60 @@ def test_the_rule_sees_the_steps_in_their_order(
     assert trial.judge(None) == wanted[-1]
     trial.lease.flush()
     assert raw(study) == curve
+
+
+class Counting(ValueRule):
+    """Counts how many numbers it is asked about."""
+
+    numbers: ClassVar[list[int]] = []
+
+    def __call__(self, curve: Sequence[float]) -> float:
+        self.numbers.append(len(curve))
+        return super().__call__(curve)
+
+
+@pytest.mark.parametrize(
+    ("rule", "curve", "most", "numbers"),
+    [
+        (Counting(kind="last", direction="minimize"), range(40), 1, 1),
+        (Counting(kind="mean", last=3, direction="minimize"), range(40), 3, 6),
+        (Counting(kind="best", direction="minimize"), range(40), 1, 1),  # the earlier steps are worse
+        (Counting(kind="best", direction="minimize"), range(40, 0, -1), 40, 1),  # each is the best of all behind it
+    ],
+)
+def test_falling_steps_cost_one_statement_each_and_no_look_at_what_does_not_change(
+    rule: Counting, curve: Sequence[int], most: int, numbers: int, make_study: MakeStudy
+) -> None:
+    study = make_study(direction="minimize")
+    trial, rows = begun(study), []
+    trial.rule = rule
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO trial_intermediate_values" in statement:
+            rows.append(statement)
+
+    sa.event.listen(study.storage.engine, "before_cursor_execute", note)
+    for step, value in zip(range(40, 1, -1), curve, strict=False):
+        rule.numbers.clear()
+        trial.report(value, step)
+        assert sum(rule.numbers) <= numbers
+    assert len(rows) == 39
+    assert len(trial._reports_of(curve[-1], 1)) == most
+
+
+@pytest.mark.parametrize("rule", ["best", "last", "mean of last 1", "mean of last 3"])
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_what_changes_behind_a_step_is_what_the_rule_says_of_the_whole(rule: str, direction: Any) -> None:
+    judge, dice = ValueRule.parse(rule, direction), random.Random(0)
+    numbers = [-math.inf, math.inf, math.nan, 0.0, 0.25, 0.5, 0.75]
+    for _ in range(300):
+        curve = dice.choices(numbers, k=dice.randint(1, 8))
+        place = dice.randrange(len(curve))
+        before, number = curve[:place] + curve[place + 1 :], curve[place]
+        later = [judge(before[: end + 1]) for end in range(place, len(before))]
+        changed = list(judge.changed(curve, place, later))
+        wanted = [judge(curve[: end + 1]) for end in range(place + 1, len(curve))]
+        assert repr([*changed, *later[len(changed) :]]) == repr(wanted), (before, number)
 
 
 def test_what_waited_for_the_storage_keeps_the_last_value_of_each_step(
