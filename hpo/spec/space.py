@@ -36,8 +36,12 @@ class Range:
     step: float | None = None
 
     @property
+    def has_whole_ends(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
     def integer(self) -> bool:
-        return all(isinstance(number, int) for number in (self.low, self.high, self.step or 1))
+        return self.has_whole_ends and isinstance(self.step or 1, int)
 
     @property
     def real(self) -> Range:

@@ -13,7 +13,7 @@ import pytest
 from hpo.errors import SpecError
 from hpo.spec.space import Choices, Range
 from hpo.spec.study_file import StudySpec
-from hpo.train.build import registry
+from hpo.train.build import range_types, registry
 
 DOCUMENT: dict[str, Any] = {
     "name": "s",
@@ -51,6 +51,8 @@ half = partial(net, count=3)
 
 def counting(shape, classes, *, size: int = 1): ...
 def measuring(shape, classes, *, size: float = 1.0): ...
+def silent(shape, classes, *, size=1.0): ...
+def either(shape, classes, *, size: int | float = 1.0): ...
 """
 
 
@@ -68,6 +70,10 @@ def fault(folder: Path, **changes: Any) -> str:
     with pytest.raises(SpecError) as caught:
         tree(folder, **changes)
     return str(caught.value)
+
+
+def untyped(found: dict[str, Any], folder: Path) -> list[str]:
+    return list(range_types.untyped(found, registry.option_models(folder)))
 
 
 def test_a_real_option_of_ours_is_searched_over_real_numbers(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_a_real_option_of_ours_is_searched_over_real_numbers(tmp_path: Path) -> 
 def test_an_own_option_is_real_as_it_is_annotated(key: str, folder: Path) -> None:
     found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
     assert str(found["model"][key]) == "{ low = 0.0, high = 1.0 }"
-    assert list(registry.untyped(found, folder)) == []
+    assert untyped(found, folder) == []
 
 
 @pytest.mark.parametrize("name", ["Net", "maker", "half"])
@@ -130,12 +136,12 @@ def test_a_counting_option_stays_one(key: str, folder: Path) -> None:
 def test_an_option_without_a_type_goes_by_the_ends_and_that_is_told(key: str, folder: Path) -> None:
     found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
     assert str(found["model"][key]) == "{ low = 0, high = 1 }"
-    assert list(registry.untyped(found, folder)) == [
+    assert untyped(found, folder) == [
         f"model.{key} = {{ low = 0, high = 1 }}: is searched over integers, as its ends are, for mine.py:net does not say of "
         f"what type {key} is; annotate it, or write {{ low = 0.0, high = 1.0 }} for real numbers"
     ]
     found = tree(folder, model={"name": "mine.py:net", key: {"low": 0.0, "high": 1}})
-    assert list(registry.untyped(found, folder)) == []
+    assert untyped(found, folder) == []
 
 
 def test_what_may_mean_both_is_refused_with_both_readings(folder: Path) -> None:
@@ -153,6 +159,62 @@ def test_what_may_mean_both_is_refused_with_both_readings(folder: Path) -> None:
     assert [str(found[name]["size"]) for name in apart] == ["{ low = 1, high = 4 }", "{ low = 1.0, high = 4.0 }"]
     explicit = {"name": "mine.py:net", "number": {"choices": [0, 1, 0.5]}}
     assert tree(folder, model=explicit)["model"]["number"] == Choices(options=(0, 1, 0.5))
+
+
+def test_a_part_that_does_not_say_beside_one_of_real_numbers_is_refused_with_both_readings(folder: Path) -> None:
+    both = {"choices": ["mine.py:silent", "mine.py:measuring"]}
+    assert fault(folder, model={"name": both, "size": {"low": 1, "high": 4}}) == (
+        "model.size = { low = 1, high = 4 }: may mean integers or real numbers: mine.py:measuring takes real numbers there, "
+        "mine.py:silent does not say; annotate size, write { low = 1.0, high = 4.0 } for real numbers, or give each its own "
+        'range, in [model."mine.py:silent"] and [model."mine.py:measuring"]'
+    )
+    found = tree(folder, model={"name": both, "size": {"low": 1.0, "high": 4.0}})
+    assert (str(found["model"]["size"]), untyped(found, folder)) == ("{ low = 1.0, high = 4.0 }", [])
+    found = tree(folder, model={"name": both, "size": {"choices": [16, 32]}})
+    assert str(found["model"]["size"]) == "{ choices = [16, 32] }"
+
+
+def test_a_part_that_does_not_say_beside_one_that_counts_gets_integers_and_that_is_told(folder: Path) -> None:
+    both = {"choices": ["mine.py:counting", "mine.py:silent"]}
+    found = tree(folder, model={"name": both, "size": {"low": 1, "high": 4}})
+    assert str(found["model"]["size"]) == "{ low = 1, high = 4 }"
+    (line,) = untyped(found, folder)
+    assert line.startswith(
+        "model.size = { low = 1, high = 4 }: is searched over integers, as its ends are, for mine.py:silent"
+    )
+
+
+COUNTING = [
+    ({"low": 10, "high": 22, "step": 1.5}, 1),
+    ({"low": 10, "high": 22, "step": 2.0}, 2),
+    ({"low": 1, "high": 2, "step": 0.5}, 1),
+]
+
+
+@pytest.mark.parametrize(("given", "step"), COUNTING)
+def test_an_option_that_counts_takes_no_real_step(given: dict[str, Any], step: int, folder: Path) -> None:
+    said = f"{{ low = {given['low']}, high = {given['high']}, step = {given['step']} }}"
+    mend = f"{said}: its real step makes real numbers of it; write step = {step}"
+    both = {"choices": ["mine.py:either", "mine.py:counting"]}
+    for format in (1, 2):
+        told = fault(
+            folder, format=format, training={"batch_size": given}, model={"name": both, "size": given}
+        ).splitlines()
+        assert {line for line in told if "{" in line} == {f"training.batch_size = {mend}", f"model.size = {mend}"}
+    assert tree(folder, training={"batch_size": {**given, "step": step}})["training"]["batch_size"].integer
+
+
+def test_a_real_step_between_whole_ends_is_real_where_that_may_be(folder: Path) -> None:
+    given = {"low": 0, "high": 3, "step": 0.5}
+    for name in ("either", "measuring", "silent"):
+        found = tree(folder, model={"name": f"mine.py:{name}", "size": given})
+        assert not found["model"]["size"].integer
+        told = untyped(found, folder)
+        assert told == ([] if name != "silent" else [
+            "model.size = { low = 0, high = 3, step = 0.5 }: is searched over real numbers, as its step is, for "
+            "mine.py:silent does not say of what type size is; annotate it, or write { low = 0.0, high = 3.0, step = 0.5 } "
+            "for real numbers"
+        ])  # fmt: skip
 
 
 def test_an_old_study_keeps_its_integers(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hpo.spec.space import Choices, Parameter, Tree
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train.batches import steps_per_epoch
-from hpo.train.build import assemble, costs, executor, registry
+from hpo.train.build import assemble, costs, executor, range_types, registry
 from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
@@ -44,7 +44,7 @@ class Findings:
     device: str
     longest_trial_epochs: int
     choice: Choice  # of executor and slots, in the middle of the space
-    untyped: list[str]  # a line for each range that is one of integers by its ends alone
+    untyped: list[str]  # a line for each range that goes by how its numbers are written, for no annotation tells
     unused: list[str]  # a line for each parameter that changes nothing
     costs: dict[str, float]  # by which trials are judged, in the middle of the space
 
@@ -93,7 +93,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         device=assemble.device_name(device),
         choice=executor.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
-        untyped=list(registry.untyped(tree, folder)),
+        untyped=list(range_types.untyped(tree, registry.option_models(folder))),
         unused=list(unused(tree, splits, seed, folder, device)),
         costs=measured,
     )

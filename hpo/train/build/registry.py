@@ -6,16 +6,15 @@ Here a study file's values get their meaning: every range end and every choice i
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import inspect
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -29,9 +28,10 @@ from hpo.models.blocks import TooLarge
 from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import options, space, usercode
 from hpo.spec.options import Function
-from hpo.spec.space import Choices, Parameter, Range, Tree
+from hpo.spec.space import Choices, Range, Tree
 from hpo.spec.study_file import StudySpec, check_path
 from hpo.spec.training import TABLES, Part, TrainConfig, read_section, training_defaults
+from hpo.train.build import range_types
 from hpo.train.optim import param_groups, warmup
 from hpo.train.optim.averaging import AVERAGINGS, Averaging
 from hpo.train.optim.losses import LOSSES
@@ -73,6 +73,8 @@ KINDS = {
 }
 SIZES = ("widths", "channels", "depth", "width")  # options that make a model of ours large
 MAX_PARAMETERS = 250 * 10**9  # a terabyte of weights
+#: Layers, and their sizes, that make no model of ours anywhere near MAX_PARAMETERS; such a model need not be tried.
+FEW_LAYERS, SMALL_SIZE = 100, 255
 STAND_IN = (3, 32, 32)  # an image's shape, where the data is not known yet
 #: Sections in which nothing may be searched, and why.
 UNSEARCHED = {
@@ -90,6 +92,18 @@ def function(section: str, name: str, folder: Path) -> Function:
         mend = nearest(name, known)
         raise SpecError(f'{section}.name: there is no {section} {name!r}{mend}; your own is "package.module:name"')
     return known[name]
+
+
+def option_models(folder: Path) -> range_types.ModelOf:
+    """Return what tells the model of the options that a part of a section takes."""
+
+    def model_of(section: str, name: str) -> type[pydantic.BaseModel]:
+        if section in TABLES:
+            return TABLES[section]
+        kind = KINDS[section]
+        return options.model_of(function(section, name, folder), kind.given, kind.shared)
+
+    return model_of
 
 
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
@@ -182,7 +196,17 @@ def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
         for variant in space.variants({section: table}):
             with mistakes.collect():
                 _check_section(section, variant[section], folder)
+    _explain_real_steps(tree, mistakes)
     mistakes.raise_if_any()
+
+
+def _explain_real_steps(tree: Tree, mistakes: Mistakes) -> None:
+    """Add how a range with whole ends is mended whose values are refused because its step makes real numbers of them."""
+    for path, given in space.parameters(tree):
+        is_refused = any(line.startswith(f"{path} = ") for line in mistakes.lines)
+        if is_refused and isinstance(given, Range) and given.step and given.has_whole_ends and not given.integer:
+            step = int(given.step) if given.step.is_integer() else 1
+            mistakes.add(SpecError(f"{path} = {given}: its real step makes real numbers of it; write step = {step}"))
 
 
 def _check_section(section: str, table: Tree, folder: Path) -> None:
@@ -245,7 +269,7 @@ def refuse_huge_models(tree: Tree, folder: Path) -> None:
 def _has_large_numbers(part: Part) -> bool:
     given = [part.options.get(key) or 1 for key in SIZES]
     sizes = [size for one in given for size in (one if isinstance(one, list) else [one])]
-    return max(sizes) >= 256 or len(sizes) * (part.options.get("depth") or 1) > 100
+    return max(sizes) > SMALL_SIZE or len(sizes) * (part.options.get("depth") or 1) > FEW_LAYERS
 
 
 def without_memory(part: Part, folder: Path, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -276,94 +300,9 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         refuse_huge_models(tree, folder)
     if spec.format > 1:
         with mistakes.collect():
-            tree = _with_real_numbers(tree, folder)
+            tree = range_types.typed(tree, option_models(folder))
     mistakes.raise_if_any()
     return spec.model_copy(update=space.lower(_filled(tree, folder)))
-
-
-# --- of which numbers a range is --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Searched:
-    """A parameter of the space, and as what each part that may get it takes its numbers."""
-
-    tables: tuple[str, ...]  # the section, and the branch if it stands in one
-    key: str
-    parameter: Parameter
-    types: dict[str, set[type]]  # by the part's name: `options.number_types`
-
-    def __str__(self) -> str:
-        return f"{'.'.join((*self.tables, self.key))} = {self.parameter}"
-
-
-def _searched(tree: Tree, folder: Path) -> Iterator[_Searched]:
-    for section, table in tree.items():
-        for key, value in table.items():
-            if isinstance(value, Range | Choices):
-                names = space.ends_of(table["name"]) if section in KINDS else [section]
-                yield _Searched(
-                    tables=(section,), key=key, parameter=value, types=_types(section, names, key, value, folder)
-                )
-            elif isinstance(value, dict):
-                for inner, deeper in value.items():
-                    if isinstance(deeper, Range | Choices):
-                        types = _types(section, [key], inner, deeper, folder)
-                        yield _Searched(tables=(section, key), key=inner, parameter=deeper, types=types)
-
-
-def _types(section: str, names: Iterable[str], key: str, parameter: Parameter, folder: Path) -> dict[str, set[type]]:
-    numbers = [end for end in parameter.ends() if isinstance(end, int | float) and not isinstance(end, bool)]
-
-    def of(name: str) -> set[type]:
-        kind = KINDS.get(section)
-        model = options.model_of(function(section, name, folder), kind.given, kind.shared) if kind else TABLES[section]
-        return options.number_types(model, key, numbers)
-
-    return {name: of(name) for name in names}
-
-
-def _with_real_numbers(tree: Tree, folder: Path) -> Tree:
-    """Return the tree with each range and choice of a real option in real numbers; SpecError where both may be meant."""
-    found: Tree = {
-        section: {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
-        for section, table in tree.items()
-    }
-    mistakes = Mistakes()
-    for one in _searched(tree, folder):
-        meant = set().union(*one.types.values())
-        if meant == {float}:
-            functools.reduce(operator.getitem, one.tables, found)[one.key] = one.parameter.real
-        elif len(meant) > 1 and isinstance(one.parameter, Range) and one.parameter.integer:
-            mistakes.add(SpecError(f"{one}: {_both(one, one.parameter)}"))
-    mistakes.raise_if_any()
-    return found
-
-
-def _both(one: _Searched, parameter: Range) -> str:
-    """Say that integers or real numbers may be meant, and how to write either."""
-    section = one.tables[0]
-    for name, types in one.types.items():
-        if len(types) > 1:
-            return (
-                f"may mean integers or real numbers, for {name} takes both; write {parameter.real} for real numbers, "
-                "{ choices = [...] } for integers"
-            )
-    counting, real = (next(name for name, types in one.types.items() if kind in types) for kind in (int, float))
-    return (
-        f"{counting} takes integers there, {real} real numbers; give each its own range, "
-        f'in [{section}."{counting}"] and [{section}."{real}"]'
-    )
-
-
-def untyped(tree: Tree, folder: Path) -> Iterator[str]:
-    """Yield a line for each range that is of integers by its ends alone, for nothing says what type its option has."""
-    for one in _searched(tree, folder):
-        if isinstance(one.parameter, Range) and one.parameter.integer and not set().union(*one.types.values()):
-            yield (
-                f"{one}: is searched over integers, as its ends are, for {next(iter(one.types))} does not say of what type "
-                f"{one.key} is; annotate it, or write {one.parameter.real} for real numbers"
-            )
 
 
 # --- what cannot be searched, and what is left out ----------------------------------------------------------------------
