@@ -5,6 +5,7 @@ These options belong to all sources, one of the user's own too; `hpo.train.build
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -101,12 +102,24 @@ def _labels(source: Source, wanted: int) -> dict[int, int]:
     """Return {label: number of its class}; ValueError if the one that is wanted can be read in two ways."""
     values = [whole_number(name) for name in source.classes]
     if all(value is None for value in values):
+        _refuse_another_reading(source, wanted)
         return _positions(source)
     meant = [name for name, value in zip(source.classes, values, strict=True) if value == wanted]
     if None in values or len(meant) > 1:
         why = f"it may be {' or '.join(map(repr, meant))}" if len(meant) > 1 else "only some of the names are numbers"
         raise ValueError(f"classes: {wanted} can be read in two ways, since {why}; write the class's name in quotes")
     return {value: number for number, value in enumerate(values) if value is not None}
+
+
+def _refuse_another_reading(source: Source, position: int) -> None:
+    """Raise ValueError if the number stands in the names of other classes than the one at this position."""
+    meant = [name for name in source.classes if position in map(int, re.findall("[0-9]+", name))]
+    at = source.classes[position : position + 1]
+    if at and meant and tuple(meant) != at:
+        raise ValueError(
+            f"classes: {position} can be read in two ways: the class at this position, from 0, is {at[0]!r}, and "
+            f"{' and '.join(map(repr, meant[:SHOWN]))} holds the number in its name; write the class's name in quotes"
+        )
 
 
 def _names(source: Source, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:

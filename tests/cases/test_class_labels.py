@@ -41,6 +41,8 @@ def kept(found: Source) -> list[int]:
         (("-1", "1"), [1, -1], [1, 0]),
         (("1.0", "2.0", "7.0"), [7, 1], [2, 0]),
         (("ant", "bee", "cat"), [2, "ant"], [2, 0]),  # no name is a number: a position
+        (("class_0", "class_1", "class_2"), [2, 0], [2, 0]),  # the number in the name is the position
+        (("t-shirt", "trouser", "3d model"), [1, 0], [1, 0]),
         ((), [9, 0], [9, 0]),  # labels without names
         (tuple(map(str, range(10))), [9, 0], [9, 0]),
     ],
@@ -52,6 +54,18 @@ def test_a_number_is_a_label(names: tuple[str, ...], classes: list, positions: l
 @pytest.mark.parametrize(
     ("names", "classes", "message"),
     [
+        (
+            tuple(sorted(f"class_{number}" for number in ONE_TO_TEN)),
+            [1, 7],
+            "1 can be read in two ways: the class at this position, from 0, is 'class_10', and 'class_1' holds the number",
+        ),
+        (
+            ("s1", "s2", "s3"),
+            [1, 2],
+            "is 's2', and 's1' holds the number in its name; write the class's name in quotes",
+        ),
+        (("1a", "1b", "2"), [1, "2"], "1 can be read in two ways"),
+        (("a 01", "a 02", "b 01"), [1, 0], "is 'a 02', and 'a 01' and 'b 01' holds the number"),
         (ONE_TO_TEN, [0, 7], "there is no class 0; the labels are '1', '2'"),
         (("1", "2", "other"), [1, 2], "1 can be read in two ways, since only some of the names are numbers"),
         (
