@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hpo.data.channels import CHANNELS
+from hpo.data.channels import CHANNELS, is_sure
 from hpo.data.channels import channels_last as are_last
 from hpo.data.files import BadFile, File, existing_file
 from hpo.data.names import SPELLINGS, Part, in_order
@@ -217,12 +217,21 @@ class _Archive:
         return f"{self.path}, {self.names['train', 'images']}[{row}]"
 
     def order(self, channels_last: bool | None, reading: Reading) -> tuple[bool, list[str]]:
-        """Return whether channels come last, and what is to be said of it; BadFile if the shape tells neither."""
+        """Return whether channels come last, and what is to be said of it; BadFile if the shape does not tell or says another."""
         shape = list(self.arrays["train", "images"].shape)
         name = self.names["train", "images"]
-        if reading == 1 or channels_last is not None or len(shape) != 4:
+        if reading == 1 or len(shape) != 4:
             return bool(channels_last), []
         last = are_last(shape[1:])
+        if channels_last is not None:
+            if last != channels_last and is_sure(shape[1:]):
+                orders = ("[N, H, W, C]", "[N, C, H, W]")
+                told, seen = orders if channels_last else orders[::-1]
+                raise BadFile(
+                    f"{self.path}: {name} is {shape}, which is {seen} by its sides and {told} by channels_last = "
+                    f"{str(channels_last).lower()}; remove channels_last, or move the sides by np.moveaxis if it is right"
+                )
+            return channels_last, []
         if last is None:
             raise BadFile(
                 f"{self.path}: {name} is {shape}, which may be [N, C, H, W] or [N, H, W, C]; "

@@ -65,6 +65,25 @@ def test_what_is_not_sure_is_refused(tmp_path: Path, shape: list[int], message: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ([6, 3, 28, 28], True),
+        ([6, 1, 28, 28], True),
+        ([6, 3, 20, 30], True),
+        ([6, 64, 48, 1], False),
+        ([6, 28, 28, 3], False),
+        ([6, 12, 90, 1], False),
+    ],
+)
+def test_an_option_against_a_sure_shape_is_refused(tmp_path: Path, shape: list[int], last: bool) -> None:
+    told, seen = ("[N, H, W, C]", "[N, C, H, W]") if last else ("[N, C, H, W]", "[N, H, W, C]")
+    with pytest.raises(BadFile) as caught:
+        archive(tmp_path, shape, channels_last=last)
+    assert f"images is {shape}, which is {seen} by its sides and {told} by channels_last = " in str(caught.value)
+    archive(tmp_path, shape, channels_last=last, reading=1)
+
+
 @pytest.mark.parametrize("shape", [[3, 32, 32, 10], [32, 32, 3, 10], [28, 28, 10]])
 def test_images_counted_by_the_last_side_are_refused(tmp_path: Path, shape: list[int]) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8), labels=np.arange(10) % 2)
@@ -73,14 +92,23 @@ def test_images_counted_by_the_last_side_are_refused(tmp_path: Path, shape: list
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_refused"), [((32, 32, 3), True), ((28, 28, 1), True), ((12, 90, 1), False), ((8, 4, 4), False)]
+    ("shape", "is_refused"),
+    [
+        ((32, 32, 3), True),
+        ((28, 28, 1), True),
+        ((12, 90, 1), False),
+        ((8, 4, 4), False),
+        ((28, 3, 28), True),
+        ((28, 1, 28), True),
+        ((6, 3, 128), False),
+    ],
 )
 def test_a_source_of_one_s_own_is_looked_at_as_well(shape: tuple[int, int, int], is_refused: bool) -> None:
     """It is refused if it can only be [H, W, C]: twelve channels of a signal, or of small squares, are as they are."""
     source = Source(images=torch.zeros((6, *shape), dtype=torch.uint8), labels=torch.arange(6) % 2, num_classes=2)
     select(source, reading=1)
     if is_refused:
-        with pytest.raises(ValueError, match=r"if they are \[H, W, C\], bring them to \[[13], "):
+        with pytest.raises(ValueError, match=r"(bring them to|leave them as) \[[13], "):
             select(source)
     else:
         select(source)
