@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from hpo.data.files import BadFile
-from hpo.data.names import Part, part_of
+from hpo.data.names import Part, part_beside, part_of
 
 Layout = Literal["classes", "parts"]
 
@@ -22,6 +23,7 @@ JUNK = {
 }
 SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 SHOWN = 5  # names in a message
+MOST_PARTS = 2  # that hold images without classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,22 @@ def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listi
         layout: what the folders of the root are, where their names leave a doubt.
     """
     folders = _parts(root, own, layout)
-    classes = [folder.name for folder in _class_folders(folders["train"])]
+    inner = {part: _class_folders(folder) for part, folder in folders.items()}
+    classes = [folder.name for folder in inner["train"]]
     walk = Walk()
     parts: dict[Part, list[ImageFile]] = {}
     for part, folder in folders.items():
-        strangers = {found.name for found in _class_folders(folder)} - set(classes)
+        strangers = {found.name for found in inner[part]} - set(classes)
         if strangers:
             raise BadFile(f"{folder / min(strangers)}: is no class of the training images; known: {', '.join(classes)}")
         walk.strays(folder)
         parts[part] = [file for label, name in enumerate(classes) for file in walk.of_class(part, label, folder / name)]
+    if layout is None:
+        read_as = "classes" if folders["train"] == root else "parts"
+        mend = f'write layout = "{read_as}" if the folders of {root.name} are {read_as}'
+        _refuse_parts_inside(walk.inside, mend)
+        for part, folder in folders.items():
+            _refuse_another_level(folder, inner[part], walk.inside, mend)
     return Listing(classes=classes, parts=parts, notes=walk.notes())
 
 
@@ -122,20 +131,24 @@ def _why(path: Path, error: OSError) -> str:
 # --- parts and classes ------------------------------------------------------------------------------------------------
 
 
-def _folders(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     except OSError as error:
         raise BadFile(f"{folder}: cannot be read: {error.strerror}") from error
-    return [entry for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]
 
 
 def _class_folders(folder: Path) -> list[Path]:
     """Return the folders of a part's classes; BadFile if there are too few."""
-    found = _folders(folder)
-    for entry in folder.iterdir():
-        if entry.is_symlink() and not entry.exists() and not is_hidden(entry.name):
+    entries = _entries(folder)
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
             raise BadFile(f"{entry}: is a link to {os.readlink(entry)}, which is not there; mend or remove it")
+    found = [entry for entry in entries if entry.is_dir()]
     _refuse_too_few(folder, [one.name for one in found])
     return found
 
@@ -160,7 +173,7 @@ def _parts(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> dict[
     named = loosely if folders and all(loosely.values()) else strictly
     if layout == "classes" or (layout is None and not any(named.values())):
         if layout is None:
-            _refuse_another_level(folders)
+            _refuse_parts_in_names(root, [folder.name for folder in folders])
         return {"train": root, **own}
     found: dict[Part, Path] = {}
     for folder, part in named.items():
@@ -173,9 +186,6 @@ def _parts(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> dict[
             )
         found[part] = folder
     _refuse_odd_parts(root, found, own)
-    for folder in found.values():
-        if layout is None:
-            _refuse_another_level(_folders(folder))
     return {"train": found["train"], **found, **own}
 
 
@@ -216,31 +226,60 @@ def _refuse_odd_parts(root: Path, found: Mapping[Part, Path], own: Mapping[Part,
             )
 
 
-def _refuse_another_level(folders: Sequence[Path]) -> None:
-    """Raise BadFile if what should be classes has classes or parts below it."""
-    inside = {folder: [one.name for one in _folders(folder)] for folder in folders}
-    for folder, names in inside.items():
-        parts = [name for name in names if part_of(name)]
+def _refuse_parts_in_names(root: Path, names: Sequence[str]) -> None:
+    """Raise BadFile if names such as train_cat and test_cat hold parts as well as classes."""
+    found = [part_beside(name) for name in names]
+    parts: dict[str, set[Part]] = defaultdict(set)  # in which the rest of a name occurs
+    for part, rest in filter(None, found):
+        parts[rest].add(part)
+    again = [rest for rest in parts if len(parts[rest]) > 1]
+    all_hold_parts = None not in found and len(set().union(*parts.values())) > 1
+    if len(again) > 1 or (all_hold_parts and (again or any(part_of(name, loosely=True) for name in names))):
+        raise BadFile(
+            f"{root}: {_some(names)} may be classes of several parts of the data, or classes; "
+            f"{_mend(root, 'put the classes into the parts, as in train/cat and test/cat')}"
+        )
+
+
+def _refuse_parts_inside(inside: Mapping[Path, Inside], mend: str) -> None:
+    """Raise BadFile if a folder of a class holds parts, at any depth."""
+    for folder, held in inside.items():
+        parts = [name for name in held.folders if part_of(name)]
         if parts:
             raise BadFile(
                 f"{folder}: holds {_some(parts)}, which may be parts of the data; "
-                f"{_mend(folder.parent, 'put the classes into the parts, as in train/cat and test/cat')}"
+                f"put the classes into the parts, as in train/cat and test/cat, or {mend}"
             )
-    without_images = [folder for folder in folders if inside[folder] and not _has_images(folder)]
-    for number, folder in enumerate(without_images):
-        for other in without_images[number + 1 :]:
-            common = sorted(set(inside[folder]) & set(inside[other]))
-            if len(common) > 1:
-                raise BadFile(
-                    f"{folder.parent}: {folder.name} and {other.name} hold no images but folders of the same names, "
-                    f"{_some(common)}; are these the classes? Put images into folders of their classes at once, "
-                    f'or write layout = "classes" if {folder.name} and {other.name} are classes'
-                )
 
 
-def _has_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(is_image(entry.name) and not is_hidden(entry.name) for entry in entries)
+def _refuse_another_level(part: Path, folders: Sequence[Path], inside: Mapping[Path, Inside], mend: str) -> None:
+    """Raise BadFile if what should be the classes of a part has classes below it."""
+    below = {folder: names for folder in folders if (names := _branches(folder, inside))}
+    for folder, other in combinations(below, 2):
+        common = sorted(below[folder] & below[other])
+        if len(common) > 1 or (
+            common and below[folder] != below[other] and set(common) in (below[folder], below[other])
+        ):
+            raise BadFile(
+                f"{part}: {folder.name} and {other.name} hold no images but folders of the same names, "
+                f"{_some(common)}; are these the classes? Put images into folders of their classes at once, "
+                f"or {mend}"
+            )
+    deep = [folder.name for folder, names in below.items() if len(names) > 1]
+    flat = [one.name for one in folders if one in inside and inside[one].has_images and not inside[one].folders]
+    if deep and flat and (len(deep) > 1 or len(flat) <= MOST_PARTS):
+        raise BadFile(
+            f"{part}: {_some(deep)} hold no images but folders, and {_some(flat)} images alone; are the folders the "
+            f"classes? Put images into folders of their classes at once, or {mend}"
+        )
+
+
+def _branches(folder: Path, inside: Mapping[Path, Inside]) -> set[str]:
+    """Return the names of the folders that a folder without images holds, where it holds one alone those in that one."""
+    if folder not in inside or inside[folder].has_images:
+        return set()
+    names = inside[folder].folders
+    return (_branches(folder / names[0], inside) if len(names) == 1 else set()) or set(names)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -251,10 +290,19 @@ def _some(names: Sequence[str]) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(kw_only=True)
+class Inside:
+    """What a folder holds at once."""
+
+    folders: list[str] = field(default_factory=list)
+    has_images: bool = False
+
+
 class Walk:
     """One walk through all parts, which knows each file and folder by its device and number, whatever links lead to it."""
 
     def __init__(self) -> None:
+        self.inside: dict[Path, Inside] = {}  # of each folder that was seen
         self._taken: dict[tuple[int, int], tuple[Part, int, Path]] = {}
         self._again = 0  # links to images of the same class and part
         self._hidden: list[Path] = []
@@ -303,13 +351,16 @@ class Walk:
         if (state.st_dev, state.st_ino) in visited:  # a link to a folder above, or to one that was seen
             return
         visited.add((state.st_dev, state.st_ino))
+        inside = self.inside[folder] = Inside()
         for path in sorted(entries):
             if is_hidden(path.name):
                 if path.is_dir() or is_image(path.name):
                     self._hidden.append(path)
             elif path.is_dir():
+                inside.folders.append(path.name)
                 yield from self.below(path, label, visited)
             elif is_image(path.name) or not path.exists():  # a link that leads nowhere may have led to images
+                inside.has_images = True
                 yield image_file(path, label)
             else:
                 self._others[path.suffix.lower()] += 1

@@ -15,6 +15,8 @@ SPELLINGS: dict[Part, tuple[str, ...]] = {
 }
 _PARTS: dict[str, Part] = {word: part for part, words in SPELLINGS.items() for word in words}
 _ADDED = re.compile(r"[ _.-]?(set|data|split|part|images?|imgs?|[0-9]+)$")  # as in "test_set", "train2017"
+_WORDS = "|".join(sorted(_PARTS, key=len, reverse=True))
+_BESIDE = (re.compile(f"(?P<part>{_WORDS})(?P<rest>.*)"), re.compile(f"(?P<rest>.*?)(?P<part>{_WORDS})"))
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?", re.ASCII)
 
 
@@ -29,6 +31,14 @@ def part_of(name: str, *, loosely: bool = False) -> Part | None:
         return _PARTS.get(word)
     word = _ADDED.sub("", word)
     return _PARTS.get(word) or _PARTS.get(re.split(r"[ _.-]", word)[-1])
+
+
+def part_beside(name: str) -> tuple[Part, str] | None:
+    """Return the part with whose spelling a name begins or ends, and the rest: "cat" for "train_cat", "a" for "trainA"."""
+    for pattern in _BESIDE:
+        if found := pattern.fullmatch(name.strip().casefold()):
+            return _PARTS[found["part"]], found["rest"].strip(" _.-")
+    return None
 
 
 def is_label(text: str) -> bool:

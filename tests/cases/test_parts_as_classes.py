@@ -81,6 +81,16 @@ MIXTURES = [
         ("train/x/cat", "train/x/dog", "train/y/cat", "train/y/dog", "test/x/cat", "test/y/dog"),
         "x and y hold no images",
     ),
+    (("trn/cat", "trn/dog", "tst/cat"), "trn and tst hold no images but folders of the same names, cat"),
+    (("a/x/cat", "a/x/dog", "b/y/cat", "b/y/dog"), "a and b hold no images but folders of the same names, cat, dog"),
+    (("lernen/cat", "lernen/dog", "pruefen"), "lernen hold no images but folders, and pruefen images alone"),
+    (("2022/cat", "2022/dog", "2023/cow", "2023/emu", "x", "y", "z"), "2022, 2023 hold no images but folders"),
+    (("train_cat", "train_dog", "test_cat", "test_dog"), "may be classes of several parts of the data, or classes"),
+    (("trainA", "trainB", "testA", "testB"), "may be classes of several parts of the data, or classes"),
+    (("catTrain", "catTest", "dogTrain", "dogTest", "x"), "may be classes of several parts of the data, or classes"),
+    (("train_cat", "train_dog", "test_images"), "may be classes of several parts of the data, or classes"),
+    (("a/x/train", "a/x/test", "b/y"), "a/x: holds test, train, which may be parts of the data"),
+    (("train/a/x/deep/val", "train/b", "test/a", "test/b"), "deep: holds val, which may be parts of the data"),
     (("data/cat", "data/dog"), "has 1 folders; give each class one, at least 2; or is"),
     (("train/cat", "train/dog", "test/cat", "test/cow"), "cow: is no class of the training images"),
 ]
@@ -95,16 +105,33 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path, folders: tuple[
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("folders", [MIXTURES[0][0], MIXTURES[5][0], MIXTURES[7][0]])
+@pytest.mark.parametrize("folders", [MIXTURES[number][0] for number in (0, 5, 7, 9, 11, 13, 14, 17)])
 def test_the_reading_that_is_meant_can_be_written(tmp_path: Path, folders: tuple[str, ...]) -> None:
     for number, folder in enumerate(folders):
         pictures.write(tmp_path / folder, 2, 2 * number)
+    with pytest.raises(BadFile, match='write layout = "classes" if'):
+        read(tmp_path)
     assert read(tmp_path, layout="classes").classes == tuple(sorted({folder.split("/")[0] for folder in folders}))
 
 
 @pytest.mark.parametrize("names", [("platform", "train_station"), ("crash_test", "normal"), ("Val_de_Loire", "alps")])
 def test_a_class_whose_name_only_begins_like_a_part_is_a_class(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert read(pictures.classes(tmp_path, 2, names=names)).classes == names
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("n01/images", "n02/images", "n03/images"),  # Tiny ImageNet
+        ("bus_stop", "train_station", "test_tube"),
+        ("bird/hawk", "bird/owl", "cat", "cow", "dog"),
+        ("bird/hawk", "bird/owl", "dog/pug", "dog/husky"),
+    ],
+)
+def test_folders_in_classes_are_no_classes(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for number, folder in enumerate(folders):
+        pictures.write(tmp_path / folder, 2, 2 * number)
+    assert read(tmp_path).classes == tuple(sorted({folder.split("/")[0] for folder in folders}))
 
 
 def test_two_test_parts_are_refused(tmp_path: Path) -> None:
