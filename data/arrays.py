@@ -18,7 +18,7 @@ from torch import Tensor
 from hpo.data.channels import CHANNELS, is_sure
 from hpo.data.channels import channels_last as are_last
 from hpo.data.files import BadFile, File, existing_file
-from hpo.data.names import SPELLINGS, Part, in_order
+from hpo.data.names import SPELLINGS, Part, in_order, is_label
 from hpo.data.source import Reading, Source
 
 Array = npt.NDArray[Any]
@@ -77,8 +77,8 @@ def npz(
         ("test", "labels"): test_labels,
     }
     archive = _read(existing_file(path, "path"), wanted, reading)
-    last, told = archive.order(channels_last, reading)
-    order = archive.classes(reading)
+    last, told = archive.order(channels_last)
+    order = archive.classes()
     validation, test = (
         (archive.pixels(part, last), archive.numbers(part, order)) if archive.has(part) else (None, None)
         for part in ("validation", "test")
@@ -158,7 +158,7 @@ def _read(path: Path, wanted: Mapping[Key, str | None], reading: Reading) -> _Ar
         raise BadFile(f"{path}: is no archive of arrays that can be read: {error}") from error
     left_out = [name for name in held if name not in used.values()]
     notes = [f"arrays left out: {', '.join(left_out)}"] if left_out else []
-    return _Archive(path=path, names=used, arrays=arrays, notes=notes)
+    return _Archive(path=path, names=used, arrays=arrays, notes=notes, reading=reading)
 
 
 def _array(archive: Any, name: str) -> Array:
@@ -178,10 +178,18 @@ class _Shell:
     state: Any = None
 
     def __init__(self, *given: Any) -> None:
-        pass
+        self.given = given
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+def _value(dtype: _Shell, content: bytes) -> Any:
+    """Return what a number or text of numpy's own holds."""
+    kind = np.dtype(dtype.given[0]).newbyteorder(dtype.state[1])
+    if kind.kind not in "biufSU":
+        raise pickle.UnpicklingError(f"it holds objects of type {kind}; write texts by .astype(str)")
+    return np.frombuffer(content, kind)[0].item()
 
 
 class _Objects(pickle.Unpickler):
@@ -190,6 +198,8 @@ class _Objects(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
             return _Shell
+        if module.partition(".")[0] == "numpy" and name == "scalar":
+            return _value
         raise pickle.UnpicklingError(f"it holds objects of {module}.{name}; write texts by .astype(str)")
 
 
@@ -208,6 +218,7 @@ class _Archive:
     names: Mapping[Key, str]
     arrays: Mapping[Key, Array]
     notes: Sequence[str]
+    reading: Reading
 
     def has(self, part: Part) -> bool:
         return (part, "images") in self.arrays
@@ -216,11 +227,11 @@ class _Archive:
         """Return where a training image lies."""
         return f"{self.path}, {self.names['train', 'images']}[{row}]"
 
-    def order(self, channels_last: bool | None, reading: Reading) -> tuple[bool, list[str]]:
+    def order(self, channels_last: bool | None) -> tuple[bool, list[str]]:
         """Return whether channels come last, and what is to be said of it; BadFile if the shape does not tell or says another."""
         shape = list(self.arrays["train", "images"].shape)
         name = self.names["train", "images"]
-        if reading == 1 or len(shape) != 4:
+        if self.reading == 1 or len(shape) != 4:
             return bool(channels_last), []
         last = are_last(shape[1:])
         if channels_last is not None:
@@ -263,10 +274,10 @@ class _Archive:
             values = values.transpose(0, 3, 1, 2)
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.uint8))
 
-    def classes(self, reading: Reading) -> dict[str, int]:
+    def classes(self) -> dict[str, int]:
         """Return {name of a class: its number}."""
         names = [str(value) for value in np.unique(self._labels("train")).tolist()]
-        return {name: number for number, name in enumerate(names if reading == 1 else in_order(names))}
+        return {name: number for number, name in enumerate(names if self.reading == 1 else in_order(names))}
 
     def numbers(self, part: Part, classes: Mapping[str, int]) -> Tensor:
         """Return the numbers of a part's classes [N]."""
@@ -296,7 +307,7 @@ class _Archive:
         elif values.dtype.kind == "f":
             values = self._whole(name, values)
         elif values.dtype.kind == "S":
-            values = np.char.decode(values, "utf-8")
+            values = self._decoded(name, values)
         if values.dtype.kind not in "iuU" or values.shape != images.shape[:1]:
             at_the_end = values.ndim == 1 and images.ndim > 2 and len(values) == images.shape[-1]
             mend = (
@@ -308,17 +319,26 @@ class _Archive:
                 f"{self.path}: {name} is {values.dtype} {list(values.shape)} beside {len(images)} "
                 f"{self.names[part, 'images']}; {mend}"
             )
-        if values.dtype.kind == "U" and (np.char.strip(values) == "").any():
-            raise BadFile(f"{self.path}: {name}[{int((np.char.strip(values) == '').argmax())}] has no label")
+        if values.dtype.kind == "U":
+            texts = np.char.strip(values)
+            for row, text in enumerate(texts.tolist()):
+                if not (text if self.reading == 1 else is_label(text)):
+                    raise BadFile(f"{self.path}: {name}[{row}] has no label")
+            return values if self.reading == 1 else texts
         return values
+
+    def _decoded(self, name: str, values: Array) -> Array:
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadFile(f"{self.path}: {name} holds bytes that are no UTF-8 ({error}); save them as texts") from error
 
     def _plain(self, name: str, values: Array) -> Array:
         """Return labels that are Python's own objects as an array of texts or of numbers."""
         listed = values.reshape(-1).tolist()
-        for kinds in (str, (int, float)):
-            if all(isinstance(value, kinds) for value in listed):
-                return np.array(listed).reshape(values.shape)
-        kind = str if isinstance(listed[0], str) else (int, float)
+        kind = next((kind for kind in (str, bytes) if isinstance(listed[0], kind)), (int, float))
+        if all(isinstance(value, kind) for value in listed):
+            return np.array(listed).reshape(values.shape)
         row = next(row for row, value in enumerate(listed) if not isinstance(value, kind))
         raise BadFile(
             f"{self.path}: {name}[{row}] is {listed[row]!r}, of type {type(listed[row]).__name__}; "

@@ -22,6 +22,15 @@ def archive(folder: Path, labels: np.ndarray) -> Source:
         (np.array(["cat", "dog", "cat"], dtype=object), ("cat", "dog"), [0, 1, 0]),
         (np.array([7, 3, 7], dtype=object), ("3", "7"), [1, 0, 1]),
         (np.array([["a"], ["b"], ["a"]], dtype=object), ("a", "b"), [0, 1, 0]),
+        (np.array([np.int64(7), np.int64(3), np.int64(7)], dtype=object), ("3", "7"), [1, 0, 1]),
+        (np.array([np.str_("cät"), np.str_("dog"), "cät"], dtype=object), ("cät", "dog"), [0, 1, 0]),
+        (np.array([np.float32(7), np.uint8(3), 7], dtype=object), ("3", "7"), [1, 0, 1]),
+        (np.array([np.bool_(True), False, np.bool_(True)], dtype=object), ("0", "1"), [1, 0, 1]),
+        (np.array([np.int16(7).astype(">i2"), 3, 7], dtype=object), ("3", "7"), [1, 0, 1]),
+        (np.array([b"cat", np.bytes_(b"dog"), b"cat"], dtype=object), ("cat", "dog"), [0, 1, 0]),
+        (np.array(["cat", " dog", "cat "]), ("cat", "dog"), [0, 1, 0]),
+        (np.array([b"cat\n", b"dog", b"cat"]), ("cat", "dog"), [0, 1, 0]),
+        (np.array(["cat", "dog\t", " cat"], dtype=object), ("cat", "dog"), [0, 1, 0]),
         (np.array(["cat", "dog", "cat"]), ("cat", "dog"), [0, 1, 0]),
         (np.array([b"cat", b"dog", b"cat"]), ("cat", "dog"), [0, 1, 0]),
         (np.array(["10", "9", "10"]), ("9", "10"), [1, 0, 1]),
@@ -47,6 +56,12 @@ def test_labels_are_recognised(tmp_path: Path, labels: np.ndarray, classes: tupl
         (np.array([1.0, np.nan, 2.0]), "labels[1] is nan; give each a whole number or a text"),
         (np.array([1.0, 1.5, 2.0]), "labels[1] is 1.5; give each a whole number"),
         (np.array(["cat", "", "dog"]), "labels[1] has no label"),
+        (np.array(["cat", "nan", "dog"]), "labels[1] has no label"),
+        (np.array([b"cat", b"dog", b" NaN"]), "labels[2] has no label"),
+        (np.array(["cat", np.nan, "dog"], dtype=object), "labels[1] is nan, of type float; give all labels as texts"),
+        (np.array([b"cat", "dog", "cow"], dtype=object), "labels[1] is 'dog', of type str"),
+        (np.array([b"cat", b"\xff", b"dog"]), "labels holds bytes that are no UTF-8"),
+        (np.array([np.datetime64("2026-01-01")] * 3, dtype=object), "it holds objects of type datetime64"),
         (np.array([[0, 1], [1, 1], [1, 0]]), "labels is [3, 2], and row 1 is no single one among zeros"),
         (np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]]), "row 0 is no single one among zeros"),
         (np.array([1, 2, 3], dtype="datetime64[D]"), "labels is datetime64[D] [3] beside 3 images"),
@@ -58,6 +73,12 @@ def test_other_labels_are_refused_with_their_row(tmp_path: Path, labels: np.ndar
     with pytest.raises(BadFile) as caught:
         archive(tmp_path, labels)
     assert message in str(caught.value)
+
+
+def test_the_first_reading_keeps_texts_as_they_are(tmp_path: Path) -> None:
+    labels = np.array(["cat", "cat ", "nan"])
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 5, 5), np.uint8), labels=labels)
+    assert SOURCES["npz"](path=str(tmp_path / "a.npz"), reading=1).classes == ("cat", "cat ", "nan")
 
 
 def test_what_a_pickled_array_names_is_not_called(tmp_path: Path) -> None:
