@@ -52,7 +52,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def own_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Take back what importing a user's code does to a process for good: a real one loads that of one study."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(user_path, "_opened", [])
+    monkeypatch.setattr(user_path, "_codes", {})
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path

@@ -7,7 +7,6 @@ import linecache
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,13 +22,10 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def refused(source: Path | None) -> Iterator[None]:
+def refused() -> Iterator[None]:
     """Refuse, within this block, what makes or opens a study or a storage and what runs trials.
 
     Nothing is written then. Raises Refused that names the line, whatever the user's code makes of the refusal.
-
-    Args:
-        source: the file that is imported; if it speaks of Optuna, Optuna is loaded before it.
     """
     made: list[str] = []
 
@@ -39,7 +35,7 @@ def refused(source: Path | None) -> Iterator[None]:
 
     try:
         with ExitStack() as restored:
-            for owner, name in _doors(source):
+            for owner, name in _entry_points():
                 restored.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, refuse)
             yield
@@ -48,11 +44,9 @@ def refused(source: Path | None) -> Iterator[None]:
             raise Refused(f"it runs a study of its own while it is imported, at {made[0]}") from None
 
 
-def _doors(source: Path | None) -> list[tuple[Any, str]]:
-    """Return the attributes through which each such call goes, with their owners; none where Optuna is not used."""
-    if "optuna" not in sys.modules and (source is None or b"optuna" not in source.read_bytes()):
-        return []
-    optuna: Any = importlib.import_module("optuna")  # by name: who trains knows no Optuna, unless the user's code does
+def _entry_points() -> list[tuple[Any, str]]:
+    """Return the attributes through which each such call goes, with their owners."""
+    optuna: Any = importlib.import_module("optuna")  # by name: who trains knows no Optuna, unless user code comes in
     storages = optuna.storages
     return [
         (storages, "get_storage"),  # create_study, load_study, copy_study, delete_study, Study

@@ -7,38 +7,93 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 import hpo
 from hpo.errors import SpecError
 
-#: Names that a library may install at top level by mistake, and never imports: they stay the user's.
-THEIRS = frozenset(
+CHECKOUT = Path(hpo.__file__).resolve().parents[1]  # of an installed `hpo` this is site-packages
+#: Names that a library may install at top level by mistake, and never imports: the user may take them.
+FREE_NAMES = frozenset(
     {"benchmarks", "data", "docs", "examples", "models", "scripts", "test", "tests", "tools", "train", "utils"}
 )
-_opened: list[tuple[Path, ...]] = []  # what `put_first` was given in this process
+Code = tuple[str, Path]  # a file or a module as a reference names it, and the folder that it is relative to
+#: What user code this process has loaded, each with its own entries of `sys.path`; none if it failed.
+_codes: dict[Code, list[str]] = {}
 
 
-def put_first(folders: tuple[Path, ...]) -> None:
-    """Put folders first on `sys.path`, in this order, and drop loaded modules that would win over modules in them.
+def codes() -> set[Code]:
+    """Return what user code this process has loaded, or has tried to."""
+    return set(_codes)
 
-    Raises SpecError for a module in them that is named like one of Python's, of our dependencies' or `hpo`, and for two
-    modules of one name where user code comes from several folders.
+
+@contextmanager
+def opened(code: Code, folders: tuple[Path, ...]) -> Iterator[None]:
+    """Let a block import user code with these folders on `sys.path`, in this order; if it fails, nothing of it stays loaded.
+
+    They stay in front of all but the folders of code that was loaded before.
+
+    Raises SpecError for a module in them, or in folders that the code puts first, that is named like one of Python's, of our
+    dependencies' or `hpo`; and where two codes of this process would find two modules of one name, and one is loaded.
     """
-    if folders in _opened:
-        return
-    for folder in folders:
-        refuse_taken_names(folder)
-    if _opened:
-        _refuse_doubles({folder for opened in (*_opened, folders) for folder in opened})
-    for folder in folders:
-        _drop_strays(folder)
-    first = [str(folder) for folder in folders]
-    sys.path[:] = [*first, *(entry for entry in sys.path if entry not in first)]
-    _opened.append(folders)
+    path, first = list(sys.path), [str(folder) for folder in folders]
+    _codes.setdefault(code, [])
+    _put_first(first)
+    known, modules = list(sys.path), set(sys.modules)
+    try:
+        yield
+        for entry in sys.path[: sys.path.index(first[0])] if first[0] in sys.path else []:
+            if entry not in known and _is_users(entry):
+                refuse_taken_names(Path(entry))
+        own = _codes[code] or _own(first, known)
+        _refuse_mixed([own, *filter(None, _codes.values())])
+        _codes[code] = own
+    except BaseException:
+        theirs = {*_own(first, known), *_all_own()}
+        for name in sys.modules.keys() - modules:
+            if _home(name) in theirs:
+                del sys.modules[name]
+        sys.path[:] = path
+        raise
+
+
+def _put_first(folders: list[str]) -> None:
+    """Put folders on `sys.path`, each before the next, and drop loaded modules that would win over modules in them."""
+    theirs = _all_own()
+    new = [folder for folder in folders if folder not in theirs or folder not in sys.path]
+    for folder in new:
+        refuse_taken_names(Path(folder))
+    sys.path[:] = [e if e in theirs else _without_our_parts(e) for e in sys.path if e not in new]
+    at = next((index for index, entry in enumerate(sys.path) if entry not in theirs), len(sys.path))
+    for folder in reversed(folders):
+        if folder in new:
+            sys.path.insert(at, folder)
+        at = sys.path.index(folder)
+    for folder in new:
+        _drop_strays(folder, theirs)
+
+
+def _without_our_parts(entry: str) -> str:
+    """Return, in place of our checkout, its folder that holds `hpo` alone: its `models` and `data` would hide the user's."""
+    alone = CHECKOUT / ".editable"
+    return str(alone) if is_file(entry, CHECKOUT) and alone.is_dir() else entry
+
+
+def _own(folders: list[str], known: list[str]) -> list[str]:
+    """Return the entries of `sys.path` that are these folders, and those that the user's code has added to the known ones."""
+    return [e for e in sys.path if e in folders or (_is_users(e) and sys.path.count(e) > known.count(e))]
+
+
+def _all_own() -> set[str]:
+    return {entry for own in _codes.values() for entry in own}
+
+
+def _is_users(entry: str) -> bool:
+    return Path(entry).name not in ("site-packages", "dist-packages")
 
 
 def refuse_taken_names(folder: Path) -> None:
@@ -49,18 +104,11 @@ def refuse_taken_names(folder: Path) -> None:
         if owner:
             mine = file if file.stem == name else file.parent
             lines.append(
-                f"{mine} is named like {owner}, and one would be imported in place of the other; "
-                f"rename it, such as my_{mine.name}"
+                f"{mine} is named like {owner}, and whoever imports that name could get it, as all of {folder} goes on "
+                f"Python's path; rename it, such as my_{mine.name}"
             )
     if lines:
         raise SpecError(*lines)
-
-
-def refuse_taken_names_before(entry: str) -> None:
-    """Raise SpecError for such modules in the folders that the user's code has put in front of an entry of `sys.path`."""
-    for folder in sys.path[: sys.path.index(entry)] if entry in sys.path else []:
-        if Path(folder).name not in ("site-packages", "dist-packages"):
-            refuse_taken_names(Path(folder))
 
 
 def is_file(known: str | None, file: Path) -> bool:
@@ -68,25 +116,38 @@ def is_file(known: str | None, file: Path) -> bool:
     return known is not None and os.path.exists(known) and os.path.samefile(known, file)
 
 
+def find(module: str, places: Sequence[str] | None = None) -> ModuleSpec | None:
+    """Return where a module is found on `sys.path` or in other places, without an import of its package; None if nowhere."""
+    found = None
+    for part in module.split("."):
+        found = PathFinder.find_spec(part, places)
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+    return found
+
+
 def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name and the file of each module and regular package in a folder.
+    """Yield the name and the file of each module and regular package in a folder; none if it cannot be listed.
 
     A folder without `__init__.py` is left out, for it never wins over a module of its name.
     """
-    if not folder.is_dir():
+    try:
+        entries = os.listdir(folder)
+    except OSError:
         return
-    for entry in folder.iterdir():
-        init = entry / "__init__.py"
-        name = entry.name if init.is_file() else inspect.getmodulename(entry.name)
-        if name and name.isidentifier() and not name.startswith("__"):
-            yield name, init if init.is_file() else entry
+    for entry in entries:
+        module = inspect.getmodulename(entry)
+        name, file = module or entry, folder / entry if module else folder / entry / "__init__.py"
+        if name.isidentifier() and not name.startswith("__") and os.path.isfile(file):
+            yield name, file
 
 
 def _owner(name: str, file: Path, folder: Path) -> str | None:
     """Return in words whose module has this name already; None if the name is free."""
     if name == "hpo":
         return None if is_file(hpo.__file__, file) else "hpo itself"
-    if name in THEIRS:
+    if name in FREE_NAMES:
         return None
     if name in sys.stdlib_module_names:
         return f"Python's own module {name!r}"
@@ -126,20 +187,40 @@ def _normal(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _refuse_doubles(folders: Iterable[Path]) -> None:
-    """Raise SpecError if two folders have a module of one name: one of them would be imported for both."""
-    known: dict[str, Path] = {}
-    for folder in sorted(folders):
-        for name, file in _modules(folder):
-            other = known.setdefault(name, file)
-            if not is_file(str(other), file):
-                raise SpecError(f"of {other} and {file} one process can import only one as {name!r}; rename the other")
+def _refuse_mixed(paths: Sequence[list[str]]) -> None:
+    """Raise SpecError for a loaded module from one of these paths, if another of them has a module of its name.
+
+    What would be found there was not: the code of that path got, or would get, the loaded one in its place.
+    """
+    if all(path == paths[0] for path in paths):
+        return
+    theirs = {os.path.abspath(entry) for path in paths for entry in path}
+    for name in [name for name in sys.modules if _home(name) in theirs]:
+        file = sys.modules[name].__file__
+        for path in paths:
+            found = find(name, path)
+            if found is not None and found.origin is not None and not is_file(file, Path(found.origin)):
+                raise SpecError(
+                    f"of {file} and {found.origin} one process can import only one as {name!r}; rename one of them"
+                )
 
 
-def _drop_strays(folder: Path) -> None:
-    """Drop loaded modules that have the name of one in this folder: whoever imports it next means the user's."""
-    for name, file in _modules(folder):
-        loaded = sys.modules.get(name)
-        if loaded is not None and not is_file(getattr(loaded, "__file__", None), file):
+def _home(name: str) -> str | None:
+    """Return the folder that a loaded module was found in, its outermost package's if it has one; None if it has no file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return None
+    levels = name.count(".") + os.path.basename(file).startswith("__init__.") + 1
+    return "/".join(file.split("/")[:-levels])
+
+
+def _drop_strays(folder: str, theirs: set[str]) -> None:
+    """Drop loaded modules named like one in this folder, but for the user's: whoever imports it next means the user's."""
+    for name, file in _modules(Path(folder)):
+        if (
+            name in sys.modules
+            and _home(name) not in theirs
+            and not is_file(getattr(sys.modules[name], "__file__", None), file)
+        ):
             for key in [key for key in sys.modules if f"{key}.".startswith(f"{name}.")]:
                 del sys.modules[key]

@@ -10,11 +10,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,11 @@ from hpo.text import quoted
 OURS = ("models", "data")  # parts that once were imported without `hpo.`
 FORMS = '"file.py:function" or "package.module:function"'
 GUARD = 'put what is only for the command line below `if __name__ == "__main__":`'
-NOT_THEIRS = (__file__, *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")))
+NOT_THEIRS = (
+    __file__,
+    optuna_calls.__file__,
+    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")),
+)
 POSITIONAL = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -57,7 +62,10 @@ def load(reference: str, folder: Path, path: str) -> Any:
 
 
 def load_objective(reference: str, folder: Path) -> Any:
-    """Import an Optuna objective; SpecError if that fails or if it cannot be called with a trial for a value."""
+    """Import an Optuna objective; SpecError if that fails or if it is seen that no call with a trial can give a value.
+
+    What a decorator's `wrapper(*args, **kwargs)` hides is not seen; the first trial fails then.
+    """
     found = load(reference, folder, "objective")
     why = _no_objective(found, reference.rpartition(":")[2])
     if why:
@@ -66,7 +74,10 @@ def load_objective(reference: str, folder: Path) -> Any:
 
 
 def _no_objective(found: Any, name: str) -> str | None:
-    """Return why an object cannot be an objective, with the mend; None if it may be one."""
+    """Return why an object cannot be an objective, with the mend; None if it may be one.
+
+    Of a decorated function the outermost one decides, for that is called: a decorator may give what the inner one lacks.
+    """
     if inspect.isclass(found):
         return f"is a class, so a call of it makes an object; write `objective = {name}(...)` below it and name that"
     called = (found, type(found).__call__)
@@ -101,9 +112,9 @@ def _refuse_location(location: str, name: str, reference: str, folder: Path, pat
             f"{path} = {reference!r}: a notebook cannot be imported; make a script of it with "
             f'`jupyter nbconvert --to script {quoted(location)}`, and write "{location.removesuffix(".ipynb")}.py:{name}"'
         )
-    if location.endswith(".py") and not file.is_file():
+    if location.endswith(".py") and not os.path.isfile(file):
         raise SpecError(f"{path}: no file {file}; paths are relative to the study file")
-    if not location.endswith(".py") and (is_path or file.is_file()):
+    if not location.endswith(".py") and (is_path or os.path.isfile(file)):
         raise SpecError(f"{path} = {reference!r}: {location} is no Python file; write {FORMS}")
 
 
@@ -113,19 +124,19 @@ def _file(location: str, folder: Path) -> Path:
     return file.parent.resolve() / file.name if ".." in file.parts else file
 
 
+def is_alone(references: Iterable[str], folder: Path) -> bool:
+    """Say whether this process has loaded no user code but what these references name."""
+    return user_path.codes() <= {(reference.rpartition(":")[0], folder.absolute()) for reference in references}
+
+
 def _module(location: str, folder: Path, path: str) -> ModuleType:
+    folder = folder.absolute()
     file = _file(location, folder) if location.endswith(".py") else None
-    with located(path):
-        user_path.put_first(_homes(file, folder.absolute()))
+    with located(path), user_path.opened((location, folder), _homes(file, folder)):
         loaded = sys.modules.get(location) if file is None else _loaded(file)
         source = file or _origin(location, loaded)
         sys.argv = [str(source or location)]
-        if loaded is not None:
-            return loaded
-        front = sys.path[0]
-        module = _imported(location, file, source)
-        user_path.refuse_taken_names_before(front)
-    return module
+        return loaded or _imported(location, file)
 
 
 def _homes(file: Path | None, folder: Path) -> tuple[Path, ...]:
@@ -138,7 +149,7 @@ def _homes(file: Path | None, folder: Path) -> tuple[Path, ...]:
 
 def _loaded(file: Path) -> ModuleType | None:
     """Return the module of a file, None if it is not loaded yet; SpecError if its name means another one."""
-    if (file.parent / file.stem / "__init__.py").is_file():
+    if os.path.isfile(file.parent / file.stem / "__init__.py"):
         raise SpecError(f"{file} and the package {file.parent / file.stem} have one name; rename one of them")
     known = sys.modules.get(file.stem)
     if known is None or user_path.is_file(getattr(known, "__file__", None), file):
@@ -152,20 +163,14 @@ def _origin(location: str, loaded: ModuleType | None) -> Path | None:
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
         return Path(file) if file else None
-    found, name, places = None, "", None
-    for part in location.split("."):
-        name = f"{name}.{part}" if name else part
-        found = PathFinder.find_spec(name, places)
-        if found is None:
-            return None
-        places = found.submodule_search_locations
+    found = user_path.find(location)
     return Path(found.origin) if found and found.has_location and found.origin else None
 
 
-def _imported(location: str, file: Path | None, source: Path | None) -> ModuleType:
+def _imported(location: str, file: Path | None) -> ModuleType:
     """Import a module that is not loaded yet; SpecError with the user's own line if that fails."""
     try:
-        with optuna_calls.refused(source):
+        with optuna_calls.refused():
             return importlib.import_module(location) if file is None else _file_module(file)
     except optuna_calls.Refused as error:
         raise SpecError(f"{location}: {error}; nothing was run; {GUARD}") from None
@@ -197,6 +202,13 @@ def _where(error: BaseException) -> str:
 def _file_module(file: Path) -> ModuleType:
     """Import a file as the module that it is named, as `import` does from its folder."""
     name = file.stem
+    if "." in name:
+        mend = f"{name.replace('.', '_')}.py"
+        warnings.warn(
+            f"{file}: no other process can import a file with a dot in its name, as DataLoader workers must that are not "
+            f"forked; rename it, such as {mend}",
+            stacklevel=2,
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

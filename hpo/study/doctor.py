@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.errors import Fault, StorageError
+from hpo.errors import Fault, SpecError, StorageError
 from hpo.queue import finish, lease_clock, reaper, workers
+from hpo.spec import usercode
 from hpo.storage import clock, filesystem, sql
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
@@ -198,12 +203,15 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
 
 def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """The user's own code, as a worker on this machine would load it."""
+    path = list(sys.path)
     try:
-        digest = resolve.check_stored(study.spec, study.code_folder)
+        digest = _load(study)
     except Fault as error:
         what = f"no worker here can load it: {_in_a_line(error)}"
         yield Finding(where=study.name, what=what, mend="mend that, or --code FOLDER")
         return
+    finally:
+        sys.path[:] = path  # a child process would inherit it
     with study.storage.engine.connect() as connection:
         row = connection.execute(sa.select(hpo_studies).where(hpo_studies.c.uid == study.uid)).one()
     if not studies.lets_in(row, digest) and summarize(study).spent:
@@ -212,6 +220,18 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
             what=f"your own code in {study.code_folder} changed since the study was made",
             mend="undo the change, or run with --allow-code-change",
         )
+
+
+def _load(study: Study) -> str:
+    """Load a study's code and return its digest; in a child process if other code is loaded here, as workers never share one."""
+    spec, folder = study.spec, study.code_folder
+    if not spec.code_references or usercode.is_alone(spec.code_references, folder):
+        return resolve.check_stored(spec, folder)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            return alone.submit(resolve.check_stored, spec, folder).result()
+    except BrokenProcessPool:
+        raise SpecError("it ends the process that imports it") from None
 
 
 def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpo.errors import SpecError
-from hpo.spec import usercode
+from hpo.spec import user_path, usercode
+from tests.support.paths import ROOT
 
 OBJECTIVE = "def objective(trial): return 0.0\n"
 
@@ -63,8 +69,8 @@ def test_a_name_that_is_taken_is_refused(file: str, owner: str, tmp_path: Path) 
     written.write_text("")
     mine = written if file.endswith(f"{written.stem}.py") and written.stem != "__init__" else written.parent
     assert refused(tmp_path, train=OBJECTIVE) == (
-        f"objective: {mine} is named like {owner}, and one would be imported in place of the other; "
-        f"rename it, such as my_{mine.name}"
+        f"objective: {mine} is named like {owner}, and whoever imports that name could get it, as all of {tmp_path} goes on "
+        f"Python's path; rename it, such as my_{mine.name}"
     )
     assert str(tmp_path) not in sys.path
 
@@ -85,11 +91,90 @@ def test_names_that_hide_nothing_are_free(tmp_path: Path) -> None:
     assert load(tmp_path, train=OBJECTIVE, sub__queue="", torch__train="", setup="", conftest="")(None) == 0.0
 
 
+def test_only_what_could_be_a_module_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images beside the study file cost nothing but their names."""
+    (tmp_path / "train.py").write_text(OBJECTIVE)
+    for name in ("0001.png", "a b.jpg", "__pycache__", "17"):
+        (tmp_path / name).mkdir()
+    asked: list[str] = []
+    is_file = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: bool(asked.append(os.path.basename(path))) or is_file(path))
+    user_path.refuse_taken_names(tmp_path)
+    assert asked == ["train.py"]
+
+
+@pytest.mark.parametrize("closed", ["lost+found", "private", "train"])
+def test_a_folder_that_may_not_be_entered_is_no_fault(closed: str, open_folder: Path) -> None:
+    """Such as another user's in /tmp, and a folder of the file's own name."""
+    (open_folder / closed).mkdir(mode=0o000)
+    with nobody():
+        assert load(open_folder)(None) == 0.0
+
+
+def test_a_folder_that_may_not_be_listed_is_no_fault(open_folder: Path) -> None:
+    open_folder.chmod(0o711 if os.geteuid() == 0 else 0o311)
+    with nobody():
+        assert load(open_folder)(None) == 0.0
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder with an objective that every user may read."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "train.py").write_text(OBJECTIVE)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+        sys.modules.pop("train", None)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Root may enter everything, so let root be somebody else for a block."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_our_own_parts_do_not_hide_a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `hpo` runs from its checkout, with the checkout on the path; `hpo` stays importable, for child processes too."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in ("models", "data"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    code = (
+        "from models import net\nfrom data.more import points\ndef objective(trial): return net.VALUE + points.VALUE\n"
+    )
+    files = {"models__net": "VALUE = 2", "data__more__points": "VALUE = 40"}
+    assert load(tmp_path, train=code, **files)(None) == 42
+    assert str(ROOT) not in sys.path
+    spec = PathFinder.find_spec("hpo")
+    assert spec is not None
+    assert user_path.is_file(spec.origin, ROOT / "hpo" / "__init__.py")
+
+
+def test_a_dot_in_a_files_name_is_warned_of(tmp_path: Path) -> None:
+    """It runs, and did before; but classes in it cannot be unpickled by another process."""
+    (tmp_path / "train.v2.py").write_text(OBJECTIVE)
+    with pytest.warns(UserWarning, match=r"rename it, such as train_v2\.py"):
+        assert load(tmp_path, "train.v2.py:objective")(None) == 0.0
+
+
+def test_a_module_of_a_folder_of_folders_is_found(tmp_path: Path) -> None:
+    """None of them with an `__init__.py`."""
+    assert load(tmp_path, "ns.deep.train:objective", ns__deep__train=OBJECTIVE)(None) == 0.0
+
+
 def test_a_folder_that_the_users_code_puts_first_is_held_to_the_same(tmp_path: Path) -> None:
     """A plain script would get its own `resource`; here Python's was loaded before."""
     code = f"import sys\nsys.path.insert(0, {str(tmp_path / 'src')!r})\nimport resource\n{OBJECTIVE}"
-    said = refused(tmp_path, train=code, src__resource="")
-    assert said.startswith(f"objective: {tmp_path}/src/resource.py is named like Python's own module 'resource'")
+    for _ in range(2):  # what was refused once is not taken for good because it was imported
+        said = refused(tmp_path, train=code, src__resource="")
+        assert said.startswith(f"objective: {tmp_path}/src/resource.py is named like Python's own module 'resource'")
 
 
 def test_a_files_own_folder_goes_before_the_study_files(tmp_path: Path) -> None:
@@ -121,17 +206,62 @@ def test_a_file_is_the_module_that_it_is_named(tmp_path: Path) -> None:
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     load(tmp_path, "a/train.py:objective", a__train=OBJECTIVE)
     assert refused(tmp_path, "b/train.py:objective", b__train=OBJECTIVE) == (
-        f"objective: of {tmp_path}/a/train.py and {tmp_path}/b/train.py one process can import only one as 'train'; "
-        "rename the other"
+        f"objective: {tmp_path}/b/train.py: its name 'train' is that of {tmp_path}/a/train.py in this process; "
+        "rename one of them"
     )
 
 
-def test_files_of_two_folders_must_mean_one_helper(tmp_path: Path) -> None:
-    load(tmp_path, "a/net.py:objective", a__net=OBJECTIVE, a__utils="")
-    assert refused(tmp_path, "b/source.py:objective", b__source=OBJECTIVE, b__utils="") == (
-        f"objective: of {tmp_path}/a/utils.py and {tmp_path}/b/utils.py one process can import only one as 'utils'; "
-        "rename the other"
-    )
+HELPED = "{first}import utils\ndef objective(trial): return utils.VALUE\n"
+LIB = "import sys\nsys.path.{how}{folder!r})\n"
+
+
+@pytest.mark.parametrize("how", [None, "insert(0, ", "append("])
+def test_codes_of_one_process_must_mean_one_helper(how: str | None, tmp_path: Path) -> None:
+    """Also in folders that the code puts on the path itself. What is refused is refused again, and the first works on."""
+    lib = "" if how is None else "/lib"
+    first = {name: LIB.format(how=how, folder=f"{tmp_path}/{name}/lib") if how else "" for name in "ab"}
+    helpers = {f"{name}{lib.replace('/', '__')}__utils": f"VALUE = {name!r}" for name in "ab"}
+    load(tmp_path, "a/net.py:objective", a__net=HELPED.format(first=first["a"]), **helpers)
+    for _ in range(2):
+        assert refused(tmp_path, "b/loss.py:objective", b__loss=HELPED.format(first=first["b"])) == (
+            f"objective: of {tmp_path}/a{lib}/utils.py and {tmp_path}/b{lib}/utils.py one process can import only one "
+            "as 'utils'; rename one of them"
+        )
+    assert load(tmp_path, "a/net.py:objective")(None) == "a"
+    assert "loss" not in sys.modules
+    assert not any(entry.startswith(f"{tmp_path}/b") for entry in sys.path)
+
+
+def test_a_helper_that_would_be_another_one_later_is_refused(tmp_path: Path) -> None:
+    """Whichever code comes first, and if it imports its helper only when it is called."""
+    later = "def objective(trial):\n    import utils\n    return utils.VALUE\n"
+    load(tmp_path, "src/net.py:objective", src__net=later, src__utils="VALUE = 1", utils="VALUE = 2")
+    said = f"of {tmp_path}/src/utils.py and {tmp_path}/utils.py one process can import only one as 'utils'"
+    assert said in refused(tmp_path, "opt.py:objective", opt=HELPED.format(first=""))
+    load(tmp_path, "late.py:objective", late=later)(None)
+    assert said in refused(tmp_path, "late.py:objective")
+
+
+def test_a_part_of_a_folder_without_init_is_a_helper_too(tmp_path: Path) -> None:
+    code = "from tools.more import utils\ndef objective(trial): return utils.VALUE\n"
+    helpers = {f"{name}__tools__more__utils": f"VALUE = {name!r}" for name in "ab"}
+    load(tmp_path, "a/net.py:objective", a__net=code, **helpers)
+    assert "as 'tools.more.utils'" in refused(tmp_path, "b/loss.py:objective", b__loss=code)
+
+
+def test_files_of_one_name_that_nobody_imports_are_no_fault(tmp_path: Path) -> None:
+    load(tmp_path, "src/net.py:objective", src__net=OBJECTIVE, src__utils="", utils="")
+    load(tmp_path, "opt.py:objective", opt=OBJECTIVE)
+    load(tmp_path, "lib/loss.py:objective", lib__loss=OBJECTIVE, lib__setup="", setup="")
+    assert sys.path[:3] == [f"{tmp_path}/src", f"{tmp_path}/lib", str(tmp_path)]
+
+
+def test_a_helper_that_all_mean_is_shared(tmp_path: Path) -> None:
+    """Beside the study file, or in a folder that both put first before their own."""
+    lib = LIB.format(how="insert(0, ", folder=f"{tmp_path}/lib")
+    files = {"lib__utils": "VALUE = 3", "b__utils": "VALUE = 4"}
+    load(tmp_path, "a/net.py:objective", a__net=HELPED.format(first=lib), **files)
+    assert load(tmp_path, "b/loss.py:objective", b__loss=HELPED.format(first=lib))(None) == 3
 
 
 def test_a_file_beside_a_package_of_its_name_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -10,6 +12,7 @@ import pytest
 
 from hpo.errors import SpecError
 from hpo.spec import usercode
+from tests.support.paths import ROOT
 
 OBJECTIVE = "import optuna\ndef objective(trial):\n    open('ran', 'w'); return trial.suggest_float('x', 0, 1)\n"
 SCRIPTS = {
@@ -67,3 +70,21 @@ if __name__ == "__main__":
 """
     (tmp_path / "train.py").write_text(script)
     assert usercode.load_objective("train.py:objective", tmp_path)(None) == 7
+
+
+def test_optuna_need_not_be_loaded_before(tmp_path: Path) -> None:
+    """Nor named by the file that is imported: here its package runs the study."""
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").write_text("from . import search\n")
+    (tmp_path / "pkg" / "search.py").write_text(
+        "from optuna import create_study\ncreate_study(storage='sqlite:///theirs.db')\n"
+    )
+    (tmp_path / "pkg" / "train.py").write_text("def objective(trial): return 0.0\n")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom hpo.spec import usercode\nassert 'optuna' not in sys.modules\n"
+        "try: usercode.load('pkg.train:objective', Path.cwd(), 'objective')\nexcept Exception as error: print(error)\n"
+    )
+    command, environment = [sys.executable, "-P", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert f"it runs a study of its own while it is imported, at {tmp_path}/pkg/search.py:2" in done.stdout
+    assert not (tmp_path / "theirs.db").exists()

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.queue import claiming, workers
 from hpo.queue.models import Claim
+from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
@@ -260,6 +261,21 @@ def test_code_that_cannot_be_imported_is_told(place: Storage, tmp_path: Path) ->
         "no worker here can load it: code: importing mine.py failed: ModuleNotFoundError: No module named "
         "'no_such_package'"
     )
+
+
+def test_studies_that_cannot_share_a_process_are_not_ill(place: Storage, whole: Study, tmp_path: Path) -> None:
+    """Each is loaded in a process of its own, as by its workers, and is told if it fails there."""
+    assert examine(whole) == []
+    document = {**OWN_OBJECTIVE, "name": "other", "checkpoints": str(tmp_path / "checkpoints")}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.py").write_text(CODE)  # this process has another module `mine`
+    digest = usercode.digest(["mine.py:objective"], tmp_path / "sub")
+    other = studies.create_or_join(
+        place, StudySpec.from_document(document), code_folder=tmp_path / "sub", code_digest=digest
+    )
+    assert examine(other) == []
+    (tmp_path / "sub" / "mine.py").write_text("import os\nos._exit(3)\n")
+    assert the_ill(other).what == "no worker here can load it: it ends the process that imports it"
 
 
 def test_code_that_changed_is_told_unless_the_study_let_it_in(whole: Study, tmp_path: Path) -> None:
