@@ -72,11 +72,12 @@ class _Files:
 
     def found(self, called: str) -> set[Path]:
         """Return the files of a path below the root, of a path that leads through a folder of its name, or of a lone name."""
-        wanted = Path(os.path.normpath(called.strip().replace("\\", "/")))
+        written = called.strip().replace("\\", "/")
+        wanted = Path(os.path.normpath(written))
         if wanted.is_relative_to(self._above):
             wanted = wanted.relative_to(self._above)
         parts = wanted.parts
-        if found := self._at(wanted) or (self._by_name.get(str(wanted), set()) if len(parts) == 1 else set()):
+        if found := self._at(wanted) or (self._by_name.get(written) if "/" not in written else None):
             return found
         ways = [number for number in range(1, len(parts)) if parts[number - 1] == self._above.name]
         return set().union(*(self._at(Path(*parts[number:])) for number in ways))

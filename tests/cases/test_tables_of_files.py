@@ -86,6 +86,11 @@ def test_a_folder_that_the_table_writes_is_no_other_folder(tmp_path: Path) -> No
         pictures.write(tmp_path / folder, 2)
     (tmp_path / "l.csv").write_text("train/000.png,a\ntrain/001.png,b\n")
     options = {"labels": str(tmp_path / "l.csv"), "size": 2}
+    pictures.write(tmp_path / "test" / "deep", 2, 6)
+    (tmp_path / "own.csv").write_text(f"{tmp_path}/test/006.png,a\n./007.png,b\ndeep/006.png,b\n000.png,a\n")
+    with pytest.raises(BadFile) as caught:
+        SOURCES["image_folder"](root=str(tmp_path / "test"), labels=str(tmp_path / "own.csv"), size=2)
+    assert [line.split(": names")[0][-5:] for line in str(caught.value).splitlines()[1:]] == ["row 1", "row 2"]
     with pytest.raises(BadFile, match="has no column whose values are files below"):
         SOURCES["image_folder"](root=str(tmp_path / "test"), **options)
     assert SOURCES["image_folder"](root=str(tmp_path / "train"), **options).classes == ("a", "b")
