@@ -241,12 +241,12 @@ def worker(
     name: Annotated[str | None, typer.Option("--as", hidden=True, help="Name to hold leases under.")] = None,
     fleet: Annotated[int, typer.Option("--fleet", hidden=True, min=1, help="Workers that share the budget.")] = 1,
     mark: Annotated[
-        Path | None, typer.Option("--mark", hidden=True, help="File to remove when leaving in order.")
+        Path | None, typer.Option("--mark", hidden=True, help="File for the exit code when leaving in order.")
     ] = None,
 ) -> None:
     """Join a study from anywhere with one more process; space, sampler and pruner come from the study."""
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
-    from hpo.launch.local import TRY_AGAIN
+    from hpo.launch.local import AGAIN, TRY_AGAIN, USAGE_ERROR, say_last
     from hpo.queue import workers
     from hpo.spec.study_file import Recovery
     from hpo.storage import descriptors
@@ -259,6 +259,7 @@ def worker(
     said.setFormatter(text.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[said])
     quiet_optuna()
+    say_last(mark, "")  # the process before this one has started afresh
     stopping = StopSignal.installed(grace=Recovery().grace_seconds, is_supervised=parent is not None)
     mine = resolve.read(Path(study), code_folder=code) if study.endswith(".toml") else None
     url = storage_url(storage, mine.spec.storage if mine else None)
@@ -266,7 +267,7 @@ def worker(
         try:
             joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
         except Fault:  # no trial is at hand yet that could be to blame
-            leave_in_order(mark)
+            say_last(mark, USAGE_ERROR)
             raise
         if joined.storage.file is not None:
             os.environ.update(joined.storage.file.handed_on)  # to this process, should it start afresh
@@ -276,7 +277,7 @@ def worker(
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except MismatchError:  # of changed code that does not fit the study: the trial at hand was handed back
-        leave_in_order(mark)
+        say_last(mark, USAGE_ERROR)
         raise
     except (StorageError, Outage) as error:
         if parent is None and (isinstance(error, StorageGone) or not stopping()):
@@ -284,20 +285,14 @@ def worker(
         logging.error("%s", error)
         code_of_exit = stopping.exit_code or TRY_AGAIN  # the fleet starts another worker after a while
     if code_of_exit == worker_loop.RECYCLE:
+        say_last(mark, AGAIN)
         restart.start_afresh(stopping)
         code_of_exit = stopping.exit_code
     logging.info("leaving with exit code %d", code_of_exit)
-    leave_in_order(mark)
+    say_last(mark, code_of_exit)
     if parent is not None:
         restart.leave(code_of_exit)
     raise typer.Exit(code_of_exit)
-
-
-def leave_in_order(mark: Path | None) -> None:
-    """Tell whoever started this process that it leaves in order, which an exit code cannot: user code may end with any."""
-    if mark is not None:
-        with contextlib.suppress(OSError):
-            mark.unlink()
 
 
 def enlist(

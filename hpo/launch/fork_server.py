@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,13 @@ def ask(worker: BaseProcess) -> None:
     assert worker.pid is not None
     with suppress(ProcessLookupError):
         os.kill(worker.pid, ORDER)
+
+
+def kill(worker: BaseProcess) -> None:
+    """Kill a worker, even one that outlives its server, of which multiprocessing knows nothing any more."""
+    assert worker.pid is not None
+    with suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGKILL)
 
 
 def ids() -> frozenset[int]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 from hpo import text
 from hpo.errors import StorageError, StorageGone
@@ -24,20 +25,33 @@ from hpo.study.status import Past, read
 from hpo.study.study import Study
 from hpo.study.trial_history import finished
 from hpo.view.live import LiveView
-from hpo.worker.signals import ASKING
+from hpo.worker.signals import ASKING, SAME_SECONDS
 
 REFRESH_SECONDS = 0.25
 
 
 class Interrupt:
-    """What signals do to a run: the first asks it to stop, the next kills the workers, one more ends it at once."""
+    """What signals do to a run: the first asks it to stop, the next kills the workers, one more ends it at once.
+
+    A thread hears them, since the main thread may wait for a storage for seconds, and its workers for its word meanwhile.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.received: list[int] = []
+        self._received_at = 0.0
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
+    def listen(self, reader: socket.socket) -> None:
+        """Act on signals, which come as bytes, until the other side is closed."""
+        while numbers := reader.recv(4096):
+            for number in numbers:
+                is_same = number in self.received[-1:] and time.monotonic() - self._received_at < SAME_SECONDS
+                if number in ASKING and not is_same:
+                    self._receive(number)
+
+    def _receive(self, number: int) -> None:
         self.received.append(number)
+        self._received_at = time.monotonic()
         if len(self.received) > 2:
             self.fleet.end_orphans()
             os._exit(128 + number)  # even from amid a statement that waits for the database
@@ -55,12 +69,21 @@ class Interrupt:
 def catching_signals(fleet: Fleet) -> Iterator[Interrupt]:
     """Handle the signals that ask a process to leave, and put the old handlers back."""
     interrupt = Interrupt(fleet)
-    before = {number: signal.signal(number, interrupt) for number in ASKING}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    listening = threading.Thread(target=interrupt.listen, args=(reader,), name="interrupt", daemon=True)
+    listening.start()
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in ASKING}
     try:
         yield interrupt
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        writer.close()
+        listening.join()
+        reader.close()
 
 
 def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None) -> int:

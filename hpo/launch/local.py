@@ -14,6 +14,7 @@ import signal
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,6 +36,7 @@ KILL_SECONDS = 5.0  # beyond the study's grace, within which workers end themsel
 SERVER_GONE = 255  # multiprocessing's exit code for a worker whose end the server did not live to tell
 TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
 USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
+AGAIN = "again"  # a worker's word in the place of an exit code: it starts afresh, or another one does if that fails
 
 
 @dataclass
@@ -44,21 +46,37 @@ class Slot:
     index: int
     gpu: str | None
     log: Path
-    mark: Path | None = (
-        None  # a file that the process in it removes if it leaves in order: an exit code may be user code's
-    )
     process: BaseProcess | None = None
     worker: str = ""  # the name under which the process in it holds leases; another one for every process
     started_at: float = 0.0
     stopped_at: float | None = None  # since when the process in it stands still, by SIGSTOP
     restart_at: float | None = None  # when a crashed worker is started again
     crashes: int = 0
+    word: str = ""  # of the last process, as it left in order: its exit code, or AGAIN; none after a crash
     exit_codes: list[int] = field(default_factory=list)
     given_up: bool = False
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.exitcode is None
+        if self.process is None or self.process.exitcode is None:
+            return self.process is not None
+        # A worker outlives a server that was killed, to park its trial.
+        return self.process.exitcode == SERVER_GONE and descendants.is_alive(self.pid)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def mark(self) -> Path:
+        """A file for the word of the process in it; the exit code of a process may be user code's."""
+        return self.log.with_name(f"{self.log.name}.{self.worker.rpartition(':')[2]}")
+
+    @property
+    def refuses(self) -> bool:
+        return self.word == str(USAGE_ERROR)
 
     @property
     def name(self) -> str:
@@ -107,9 +125,7 @@ class Fleet:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
-        own = uuid.uuid4().hex[:8]
-        slot.worker = f"{platform.node()}:{slot.index}:{own}"
-        slot.mark = slot.log.with_suffix(f".{own}")
+        slot.worker = f"{platform.node()}:{slot.index}:{uuid.uuid4().hex[:8]}"
         arguments = [
             self.study.name,
             "--as",
@@ -122,14 +138,14 @@ class Fleet:
             str(slot.mark),
         ]
         arguments += ["--allow-code-change"] if self.allow_code_change else []
-        slot.started_at, slot.restart_at = time.monotonic(), None
+        slot.started_at, slot.restart_at, slot.word = time.monotonic(), None, ""
         try:
-            slot.mark.touch()
+            say_last(slot.mark, "")
             slot.process = fork_server.start(arguments, self._environment(slot), slot.log)
         except (EOFError, OSError) as error:
             log.warning("%s did not start: %s", slot.name, error or "the server that workers are forked from is gone")
             slot.exit_codes.append(SERVER_GONE)
-            self._start_another(slot, Dead(worker=slot.worker, code=SERVER_GONE, in_order=False), cost_a_trial=False)
+            self._start_another(slot, cost_a_trial=False)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         threads = str(self.study.spec.training.get("threads", 1))
@@ -151,7 +167,7 @@ class Fleet:
             self._release_at = time.monotonic() + RELEASE_SECONDS
         for slot in self.slots:
             logs.bound(slot.log)
-            if slot.process is not None and slot.process.exitcode is not None:
+            if slot.process is not None and not slot.running:
                 self._release_slot(slot)
             self._end_stopped(slot)
             if slot.restart_at is not None and time.monotonic() >= slot.restart_at:
@@ -160,42 +176,39 @@ class Fleet:
 
     def _end_stopped(self, slot: Slot) -> None:
         """Kill a worker that has stood still for longer than its lease: its trial is taken, and the slot would stay empty."""
-        if slot.process is None or slot.process.pid is None or not descendants.is_stopped(slot.process.pid):
+        if slot.process is None or not descendants.is_stopped(slot.pid):
             slot.stopped_at = None
             return
         slot.stopped_at = slot.stopped_at or time.monotonic()
         if time.monotonic() - slot.stopped_at > self.study.spec.recovery.lease_seconds:
             log.warning("%s was stopped for longer than its lease, by SIGSTOP as a rule: it is killed", slot.name)
-            slot.process.kill()
+            fork_server.kill(slot.process)
 
     def _release_slot(self, slot: Slot) -> None:
         """Give a dead worker's trials back; after a crash have another one started."""
         assert slot.process is not None
-        assert slot.mark is not None
-        code = slot.process.exitcode
+        slot.word = last_word(slot.mark)
+        code = int(slot.word) if slot.word.isdecimal() else slot.process.exitcode
         assert code is not None
         slot.process = None
         slot.exit_codes.append(code)
-        left = not slot.mark.exists()
         slot.mark.unlink(missing_ok=True)
         self.end_orphans()
-        dead = Dead(worker=slot.worker, code=code, in_order=left or self.stop_asked_at is not None)
-        cost_a_trial = self._release(dead)
-        if self.stop_asked_at is not None or (code == 0 and left):
-            return
-        self._start_another(slot, dead, cost_a_trial=cost_a_trial)
+        asked = self.stop_asked_at is not None
+        cost_a_trial = self._release(Dead(worker=slot.worker, code=code, in_order=asked or slot.word != ""))
+        if not asked and slot.word != "0":
+            self._start_another(slot, cost_a_trial=cost_a_trial)
 
     @staticmethod
-    def _start_another(slot: Slot, dead: Dead, *, cost_a_trial: bool) -> None:
+    def _start_another(slot: Slot, *, cost_a_trial: bool) -> None:
         """Have another worker started after a crash, with a growing pause, or give the slot up."""
         lived = time.monotonic() - slot.started_at
         if lived >= HEALTHY_SECONDS:
             slot.crashes = 0
-        if not cost_a_trial:  # else the trial's own count of lost workers, or the study's of failures, ends it
+        if not cost_a_trial and slot.word != AGAIN:  # a trial has its own count of lost workers, the study of failures
             slot.crashes += 1
-        refuses = dead.in_order and dead.code == USAGE_ERROR
-        waits = dead.in_order and dead.code == TRY_AGAIN
-        slot.given_up = refuses or (not waits and slot.crashes > RESTARTS)
+        waits = slot.word in (AGAIN, str(TRY_AGAIN))
+        slot.given_up = slot.refuses or (not waits and slot.crashes > RESTARTS)
         if not slot.given_up:
             pause = RESTART_SECONDS * 2 ** max(0, slot.crashes - 1)
             slot.restart_at = time.monotonic() + min(pause, LONGEST_PAUSE_SECONDS)
@@ -224,13 +237,12 @@ class Fleet:
     @property
     def refused(self) -> bool:
         """Whether every worker refused to work at all."""
-        return all(slot.given_up and slot.exit_codes[-1] == USAGE_ERROR for slot in self.slots)
+        return all(slot.given_up and slot.refuses for slot in self.slots)
 
     @property
     def exit_code(self) -> int:
         """What a run with failed workers ends with: 2 if one refused to work at all, else 1."""
-        codes = {slot.exit_codes[-1] for slot in self.failed}
-        return USAGE_ERROR if USAGE_ERROR in codes else int(bool(codes))
+        return USAGE_ERROR if any(slot.refuses for slot in self.failed) else int(bool(self.failed))
 
     def stop(self) -> None:
         """Ask every worker to park its trial and leave; none is started again, and what stays is killed after the grace."""
@@ -240,10 +252,10 @@ class Fleet:
         self.ask_processes()
 
     def ask_processes(self) -> None:
-        """Ask every worker to park its trial and leave, and nothing else: safe in a signal handler, and more than once."""
-        for slot in self.slots:
-            if slot.process is not None:
-                fork_server.ask(slot.process)
+        """Ask every worker to park its trial and leave, and nothing else: safe in any thread, and more than once."""
+        for process in [slot.process for slot in self.slots]:
+            if process is not None:
+                fork_server.ask(process)
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or only until some worker has left."""
@@ -253,14 +265,15 @@ class Fleet:
             time.sleep(0.02)
 
     def kill_processes(self) -> None:
-        """Kill every worker, and nothing else: safe in a signal handler."""
-        for slot in self.slots:
-            if slot.process is not None:
-                slot.process.kill()
+        """Kill every worker, and nothing else: safe in any thread."""
+        for process in [slot.process for slot in self.slots]:
+            if process is not None:
+                fork_server.kill(process)
 
     def end_orphans(self) -> None:
         """End what dead workers have left running."""
-        descendants.end_orphans(but=self._own_children | fork_server.ids())
+        workers = {slot.pid for slot in self.slots if slot.process is not None}  # our own children without their server
+        descendants.end_orphans(but=self._own_children | fork_server.ids() | workers)
 
     def end(self) -> None:
         """Leave no worker behind, whatever happened: those still alive may park within the grace, then they are killed."""
@@ -275,6 +288,29 @@ class Fleet:
             if slot.process is not None:
                 slot.process.join()
                 self._release_slot(slot)
+
+
+def say_last(mark: Path | None, word: int | str) -> None:
+    """Write the word of a worker that leaves in order into its mark, if it has one; an empty word takes it back.
+
+    In place: a disk that is full has no room for another file. It is read when the process is gone.
+    """
+    if mark is None:
+        return
+    with suppress(OSError):
+        descriptor = os.open(mark, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, f"{word:<8}".encode())
+        finally:
+            os.close(descriptor)
+
+
+def last_word(mark: Path) -> str:
+    """Return the word of a worker that is gone; empty if it did not leave in order."""
+    try:
+        return mark.read_text().strip()
+    except OSError:
+        return ""
 
 
 def died_of(code: int) -> str:

@@ -7,14 +7,18 @@ by its writer, as `logging.handlers` does: whoever watches the workers copies it
 from __future__ import annotations
 
 import os
+import platform
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from hpo.worker import descendants
+
 MOST_BYTES = 8 * 2**20  # of a log, and of what came before, which lies beside it
 KEPT = 100  # logs in a folder, of earlier runs too
-YOUNG_SECONDS = 86_400.0  # since its last line; such a log is kept anyway, its worker may live on another machine
+YOUNG_SECONDS = 86_400.0  # since its last line; such a log of another machine is kept, its worker may live
 
 
 def before(log: Path) -> Path:
@@ -47,11 +51,16 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def delete_old(folder: Path) -> None:
-    """Delete the logs that nobody has written to for long, but for so many."""
+    """Delete the logs of runs that have ended, and what lies beside them, but for so many."""
     found = sorted(_ages(folder.glob("worker-*.log*")))
     for age, log in found[KEPT:]:
-        if age > YOUNG_SECONDS:
+        if not _is_in_use(log, age):
             log.unlink(missing_ok=True)
+
+
+def _is_in_use(log: Path, age: float) -> bool:
+    own = re.match(rf"worker-{re.escape(platform.node())}-(\d+)-\d+\.log", log.name)
+    return descendants.is_alive(int(own[1])) if own else age <= YOUNG_SECONDS
 
 
 def _ages(logs: Iterable[Path]) -> Iterable[tuple[float, Path]]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-FILES = ("", "-wal", "-shm")  # of a SQLite database, behind its name
-Identity = tuple[int, int]  # of an open file or socket: its device, its number there
+from hpo.storage.sqlite_file import Identity, companions, identity
 
 
 def watch(engine: sa.Engine, lost: Callable[[], None]) -> None:
@@ -36,7 +33,7 @@ def watch(engine: sa.Engine, lost: Callable[[], None]) -> None:
         return made
 
     def check(connection: Any, record: Any, proxy: Any) -> None:  # noqa: ARG001  (SQLAlchemy passes all three)
-        if any(_identity(number) != known for number, known in record.info.get("descriptors", {}).items()):
+        if any(identity(number) != known for number, known in record.info.get("descriptors", {}).items()):
             lost()
 
     engine.pool._creator = connect  # type: ignore[assignment]  # of one argument, which SQLAlchemy takes as well
@@ -48,28 +45,20 @@ def _descriptors_of(connection: Any, url: sa.URL, before: dict[int, Identity]) -
     """Return the descriptors of a new connection; of SQLite's those that were not open before, for it does not tell."""
     if url.get_backend_name() != "sqlite":
         number = connection.fileno()
-        return {number: identity} if (identity := _identity(number)) else {}
+        return {number: found} if (found := identity(number)) else {}
     connection.execute("PRAGMA journal_mode=WAL")  # which opens its other files
     database = str(url.database)
-    files = {_identity(Path(database + ending)) for ending in FILES}
+    files = {identity(path) for path in (database, *companions(database))}
     return {number: found for number, found in _identities().items() if found in files and before.get(number) != found}
 
 
 def _open_standard_ones() -> None:
     """Let no connection get the number of a standard stream that user code has closed: what is printed would go there."""
     for number in range(3):
-        if _identity(number) is None:
+        if identity(number) is None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
 
 
 def _identities() -> dict[int, Identity]:
     numbers = [int(name) for name in os.listdir("/dev/fd")]
-    return {number: identity for number in numbers if (identity := _identity(number))}
-
-
-def _identity(file: int | Path) -> Identity | None:
-    """Return what a descriptor, or a path, leads to; None if to nothing."""
-    with suppress(OSError):
-        found = os.stat(file)
-        return found.st_dev, found.st_ino
-    return None
+    return {number: found for number in numbers if (found := identity(number))}

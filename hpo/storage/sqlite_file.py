@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ HANDED_ON = "HPO_SQLITE_FILE"  # the variable in which a process tells those tha
 COMPANIONS = ("-wal", "-shm")  # beside the file for as long as a connection stands
 LOOK_SECONDS = 1.0  # between two looks at these
 SAVE_SECONDS = 2.0  # that the last look at a file that is gone may wait for other processes
-Identity = tuple[int, int]  # device and inode
+Identity = tuple[int, int]  # of a file or socket: device and inode
 
 
 class SqliteFile:
@@ -34,6 +35,7 @@ class SqliteFile:
             create: make the file if it is not there.
         """
         self.path = str(path)
+        self._companions = companions(self.path)
         self._create = create
         self._known = _handed_on(self.path)
         self._found_gone: StorageGone | None = None  # it stays so: whatever comes to the path later
@@ -49,7 +51,7 @@ class SqliteFile:
             isolation_level=isolation_level,
             check_same_thread=False,  # a connection of a pool
         )
-        self._known = self._known or _identity(self.path)
+        self._known = self._known or identity(self.path)
         try:
             self._look()  # once more: it may have gone meanwhile
         except StorageGone:
@@ -79,8 +81,8 @@ class SqliteFile:
             raise
 
     def _look_beside(self, beside: dict[str, Identity]) -> None:
-        for path in (self.path + companion for companion in COMPANIONS):
-            if path not in beside and (found := _identity(path)) is not None:
+        for path in self._companions:
+            if path not in beside and (found := identity(path)) is not None:
                 beside[path] = found
             if path in beside and _is_gone(path, beside[path]):
                 self._found_gone = self._gone(path)
@@ -91,7 +93,7 @@ class SqliteFile:
 
         Not if somebody has put another log there: what that holds is not ours.
         """
-        if any(_identity(path) not in (None, known) for path, known in beside.items()):
+        if any(identity(path) not in (None, known) for path, known in beside.items()):
             return
         with contextlib.suppress(sqlite3.Error):
             connection.execute(f"PRAGMA busy_timeout = {SAVE_SECONDS * 1000:.0f}")
@@ -99,7 +101,7 @@ class SqliteFile:
 
     def _gone(self, path: str) -> StorageGone:
         what = "the file" if path == self.path else f"{path}, where SQLite keeps what it wrote last,"
-        if _identity(path) is None:
+        if identity(path) is None:
             return StorageGone(
                 f"storage sqlite:///{self.path}: {what} was removed or moved away while hpo had it open; "
                 "put the same file back and give the command again, or start anew"
@@ -116,14 +118,19 @@ class SqliteFile:
 
 
 def _handed_on(path: str) -> Identity | None:
-    device, _, rest = os.environ.get(HANDED_ON, "").partition(":")
-    inode, _, of_path = rest.partition(":")
-    return (int(device), int(inode)) if of_path == path else None
+    found = re.fullmatch(r"([0-9]+):([0-9]+):(.*)", os.environ.get(HANDED_ON, ""), re.DOTALL)
+    return (int(found[1]), int(found[2])) if found and found[3] == path else None
 
 
-def _identity(path: str) -> Identity | None:
+def companions(path: str) -> list[str]:
+    """Return what SQLite keeps beside a file; it follows links first."""
+    return [os.path.realpath(path) + ending for ending in COMPANIONS]
+
+
+def identity(file: int | str) -> Identity | None:
+    """Return what a descriptor, or a path, leads to; None if to nothing."""
     try:
-        found = os.stat(path)
+        found = os.stat(file)
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import os
 import sys
 import time
@@ -57,6 +58,42 @@ def end(*, but: Collection[int] = ()) -> None:
         psutil.wait_procs(found, timeout=max(0.0, deadline - time.monotonic()))
 
 
+class Zombies:
+    """Dead children whose exit codes nobody asks for: most were adopted, and would stay for as long as this process."""
+
+    def __init__(self) -> None:
+        self._seen: frozenset[int] = frozenset()
+
+    def reap(self) -> None:
+        """Let those go that were there at the last call already.
+
+        What there is a Python object for keeps its exit code: user code may ask for it at any time.
+        """
+        import multiprocessing
+
+        multiprocessing.active_children()  # asks for those of its own
+        found = _zombies()
+        if old := found & self._seen:
+            for process in old - _of_subprocess():
+                with suppress(ChildProcessError):
+                    os.waitpid(process, os.WNOHANG)
+        self._seen = found
+
+
+def _zombies() -> frozenset[int]:
+    with suppress(ChildProcessError, AttributeError):  # macOS has it from Python 3.13 on, and adopts nothing
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return frozenset()
+        return frozenset(child for child in children() if not is_alive(child))
+    return frozenset()
+
+
+def _of_subprocess() -> frozenset[int]:
+    import subprocess
+
+    return frozenset(found.pid for found in gc.get_objects() if issubclass(type(found), subprocess.Popen))
+
+
 def children() -> frozenset[int]:
     """Return the ids of this process's children."""
     if not _has_children():
@@ -68,11 +105,20 @@ def children() -> frozenset[int]:
 
 def is_stopped(process: int) -> bool:
     """Say whether a process stands still by a signal, until another one lets it go on."""
+    return _status(process) == "stopped"
+
+
+def is_alive(process: int) -> bool:
+    """Say whether there is such a process, and not only its exit code."""
+    return _status(process) not in (None, "zombie", "dead")
+
+
+def _status(process: int) -> str | None:
     import psutil
 
     with suppress(psutil.Error):
-        return bool(psutil.Process(process).status() == psutil.STATUS_STOPPED)
-    return False
+        return str(psutil.Process(process).status())
+    return None
 
 
 def end_orphans(*, but: Collection[int]) -> None:

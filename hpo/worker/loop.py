@@ -94,6 +94,7 @@ def run(
 ) -> int:
     """Claim and train until there is nothing left or the worker is asked to stop; return 0 or RECYCLE."""
     idle, look_at = IDLE_SECONDS, 0.0
+    zombies = descendants.Zombies()
     while True:
         found = None
         if not stopping() and time.monotonic() >= look_at:
@@ -108,6 +109,7 @@ def run(
                 runner.park()
                 return RECYCLE
             if ended:
+                zombies.reap()
                 idle, look_at = IDLE_SECONDS, 0.0
         elif stopping() or found is claiming.Idle.DONE:
             return 0

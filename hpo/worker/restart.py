@@ -28,7 +28,6 @@ FOLDER = os.getcwd()  # in which the command was given, whatever user code does 
 MARK = "HPO_STARTED_AFRESH"
 THREADS_SECONDS = 5.0  # that threads of user code may take to end
 NOTICE_SECONDS = 0.05  # until a signal that has arrived is known to `StopSignal`
-CANNOT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: whoever started this process may try again
 
 
 class RestartPolicy:
@@ -95,7 +94,7 @@ def start_afresh(stopping: StopSignal, *, at_once: bool = False) -> None:
         _close_on_exec()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     finally:
-        os._exit(CANNOT_RESTART)
+        os._exit(1)
 
 
 def _close_on_exec() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 from optuna.trial import TrialState
 
 from hpo.launch.local import last_words
+from hpo.storage import descriptors, sqlite_file
+from hpo.storage.connect import connect
 from tests.cases.test_exit_codes import run_fleet
 from tests.integration.processes import failures
 from tests.support.trials import MakeStudy
@@ -54,6 +60,29 @@ def test_the_database_s_descriptors(make_study: MakeStudy, monkeypatch: pytest.M
     assert [(row.number, row.kind, row.verdict) for row in failures(study)] == [(1, "lost_worker", "fail")]
     assert [path.read_text() for path in study.code_folder.glob("own-*")] == [""] * 20
     assert "closed descriptors that are not its own" in fleet.slots[0].log.read_text()
+
+
+@pytest.mark.parametrize("ending", ["", *sqlite_file.COMPANIONS])
+def test_a_descriptor_of_a_database_behind_a_link(ending: str, template: Path, tmp_path: Path) -> None:
+    """SQLite keeps its log beside what the link leads to."""
+    (folder := tmp_path / "elsewhere").mkdir()
+    (link := tmp_path / "link.db").symlink_to(shutil.copy(template, folder / "file.db"))
+    place = connect(f"sqlite:///{link}")
+    descriptors.watch(place.engine, lambda: pytest.fail("lost"))
+    place.check()
+    (number,) = [
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(path := f"/proc/self/fd/{name}") and os.readlink(path) == f"{folder}/file.db{ending}"
+    ]
+    kept = os.dup(number)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), number)
+    with pytest.raises(pytest.fail.Exception, match="lost"):
+        place.check()
+    os.dup2(kept, number)
+    os.close(kept)
+    place.close()
 
 
 STANDARD = """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
-from hpo.launch.local import Fleet, last_words
+from hpo.launch.local import AGAIN, Fleet, last_word, last_words, say_last
 from hpo.study.study import Study
 from tests.integration.processes import failures
 from tests.support.trials import MakeStudy
@@ -71,8 +72,48 @@ def test_code_that_ends_the_process_as_it_is_imported(
     study = make_study(trials=1)
     fleet = run_fleet(study, f"import os\nos._exit({code})\n")
     assert fleet.slots[0].exit_codes == [code] * 2
-    assert [slot.index for slot in fleet.failed] == [0]
+    assert ([slot.index for slot in fleet.failed], fleet.refused, fleet.exit_code) == ([0], False, 1)
     assert study.optuna.trials == []
+
+
+ENDING_LAST = """
+import atexit, os, signal
+atexit.register(END)
+def objective(trial):
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "recycled_after", "codes"),
+    [
+        ("os._exit, 75", 100, [0]),
+        ("os._exit, 0", 1, [0, 0, 0]),
+        pytest.param("os._exit, 2", 100, [0], marks=pytest.mark.soak),
+        pytest.param("os.kill, os.getpid(), signal.SIGSEGV", 100, [0], marks=pytest.mark.soak),
+        pytest.param("os._exit, 75", 1, [75, 75, 0], marks=pytest.mark.soak),
+        pytest.param("os._exit, 2", 1, [2, 2, 0], marks=pytest.mark.soak),
+    ],
+)
+def test_code_that_ends_the_process_at_its_end(
+    make_study: MakeStudy, end: str, recycled_after: int, codes: list[int]
+) -> None:
+    """A worker has said how it leaves before that, or that it starts afresh."""
+    study = make_study(trials=2, recovery={"recycle_trials": recycled_after})
+    fleet = run_fleet(study, ENDING_LAST.replace("END", end))
+    assert fleet.slots[0].exit_codes == codes
+    assert (fleet.failed, fleet.slots[0].crashes) == ([], 0)
+    assert [trial.state for trial in study.optuna.trials] == [TrialState.COMPLETE] * 2
+    assert failures(study) == []
+
+
+def test_what_a_worker_has_said_last(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assert last_word(mark) == ""
+    for word in ("", AGAIN, "", 143, 0):
+        say_last(mark, word)
+        assert last_word(mark) == str(word)
+    say_last(tmp_path / "none" / "mark", 0)  # who has deleted the folder keeps nobody
 
 
 STOPPING = """

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hpo.launch import fork_server
+from hpo.launch.local import Fleet, last_words
 from hpo.storage.connect import Storage
+from hpo.worker import descendants
+from hpo.worker import loop as worker_loop
+from hpo.worker.signals import SAME_SECONDS, StopSignal
+from hpo.worker.trial import LeasedTrial
 from tests.cases.test_exit_codes import run_fleet
-from tests.integration.processes import trials_of
+from tests.integration.processes import failures, trials_of
 from tests.integration.shell import Shell
 from tests.support.trials import MakeStudy
 from tests.support.waiting import wait_for
@@ -112,6 +121,66 @@ def test_a_launcher_that_is_ended_leaves_nothing(shell: Shell, numbers: list[sig
     assert len(beneath) >= 3  # a worker, the server, multiprocessing's own helper
     for number in numbers:
         os.kill(run.pid, number)
+        time.sleep(2 * SAME_SECONDS)
     run.communicate(timeout=60)
     wait_for(lambda: not any(is_alive(process.pid) for process in beneath))
     assert list(tmp.iterdir()) == []
+
+
+PARKING = """
+import pathlib, time
+def objective(trial):
+    begun = pathlib.Path(__file__).with_name(f"begun-{trial.number}")
+    if begun.exists():
+        return 1.0
+    begun.touch()
+    for step in range(6000):
+        trial.report(1.0, step)
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """Let this process adopt orphans, as `hpo` does."""
+    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("adopting")
+def test_workers_whose_server_is_killed_park(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are `hpo run`'s children then, and no orphans that it is to end."""
+    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    study = make_study(trials=2)
+    (study.code_folder / "mine.py").write_text(PARKING)
+    fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    wait_for(lambda: len(list(study.code_folder.glob("begun-*"))) == 2)
+    (server,) = fork_server.ids()
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: not fleet.tend())
+    assert [slot.exit_codes for slot in fleet.slots] == [[143, 0]] * 2, last_words(fleet.slots)
+    assert [trial.state.name for trial in study.optuna.trials] == ["COMPLETE"] * 2
+    assert failures(study) == []
+
+
+def test_dead_children_that_nobody_asks_for(make_study: MakeStudy) -> None:
+    """Each trial may ask for those of the trial before. What `subprocess` started keeps its exit code for ever."""
+    study, mine = make_study(trials=5), set(descendants.children())
+    dead, kept = [], []
+
+    def objective(trial: LeasedTrial) -> float:
+        dead.append(sum(not is_alive(child) for child in descendants.children() - mine))
+        if trial.number == 0:
+            kept.append(subprocess.Popen(["sh", "-c", "exit 3"]))
+            wait_for(lambda: not is_alive(kept[0].pid))
+        if not (child := os.fork()):
+            os._exit(0)
+        wait_for(lambda: not is_alive(child))
+        return 1.0
+
+    assert worker_loop.work(study, objective, study.ledger("w"), StopSignal()) == 0
+    assert dead == [0, 2, 2, 2, 2]
+    assert kept[0].wait() == 3
+    os.wait()

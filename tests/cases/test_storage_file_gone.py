@@ -173,12 +173,20 @@ def test_who_has_seen_it_gone_does_not_go_on_when_it_is_back(lite: Storage, file
         assert connection.execute(sa.select(studies.c.study_name)).scalars().all() == ["before"]
 
 
+@pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
 @pytest.mark.parametrize("companion", sqlite_file.COMPANIONS)
-def test_a_log_that_was_removed_is_as_bad_and_costs_nothing(companion: str, lite: Storage, file: Path) -> None:
-    lite.check()
+def test_a_log_that_was_removed_is_as_bad_and_costs_nothing(
+    companion: str, is_link: bool, lite: Storage, file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = lite
+    if is_link:  # SQLite keeps its log beside what the link leads to
+        (link := tmp_path_factory.mktemp("links") / "link.db").symlink_to(file)
+        place = connect(f"sqlite:///{link}")
+    place.check()
     Path(f"{file}{companion}").unlink()
-    with pytest.raises(StorageGone, match=f"{companion}, where SQLite keeps what it wrote last, was removed"):
-        write(lite, "after")
+    with pytest.raises(StorageGone, match=f"{file}{companion}, where SQLite keeps what it wrote last, was removed"):
+        write(place, "after")
+    place.close()
     lite.close()
     assert names(file) == ["before"]
 
@@ -219,6 +227,14 @@ def test_a_worker_does_not_join_a_file_that_came_meanwhile(
         connect(handed_on["HPO_STORAGE"], create=True)
     other = shutil.copy(template, tmp_path / "other.db")
     connect(f"sqlite:///{other}").close()  # another storage is none of its affair
+
+
+@pytest.mark.parametrize("foreign", ["{}", "one:two:{}", ":{}", "1:{}"])
+def test_a_foreign_value_of_our_variable_is_passed_over(
+    foreign: str, lite: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sqlite_file.HANDED_ON, foreign.format(lite.url.database))
+    connect(f"sqlite:///{lite.url.database}").close()
 
 
 @pytest.mark.parametrize("swallows", [True, False])

@@ -5,22 +5,24 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sqlite3
 import stat
 import tempfile
 import threading
 import time
-from multiprocessing import current_process, forkserver
+from multiprocessing import current_process, forkserver, get_context
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
 from hpo.launch import fork_server, gpus
+from hpo.launch.launcher import catching_signals
 from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
 from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.study.study import Study
-from hpo.worker.signals import ASKING
+from hpo.worker.signals import ASKING, ORDER
 from tests.support.trials import MakeStudy
 
 
@@ -160,6 +162,32 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
     again = claiming.claim(study.ledger("next"))
     assert isinstance(again, Claim)
     assert (again.number, again.attempt) == (0, 2)
+
+
+def test_a_signal_is_passed_on_while_the_main_thread_waits_for_the_storage(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    """A worker that got the same signal waits for its parent's word only so long. timeout(1) sends each signal twice."""
+    study = make_study()
+    fleet = Fleet(study, 1, code_folder=study.code_folder)
+    worker = fleet.slots[0].process = get_context("spawn").Process(target=time.sleep, args=(600,))
+    worker.start()
+    holding = sqlite3.connect(tmp_path / "busy.db", check_same_thread=False)
+    holding.execute("BEGIN EXCLUSIVE")
+
+    def interrupt_it() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        worker.join(20)
+        holding.rollback()
+
+    sending = threading.Timer(0.1, interrupt_it)
+    with catching_signals(fleet) as interrupt:
+        sending.start()
+        sqlite3.connect(tmp_path / "busy.db", timeout=15).execute("BEGIN EXCLUSIVE")
+    sending.join()
+    assert worker.exitcode == -ORDER
+    assert interrupt.received == [signal.SIGTERM]
 
 
 FORKED = """
