@@ -1,8 +1,9 @@
 """What is printed: foreign text made safe to show, and words quoted to be pasted into a shell.
 
 Foreign is what files, databases, drivers, command lines and code of the user's own say. A terminal obeys some characters of
-it, others hide or reorder what stands beside them, and a newline makes a line that looks like ours. `say` and `say_page` are
-the only ways to the terminal, beside the live view. tests/cases/test_terminal_escapes.py holds every module to that.
+it, others hide or reorder what stands beside them, and a newline makes a line that looks like ours. `say`, `say_command` and
+`say_page` are the only ways to the terminal, beside the live view. tests/cases/test_terminal_escapes.py holds every module
+to that.
 """
 
 from __future__ import annotations
@@ -56,15 +57,18 @@ def _is_plain(character: str) -> bool:
 
 
 def all_safe(value: Shown) -> Shown:
-    """Return a value with every text in it made safe, in dataclasses, mappings and lists too; names are kept short."""
+    """Return a value with every text in it made safe, in dataclasses, mappings, lists, tuples and sets too; names are kept
+    short.
+    """
     made: Any = value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: all_safe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         made = dataclasses.replace(value, **fields)
     elif isinstance(value, dict):
         made = {short(key): short(item) if isinstance(item, str) else all_safe(item) for key, item in value.items()}
-    elif isinstance(value, list):
-        made = [all_safe(item) for item in value]
+    elif isinstance(value, list | tuple | set | frozenset):
+        kind: Any = getattr(value, "_make", type(value))  # a named tuple takes its items one by one
+        made = kind(map(all_safe, value))
     elif isinstance(value, str):
         made = safe(value, LONGEST_TEXT)
     return cast(Shown, made)
@@ -82,6 +86,11 @@ def say(line: object, *, to: IO[str] | None = None) -> None:
         to: another stream than standard output.
     """
     say_page(safe(line), to=to)
+
+
+def say_command(before: object, command: str, after: object = "", *, to: IO[str] | None = None) -> None:
+    """Print a command to be pasted, of words that are quoted, whole and on one line with what stands around it."""
+    say_page(f"{safe(before)}{command}{safe(after)}", to=to)
 
 
 def say_page(text: str, *, to: IO[str] | None = None) -> None:
@@ -129,9 +138,11 @@ def warning_line(
 def quoted(word: object) -> str:
     """Return a word as a shell reads it, in bash's $'...' where it holds what cannot be shown.
 
-    One that is too long to be shown has its length told in its place, which names nothing.
+    One that is too long to be shown, or that no shell can pass on, has that told in its place, which names nothing.
     """
     text = str(word)
+    if "\0" in text:
+        return "NAME_WITH_A_NULL_CHARACTER"
     shown = shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_shell_escaped, text))}'"
     return shown if len(shown) <= LONGEST_WORD else f"NAME_OF_{len(text)}_CHARACTERS"
 

@@ -23,7 +23,8 @@ app = typer.Typer(
     help="Hyperparameter search for PyTorch: one study, many workers, nothing lost, a config that trains.",
 )
 
-UsageError = typer.BadParameter.__mro__[2]  # of every mistake in a command line; typer has no public name for it
+#: Of every mistake in a command line. typer has no public name for it, and keeps it in another module in each version.
+ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 StorageOption = Annotated[
@@ -50,11 +51,16 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:  # before a command has handlers of its own
         code = 130
+    except typer.Abort as aborted:  # typer's own, in place of an interrupt or of an input that ended
+        interrupted = isinstance(aborted.__cause__, KeyboardInterrupt)
+        if not interrupted:
+            text.say(f"error: aborted: {aborted.__cause__ or 'no answer was given'}", to=sys.stderr)
+        code = 130 if interrupted else 1
     except SystemExit as ended:
         code = ended.code
     except Exception as error:
         storages = sys.modules.get("hpo.storage.connect")  # not imported yet: then it was not the storage
-        if isinstance(error, UsageError):
+        if isinstance(error, ClickException):
             tell_usage(error)
             code = 2
         elif storages is not None and isinstance(error, storages.FAILURES):

@@ -21,8 +21,8 @@ def pause(study: StudyArgument, storage: StorageOption = None) -> None:
 
     quiet_optuna()
     control.pause(studies.join(connect(storage_url(storage)), study))
-    again = text.command("resume", study)
-    text.say(f"paused: running trials of {study!r} are parked at their next batch or report; next: {again}")
+    told = f"paused: running trials of {study!r} are parked at their next batch or report; next: "
+    text.say_command(told, text.command("resume", study))
 
 
 @app.command()

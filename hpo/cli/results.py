@@ -51,7 +51,7 @@ def export(
         first = ""
         if isinstance(opened, plain.PlainStudy):
             first = 'Optuna made the study and does not know its objective: add objective = "file.py:function", then '
-        text.say(f"wrote {path}; next: {first}{again}")
+        text.say_command(f"wrote {path}; next: {first}", again)
 
 
 @app.command()
@@ -222,4 +222,4 @@ def fork(
         text.say("their values are taken as they are; whether the new code would come to the same, you know")
     again = again_option(storage, found.spec.storage, place.shown)
     options = f"--name {text.quoted(name)} {again}".strip()
-    text.say(f"next: {text.command('run', file, options=options)}")
+    text.say_command("next: ", text.command("run", file, options=options))

@@ -53,7 +53,7 @@ def init(file: Annotated[Path, typer.Argument(help="Study file to write.")] = Pa
         raise SpecError(f"{file}: is there already; name another file") from None
     except OSError as error:
         raise SpecError(f"{file}: cannot be written: {error.strerror}") from None
-    text.say(f"wrote {file}; next: {text.command('check', file)}")
+    text.say_command(f"wrote {file}; next: ", text.command("check", file))
 
 
 @app.command()
@@ -169,7 +169,7 @@ def run(
         text.say(f"nothing is left to do: {reason}", to=sys.stderr)
     elif not count:
         next_one = text.command("worker", study.name, options=again)
-        text.say(f"made study {study.name!r}; next: {next_one} on each machine", to=sys.stderr)
+        text.say_command(f"made study {study.name!r}; next: ", next_one, " on each machine", to=sys.stderr)
     else:
         check_connections(place, count)
         fleet = Fleet(study, count, code_folder=found.code_folder, allow_code_change=allow_code_change)
@@ -210,7 +210,7 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
     if not drawn:
         text.say_page(live.status_text(summary))
     if summary.hold:
-        text.say(f"next     {text.command('resume', study.name, options=again)}, then the same command")
+        text.say_command("next     ", text.command("resume", study.name, options=again), ", then the same command")
         return summary
     if not summary.is_over:
         text.say("next     the same command goes on from here, or hpo status for what holds it up")
@@ -220,12 +220,12 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
         if summary.objectives:
             text.say_page(live.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
             front = text.command("export", study.name, options=f"{again} --front".strip())
-            text.say(f"next     {front}, or --trial N")
+            text.say_command("next     ", front, ", or --trial N")
             return summary
         text.say_page(live.winner_text(winners[0]))
         export = text.command("export", study.name, options=f"{again} -o best.toml".strip())
         train = text.command("train", "best.toml", options=f"-o {text.quoted(f'runs/{study.name}')}")
-        text.say(f"next     {export} && {train}")
+        text.say_command("next     ", f"{export} && {train}")
     except StudyError as error:
         text.say_page(str(error), to=sys.stderr)
     return summary

@@ -59,9 +59,8 @@ def write_values(
     if not reports:
         return ReportResult(lost=[], finished=None)
     parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id, "since": since}
-    last = {
-        (report.claim.token, report.step): report for report in reports
-    }  # of a step that is told again, the last value
+    # Of a step that is told again, the last value.
+    last = {(report.claim.token, report.step): report for report in reports}
     parameters |= sql.numbered([_told(report) for report in last.values()])
     statement = _values_statement(connection.dialect.name, len(last))
     written = connection.execute(statement, parameters).all()

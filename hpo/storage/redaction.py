@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 
 HIDDEN = "***"
 WORD = re.compile(r"[\w.-]+")
-PATH = re.compile(r"[\w./~ -]*")  # what is no URL at all, and names a file at most
+PATH = re.compile(r"[\w.~ -]*(/[\w./~ -]*|\.[A-Za-z]{1,7}\d?)")  # it has a slash, or ends like a file's name
 HOST = re.compile(r"([\w.-]+|/[\w./-]*)(:\d+)?(,([\w.-]+|/[\w./-]*)(:\d+)?)*")
 #: option -> the values that are shown; None: no value is. An option that is not named here is not shown either.
 OPTIONS = {
@@ -50,7 +50,9 @@ def redacted_url(url: URL) -> str:
 
 
 def redacted_text(text: str) -> str:
-    """Return a text that is no URL as far as it cannot hold a secret: a file, a user and a host, libpq's settings."""
+    """Return a text that is no URL as far as it looks like a file's path, a user and a host, or libpq's settings without
+    their secrets; all else is ***, for a single word may be a password.
+    """
     scheme, _, rest = text.partition(":")
     if PATH.fullmatch(text) or (scheme == "sqlite" and PATH.fullmatch(rest)):
         return text

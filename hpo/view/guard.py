@@ -47,6 +47,7 @@ OVER_TLS = {
     "Strict-Transport-Security": "max-age=63072000; includeSubDomains",
     "Content-Security-Policy": f"{POLICY}; upgrade-insecure-requests",
 }
+OUR_NAMES = {name.lower() for name in HEADERS | OVER_TLS}
 
 
 def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
@@ -62,7 +63,7 @@ def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
         ours = HEADERS | (OVER_TLS if environ.get("wsgi.url_scheme") == "https" else {})
 
         def start(status: str, headers: Headers, *further: Any) -> Any:
-            kept = [(name, value) for name, value in headers if name.title() not in ours]
+            kept = [(name, value) for name, value in headers if name.lower() not in OUR_NAMES]
             return start_response(status, [*kept, *ours.items()], *further)
 
         reason = refusal(environ, write, hosts)
@@ -70,7 +71,7 @@ def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
             return app(environ, start)
         body = json.dumps({"reason": reason}).encode()
         start("403 Forbidden", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-        return [body]
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     return answer
 
@@ -78,14 +79,16 @@ def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
 def refusal(environ: Environ, write: bool, hosts: Collection[str]) -> str | None:
     """Return why a request is refused, None if it is let in."""
     host, method = environ.get("HTTP_HOST", ""), environ["REQUEST_METHOD"]
-    if not _is_ours(_split(f"//{host}").hostname or "", hosts):
+    asked = _split(f"//{host}")
+    is_a_host = asked.netloc == host and "@" not in host  # and no path, query or user beside it
+    if not is_a_host or not _is_ours(asked.hostname or "", hosts):
         return f"the dashboard is not served under the name {host!r}; open it as http://127.0.0.1 with its port"
     if (origin := environ.get("HTTP_ORIGIN")) is not None and _split(origin).netloc.lower() != host.lower():
         return f"a page of {origin} may not change studies here, nor read them"
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site not in (None, *OWN_PAGES) and not _is_a_followed_link(environ):
         return "a page of another site may not change studies here, nor read them"
-    if method == "GET":
+    if method in ("GET", "HEAD"):
         return None
     if not write:
         return "the dashboard is read-only; `hpo dashboard --write` lets changes in"

@@ -11,7 +11,7 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 
 from hpo.storage.connect import Storage
-from hpo.view import dashboard
+from hpo.view import dashboard, guard
 from tests.support.trials import make
 
 #: https://github.com/OWASP/www-project-secure-headers, ci/headers_add.json of 2026-07-19; without Clear-Site-Data, which is
@@ -93,6 +93,34 @@ def test_every_answer_has_the_headers(writable: Browser) -> None:
         assert [name for name in headers if name.lower().startswith("access-control-") or name == "Server"] == []
     status, headers, _ = writable("GET", "/api/studies", HTTP_HOST="evil.example")
     assert (status, {name: headers.get(name) for name in EXPECTED}) == (403, EXPECTED)
+
+
+def test_a_header_of_the_application_s_own_is_replaced_however_it_is_written() -> None:
+    named = [*guard.HEADERS, *guard.OVER_TLS]
+
+    def app(_environ: Any, start: Any) -> list[bytes]:
+        start("200 OK", [(spelt(name), "theirs") for name in named for spelt in (str, str.lower, str.upper)])
+        return []
+
+    told: list[tuple[str, str]] = []
+    asked = {"REQUEST_METHOD": "GET", "HTTP_HOST": HOST}
+    list(guard.guarded(app, write=False)(asked, lambda _status, headers: told.extend(headers)))
+    assert told == list(guard.HEADERS.items())
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example@127.0.0.1", "@127.0.0.1", "127.0.0.1/@evil.example", "127.0.0.1?evil", "127.0.0.1#evil", "127.0.0.1\t", ""],
+)  # fmt: skip
+def test_a_host_is_a_host_alone(host: str, writable: Browser) -> None:
+    assert writable("GET", "/api/studies", HTTP_HOST=host)[0] == 403
+
+
+def test_head_is_answered_as_get_without_a_body(lite: Storage) -> None:
+    readable = Browser(lite, write=False)
+    assert readable("HEAD", "/api/studies")[::2] == (200, b"")
+    assert readable("HEAD", "/api/studies", HTTP_HOST="evil.example")[::2] == (403, b"")
+    assert readable("HEAD", "/api/studies", HTTP_SEC_FETCH_SITE="cross-site")[::2] == (403, b"")
 
 
 def test_over_tls_browsers_are_told_to_stay_there(writable: Browser) -> None:

@@ -54,6 +54,27 @@ def test_a_word_too_long_to_be_shown_is_not_cut_to_another_one() -> None:
     assert text.command("worker", "n" * 10_000) == "hpo worker NAME_OF_10000_CHARACTERS"
 
 
+def test_what_no_shell_can_pass_on_is_not_shown_as_another_word() -> None:
+    assert text.command("worker", "a\0b") == "hpo worker NAME_WITH_A_NULL_CHARACTER"
+
+
+def test_a_command_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [letter * text.LONGEST_WORD for letter in "abcdefgh"]
+    text.say_command("wrote " + "p" * 5000 + "\n; next: ", text.command("run", *words), "\x1b, or else")
+    (line,) = capsys.readouterr().out.splitlines()
+    before, _, after = line.partition("hpo run ")
+    assert len(before) == text.LONGEST_LINE
+    assert before.endswith("p\\n; next: ")
+    assert after == " ".join(words) + "\\x1b, or else"
+
+
+def test_every_command_on_standard_output_is_printed_so() -> None:
+    """`say` cuts what is too long."""
+    cutting = re.compile(r"text\.say\([^\n]*(\bnext: |text\.command|\{again\})")
+    found = [file.name for file in (ROOT / "hpo" / "cli").glob("*.py") if cutting.search(file.read_text())]
+    assert found == []
+
+
 def test_a_storage_is_quoted_too() -> None:
     assert again_option("given", None, "sqlite:////my files/s.db") == "--storage 'sqlite:////my files/s.db'"
     assert again_option("given", None, "postgresql://u:***@h/d") == '--storage "$HPO_STORAGE"'

@@ -59,7 +59,8 @@ def test_what_is_no_secret_is_shown_whole(url: str) -> None:
         f"u:{SECRET}@h", f"postgresql:u:{SECRET}@h", f"postgresql//u:{SECRET}@h/d", f"host=h password={SECRET}",
         f"password: {SECRET}", f"jdbc:postgresql://h/d?password={SECRET}", f" postgresql://u:{SECRET}@h/d",
         f"postgresql://u:p@h1,u:{SECRET}@h2/d", f"postgresql://u:{SECRET}@h:port/d", f"sqlite:u:{SECRET}@h",
-        f"postgresql%3A//u%3A{SECRET}@h/d",
+        f"postgresql%3A//u%3A{SECRET}@h/d", SECRET, f"{SECRET}.123456", f" {SECRET} ", f"my {SECRET}", f"sqlite:{SECRET}",
+        f"{SECRET}.", f".{SECRET}",
     ],
 )  # fmt: skip
 def test_what_is_no_url_is_shown_without_what_may_be_a_secret(given: str) -> None:
@@ -69,7 +70,18 @@ def test_what_is_no_url_is_shown_without_what_may_be_a_secret(given: str) -> Non
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", ["studies.db", "./my files/studies.db", "sqlite:/studies.db", "sqlite:studies.db"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "studies.db",
+        "./my files/studies.db",
+        "my.sqlite3",
+        "runs/studies",
+        "sqlite:/studies.db",
+        "sqlite:studies.db",
+        "",
+    ],
+)
 def test_a_file_that_is_no_url_is_shown(given: str) -> None:
     assert redacted_text(given) == given
 

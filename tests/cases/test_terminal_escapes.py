@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import optuna
 import pytest
@@ -79,6 +80,24 @@ def test_what_is_long_loses_its_middle_and_says_so() -> None:
     assert found.count("…(10000 characters)…") == 1
     assert text.short("n" * text.LONGEST_NAME) == "n" * text.LONGEST_NAME
     assert text.safe(LONG) == text.safe(text.safe(LONG))
+
+
+class Pair(NamedTuple):
+    left: str
+    right: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    pair: Pair
+
+
+def test_texts_are_made_safe_wherever_they_are_held() -> None:
+    assert text.all_safe((HOSTILE, [HOSTILE], 1)) == (SHOWN, [SHOWN], 1)
+    assert text.all_safe({HOSTILE}) == {SHOWN}
+    assert text.all_safe(frozenset({(HOSTILE, None)})) == frozenset({(SHOWN, None)})
+    assert text.all_safe(Holder(Pair(HOSTILE, (HOSTILE,)))) == Holder(Pair(SHOWN, (SHOWN,)))
+    assert text.all_safe({"key": (HOSTILE,)}) == {"key": (SHOWN,)}
 
 
 def test_each_argument_of_an_error_is_a_line() -> None:

@@ -59,6 +59,35 @@ def hpo(
     return run
 
 
+TYPERS: dict[str, Any] = {kind.__name__: kind for kind in typer.BadParameter.__mro__}
+ENDS: list[tuple[BaseException, int, str]] = [
+    (typer.BadParameter("wrong"), 2, "Invalid value: wrong"),
+    (TYPERS["UsageError"]("wrong"), 2, "Error: wrong"),
+    (TYPERS["ClickException"]("wrong"), 2, "Error: wrong"),
+    (typer.Exit(3), 3, ""),
+    (typer.Abort(), 1, "error: aborted: no answer was given\n"),
+    (EOFError("no more input"), 1, "error: aborted: no more input\n"),
+    (KeyboardInterrupt(), 130, ""),
+]
+
+
+@pytest.mark.parametrize(("raised", "code", "said"), ENDS)
+def test_no_end_of_typer_s_own_gives_a_traceback(
+    raised: BaseException, code: int, said: str, hpo: Hpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = typer.Typer()
+
+    @ending.command()
+    def end() -> None:
+        raise raised
+
+    monkeypatch.setattr(sys.modules["hpo.cli.app"], "app", ending)
+    ended, out, err = hpo()
+    assert (ended, out) == (code, "")
+    assert said in err
+    assert bool(said) == bool(err.strip())
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Return every file under a folder; what Python compiles on import is no output of ours."""
     files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
