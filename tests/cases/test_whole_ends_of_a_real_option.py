@@ -204,6 +204,12 @@ def test_an_option_that_counts_takes_no_real_step(given: dict[str, Any], step: i
     assert tree(folder, training={"batch_size": {**given, "step": step}})["training"]["batch_size"].integer
 
 
+def test_a_real_step_is_not_blamed_for_a_wrong_end(folder: Path) -> None:
+    told = fault(folder, optimizer={"name": "sgd", "lr": {"low": -1, "high": 1, "step": 0.5}})
+    assert "optimizer.lr = -1" in told
+    assert "step" not in told
+
+
 def test_a_real_step_between_whole_ends_is_real_where_that_may_be(folder: Path) -> None:
     given = {"low": 0, "high": 3, "step": 0.5}
     for name in ("either", "measuring", "silent"):

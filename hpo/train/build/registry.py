@@ -203,7 +203,7 @@ def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
 def _explain_real_steps(tree: Tree, mistakes: Mistakes) -> None:
     """Add how a range with whole ends is mended whose values are refused because its step makes real numbers of them."""
     for path, given in space.parameters(tree):
-        is_refused = any(line.startswith(f"{path} = ") for line in mistakes.lines)
+        is_refused = any(line.startswith(f"{path} = ") and "valid integer" in line for line in mistakes.lines)
         if is_refused and isinstance(given, Range) and given.step and given.has_whole_ends and not given.integer:
             step = int(given.step) if given.step.is_integer() else 1
             mistakes.add(SpecError(f"{path} = {given}: its real step makes real numbers of it; write step = {step}"))
