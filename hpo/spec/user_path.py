@@ -199,9 +199,10 @@ def _refuse_mixed(paths: Sequence[list[str]]) -> None:
         file = sys.modules[name].__file__
         for path in paths:
             found = find(name, path)
-            if found is not None and found.origin is not None and not is_file(file, Path(found.origin)):
+            other = found.origin if found else None
+            if other not in (None, file) and not is_file(file, Path(other)):
                 raise SpecError(
-                    f"of {file} and {found.origin} one process can import only one as {name!r}; rename one of them"
+                    f"of {file} and {other} one process can import only one as {name!r}; rename one of them"
                 )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import types
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -256,10 +257,13 @@ def test_files_of_one_name_that_nobody_imports_are_no_fault(tmp_path: Path) -> N
     assert sys.path[:3] == [f"{tmp_path}/src", f"{tmp_path}/lib", str(tmp_path)]
 
 
-def test_a_helper_that_all_mean_is_shared(tmp_path: Path) -> None:
-    """Beside the study file, or in a folder that both put first before their own."""
-    lib = LIB.format(how="insert(0, ", folder=f"{tmp_path}/lib")
+@pytest.mark.parametrize("lib", ["lib", "lib.zip"])
+def test_a_helper_that_all_mean_is_shared(lib: str, tmp_path: Path) -> None:
+    """In a folder, or an archive, that both put before their own."""
+    lib = LIB.format(how="insert(0, ", folder=f"{tmp_path}/{lib}")
     files = {"lib__utils": "VALUE = 3", "b__utils": "VALUE = 4"}
+    with zipfile.ZipFile(tmp_path / "lib.zip", "w") as archive:
+        archive.writestr("utils.py", "VALUE = 3")
     load(tmp_path, "a/net.py:objective", a__net=HELPED.format(first=lib), **files)
     assert load(tmp_path, "b/loss.py:objective", b__loss=HELPED.format(first=lib))(None) == 3
 
