@@ -53,10 +53,11 @@ def own_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Take back what importing a user's code does to a process for good: a real one loads that of one study."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(user_path, "_codes", {})
-    path, modules = list(sys.path), set(sys.modules)
+    path, modules = list(sys.path), dict(sys.modules)
     yield
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
+    sys.modules.update(modules)  # of those that were dropped for a user's of the same name
+    for name in sys.modules.keys() - modules.keys():
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
 
