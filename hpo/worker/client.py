@@ -394,9 +394,10 @@ class Lease:
             return self._lost_lease()
         if self._commands.stop:
             return Stopped(f"trial {number}: ended by `hpo stop`")
-        if self._stopping() and self._is_unasked():
+        is_stopping = self._stopping()
+        if is_stopping and self._is_unasked():
             return Unasked(f"its worker died: {NOT_ASKED}")
-        if self._stopping() or self._commands.park:
+        if is_stopping or self._commands.park:
             return Parked(f"trial {number}: the worker is stopping, or the study is paused")
         if self.seconds_left is not None and self.seconds > self.seconds_left:
             return TimeUp(f"trained for longer than budget.trial_timeout, in this attempt {self.seconds:.0f} s")
