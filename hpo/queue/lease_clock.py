@@ -1,8 +1,8 @@
 """By which clock leases run: Postgres's own; on SQLite the time for which this machine has been awake since it started.
 
 Each process on SQLite has the machine's wall clock for the database's, and leases must not follow that when it is set. The
-other clock starts anew with the machine, so each moment is written with its clock's name; without a name it is one by the
-wall clock, as hpo wrote all of them before. A machine that was started anew, known by its host name, has no old worker left.
+other clock starts anew with the machine, so each moment is written with its clock's name. A moment without a name is by the wall
+clock, as hpo wrote all of them before. A machine that was started anew, known by its host name, has no old worker left.
 Of a clock on another machine nobody here can tell how late it is: what was written by that never passes.
 """
 

@@ -37,8 +37,8 @@ def opened(code: Code, folders: tuple[Path, ...]) -> Iterator[None]:
 
     They stay in front of all but the folders of code that was loaded before.
 
-    Raises SpecError for a module in them, or in folders that the code puts first, that is named like one of Python's, of our
-    dependencies' or `hpo`; and where two codes of this process would find two modules of one name, and one is loaded.
+    Raises SpecError for a module in them, or in folders that the code puts first, whose name is taken: by Python, by our
+    dependencies or by `hpo`. Raises it too where two codes of this process would find two modules of one name, and one is loaded.
     """
     path, first = list(sys.path), [str(folder) for folder in folders]
     _codes.setdefault(code, [])

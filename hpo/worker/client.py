@@ -23,6 +23,7 @@ from hpo.spec.failures import Kind
 from hpo.storage import clock
 from hpo.storage.connect import UNREACHED, cause
 from hpo.storage.retry import Result, Retry, within
+from hpo.worker.signals import StopSignal
 
 log = logging.getLogger(__name__)
 _HasClaim = TypeVar("_HasClaim", bound=HasClaim)
@@ -58,6 +59,12 @@ class QueueClient:
         self._noting = threading.Lock()  # of what is unsent, and of whose; nobody waits for the storage with it
 
     # --- what it is for ---------------------------------------------------------------------------------------------
+
+    def lease(self, claim: Claim, stopping: StopSignal) -> Lease:
+        """Return the lease of a trial that was claimed."""
+        return Lease(
+            self.ledger, claim, stopping=stopping, is_unasked=stopping.is_unasked, retry=self.retry, client=self
+        )
 
     def add(self, lease: Lease) -> None:
         """Send for this trial too from now on. An earlier claim to it has fallen, if one is still here."""

@@ -68,15 +68,7 @@ class SequentialRunner:
 
     def take(self, claims: Sequence[Claim]) -> None:
         (claim,) = claims
-        client = self._client
-        self._lease = Lease(
-            client.ledger,
-            claim,
-            stopping=self._stopping,
-            is_unasked=self._stopping.is_unasked,
-            retry=client.retry,
-            client=client,
-        )
+        self._lease = self._client.lease(claim, self._stopping)
 
     def go_without(self) -> None:
         pass

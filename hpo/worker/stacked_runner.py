@@ -127,17 +127,7 @@ class StackedRunner:
     def take(self, claims: Sequence[Claim]) -> None:
         """Begin with these trials: all are proposed, what was proposed is written at once, then they are built and placed."""
         client = self._client
-        leases = [
-            Lease(
-                client.ledger,
-                claim,
-                stopping=self._stopping,
-                is_unasked=self._stopping.is_unasked,
-                retry=client.retry,
-                client=client,
-            )
-            for claim in claims
-        ]
+        leases = [client.lease(claim, self._stopping) for claim in claims]
         with self._study.storage.optuna.snapshot(self._study.study_id):
             proposals = [found for lease in leases if (found := self._propose(Attempt(self._study, lease)))]
         client.write(client.ledger.write_suggested, [proposal.suggested for proposal in proposals])
