@@ -3,16 +3,18 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is compiled beforehand: Python compiles what is imported, a small part of the files.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 DEMO := examples/digits.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check reference clean
+.PHONY: help demo test check docs reference clean
 
 help:
-	@echo "make demo   install, search $(DEMO), train the best config (after the installation: under 3 minutes)"
-	@echo "make test   install what tests need, then ruff, mypy, import-linter and pytest"
-	@echo "make check  ruff, mypy and import-linter alone"
+	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
+	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 20 minutes)"
+	@echo "make check  ruff, mypy, import-linter and the docs alone"
+	@echo "make docs   build the documentation into site/; open site/index.html"
 	@echo "make reference  write docs/reference.md from the code"
 	@echo "make clean  remove .venv and what the demo left"
 
@@ -27,31 +29,35 @@ help:
 	@$(PIP) --editable .
 	@touch $@
 
-.venv/test.stamp: .venv/run.stamp
-	@echo "== installing what the tests need"
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== installing hpo and what the tests need into .venv (torch is large: some minutes)"
 	@$(PIP) --editable '.[test]'
-	@touch $@
+	@touch .venv/run.stamp $@
 
 demo: .venv/run.stamp
 	@echo "== searching $(DEMO): one worker on every core, all feeding the study in studies.db"
 	@$(BIN)/hpo run $(DEMO)
 	@echo "== exporting the best trial to best.toml"
 	@$(BIN)/hpo export digits -o best.toml
-	@echo "== training best.toml and opening the test split once"
+	@echo "== training best.toml and opening the test split"
 	@$(BIN)/hpo train best.toml -o runs/digits
 	@echo "== look around: $(BIN)/hpo dashboard, $(BIN)/hpo status digits, $(BIN)/tensorboard --logdir runs"
 
-check: .venv/test.stamp
+check: .venv/test.stamp docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 
+docs: .venv/test.stamp
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Some tests wait for a process or a lease, so there is one test process more than cores.
 test: check
-	@$(BIN)/pytest --numprocesses auto $(PYTEST)
+	@$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(PYTEST)
 
 reference: .venv/run.stamp
 	@$(BIN)/python docs/make_reference.py docs/reference.md
 
 clean:
-	rm -rf .venv studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf .venv site studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist

@@ -13,6 +13,7 @@ waits long for the other at the end. Epochs are reported from 1, so that the run
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import optuna
 import torch
@@ -49,6 +50,16 @@ def get_pruner(name: str) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
+def prepared(given: argparse.Namespace, seed: int) -> Callable[[optuna.Trial], float]:
+    """Return the objective of a task with its data, as a script has it after its first lines."""
+    if not given.default_threads:
+        torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    task = tasks.chosen(given)
+    data = plain_training.get_data(task, given.seed)
+    return lambda trial: objective(trial, task, data, given.loader_workers)
+
+
 def main() -> None:
     """Take part in the study until its trials are used up."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -58,12 +69,8 @@ def main() -> None:
     tasks.add_arguments(parser)
     given = parser.parse_args()
 
-    if not given.default_threads:
-        torch.set_num_threads(1)
     seed = 1000 * given.seed + given.process
-    torch.manual_seed(seed)
-    task = tasks.chosen(given)
-    data = plain_training.get_data(task, given.seed)
+    task, train = tasks.chosen(given), prepared(given, seed)
     study = optuna.create_study(
         study_name=given.study,
         storage=given.storage,
@@ -72,10 +79,7 @@ def main() -> None:
         pruner=get_pruner(given.pruner),
         load_if_exists=True,
     )
-    study.optimize(
-        lambda trial: objective(trial, task, data, given.loader_workers),
-        callbacks=[MaxTrialsCallback(given.trials, TAKEN)],
-    )
+    study.optimize(train, callbacks=[MaxTrialsCallback(task.trials, TAKEN)])
     print(f"{len(study.trials)} trials")
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import math
+import os
 import resource
 import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 Command = list[str]
+PR_SET_CHILD_SUBREAPER = 36  # of <sys/prctl.h>
+ORPHANS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +88,12 @@ class Timing:
 
     started: float  # seconds since 1970
     seconds: float
-    cpu_seconds: float  # of those and all below them that were waited for
+    cpu_seconds: float  # of those and of all below them, as far as they ended in order
 
 
 def timed(commands: Sequence[Command], folder: Path, env: Mapping[str, str]) -> Timing:
     """Start the commands side by side and wait until the last has ended; ChildProcessError if one fails."""
+    adopt_orphans()
     logs = [folder / f"output-{index}.log" for index in range(len(commands))]
     used, started, first = cpu_of_children(), time.time(), time.perf_counter()
     processes = []
@@ -101,11 +107,27 @@ def timed(commands: Sequence[Command], folder: Path, env: Mapping[str, str]) -> 
     finally:
         for process in processes:  # only after a Ctrl-C is there one left
             process.terminate()
-    timing = Timing(started=started, seconds=time.perf_counter() - first, cpu_seconds=cpu_of_children() - used)
+    seconds = time.perf_counter() - first
+    wait_for_orphans()
+    timing = Timing(started=started, seconds=seconds, cpu_seconds=cpu_of_children() - used)
     for command, code, log in zip(commands, codes, logs, strict=True):
         if code:
             raise ChildProcessError(f"{shlex.join(command)}\nended with exit code {code}:\n{log.read_text()[-3000:]}")
     return timing
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all below this process whose parent ends, so that their CPU time is counted. Linux alone."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def wait_for_orphans() -> None:
+    """Wait until all that was adopted has ended, but not for ever: a daemon stays."""
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.05)
 
 
 def cpu_of_children() -> float:

@@ -161,7 +161,7 @@ class HpoSide:
     """`hpo run` on the task's study file."""
 
     executor: str | None = None  # None: what hpo does by itself
-    counts_cpu = False  # the server that workers are forked from is their parent, and nobody waits for it
+    counts_cpu = True
 
     def prepare(self, job: Job) -> None:
         """Write the study file as this comparison wants it: seed, pruner, sampler, and the last epoch's value."""
@@ -190,6 +190,29 @@ class HpoSide:
 
     def _file(self, job: Job) -> Path:
         return job.folder / "study.toml"
+
+
+#: The file beside the study file. It has the objective of `plain_optuna.py`, and its data, as a user's own file has.
+OWN = """
+import argparse, os, sys
+sys.path.append({root!r})
+from benchmarks import plain_optuna, tasks
+parser = argparse.ArgumentParser()
+tasks.add_arguments(parser)
+objective = plain_optuna.prepared(parser.parse_args({flags!r}), os.getpid())
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSide(HpoSide):
+    """`hpo run` on the objective of `plain_optuna.py`, as it stands: what differs is all but the training."""
+
+    def prepare(self, job: Job) -> None:
+        """Write the objective's file and the study file."""
+        (job.folder / "own.py").write_text(OWN.format(root=str(ROOT), flags=job.rival_flags))
+        document = {"name": "own", "objective": "own.py:objective", "direction": "maximize", "seed": job.seed}
+        document |= {"pruner": PRUNERS[job.options.pruner], "sampler": SAMPLERS[job.options.sampler]}
+        self._file(job).write_text(tomli_w.dumps(document | {"budget": {"trials": job.task.trials}}))
 
 
 def _outcome_in_database(job: Job) -> Outcome:

@@ -663,7 +663,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", metavar="URL", help="postgresql://... for both sides; default: a SQLite file each time")
-    where.add_argument("--postgres", action="store_true", help="a Postgres of our own (hpo[test] brings it)")
+    where.add_argument("--postgres", action="store_true", help="a Postgres of our own (the extra `test` brings it)")
     parser.add_argument("--history", type=int, default=10_000, metavar="N", help="finished trials (default 10000)")
     parser.add_argument("--workers", type=numbers, default=(1, 8, 32), metavar="N,...", help="default 1,8,32")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a throughput run (default 8)")

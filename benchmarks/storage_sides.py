@@ -46,11 +46,12 @@ from optuna.trial import TrialState
 
 from hpo.queue import claiming, workers
 from hpo.queue.ledger import Ledger
-from hpo.search import array_pruners, samplers
 from hpo.spec import seeds
+from hpo.spec.metrics import OWN_METRIC
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, parse_url
+from hpo.storage.optuna_private import as_in_optimize
 from hpo.storage.retry import Retry
 from hpo.storage.tables import (
     INTERMEDIATE_TYPE,
@@ -61,14 +62,15 @@ from hpo.storage.tables import (
     trial_params,
     trials,
 )
+from hpo.strategy import array_pruners, samplers
 from hpo.study import status
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt, runner
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import ClaimRequest, Lease, QueueClient
 from hpo.worker.signals import StopSignal
-from hpo.worker.trial import OWN_METRIC, LeasedTrial
+from hpo.worker.trial import LeasedTrial
 
 OPTUNA, HPO = "optuna", "hpo"
 HISTORY_STEPS = 20  # values of each trial of a history
@@ -369,18 +371,19 @@ class OurWorker:
         study = worker_loop.with_retry(joined, retry)
         return cls(study=study, ledger=study.ledger(workers.new_name()), retry=retry)
 
-    def claim(self) -> Lease:
-        """Claim a trial and return the lease on it."""
-        claim = claiming.claim(self.ledger)
-        assert not isinstance(claim, claiming.Idle)
-        return Lease(self.ledger, claim, retry=self.retry)
+    def claim(self) -> attempt.Attempt:
+        """Claim a trial and return the attempt at it."""
+        client = QueueClient(self.ledger, self.retry)
+        leases = client.claim(ClaimRequest(count=1))
+        assert not isinstance(leases, claiming.Idle)
+        return attempt.Attempt(self.study, client, leases[0])
 
     def run(self, objective: worker_loop.Objective) -> None:
         """Claim a trial and run it to its end; RuntimeError if it did not come to a good one."""
-        lease = self.claim()
-        runner.run_trial(self.study, objective, lease)
-        if lease.failed_by is not None:
-            raise RuntimeError(f"trial {lease.claim.number} failed by {lease.failed_by}")
+        taken = self.claim()
+        runner.run_trial(taken, objective)
+        if taken.failed_by is not None:
+            raise RuntimeError(f"trial {taken.number} failed by {taken.failed_by}")
 
 
 def plain_study(job: Job, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
@@ -480,14 +483,14 @@ def run_side_by_side(our: OurWorker) -> None:
     """Run AT_ONCE trials in step, as a worker does that trains them as one model: what is suggested, reported and decided in
     an epoch, and how they end, is written for all at once.
     """
-    study, ledger, client = our.study, our.ledger, QueueClient(our.ledger, our.retry)
-    claims = claiming.claim_many(ledger, AT_ONCE)
-    assert not isinstance(claims, claiming.Idle)
-    with studies.as_in_optimize(study.optuna):
+    study, client = our.study, QueueClient(our.ledger, our.retry)
+    leases = client.claim(ClaimRequest(count=AT_ONCE))
+    assert not isinstance(leases, claiming.Idle)
+    with as_in_optimize(study.optuna):
         with study.storage.optuna.snapshot(study.study_id):
-            trials = [_open(our, Lease(ledger, claim, client=client)) for claim in claims]
+            trials = [_open(our, client, lease) for lease in leases]
             proposed = [trial.suggested(lambda trial: list(curve(suggesting(trial)))) for trial in trials]
-        client.write(ledger.write_suggested, [given for _, given in proposed])
+        client.write_suggested([given for _, given in proposed])
         for points in zip(*(points for points, _ in proposed), strict=True):
             reports = [
                 trial.reporting(step, value, {OWN_METRIC: value})
@@ -499,15 +502,15 @@ def run_side_by_side(our: OurWorker) -> None:
             study.storage.optuna.set_known_finished(study.study_id, client.finished)
             array_pruners.decide(study.optuna, [trial.frozen for trial in trials])
         ends = [
-            trial.ending(TrialState.COMPLETE, points[-1][1])
+            attempt.ending(trial, TrialState.COMPLETE, points[-1][1])
             for trial, (points, _) in zip(trials, proposed, strict=True)
         ]
-        assert ledger.finish_all(ends) == set()
+        assert client.finish(ends) == set()
 
 
-def _open(our: OurWorker, lease: Lease) -> LeasedTrial:
+def _open(our: OurWorker, client: QueueClient, lease: Lease) -> LeasedTrial:
     our.study.optuna.sampler = samplers.build(our.study.spec, lease.claim.number)
-    return attempt.open_trial(our.study, lease)
+    return attempt.open_trial(our.study, client, lease)
 
 
 # --- trials a second --------------------------------------------------------------------------------------------------
@@ -591,7 +594,7 @@ def our_worker(job: Job, index: int) -> Pace:  # noqa: ARG001  (both sides are c
         value = pace.run(trial)
         if value is None:
             stopping.request()
-            trial.lease.let_go()  # raises what parks the trial
+            trial.client.let_go(trial.lease)  # raises what parks the trial
         assert value is not None
         return value
 

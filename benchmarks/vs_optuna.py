@@ -5,6 +5,8 @@ Both sides search the same space on the same split with the same layers, batch s
 each, since two of them fill two cores; for that reason, too, the rival's DataLoaders have no processes of their own
 (`--loader-workers`). `--default-threads` leaves the rival what torch does by itself.
 
+`--own` lets our side run the rival's objective as it stands. Then both train alike, and all else is compared.
+
 Two things differ from the study files as they stand: a trial's value is its last epoch's, since that is what Optuna's example
 returns; and seed, trials, pruner and sampler are the options below. One thing differs between the sides: Optuna's example
 asks the pruner after the last epoch, too, and a trial that it ends there counts as pruned. What the pruner cuts
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are no p
 
 from benchmarks import comparison, tasks
 from benchmarks.comparison import Comparison
-from benchmarks.sides import HpoSide, OptunaSide
+from benchmarks.sides import HpoSide, OptunaSide, OwnSide
 
 
 def main() -> None:
@@ -32,8 +34,12 @@ def main() -> None:
     parser = comparison.parser(__doc__, chosen=["digits", "mlp28", "cnn28"], pruners=list(tasks.PRUNERS))
     parser.add_argument("--storage", metavar="URL", help="database of both sides; default: a new SQLite file per run")
     parser.add_argument("--executor", help="of our side; default: what hpo does by itself")
+    parser.add_argument("--own", action="store_true", help="our side runs the objective of the other, unchanged")
     parser.add_argument(
-        "--loader-workers", type=int, default=0, help="processes of the rival's DataLoaders (default 0)"
+        "--loader-workers",
+        type=int,
+        default=0,
+        help="processes of each DataLoader without hpo's data (default 0)",
     )
     parser.add_argument("--default-threads", action="store_true", help="leave Optuna's side torch's own thread count")
     given = parser.parse_args()
@@ -41,7 +47,7 @@ def main() -> None:
         given, storage=given.storage, loader_workers=given.loader_workers, default_threads=given.default_threads
     )
     Comparison(
-        sides={"optuna": OptunaSide(), "hpo": HpoSide(executor=given.executor)},
+        sides={"optuna": OptunaSide(), "hpo": OwnSide() if given.own else HpoSide(executor=given.executor)},
         tasks=comparison.tasks_of(given),
         options=options,
         repeats=given.repeats,

@@ -1,8 +1,8 @@
-"""Sources by name, and their parts on a device; every keyword-only parameter of a source function is an
-option of it.
+"""Data sources by name, and their splits on a device.
 
-`load` returns what a search may see. Only `load_test` gives the test part, and only the final training calls
-it. This package knows torch, numpy and scikit-learn, and nothing of studies.
+The keyword-only parameters of a source function are the source's options. `load` returns the training and validation
+split. Only `load_test` returns the test split, and only the final training calls it. This package knows torch, numpy
+and scikit-learn, and nothing of studies.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ __all__ = [
 
 
 def load(source: Source, *, split_seed: int, device: torch.device | str) -> Splits:
-    """Bring the training and the validation part of a source to a device, or leave their images in store if they do not
-    fit; ValueError if the source has too few images to be parted.
+    """Return the training and validation split of a source.
+
+    Labels are on the device. Images are too if they fit; else they stay in their store. ValueError if a class has too
+    few images for a split.
+
+    Args:
+        split_seed: decides which images belong to which split.
     """
     device = torch.device(device)
     train, validation, _ = parted(source, split_seed)
@@ -88,8 +93,9 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
 
 
 def load_test(source: Source, *, split_seed: int, device: torch.device | str) -> Split:
-    """Bring the sealed test part to a device, or leave its images in store: the source's own, else the one that `load`
-    left out at this seed.
+    """Return the sealed test split of a source, on the device or in its store as in `load`.
+
+    It is the test part that the source ships, else the images that `load` left out for this seed.
     """
     device = torch.device(device)
     _, _, rows = parted(source, split_seed)
@@ -98,13 +104,13 @@ def load_test(source: Source, *, split_seed: int, device: torch.device | str) ->
 
 
 def _taken(source: Source, own: tuple[Images, Tensor] | None, rows: Tensor) -> tuple[Stored, Tensor]:
-    """Return images and labels of a part: of its own ones, else of those that are parted."""
+    """Return images and labels of a part by their rows, from the source's own part if it ships one."""
     images, labels = own or (source.images, source.labels)
     return as_stored(images)[rows], labels[rows]
 
 
 def _is_resident(source: Source, images: int, device: torch.device) -> bool:
-    """Say whether so many images go into the device's memory: as the source was told, else by their size."""
+    """Return whether this number of images goes into the device's memory: by option, else by their size."""
     return fits(images * source.images.shape[1:].numel(), device) if source.resident is None else source.resident
 
 
@@ -113,8 +119,9 @@ def _moved(images: Images, device: torch.device) -> Images:
 
 
 def _channel_statistics(images: Images) -> tuple[Tensor, Tensor, int]:
-    """Return mean and std [C] of uint8 images and their highest value, by counting each pixel value: exact, and without
-    a float copy of them.
+    """Return mean and std [C] of uint8 images, and their highest value.
+
+    They are computed from counts of each pixel value. This is exact and needs no float copy of the images.
     """
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.zeros((images.shape[1], 256), dtype=torch.int64)

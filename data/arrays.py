@@ -1,4 +1,4 @@
-"""Images from NumPy's archives of arrays, as Keras ships its data sets too."""
+"""Images from NumPy archives of arrays (`.npz`), the format of Keras's data sets too."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ DEFAULTS: dict[Key, str | None] = {
     ("test", "images"): "test_images",
     ("test", "labels"): "test_labels",
 }
-LONG = 16  # a side of so many pixels beside one of few is no image's
+MOST_WHOLE = 2**53  # larger floats cannot represent every whole number
+LONG = 16  # an array with one side this long and one as short as CHANNELS is not a grey image
 
 
 def npz(
@@ -52,21 +53,23 @@ def npz(
     channels_last: bool | None = None,
     reading: Reading = 2,
 ) -> Source:
-    """Return images from a file that `numpy.savez` wrote; BadFile names the array and what is wrong with it.
+    """Return images from a file that `numpy.savez` wrote.
 
-    Arrays that are not called as the options say are found by their usual names, such as x_train, y_train, x_val, train_images.
+    Arrays with other names than the options say are found by their usual names, such as x_train, y_train, x_val or
+    train_images. BadFile names the array and the fault.
 
     Args:
         path: the file.
-        images: name of the array of pixels: integers from 0 to 255, [N, C, H, W], [N, H, W, C], or [N, H, W] for grey images.
-        labels: name of the array of labels [N] or [N, 1], as whole numbers or as text, or [N, K] with a single one in each row;
-            classes are numbered in their order.
-        validation_images: name of the pixels of a validation part of its own; the file may have none.
-        validation_labels: name of its labels.
-        test_images: name of the pixels of a test part of its own; the file may have none.
-        test_labels: name of its labels.
-        channels_last: whether images are [N, H, W, C]; by default their shape tells.
-        reading: 1 as hpo did before December 2026: by the names alone, and channels come first unless `channels_last` is true.
+        images: array of pixels, integers from 0 to 255: [N, C, H, W], [N, H, W, C], or [N, H, W] for grey images.
+        labels: array of labels: whole numbers or texts [N] or [N, 1], or one-hot rows [N, K]. Classes are numbered by
+            sorted label.
+        validation_images: array of pixels of the validation part, if the file has one.
+        validation_labels: array of labels of the validation part.
+        test_images: array of pixels of the test part, if the file has one.
+        test_labels: array of labels of the test part.
+        channels_last: whether images are [N, H, W, C] (default: decided by their shape).
+        reading: 1 reads as hpo did before December 2026: arrays only by the names in the options, and channels first
+            unless `channels_last` is true.
     """
     wanted: dict[Key, str | None] = {
         ("train", "images"): images,
@@ -102,7 +105,7 @@ def npz(
 
 
 def _known() -> dict[str, Key]:
-    """Return what the usual names of arrays stand for, in small letters without anything between them."""
+    """Return part and role by usual name of an array, in lower case without separators."""
     found: dict[str, Key] = {}
     for role, words in ROLES.items():
         for word in words:
@@ -117,7 +120,7 @@ KNOWN = _known()
 
 
 def _named(path: Path, held: Sequence[str], wanted: Mapping[Key, str | None], reading: Reading) -> dict[Key, str]:
-    """Return the names of the arrays that are there; BadFile if one is not, or may be meant by two."""
+    """Return the names of the arrays in the file; BadFile if one is missing or two may be meant."""
     found: dict[Key, str] = {}
     for key, name in wanted.items():
         if name in held:
@@ -145,8 +148,8 @@ def _named(path: Path, held: Sequence[str], wanted: Mapping[Key, str | None], re
 
 def _read(path: Path, wanted: Mapping[Key, str | None], reading: Reading) -> _Archive:
     try:
-        if not zipfile.is_zipfile(path):  # numpy would take it for pickled objects, and advise to trust them
-            raise BadFile(f"{path}: is no archive of arrays that can be read; write it by numpy.savez")
+        if not zipfile.is_zipfile(path):  # numpy would take it for pickled objects and advise to allow them
+            raise BadFile(f"{path}: cannot be read as an archive of arrays; write it with numpy.savez")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             held = archive.files
             names = _named(path, held, wanted, reading)
@@ -154,15 +157,15 @@ def _read(path: Path, wanted: Mapping[Key, str | None], reading: Reading) -> _Ar
             arrays = {key: _array(archive, name) for key, name in used.items()}
     except BadFile:
         raise
-    except Exception as error:  # whatever a damaged file makes of zipfile and numpy
-        raise BadFile(f"{path}: is no archive of arrays that can be read: {error}") from error
+    except Exception as error:  # zipfile and numpy may raise any exception for a damaged file
+        raise BadFile(f"{path}: cannot be read as an archive of arrays: {error}") from error
     left_out = [name for name in held if name not in used.values()]
     notes = [f"arrays left out: {', '.join(left_out)}"] if left_out else []
     return _Archive(path=path, names=used, arrays=arrays, notes=notes, reading=reading)
 
 
 def _array(archive: Any, name: str) -> Array:
-    """Return an array of an archive; one of Python's objects as those that it holds, without calling what the file names."""
+    """Return an array of an archive. An array of Python objects is read without calling anything that the file names."""
     with archive.zip.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -173,7 +176,7 @@ def _array(archive: Any, name: str) -> Array:
 
 
 class _Shell:
-    """Stands for an array or a type in a pickle, and keeps what it was told to hold."""
+    """Takes the place of an array or a dtype in a pickle, and keeps its state."""
 
     state: Any = None
 
@@ -185,7 +188,7 @@ class _Shell:
 
 
 def _value(dtype: _Shell, content: bytes) -> Any:
-    """Return what a number or text of numpy's own holds."""
+    """Return the value of a pickled numpy scalar: a number or a text."""
     kind = np.dtype(dtype.given[0]).newbyteorder(dtype.state[1])
     if kind.kind not in "biufSU":
         raise pickle.UnpicklingError(f"it holds objects of type {kind}; write texts by .astype(str)")
@@ -193,7 +196,7 @@ def _value(dtype: _Shell, content: bytes) -> Any:
 
 
 class _Objects(pickle.Unpickler):
-    """Reads what numpy pickles of an array of texts and numbers, and nothing else."""
+    """Unpickles numpy arrays of texts and numbers, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
@@ -212,7 +215,7 @@ def _objects(file: IO[bytes]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class _Archive:
-    """The arrays of an archive that are used, by part and role."""
+    """The used arrays of an archive, by part and role."""
 
     path: Path
     names: Mapping[Key, str]
@@ -224,11 +227,11 @@ class _Archive:
         return (part, "images") in self.arrays
 
     def place(self, row: int) -> str:
-        """Return where a training image lies."""
+        """Return the place of a training image: file, array, index."""
         return f"{self.path}, {self.names['train', 'images']}[{row}]"
 
     def order(self, channels_last: bool | None) -> tuple[bool, list[str]]:
-        """Return whether channels come last, and what is to be said of it; BadFile if the shape does not tell or says another."""
+        """Return whether channels come last, and notes about it; BadFile if the shape is ambiguous or contradicts the option."""
         shape = list(self.arrays["train", "images"].shape)
         name = self.names["train", "images"]
         if self.reading == 1 or len(shape) != 4:
@@ -252,7 +255,7 @@ class _Archive:
         return last, [told] if last else []
 
     def pixels(self, part: Part, last: bool) -> Tensor:
-        """Return a part's images [N, C, H, W]."""
+        """Return a part's images, uint8 [N, C, H, W]."""
         values, name = self.arrays[part, "images"], self.names[part, "images"]
         if values.dtype.kind not in "iu" or values.ndim not in (3, 4) or 0 in values.shape:
             raise BadFile(
@@ -275,12 +278,12 @@ class _Archive:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.uint8))
 
     def classes(self) -> dict[str, int]:
-        """Return {name of a class: its number}."""
+        """Return the number of each class by its name."""
         names = [str(value) for value in np.unique(self._labels("train")).tolist()]
         return {name: number for number, name in enumerate(names if self.reading == 1 else in_order(names))}
 
     def numbers(self, part: Part, classes: Mapping[str, int]) -> Tensor:
-        """Return the numbers of a part's classes [N]."""
+        """Return a part's class numbers, int64 [N]."""
         labels = self._labels(part)
         values, inverse = np.unique(labels, return_inverse=True)
         numbers = np.array([classes.get(str(value), -1) for value in values.tolist()])
@@ -288,12 +291,12 @@ class _Archive:
         if (found < 0).any():
             row = int((found < 0).argmax())
             raise BadFile(
-                f"{self.path}: {self.names[part, 'labels']}[{row}] is {labels[row]}, no class of the training images"
+                f"{self.path}: {self.names[part, 'labels']}[{row}] is {labels[row]}, which is not a class of the training images"
             )
         return torch.from_numpy(found.astype(np.int64))
 
     def _labels(self, part: Part) -> Array:
-        """Return a part's labels [N] as integers or texts."""
+        """Return a part's labels [N], as integers or texts."""
         values, images = self.arrays[part, "labels"], self.arrays[part, "images"]
         name = self.names[part, "labels"]
         if values.dtype == object:
@@ -331,10 +334,12 @@ class _Archive:
         try:
             return np.char.decode(values, "utf-8")
         except UnicodeDecodeError as error:
-            raise BadFile(f"{self.path}: {name} holds bytes that are no UTF-8 ({error}); save them as texts") from error
+            raise BadFile(
+                f"{self.path}: {name} holds bytes that are not UTF-8 ({error}); save them as texts"
+            ) from error
 
     def _plain(self, name: str, values: Array) -> Array:
-        """Return labels that are Python's own objects as an array of texts or of numbers."""
+        """Return labels that are Python objects as an array of texts or of numbers."""
         listed = values.reshape(-1).tolist()
         kind = next((kind for kind in (str, bytes) if isinstance(listed[0], kind)), (int, float))
         if all(isinstance(value, kind) for value in listed):
@@ -346,7 +351,8 @@ class _Archive:
         )
 
     def _whole(self, name: str, values: Array) -> Array:
-        odd = np.flatnonzero(~(np.isfinite(values) & (values == np.trunc(values))).reshape(-1))
+        is_whole = (np.abs(values.astype(np.float64)) < MOST_WHOLE) & (values == np.trunc(values))  # False for nan
+        odd = np.flatnonzero(~is_whole.reshape(-1))
         if len(odd):
             raise BadFile(
                 f"{self.path}: {name}[{odd[0]}] is {values.reshape(-1)[odd[0]]}; give each a whole number or a text"
@@ -358,7 +364,7 @@ class _Archive:
         odd = np.flatnonzero((is_one.sum(1) != 1) | ((values != 0) != is_one).any(1))
         if len(odd):
             raise BadFile(
-                f"{self.path}: {name} is {list(values.shape)}, and row {odd[0]} is no single one among zeros; "
+                f"{self.path}: {name} is {list(values.shape)}, but row {odd[0]} is not zeros with a single 1; "
                 "give each image one label"
             )
         found: Array = is_one.argmax(1)
@@ -370,6 +376,10 @@ def _mend_of(values: Array) -> str:
         return "; images of several sizes must be brought to one"
     if values.ndim == 2:
         return "; reshape rows of pixels by .reshape(-1, H, W)"
-    if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
+    if values.dtype.kind not in "fb" or not values.size:
+        return ""
+    if values.min() >= 0 and values.max() <= 1:
         return ", such as (values * 255).round().astype('uint8')"
-    return ", such as values.astype('uint8')" if values.dtype.kind in "fb" else ""
+    if values.min() >= 0 and values.max() <= 255:
+        return ", such as values.round().astype('uint8')"
+    return f"; they go from {values.min():g} to {values.max():g}, so bring them to whole numbers from 0 to 255"

@@ -1,6 +1,6 @@
-"""Sources kept on disk in the form in which they are used: raw bytes that a memory map opens at once.
+"""Disk cache of prepared sources, as raw arrays that are opened by memory map.
 
-An entry appears whole, by a rename, or not at all; whoever comes while it is being made waits for it.
+An entry appears whole, by a rename, or not at all. Other processes wait while it is being made.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from hpo.data.files import BadFile, data_dir
 from hpo.data.source import Source
 from hpo.data.stored import Images
 
-FORMAT = 1  # raised when an entry's files change their meaning
+FORMAT = 1  # increase it when the files of an entry change their meaning
 ABOUT = "about.json"  # written last
 
 
 def cached(name: str, key: Any, write: Callable[[Path], None]) -> Source:
-    """Return the source kept under a name and a key of plain values; its images are a memory map.
+    """Return the source cached under a name and a key. Its images are a memory map.
 
-    If there is none, `write` is called with a folder, once among all processes, and leaves a source in it as `keep` and
-    `describe` do. What it raises is passed on, and nothing is kept then.
+    If there is none, `write` is called, once among all processes. If it raises, nothing is cached and the error is
+    passed on. BadFile if the cache folder cannot be written.
+
+    Args:
+        key: plain values for JSON, everything that the source depends on.
+        write: writes a source into a folder with `keep`, or writes arrays and calls `describe`.
     """
     text = json.dumps([FORMAT, key], sort_keys=True)
     place = data_dir() / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -49,12 +53,14 @@ def _prepare(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadFile(f"{folder}: cannot be written: {error.strerror}; name another folder by HPO_DATA_DIR") from error
+        raise BadFile(
+            f"{folder}: cannot be written: {error.strerror}; name another folder with HPO_DATA_DIR"
+        ) from error
 
 
 def _make(place: Path, write: Callable[[Path], None]) -> None:
     unfinished = place.with_name(f"{place.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     unfinished.mkdir()
     try:
         write(unfinished)
@@ -68,7 +74,7 @@ def _make(place: Path, write: Callable[[Path], None]) -> None:
 
 
 def keep(folder: Path, source: Source) -> None:
-    """Write a source that is in memory."""
+    """Write a source that is in memory into a folder."""
     for part, found in (("", (source.images, source.labels)), *_own_parts(source)):
         assert isinstance(found[0], Tensor)
         _save(folder / f"{part}images.npy", found[0])
@@ -82,7 +88,7 @@ def _own_parts(source: Source) -> list[tuple[str, tuple[Images, Tensor]]]:
 
 
 def describe(folder: Path, classes: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Write what the classes of the images and labels in a folder are called, and what there is to say of the files."""
+    """Write the names of the classes, by number, and the notes on the files into a folder."""
     (folder / ABOUT).write_text(json.dumps({"classes": list(classes), "notes": list(notes)}))
 
 
@@ -116,7 +122,7 @@ def _loaded(path: Path) -> Tensor:
 
 
 def _mapped(path: Path) -> Tensor:
-    # "c": torch warns about memory that it may not write to; what is written goes to a copy, never to the file.
+    # "c" (copy on write): torch warns about read-only memory. Writes go to a copy, never to the file.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 

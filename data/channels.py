@@ -1,4 +1,4 @@
-"""Where an image's channels stand, as far as its shape tells."""
+"""The place of the channels in an image, as far as its shape shows it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGB and alpha
 
 
 def channels_last(shape: Sequence[int]) -> bool | None:
-    """Say whether three sides are [H, W, C] rather than [C, H, W]; None if they can be read in both ways, or in neither."""
+    """Return whether a shape is [H, W, C] and not [C, H, W]; None if it may be both, or neither."""
     first, middle, last = shape
     if is_sure(shape):
         return last in CHANNELS
-    if first in CHANNELS and (first == middle) != (middle == last):  # as small as that, an image is taken for a square
+    if first in CHANNELS and (first == middle) != (middle == last):  # an image as small as that is taken for a square
         return first == middle
     return None
 
 
 def is_sure(shape: Sequence[int]) -> bool:
-    """Say whether just one of the outer sides of three can count channels."""
+    """Return whether exactly one of the first and the last side can be the number of channels."""
     return (shape[0] in CHANNELS) != (shape[2] in CHANNELS)
 
 
 def refuse_implausible(shape: Sequence[int]) -> None:
-    """Raise ValueError if an image [C, H, W] looks as if it were [H, W, C], or were made from a square one by mistake."""
+    """Raise ValueError if a shape given as [C, H, W] looks like [H, W, C], or like a [C, H, W] whose sides were moved."""
     channels, height, width = shape
     if channels > max(CHANNELS) and width in CHANNELS and height != width and (width > 1 or channels == height):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: real images, no download."""
+"""scikit-learn's handwritten digits: real images without a download."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hpo.data.source import Source
 
 
 def digits() -> Source:
-    """Return 1797 images [1, 8, 8] with pixels 0..16 in ten classes (Alpaydin & Kaynak 1998), no test split."""
-    # Imported here because it takes a second, which a mere reader of `SOURCES` need not pay.
+    """Return 1797 images [1, 8, 8] in ten classes (Alpaydin & Kaynak 1998). Pixels are 0 to 16. There is no test split."""
+    # Imported here since it takes a second, which other sources do not need.
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

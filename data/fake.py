@@ -1,4 +1,4 @@
-"""Made-up images from which something can be learned: for trying things out, of any size and shape."""
+"""Synthetic images of any number and shape, from which a model can learn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hpo.data.source import Source
 
-CONTRAST = 48.0  # standard deviation of a class's picture, in pixel values
-COARSE = 4  # a class's picture is drawn on a grid of this edge, and enlarged
+CONTRAST = 48.0  # standard deviation of a class's picture before it is enlarged, in pixel values
+COARSE = 4  # side of the grid on which a class's picture is drawn before it is enlarged
 
 
 def fake(
@@ -25,15 +25,15 @@ def fake(
     noise: Annotated[float, Ge(0)] = 1.0,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> Source:
-    """Return images each of which is its class's own picture under noise; classes are equally frequent.
+    """Return synthetic images: the picture of their class plus noise. Classes are equally frequent.
 
     Args:
-        count: images, before they are parted.
-        test_count: images of a test split of its own; 0 for none.
-        num_classes: how many classes.
+        count: images before the split.
+        test_count: images of a shipped test split; 0 for none.
+        num_classes: number of classes.
         shape: [C, H, W] of an image.
-        noise: standard deviation of the noise, that of a class's picture being 1.
-        seed: of pictures and noise.
+        noise: standard deviation of the noise, relative to that of the coarse picture of a class.
+        seed: seed of pictures and noise.
     """
     if len(shape) != 3:
         raise ValueError(f"shape = {list(shape)}: write [channels, height, width]")

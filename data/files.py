@@ -1,4 +1,4 @@
-"""Files that sources read: where they lie, and what is said about one that cannot be used."""
+"""Files of the sources: where they are, and the error for a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-HOME = "~/.cache/hpo/data"  # where HPO_DATA_DIR says nothing else
+HOME = "~/.cache/hpo/data"  # if HPO_DATA_DIR is not set
 
 FILE = "file"
-#: An option that names a file or a folder; a relative one lies beside the study file.
+#: An option that names a file or a folder. A relative path starts at the folder of the study file.
 File = Annotated[str, FILE]
 OptionalFile = Annotated[str | None, FILE]
 
 
 class BadFile(OSError):
-    """Raised for a file that is missing, damaged, or not what it should be; names file, place in it, cause and mend.
+    """Raised for a file that is missing, damaged or of the wrong kind. Names the file, the place in it, cause and mend.
 
-    Each argument is a line of the message.
+    Each argument is one line of the message.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -26,12 +26,12 @@ class BadFile(OSError):
 
 
 def data_dir() -> Path:
-    """Return the folder of everything that is downloaded or prepared: HPO_DATA_DIR, by default outside any repository."""
+    """Return the folder of downloaded and prepared data: HPO_DATA_DIR, else `HOME`."""
     return Path(os.environ.get("HPO_DATA_DIR") or HOME).expanduser().absolute()
 
 
 def existing_file(path: str, option: str) -> Path:
-    """Return the path of a file that an option names; BadFile if it is not there, or is no file to be read to its end."""
+    """Return the path of a file that an option names; BadFile if it is missing or not a regular file."""
     found = _existing(path, option)
     if not found.is_file():
         raise BadFile(
@@ -41,15 +41,15 @@ def existing_file(path: str, option: str) -> Path:
 
 
 def existing_folder(path: str, option: str) -> Path:
-    """Return the path of a folder that an option names; BadFile if it is not there."""
+    """Return the path of a folder that an option names; BadFile if it is missing or not a folder."""
     found = _existing(path, option)
     if not found.is_dir():
-        raise BadFile(f"{option} = {path!r}: is no folder; name the folder that the images lie in")
+        raise BadFile(f"{option} = {path!r}: is not a folder; name the folder of the images")
     return found
 
 
 def _existing(path: str, option: str) -> Path:
     found = Path(path)
     if not found.exists():
-        raise BadFile(f"{option} = {path!r}: is not there; a relative path is looked up beside the study file")
+        raise BadFile(f"{option} = {path!r}: does not exist; a relative path starts at the folder of the study file")
     return found

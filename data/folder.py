@@ -1,7 +1,9 @@
-"""A folder of image files, one folder a class: decoded and resized once, then read as raw pixels."""
+"""Folders of image files, one folder per class. Images are decoded and resized once, then read as raw pixels."""
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,31 +32,33 @@ Colour = Literal["rgb", "grey", "rgba", "grey_alpha"]
 
 COLOURS = {"rgb": ("RGB", 3), "grey": ("L", 1), "rgba": ("RGBA", 4), "grey_alpha": ("LA", 2)}  # Pillow's mode, channels
 WITH_ALPHA = ("rgba", "grey_alpha")
-DEEP = ("I", "F")  # first letters of modes with more than 8 bits a channel: Pillow would cut their values off
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # none of which runs another program
+DEEP = ("I", "F")  # first letters of modes with more than 8 bits per channel, whose values Pillow would clip
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # formats that Pillow decodes without another program
 FITS: dict[str, Callable[[Image.Image, Size], Image.Image]] = {
     "crop": lambda image, size: ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR),
     "pad": lambda image, size: ImageOps.pad(image, size[::-1], Image.Resampling.BILINEAR),
     "stretch": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
 }
-TOLD = 10  # bad files in a message
-MOST_PIXELS = 89_478_485  # of an image file: a quarter of a GiB as RGB, from where Pillow warns of a bomb
-MANY_PIXELS = 2**24  # images with more are decoded one at a time
-PLAIN = 2  # of 255, by which pixels may differ from the background and still vanish in it
+log = logging.getLogger(__name__)
+TOLD_SECONDS = 1.0  # between two lines on how far decoding has come
+TOLD = 10  # most bad files named in a message
+MOST_PIXELS = 89_478_485  # of one image: a quarter of a GiB as RGB; above it Pillow warns of a decompression bomb
+MANY_PIXELS = 2**24  # images with more pixels are decoded one at a time
+PLAIN = 2  # of 255: pixels that differ less from the background cannot be seen on it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What is made of each file."""
+    """How each file is decoded."""
 
     size: Size
     colour: str
     fit: str
-    background: tuple[int, ...] | None  # behind what is transparent; None drops alpha, unless the colour has it
+    background: tuple[int, ...] | None  # RGB behind transparent pixels; None: alpha is dropped, or kept as a channel
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """[C, H, W]."""
+        """Shape of an image, [C, H, W]."""
         return COLOURS[self.colour][1], *self.size
 
 
@@ -72,25 +76,27 @@ def image_folder(
     fit: Literal["crop", "pad", "stretch"] = "crop",
     reading: Reading = 2,
 ) -> Source:
-    """Return the images under `root/CLASS/`, in folders of any depth, in the formats that torchvision's ImageFolder reads.
+    """Return the images below `root/CLASS/`, at any depth.
 
-    Folders called train, val and test, in their usual spellings, are the parts of the data, with the classes in them. Hidden
-    files are left out, and a file with several links is taken once. Images are decoded once for each state of the files
-    (paths, sizes, times of change). BadFile lists those that no image comes out of.
+    Files need one of the endings that torchvision's ImageFolder knows. Folders named train, val and test, in their
+    usual spellings, are parts of the data and hold the folders of the classes. Hidden files are skipped. A file with
+    several links is read once. Images are decoded again when paths, sizes or modification times change. BadFile lists
+    the files that cannot be decoded.
 
     Args:
-        root: its folders are the classes, in the order of their names, or the parts of the data.
-        validation_root: a validation part of its own, with the same classes.
-        test_root: a test part of its own, likewise.
-        layout: whether the folders of the root are classes or parts, where their names can be read in two ways.
-        labels: a CSV file that names files below the root, with or without their ending, and the label of each in another
-            column; a column that holds train, val and test alone says the parts. Folders are no classes then.
-        label_column: its column of labels, by its name or by its number from 1, where there are several.
-        size: of what comes out: an edge, or [height, width].
-        colour: rgb or grey, or either with alpha, what is transparent, as a further channel.
-        background: the colour on which what is transparent is laid, such as "black" or "#808080"; white by default.
-        fit: how another aspect ratio is met: crop the middle, pad with black, or stretch.
-        reading: 1 as hpo did before December 2026: hidden files are images, folders called train are classes, alpha is dropped.
+        root: folder whose folders are the classes, in the order of their names, or the parts of the data.
+        validation_root: folder of the validation part, with the same classes.
+        test_root: folder of the test part, with the same classes.
+        layout: whether the folders of the root are classes or parts, where their names are ambiguous.
+        labels: CSV file with a column of files below the root, with or without their ending, and a column of labels. A
+            column with nothing but train, val and test assigns the parts. Folders are not classes then.
+        label_column: column of labels in the CSV file, by name or by number from 1, if there are several candidates.
+        size: size of the decoded images in pixels: one side, or [height, width].
+        colour: channels of the decoded images; `rgba` and `grey_alpha` keep transparency as the last channel.
+        background: colour behind transparent pixels, such as "black" or "#808080" (default white).
+        fit: how another aspect ratio is fitted: crop the middle, pad with black, or stretch.
+        reading: 1 reads as hpo did before December 2026: hidden files are images, folders named train are classes,
+            alpha is dropped.
     """
     edges = size if isinstance(size, list) else [size, size]
     if len(edges) != 2:
@@ -126,7 +132,7 @@ def image_folder(
 
 
 def _ground(background: str | None, colour: str, reading: Reading) -> tuple[int, ...] | None:
-    """Return the colour behind what is transparent, as RGB; None where nothing is laid on anything."""
+    """Return the RGB colour behind transparent pixels; None if there is no background."""
     if colour in WITH_ALPHA or reading == 1:
         if background is not None:
             why = (
@@ -139,7 +145,7 @@ def _ground(background: str | None, colour: str, reading: Reading) -> tuple[int,
     except ValueError:
         found = (0, 0, 0, 0)
     if len(found) != 3:
-        raise ValueError(f'background = {background!r}: is no colour; write one such as "black" or "#808080"')
+        raise ValueError(f'background = {background!r}: is not a colour; write one such as "black" or "#808080"')
     return found
 
 
@@ -148,7 +154,7 @@ def _states(files: Sequence[ImageFile]) -> list[list[str | int]]:
 
 
 def _write(found: Listing, decoding: Decoding, folder: Path) -> None:
-    """Write all parts; BadFile lists the files of any of them that cannot be used."""
+    """Decode and write all parts; BadFile lists the files that cannot be used."""
     bad: list[str] = []
     transparent = 0
     for part, files in found.parts.items():
@@ -167,19 +173,20 @@ def _write(found: Listing, decoding: Decoding, folder: Path) -> None:
 def _laid(transparent: int, count: int, decoding: Decoding) -> str:
     colour = "#" + "".join(f"{value:02x}" for value in decoding.background or ())
     return (
-        f"{transparent} of {count} images are transparent somewhere and are laid on {colour}; `background` takes another "
+        f"{transparent} of {count} images have transparent pixels and are laid on {colour}; `background` sets another "
         'colour, colour = "rgba" keeps alpha as a channel'
     )
 
 
 def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> list[str | bool]:
-    """Write the images of the files [N, C, H, W] to an array on disk, on all cores: Pillow lets go of Python's lock.
+    """Decode files into an array [N, C, H, W] on disk, in threads on all cores: Pillow releases the GIL.
 
-    Returns for each file whether it was laid on the background, or why it cannot be used.
+    Returns:
+        For each file, whether it was laid on the background, or the reason why it cannot be used.
     """
     images = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), *decoding.shape))
     large = Lock()
-    Image.init()  # else Pillow knows some of the formats only
+    Image.init()  # without it Pillow knows only some of the formats
 
     def decode(row: int) -> str | bool:
         file = files[row]
@@ -187,20 +194,26 @@ def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> lis
             if file.fault:
                 raise ValueError(file.fault)
             images[row], was_laid = _decoded(file.path, decoding, large)
-        except Exception as error:  # whatever Pillow makes of a damaged file
+        except Exception as error:  # Pillow may raise any exception for a damaged file
             said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             return f"{file.path}: {said or type(error).__name__}"
         return was_laid
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # a bomb is refused by its size, and a palette is converted
-        found = list(pool.map(decode, range(len(files))))
+        warnings.simplefilter("ignore")  # decompression bombs are refused by size below, and palettes are converted
+        found = []
+        told_at = time.monotonic()
+        for result in pool.map(decode, range(len(files))):
+            found.append(result)
+            if time.monotonic() - told_at >= TOLD_SECONDS:
+                log.info("preparing the data: decoded %d of %d images", len(found), len(files))
+                told_at = time.monotonic()
     images.flush()
     return found
 
 
 def _decoded(path: Path, decoding: Decoding, large: Lock) -> tuple[npt.NDArray[np.uint8], bool]:
-    """Return an image [C, H, W], and whether something of it is transparent and was laid on the background."""
+    """Return an image [C, H, W], and whether it has transparent pixels that were laid on the background."""
     with Image.open(path, formats=FORMATS) as opened:
         pixels = opened.width * opened.height
         if pixels > MOST_PIXELS:
@@ -231,7 +244,7 @@ def _coloured(image: Image.Image, decoding: Decoding) -> tuple[Image.Image, bool
     distance = np.abs(np.asarray(flat, dtype=np.int16) - np.array(decoding.background)).max()
     if highest and distance <= PLAIN:
         raise ValueError(
-            "vanishes in the background, whose colour it has where it is not transparent; "
+            "cannot be seen on the background, since its opaque pixels have the same colour; "
             'write another `background`, or colour = "rgba"'
         )
     return flat.convert(mode), True

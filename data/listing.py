@@ -1,4 +1,4 @@
-"""Which files of a folder are images, of which class and part; none of them is opened."""
+"""Lists the image files of a folder with their class and part, without opening them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hpo.data.names import Part, part_beside, part_of
 
 Layout = Literal["classes", "parts"]
 
-# What file systems, archives and tools leave beside files of one's own, in small letters.
+# Names, in lower case, of what file systems, archives and tools leave among a user's files.
 JUNK = {
     *("__macosx", "@eadir", "@__thumb", "#recycle", "@recycle", "$recycle.bin", "lost+found", "__pycache__"),
-    *("system volume information", "thumbs.db", "desktop.ini"),
+    *("system volume information", "thumbs.db", "desktop.ini", "#snapshot", "~snapshot", "network trash folder"),
 }
 SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-SHOWN = 5  # names in a message
-MOST_PARTS = 2  # that hold images without classes
+SHOWN = 5  # most names in a message
+MOST_PARTS = 2  # most folders with images alone that may still be parts without classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class ImageFile:
     """A file that should be an image."""
 
     path: Path
-    label: int  # number of its class
-    state: tuple[int, ...] = ()  # time of change in ns, size
-    fault: str = ""  # why it cannot be used, if that is known without opening it
+    label: int  # class number
+    state: tuple[int, ...] = ()  # modification time in ns, size in bytes
+    fault: str = ""  # why it cannot be used, if this is known without opening it
 
 
 @dataclass(kw_only=True)
@@ -46,12 +46,12 @@ class Listing:
 
 
 def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listing:
-    """Return the images below `root/CLASS/` or `root/PART/CLASS/`; BadFile if the folders can be read in two ways.
+    """Return the images below `root/CLASS/` or `root/PART/CLASS/`; BadFile if the folders are ambiguous.
 
     Args:
-        root: the folder of all images, or of the training part.
-        own: folders of parts that lie elsewhere.
-        layout: what the folders of the root are, where their names leave a doubt.
+        root: folder of all images, or of the training part.
+        own: folders of the parts that are elsewhere.
+        layout: whether the folders of the root are classes or parts; None: decided by their names.
     """
     folders = _parts(root, own, layout)
     inner = {part: _class_folders(folder) for part, folder in folders.items()}
@@ -61,7 +61,9 @@ def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listi
     for part, folder in folders.items():
         strangers = {found.name for found in inner[part]} - set(classes)
         if strangers:
-            raise BadFile(f"{folder / min(strangers)}: is no class of the training images; known: {', '.join(classes)}")
+            raise BadFile(
+                f"{folder / min(strangers)}: is not a class of the training images; known: {', '.join(classes)}"
+            )
         walk.strays(folder)
         parts[part] = [file for label, name in enumerate(classes) for file in walk.of_class(part, label, folder / name)]
     if layout is None:
@@ -74,7 +76,7 @@ def listed(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> Listi
 
 
 def listed_as_before(root: Path, test_root: Path | None) -> Listing:
-    """Return what format 1 of study files took for images: hidden files too, and folders of parts as classes."""
+    """Return the images as format 1 of study files listed them: with hidden files, and folders of parts as classes."""
     folders: dict[Part, Path] = {"train": root}
     if test_root:
         folders["test"] = test_root
@@ -85,7 +87,7 @@ def listed_as_before(root: Path, test_root: Path | None) -> Listing:
         strangers = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         if strangers - set(classes):
             found = folder / min(strangers - set(classes))
-            raise BadFile(f"{found}: is no class of the training images; known: {', '.join(classes)}")
+            raise BadFile(f"{found}: is not a class of the training images; known: {', '.join(classes)}")
         parts[part] = []
         for label, name in enumerate(classes):
             paths = [path for path in sorted((folder / name).rglob("*")) if is_image(path.name)]
@@ -95,24 +97,24 @@ def listed_as_before(root: Path, test_root: Path | None) -> Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder is none of the user's own, by its name."""
+    """Return whether a file or folder is hidden or left by a tool, judged by its name."""
     return name.startswith(".") or name.casefold() in JUNK
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file's name ends as torchvision's ImageFolder wants it."""
+    """Return whether a file's name has an ending that torchvision's ImageFolder reads."""
     return os.path.splitext(name)[1].lower() in endings()
 
 
 def endings() -> tuple[str, ...]:
-    """Return the endings of files of images."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # lazily: a mere reader of `SOURCES` need not pay for it
+    """Return the endings of image files, in lower case with the dot."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # here, since other sources do not need torchvision
 
     return tuple(IMG_EXTENSIONS)
 
 
 def image_file(path: Path, label: int) -> ImageFile:
-    """Return a file with its state, or with what is wrong of it."""
+    """Return a file with its state or its fault."""
     try:
         state = path.stat()
     except OSError as error:
@@ -143,7 +145,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    """Return the folders of a part's classes; BadFile if there are too few."""
+    """Return the folders of a part's classes; BadFile if there are fewer than 2, or for a broken link."""
     entries = _entries(folder)
     for entry in entries:
         if entry.is_symlink() and not entry.exists():
@@ -157,7 +159,7 @@ def _refuse_too_few(folder: Path, names: Sequence[str]) -> None:
     if len(names) < 2:
         inner = _folders(folder / names[0]) if names else []
         hint = f"; or is {folder / names[0]} meant, which has {len(inner)}?" if len(inner) > 1 else ""
-        raise BadFile(f"{folder}: has {len(names)} folders; give each class one, at least 2{hint}")
+        raise BadFile(f"{folder}: has {len(names)} folders; give each class a folder, at least 2{hint}")
 
 
 def _refuse_none(folder: Path, found: Sequence[object]) -> None:
@@ -166,7 +168,7 @@ def _refuse_none(folder: Path, found: Sequence[object]) -> None:
 
 
 def _parts(root: Path, own: Mapping[Part, Path], layout: Layout | None) -> dict[Part, Path]:
-    """Return the folder of each part; the training part's comes first."""
+    """Return the folder of each part, the training part first; BadFile if names are ambiguous."""
     folders = _folders(root)
     strictly = {folder: part_of(folder.name) for folder in folders}
     loosely = {folder: part_of(folder.name, loosely=True) for folder in folders}
@@ -212,7 +214,7 @@ def _mixture(root: Path, folders: Sequence[Path], named: Mapping[Path, Part | No
 def _refuse_odd_parts(root: Path, found: Mapping[Part, Path], own: Mapping[Part, Path]) -> None:
     if "train" not in found:
         names = ", ".join(folder.name for folder in found.values())
-        raise BadFile(f"{root}: has {names} and no training part beside; {_mend(root, 'add a folder train')}")
+        raise BadFile(f"{root}: has {names} but no training part; {_mend(root, 'add a folder train')}")
     for part in found.keys() & own.keys():
         raise BadFile(
             f"{root}: has a {part} part of its own, {found[part].name}, and {part}_root is given; "
@@ -229,20 +231,20 @@ def _refuse_odd_parts(root: Path, found: Mapping[Part, Path], own: Mapping[Part,
 def _refuse_parts_in_names(root: Path, names: Sequence[str]) -> None:
     """Raise BadFile if names such as train_cat and test_cat hold parts as well as classes."""
     found = [part_beside(name) for name in names]
-    parts: dict[str, set[Part]] = defaultdict(set)  # in which the rest of a name occurs
+    parts: dict[str, set[Part]] = defaultdict(set)  # parts in which the rest of a name occurs
     for part, rest in filter(None, found):
         parts[rest].add(part)
     again = [rest for rest in parts if len(parts[rest]) > 1]
     all_hold_parts = None not in found and len(set().union(*parts.values())) > 1
     if len(again) > 1 or (all_hold_parts and (again or any(part_of(name, loosely=True) for name in names))):
         raise BadFile(
-            f"{root}: {_some(names)} may be classes of several parts of the data, or classes; "
+            f"{root}: {_some(names)} may be classes in several parts of the data, or all be classes; "
             f"{_mend(root, 'put the classes into the parts, as in train/cat and test/cat')}"
         )
 
 
 def _refuse_parts_inside(inside: Mapping[Path, Inside], mend: str) -> None:
-    """Raise BadFile if a folder of a class holds parts, at any depth."""
+    """Raise BadFile if a folder of a class holds folders named like parts, at any depth."""
     for folder, held in inside.items():
         parts = [name for name in held.folders if part_of(name)]
         if parts:
@@ -253,7 +255,7 @@ def _refuse_parts_inside(inside: Mapping[Path, Inside], mend: str) -> None:
 
 
 def _refuse_another_level(part: Path, folders: Sequence[Path], inside: Mapping[Path, Inside], mend: str) -> None:
-    """Raise BadFile if what should be the classes of a part has classes below it."""
+    """Raise BadFile if the classes seem to be one level below the folders taken for the classes of a part."""
     below = {folder: names for folder in folders if (names := _branches(folder, inside))}
     for folder, other in combinations(below, 2):
         common = sorted(below[folder] & below[other])
@@ -262,20 +264,20 @@ def _refuse_another_level(part: Path, folders: Sequence[Path], inside: Mapping[P
         ):
             raise BadFile(
                 f"{part}: {folder.name} and {other.name} hold no images but folders of the same names, "
-                f"{_some(common)}; are these the classes? Put images into folders of their classes at once, "
+                f"{_some(common)}; are these the classes? Put images directly into the folders of their classes, "
                 f"or {mend}"
             )
     deep = [folder.name for folder, names in below.items() if len(names) > 1]
     flat = [one.name for one in folders if one in inside and inside[one].has_images and not inside[one].folders]
     if deep and flat and (len(deep) > 1 or len(flat) <= MOST_PARTS):
         raise BadFile(
-            f"{part}: {_some(deep)} hold no images but folders, and {_some(flat)} images alone; are the folders the "
-            f"classes? Put images into folders of their classes at once, or {mend}"
+            f"{part}: {_some(deep)} hold no images but folders, and {_some(flat)} hold only images; are the folders the "
+            f"classes? Put images directly into the folders of their classes, or {mend}"
         )
 
 
 def _branches(folder: Path, inside: Mapping[Path, Inside]) -> set[str]:
-    """Return the names of the folders that a folder without images holds, where it holds one alone those in that one."""
+    """Return the names of the folders in a folder without images. A single folder is replaced by the folders in it."""
     if folder not in inside or inside[folder].has_images:
         return set()
     names = inside[folder].folders
@@ -292,17 +294,17 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(kw_only=True)
 class Inside:
-    """What a folder holds at once."""
+    """What a folder holds directly."""
 
     folders: list[str] = field(default_factory=list)
     has_images: bool = False
 
 
 class Walk:
-    """One walk through all parts, which knows each file and folder by its device and number, whatever links lead to it."""
+    """One walk through all parts. It knows files and folders by device and inode, so links do not count twice."""
 
     def __init__(self) -> None:
-        self.inside: dict[Path, Inside] = {}  # of each folder that was seen
+        self.inside: dict[Path, Inside] = {}  # by visited folder
         self._taken: dict[tuple[int, int], tuple[Part, int, Path]] = {}
         self._again = 0  # links to images of the same class and part
         self._hidden: list[Path] = []
@@ -310,21 +312,21 @@ class Walk:
         self._others: Counter[str] = Counter()  # by their ending
 
     def notes(self) -> list[str]:
-        """Return what was left out."""
+        """Return a note on each kind of file that was left out."""
         others = [f"{count} {ending or 'without an ending'}" for ending, count in self._others.most_common()]
         return [
-            *([f"hidden and left out: {_some([str(path) for path in self._hidden])}"] if self._hidden else []),
+            *([f"hidden files, left out: {_some([str(path) for path in self._hidden])}"] if self._hidden else []),
             *([f"links to images of the same class, each taken once: {self._again}"] if self._again else []),
             *(
-                [f"images in no class and left out: {_some([str(path) for path in self._strays])}"]
+                [f"images outside of classes, left out: {_some([str(path) for path in self._strays])}"]
                 if self._strays
                 else []
             ),
-            *([f"no images by their ending and left out: {_some(others)}"] if others else []),
+            *([f"files without the ending of an image, left out: {_some(others)}"] if others else []),
         ]
 
     def strays(self, folder: Path) -> None:
-        """Note what lies in a part beside its classes."""
+        """Note the image files that lie in a part's folder beside its classes."""
         for path in sorted(folder.iterdir()):
             if is_hidden(path.name):
                 self._hidden += [path] if path.is_dir() else []
@@ -332,13 +334,13 @@ class Walk:
                 self._strays.append(path)
 
     def of_class(self, part: Part, label: int, folder: Path) -> list[ImageFile]:
-        """Return the images of a class in a part, in the order of their paths; BadFile if there are none."""
+        """Return the images of a class in a part, sorted by path; BadFile if there are none."""
         found = sorted(self.below(folder, label), key=lambda file: file.path)
         _refuse_none(folder, found)
         return [file for one in found if (file := self._once(one, part, label)) is not None]
 
     def below(self, folder: Path, label: int = 0, visited: set[tuple[int, int]] | None = None) -> Iterator[ImageFile]:
-        """Yield the image files of a folder and of those in it, each folder once."""
+        """Yield the image files below a folder. Each folder is visited once."""
         visited = set() if visited is None else visited
         try:
             state = folder.stat()
@@ -348,7 +350,7 @@ class Walk:
         except OSError as error:
             yield ImageFile(path=folder, label=label, fault=_why(folder, error))
             return
-        if (state.st_dev, state.st_ino) in visited:  # a link to a folder above, or to one that was seen
+        if (state.st_dev, state.st_ino) in visited:  # a link to a folder that was visited
             return
         visited.add((state.st_dev, state.st_ino))
         inside = self.inside[folder] = Inside()
@@ -359,14 +361,14 @@ class Walk:
             elif path.is_dir():
                 inside.folders.append(path.name)
                 yield from self.below(path, label, visited)
-            elif is_image(path.name) or not path.exists():  # a link that leads nowhere may have led to images
+            elif is_image(path.name) or not path.exists():  # the target of a broken link may have been an image
                 inside.has_images = True
                 yield image_file(path, label)
             else:
                 self._others[path.suffix.lower()] += 1
 
     def _once(self, file: ImageFile, part: Part, label: int) -> ImageFile | None:
-        """Return the file, or None if the same one was taken before; with a fault if it was for another class or part."""
+        """Return the file, or None if it was taken before; with a fault if that was for another class or part."""
         if file.fault:
             return file
         state = file.path.stat()

@@ -1,4 +1,4 @@
-"""What names mean: of parts, in folders and arrays, and of classes that are numbers."""
+"""The meaning of names: parts named by folders and arrays, and classes named by numbers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?", re.ASCII)
 
 
 def part_of(name: str, *, loosely: bool = False) -> Part | None:
-    """Return the part that a name stands for, if it does.
+    """Return the part that a name stands for, or None.
 
     Args:
-        loosely: takes "train_set", "train2017" and "seg_train" as well.
+        loosely: whether names such as "train_set", "train2017" and "seg_train" count too.
     """
     word = name.strip().casefold()
     if not loosely or word in _PARTS:
@@ -34,7 +34,7 @@ def part_of(name: str, *, loosely: bool = False) -> Part | None:
 
 
 def part_beside(name: str) -> tuple[Part, str] | None:
-    """Return the part with whose spelling a name begins or ends, and the rest: "cat" for "train_cat", "a" for "trainA"."""
+    """Return the part at the start or end of a name, and the rest: "cat" for "train_cat", "a" for "trainA"."""
     for pattern in _BESIDE:
         if found := pattern.fullmatch(name.strip().casefold()):
             return _PARTS[found["part"]], found["rest"].strip(" _.-")
@@ -42,18 +42,25 @@ def part_beside(name: str) -> tuple[Part, str] | None:
 
 
 def is_label(text: str) -> bool:
-    """Say whether a text, without blanks around it, is a label, and none that is missing."""
+    """Return whether a stripped text is a label: neither empty nor "nan"."""
     return bool(text) and text.casefold() != "nan"
 
 
 def whole_number(name: str) -> int | None:
-    """Return the integer that a class's name writes, such as 7 for "7", "07" and "7.0"; None for any other name."""
+    """Return the integer that a class's name stands for: 7 for "7", "07" and "7.0"; None for any other name."""
     found = _WHOLE.fullmatch(name)
     return int(found[1]) if found else None
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return names of classes in the order of their numbers if all are whole numbers, else as text."""
+    """Return names of classes sorted as numbers if all are whole numbers, else as texts.
+
+    ValueError for two that differ only in a decimal point, such as "1" and "1.0", since they are one class.
+    """
     found = sorted(names)
     numbers = {name: whole_number(name) for name in found}
+    for name in found:
+        plain = name.partition(".")[0]
+        if numbers[name] is not None and name != plain and plain in numbers:
+            raise ValueError(f"the labels {plain} and {name} are one number written in two ways; write all in one way")
     return sorted(found, key=lambda name: numbers[name] or 0) if None not in numbers.values() else found

@@ -1,4 +1,4 @@
-"""What a source holds, to be looked at: how many images of which class in each part, and some of them."""
+"""Overview of a source: the number of images of each class in each part, and example images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from hpo.data.source import Source, Split, Splits
 from hpo.data.split import parted
 from hpo.data.stored import Images, chunks
 
-EXAMPLES = 12  # classes of which an example is given
-ROWS, COLUMNS = 6, 12  # characters of an example, each about twice as high as wide
-SHEET_CLASSES, SHEET_IMAGES = 100, 8  # of a contact sheet: its rows, and images in a row
-SHEET_EDGE = 32  # pixels that an image there has at least
+EXAMPLES = 12  # most classes with an example image
+ROWS, COLUMNS = 6, 12  # size of an example in characters, which are about twice as high as wide
+SHEET_CLASSES, SHEET_IMAGES = 100, 8  # contact sheet: most rows, images per row
+SHEET_EDGE = 32  # contact sheet: smallest side of an image in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """Parts, classes and examples. The labels of the test part are counted; its images are not opened."""
+    """Parts, classes and examples. The labels of the test part are counted, but its images are not opened."""
 
     shape: list[int]  # [C, H, W]
-    classes: list[str]  # names, or numbers where there are none
-    counts: dict[Part, list[int]]  # by class
-    shipped: list[Part]  # parts that came with the data; the others were cut from it
-    notes: list[str]  # what was made of the files and might have been meant otherwise
-    copies: int  # validation images that are training images too, pixel for pixel
-    examples: list[list[list[float]]]  # of the first classes, one each: brightness from 0 to 1, in ROWS of COLUMNS
+    classes: list[str]  # names, or numbers if there are no names
+    counts: dict[Part, list[int]]  # images per class
+    shipped: list[Part]  # parts that the source ships; the others were split off
+    notes: list[str]  # how ambiguous files were read
+    copies: int  # validation images that equal a training image in every pixel
+    examples: list[list[list[float]]]  # one per class: brightness from 0 to 1, ROWS x COLUMNS
 
 
 def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
-    """Return what a source holds, given its splits at this seed."""
+    """Return the overview of a source and its splits at this seed."""
     train, validation, test = parted(source, split_seed)
     of_validation, of_test = source.own_validation, source.own_test
     labels: dict[Part, Tensor] = {
@@ -58,8 +58,11 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
 
 
 def contact_sheet(splits: Splits, path: Path) -> None:
-    """Write a PNG file with a row of training images for each class, the first classes on top; BadFile if it cannot be."""
-    from torchvision.utils import make_grid, save_image  # lazily: only this needs it
+    """Write a PNG file with a row of training images for each class; BadFile if it cannot be written.
+
+    It shows at most 100 classes, 8 images of each.
+    """
+    from torchvision.utils import make_grid, save_image  # here, since nothing else needs it
 
     channels, *sides = splits.train.images.shape[1:]
     rows = []
@@ -77,13 +80,13 @@ def contact_sheet(splits: Splits, path: Path) -> None:
 
 
 def _first(split: Split, number: int, count: int) -> Tensor:
-    """Return the first images of a class in memory, as many as there are."""
+    """Return the first `count` images of a class on the CPU, fewer if it has fewer."""
     rows = (split.labels == number).nonzero().flatten()[:count].cpu()
     return split.images[rows].cpu() if isinstance(split.images, Tensor) else split.images.take(rows)
 
 
 def _brightness(images: Tensor, white: int) -> list[list[float]]:
-    """Return the first image's mean over colours, in ROWS of COLUMNS; black if there is none."""
+    """Return the first image in grey, ROWS x COLUMNS; black if there is no image."""
     if not len(images):
         return [[0.0] * COLUMNS] * ROWS
     colours = images[:1, :3] if images.shape[1] >= 3 else images[:1, :1]

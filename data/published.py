@@ -1,6 +1,6 @@
-"""Data sets that are published, through torchvision's classes: fetched once, verified by checksum, kept as raw pixels.
+"""Published data sets, through torchvision's classes: downloaded once, verified by checksum, kept as raw pixels.
 
-What lies in `data_dir()` where torchvision would put it is used instead of the network, if its checksum is right.
+A file that lies in `data_dir()` where torchvision would put it is used instead of a download.
 """
 
 from __future__ import annotations
@@ -25,57 +25,58 @@ DIGITS = [str(digit) for digit in range(10)]
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file of a data set: where it belongs below the data folder, where it is fetched, what it must be."""
+    """A file of a data set."""
 
-    path: str
-    url: str | None  # None for what comes out of an archive
+    path: str  # below the data folder
+    url: str | None  # None for a file that is unpacked from an archive
     md5: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How one kind of torchvision's classes is used."""
+    """How to use one kind of torchvision's data set classes."""
 
     files: Callable[[Any], list[File]]
-    open: Callable[[Any, str, bool], Any]  # class, folder, whether of the training part -> data set
+    open: Callable[[Any, str, bool], Any]  # class, folder, whether the training part -> data set
     pixels: Callable[[Any], Any]  # [N, C, H, W]
     labels: Callable[[Any], Any]
 
 
 def mnist() -> Source:
-    """Return 70,000 handwritten digits [1, 28, 28], 10,000 of them the test split (LeCun et al. 1998)."""
+    """Return 70,000 handwritten digits [1, 28, 28] (LeCun et al. 1998). 10,000 of them are the test split."""
     return _published("MNIST", IDX)
 
 
 def fashion_mnist() -> Source:
-    """Return 70,000 pieces of clothing [1, 28, 28] in ten classes, 10,000 of them the test split (Xiao et al. 2017)."""
+    """Return 70,000 images of clothing [1, 28, 28] in ten classes (Xiao et al. 2017). 10,000 are the test split."""
     return _published("FashionMNIST", IDX)
 
 
 def kmnist() -> Source:
-    """Return 70,000 cursive Japanese characters [1, 28, 28] in ten classes, 10,000 of them the test split (Clanuwat et al.
-    2018).
+    """Return 70,000 cursive Japanese characters [1, 28, 28] in ten classes (Clanuwat et al. 2018).
+
+    10,000 of them are the test split.
     """
     return _published("KMNIST", IDX)
 
 
 def cifar10() -> Source:
-    """Return 60,000 photographs [3, 32, 32] in ten classes, 10,000 of them the test split (Krizhevsky 2009)."""
+    """Return 60,000 photographs [3, 32, 32] in ten classes (Krizhevsky 2009). 10,000 of them are the test split."""
     return _published("CIFAR10", BATCHES)
 
 
 def cifar100() -> Source:
-    """Return 60,000 photographs [3, 32, 32] in a hundred classes, 10,000 of them the test split (Krizhevsky 2009)."""
+    """Return 60,000 photographs [3, 32, 32] in a hundred classes (Krizhevsky 2009). 10,000 of them are the test split."""
     return _published("CIFAR100", BATCHES)
 
 
 def svhn() -> Source:
-    """Return 99,289 digits of house numbers [3, 32, 32], 26,032 of them the test split (Netzer et al. 2011)."""
+    """Return 99,289 digits of house numbers [3, 32, 32] (Netzer et al. 2011). 26,032 of them are the test split."""
     return _published("SVHN", MATLAB)
 
 
 def _published(name: str, form: Format) -> Source:
-    from torchvision import datasets  # lazily: a mere reader of `SOURCES` need not pay for it
+    from torchvision import datasets  # here, since other sources do not need it
 
     kind = getattr(datasets, name)
     files = form.files(kind)
@@ -84,8 +85,9 @@ def _published(name: str, form: Format) -> Source:
 
 
 def _read(kind: Any, form: Format, files: list[File], unfinished: Path) -> Source:
-    """Let torchvision fetch, verify and read a data set, in a folder that goes away with the unfinished entry: what it
-    unpacks is trusted by its name alone, so nothing may be left of a process that was killed.
+    """Let torchvision download, verify and read a data set in a temporary folder of the unfinished cache entry.
+
+    torchvision trusts unpacked files by their names. So nothing may be left of a process that was killed.
     """
     home = data_dir()
     with tempfile.TemporaryDirectory(dir=unfinished) as folder:
@@ -107,14 +109,14 @@ def _read(kind: Any, form: Format, files: list[File], unfinished: Path) -> Sourc
 
 
 def _link(path: Path, link: Path, md5: str) -> None:
-    """Show torchvision a file that is there already; BadFile if it is not the published one."""
+    """Link an existing file where torchvision looks for it; BadFile if its checksum is wrong."""
     from torchvision.datasets.utils import calculate_md5
 
     if not path.is_file():
         return
     found = calculate_md5(path)
     if found != md5:
-        raise BadFile(f"{path}: has MD5 {found}, the published file has {md5}; remove it, or fetch it again")
+        raise BadFile(f"{path}: has MD5 {found}, but the published file has {md5}; remove it, or download it again")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(path)
 

@@ -1,6 +1,6 @@
-"""What every source can be told: which classes to take, how many images, how they are parted, and where they are kept.
+"""Options of every source: classes to keep, number of images, how they are split, and where they are kept.
 
-These options belong to all sources, one of the user's own too; `hpo.train.build.registry` offers them beside the source's own.
+`hpo.train.build.registry` offers them beside the source's own options, for a user's own source too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hpo.data.names import whole_number
 from hpo.data.source import Reading, Source
 from hpo.data.stored import Images, as_stored
 
-Class = str | int  # by name, or by number
-SHOWN = 20  # names of classes in a message
+Class = str | int  # name or number of a class
+SHOWN = 20  # most names of classes in a message
 
 
 def select(
@@ -33,18 +33,18 @@ def select(
     resident: bool | None = None,
     reading: Reading | None = None,
 ) -> Source:
-    """Return the source restricted to what is wanted; ValueError if it does not hold that.
+    """Return the source restricted by these options; ValueError if the source and the options do not fit.
 
     Args:
-        source: as its function made it.
-        classes: the classes to keep, by name or by number, numbered anew in this order; several in a list become one. A number
-            is the label that stands in the data; where all classes have other names, it is the position among them, from 0.
-            All by default.
-        subset: how many images of train and validation together to keep, stratified; the test part stays whole.
-        folds: in how many parts, stratified, train and validation are cut; the test part is sealed and the same in all.
-        fold: which of them, from 0, is the validation part.
-        resident: whether images are kept in the device's memory, or read batch by batch from where they are stored; by
-            default the size decides. The results are the same bit for bit.
+        source: the source as its function made it.
+        classes: classes to keep, by name or number (default: all). They are numbered anew in this order. A list in the
+            list makes one class of several. A number is a label of the data. If no class has a number as its name, it
+            is the position among the classes, from 0.
+        subset: number of images of train and validation together to keep, stratified. The test part stays whole.
+        folds: number of stratified folds of train and validation. The test part is the same for all folds.
+        fold: which fold is the validation part, from 0.
+        resident: whether images are kept in the device's memory, or read batch by batch from their store (default: by
+            size). Results are the same bit for bit.
         reading: 1 takes each number in `classes` as a position, as hpo did before December 2026.
     """
     if (folds is None) != (fold is None) or (folds is not None and fold is not None and fold >= folds):
@@ -99,7 +99,7 @@ def _positions(source: Source) -> dict[int, int]:
 
 
 def _labels(source: Source, wanted: int) -> dict[int, int]:
-    """Return {label: number of its class}; ValueError if the one that is wanted can be read in two ways."""
+    """Return class numbers by label; ValueError if the wanted label is ambiguous."""
     values = [whole_number(name) for name in source.classes]
     if all(value is None for value in values):
         _refuse_another_reading(source, wanted)
@@ -112,7 +112,7 @@ def _labels(source: Source, wanted: int) -> dict[int, int]:
 
 
 def _refuse_another_reading(source: Source, position: int) -> None:
-    """Raise ValueError if the number stands in the names of other classes than the one at this position."""
+    """Raise ValueError if the number occurs in names of other classes than the one at this position."""
     meant = [name for name in source.classes if position in map(int, re.findall("[0-9]+", name))]
     at = source.classes[position : position + 1]
     if at and meant and tuple(meant) != at:

@@ -1,4 +1,4 @@
-"""What the parts of this package hand on: a source of images, and the parts of it where they are used."""
+"""The types of this package: a source of labelled images, and the splits made from it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hpo.data.stored import Images, Stored
 
-#: How a source's files and its option `classes` are read: 1 as hpo did before December 2026, 2 as since.
+#: How a source's files and its option `classes` are read: 1 as before December 2026, 2 as since.
 Reading = Literal[1, 2]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """Labelled images as they are stored; a source that ships its own validation or test part carries it apart."""
+    """Labelled images as they are stored. A shipped validation or test part has its own tensors."""
 
     images: Images  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], from 0 to num_classes - 1
@@ -26,18 +26,18 @@ class Source:
     validation_labels: Tensor | None = None  # int64 [L]
     test_images: Images | None = None  # uint8 [M, C, H, W]
     test_labels: Tensor | None = None  # int64 [M]
-    classes: tuple[str, ...] = ()  # their names in the order of their numbers, if they have any
-    notes: tuple[str, ...] = ()  # what was made of the files and might have been meant otherwise
-    place: Callable[[int], str] | None = None  # where an image lies, by its row in the store of `images`
+    classes: tuple[str, ...] = ()  # names by class number, if there are names
+    notes: tuple[str, ...] = ()  # how ambiguous files were read
+    place: Callable[[int], str] | None = None  # file or row of an image, by its row in the store of `images`
     reading: Reading = 2
-    # What `select` was told of how the source is to be parted.
+    # Options of `select` for the split.
     subset: int | None = None
     folds: int | None = None
     fold: int | None = None
     resident: bool | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError on tensors of a wrong type, shape or range."""
+        """Raise ValueError for tensors of a wrong type, shape or range."""
         if self.num_classes < 2:
             raise ValueError(f"num_classes = {self.num_classes}: a source needs at least 2 classes")
         if len(self.classes) not in (0, self.num_classes):
@@ -60,20 +60,20 @@ class Source:
 
     @property
     def own_validation(self) -> tuple[Images, Tensor] | None:
-        """Images and labels of the validation part that the source ships, if it does."""
+        """Images and labels of the shipped validation part, or None."""
         return _pair(self.validation_images, self.validation_labels)
 
     @property
     def own_test(self) -> tuple[Images, Tensor] | None:
-        """Images and labels of the test part that the source ships, if it does."""
+        """Images and labels of the shipped test part, or None."""
         return _pair(self.test_images, self.test_labels)
 
     def named(self, number: int) -> str:
-        """Return a class by its name, or by its number if it has none."""
+        """Return a class's name in quotes, or its number if classes have no names."""
         return repr(self.classes[number]) if self.classes else str(number)
 
     def placed(self, index: int) -> str:
-        """Return where one of `images` lies: its file, its row in a file, or its number."""
+        """Return the place of one of `images`: its file, its row in a file, or its number."""
         row = int(self.images.rows[index]) if isinstance(self.images, Stored) else index
         return self.place(row) if self.place else f"image {row}"
 
@@ -104,7 +104,7 @@ def _check(images_name: str, images: Images, labels_name: str, labels: Tensor, n
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One part of a source: its labels are on the device where it is used, its images too or in store."""
+    """One part of a source. Its labels are on the device where they are used, its images too or in their store."""
 
     images: Images  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
@@ -112,14 +112,14 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """What a search may see: training and validation, never the test part."""
+    """What a search may see: the training and the validation split, never the test split."""
 
     train: Split
     validation: Split
     num_classes: int
-    mean: Tensor  # float32 [C], of the training part, in raw pixel values
-    std: Tensor  # float32 [C], likewise; 1 for a channel that is constant
-    digest: str  # SHA-256 of both parts, as hex
-    classes: tuple[str, ...] = ()  # names of the classes by number, if the source has any
-    white: int = 255  # highest raw value in the training part
-    notes: tuple[str, ...] = ()  # what was made of the files and might have been meant otherwise
+    mean: Tensor  # float32 [C], of the training split, in raw pixel values
+    std: Tensor  # float32 [C], of the training split, in raw pixel values; 1 for a constant channel
+    digest: str  # SHA-256 of both splits, as hex
+    classes: tuple[str, ...] = ()  # names by class number, if there are names
+    white: int = 255  # highest raw value in the training split
+    notes: tuple[str, ...] = ()  # how ambiguous files were read

@@ -1,4 +1,4 @@
-"""Which image belongs to which part: stratified by class, decided by a seed alone."""
+"""Splits of a source into train, validation and test: stratified by class, decided by a seed alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from hpo.data.source import Source
 
-HELD_OUT = 0.15  # of all images that are split, for validation and again for test
+HELD_OUT = 0.15  # share of the split images for validation, and again for test
 
-# The fewest images of a class that leave at least one in each of so many parts, however the rounding falls.
+# By number of parts: images that a class needs to have at least one in each part, for any rounding.
 FEWEST = {1: 1, 2: 7, 3: 8}
-TOLD = 10  # rare classes in a message
+TOLD = 10  # most rare classes named in a message
 
 
 def parted(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices of a source's train, validation and test part, each int64 and sorted.
 
-    A part that the source ships is whole, by its own indices; the others are cut from `source.images`. Folds and a subset
-    are taken from what is not test, which is the same without them. ValueError if a class or the whole has too few images.
+    A shipped part is taken whole, with indices into its own images. The other parts are split off `source.images`.
+    Folds and a subset do not change the test part. ValueError if a class or the source has too few images.
     """
     labels, own_validation, own_test = source.labels, source.own_validation, source.own_test
     everything = torch.arange(len(labels))
@@ -48,7 +48,7 @@ def parted(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def stratified(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of train, validation and test, 70/15/15, each int64 and sorted."""
+    """Return the indices of a 70/15/15 split into train, validation and test, each int64 and sorted."""
     count = math.ceil(HELD_OUT * len(labels))
     rest, test = _hold_out(np.arange(len(labels)), labels, count, seed)
     train, validation = _hold_out(rest, labels, count, seed)
@@ -56,14 +56,14 @@ def stratified(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def held_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of train and of one part beside it, 85/15, for a source that ships the third."""
+    """Return the indices of an 85/15 split into train and one other part, for a source that ships the third."""
     rest, held = _hold_out(np.arange(len(labels)), labels, math.ceil(HELD_OUT * len(labels)), seed)
     return torch.from_numpy(rest), torch.from_numpy(held)
 
 
 def _fold(rest: Tensor, source: Source, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return train and validation: all folds but one of what is not test, and that one."""
-    from sklearn.model_selection import StratifiedKFold  # lazily, as in `data.digits`
+    """Return train (all other folds) and validation (this fold) of the images outside the test part."""
+    from sklearn.model_selection import StratifiedKFold  # here, as in `data.digits`
 
     indices = np.sort(rest.numpy())
     refuse_rare_classes(source, torch.from_numpy(indices), folds)
@@ -76,7 +76,7 @@ def _fold(rest: Tensor, source: Source, folds: int, fold: int, seed: int) -> tup
 def _subset(
     train: Tensor, labels: Tensor, validation: Tensor, validation_labels: Tensor, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return so many images of both parts together, in the proportion of the parts."""
+    """Return `count` images of train and validation together, in the proportion of the two."""
     whole = len(train) + len(validation)
     of_validation = round(count * len(validation) / whole)
     fewest = int((labels.bincount() > 0).sum())
@@ -90,11 +90,11 @@ def _subset(
 
 
 def _some(indices: Tensor, labels: Tensor, count: int, seed: int) -> Tensor:
-    """Return so many of the indices, sorted and stratified; a larger choice holds every smaller one."""
+    """Return `count` of the indices, stratified and sorted. A larger choice contains every smaller one."""
     shuffled = np.random.RandomState(seed % 2**32).permutation(indices.numpy())
     by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
     _, sizes = np.unique(labels.numpy()[by_class], return_counts=True)
-    # Each image's place in its class, as a share of it: the first so many are as much of every class.
+    # Relative place of each image in its class. The `count` first places hold the same share of each class.
     places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
     return torch.from_numpy(np.sort(by_class[np.argsort(places, kind="stable")[:count]]))
 
@@ -102,7 +102,7 @@ def _some(indices: Tensor, labels: Tensor, count: int, seed: int) -> Tensor:
 def _hold_out(
     indices: npt.NDArray[np.int64], labels: Tensor, count: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    from sklearn.model_selection import train_test_split  # lazily, as in `data.digits`
+    from sklearn.model_selection import train_test_split  # here, as in `data.digits`
 
     strata = labels.cpu().numpy()[indices]
     rest, held = train_test_split(indices, test_size=count, stratify=strata, random_state=seed % 2**32)
@@ -110,7 +110,7 @@ def _hold_out(
 
 
 def refuse_rare_classes(source: Source, rows: Tensor, fewest: int) -> None:
-    """Raise ValueError that names each class, with where its images lie, that has too few images among these rows."""
+    """Raise ValueError if a class has too few images among these rows. It names the classes and an image of each."""
     labels = source.labels[rows]
     classes, counts = torch.unique(labels, return_counts=True)
     rare = (counts < fewest).nonzero().flatten().tolist()

@@ -1,7 +1,8 @@
-"""Images from spreadsheets: a table of pixel values, a row an image, with the labels in it or in a table beside it."""
+"""Images from CSV files of pixel values, one image per row, with labels in a column or in a second file."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from hpo.data.sheet import Column, Sheet
 from hpo.data.source import Reading, Source
 
 Edge = Annotated[int, Ge(1)]
-PREFIXES: dict[Part, str] = {"train": "", "validation": "validation_", "test": "test_"}  # of options
+FEW = 8  # pixels in a row that may count up by chance
+PREFIXES: dict[Part, str] = {"train": "", "validation": "validation_", "test": "test_"}  # of option names
 
 
 def spreadsheets(
@@ -39,27 +41,27 @@ def spreadsheets(
     delimiter: str = ",",
     reading: Reading = 2,
 ) -> Source:
-    """Return images read from CSV files: whole numbers from 0 to 255, one image a row, with its label in the row or in a
-    file beside.
+    """Return images from CSV files of whole numbers from 0 to 255, one image per row.
 
-    They are read once for each state of the files. BadFile names the row and the column, as a spreadsheet counts them,
-    and the cause.
+    The label is in the row, or in a second file. Files are read again when their sizes or modification times change.
+    BadFile names the cause, and row and column as a spreadsheet counts them.
 
     Args:
-        images: the file of pixel values.
-        labels: the file of labels, as numbers or names; classes are numbered in their order. If left out, they stand in a
-            column of the file of pixel values.
-        validation_images: a validation part of its own, likewise, with the same classes.
-        validation_labels: its labels.
-        test_images: a test part of its own, likewise.
-        test_labels: its labels.
-        label_column: the column of labels, by its name or by its number from 1; by default the one called label or class, or
-            the only one.
-        shape: [H, W] or [C, H, W] of an image; a grey square by default.
-        channels_last: whether the values of a pixel's channels stand side by side.
-        header: whether the first row of each file names its columns.
-        delimiter: what stands between two values.
-        reading: 1 as hpo did before December 2026: classes called 2.0 and 10.0 are in the order of text, not of numbers.
+        images: file of pixel values.
+        labels: file of labels, as numbers or names (default: a column of the file of pixel values). Classes are numbered
+            by sorted label.
+        validation_images: file of pixel values of the validation part, with the same classes.
+        validation_labels: file of labels of the validation part.
+        test_images: file of pixel values of the test part, with the same classes.
+        test_labels: file of labels of the test part.
+        label_column: column of labels, by name or by number from 1. By default it is the column with a usual name such as
+            label or class, or the only column of a file of labels.
+        shape: [H, W] or [C, H, W] of an image (default: a grey square).
+        channels_last: whether a row has the values of all channels of one pixel side by side.
+        header: whether the first row of each file holds the names of the columns.
+        delimiter: character between two values.
+        reading: 1 reads as hpo did before December 2026: classes named 2.0 and 10.0 are sorted as texts, not as
+            numbers.
     """
     if len(delimiter) != 1:
         raise ValueError(f'delimiter = {delimiter!r}: write one character; a tabulator is "\\t"')
@@ -91,26 +93,26 @@ def spreadsheets(
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The images of a part, and the labels in their rows or in a sheet of their own."""
+    """The sheet of a part's images, and the sheet of its labels if that is another."""
 
     images: Sheet
     labels: Sheet | None
-    wanted: Column | None  # the column of labels, as it was given
+    wanted: Column | None  # the option `label_column`
 
     def column(self) -> int:
-        """Return where the labels stand in their sheet, from 0."""
+        """Return the column of labels in its sheet, from 0."""
         alone = self.labels is not None and self.wanted is None
         return 0 if alone else (self.labels or self.images).label_column(self.wanted)
 
     def texts(self) -> dict[int, str]:
-        """Return the labels as they are written, by row."""
+        """Return the labels as texts, by row; BadFile if a row has none."""
         sheet, column = self.labels or self.images, self.column()
         alone = self.labels is not None and self.wanted is None
         found: dict[int, str] = {}
         for row, values in sheet.rows():
             if alone and len(values) != 1:
                 raise sheet.bad(
-                    row, f"has {len(values)} values; labels stand in one column alone; else write label_column"
+                    row, f"has {len(values)} values; a file of labels has one column; else write label_column"
                 )
             text = values[column].strip() if column < len(values) else ""
             if not is_label(text):
@@ -119,25 +121,27 @@ class Table:
         return found
 
     def numbers(self, texts: Mapping[int, str], classes: Sequence[str], count: int) -> Tensor:
-        """Return the numbers of the classes of so many images."""
+        """Return the class numbers of `count` images, int64 [count]; BadFile for an unknown class or a wrong count."""
         sheet = self.labels or self.images
         if len(texts) != count:
             raise BadFile(
-                f"{sheet.path}: has {len(texts)} labels beside {count} images in {self.images.path}; give each one"
+                f"{sheet.path}: has {len(texts)} labels for {count} images in {self.images.path}; give each image one"
             )
         known = {name: number for number, name in enumerate(classes)}
         for row, text in texts.items():
             if text not in known:
-                raise sheet.bad(row, f"{text!r} is no class of the training images", self.column())
+                raise sheet.bad(row, f"{text!r} is not a class of the training images", self.column())
         return torch.tensor([known[text] for text in texts.values()])
 
     def pixels(self, shape: Sequence[int] | None, channels_last: bool) -> Tensor:
-        """Return the images [N, C, H, W]."""
+        """Return the images, uint8 [N, C, H, W]."""
         sheet = self.images
         labels = None if self.labels else self.column()
         found: list[npt.NDArray[np.uint8]] = []
         for row, values in sheet.rows():
             found.append(_pixels(sheet, row, values, labels))
+            if row == 1 and _counts(found[0]):
+                raise sheet.bad(row, "counts the columns, as pandas writes their names; write header = true")
             if len(found[-1]) != len(found[0]):
                 raise sheet.bad(row, f"has {len(found[-1])} values, the rows above have {len(found[0])}")
         if not found:
@@ -168,7 +172,7 @@ def _read(tables: Mapping[Part, Table], shape: Sequence[int] | None, channels_la
 
 
 def _in_order_before(texts: set[str]) -> list[str]:
-    """Return names of classes in the order that format 1 gave them: as integers if all are, else as text."""
+    """Return names of classes in the order of format 1: as integers if all are integers, else as texts."""
     try:
         return sorted(texts, key=int)
     except ValueError:
@@ -176,7 +180,7 @@ def _in_order_before(texts: set[str]) -> list[str]:
 
 
 def _pixels(sheet: Sheet, row: int, values: Sequence[str], labels: int | None) -> npt.NDArray[np.uint8]:
-    """Return the pixels of a row, but for its column of labels."""
+    """Return the pixels of a row without its column of labels."""
     columns = [column for column in range(len(values)) if column != labels]
     try:
         numbers = np.array([float(values[column]) for column in columns])
@@ -186,9 +190,16 @@ def _pixels(sheet: Sheet, row: int, values: Sequence[str], labels: int | None) -
         pass
     column = next(column for column in columns if not _is_pixel(values[column]))
     hint = "; does header = true fit?" if row == 1 else ""
+    if other := next((one for one in ";\t" if one in values[column]), None):
+        hint = f"; does delimiter = {json.dumps(other)} fit?"
     if values[column].casefold().endswith(endings()):
         hint = f'; for a table of files write name = "image_folder", with their folder as root and labels = {sheet.path.name!r}'
-    raise sheet.bad(row, f"{values[column]!r} is no whole number from 0 to 255{hint}", column)
+    raise sheet.bad(row, f"{values[column]!r} is not a whole number from 0 to 255{hint}", column)
+
+
+def _counts(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Return whether the values of a row are 0, 1, 2, ... or 1, 2, 3, ..., and too many for chance."""
+    return len(pixels) > FEW and pixels[0] <= 1 and bool((np.diff(pixels.astype(int)) == 1).all())
 
 
 def _is_pixel(value: str) -> bool:
@@ -199,14 +210,14 @@ def _is_pixel(value: str) -> bool:
 
 
 def _shape(sheet: Sheet, values: int, shape: Sequence[int] | None) -> tuple[int, int, int]:
-    """Return height, width and channels of images with so many values."""
+    """Return height, width and channels of images with this number of values."""
     edge = math.isqrt(values)
     if shape is None and edge * edge != values:
-        raise BadFile(f"{sheet.path}: has {values} values a row, no grey square; give shape = [C, H, W]")
+        raise BadFile(f"{sheet.path}: has {values} values per row, which is not a grey square; give shape = [C, H, W]")
     wanted = [edge, edge] if shape is None else list(shape)
     if len(wanted) not in (2, 3) or math.prod(wanted) != values:
         raise BadFile(
-            f"{sheet.path}: has {values} values a row, which is not shape = {wanted}; write [H, W] or [C, H, W]"
+            f"{sheet.path}: has {values} values per row, which is not shape = {wanted}; write [H, W] or [C, H, W]"
         )
     channels = wanted[0] if len(wanted) == 3 else 1
     return wanted[-2], wanted[-1], channels

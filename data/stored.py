@@ -1,4 +1,4 @@
-"""Images that stay where they lie, on disk as a memory map or in memory, until rows of them are asked for."""
+"""Images in a store, a memory map of a file or a tensor, from which rows are read on demand."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 64 * 2**20  # bytes that are read at a time where everything is read once
+CHUNK = 64 * 2**20  # bytes per read where all images are read once
 CPU = torch.device("cpu")
-SHARES = {"cuda": 1 / 3, "cpu": 1 / 8}  # of a device's memory that images may take; on a CPU each worker holds its own
+SHARES = {"cuda": 1 / 3, "cpu": 1 / 8}  # largest share of a device's memory for images; on a CPU each worker has a copy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """Some images of a store, in an order of their own; nothing is read before `take`."""
+    """A selection of the images of a store, in any order. Only `take` reads them."""
 
     store: Tensor  # uint8 [M, C, H, W], on the CPU
-    rows: Tensor  # int64 [N], which of them
-    device: torch.device = CPU  # where they are used
+    rows: Tensor  # int64 [N], rows of the store
+    device: torch.device = CPU  # where the images are used
 
     @property
     def shape(self) -> torch.Size:
-        """[N, C, H, W]."""
+        """Shape of the images, [N, C, H, W]."""
         return torch.Size([len(self.rows), *self.store.shape[1:]])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the store."""
+        """Type of the pixels."""
         return self.store.dtype
 
     @property
@@ -45,9 +45,13 @@ class Stored:
         return replace(self, rows=self.rows[which])
 
     def take(self, which: Tensor) -> Tensor:
-        """Read images by their place among these [K] into memory: uint8 [K, C, H, W] on the CPU.
+        """Read images into memory: uint8 [K, C, H, W] on the CPU.
 
-        By NumPy: torch starts a pool of threads for each thread that calls it, and these contend with training.
+        NumPy reads them, since torch starts a pool of threads for each calling thread, and these pools compete with
+        training.
+
+        Args:
+            which: int64 [K], places among these N images.
         """
         return torch.from_numpy(np.take(self.store.numpy(), self.rows.numpy()[which.numpy()], axis=0))
 
@@ -56,12 +60,12 @@ Images = Tensor | Stored
 
 
 def as_stored(images: Images) -> Stored:
-    """Return images as stored ones."""
+    """Return images as `Stored`."""
     return images if isinstance(images, Stored) else Stored(store=images, rows=torch.arange(len(images)))
 
 
 def chunks(images: Images) -> Iterator[Tensor]:
-    """Yield all images in order, on their device or on the CPU, as many at a time as CHUNK holds."""
+    """Yield all images in order, CHUNK bytes at a time: tensors on their device, stored images on the CPU."""
     size = max(1, CHUNK // max(1, images.shape[1:].numel()))
     if isinstance(images, Tensor):
         yield from torch.split(images, size)
@@ -70,7 +74,7 @@ def chunks(images: Images) -> Iterator[Tensor]:
 
 
 def brought(images: Stored, device: torch.device, resident: bool) -> Images:
-    """Return images where they are used: in the device's memory, or left where they are."""
+    """Return images for use on a device: copied into its memory if `resident`, else left in their store."""
     if not resident:
         return replace(images, device=device)
     everything = torch.arange(len(images))
@@ -78,9 +82,9 @@ def brought(images: Stored, device: torch.device, resident: bool) -> Images:
 
 
 def fits(images: int, device: torch.device) -> bool:
-    """Say whether so many bytes of images may take their place in a device's memory.
+    """Return whether images of this size in bytes may be kept in a device's memory.
 
-    Judged by all the memory that there is, so that each worker on a machine comes to the same answer.
+    The limit is a share of the total memory, not of the free memory, so that all workers on a machine decide alike.
     """
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory

@@ -1,8 +1,9 @@
-"""A table of image files and their labels, in the place of folders of classes."""
+"""A table of image files and their labels, used instead of folders of classes."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +11,23 @@ from pathlib import Path
 from hpo.data.files import BadFile
 from hpo.data.listing import ImageFile, Listing, Walk, image_file, is_hidden, is_image
 from hpo.data.names import SPELLINGS, Part, in_order, is_label, part_of
-from hpo.data.sheet import LABEL_NAMES, Column, Sheet
+from hpo.data.sheet import LABEL_NAMES, Column, Sheet, no_utf8
 
 DELIMITERS = ",;\t"
-LOOKED_AT = 200  # rows by which the column of files is found
+LOOKED_AT = 200  # rows from which the column of files is found
 
-Row = tuple[int, list[str]]  # its number as a spreadsheet counts, and its values
+Row = tuple[int, list[str]]  # row number as a spreadsheet counts, values
 
 
 def tabled(root: Path, table: Path, wanted: Column | None) -> Listing:
-    """Return the images that a CSV file names, with their labels, and their parts if a column holds nothing but these.
+    """Return the images that a CSV file names, with their labels, and with their parts if a column holds names of parts.
+
+    BadFile if a column cannot be identified.
 
     Args:
-        root: the folder below which the files lie.
-        table: the CSV file, with or without a row of names.
-        wanted: the column of labels, by its name or by its number from 1; the only one beside the files by default.
+        root: folder of the image files.
+        table: CSV file, with or without a header.
+        wanted: column of labels, by name or by number from 1; None: by its usual name, else the only column left.
     """
     files = _Files(root)
     names, rows = _read(table, files)
@@ -43,26 +46,26 @@ def tabled(root: Path, table: Path, wanted: Column | None) -> Listing:
 
 
 class _Files:
-    """The image files below a folder, found by what a table may call them."""
+    """The image files below a folder, found by the names that a table may use for them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._above = Path(os.path.abspath(root))
         self.count = 0
-        self._by_path: dict[str, set[Path]] = defaultdict(set)  # below the root, with and without their ending
-        self._by_name: dict[str, set[Path]] = defaultdict(set)  # likewise, in whatever folder
+        self._by_path: dict[str, set[Path]] = defaultdict(set)  # by path below the root, with and without ending
+        self._by_name: dict[str, set[Path]] = defaultdict(set)  # by file name, with and without ending
         for file in Walk().below(root):
             self.count += 1
             within = file.path.relative_to(root)
             for known, called in ((self._by_path, within), (self._by_name, Path(within.name))):
-                known[str(called)].add(file.path)
-                known[str(called.with_suffix(""))].add(file.path)
+                known[_composed(called)].add(file.path)
+                known[_composed(called.with_suffix(""))].add(file.path)
 
     def has(self, called: str) -> bool:
         return bool(self.found(called))
 
     def one(self, called: str) -> Path | str:
-        """Return the file of this name, or why there is none."""
+        """Return the file of this name, or a text that says why there is not exactly one."""
         found = self.found(called)
         if len(found) == 1:
             return next(iter(found))
@@ -71,31 +74,36 @@ class _Files:
         return f"names {called}, which is not below {self.root}"
 
     def found(self, called: str) -> set[Path]:
-        """Return the files of a path below the root, of a path that leads through a folder of its name, or of a lone name."""
+        """Return the files of this name: a path below the root, a path through a folder of the root's name, or a file name."""
         written = called.strip().replace("\\", "/")
         wanted = Path(os.path.normpath(written))
         if wanted.is_relative_to(self._above):
             wanted = wanted.relative_to(self._above)
         parts = wanted.parts
-        if found := self._at(wanted) or (self._by_name.get(written) if "/" not in written else None):
+        if found := self._at(wanted) or (self._by_name.get(_composed(wanted)) if "/" not in written else None):
             return found
         ways = [number for number in range(1, len(parts)) if parts[number - 1] == self._above.name]
         return set().union(*(self._at(Path(*parts[number:])) for number in ways))
 
     def _at(self, within: Path) -> set[Path]:
-        """Return the files of a path below the root, also where the walk came to them by another link."""
-        exact, found = self.root / within, self._by_path.get(str(within), set())
+        """Return the files of a path below the root, even if the walk reached them by another link."""
+        exact, found = self.root / within, self._by_path.get(_composed(within), set())
         is_linked = not within.is_absolute() and not any(map(is_hidden, within.parts)) and is_image(within.name)
         return {exact} if exact in found or (is_linked and exact.is_file()) else found
 
 
+def _composed(path: Path) -> str:
+    """Return a path in Unicode's composed form (NFC): macOS writes e and an accent where others write one letter."""
+    return unicodedata.normalize("NFC", str(path))
+
+
 def _read(table: Path, files: _Files) -> tuple[list[str], list[Row]]:
-    """Return the names of a table's columns, if its first row holds them, and all other rows."""
+    """Return the names of a table's columns, if it has a header, and its other rows."""
     try:
         with open(table, encoding="utf-8-sig") as file:
             first = file.readline()
     except UnicodeDecodeError as error:
-        raise BadFile(f"{table}: is no CSV file: {error}") from error
+        raise no_utf8(table, error) from error
     sheet = Sheet(table, header=False, delimiter=max(DELIMITERS, key=first.count))
     rows = list(sheet.rows())
     for row, values in rows:
@@ -116,7 +124,7 @@ def _are_parts(values: Sequence[str]) -> bool:
 
 
 def _told(names: Sequence[str], wanted: Column | None) -> int | None:
-    """Return the column of labels that is wanted, or whose name says so."""
+    """Return the wanted column of labels, else the one with a usual name, else None."""
     if isinstance(wanted, int):
         return wanted - 1
     called = [
@@ -126,8 +134,8 @@ def _told(names: Sequence[str], wanted: Column | None) -> int | None:
 
 
 def _file_column(table: Path, shown: Sequence[str], files: _Files, rows: Sequence[Row], told: int | None) -> int:
-    """Return the column that names most files, with their ending if any has; BadFile if another may be meant as well."""
-    found: dict[int, tuple[int, int]] = {}  # how many files, with their ending and at all
+    """Return the column that names most files, with their endings if a column has any; BadFile if another may be meant."""
+    found: dict[int, tuple[int, int]] = {}  # number of named files, with their ending and in all
     for column in range(len(shown)):
         named = [value for value in {values[column].strip() for _, values in rows} if files.has(value)]
         if named and column != told:
@@ -144,7 +152,7 @@ def _file_column(table: Path, shown: Sequence[str], files: _Files, rows: Sequenc
         if any(files.found(values[column]) != files.found(values[best]) for _, values in rows):
             first, second = (shown[one] for one in sorted((best, column)))
             raise BadFile(
-                f"{table}: the columns {first} and {second} both name files below {files.root}, and not the same; remove "
+                f"{table}: the columns {first} and {second} name different files below {files.root}; remove "
                 "one, write the names of the files with their ending, or write label_column if one holds the labels"
             )
     return best
@@ -157,6 +165,8 @@ def _label_column(
         return told
     if wanted is None and len(others) == 1:
         return others[0]
+    if not others:
+        raise BadFile(f"{table}: holds files and parts, but no labels; add a column of labels, or name another table")
     known = ", ".join(names[column] if names and names[column] else str(column + 1) for column in others)
     said = "several columns may hold the labels" if wanted is None else f"has no column of labels {wanted!r}"
     raise BadFile(f"{table}: {said}; write label_column as one of {known}")
@@ -170,7 +180,7 @@ def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int
         raise BadFile(f"{table}: has {len(classes)} classes among its training images; give at least 2")
     shipped = {part for _, part in meant.values()}
     listing = Listing(classes=classes, parts={part: [] for part in SPELLINGS if part in shipped})
-    taken: dict[str, int] = {}  # in which row, whatever link leads to it
+    taken: dict[str, int] = {}  # row by real path of a file, so links do not count twice
     again = 0
     for row, values in rows:
         path, (text, part) = files.one(values[of_file]), meant[row]
@@ -186,18 +196,18 @@ def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int
             if fault
             else image_file(Path(path), classes.index(text))
         )
-    listing.notes += [f"rows that name an image again, each taken once: {again}"] if again else []
+    listing.notes += [f"rows that name an image again, left out: {again}"] if again else []
     unnamed = files.count - len(taken)
     listing.notes += [f"image files that the table does not name, left out: {unnamed}"] if unnamed > 0 else []
     return listing
 
 
 def _meant(label: str, part: str | None) -> tuple[str, Part]:
-    """Return a row's label and part."""
+    """Return a row's label and part; the training part if the table has no column of parts."""
     return label.strip(), (part_of(part) if part is not None else None) or "train"
 
 
 def _label_fault(text: str, classes: Sequence[str]) -> str:
     if not is_label(text):
         return "has no label"
-    return "" if text in classes else f"{text!r} is no class of the training images"
+    return "" if text in classes else f"{text!r} is not a class of the training images"

@@ -25,13 +25,13 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from hpo.final.after.steps import GIVEN, STEPS
-from hpo.search.pruners import PRUNERS
-from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.options import Function
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import OPTIONAL, SECTIONS, TrainConfig
-from hpo.train.build.registry import KINDS, PartKind
+from hpo.strategy.pruners import PRUNERS
+from hpo.strategy.samplers import SAMPLERS
+from hpo.train.build.registry import KINDS, UNSEARCHED, PartKind
 
 REGENERATE = "make reference"
 NAMES = {float: "float", int: "int", str: "string", bool: "true or false", dict: "table", Any: "any value"}
@@ -42,9 +42,10 @@ ARGUMENT = re.compile(r" {4}(?P<name>\w+): (?P<text>.+)")  # a line with which a
 OF_THE_STUDY: dict[str, tuple[Mapping[str, Function], int]] = {"sampler": (SAMPLERS, 1), "pruner": (PRUNERS, 0)}
 HEAD = f"""# Reference
 
-Every name that a study file may hold, with its options: default, type and bounds, meaning. Made from the code by
-`{REGENERATE}`; edits here are lost. In the sections of a training ({", ".join(SECTIONS)}) each value may be a constant, a
-range or choices; [README.md](../README.md) has the grammar.
+All names of a study file with their options: default, type, bounds and meaning. `{REGENERATE}` makes this page from the code,
+so edits are lost. In the sections {", ".join(section for section in SECTIONS if section not in UNSEARCHED)} each value may be
+a constant, a range or choices. The sections {" and ".join(UNSEARCHED)} take constants only.
+[Study file](study-file.md) explains the grammar.
 """
 
 
@@ -56,11 +57,11 @@ def page() -> str:
     lines = [
         HEAD,
         f"Sections: {links}.",
-        *["", "## study", "", "Keys in front of all sections.", "", *_settings(set(found))],
+        *["", "## study", "", "Keys before the first section.", "", *_settings(set(found))],
     ]
     for name, of_section in found.items():
         lines += ["", f"## {name}", "", *of_section]
-    lines += ["", "## after", "", "Steps of `hpo after FOLDER STEP...`; none is part of a study file.", ""]
+    lines += ["", "## after", "", "Steps of `hpo after FOLDER STEP...`. They are not part of a study file.", ""]
     return "\n".join([*lines, *_entries(STEPS, GIVEN)]) + "\n"
 
 
@@ -81,7 +82,7 @@ def _of_a_part(name: str) -> str:
 
 
 def _left_out(name: str) -> str:
-    return " May be left out." if name in OPTIONAL else ""
+    return " Optional." if name in OPTIONAL else ""
 
 
 def _shared(kind: PartKind) -> list[str]:
@@ -128,7 +129,7 @@ def _lines(model: type[pydantic.BaseModel], docs: Mapping[str, str], left_out: s
             continue
         default = field.get_default(call_default_factory=True) if not field.is_required() else None
         given = f" = {default_text(default)}" if default is not None else ""
-        needed = ", needed" if field.is_required() else ""
+        needed = ", required" if field.is_required() else ""
         meaning = f". {docs[name]}" if name in docs else ""
         yield f"- `{name}{given}`: {field_text(field)}{needed}{meaning}"
 

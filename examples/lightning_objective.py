@@ -1,16 +1,17 @@
-"""A LightningModule, tuned as Optuna's documentation does it, with nothing of hpo in it: it also runs under `study.optimize`.
+"""A LightningModule whose trials report, are pruned, and go on after a kill. The file also runs under `study.optimize`.
 
-Needs `pip install 'hpo[lightning]'` (from a checkout: '.[lightning]').
+Needs `pip install --editable '.[lightning]'`.
 """
 
 import lightning
 import optuna
 import torch
-from optuna_integration import PyTorchLightningPruningCallback
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from hpo.integrations.lightning import HpoCallback
 
 EPOCHS = 15
 
@@ -44,7 +45,7 @@ def load_loaders(batch_size: int) -> tuple[DataLoader, DataLoader]:
 
 
 def objective(trial: optuna.Trial) -> float:
-    lightning.seed_everything(trial.number, verbose=False)
+    callback = HpoCallback(trial, monitor="val_acc")
     model = Classifier(
         width=trial.suggest_int("width", 16, 128, log=True),
         dropout=trial.suggest_float("dropout", 0.0, 0.5),
@@ -59,7 +60,8 @@ def objective(trial: optuna.Trial) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[PyTorchLightningPruningCallback(trial, monitor="val_acc")],
+        callbacks=[callback],
     )
-    trainer.fit(model, *load_loaders(trial.suggest_categorical("batch_size", [32, 64, 128])))
+    loaders = load_loaders(trial.suggest_categorical("batch_size", [32, 64, 128]))
+    trainer.fit(model, *loaders, ckpt_path=callback.ckpt_path)
     return trainer.callback_metrics["val_acc"].item()

@@ -1,24 +1,26 @@
-"""Everything that can go wrong, in one tree.
+"""All errors and signals of `hpo`.
 
 HpoError
-├── NoAnswer              the storage hangs; borne like every outage
-├── Diverged              an outcome: the trial's loss is no number any more; the study learns of it as PRUNED
-└── Fault                 the user or the machine must mend it; the command ends with exit code 2
-    ├── SpecError         the study file (or a pinned config) says something impossible
-    ├── CheckpointError   a checkpoint file is missing, damaged, or not the one that was recorded
-    ├── StorageError      the database cannot be reached, opened or trusted; StorageBusy: it has no room just now,
-    │                     StorageGone: its file was removed or replaced while it was open
-    ├── StudyError        the study is not there, has nothing to show, or its state forbids what was asked
+├── NoAnswer              the storage did not answer in time; treated as an outage
+├── Diverged              the trial's loss is not finite; by default the trial ends as PRUNED
+├── ProgramError          a trial's program failed, or printed what cannot be read; also a RuntimeError
+└── Fault                 the user must change something; the command ends with exit code 2
+    ├── SpecError         a study file or pinned config is wrong
+    ├── CheckpointError   a checkpoint file is missing, damaged, or not the recorded one
+    ├── StorageError      the database cannot be reached, opened or used safely
+    │   ├── StorageBusy   the database is locked, starting up, or has no free connection
+    │   └── StorageGone   the database file was removed or replaced while it was open
+    ├── StudyError        the study does not exist, has no result, or is in the wrong state
     └── MismatchError     the study was made with another spec, other data or other code
 
-Signal (BaseException)    not errors: how a trial learns, inside a report, that it must let go
-├── Parked                it was asked to stop and keeps its place: checkpoint, release the lease, go on later
-├── Unasked               its worker is ended by nobody who may: an attempt that cost a worker
-├── Stopped               a person ended it: it keeps the value it has
-├── TimeUp                it trained for longer than a trial may
-├── LostLease             another worker owns it by now: drop it, write nothing
-├── ChangedSpace          changed code asks for what the study cannot take: as if it had never begun
-└── Outage                the storage failed for too long: not the trial's fault, it keeps its place
+Signal (BaseException)    not errors: they end a trial's attempt early, inside a report
+├── Parked                the trial was asked to stop; it is parked with a checkpoint
+├── Unasked               a signal that `hpo run` did not send ended the worker; counts as a lost worker
+├── Stopped               a person ended the trial; it keeps its current value
+├── TimeUp                the trial trained for longer than `budget.trial_timeout`
+├── LostLease             another worker owns the trial now; nothing more may be written
+├── ChangedSpace          changed code asks for a parameter that does not fit the study; the trial is handed back
+└── Outage                the storage failed for too long; the trial is parked
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ MAX_SHOWN = 300  # characters of a value in a message
 
 
 class HpoError(Exception):
-    """Raised by `hpo`; the message names what was wrong, the value and the mend.
+    """Base class of the errors that `hpo` raises. The message gives the mistake, the value and the mend.
 
-    Each argument is a line of the message. A newline within one comes from foreign text and is shown as `\\n`.
+    Each argument is one line of the message. A newline within an argument is shown as `\\n`.
     """
 
     @property
@@ -49,68 +51,72 @@ class HpoError(Exception):
 
 
 class Diverged(HpoError):
-    """Raised when a trial's loss is not finite; an outcome that the study records, not a fault."""
+    """Raised when a trial's loss is not finite. The study records it as the outcome of the trial."""
+
+
+class ProgramError(HpoError, RuntimeError):
+    """Raised when a trial's program failed. Its text shows the kind of the failure, as a RuntimeError's of torch does."""
 
 
 class Fault(HpoError):
-    """Raised when the user or the machine must change something before the command can work."""
+    """Raised when the user must change something before the command can work."""
 
 
 class SpecError(Fault):
-    """Raised when a study file or a pinned config cannot be used as it stands."""
+    """Raised when a study file, pinned config or command-line option is wrong."""
 
 
 class Mistakes:
-    """What is wrong with a file, collected line by line, so that a person sees all of it at once."""
+    """All mistakes in a file, collected so that they are reported together."""
 
     def __init__(self) -> None:
-        self.lines: dict[str, None] = {}  # in their order, each once
+        self.lines: dict[str, None] = {}  # an ordered set
         self._cause: BaseException | None = None
 
     def __bool__(self) -> bool:
         return bool(self.lines)
 
     def add(self, error: SpecError) -> None:
-        """Take note of what an error says."""
+        """Add the lines of an error."""
         self.lines |= dict.fromkeys(error.lines)
         self._cause = self._cause or error.__cause__
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Go on behind a block that raises SpecError, with what it says."""
+        """Add the SpecError that the block raises, and continue after the block."""
         try:
             yield
         except SpecError as error:
             self.add(error)
 
     def raise_if_any(self) -> None:
-        """Raise SpecError with all that was collected, if there is something."""
+        """Raise SpecError with all collected lines, if there are any."""
         if self:
             raise SpecError(*self.lines) from self._cause
 
 
 class CheckpointError(Fault):
-    """Raised when a checkpoint file is missing, damaged, or not the one that was recorded."""
+    """Raised when a checkpoint file is missing, damaged, or not the recorded one."""
 
 
 class StorageError(Fault):
-    """Raised when the storage cannot be reached, opened or trusted."""
+    """Raised when the database cannot be reached, opened or used safely."""
 
 
 class StorageBusy(StorageError):
-    """Raised when the storage is there and has no room just now: worth another try."""
+    """Raised when the database is locked, starting up, or has no free connection. A later try may succeed."""
 
 
 class StorageGone(StorageError):
-    """Raised when the file of a storage was removed or replaced while it was open: nothing that passes by itself."""
+    """Raised when a database file was removed or replaced while it was open. Trying again does not help."""
 
 
 class NoAnswer(HpoError):
-    """Raised when the storage says neither yes nor no for too long: an outage like any other."""
+    """Raised when the database does not answer in time. It is treated as an outage."""
 
 
 class StudyError(Fault):
-    """Raised when a study is missing or not in a state that allows what was asked."""
+    """Raised when a study or its result does not exist, or its state forbids the operation."""
 
 
 class MismatchError(Fault):
@@ -118,15 +124,15 @@ class MismatchError(Fault):
 
 
 class Signal(BaseException):
-    """Raised inside a trial to end it early; a BaseException, so that `except Exception` in user code lets it pass."""
+    """Raised inside a trial to end its attempt early. It is a BaseException, so `except Exception` in user code lets it pass."""
 
 
 class Parked(Signal):
-    """Raised when a trial was asked to stop and keeps its place for a later worker."""
+    """Raised when a trial is asked to stop. It is parked for a later attempt."""
 
 
 class Unasked(Signal):
-    """Raised when a signal ends the trial's worker that `hpo run` did not send: the trial's own code did, as a rule."""
+    """Raised when a signal that `hpo run` did not send ends the worker. The usual sender is the trial's own code."""
 
 
 class Stopped(Signal):
@@ -138,14 +144,15 @@ class TimeUp(Signal):
 
 
 class LostLease(Signal):
-    """Raised when a trial's lease went to another worker; nothing more may be written for it."""
+    """Raised when another worker has taken the trial's lease. Nothing more may be written for the trial."""
 
 
 class ChangedSpace(Signal):
-    """Raised when code that changed during a study asks for a parameter in a way that the study cannot take.
+    """Raised when code that changed during a study asks for a parameter with a distribution that the study cannot store.
 
     Args:
-        given: the parameters that the trial was given before.
+        why: the message.
+        given: the names of the parameters that the trial was given before.
     """
 
     def __init__(self, why: str, given: Collection[str]) -> None:
@@ -154,12 +161,15 @@ class ChangedSpace(Signal):
 
 
 class Outage(Signal):
-    """Raised when the storage failed for longer than a worker bears; the trial is not to blame and keeps its place."""
+    """Raised when the storage failed for longer than `recovery.outage_patience`.
+
+    `hpo run` parks the trial. A worker started by hand cannot, so its trial counts as one of a lost worker.
+    """
 
 
 @contextmanager
 def located(place: object) -> Iterator[None]:
-    """Put a file's name, or a key's, in front of each line of a SpecError."""
+    """Put the name of a file or key in front of each line of a SpecError."""
     try:
         yield
     except SpecError as error:
@@ -167,7 +177,7 @@ def located(place: object) -> Iterator[None]:
 
 
 def shown(value: object) -> str:
-    """Return a value as a study file writes it, for a message to whoever wrote the file; a long one is cut."""
+    """Return a value as TOML writes it, for messages. A long value is cut after MAX_SHOWN characters."""
     text = _written(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
@@ -182,10 +192,21 @@ def _written(value: object) -> str:
     return str(value) if isinstance(value, date | time) else repr(value)
 
 
+def closest(word: str, words: Iterable[str]) -> str | None:
+    """Return the word that was probably meant: the closest one in any case, or one abbreviated by its initials, such as lr."""
+    of_lower = {one.lower(): one for one in sorted(words)}
+    if close := difflib.get_close_matches(word.lower(), of_lower, n=1, cutoff=0.6):
+        return of_lower[close[0]]
+    return next((one for one in of_lower.values() if one == _initials(word) or _initials(one) == word), None)
+
+
+def _initials(word: str) -> str | None:
+    return "".join(part[:1] for part in word.lower().split("_")) if "_" in word else None
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return ' (did you mean X?)' for the closest of `words`, or all of them when none is close."""
+    """Return ' (did you mean X?)' for the word that was probably meant, or ' (known: ...)' with all words if none is close."""
     known = sorted(words)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
+    if (meant := closest(word, known)) is not None:
+        return f" (did you mean {meant!r}?)"
     return f" (known: {', '.join(known)})" if known else ""

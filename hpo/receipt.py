@@ -1,4 +1,4 @@
-"""What a result was made from: code, versions, machine, seeds. One receipt a trial, kept in the ledger and in exports."""
+"""The receipt of a trial: the code, versions, machine and seeds of its result. It is kept in the ledger and in exports."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hpo", "torch", "torchvision", "optuna", "numpy", "scikit-learn")
+import hpo
+
+BEST_STEP = "best_step"  # of a user's own loop: the step of the best report, whose weights its checkpoint holds
+PACKAGES = ("torch", "torchvision", "optuna", "numpy", "scikit-learn")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a curve depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages on which a curve depends."""
+    found = {"python": platform.python_version(), "hpo": hpo.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -27,7 +30,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit(folder: Path) -> str:
-    """Return the commit of the folder's repository, with "-dirty" if tracked files differ from it; "" outside of git."""
+    """Return the git commit of the folder, with "-dirty" if tracked files were changed; "" outside of git."""
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return ""
@@ -46,7 +49,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """Return the name of the CPU: curves repeat bit for bit only on one type of it."""
+    """Return the model name of the CPU. Curves repeat bit for bit only on the same model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -57,9 +60,13 @@ def processor() -> str:
 
 
 def receipt(*, folder: Path, device: str, threads: int | None, **more: Any) -> dict[str, Any]:
-    """Return the receipt of a trial that this process trains, with whatever else the caller knows.
+    """Return the receipt of a trial that this process trains.
 
-    Two commits: of the folder of the study's own code, and of `hpo` where it runs from a checkout.
+    Args:
+        folder: the folder of the user's code, whose commit is recorded beside that of `hpo`.
+        device: the name of the device.
+        threads: the number of CPU threads, None if unknown.
+        more: further entries.
     """
     return {
         "commit": git_commit(folder),

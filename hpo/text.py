@@ -1,9 +1,8 @@
-"""What is printed: foreign text made safe to show, and words quoted to be pasted into a shell.
+"""Safe output to a terminal, and quoting of words for a shell.
 
-Foreign is what files, databases, drivers, command lines and code of the user's own say. A terminal obeys some characters of
-it, others hide or reorder what stands beside them, and a newline makes a line that looks like ours. `say`, `say_command` and
-`say_page` are the only ways to the terminal, beside the live view. tests/cases/test_terminal_escapes.py holds every module
-to that.
+Foreign text comes from files, databases, drivers, command lines and user code. It may hold control sequences for the terminal,
+characters that hide or reorder others, or newlines that imitate our own lines. `say`, `say_command`, `say_page` and `say_json`
+are the only functions that print, beside the live view. tests/cases/test_terminal_escapes.py checks every module.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from typing import IO, Any, TypeVar, cast
 
 Shown = TypeVar("Shown")
 
-LONGEST_NAME = 200  # characters of a name or a value, where it is shown
-LONGEST_TEXT = 500  # characters of a message or a path
-LONGEST_LINE = 2000  # characters of a line
-LONGEST_WORD = 500  # characters of a word to be pasted
+LONGEST_NAME = 200  # characters of a shown name or value
+LONGEST_TEXT = 500  # characters of a shown message or path
+LONGEST_LINE = 2000  # characters of a shown line
+LONGEST_WORD = 500  # characters of a word in a command
 
 
 def safe(foreign: object, longest: int = LONGEST_LINE) -> str:
-    """Return text as one line that a terminal only shows: other characters as Python escapes them, `\\x1b` or `\\n`.
+    """Return text as one printable line. Other characters are escaped as in Python, such as `\\x1b` or `\\n`.
 
-    What is longer than `longest` loses its middle.
+    A text longer than `longest` characters loses its middle.
     """
     text = _escaped(str(foreign))
     if len(text) <= longest:
@@ -42,7 +41,7 @@ def safe(foreign: object, longest: int = LONGEST_LINE) -> str:
 
 
 def short(foreign: object) -> str:
-    """Return a name or a value of somebody else's, short enough to stand among other things."""
+    """Return foreign text as one printable line of at most LONGEST_NAME characters."""
     return safe(foreign, LONGEST_NAME)
 
 
@@ -53,12 +52,13 @@ def _escaped(text: str) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"  # a space of some width
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # a space of any width
 
 
 def all_safe(value: Shown) -> Shown:
-    """Return a value with every text in it made safe, in dataclasses, mappings, lists, tuples and sets too; names are kept
-    short.
+    """Return a value with all its strings made safe, inside dataclasses, dicts, lists, tuples and sets too.
+
+    The keys of dicts, and their values that are strings, are also made short.
     """
     made: Any = value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -75,7 +75,7 @@ def all_safe(value: Shown) -> Shown:
 
 
 def page(lines: Iterable[str]) -> str:
-    """Return lines as one text, each made safe: a newline within one of them is foreign."""
+    """Return lines as one text, each made safe. A newline within a line is escaped."""
     return "\n".join(map(safe, lines))
 
 
@@ -83,18 +83,26 @@ def say(line: object, *, to: IO[str] | None = None) -> None:
     """Print one line, made safe.
 
     Args:
-        to: another stream than standard output.
+        line: the line.
+        to: the stream; standard output by default.
     """
     say_page(safe(line), to=to)
 
 
 def say_command(before: object, command: str, after: object = "", *, to: IO[str] | None = None) -> None:
-    """Print a command to be pasted, of words that are quoted, whole and on one line with what stands around it."""
+    """Print a command for the user to paste, uncut, on one line with the text before and after it.
+
+    Args:
+        before: foreign text before the command.
+        command: the command, already quoted.
+        after: foreign text after the command.
+        to: the stream; standard output by default.
+    """
     say_page(f"{safe(before)}{command}{safe(after)}", to=to)
 
 
 def say_page(text: str, *, to: IO[str] | None = None) -> None:
-    """Print lines as `page` makes them; a stream with another encoding gets escapes for what it cannot write."""
+    """Print lines as `page` returns them. Characters that the stream's encoding lacks are escaped."""
     stream = to or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = "\n".join(map(_escaped, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
@@ -102,18 +110,18 @@ def say_page(text: str, *, to: IO[str] | None = None) -> None:
 
 
 def say_json(value: object) -> None:
-    """Print a value as one line of JSON: ASCII alone, and no control character."""
+    """Print a value as one line of JSON, in printable ASCII."""
     print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)
 
 
 def traceback_page(error: BaseException) -> str:
-    """Return an exception's traceback; all but its head is indented, whatever lines the exception's text has."""
+    """Return an exception's traceback. All lines but the first are indented, so the exception's text cannot imitate ours."""
     head, *rest = "".join(traceback.format_exception(error)).rstrip("\n").split("\n")
     return page([head, *(f"  {line}" for line in rest)])
 
 
 class Formatter(logging.Formatter):
-    """Log lines made safe: a record is one line, and its traceback is indented."""
+    """Formats a log record as one safe line, with an indented traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return safe(super().formatMessage(record))
@@ -127,7 +135,7 @@ class Formatter(logging.Formatter):
 def warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return a warning in one line, made safe; with the arguments of `warnings.formatwarning`."""
+    """Return a warning as one safe line. The arguments are those of `warnings.formatwarning`."""
     del line
     return safe(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
@@ -136,9 +144,9 @@ def warning_line(
 
 
 def quoted(word: object) -> str:
-    """Return a word as a shell reads it, in bash's $'...' where it holds what cannot be shown.
+    """Return a word quoted for a shell, in bash's $'...' if it holds unprintable characters.
 
-    One that is too long to be shown, or that no shell can pass on, has that told in its place, which names nothing.
+    A word that is too long, or that holds a null character, is replaced by a placeholder.
     """
     text = str(word)
     if "\0" in text:
@@ -151,17 +159,19 @@ def _shell_escaped(character: str) -> str:
     if character.isprintable() and character not in "\\'!":
         return character
     try:
-        encoded = os.fsencode(character)  # a file's name in another encoding comes back as its bytes
+        encoded = os.fsencode(character)  # gives back the bytes of a file name in another encoding
     except UnicodeEncodeError:
         encoded = character.encode("utf-8", "surrogatepass")
     return "".join(f"\\{byte:03o}" for byte in encoded)
 
 
 def command(verb: str, *words: object, options: str = "") -> str:
-    """Return `hpo VERB WORDS OPTIONS` to be pasted into a shell; a word that starts with a dash goes last, behind `--`.
+    """Return `hpo VERB WORDS OPTIONS` for a shell. Words that start with a dash come last, after `--`.
 
     Args:
-        options: quoted already.
+        verb: the command.
+        words: its arguments, quoted here.
+        options: its options, already quoted.
     """
     given = " ".join(map(quoted, words))
     is_option = any(str(word).startswith("-") for word in words)
@@ -170,5 +180,5 @@ def command(verb: str, *words: object, options: str = "") -> str:
 
 
 def options(**values: Any) -> str:
-    """Return `--key value` for each value that is given, quoted."""
+    """Return `--key value`, quoted, for each value that is not None."""
     return " ".join(f"--{key} {quoted(value)}" for key, value in values.items() if value is not None)

@@ -1,8 +1,8 @@
-"""Model families by name, one file each; every keyword-only parameter of a function is an option of the
-model.
+"""Model families by name, one file each.
 
-A model function takes the shape of one image and the number of classes and returns an `nn.Module` that maps
-normalised images [B, C, H, W] to logits [B, num_classes]. This package knows torch and nothing of studies.
+A model function takes the shape of one image [C, H, W] and the number of classes. It returns an `nn.Module` that maps
+normalised images [B, C, H, W] to logits [B, num_classes]. Its keyword-only parameters are the model's options.
+This package knows torch and nothing of studies.
 """
 
 from __future__ import annotations

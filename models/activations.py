@@ -1,7 +1,7 @@
 """Activations by name, most of them torch's own modules, and the options that shape them.
 
-A shape that an option gives (a slope, alpha, beta) is a buffer of the module, or a parameter where it is learned: so runs
-that differ in it have one architecture, and train in one stack.
+A shape (slope, alpha or beta) that an option gives is a buffer of the module, or a parameter where it is learned. So
+runs that differ in it only have the same architecture, and are trained in one stack.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Activation = Literal[
 
 
 class ActivationOptions(TypedDict, total=False):
-    """What shapes an activation; those that have no use for an option leave it alone."""
+    """Options of the activations. An activation ignores the options that it has no use for."""
 
     negative_slope: Annotated[float, Ge(0)]
-    """Slope below 0: of leaky_relu, 0.01 if not given; at first of prelu, 0.25."""
+    """leaky_relu: slope below 0 (default 0.01). prelu: its initial value (default 0.25)."""
     lower: Annotated[float, Ge(0)]
-    """Least slope that rrelu draws, 1/8 if not given."""
+    """rrelu: smallest slope that is drawn (default 1/8)."""
     upper: Annotated[float, Ge(0)]
-    """Greatest slope that rrelu draws, 1/3 if not given."""
+    """rrelu: largest slope that is drawn (default 1/3)."""
     alpha: Annotated[float, Gt(0)]
-    """Of elu: it goes to -alpha; 1 if not given."""
+    """elu: the output tends to -alpha for large negative inputs (default 1)."""
     beta: Annotated[float, Gt(0)]
-    """Of swish, x sigmoid(beta x), and of softplus, log(1 + exp(beta x)) / beta; 1 if not given."""
+    """swish: x sigmoid(beta x). softplus: log(1 + exp(beta x)) / beta. Default 1."""
     learn_beta: bool
-    """Whether swish's beta is trained, one a layer."""
+    """swish: whether beta is trained, one value per layer."""
 
 
 def _leaky(x: Tensor, slope: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _swish(x: Tensor, beta: Tensor) -> Tensor:
     return x * torch.sigmoid(beta * x)
 
 
-#: By name: of values and a shape that broadcasts to them.
+#: By name: functions of the values and of a shape that broadcasts to them.
 FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "leaky": _leaky,
     "elu": _elu,
@@ -79,7 +79,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Shaped(nn.Module):
-    """One of FORMULAS with a shape of its own: a buffer, which is no part of the state dict, or a learned parameter."""
+    """One of FORMULAS with its shape: a buffer outside the state dict, or a learned parameter."""
 
     shape: Tensor
 
@@ -93,11 +93,10 @@ class Shaped(nn.Module):
             self.register_buffer("shape", value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of x, of any shape."""
+        """Return the activation of x. x may have any shape."""
         return FORMULAS[self.formula](x, self.shape.to(x.dtype))
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows between the brackets."""
         return f"{self.formula}, learned={isinstance(self.shape, nn.Parameter)}"
 
 
@@ -110,38 +109,37 @@ class ReLU2(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """SiLU of one half of the features times the other half (Shazeer 2020): [B, 2 C, ...] to [B, C, ...]."""
+    """SiLU of the first half of the features times the second half (Shazeer 2020)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return silu(first half) * second half."""
+        """Map [B, 2 C, ...] to [B, C, ...]."""
         gate, value = x.chunk(2, dim=1)
         return F.silu(gate) * value
 
 
 class RReLU(nn.Module):
-    """Randomised leaky ReLU (Xu et al. 2015): in training each negative element gets a slope of its own, drawn evenly from
-    lower to upper; in evaluation all get the mean of the two.
+    """Randomised leaky ReLU (Xu et al. 2015).
 
-    `nn.RReLU`, but drawing from `generator`, or from torch's global one where that is None; see `models.drawing`.
+    In train mode each negative element gets its own slope, uniform in [lower, upper). In eval mode the slope is their
+    mean. Unlike `nn.RReLU` it draws from `generator` (None: torch's global generator); see `models.drawing`.
     """
 
     def __init__(self, lower: float = 1 / 8, upper: float = 1 / 3, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if lower > upper:
-            raise ValueError(f"rrelu draws slopes from lower = {lower} to upper = {upper}; swap them")
+            raise ValueError(f"rrelu: lower = {lower} is greater than upper = {upper}; swap them")
         self.lower = lower
         self.upper = upper
         self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x where it is above 0, else x times its slope."""
+        """Return x where it is positive, else x times its slope."""
         if not self.training:
             return F.leaky_relu(x, (self.lower + self.upper) / 2)
         slopes = torch.empty_like(x).uniform_(self.lower, self.upper, generator=self.generator)
         return torch.where(x > 0, x, slopes * x)
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows between the brackets."""
         return f"lower={self.lower}, upper={self.upper}"
 
 
@@ -153,7 +151,7 @@ def _softplus_or_shaped(options: ActivationOptions) -> nn.Module:
     return Shaped("softplus", options["beta"]) if "beta" in options else nn.Softplus()
 
 
-#: torch's modules where nothing but their defaults is asked for: their kernels are faster than formulas.
+#: torch's own modules serve where the defaults are wanted: their kernels are faster than our formulas.
 ACTIVATIONS: dict[Activation, Callable[[ActivationOptions], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),
     "gelu": lambda _: nn.GELU(),
@@ -177,5 +175,5 @@ ACTIVATIONS: dict[Activation, Callable[[ActivationOptions], nn.Module]] = {
 
 
 def widening(activation: Activation) -> int:
-    """Return how many times as many features an activation takes as it gives."""
+    """Return the number of input features per output feature of an activation."""
     return 2 if activation == "swiglu" else 1

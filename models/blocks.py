@@ -1,7 +1,4 @@
-"""What the mlp and the cnn are made of: a layer with its norm, activation and dropout, with a shortcut beside it or not.
-
-`Layers` are the options that the two share.
-"""
+"""Blocks of the mlp and the cnn: a layer, its norm, activation and dropout, and optionally a shortcut."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from hpo.models.preparing import Options, prepared
 Rate = Annotated[float, Ge(0), Lt(1)]
 Widths = Annotated[Sequence[Annotated[int, Gt(0), Le(2**24)]], MaxLen(1000)]
 Depth = Annotated[int, Gt(0), Le(1000)]
-MAX_BLOCKS = 5000  # that building them takes seconds, not hours
+MAX_BLOCKS = 5000  # keeps the time to build a model at seconds, not hours
 
 
 class TooLarge(ValueError):
@@ -33,15 +30,15 @@ class Layers(ActivationOptions, NormOptions, InitOptions, Options, total=False):
     """The options that the mlp and the cnn share."""
 
     residual: bool
-    """Whether a block's input is added to its output (He et al. 2016), through a linear map where their sizes differ."""
+    """Whether a block's input is added to its output (He et al. 2016). A linear map adapts it where the sizes differ."""
     stochastic_depth: Rate
-    """Probability with which the last residual block is skipped, for each image; of earlier ones evenly less."""
+    """Probability of skipping the last residual block for an image. It grows linearly from the first block on."""
     input_dropout: Rate
-    """Share of the input's values that are dropped."""
+    """Dropout probability of the input values."""
 
 
 class Residual(nn.Module):
-    """A body with a shortcut around it."""
+    """A body beside a shortcut: their outputs are added."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module, rate: float | None) -> None:
         super().__init__()
@@ -50,27 +47,27 @@ class Residual(nn.Module):
         self.depth: nn.Module = nn.Identity() if rate is None else StochasticDepth(rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return shortcut(x) + body(x)."""
+        """Return shortcut(x) + body(x), the body dropped for some images by stochastic depth."""
         summed: Tensor = self.shortcut(x) + self.depth(self.body(x))
         return summed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """How the blocks of one model look."""
+    """Builds the blocks of one model."""
 
     norm: Norm
     activation: Activation
-    dropout: float | None  # behind each activation; None for no such layer
+    dropout: float | None  # after each activation; None: no such layer
     options: Layers
-    depth: int  # blocks in all
+    depth: int  # number of blocks in the model
 
     def __post_init__(self) -> None:
         if self.depth > MAX_BLOCKS:
-            raise TooLarge(f"has {self.depth:,} blocks, at most {MAX_BLOCKS:,} are possible; make it shallower")
+            raise TooLarge(f"has {self.depth:,} blocks, but at most {MAX_BLOCKS:,} are possible; make it shallower")
 
     def dense(self, index: int, inputs: int, features: int) -> list[nn.Module]:
-        """Return block number `index`, from inputs [B, inputs] to [B, features]."""
+        """Return the layers of block `index` (from 0), which maps [B, inputs] to [B, features]."""
         wide = features * widening(self.activation)
         layer = nn.Linear(inputs, wide, bias=self._has_bias)
         body = self._body([layer, *norm(self.norm, wide, 1, self.options)])
@@ -80,7 +77,7 @@ class Blocks:
         return [Residual(nn.Sequential(*body), shortcut, self._rate(index))]
 
     def convolution(self, index: int, inputs: int, channels: int) -> list[nn.Module]:
-        """Return block number `index`, a 3x3 convolution, from [B, inputs, H, W] to [B, channels, H, W]."""
+        """Return the layers of block `index` (from 0): a 3x3 convolution, [B, inputs, H, W] to [B, channels, H, W]."""
         wide = channels * widening(self.activation)
         layer = nn.Conv2d(inputs, wide, kernel_size=3, padding=1, bias=self._has_bias)
         body = self._body([layer, *norm(self.norm, wide, 2, self.options)])
@@ -90,20 +87,24 @@ class Blocks:
         return [Residual(nn.Sequential(*body), shortcut, self._rate(index))]
 
     def finished(self, layers: Sequence[nn.Module], name: str) -> nn.Module:
-        """Return the model that these layers make, with its first weights."""
+        """Return the model made of these layers, its weights initialised.
+
+        Args:
+            name: the model's name.
+        """
         model = nn.Sequential(*layers)
         initialise(model, self.options)
         return prepared(model, name, self.options, lsuv=self.options.get("init") == "lsuv")
 
     @property
     def at_input(self) -> list[nn.Module]:
-        """The dropout of the input, if there is any."""
+        """The dropout layer of the input, or no layer."""
         return [Dropout(self.options["input_dropout"])] if "input_dropout" in self.options else []
 
     @property
     def _has_bias(self) -> bool:
-        # A batch norm subtracts it again, its gradient is rounding noise, and Adam would blow that noise up to steps of
-        # the size of the learning rate (Ioffe & Szegedy 2015, section 3.2).
+        # A batch norm subtracts the bias again (Ioffe & Szegedy 2015, section 3.2). Its gradient is only rounding noise,
+        # which Adam would amplify to steps as large as the learning rate.
         return self.norm != "batch"
 
     @property
@@ -111,7 +112,10 @@ class Blocks:
         return self.options.get("residual", False)
 
     def _rate(self, index: int) -> float | None:
-        """Return how often a block is skipped; None if the option was not given, as runs of rate 0 share stacks with others."""
+        """Return the probability of skipping a block; None if the option is not given.
+
+        A rate of 0 is kept apart from None, since runs of rate 0 share a stack with runs of other rates.
+        """
         return (
             rates(self.options["stochastic_depth"], self.depth)[index] if "stochastic_depth" in self.options else None
         )

@@ -1,4 +1,4 @@
-"""The plain convolutional network: stages of convolution and pooling, one linear layer on top."""
+"""A plain convolutional network: stages of convolution and pooling, then one linear layer."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ def cnn(
     activation: Activation = "relu",
     **layers: Unpack[Layers],
 ) -> nn.Module:
-    """Build a stage for each entry of `channels`: conv3x3, norm, activation, dropout (`block_dropout`), `depth` times over
-    (once if not given), then maxpool2. Then `dropout` and a linear layer.
+    """Build a plain convolutional network.
 
-    Relu comes behind the pooling where nothing stands between them: the largest of four stays the largest, and a quarter of
-    the work is left.
+    Each entry of `channels` makes one stage. A stage is `depth` blocks of 3x3 convolution, norm, activation and
+    dropout, followed by a 2x2 max pooling. After the stages come dropout and a linear layer. Each stage halves height
+    and width, rounded down. ValueError if no pixel is left.
 
-    Each stage halves height and width, rounded down; ValueError if nothing is left.
+    Args:
+        channels: output channels of each stage.
+        depth: blocks per stage (default 1).
+        dropout: dropout probability before the last linear layer.
+        block_dropout: dropout probability after each activation.
     """
     fan_in, height, width = input_shape
     stages = min(height, width).bit_length() - 1
     if len(channels) > stages:
         raise ValueError(
             f"channels = {list(channels)} halves an image of {height}x{width} pixels {len(channels)} times, "
-            f"which leaves nothing of it; give at most {stages} entries"
+            f"which leaves no pixel; give at most {stages} entries"
         )
     times = depth or 1
     blocks = Blocks(
@@ -55,8 +59,10 @@ def cnn(
 
 
 def _pool(body: list[nn.Module]) -> None:
-    """Halve height and width behind these layers, before a relu that is the last of them: outputs and gradients are the same
-    to the last bit, as of four values that relu makes 0 none has a gradient.
+    """Add a 2x2 max pooling to these layers, in front of a ReLU if that is the last of them.
+
+    ReLU then does a quarter of the work. Outputs and gradients stay the same to the last bit. The largest of four
+    values stays the largest, and if ReLU makes all four 0, none of them has a gradient.
     """
     place = len(body) - isinstance(body[-1], nn.ReLU)
     body.insert(place, nn.MaxPool2d(2))

@@ -1,4 +1,4 @@
-"""Which generator the random layers of a model draw from."""
+"""Sets the generator of a model's random layers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 from hpo.models.activations import RReLU
 from hpo.models.dropout import Dropout
 
-DRAWING = (Dropout, RReLU)  # layers with a generator of their own
+DRAWING = (Dropout, RReLU)  # layers with their own generator
 
 
 def use_generator(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Let every layer of ours that draws random numbers draw them from this generator."""
+    """Make each of our random layers draw from this generator (None: torch's global generator)."""
     for module in model.modules():
         if isinstance(module, DRAWING):
             module.generator = generator

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan & Le 2019), torchvision's: 4 million parameters at 10 classes."""
+"""torchvision's EfficientNet-B0 (Tan & Le 2019): 4 million parameters at 10 classes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ def efficientnet_b0(
     stochastic_depth: Rate = 0.2,
     **options: Unpack[Options],
 ) -> nn.Module:
-    """Build the network, `dropout` in front of its last layer; stochastic_depth would be reached behind the last block.
+    """Build an EfficientNet-B0.
 
-    stem: small takes the first convolution with stride 1; full is torchvision's of stride 2; auto is small where a side has
-    less than 64 pixels. Images have at least 16 pixels on a side, 32 with a full stem; ValueError if they have less.
+    Images need at least 16 pixels on a side, 32 with a full stem; ValueError if they have less.
+
+    Args:
+        stem: `small`: first convolution with stride 1. `full`: stride 2, as in torchvision. `auto`: small if a side has
+            less than 64 pixels.
+        dropout: dropout probability before the last layer.
+        stochastic_depth: probability of skipping a block for an image. It grows linearly from 0 at the first of n
+            blocks to (n - 1) / n of this value at the last, as in torchvision.
     """
-    from torchvision import models, ops  # here: it takes a second, which other models need not pay
+    from torchvision import models, ops  # here, since it takes a second, which other models do not need
 
     small = is_small(stem, input_shape)
     refuse_smaller("efficientnet_b0", input_shape, small=small)
@@ -36,5 +42,5 @@ def efficientnet_b0(
     model.features[0][0] = convolution(model.features[0][0], input_shape[0], stride=1 if small else 0)
     for block in model.modules():
         if isinstance(getattr(block, "stochastic_depth", None), ops.StochasticDepth):
-            block.stochastic_depth = StochasticDepth(block.stochastic_depth.p)  # whose draws are the run's own
+            block.stochastic_depth = StochasticDepth(block.stochastic_depth.p)  # draws from the run's generator
     return prepared(model, "efficientnet_b0", options)

@@ -1,7 +1,7 @@
-"""Layers that are not trained, from the input on: for good, or thawed one by one from the top (Howard & Ruder 2018).
+"""Frozen layers, counted from the input: frozen for good, or unfrozen one by one from the top (Howard & Ruder 2018).
 
-A layer is a module with weights of two dimensions or more, and what follows it without such: norms, scales. The last one
-is the head. What is frozen is kept on the model, as `Freezing`; a model without is not concerned.
+A layer begins at a module with weights of two or more dimensions. The modules that follow it without such weights, such
+as norms, belong to it. The last layer is the head. A model keeps its `Freezing` as an attribute.
 """
 
 from __future__ import annotations
@@ -12,28 +12,26 @@ from itertools import chain
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-FACTOR = (
-    "lr_factor"  # a parameter's attribute: its share of the learning rate, for whoever makes the optimizer's groups
-)
+FACTOR = "lr_factor"  # attribute of a parameter: its learning-rate multiplier, read where parameter groups are made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Freezing:
-    """What of a model is frozen when training begins, and what becomes of it."""
+    """Which layers of a model are frozen at first, and when they are unfrozen."""
 
-    frozen: int  # layers, from the input on
-    every: int | None = None  # epochs, after each of which the last frozen layer is thawed
-    # Learning rate of layers that were pre-trained, as a factor; not shown, since models that differ in it share a stack.
+    frozen: int  # number of layers, from the input
+    every: int | None = None  # epochs between two unfreezings; None: never
+    # Learning-rate multiplier of pre-trained layers. Not in the repr, since models that differ in it share a stack.
     rate: float = field(default=1.0, repr=False)
-    pretrained: int = 0  # layers, from the input on, that this rate is for
+    pretrained: int = 0  # number of layers, from the input, with this multiplier
 
     def frozen_in(self, epoch: int) -> int:
-        """Return how many layers are frozen in an epoch, counted from 0."""
+        """Return the number of frozen layers in an epoch, counted from 0."""
         return self.frozen if self.every is None else max(0, self.frozen - epoch // self.every)
 
 
 def layers(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """Return the layers of a model from the input on, each as modules with their names."""
+    """Return the layers of a model from the input to the head, each as a list of (name, module)."""
     found: list[list[tuple[str, nn.Module]]] = []
     for name, module in model.named_modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -46,16 +44,16 @@ def layers(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
 
 
 def freezing(model: nn.Module) -> Freezing | None:
-    """Return what of a model is frozen, None if nothing was said."""
+    """Return the `Freezing` of a model, or None."""
     found = vars(model).get("freezing")
     return found if isinstance(found, Freezing) else None
 
 
 def freeze(model: nn.Module, how: Freezing) -> None:
-    """Freeze a model so; ValueError if it has not so many layers."""
+    """Freeze layers of a model and set its learning-rate multipliers; ValueError if it has too few layers."""
     count = len(layers(model))
     if how.frozen >= count:
-        raise ValueError(f"freeze = {how.frozen}: the model has {count} layers, the last of which must be trained")
+        raise ValueError(f"freeze = {how.frozen}: the model has {count} layers; freeze at most {count - 1} of them")
     vars(model)["freezing"] = how
     _hold(model, how.frozen, resting=False)
     if how.rate != 1.0:
@@ -65,9 +63,9 @@ def freeze(model: nn.Module, how: Freezing) -> None:
 
 
 def enter_epoch(model: nn.Module, epoch: int) -> None:
-    """Freeze what is frozen in an epoch, counted from 0, of a model that is in train mode.
+    """Freeze the layers that are frozen in an epoch, counted from 0. The model must be in train mode.
 
-    A frozen batch norm keeps its running statistics, and normalises by them.
+    A frozen batch norm is put into eval mode: it normalises by its running statistics and keeps them.
     """
     how = freezing(model)
     if how is not None:
@@ -84,12 +82,12 @@ def _hold(model: nn.Module, frozen: int, *, resting: bool) -> None:
 
 
 def why_alone(model: nn.Module) -> str | None:
-    """Return why a model of this kind cannot be trained with others as one, None if it can."""
+    """Return the reason why such models cannot be trained in a stack, or None if they can."""
     how = freezing(model)
     if how is None:
         return None
     if how.every is not None and how.frozen:
-        return "its layers are thawed one by one"
+        return "its layers are unfrozen one by one"
     held = [module for layer in layers(model)[: how.frozen] for _, module in layer]
     if any(isinstance(module, _BatchNorm) for module in held):
         return "its frozen batch norms keep their running statistics"

@@ -1,6 +1,6 @@
-"""Initial weights by name, of the linear and convolution layers of a model; torch's own if nothing is said.
+"""Initial weights of linear and convolution layers, by name.
 
-Draws come from torch's global generator on the CPU, which `hpo.train.randomness.initial_model` seeds.
+They are drawn from torch's global CPU generator, which `hpo.train.randomness.initial_model` seeds.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Init = Literal[
 ]
 Layer = nn.Linear | nn.Conv2d
 
-TOLERANCE = 0.1  # of a layer's output variance about 1, by lsuv
-ROUNDS = 10  # of lsuv for one layer, at most
+TOLERANCE = 0.1  # lsuv: allowed difference between a layer's output variance and 1
+ROUNDS = 10  # lsuv: most rounds for one layer
 
 
 class InitOptions(TypedDict, total=False):
-    """How weights begin."""
+    """Options of the initial weights."""
 
     init: Init
-    """torch (kaiming_uniform with a = sqrt(5)) if not given."""
+    """How initial weights are drawn (default torch: kaiming_uniform with a = sqrt(5))."""
     init_std: Annotated[float, Gt(0)]
-    """Standard deviation of uniform and normal, 0.05 if not given."""
+    """uniform and normal: standard deviation (default 0.05)."""
     zero_biases: bool
-    """Whether biases begin at 0 instead of as torch draws them."""
+    """Whether biases start at 0 instead of torch's random values."""
 
 
 def _lecun_uniform(weight: Tensor) -> None:
@@ -56,8 +56,8 @@ def _fan_in(weight: Tensor) -> int:
     return weight[0].numel()
 
 
-#: xavier: Glorot & Bengio 2010. kaiming: He et al. 2015, with the gain of ReLU. lecun: LeCun et al. 1998, as selu wants it.
-#: orthogonal: Saxe et al. 2014; it is where lsuv starts.
+#: xavier: Glorot & Bengio 2010. kaiming: He et al. 2015, with the gain of ReLU. lecun: LeCun et al. 1998, meant for selu.
+#: orthogonal: Saxe et al. 2014. lsuv starts from orthogonal weights.
 INITS: dict[Init, Callable[[Tensor], object]] = {
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
@@ -74,7 +74,7 @@ INITS: dict[Init, Callable[[Tensor], object]] = {
 def initialise(model: nn.Module, options: InitOptions) -> None:
     """Draw the weights of a model's linear and convolution layers anew, in order.
 
-    lsuv is finished by `fit_to`, once there are images.
+    For lsuv, call `fit_to` with images afterwards.
     """
     name, std = options.get("init", "torch"), options.get("init_std", 0.05)
     for layer in layers(model):
@@ -89,20 +89,20 @@ def initialise(model: nn.Module, options: InitOptions) -> None:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """Return the layers whose weights are drawn."""
+    """Return the linear and 2-D convolution layers of a model, in order."""
     return [module for module in model.modules() if isinstance(module, Layer)]
 
 
 @torch.no_grad()
 def fit_to(model: nn.Module, images: Tensor) -> None:
-    """Scale each layer's weights, first to last, until its output has variance 1 over a batch: layer-sequential
-    unit-variance (Mishkin & Matas 2016), within 0.1 and 10 rounds as there.
+    """Scale each layer's weights, first to last, until its output has variance 1 over a batch.
 
-    In evaluation mode: nothing is dropped, and batch norms, at their start, change nothing. A layer whose output does not
-    vary is left as it is.
+    This is layer-sequential unit-variance (Mishkin & Matas 2016), with its tolerance of 0.1 and at most 10 rounds. The
+    model runs in eval mode, so nothing is dropped, and fresh batch norms change almost nothing. A layer whose output
+    does not vary is left as it is.
 
     Args:
-        images: normalised, [B, C, H, W], on the model's device.
+        images: normalised images [B, C, H, W] on the model's device.
     """
     training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: flat pixels through dense layers."""
+"""Multilayer perceptron on flattened images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ def mlp(
     activation: Activation = "relu",
     **layers: Unpack[Layers],
 ) -> nn.Module:
-    """Build linear, norm, activation, dropout for each width, `depth` times over (once if not given), then the linear layer
-    to the logits [B, num_classes].
+    """Build a multilayer perceptron.
+
+    Each width makes `depth` blocks of linear layer, norm, activation and dropout. A linear layer to the logits
+    [B, num_classes] follows.
+
+    Args:
+        widths: output features of each block.
+        depth: blocks per width (default 1).
+        dropout: dropout probability after each activation.
     """
     sizes = [width for width in widths for _ in range(depth or 1)]
     blocks = Blocks(norm=norm, activation=activation, dropout=dropout, options=layers, depth=len(sizes))

@@ -1,4 +1,4 @@
-"""MobileNetV3 (Howard et al. 2019), torchvision's: 1.5 (small) and 4.2 (large) million parameters at 10 classes."""
+"""torchvision's MobileNetV3 (Howard et al. 2019): 1.5 (small) or 4.2 (large) million parameters at 10 classes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ def mobilenet_v3(
     dropout: Rate = 0.2,
     **options: Unpack[Options],
 ) -> nn.Module:
-    """Build the network of this size, `dropout` in front of its last layer.
+    """Build a MobileNetV3.
 
-    stem: small takes the first convolution with stride 1; full is torchvision's of stride 2; auto is small where a side has
-    less than 64 pixels. Images have at least 16 pixels on a side, 32 with a full stem; ValueError if they have less.
+    Images need at least 16 pixels on a side, 32 with a full stem; ValueError if they have less.
+
+    Args:
+        size: which of torchvision's two variants.
+        stem: `small`: first convolution with stride 1. `full`: stride 2, as in torchvision. `auto`: small if a side has
+            less than 64 pixels.
+        dropout: dropout probability before the last layer.
     """
-    from torchvision import models  # here: it takes a second, which other models need not pay
+    from torchvision import models  # here, since it takes a second, which other models do not need
 
     small = is_small(stem, input_shape)
     refuse_smaller("mobilenet_v3", input_shape, small=small)

@@ -1,4 +1,4 @@
-"""Norms by name, of features [B, C] or images [B, C, H, W]."""
+"""Norms by name, for features [B, C] or images [B, C, H, W]."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from torch import nn
 
 Norm = Literal["none", "batch", "layer", "group"]
 
-GROUPS = 8  # if nothing is said; fewer where they do not divide the features
+GROUPS = 8  # default; fewer where 8 does not divide the number of features
 
 
 class NormOptions(TypedDict, total=False):
-    """What shapes a norm; those that have no use for an option leave it alone."""
+    """Options of the norms. A norm ignores the options that it has no use for."""
 
     norm_momentum: Annotated[float, Gt(0), Le(1)]
-    """Of batch: share of the newest batch in the running statistics, 0.1 if not given."""
+    """batch: weight of the newest batch in the running statistics (default 0.1)."""
     norm_eps: Annotated[float, Ge(0)]
-    """Added to each variance, 1e-5 if not given."""
+    """Added to each variance (default 1e-5)."""
     groups: Annotated[int, Gt(0)]
-    """Of group: how many the features are divided into; if not given, the greatest common divisor of them and 8."""
+    """group: number of groups (default: greatest common divisor of 8 and the number of features)."""
 
 
 def norm(kind: Norm, features: int, dims: Literal[1, 2], options: NormOptions) -> list[nn.Module]:
-    """Return the norm of so many features or channels; none for "none".
+    """Return a list with the norm, empty for "none".
 
-    batch (Ioffe & Szegedy 2015), layer (Ba et al. 2016), group (Wu & He 2018). Of images, layer is a group norm of one group:
-    it normalises over channels and places and has a scale for each channel, whatever the image's size. ValueError if groups
-    do not divide the features.
+    batch: Ioffe & Szegedy 2015. layer: Ba et al. 2016. group: Wu & He 2018. For images, layer is a group norm of one
+    group. It normalises over channels and pixels and has one scale per channel, whatever the image size. ValueError if
+    `groups` does not divide the features.
+
+    Args:
+        features: number of features or channels.
+        dims: 1 for features [B, C], 2 for images [B, C, H, W].
     """
     more: dict[str, Any] = {"eps": options["norm_eps"]} if "norm_eps" in options else {}
     if kind == "none":

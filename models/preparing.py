@@ -1,7 +1,7 @@
-"""What is done to a model before it is trained: weights taken over, or fitted to images.
+"""Preparation of a model before training: pre-trained weights, LSUV, pre-training as an autoencoder.
 
-A model function ends in `prepared`. What needs images is left on the model as `Preparation`, and done by `prepare` when
-whoever builds the run has them.
+A model function ends with a call of `prepared`. Steps that need images are kept on the model as `Preparation`.
+`prepare` runs them when the run is built.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hpo.models.transfer import State, TransferOptions, transfer
 
 
 class PretrainOptions(TypedDict, total=False):
-    """Training before the training, without labels."""
+    """Options of unsupervised pre-training."""
 
     pretrain: Literal["none", "autoencoder"]
-    """autoencoder: all but the head is trained to give what a linear layer can restore the images from; none if not given."""
+    """autoencoder: all layers but the head are trained until a linear decoder restores the images (default none)."""
     pretrain_steps: Annotated[int, Ge(1)]
-    """Batches of that, 200 if not given."""
+    """Batches of pre-training (default 200)."""
     pretrain_lr: Annotated[float, Gt(0)]
-    """Its learning rate, of Adam, 1e-3 if not given."""
+    """Learning rate of pre-training, by Adam (default 1e-3)."""
 
 
 class Options(PretrainOptions, TransferOptions, total=False):
@@ -36,7 +36,7 @@ class Options(PretrainOptions, TransferOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What is left to do with images."""
+    """The steps that need images."""
 
     lsuv: bool
     autoencoder_steps: int
@@ -51,15 +51,17 @@ def prepared(
     *,
     lsuv: bool = False,
 ) -> nn.Module:
-    """Take weights over, freeze layers, note what needs images, all as the options say; ValueError if they disagree.
+    """Load weights, freeze layers and note the steps that need images, as the options say.
+
+    ValueError if options contradict each other.
 
     Args:
-        name: of the model at torchvision, if it has weights there.
-        adapt: fits weights of torchvision's or of a file to the model where shapes differ.
-        lsuv: whether the weights are to be fitted to images.
+        name: torchvision's name of the model, if torchvision has weights for it.
+        adapt: fits loaded weights to the model where their shapes differ.
+        lsuv: whether `fit_to` scales the weights later.
     """
     if lsuv and options.get("weights", "none") != "none":
-        raise ValueError('init = "lsuv" scales weights that are taken over, too; leave it or `weights` out')
+        raise ValueError('init = "lsuv" would scale the loaded weights too; leave out `init` or `weights`')
     steps = options.get("pretrain_steps", 200) if options.get("pretrain", "none") != "none" else 0
     transfer(model, name, options, adapt, fitted=bool(steps))
     if steps or lsuv:
@@ -69,10 +71,10 @@ def prepared(
 
 
 def prepare(model: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
-    """Do what is left to do with images and return the model; nothing is taken from `batches` where there is nothing.
+    """Run the steps that need images and return the model. `batches` is not read if there is no such step.
 
     Args:
-        batches: of normalised training images [B, C, H, W], without end, on the model's device.
+        batches: endless batches of normalised training images [B, C, H, W] on the model's device.
     """
     left = vars(model).pop("preparation", None)
     if isinstance(left, Preparation) and left.lsuv:
@@ -83,10 +85,13 @@ def prepare(model: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
 
 
 def train_autoencoder(model: nn.Module, batches: Iterator[Tensor], steps: int, lr: float) -> list[float]:
-    """Train all of a model but its head so that a linear layer restores the images from what the head is given (Hinton &
-    Salakhutdinov 2006; with dropout of the input it denoises, Vincent et al. 2008); return the mean square errors.
+    """Train all layers but the head as the encoder of an autoencoder (Hinton & Salakhutdinov 2006).
 
-    ValueError if the last layer is not linear.
+    A linear decoder restores the images from the head's input. With dropout of the model's input this is a denoising
+    autoencoder (Vincent et al. 2008). ValueError if the last layer is not linear.
+
+    Returns:
+        The mean squared error of each step.
     """
     head = inits.layers(model)[-1]
     if not isinstance(head, nn.Linear):

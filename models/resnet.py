@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 (He et al. 2016), torchvision's: 11.2, 21.3 and 23.5 million parameters at 10 classes."""
+"""torchvision's ResNet-18, -34 and -50 (He et al. 2016): 11.2, 21.3 and 23.5 million parameters at 10 classes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ def _family(name: Name) -> Callable[..., nn.Module]:
         stochastic_depth: Rate = 0.0,
         **options: Unpack[Options],
     ) -> nn.Module:
-        """Build the network with a linear layer on top; `dropout` in front of that.
+        """Build a residual network with a linear layer on top.
 
-        stem: small is a 3x3 convolution of stride 1 without pooling, as He et al. have it for CIFAR; full is torchvision's
-        7x7 of stride 2 with pooling; auto is small where a side has less than 64 pixels. stochastic_depth: probability of
-        the last block, of earlier ones evenly less (Huang et al. 2016). Images have at least 8 pixels on a side, 32 with a
-        full stem; ValueError if they have less.
+        Images need at least 8 pixels on a side, 32 with a full stem; ValueError if they have less.
+
+        Args:
+            stem: `small`: 3x3 convolution of stride 1 without pooling, as He et al. used for CIFAR. `full`:
+                torchvision's 7x7 convolution of stride 2 with pooling. `auto`: small if a side has less than 64 pixels.
+            dropout: dropout probability before the linear layer.
+            stochastic_depth: probability of skipping the last block for an image. It grows linearly from the first
+                block on (Huang et al. 2016).
         """
-        from torchvision.models.resnet import ResNet  # here: it takes a second, which other models need not pay
+        from torchvision.models.resnet import ResNet  # here, since it takes a second, which other models do not need
 
         from hpo.models.resnet_blocks import DroppedBasicBlock, DroppedBottleneck
 

@@ -1,5 +1,6 @@
-"""torchvision's residual blocks with a place for stochastic depth. Imported where such a network is built, not before:
-torchvision takes a second.
+"""torchvision's residual blocks with stochastic depth.
+
+Import this module only where such a network is built: it loads torchvision, which takes a second.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class DroppedBasicBlock(BasicBlock):  # type: ignore[misc]
-    """Two convolutions beside a shortcut; `depth` drops what they give."""
+    """Two convolutions beside a shortcut. `depth` drops the output of the convolutions."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -24,7 +25,7 @@ class DroppedBasicBlock(BasicBlock):  # type: ignore[misc]
 
 
 class DroppedBottleneck(Bottleneck):  # type: ignore[misc]
-    """Three convolutions beside a shortcut, likewise."""
+    """Three convolutions beside a shortcut. `depth` drops the output of the convolutions."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)

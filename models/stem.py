@@ -1,4 +1,4 @@
-"""Where images enter a network that was made for 224 pixels: its first convolution, and how small an image may be."""
+"""The first layers of networks made for images of 224 pixels: variants for small images, and the smallest image sizes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 Stem = Literal["auto", "small", "full"]
 Shape = tuple[int, int, int]  # channels, height, width
 
-SMALL_SIDE = 64  # pixels; of images that are smaller on a side a full stem leaves too little
-#: Pixels on a side that an image needs at least, with the stem for small images and with the full one: what the strides
-#: halve to one pixel; 16 patches of the vit. Of mlp and cnn with their default options.
+SMALL_SIDE = 64  # pixels; a full stem leaves too few pixels of images with a smaller side
+#: Smallest side of an image in pixels, with the small and with the full stem. The strides then leave one pixel; the vit has
+#: 16 patches. mlp and cnn: with their default options.
 SMALLEST: dict[str, tuple[int, int]] = {
     "mlp": (1, 1),
     "cnn": (4, 4),
@@ -30,27 +30,28 @@ SMALLEST: dict[str, tuple[int, int]] = {
 
 
 def is_small(stem: Stem, shape: Shape) -> bool:
-    """Return whether the stem is to be the one for small images."""
+    """Return whether images of this shape get the stem for small images."""
     return stem == "small" or (stem == "auto" and min(shape[1:]) < SMALL_SIDE)
 
 
 def refuse_smaller(name: str, shape: Shape, *, small: bool = True) -> None:
-    """Raise ValueError for images that are too small for a model with such a stem."""
+    """Raise ValueError for images that are too small for the model with this stem."""
     _, height, width = shape
     side = SMALLEST[name][0 if small else 1]
     if min(height, width) < side:
         raise ValueError(
-            f"{name} needs images of at least {side}x{side} pixels here, these have {height}x{width}; resize the images, or "
-            "take a model for smaller ones, such as wide_resnet or cnn"
+            f"{name} needs images of at least {side}x{side} pixels here, but these have {height}x{width}; resize them, or "
+            "take a model for smaller images, such as wide_resnet or cnn"
         )
 
 
 def convolution(like: nn.Conv2d, channels: int, *, kernel: int = 0, stride: int = 0) -> nn.Conv2d:
-    """Return a first convolution like this one for images of so many channels, drawn as torchvision draws it.
+    """Return a first convolution like this one for another number of channels. Weights are drawn as in torchvision.
 
     Args:
-        kernel: size of the kernel, odd, if it is to be another.
-        stride: likewise.
+        channels: channels of the images.
+        kernel: kernel size, odd; 0 keeps that of `like`.
+        stride: stride; 0 keeps that of `like`.
     """
     size, step = kernel or like.kernel_size[0], stride or like.stride[0]
     made = nn.Conv2d(channels, like.out_channels, size, step, size // 2, bias=like.bias is not None)

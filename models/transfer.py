@@ -1,6 +1,7 @@
-"""Weights from elsewhere: torchvision's, or a file that `hpo train` left; and which of them are trained on.
+"""Pre-trained weights from torchvision or from a file of `hpo train`, and which layers are trained further.
 
-Tensors are matched by name and shape. Nothing is downloaded but what `weights` names, once, to where torch.hub keeps it.
+Tensors are matched by name and shape. Only the weights that the option `weights` names are downloaded, once, into the
+folder of torch.hub.
 """
 
 from __future__ import annotations
@@ -20,40 +21,40 @@ from hpo.models import freezing
 from hpo.models.freezing import Freezing
 
 State = dict[str, Tensor]
-FILE_OR_NAME = "file or name"  # marks an option that may name a file; a relative one lies beside the study file
-NAMED = "IMAGENET1K_"  # how torchvision's weights are named, with V1, V2 or so behind it
+FILE_OR_NAME = "file or name"  # marks an option that may name a file; a relative path starts at the study file
+NAMED = "IMAGENET1K_"  # torchvision's names of weights begin so; V1, V2 or the like follows
 
 
 class TransferOptions(TypedDict, total=False):
-    """What of a model was trained before, and what is trained on."""
+    """Options of pre-trained weights and frozen layers."""
 
     weights: Annotated[str, FILE_OR_NAME]
-    """none, default (torchvision's best), a name of torchvision's such as IMAGENET1K_V1, or a file of weights, such as
-    weights.pt of `hpo train`; none if not given."""
+    """none (default), default (torchvision's best), one of torchvision's names such as IMAGENET1K_V1, or a file of weights
+    such as weights.pt of `hpo train`."""
     keep: Annotated[int, Ge(0)]
-    """How many pre-trained layers are taken over, from the input on; all but the head if not given."""
+    """Number of layers that get the pre-trained weights, from the input (default: all but the head)."""
     freeze: Literal["none", "features"] | Annotated[int, Ge(0)]
-    """How many layers are not trained, from the input on; features: all but the head."""
+    """Number of layers that are not trained, from the input. features: all but the head."""
     unfreeze_every: Annotated[int, Ge(1)]
-    """Epochs after each of which the last frozen layer is trained as well; never if not given."""
+    """Epochs between two unfreezings, each of which unfreezes the last frozen layer (default: never)."""
     layer_rate: Annotated[float, Gt(0), Le(1)]
-    """Learning rate of the pre-trained layers, as a share of the optimizer's."""
+    """Learning-rate multiplier for pre-trained layers (default 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """What a model took over."""
+    """Which pre-trained tensors a model has."""
 
     source: str
-    taken: int  # tensors, of the model's
-    new: tuple[str, ...]  # names of parameters that begin as usual
+    taken: int  # number of the model's tensors that were loaded
+    new: tuple[str, ...]  # names of the parameters with fresh initial values
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.taken} tensors taken over; new: {', '.join(self.new) or 'nothing'}"
+        return f"{self.source}: {self.taken} tensors loaded; new: {', '.join(self.new) or 'none'}"
 
 
 def reuse(model: nn.Module) -> Reuse | None:
-    """Return what a model took over, None if it began from nothing."""
+    """Return the `Reuse` of a model, or None if no weights were loaded."""
     found = vars(model).get("reuse")
     return found if isinstance(found, Reuse) else None
 
@@ -66,18 +67,20 @@ def transfer(
     *,
     fitted: bool = False,
 ) -> nn.Module:
-    """Load what the options name into a model, freeze what they say, and return it.
+    """Load weights into a model and freeze its layers, as the options say; return the model.
+
+    ValueError if the weights cannot be read or do not fit, or if the model has too few layers.
 
     Args:
-        name: of the model at torchvision, if it has weights there.
-        adapt: fits what torchvision or a file has to the model where shapes differ.
-        fitted: whether the layers before the head are trained before the training even if nothing is taken over.
+        name: torchvision's name of the model, if torchvision has weights for it.
+        adapt: fits loaded weights to the model where their shapes differ.
+        fitted: whether the layers below the head are pre-trained even if no weights are loaded.
     """
     source = options.get("weights", "none")
     count = len(freezing.layers(model))
     keep = options.get("keep", count - 1)
     if keep > count:
-        raise ValueError(f"keep = {keep}: the model has {count} layers, its head included; give at most that")
+        raise ValueError(f"keep = {keep}: the model has {count} layers with its head; give at most {count}")
     if source != "none":
         _take_over(model, adapt(_first_convolution(read(source, name), model)), keep, source)
     frozen = options.get("freeze", "none")
@@ -101,8 +104,8 @@ def _take_over(model: nn.Module, state: State, keep: int, source: str) -> None:
     taken = [name for name in names if name in ours and name in state and state[name].shape == ours[name].shape]
     if names and not taken:
         raise ValueError(
-            f"weights = {source!r}: none of its {len(state)} tensors is of a name and shape of the model's; "
-            f"it has {_some(state)}, the model {_some(ours)}"
+            f"weights = {source!r}: none of its {len(state)} tensors has the name and shape of a tensor of the model; "
+            f"it has {_some(state)}; the model has {_some(ours)}"
         )
     for name in taken:
         ours[name].copy_(state[name])
@@ -120,8 +123,10 @@ def _some(state: State) -> str:
 
 
 def _first_convolution(state: State, model: nn.Module) -> State:
-    """Fit the first convolution's weights to the images' channels: each gets the same share of the sum over all, so that a
-    gray image gives what it gave as a coloured one.
+    """Fit the first convolution's weights to the number of channels of the images.
+
+    Each channel gets an equal share of the sum over all channels. So a gray image gives the same output as before as
+    RGB.
     """
     name, ours = next(((name, p) for name, p in model.named_parameters() if p.ndim == 4), ("", None))
     theirs = state.get(name)
@@ -135,42 +140,42 @@ def _first_convolution(state: State, model: nn.Module) -> State:
 
 
 def is_file(source: str) -> bool:
-    """Say whether what `weights` names is a file."""
+    """Return whether the option `weights` names a file."""
     return source not in ("none", "default") and not source.startswith(NAMED)
 
 
 def read(source: str, name: str) -> State:
-    """Return the weights that a name or a file holds; ValueError says what is wrong with it, and the mend."""
+    """Return the weights of a file, or of torchvision's model `name`; ValueError if they cannot be had."""
     return _of_file(Path(source)) if is_file(source) else _torchvisions(source, name)
 
 
 def _of_file(path: Path) -> State:
     if not path.is_file():
         raise ValueError(
-            f"weights = {str(path)!r}: there is no such file; give none, default, {NAMED}V1, or a file that holds a "
+            f"weights = {str(path)!r}: there is no such file; give none, default, {NAMED}V1, or a file with a "
             "state dict, such as weights.pt of `hpo train`"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling comes upon
+    except Exception as error:  # unpickling may raise any exception
         told = (
             "it holds more than tensors"
             if isinstance(error, pickle.UnpicklingError)
             else f"{type(error).__name__}: {error}"
         )
         raise ValueError(
-            f"weights = {str(path)!r}: is no file of weights that can be read: {told}; save model.state_dict() by torch.save"
+            f"weights = {str(path)!r}: cannot be read as weights: {told}; save model.state_dict() with torch.save"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"weights = {str(path)!r}: holds no state dict (names with tensors); save model.state_dict()")
+        raise ValueError(f"weights = {str(path)!r}: is not a state dict (tensors by name); save model.state_dict()")
     return dict(state)
 
 
 def _torchvisions(source: str, name: str) -> State:
-    from torchvision import models  # here: it takes a second, which models without such weights need not pay
+    from torchvision import models  # here, since it takes a second, which models without these weights do not need
 
     if name not in models.list_models():
-        raise ValueError(f"weights = {source!r}: torchvision has none for this model; give none, or a file")
+        raise ValueError(f"weights = {source!r}: torchvision has no weights for this model; give none, or a file")
     known = models.get_model_weights(name)
     listed = [weights.name for weights in known]
     found: Any = known.DEFAULT if source == "default" else next((w for w in known if w.name == source), None)
@@ -181,7 +186,7 @@ def _torchvisions(source: str, name: str) -> State:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / found.url.rpartition("/")[2]
         raise ValueError(
-            f"weights = {source!r}: cannot be downloaded ({error}); put {found.url} at {place} by other means, "
+            f"weights = {source!r}: cannot be downloaded ({error}); put {found.url} at {place} yourself, "
             'or give weights = "none"'
         ) from error
     return dict(state)

@@ -1,5 +1,6 @@
-"""VGG-11, -13, -16 and -19 (Simonyan & Zisserman 2015), torchvision's: 9.2 to 20 million parameters with the small head,
-129 to 140 million with the full one, at 10 classes.
+"""torchvision's VGG-11, -13, -16 and -19 (Simonyan & Zisserman 2015).
+
+At 10 classes they have 9.2 to 20 million parameters with the small head, 129 to 140 million with the full head.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from hpo.models.blocks import Rate
 from hpo.models.preparing import Options, prepared
 from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
-CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # as the paper and torchvision name them
-FEATURES = 512  # channels in the end
+CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # names in the paper and in torchvision
+FEATURES = 512  # output channels of the last convolution
 
 
 def _family(name: str) -> Callable[..., nn.Module]:
@@ -28,14 +29,18 @@ def _family(name: str) -> Callable[..., nn.Module]:
         dropout: Rate = 0.5,
         **options: Unpack[Options],
     ) -> nn.Module:
-        """Build the network; with norm = "batch" torchvision's `_bn` variant, whose weights it takes.
+        """Build a VGG.
 
-        stem: of a VGG it is the head that is made for large images. full has torchvision's three linear layers over 7x7
-        places; small averages over all places in front of one linear layer; auto is small where a side has less than 64
-        pixels. `dropout` is in front of each linear layer but the full head's first. Images have at least 32 pixels on a
-        side; ValueError if they have less.
+        Images need at least 32 pixels on a side; ValueError if they have less.
+
+        Args:
+            stem: selects the head, the part of a VGG that is made for large images. `full`: torchvision's three linear
+                layers on 7x7 pixels. `small`: mean over all pixels and one linear layer. `auto`: small if a side has
+                less than 64 pixels.
+            norm: with `batch` it is torchvision's `_bn` variant, and can load that variant's weights.
+            dropout: dropout probability before each linear layer except the first of the full head.
         """
-        from torchvision.models.vgg import VGG, cfgs, make_layers  # here: it takes a second
+        from torchvision.models.vgg import VGG, cfgs, make_layers  # here, since it takes a second
 
         refuse_smaller(name, input_shape)
         features = make_layers(cfgs[CONFIGURATIONS[name]], batch_norm=norm == "batch")

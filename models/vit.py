@@ -1,4 +1,4 @@
-"""The vision transformer ViT-B/16 (Dosovitskiy et al. 2021), torchvision's: 86 million parameters."""
+"""torchvision's vision transformer ViT-B/16 (Dosovitskiy et al. 2021): 86 million parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpo.models.stem import Stem, is_small, refuse_smaller
 from hpo.models.transfer import State
 
 PATCH, SMALL_PATCH = 16, 4  # pixels on a side
-POSITIONS = "encoder.pos_embedding"  # [1, 1 + patches, features], the class token's first
+POSITIONS = "encoder.pos_embedding"  # [1, 1 + patches, features]; the class token comes first
 
 
 def vit_b_16(
@@ -25,13 +25,16 @@ def vit_b_16(
     dropout: Rate = 0.0,
     **options: Unpack[Options],
 ) -> nn.Module:
-    """Build the transformer; `dropout` is in every block, as torchvision has it.
+    """Build a vision transformer.
 
-    stem: small cuts the image into patches of 4x4 pixels, full into 16x16; auto is small where a side has less than 64
-    pixels. Images are square, of at least 16 pixels on a side, 64 with full patches, and a whole number of patches;
-    ValueError if they are not. Positions of pre-trained weights are interpolated to the number of patches.
+    Images must be square, with at least 16 pixels on a side, 64 with a full stem. The side must be a multiple of the
+    patch size. ValueError if not. Position embeddings of pre-trained weights are interpolated to the number of patches.
+
+    Args:
+        stem: `small`: patches of 4x4 pixels. `full`: 16x16 pixels. `auto`: small if a side has less than 64 pixels.
+        dropout: dropout probability in every block, as in torchvision.
     """
-    from torchvision.models.vision_transformer import VisionTransformer  # here: it takes a second
+    from torchvision.models.vision_transformer import VisionTransformer  # here, since it takes a second
 
     channels, height, width = input_shape
     small = is_small(stem, input_shape)
@@ -39,8 +42,8 @@ def vit_b_16(
     patch = SMALL_PATCH if small else PATCH
     if height != width or height % patch:
         raise ValueError(
-            f"vit_b_16 needs square images whose side is a multiple of {patch} pixels here, these have {height}x{width}; "
-            f"resize them, to {max(1, round(min(height, width) / patch)) * patch} for instance"
+            f"vit_b_16 needs square images whose side is a multiple of {patch} pixels here, but these have {height}x{width}; "
+            f"resize them, for instance to {max(1, round(min(height, width) / patch)) * patch}"
         )
     model = VisionTransformer(
         image_size=height,

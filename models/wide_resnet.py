@@ -1,5 +1,6 @@
-"""Wide residual networks WRN-d-k (Zagoruyko & Komodakis 2016), made for small images: WRN-16-4 has 2.7 million parameters,
-WRN-28-10 36.5 million, at 10 classes.
+"""Wide residual networks WRN-depth-width (Zagoruyko & Komodakis 2016), made for small images.
+
+At 10 classes WRN-16-4 has 2.7 million parameters, WRN-28-10 has 36.5 million.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from hpo.models.dropout import Dropout
 from hpo.models.preparing import Options, prepared
 from hpo.models.stem import refuse_smaller
 
-CHANNELS = (16, 32, 64)  # of the three groups, times the width
+CHANNELS = (16, 32, 64)  # of the three groups; they are multiplied by the width
 
 
 class Block(nn.Module):
-    """Norm, ReLU and 3x3 convolution, twice, dropout in between, beside a shortcut (pre-activation, He et al. 2016b)."""
+    """Pre-activation residual block (He et al. 2016b): twice norm, ReLU and 3x3 convolution, beside a shortcut.
+
+    Dropout comes before the second convolution.
+    """
 
     def __init__(self, inputs: int, channels: int, stride: int, dropout: float, rate: float) -> None:
         super().__init__()
@@ -51,10 +55,17 @@ def wide_resnet(
     stochastic_depth: Rate = 0.0,
     **options: Unpack[Options],
 ) -> nn.Module:
-    """Build WRN-depth-width: a 3x3 convolution, three groups of (depth - 4) / 6 blocks, norm, ReLU, mean, linear layer.
+    """Build a WRN-depth-width.
 
-    `dropout` is between the convolutions of each block; stochastic_depth: probability of the last block, of earlier ones
-    evenly less (Huang et al. 2016). Images have at least 4 pixels on a side; ValueError if they have less.
+    It is a 3x3 convolution, three groups of (depth - 4) / 6 blocks, norm, ReLU, mean over all pixels and a linear
+    layer. Images need at least 4 pixels on a side; ValueError if they have less.
+
+    Args:
+        depth: number of convolutions, as the paper counts them.
+        width: factor on the channels of all blocks.
+        dropout: dropout probability between the two convolutions of a block.
+        stochastic_depth: probability of skipping the last block for an image. It grows linearly from the first block on
+            (Huang et al. 2016).
     """
     refuse_smaller("wide_resnet", input_shape)
     count = (depth - 4) // 6

@@ -7,6 +7,7 @@ starts in a second. A test finds the one database in it empty, or gets a databas
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -31,6 +32,10 @@ from tests.support import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's `&` ignores it, and processes of tests inherit that
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # and what processes that tests start compute
 
 OWN_OBJECTIVE = {
     "name": "own",
@@ -173,7 +178,7 @@ def bare_url(storage_kind: str, request: pytest.FixtureRequest, tmp_path: Path) 
 @pytest.fixture
 def place(url: str) -> Iterator[Storage]:
     """An open storage of either kind, without a row in it."""
-    opened = connect(url, create=True)
+    opened = connect(url)
     yield opened
     opened.close()
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hpo import data
-from hpo.search.lint import lint
 from hpo.spec import space
 from hpo.spec.space import Choices
 from hpo.spec.training import TrainConfig
+from hpo.strategy.lint import lint
 from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble
@@ -24,10 +24,8 @@ from tests.integration.test_commands import Shell, shell
 __all__ = ["shell"]  # a fixture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FILES = [
-    file for file in sorted(EXAMPLES.glob("*.toml")) if file.stem != "lightning_objective"
-]  # below: it needs an extra
-LIGHTNING = ("lightning", "optuna_integration")
+LIBRARIES = {"lightning_objective": ("lightning", 15), "transformers_objective": ("transformers", 6)}  # and epochs
+FILES = [file for file in sorted(EXAMPLES.glob("*.toml")) if file.stem not in LIBRARIES]  # those need an extra
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -70,20 +68,20 @@ def test_what_one_training_left_is_searched_on_by_another(shell: Shell) -> None:
     shorten(shell.folder / "transfer_source.toml", epochs=2)
     shell.forked("train", "transfer_source.toml", "-o", "runs/source")
     checked = shell.forked("check", "transfer.toml")
-    assert "12 tensors taken over; new: 10.weight, 10.bias" in checked
+    assert "12 tensors loaded; new: 10.weight, 10.bias" in checked
     assert "no warnings" in checked
     shorten(shell.folder / "transfer.toml", epochs=2)
-    shell.run("run", "transfer.toml", "--trials", "2")
+    shell.search("transfer.toml", "transfer", "--trials", "2")
     shell.forked("export", "transfer", "-o", "best.toml")
     assert "bit for bit" in shell.forked("train", "best.toml", "--replay")
 
 
-def test_the_lightning_objective_runs_unchanged(shell: Shell) -> None:
-    for package in LIGHTNING:
-        pytest.importorskip(package)
-    file = str(EXAMPLES / "lightning_objective.toml")
-    shell.run("run", file, "--trials", "2", "--workers", "1")
-    trials = shell.trials("lightning-objective")
-    assert [trial.state.is_finished() for trial in trials] == [True] * 2
-    assert max(trial.value or 0.0 for trial in trials) > 0.8
-    assert [len(trial.intermediate_values) for trial in trials] == [15, 15]  # reported by Optuna's own callback
+@pytest.mark.parametrize("stem", LIBRARIES)
+def test_the_objectives_of_other_libraries_report_each_epoch(shell: Shell, stem: str) -> None:
+    package, epochs = LIBRARIES[stem]
+    pytest.importorskip(package)
+    shell.run("run", str(EXAMPLES / f"{stem}.toml"), "--trials", "1", "--workers", "1")
+    (trial,) = shell.trials(stem.replace("_", "-"))
+    assert trial.state.is_finished()
+    assert (trial.value or 0.0) > 0.6
+    assert sorted(trial.intermediate_values) == list(range(epochs))

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import grimp
@@ -33,9 +32,10 @@ VIOLATIONS = {
     "torch-side": ("hpo/train/epoch.py", "from sqlalchemy import select"),
     "optuna-side": ("hpo/storage/sql.py", "import torch"),
     "light": ("hpo/view/live.py", "import torch"),
+    "sql": ("hpo/study/doctor.py", "def later():\n    from sqlalchemy import select"),
     "torch-last": ("hpo/worker/client.py", "import torch"),
     "stack": ("hpo/worker/objective.py", "from hpo.train.stack import flat_parameters"),
-    "samplers": ("hpo/worker/trial.py", "from hpo.search.tpe import count_good"),
+    "samplers": ("hpo/worker/trial.py", "from hpo.strategy.tpe import count_good"),
 }
 
 
@@ -69,11 +69,13 @@ def test_imports_point_one_way() -> None:
 
 @pytest.mark.parametrize("contract", VIOLATIONS)
 def test_each_contract_notices_a_violation(tmp_path: Path, contract: str) -> None:
-    """A `forbidden` contract on a package's parent passes whatever is there, so each contract is broken once, by itself."""
+    """A `forbidden` contract on a package's parent passes whatever is there, so each contract is broken once, by itself.
+
+    That all are kept before is the test above.
+    """
     for name in ("hpo", "models", "data"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    assert lint(tmp_path, contract) == {contract: True}
     file, line = VIOLATIONS[contract]
     with (tmp_path / file).open("a") as module:
         module.write(f"\n{line}\n")
@@ -109,8 +111,8 @@ def test_every_package_says_what_lives_in_it_and_imports_nothing() -> None:
         assert ast.get_docstring(tree), file
         if file.parent.name not in ("hpo", "cli", "models", "data"):
             assert len(tree.body) == 1, file
-    assert len([folder for folder in (ROOT / "hpo").iterdir() if (folder / "__init__.py").is_file()]) <= 14
-    assert len(list((ROOT / "hpo").glob("*.py"))) <= 6
+    assert len([folder for folder in (ROOT / "hpo").iterdir() if (folder / "__init__.py").is_file()]) <= 16
+    assert len(list((ROOT / "hpo").glob("*.py"))) <= 7
 
 
 def names_in(module: str, wanted: str) -> bool:
@@ -128,16 +130,28 @@ def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
     assert {module for module in ours if "load_test" in MODULES[module].read_text()} == users
 
 
-def test_only_these_know_optunas_private_modules() -> None:
-    def imported(module: str) -> Iterator[str]:
-        for node in ast.walk(ast.parse(MODULES[module].read_text())):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_only_these_rename_and_sync_files() -> None:
+    """A file that must appear whole is written by `hpo.files.atomic_write`; the cache of data renames whole folders."""
+    asked = ("fsync", "replace", "rename", "renames", "NamedTemporaryFile", "mkstemp")
+    found = {
+        module
+        for module, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in asked and isinstance(node.value, ast.Name)
+        if node.value.id in ("os", "tempfile", "shutil") or node.attr in ("fsync", "rename")
+    }
+    assert found == {"hpo.files", "hpo.data.cache"}
 
-    found = {module for module in MODULES if any(n.startswith("optuna.") and "._" in n for n in imported(module))}
-    assert found == {"hpo.storage.optuna_storage", "hpo.storage.tables", "hpo.search.tpe"}
+
+def test_the_readers_of_a_study_write_nothing() -> None:
+    """Who shows a study neither writes nor locks, so the one file of SQL above the queue does neither."""
+    tree = ast.parse(MODULES["hpo.study.query"].read_text())
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert (
+        named & {"insert", "update", "delete", "upsert", "writing", "writing_once", "with_for_update", "text"} == set()
+    )
+    assert {"select", "execute"} <= named
 
 
 def isolated(code: str, *, path: Path | None = None, folder: Path | str = "/") -> str:
@@ -158,8 +172,10 @@ def isolated(code: str, *, path: Path | None = None, folder: Path | str = "/") -
         ("hpo.cli", ("torch", "optuna", "sqlalchemy", "numpy", "pydantic")),
         ("hpo.launch.launcher, hpo.launch.local, hpo.view.live", ("torch",)),
         (", ".join(fork_server.ANY), ("torch",)),  # an objective may have something to say to torch before it loads it
-        ("hpo.train.build.check, hpo.train.stack.stack", ("optuna", "sqlalchemy")),
-        ("hpo.models, hpo.data", ("torchvision",)),
+        (
+            "hpo.models, hpo.data, hpo.train.build.check, hpo.train.stack.stack",
+            ("optuna", "sqlalchemy", "torchvision"),
+        ),
     ],
 )
 def test_what_is_never_loaded(imported: str, never: tuple[str, ...]) -> None:
@@ -181,6 +197,7 @@ before = [find("models"), find("data")]
 sys.path.append({theirs!r})
 import importlib; importlib.invalidate_caches()
 print(before + [find("models"), find("data")])
+print(hpo.__file__, hpo.models.__file__)
 """
 RIGHT = ["No module named 'models'", "No module named 'data'", "the user's models", "the user's data"]
 
@@ -208,13 +225,14 @@ def test_a_wheel_leaves_models_and_data_to_the_user(tmp_path: Path, theirs: Path
         archive.extractall(unpacked)
     wanted = {f"{module.replace('.', '/')}/__init__.py" for module, file in MODULES.items() if file.stem == "__init__"}
     wanted |= {f"{module.replace('.', '/')}.py" for module, file in MODULES.items() if file.stem != "__init__"}
-    assert held == wanted | {"hpo/spec/template.toml"}
+    assert held == wanted | {"hpo/spec/template.toml", "hpo/py.typed"}
+    assert wheel.name.startswith("hpo_torch-")  # `hpo` is another project on the package index
     # The checkout's own path is taken away, as on a machine without it.
     code = f"sys.path = [p for p in sys.path if not p.startswith({str(ROOT)!r}) or 'site-packages' in p]\n"
     code += "sys.path = [p for p in sys.path if not p.endswith('.editable')]\n"
-    assert isolated(code + WHO_WINS.format(theirs=str(theirs)), path=unpacked) == str(RIGHT)
-    found = isolated("import hpo.models, hpo.data; print(hpo.__file__, hpo.models.__file__)", path=unpacked)
-    assert found.split() == [f"{unpacked}/hpo/__init__.py", f"{unpacked}/hpo/models/__init__.py"]
+    who, files = isolated(code + WHO_WINS.format(theirs=str(theirs)), path=unpacked).splitlines()
+    assert who == str(RIGHT)
+    assert files.split() == [f"{unpacked}/hpo/__init__.py", f"{unpacked}/hpo/models/__init__.py"]
 
 
 def test_an_editable_install_leaves_models_and_data_to_the_user(tmp_path: Path, theirs: Path) -> None:
@@ -226,9 +244,9 @@ def test_an_editable_install_leaves_models_and_data_to_the_user(tmp_path: Path, 
         [offered] = archive.read(path_file).decode().split()
     assert offered == str(ROOT / ".editable")
     assert os.listdir(offered) == ["hpo"]
-    assert isolated(WHO_WINS.format(theirs=str(theirs)), path=Path(offered)) == str(RIGHT)
-    found = isolated("import hpo.models; print(hpo.__file__, hpo.models.__file__)", path=Path(offered)).split()
-    assert [Path(file).resolve() for file in found] == [ROOT / "hpo/__init__.py", ROOT / "models/__init__.py"]
+    who, files = isolated(WHO_WINS.format(theirs=str(theirs)), path=Path(offered)).splitlines()
+    assert who == str(RIGHT)
+    assert [Path(file).resolve() for file in files.split()] == [ROOT / "hpo/__init__.py", ROOT / "models/__init__.py"]
 
 
 def test_our_packages_resolve_to_this_checkout() -> None:

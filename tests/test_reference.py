@@ -13,10 +13,10 @@ from annotated_types import Ge, Gt, Le, MultipleOf
 from docs import make_reference as reference
 from docs.make_reference import default_text, field_text
 from hpo.final.after.steps import STEPS
-from hpo.search.pruners import PRUNERS
-from hpo.search.samplers import SAMPLERS
 from hpo.spec import options
 from hpo.spec.study_file import StudySpec
+from hpo.strategy.pruners import PRUNERS
+from hpo.strategy.samplers import SAMPLERS
 from hpo.train.build.registry import KINDS, PartKind
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -60,7 +60,7 @@ def test_a_new_entry_is_on_the_page_without_a_word_about_it(monkeypatch: pytest.
     assert start.split("\n\n")[-3:] == [
         "Do this and that.",
         "More of it.",
-        "- `rate`: float > 0, <= 1, needed\n- `widths = [4, 2]`: list of int >= 1. How wide, and where.\n",
+        "- `rate`: float > 0, <= 1, required\n- `widths = [4, 2]`: list of int >= 1. How wide, and where.\n",
     ]
 
 

@@ -1,8 +1,8 @@
-"""Augmentation of whole batches on the device, with draws of its own for every image.
+"""Augmentation of whole batches on the device, with separate random numbers for each image.
 
-(torchvision's v2 transforms, given a batch, draw once for all of it.) One call augments the batches of many runs, each as
-strongly as that run wants, and no image depends on what else is in the call but for the partner that it may be mixed with,
-from its own batch.
+torchvision's v2 transforms draw once for a whole batch instead. One call augments the batches of many runs, each with
+the strength of its run. An image does not depend on the other images in the call, except for its mixing partner from
+its own batch.
 """
 
 from __future__ import annotations

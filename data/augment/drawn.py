@@ -1,7 +1,7 @@
-"""What becomes of each image of a run's epoch: drawn at its start for all of them, on the CPU, so that a step only applies it.
+"""The changes of all images of a run's epoch, drawn at its start on the CPU, so that a step only applies them.
 
-Everything drawn is the run's own: it depends on its strengths and its random numbers, and on nothing else in the call that it
-is applied in. What a run does not ask for is neither drawn nor applied.
+They depend only on the run's strengths and random numbers, not on other runs in the same call. Changes that a run does
+not use are neither drawn nor applied.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from hpo.data.augment.tone import Tone
 class Company:
     """What the images of a call have in common."""
 
-    strengths: Sequence[Strength]  # of their runs
+    strengths: Sequence[Strength]  # one for each run
     tone: Tone
 
     def asks_for(self, name: str) -> bool:
-        """Whether any run asks for the change of this name."""
+        """Return whether any run has a strength above 0 in this field."""
         return any(getattr(strength, name) for strength in self.strengths)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One pass over images: what is drawn for each, and how that is applied."""
+    """One pass over images: how its numbers are drawn, and how they are applied."""
 
-    draw: Callable[[Strength, int, Size, Random], Tensor]  # for so many images of one size: [count, numbers]
-    apply: Callable[[Tensor, Tensor, Company], Tensor]  # to images [N, C, H, W] what was drawn for them [N, numbers]
+    draw: Callable[[Strength, int, Size, Random], Tensor]  # numbers for `count` images of one size: [count, numbers]
+    apply: Callable[[Tensor, Tensor, Company], Tensor]  # images [N, C, H, W] and their numbers [N, numbers] -> images
 
 
 def _move(fill: Fill) -> Stage:
@@ -66,10 +66,10 @@ STAGES: dict[str, Stage] = {  # in the order in which they are applied
 
 
 def stages(strength: Strength) -> list[str]:
-    """Return what a run's images go through."""
+    """Return the names of the stages that a run uses."""
     wanted = {
         f"warp, {strength.fill}": strength.warps,
-        f"move, {strength.fill}": strength.moves and not strength.warps,  # else composed into one sampling
+        f"move, {strength.fill}": strength.moves and not strength.warps,  # a warp includes the moves
         "colour": strength.colours,
         "trivial": bool(strength.trivial_augment),
         "erasing": bool(strength.erasing),
@@ -79,7 +79,7 @@ def stages(strength: Strength) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What becomes of each image of one run's epoch."""
+    """The drawn changes of all images of one run's epoch."""
 
     strength: Strength
     stages: dict[str, Tensor]  # [steps * batch, numbers]
@@ -87,10 +87,12 @@ class Drawn:
 
 
 def draw(strength: Strength, steps: int, batch: int, size: Size, random: Random) -> Drawn | None:
-    """Return what becomes of the images of an epoch of so many steps; None if they come out as they are.
+    """Return the changes of the images of an epoch; None if nothing is changed.
 
     Args:
-        random: gives a generator of the CPU for each purpose, fresh whenever it is asked for.
+        steps: batches in the epoch.
+        batch: images per batch.
+        random: returns a fresh CPU generator for a purpose.
     """
     if strength.is_idle:
         return None

@@ -1,4 +1,4 @@
-"""The images of an epoch augmented batch by batch, for one run or for K in one call."""
+"""Augmentation of an epoch batch by batch, for one run or for K runs in one call."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from hpo.data.augment.tone import Tone
 
 @dataclass(frozen=True, kw_only=True)
 class MixedLabels:
-    """The labels of images that are mixed with one another."""
+    """The labels of mixed images."""
 
     own: Tensor  # int64 [..., B]
     partners: Tensor  # int64 [..., B]
-    weight: Tensor  # [..., B, and filling]: of the own label, the rest is the partner's; 1 where nothing is mixed
+    weight: Tensor  # [..., B + filling]: weight of the own label, 1 - weight is the partner's; 1 where nothing is mixed
 
     def losses(self, losses_for: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return each image's loss.
+        """Return the loss of each image, in the shape of `weight`.
 
         Args:
-            losses_for: returns each image's loss if these were the labels, of a shape like the weights'.
+            losses_for: returns the loss of each image for given labels, in the shape of `weight`.
         """
         own, partners = losses_for(self.own), losses_for(self.partners)
         return torch.where(self.weight == 1, own, self.weight * own + (1 - self.weight) * partners)
 
     def pieces(self, count: int) -> list[MixedLabels]:
-        """Return the labels of so many parts of the batch."""
+        """Split the batch into `count` parts and return the labels of each."""
         parts = (torch.tensor_split(part, count, -1) for part in (self.own, self.partners, self.weight))
         return [MixedLabels(own=own, partners=other, weight=weight) for own, other, weight in zip(*parts, strict=True)]
 
 
 class Augmentation:
-    """What becomes of the images of K runs in an epoch, ready on their device."""
+    """The augmentation of K runs in an epoch, ready on their device."""
 
     def __init__(
         self, drawn: Sequence[Drawn | None], batch: int, filling: int, tone: Tone, device: torch.device
     ) -> None:
-        """Take what was drawn for each of K runs, all in batches of one size; None leaves a run's images as they are.
+        """Move the drawn changes of K runs to the device.
 
         Args:
-            filling: images that follow those of each batch, and need only stay finite.
+            drawn: the changes of each run, None for none. All runs have the same batch size.
+            batch: images per batch.
+            filling: number of filler images behind each batch; they only need to stay finite.
         """
         at = _Place(len(drawn), batch, filling, device)
         self._passes = []
@@ -59,24 +61,24 @@ class Augmentation:
         self._mixing = _Mixer(mixing, at) if mixing else None
 
     def images(self, images: Tensor, batch: int) -> Tensor:
-        """Return the images of a batch [K * (B + filling), C, H, W] augmented; those given are written to.
+        """Return the augmented images of a batch. The given images may be overwritten.
 
         Args:
-            images: normalised floats.
-            batch: which one of the epoch, from 0.
+            images: normalised floats [K * (B + filling), C, H, W].
+            batch: number of the batch in the epoch, from 0.
         """
         for one in self._passes:
             images = one.images(images, batch)
         return images if self._mixing is None else self._mixing.images(images, batch)
 
     def labels(self, labels: Tensor, batch: int) -> MixedLabels | None:
-        """Return what the labels of a batch, [K, B], or [B] of one run, have become; None if they stand as they are."""
+        """Return the mixed labels of a batch, given its labels [K, B], or [B] for one run; None if nothing is mixed."""
         return None if self._mixing is None else self._mixing.labels(labels, batch)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in a call the images of a run stand."""
+    """The layout of a call: K runs, each with B images and filler images."""
 
     runs: int
     batch: int
@@ -88,13 +90,13 @@ class _Place:
         return self.batch + self.filling
 
     def by_step(self, numbers: Sequence[Tensor]) -> Tensor:
-        """Return what was drawn for some runs, each [steps * B, ...], as [steps, runs * (B + filling), ...] on the device."""
+        """Return numbers of some runs, each [steps * B, ...], as [steps, runs * (B + filling), ...] on the device."""
         apart = torch.stack([one.view(-1, self.batch, *one.shape[1:]) for one in numbers], 1)  # [steps, runs, B, ...]
         more = (0, 0) * (apart.ndim - 3) + (0, self.filling)
         return F.pad(apart, more).flatten(1, 2).to(self.device)
 
     def rows(self, runs: Sequence[int]) -> Tensor | None:
-        """Return which images are those of some runs; None if they are all."""
+        """Return the rows of the images of some runs in a call; None if these are all runs."""
         if len(runs) == self.runs:
             return None
         first = torch.tensor(runs, device=self.device) * self.size
@@ -102,7 +104,7 @@ class _Place:
 
 
 class _Pass:
-    """One stage, for those runs that go through it."""
+    """One stage, for the runs that use it."""
 
     def __init__(self, stage: Stage, drawn: dict[int, Tensor], of: Company, at: _Place) -> None:
         self._stage = stage
@@ -120,7 +122,7 @@ class _Pass:
 
 
 class _Mixer:
-    """Images mixed with others of their own run's batch."""
+    """Mixes images with others of their own run's batch."""
 
     def __init__(self, mixing: dict[int, Mixing], at: _Place) -> None:
         self._at = at

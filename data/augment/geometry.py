@@ -1,7 +1,8 @@
-"""Where pixels come from: images moved and mirrored by whole pixels, or sampled once through a composed affine map.
+"""Geometric augmentation: moves and flips by whole pixels, or one sampling through a composed affine map.
 
-A map is six numbers (a, b, c, d, e, f): what is shown at (x, y) comes from (a x + b y + c, d x + e y + f), in pixels from the
-image's centre, x to the right and y down. Each is made for a whole epoch of a run at once, so that a step only applies it.
+A map is six numbers (a, b, c, d, e, f). The pixel shown at (x, y) comes from (a x + b y + c, d x + e y + f). Coordinates
+are in pixels from the image's centre, x to the right and y down. Maps are made for a whole epoch of a run at once, so
+that a step only applies them.
 """
 
 from __future__ import annotations
@@ -16,36 +17,36 @@ from hpo.data.augment import trivial
 from hpo.data.augment.random import Random, Size, spread
 from hpo.data.augment.strength import Fill, Strength
 
-PADDING = {"mean": "zeros", "edge": "border", "reflect": "reflection"}  # torch's names; 0 is the mean once normalised
-MOVES = 3  # uniform numbers an image: down, across, flips
-AFFINE = 10  # uniform numbers an image: resized crop (4), rotation, translation (2), scale, shear (2)
+PADDING = {"mean": "zeros", "edge": "border", "reflect": "reflection"}  # torch's names; 0 is the mean after normalising
+MOVES = 3  # uniform numbers per image: down, across, flips
+AFFINE = 10  # uniform numbers per image: resized crop (4), rotation, translation (2), scale, shear (2)
 
 
 # --- whole pixels -----------------------------------------------------------------------------------------------------
 
 
 def draw_moves(strength: Strength, count: int, random: Random) -> Tensor:
-    """Return by how many pixels to move each image down and across, and whether to mirror it across and down [count, 4]."""
+    """Return each image's moves [count, 4]: pixels down and across, whether to flip horizontally and vertically."""
     return moves(strength, torch.rand((count, MOVES), generator=random("augment")))
 
 
 def moves(strength: Strength, drawn: Tensor) -> Tensor:
-    """Return moves [N, 4] by uniform numbers [N, MOVES]."""
+    """Return moves [N, 4] from uniform numbers [N, MOVES]."""
     most = 2.0 * strength.crop
     moved = (drawn[:, :2] * (most + 1)).floor().clamp(max=most) - strength.crop  # the product may round up to its bound
     chance, flip = drawn[:, 2], strength.horizontal_flip
     mirrored = chance < flip
-    # What is left of a uniform number, once it has decided one thing, is uniform again and decides the next.
+    # A uniform number that was compared with one threshold is rescaled. It is uniform again and decides the next flip.
     left = torch.where(mirrored, chance / max(flip, 1e-9), (chance - flip) / max(1 - flip, 1e-9))
     return torch.cat([moved, torch.stack([mirrored, left < strength.vertical_flip], 1).float()], 1)
 
 
 def move(images: Tensor, drawn: Tensor, fill: Fill) -> Tensor:
-    """Return images [N, C, H, W] moved and mirrored by whole pixels, which keeps every value as it is.
+    """Return images [N, C, H, W] moved and flipped by whole pixels. No value is interpolated.
 
     Args:
-        drawn: moves [N, 4] as `draw_moves` makes them.
-        fill: what comes in at the border.
+        drawn: moves [N, 4], as `draw_moves` returns them.
+        fill: what fills the border.
     """
     height, width = images.shape[2:]
     down, across, mirrored, upturned = drawn.long().unbind(1)
@@ -60,7 +61,7 @@ def move(images: Tensor, drawn: Tensor, fill: Fill) -> Tensor:
 
 
 def _sources(size: int, moved: Tensor, mirrored: Tensor, fill: Fill) -> tuple[Tensor, Tensor]:
-    """Return where each row or column comes from [N, size], and whether that is inside of the image."""
+    """Return the source of each row or column [N, size], and whether it is inside the image."""
     shown = torch.arange(size, device=moved.device).expand(len(moved), -1)
     source = torch.where(mirrored[:, None] > 0, size - 1 - shown, shown) + moved[:, None]
     inside = (source >= 0) & (source < size)
@@ -74,8 +75,9 @@ def _sources(size: int, moved: Tensor, mirrored: Tensor, fill: Fill) -> tuple[Te
 
 
 def draw_warps(strength: Strength, count: int, size: Size, random: Random) -> Tensor:
-    """Return each image's map [count, 6]: moved and mirrored, cropped and resized, turned, sheared, scaled and shifted, then
-    changed by trivial augment.
+    """Return each image's map [count, 6].
+
+    It composes moves and flips, resized crop, affine map and trivial augment, in this order.
     """
     drawn = torch.rand((count, MOVES + AFFINE), generator=random("augment")).double()
     maps = compose(of_moves(moves(strength, drawn[:, :MOVES])), of_resized_crops(strength, drawn[:, MOVES:], size))
@@ -86,7 +88,7 @@ def draw_warps(strength: Strength, count: int, size: Size, random: Random) -> Te
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return the maps [N, 6] of what the outer ones make of what the inner ones say: the inner change is the later one."""
+    """Return the composed maps [N, 6], outer(inner(x, y)). The inner map is the later change of the image."""
     a, b, c, d, e, f = outer.unbind(1)
     u, v, w, x, y, z = inner.unbind(1)
     linear = (a * u + b * x, a * v + b * y, a * w + b * z + c, d * u + e * x, d * v + e * y, d * w + e * z + f)
@@ -101,10 +103,11 @@ def of_moves(drawn: Tensor) -> Tensor:
 
 
 def of_resized_crops(strength: Strength, drawn: Tensor, size: Size) -> Tensor:
-    """Return the maps [N, 6] that show a part of the image at full size (Szegedy et al. 2015, Inception).
+    """Return the maps [N, 6] that enlarge a part of the image to full size (Szegedy et al. 2015, Inception).
 
-    Its share of the area is uniform from 1 - `resized_crop` to 1, the ratio of its sides log-uniform from 1 / `ratio` to
-    `ratio`. A side that would be longer than the image is cut (torchvision draws again, up to ten times).
+    The part's share of the area is uniform from 1 - `resized_crop` to 1. The ratio of its sides is log-uniform from 1 /
+    `resized_crop_ratio` to `resized_crop_ratio`. A side longer than the image is cut, where torchvision draws again, up
+    to ten times.
 
     Args:
         drawn: uniform numbers [N, 4 or more].
@@ -122,9 +125,9 @@ def of_resized_crops(strength: Strength, drawn: Tensor, size: Size) -> Tensor:
 
 
 def of_affine(strength: Strength, drawn: Tensor, size: Size) -> Tensor:
-    """Return the maps [N, 6] that turn, shift, scale and shear, each uniformly up to its strength either way.
+    """Return the maps [N, 6] that rotate, translate, scale and shear, each uniform from -strength to strength.
 
-    Shifts are of whole pixels, as torchvision's RandomAffine makes them.
+    Translations are rounded to whole pixels, as in torchvision's RandomAffine.
 
     Args:
         drawn: uniform numbers [N, 6].
@@ -141,7 +144,16 @@ def of_affine(strength: Strength, drawn: Tensor, size: Size) -> Tensor:
 
 
 def affine(*, angle: Tensor, across: Tensor, down: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor) -> Tensor:
-    """Return the maps [N, 6] of torchvision's `affine`: clockwise degrees, pixels, factors, degrees; each [N]."""
+    """Return the maps [N, 6] of torchvision's `affine`. All arguments are [N].
+
+    Args:
+        angle: rotation in degrees, clockwise.
+        across: translation to the right in pixels.
+        down: translation downwards in pixels.
+        scale: factor.
+        shear_x: degrees.
+        shear_y: degrees.
+    """
     turn, x, y = torch.deg2rad(angle), torch.deg2rad(shear_x), torch.deg2rad(shear_y)
     cos, sin = torch.cos(turn - y) / torch.cos(y), torch.sin(turn - y) / torch.cos(y)
     a = (torch.cos(turn) - sin * torch.tan(x)) / scale
@@ -151,9 +163,9 @@ def affine(*, angle: Tensor, across: Tensor, down: Tensor, scale: Tensor, shear_
 
 
 def of_trivial(chosen: trivial.Chosen, size: Size) -> Tensor:
-    """Return the maps [N, 6] of what trivial augment has chosen; that of an image whose colours it changes shows all as it is.
+    """Return the maps [N, 6] of trivial augment's choices. An image with a colour operation gets the identity map.
 
-    Shears leave the upper left corner where it is; no shift is longer than the image's side.
+    Shears keep the upper left corner in place. Shifts are at most as long as the image's side.
     """
     height, width = size
     none, one = torch.zeros_like(chosen.amount), torch.ones_like(chosen.amount)
@@ -174,18 +186,17 @@ def of_trivial(chosen: trivial.Chosen, size: Size) -> Tensor:
 
 
 def warp(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
-    """Return images [N, C, H, W] sampled bilinearly through their maps [N, 6]; one that shows all as it is changes nothing.
+    """Return images [N, C, H, W] sampled bilinearly through their maps [N, 6]. The identity map changes no bit.
 
     Args:
-        fill: what is seen beyond the border.
+        fill: what fills the border.
     """
     height, width = images.shape[2:]
     a, b, c, d, e, f = maps.to(images.dtype)[:, :, None, None].unbind(1)
     x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
     y = (torch.arange(height, device=images.device, dtype=images.dtype) - (height - 1) / 2)[:, None]
-    corners = (
-        fill == "reflect"
-    )  # whether torch's -1 and 1 are the centres of the outermost pixels, where it then reflects
+    # With align_corners torch's -1 and 1 are the centres of the outermost pixels, and it reflects there.
+    corners = fill == "reflect"
     across = (a * x + b * y + c) * (2 / (max(width - 1, 1) if corners else width))
     down = (d * x + e * y + f) * (2 / (max(height - 1, 1) if corners else height))
     grid = torch.stack([across, down], 3)

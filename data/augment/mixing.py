@@ -1,8 +1,7 @@
-"""Images mixed with others of their own batch, whose labels then count as well: mixup (Zhang et al. 2018) and cutmix (Yun et
-al. 2019).
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): images and labels mixed with a partner from the same batch.
 
-Both are one formula: a weight for each pixel of the image, the rest for its partner's. Where a run asks for both, each image
-gets one of them at even odds.
+Both follow one formula: each pixel of the image has a weight w, and its partner's pixel 1 - w. If a run uses both, each
+mixed image gets one of them, each with probability 1/2.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from hpo.data.augment.strength import Strength
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """What each image is mixed with."""
+    """The partner of each image, and how the two are mixed."""
 
-    partner: Tensor  # int64 [N]: its place in the batch
-    weight: Tensor  # [N]: of the image's own label, the rest for its partner's; 1 where nothing is mixed
-    share: Tensor  # [N]: of the image in a pixel outside of its box
-    box: Tensor  # [N, 4]: top, bottom, left, right of what is wholly the partner's
+    partner: Tensor  # int64 [N]: the partner's place in the batch
+    weight: Tensor  # [N]: weight of the own label, 1 - weight is the partner's; 1 where nothing is mixed
+    share: Tensor  # [N]: weight of the own pixels outside the box
+    box: Tensor  # [N, 4]: top, bottom, left, right of the box with the partner's pixels alone
 
 
 def draw_mixing(strength: Strength, count: int, batch: int, size: Size, random: Random) -> Mixing:
-    """Return what each image of an epoch [count], taken in batches of one size, is mixed with.
+    """Return the mixing of the `count` images of an epoch with batches of `batch` images.
 
-    Mixup's share is drawn from Beta(alpha, alpha), as is cutmix's part of the area outside of its box. The box's centre is
-    uniform; what reaches beyond the border is cut, and the weight is that of the area that is left, as in torchvision.
+    Mixup's share and cutmix's share of the area outside the box are drawn from Beta(alpha, alpha). The centre of the
+    box is uniform. The box is cut at the border, and the weight follows from the area that is left, as in torchvision.
     """
     height, width = size
     generator = random("augment mixing")
@@ -60,8 +59,8 @@ def mix(images: Tensor, partners: Tensor, share: Tensor, box: Tensor) -> Tensor:
     """Return images [N, C, H, W] mixed with their partners [N, C, H, W].
 
     Args:
-        share: of the image in a pixel outside of its box [N].
-        box: top, bottom, left, right of what is wholly the partner's [N, 4].
+        share: weight of the own pixels outside the box [N].
+        box: top, bottom, left, right of the box with the partner's pixels alone [N, 4].
     """
     inside = within(box, images.shape[2], images.shape[3])
     own = torch.where(inside, 0.0, share.to(images.dtype)[:, None, None]).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""How strongly a run's images are augmented: the values of the study file's [augment], of which each may be searched."""
+"""The strengths of a run's augmentation: the section [augment] of the study file. Each value may be searched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Fill = Literal["mean", "edge", "reflect"]
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """How strongly images are augmented; `hpo.spec.training.Augment` says what each field means, and its bounds."""
+    """The strengths of an augmentation. `hpo.spec.training.Augment` has the meaning and the bounds of each field."""
 
     crop: int = 0  # pixels
     fill: Fill = "mean"
@@ -35,12 +35,12 @@ class Strength:
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change their place by whole steps."""
+        """Whether images are moved by whole pixels or flipped."""
         return bool(self.crop or self.horizontal_flip or self.vertical_flip)
 
     @property
     def warps(self) -> bool:
-        """Whether images are sampled between pixels."""
+        """Whether images are resampled by an affine map."""
         affine = self.resized_crop or self.rotation or self.translation or self.scale or self.shear
         return bool(affine or self.trivial_augment)
 
@@ -51,10 +51,10 @@ class Strength:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with others of their batch, and so have two labels."""
+        """Whether images are mixed with others of their batch and so have two labels."""
         return bool((self.mixup or self.cutmix) and self.mix_probability)
 
     @property
     def is_idle(self) -> bool:
-        """Whether images come out as they are."""
+        """Whether nothing is changed."""
         return not (self.moves or self.warps or self.colours or self.erasing or self.mixes)

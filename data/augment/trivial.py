@@ -1,7 +1,7 @@
-"""Trivial augment, wide (Müller & Hutter 2021): each image gets one operation of fourteen, by an amount drawn for it.
+"""Trivial augment, wide (Müller & Hutter 2021): each image gets one of fourteen operations with a random amount.
 
-Operations and ranges are those of torchvision's TrivialAugmentWide. What moves pixels is composed with all else that does,
-in `geometry.py`; what changes colours stands here.
+Operations and ranges are those of torchvision's TrivialAugmentWide. The geometric operations are composed with all
+other geometric changes in `geometry.py`. The colour operations are here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hpo.data.augment.random import Random
 from hpo.data.augment.strength import Strength
 from hpo.data.augment.tone import Tone
 
-STEPS = 30  # from no amount to the whole
-BLEND = 0.99  # of a factor's distance from 1, and of a shear's slope
-SHIFT = 32  # pixels
-TURN = 135.0  # degrees
-BITS = 6  # of 8 that posterizing takes away at most
-SIGNED = 10  # of the operations below, the first so many go either way
+STEPS = 30  # steps from amount 0 to the full amount
+BLEND = 0.99  # largest distance of a factor from 1, and largest slope of a shear
+SHIFT = 32  # largest shift, in pixels
+TURN = 135.0  # largest rotation, in degrees
+BITS = 6  # most bits of 8 that posterizing removes
+SIGNED = 10  # the first 10 operations take a random sign
 OPERATIONS = (
     "identity",
     "shear_x",
@@ -43,14 +43,14 @@ OPERATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What becomes of each image."""
+    """The operation and the amount of each image."""
 
     operation: Tensor  # [N], index into OPERATIONS
-    amount: Tensor  # [N], share of the whole; below 0 the other way
+    amount: Tensor  # [N], share of the full amount, from -1 to 1
 
 
 def choices(strength: Strength, count: int, random: Random) -> Chosen:
-    """Return an operation and its amount for each image; the same whenever it is asked for."""
+    """Return an operation and its amount for each image. Each call returns the same."""
     drawn = torch.rand((count, 4), generator=random("augment trivial")).double()
     operation = (drawn[:, 0] * len(OPERATIONS)).long()
     operation = torch.where(drawn[:, 3] < strength.trivial_augment, operation, 0)
@@ -66,7 +66,11 @@ def draw_tones(strength: Strength, count: int, random: Random) -> Tensor:
 
 
 def retone(images: Tensor, drawn: Tensor, tone: Tone) -> Tensor:
-    """Return normalised images [N, C, H, W], those changed whose operation [N, 2] is one of colour."""
+    """Return normalised images [N, C, H, W] with their colour operations applied.
+
+    Args:
+        drawn: operation and amount of each image [N, 2].
+    """
     operation = drawn[:, 0]
     result = images.clone()
     for name, change in TONES.items():
@@ -78,11 +82,11 @@ def retone(images: Tensor, drawn: Tensor, tone: Tone) -> Tensor:
 
 
 def sharpen(images: Tensor, factor: Tensor) -> Tensor:
-    """Move away from the image blurred by 3x3 pixels, or towards it; the outermost pixels stay."""
+    """Move images away from (factor > 1) or towards (factor < 1) a 3x3 blur of them. The outermost pixels stay."""
     height, width = images.shape[2:]
     if min(height, width) <= 2:
         return images
-    # Sums of slices, since a convolution may round otherwise in other company.
+    # Sums of slices, since the rounding of a convolution may depend on the other images in the call.
     rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
     inner = images[:, :, 1:-1, 1:-1]
     blurred = (rows[:, :, :, :-2] + rows[:, :, :, 1:-1] + rows[:, :, :, 2:] + 4 * inner) / 13
@@ -92,25 +96,25 @@ def sharpen(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, amount: Tensor) -> Tensor:
-    """Keep 8 to 2 bits of each value."""
+    """Keep 8 (amount 0) to 2 (amount 1) bits of each value."""
     levels = 2 ** (8 - BITS * amount).round()
     return (images * levels).floor().minimum(levels - 1) / levels
 
 
 def solarize(images: Tensor, amount: Tensor) -> Tensor:
-    """Invert what is as bright as 1 - amount, or brighter."""
+    """Invert all values of at least 1 - amount."""
     return torch.where(images >= 1 - amount, 1 - images, images)
 
 
 def stretch(images: Tensor) -> Tensor:
-    """Stretch each channel from black to white; one of a single value stays."""
+    """Stretch the values of each channel to 0..1. A channel of one value stays."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / torch.where(high > low, high - low, 1.0), images).clamp_(0.0, 1.0)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Make all values of a channel about as frequent, in 256 steps."""
-    from torchvision.transforms.v2.functional import equalize as equalized  # lazily: few need it, and it takes a second
+    """Equalize the histogram of each channel, in 256 steps."""
+    from torchvision.transforms.v2.functional import equalize as equalized  # here: few runs need it; it takes a second
 
     result: Tensor = equalized(images)
     return result

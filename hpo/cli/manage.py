@@ -1,21 +1,25 @@
-"""Commands that steer a study: pause, resume, stop, doctor."""
+"""Commands that control a study: pause, resume, stop, doctor."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpo import text
-from hpo.cli.app import StorageOption, app, quiet_optuna, storage_url
+from hpo.cli.app import StorageOption, app, examples, open_to_read, quiet_optuna
+from hpo.strategy.quiet import quiet_warnings
+
+if TYPE_CHECKING:
+    from hpo.storage.connect import Storage
 
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 
 
-@app.command()
+@app.command(epilog=examples("hpo pause digits"))
 def pause(study: StudyArgument, storage: StorageOption = None) -> None:
-    """Park what runs, with a checkpoint, and let the workers wait until `hpo resume`."""
-    from hpo.storage.connect import connect
+    """Pause a study: park running trials with a checkpoint. Workers wait until `hpo resume`."""
+    from hpo.storage.connect import connect, storage_url
     from hpo.study import control
     from hpo.study import study as studies
 
@@ -25,10 +29,10 @@ def pause(study: StudyArgument, storage: StorageOption = None) -> None:
     text.say_command(told, text.command("resume", study))
 
 
-@app.command()
+@app.command(epilog=examples("hpo resume digits"))
 def resume(study: StudyArgument, storage: StorageOption = None) -> None:
-    """Go on with a study that was paused, stopped, or stopped itself after too many failures in a row."""
-    from hpo.storage.connect import connect
+    """Resume a study that was paused, was stopped, or stopped itself after too many failures in a row."""
+    from hpo.storage.connect import connect, storage_url
     from hpo.study import control
     from hpo.study import study as studies
 
@@ -37,17 +41,17 @@ def resume(study: StudyArgument, storage: StorageOption = None) -> None:
     text.say(f"{study!r} goes on; it was {was}" if was else f"{study!r} was neither paused nor stopped")
 
 
-@app.command()
+@app.command(epilog=examples("hpo stop digits", "hpo stop digits --trial 11", "hpo stop digits --now"))
 def stop(
     study: StudyArgument,
-    trial: Annotated[int | None, typer.Option("--trial", min=0, help="End this trial alone.")] = None,
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="End only this trial.")] = None,
     now: Annotated[
-        bool, typer.Option("--now", help="End running and parked trials too, with the values they have.")
+        bool, typer.Option("--now", help="Also end running and parked trials, with their current values.")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Start no new trial from now on; what runs is still finished. `hpo resume` takes it back."""
-    from hpo.storage.connect import connect
+    """Stop a study: no new trial is started, running trials are finished. `hpo resume` undoes it."""
+    from hpo.storage.connect import connect, storage_url
     from hpo.study import control
     from hpo.study import study as studies
 
@@ -62,45 +66,75 @@ def stop(
     text.say(f"stopped: no new trial is started in {study!r}" + (f"; {left} open trials {what}" if left else ""))
 
 
-@app.command()
+@app.command(epilog=examples("hpo delete digits", "hpo delete digits --yes"))
+def delete(
+    study: StudyArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Delete a study with its trials, checkpoints and logs. It cannot be undone. Refused while workers are at work on it."""
+    from hpo.storage.connect import connect, storage_url
+    from hpo.study import deletion
+    from hpo.study import study as studies
+
+    quiet_warnings()
+    joined = studies.join(connect(storage_url(storage)), study)
+    deletion.refuse_if_at_work(joined)
+    held = deletion.holdings(joined)
+    if not yes and not typer.confirm(text.safe(f"delete study {study!r} for good: {held.text}?")):
+        text.say("nothing was deleted")
+        raise typer.Exit(1)
+    deletion.delete(joined)
+    text.say(f"deleted study {study!r}: {held.text}")
+
+
+@app.command(epilog=examples("hpo doctor", "hpo doctor digits --repair", "hpo doctor --workers 64"))
 def doctor(
-    study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if left out.")] = None,
+    study: Annotated[str | None, typer.Argument(help="Name of a study. Default: all studies.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what can be mended without a decision of yours.")
+        bool, typer.Option("--repair", help="Repair every problem that needs no decision from you.")
     ] = False,
     fail: Annotated[
-        int | None, typer.Option("--fail", min=0, help="Make this RUNNING trial of another program FAIL.")
+        int | None, typer.Option("--fail", min=0, help="Set this RUNNING trial of another program to FAIL.")
     ] = None,
     release: Annotated[
         int | None,
-        typer.Option("--release", min=0, help="Park this trial of a worker on another machine, which is gone."),
+        typer.Option("--release", min=0, help="Park this trial, whose worker on another machine is gone."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Workers that the storage is to carry.")
+        int | None, typer.Option("--workers", min=1, help="Check whether the storage can serve this many workers.")
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Look for what ails studies and their storage; exit code 1 if something is left to mend."""
-    from hpo.errors import SpecError
-    from hpo.storage.connect import connect
-    from hpo.study import control, doctor
-    from hpo.study import study as studies
+    """Check studies and their storage for problems. Exit code 1 if some are left."""
+    from hpo.storage.connect import connect, storage_url
+    from hpo.study import doctor
 
-    quiet_optuna()
-    place = connect(storage_url(storage))
-    if fail is not None:
-        if study is None:
-            raise SpecError(f"--fail {fail}: name the study of the trial: hpo doctor STUDY --fail {fail}")
-        control.fail_foreign(studies.join(place, study), fail)
-        text.say(f"trial {fail} of {study!r} is FAIL now")
-    if release is not None:
-        if study is None:
-            raise SpecError(f"--release {release}: name the study of the trial, behind `hpo doctor`")
-        control.release(studies.join(place, study), release)
-        text.say(f"trial {release} of {study!r} is parked now")
-    ills = 0
+    quiet_warnings()
+    writes = repair or fail is not None or release is not None
+    place = connect(storage_url(storage)) if writes else open_to_read(storage)
+    if fail is not None or release is not None:
+        _end_by_hand(place, study, fail, release)
+    problems = 0
     for finding in doctor.findings(place, study, repair=repair, workers=workers):
         text.say_page(finding.text)
-        ills += finding.is_ill
-    text.say(f"{ills} to mend" if ills else "nothing to mend")
-    raise typer.Exit(1 if ills else 0)
+        problems += finding.is_ill
+    text.say(f"{problems} to mend" if problems else "nothing to mend")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _end_by_hand(place: Storage, study: str | None, fail: int | None, release: int | None) -> None:
+    from hpo.errors import SpecError
+    from hpo.study import control
+    from hpo.study import study as studies
+
+    if study is None:
+        option = f"--fail {fail}" if fail is not None else f"--release {release}"
+        raise SpecError(f"{option}: needs the name of the trial's study; add it after `hpo doctor`")
+    opened = studies.join(place, study)
+    if fail is not None:
+        control.fail_foreign(opened, fail)
+        text.say(f"trial {fail} of {study!r} is FAIL now")
+    if release is not None:
+        control.release(opened, release)
+        text.say(f"trial {release} of {study!r} is parked now")

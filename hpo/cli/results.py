@@ -1,15 +1,28 @@
-"""Commands that use a study's result: export, train, fork."""
+"""Commands that use the results of a study: export, train, mlflow, fork."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpo import text
-from hpo.cli.app import CodeOption, StorageOption, again_option, app, quiet_optuna, storage_url
+from hpo.cli.app import (
+    CodeOption,
+    StorageOption,
+    again_option,
+    app,
+    examples,
+    open_to_read,
+    quiet_optuna,
+    study_of,
+    users_folder,
+)
+from hpo.strategy.quiet import quiet_warnings
 from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -17,75 +30,107 @@ if TYPE_CHECKING:
     from hpo.spec.study_file import StudySpec
     from hpo.train.epoch import EpochResult
 
+MLFLOW_STORE = "sqlite:///mlflow.db"  # as MLflow itself
+MLFLOW_SECONDS = 5.0  # between two exports
 
-@app.command()
+
+@app.command(
+    epilog=examples("hpo export digits -o best.toml", "hpo export digits --top 3", "hpo export digits --trial 11")
+)
 def export(
     study: Annotated[str, typer.Argument(help="Name of the study.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("best.toml"),
-    trial: Annotated[int | None, typer.Option("--trial", min=0, help="This trial instead of the best.")] = None,
+    trial: Annotated[int | None, typer.Option("--trial", min=0, help="Export this trial instead of the best.")] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=1, help="The best K, as best.1.toml, best.2.toml, ...")
+        int | None, typer.Option("--top", min=1, help="Export the best K trials: best.1.toml, best.2.toml, ...")
     ] = None,
     front: Annotated[
-        bool, typer.Option("--front", help="All trials that none beats in several objectives, as best.1.toml, ...")
+        bool, typer.Option("--front", help="Export the Pareto front of several objectives: best.1.toml, ...")
     ] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Write the best trial's full config, every value pinned, with a receipt of what it was made from.
+    """Write the config of the best trial, with all values pinned and a receipt of its origin.
 
-    Of several objectives no trial is the best: one is chosen by --trial, or all that none beats are written by --front.
+    A study with several objectives has no best trial: choose a trial with --trial, or export the Pareto front with --front.
     """
     from hpo.errors import SpecError
-    from hpo.storage.connect import connect
+    from hpo.receipt import BEST_STEP
     from hpo.study import export as exporting
     from hpo.study import plain
+    from hpo.study.format import with_interval
+    from hpo.view import chance
 
     chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
     given = [option for option, is_given in chosen.items() if is_given]
     if len(given) > 1:
-        raise SpecError(f"{' and '.join(given)} do not go together; leave one out")
+        raise SpecError(f"{' and '.join(given)} cannot be combined; remove one")
     quiet_optuna()
-    opened = plain.open_any(connect(storage_url(storage)), study)
-    for path in exporting.export(opened, output, number=trial, top=top, whole_front=front):
+    opened = plain.open_any(open_to_read(storage), study)
+    before = {*output.parent.iterdir()} if output.parent.is_dir() else set()
+    written = exporting.export(opened, output, number=trial, top=top, whole_front=front)
+    for path, result in written.items():
         again = text.command("train", path, options=f"-o {text.quoted(f'runs/{path.stem}')}")
         first = ""
         if isinstance(opened, plain.PlainStudy):
             first = 'Optuna made the study and does not know its objective: add objective = "file.py:function", then '
-        text.say_command(f"wrote {path}; next: {first}", again)
+        verb = "replaced" if path in before else "wrote"
+        value = "" if result.values else f", {with_interval(result.value, result.interval)}"
+        text.say_command(f"{verb} {path}: trial {result.number}{value}; next: {first}", again)
+        if isinstance(opened, plain.PlainStudy) or opened.spec.is_declared or not result.checkpoint:
+            continue
+        if opened.spec.command:
+            text.say(f"what its program saved: {result.checkpoint}")
+        else:
+            of_step = f" of step {result.receipt[BEST_STEP]}" if BEST_STEP in result.receipt else ""
+            text.say_command(f"its weights{of_step}: ", f"hpo.load_weights({result.checkpoint!r})")
+    if trial is None and (lines := chance.choice_lines(plain.summarize(opened))):
+        text.say_page("\n".join(lines))
 
 
-@app.command()
+@app.command(epilog=examples("hpo train best.toml -o runs/digits", "hpo train best.toml --replay"))
 def train(
     config: Annotated[Path, typer.Argument(help="Pinned config, as `hpo export` writes it.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for weights, metrics, logs.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Another seed than the trial's.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Folder for weights, metrics and logs. Default: runs/ and the config's name."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed. Default: the seed of the trial.")] = None,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Train the trial again and compare its curves; no test.")
+        bool, typer.Option("--replay", help="Repeat the trial and compare its curves, without a test.")
     ] = False,
     storage: StorageOption = None,
     code: CodeOption = None,
 ) -> None:
-    """Train a pinned config to the end, open the test split once, leave weights, metrics and TensorBoard logs."""
+    """Train a pinned config and test it. Writes weights, metrics and TensorBoard logs.
+
+    Each new folder opens the test split again. The study records every opening.
+    """
     from hpo.final import train as final
+    from hpo.view import chance
 
     quiet_optuna()
     spec = final.load_pinned(config)
     folder = code or final.find_code_folder(spec, config)
     output = output or Path("runs") / config.stem
-    if spec.objective:
+    if not spec.is_declared:
         raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay, storage=storage))
-    training = final.prepare(config, seed=seed, code_folder=folder)
+    with users_folder():
+        training = final.prepare(config, seed=seed, code_folder=folder)
     text.say(final.describe(training))
     for note in training.splits.notes:
         text.say(f"data: {note}")
     if replay:
         raise typer.Exit(show_replay(training))
     from hpo.final import openings
+    from hpo.storage.connect import storage_url
+    from hpo.view.live import openings_text
 
     url = storage_url(storage, seen(spec.receipt.get("storage")))
     metrics = final.finished(training, output)
     if metrics is not None:
-        text.say(f"{output} holds this training, finished; the test split stays shut")
+        text.say(f"{output} holds this training, already finished; the test split is not opened again")
     else:
         stopping = StopSignal.installed()
         metrics = final.train(
@@ -96,35 +141,32 @@ def train(
             before_test=lambda: note_unrecorded(openings.announce(spec, output, url)),
         )
     if metrics is None:
-        text.say(f"stopped; the same command goes on from {output / final.CHECKPOINT}")
+        text.say(f"stopped; the same command continues from {output / final.CHECKPOINT}")
         raise typer.Exit(stopping.exit_code)
-    openings.complete(spec, output, url, metrics)
+    opened = openings.complete(spec, output, url, metrics)
     if metrics["stopped_by"]:
         text.say(f"stopped after epoch {len(metrics['history'])} by {metrics['stopped_by']}")
-    text.say(f"validation {spec.metric} {metrics['value']:.4f}, with the weights of epoch {metrics['epoch']}")
-    if metrics["overfits_since"] is not None:
-        text.say(
-            f"overfits since epoch {metrics['overfits_since']}: the validation loss rose while the training loss fell"
-        )
-    text.say(f"test accuracy {metrics['test_accuracy']:.4f} on {metrics['test_images']} images, opened once")
+    text.say_page(text.page(chance.outcome_lines(metrics, spec.metric, tried=spec.receipt.get("trials_tried", 0))))
+    if opened:
+        text.say(f"test split of trial {spec.receipt.get('trial')}: {openings_text(opened)}")
     text.say(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs{drawn(output)}")
 
 
 def drawn(output: Path) -> str:
-    """Say that there is a picture of the training, or what it takes to get one."""
+    """Return the name of the training's plot, or what is missing to draw it."""
     from hpo.final.trajectory import FILE
 
     return f", {FILE}" if (output / FILE).exists() else " (no trajectory.svg: needs matplotlib, the extra `plots`)"
 
 
 def seen(url: str | None) -> str | None:
-    """Return a receipt's storage if it is whole: a password is not in it."""
+    """Return a receipt's storage URL, None if its password was hidden."""
     return url if url and "***" not in url else None
 
 
 def note_unrecorded(reason: str | None) -> None:
     if reason:
-        text.say(f"note: the opening of the test split is in no ledger: {reason}", to=sys.stderr)
+        text.say(f"note: the opening of the test split could not be recorded in the study: {reason}", to=sys.stderr)
 
 
 def train_own(
@@ -137,36 +179,55 @@ def train_own(
     replaying: bool,
     storage: str | None,
 ) -> int:
-    """Run an objective of the user's own once with its pinned parameters; return the exit code."""
+    """Run the user's own objective once with its pinned parameters. Return the exit code."""
     from hpo.errors import SpecError, StudyError
     from hpo.files import write_json
-    from hpo.final import user_objective
+    from hpo.final import program_site, user_objective
     from hpo.receipt import receipt
+    from hpo.storage.connect import storage_url
+    from hpo.study.study import holds_files
 
     if seed is not None:
-        raise SpecError(f"--seed {seed}: an objective of your own seeds itself; leave it out")
+        raise SpecError(f"--seed {seed}: an objective of your own gets the seed of its trial; remove --seed")
     earlier, why_none = user_objective.earlier_trials(spec, storage_url(storage, seen(spec.receipt.get("storage"))))
     if why_none:
-        text.say(f"note: the objective finds no other trial in trial.study: {why_none}", to=sys.stderr)
-    value = user_objective.run(spec, config, folder, earlier)
-    text.say(f"the objective returned {value!r}")
+        text.say(f"note: trial.study holds no other trial: {why_none}", to=sys.stderr)
+    with users_folder(), program_site.given(spec, output, replaying=replaying) as site:
+        done = user_objective.run(spec, config, folder, earlier, loop=site)
+    told = "the program's value is" if spec.command else "the objective returned"
+    text.say(f"{told} {done.value!r}")
     if replaying:
-        repeats = user_objective.repeats(spec, config, value)
-        had = spec.receipt["values" if spec.objectives else "value"]
-        text.say(f"trial {spec.receipt['trial']} had {had!r}: {'the same' if repeats else 'another'}")
-        return 0 if repeats else 1
+        return say_difference(spec, user_objective.difference(spec, config, done))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
-    made = receipt(folder=folder, device="of the objective's choice", threads=None)
-    write_json(output / "metrics.json", {"value": value, "params": spec.params, "receipt": made})
-    text.say(f"in {output}: metrics.json")
+    made = receipt(folder=folder, device=f"of the {own_word(spec)}'s choice", threads=None)
+    write_json(output / "metrics.json", {"value": done.value, "params": spec.params or spec.space, "receipt": made})
+    has_saved = site is not None and holds_files(site.folder)
+    text.say(f"in {output}: metrics.json{', checkpoint/' if has_saved else ''}")
     return 0
 
 
+def own_word(spec: StudySpec) -> str:
+    """Return what a user's own training is called in messages."""
+    return "program" if spec.command else "objective"
+
+
+def say_difference(spec: StudySpec, difference: str | None) -> int:
+    """Print whether the replay of a user's own objective equals the trial. Return the exit code."""
+    trial, curves = spec.receipt["trial"], spec.receipt.get("curves", {})
+    if difference is None:
+        steps = max(map(len, curves.values()), default=0)
+        text.say(f"replay of trial {trial}: the value and the curve of {steps} steps equal the trial's bit for bit")
+        return 0
+    why = f"the {own_word(spec)} draws something without a seed, or its code, its data or a package changed"
+    text.say(f"replay of trial {trial} differs {difference}; {why}")
+    return 1
+
+
 def show_replay(training: FinalTraining) -> int:
-    """Train the receipt's trial again and say whether its curves came out the same; return the exit code."""
+    """Repeat the receipt's trial and print whether its curves are equal. Return the exit code."""
     from hpo.final import train as final
 
     differences = final.replay(training, show_epoch)
@@ -174,7 +235,7 @@ def show_replay(training: FinalTraining) -> int:
         text.say(f"epoch {one.epoch} {one.metric}: trial {one.trial!r}, replay {one.replay!r}", to=sys.stderr)
     trial, epochs = training.spec.receipt.get("trial"), final.curve_length(training)
     equal = (
-        "bit for bit" if training.repeats_exactly else f"within {final.TOLERANCE}, for it ran as {training.executor}"
+        "bit for bit" if training.repeats_exactly else f"within {final.TOLERANCE}, since it ran as {training.executor}"
     )
     verdict = "differ from the trial's" if differences else f"equal the trial's {equal}"
     text.say(f"replay of trial {trial}: the curves of {epochs} epochs {verdict}")
@@ -191,7 +252,46 @@ def show_epoch(result: EpochResult) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=examples("hpo mlflow digits", "hpo mlflow digits --to sqlite:////home/me/mlflow.db --follow"))
+def mlflow(
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="MLflow's tracking URI. Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; no server needed.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until the study is over, or until Ctrl-C.")
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Write a study into MLflow: a run for the study, and in it a run for each trial. The study itself is only read.
+
+    A second call updates the runs. Call it for one study only once at a time.
+    """
+    from hpo.errors import SpecError
+    from hpo.spec import extras
+    from hpo.study import study as studies
+
+    if (why := extras.missing("mlflow")) is not None:
+        raise SpecError(f"hpo mlflow: {why}")
+    quiet_warnings()
+    name, place = study_of(study, storage)
+    joined = studies.join(place, name)
+    from hpo.view.mlflow_runs import Exporter  # takes 3 s
+
+    uri = to or os.environ.get("MLFLOW_TRACKING_URI") or MLFLOW_STORE
+    exporter = Exporter(joined, uri)
+    summary = exporter.export()
+    while follow and not summary.is_over:
+        time.sleep(MLFLOW_SECONDS)
+        summary = exporter.export()
+    text.say(f"wrote {sum(summary.counts.values()) - summary.counts['waiting']} trials of {name!r} to {exporter.shown}")
+
+
+@app.command(epilog=examples("hpo fork digits digits-2 study.toml"))
 def fork(
     study: Annotated[str, typer.Argument(help="Name of the study to take trials from.")],
     name: Annotated[str, typer.Argument(help="Name of the new study.")],
@@ -199,27 +299,33 @@ def fork(
     storage: StorageOption = None,
     code: CodeOption = None,
 ) -> None:
-    """Make a new study from a changed file and take along the finished trials that fit into its space.
+    """Create a new study from a changed file and copy the finished trials that fit its space.
 
-    An objective of your own is called with the parameters of trials to learn its space. A call ends at the first report, or 5 s
-    after the last parameter.
+    To learn the space of your own objective, hpo calls it with the parameters of each trial. A call ends at the first report,
+    or 5 s after the last parameter. After 60 s of calls, trials with the same choices as an earlier trial are not checked.
     """
-    from hpo.storage.connect import connect
+    from hpo.storage.connect import connect, storage_url
     from hpo.study import plain, resolve
     from hpo.study.fork import fork_study
 
-    found = resolve.read(file, name=name, code_folder=code)
+    with users_folder():
+        found = resolve.read(file, name=name, code_folder=code)
     quiet_optuna()
     url = storage_url(storage, found.spec.storage)
-    plain.open_any(connect(url), study)  # before our tables are made, where they are not
+    plain.open_any(connect(url), study)  # before our tables are created, if they do not exist
     place = connect(url, create=True)
     forked = fork_study(plain.open_any(place, study), found)
     left = sum(forked.left.values())
     text.say(f"made study {name!r} with {forked.taken} trials of {study!r}; {left} do not fit the new space")
     for why, count in forked.left.items():
         text.say(f"  {count} left: {why}")
-    if found.spec.objective:
-        text.say("their values are taken as they are; whether the new code would come to the same, you know")
+    if forked.assumed:
+        text.say(
+            f"  {forked.assumed} trials were not asked: after {forked.asked} calls they are taken to fit as those with the same "
+            "choices did; if the objective's parameters depend on a number, some may lack one"
+        )
+    if not found.spec.is_declared:
+        text.say("their values are taken as they are; hpo cannot know whether the new code gives the same values")
     again = again_option(storage, found.spec.storage, place.shown)
     options = f"--name {text.quoted(name)} {again}".strip()
     text.say_command("next: ", text.command("run", file, options=options))

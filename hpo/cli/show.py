@@ -2,62 +2,124 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
 
 from hpo import text
-from hpo.cli.app import JsonOption, StorageOption, app, quiet_optuna, storage_url
+from hpo.cli.app import (
+    JsonOption,
+    StorageOption,
+    app,
+    examples,
+    open_to_read,
+    quiet_optuna,
+    study_of,
+)
+from hpo.strategy.quiet import quiet_warnings
+
+FOLLOW_SECONDS = 0.5  # between two looks at the logs
 
 
-@app.command()
+@app.command(
+    epilog=examples("hpo status", "hpo status digits", "hpo status study.toml", "hpo status digits --trial 11")
+)
 def status(
-    study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if left out.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of a study, or its study file. Default: all studies.")
+    ] = None,
     trial: Annotated[
-        int | None, typer.Option("--trial", min=0, help="This trial in full, with its failures' tracebacks.")
+        int | None, typer.Option("--trial", min=0, help="Show all of this trial, with the tracebacks of its failures.")
     ] = None,
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show how studies stand: trials by state, best so far, what runs, what is parked, what failed."""
+    """Show the status of studies: trials by state, best trial, running and parked trials, failures."""
     from hpo.errors import SpecError
-    from hpo.storage.connect import connect
     from hpo.study import plain
-    from hpo.view import live
+    from hpo.view import chance, live
 
     if trial is not None and study is None:
-        raise SpecError(f"--trial {trial}: name the study of the trial: hpo status STUDY --trial {trial}")
-    quiet_optuna()
-    place = connect(storage_url(storage))
+        raise SpecError(f"--trial {trial}: needs the name of the trial's study: hpo status STUDY --trial {trial}")
+    quiet_warnings()
+    name, place = study_of(study or "", storage)
     if study is None:
         summaries = plain.statuses(place)
         tell([live.to_json(one) for one in summaries], live.status_table(summaries), json=json)
     elif trial is None:
-        summary = plain.summarize(plain.open_any(place, study))
-        tell(live.to_json(summary), live.status_text(summary), json=json)
+        summary = plain.summarize(plain.open_any(place, name))
+        page = "\n".join([live.status_text(summary), *chance.choice_lines(summary)])
+        tell(live.to_json(summary), page, json=json)
     else:
-        found = plain.history(plain.open_any(place, study), trial)
+        found = plain.history(plain.open_any(place, name), trial)
         tell(live.to_json(found), live.history_text(found), json=json)
 
 
+@app.command(epilog=examples("hpo logs digits", "hpo logs digits -f", "hpo logs digits --trial 11"))
+def logs(
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
+    worker: Annotated[int | None, typer.Option("--worker", min=0, help="Only this worker of the last run.")] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            "--trial",
+            min=0,
+            help="Only what was printed while this trial was at work, in any run, and by its command's program.",
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is printed, until Ctrl-C.")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Show what the workers of `hpo run` and your own code have printed: the logs of the last run.
+
+    Trials of one stack are trained together, so lines of the others stand among those of a trial.
+    """
+    from hpo.errors import SpecError, StudyError
+    from hpo.launch import logs as worker_logs
+    from hpo.study import study as studies
+    from hpo.study import trial_history
+
+    if worker is not None and trial is not None:
+        raise SpecError(f"--worker {worker} and --trial {trial} cannot be combined; remove one")
+    quiet_warnings()
+    name, place = study_of(study, storage)
+    joined = studies.join(place, name)
+    attempts = 0 if trial is None else trial_history.history(joined, trial).attempt
+    shown = worker_logs.Tail(joined.logs, worker=worker, trial=trial)
+    for line in shown.lines():
+        text.say_page(line)
+    while follow:
+        time.sleep(FOLLOW_SECONDS)
+        for line in shown.lines():
+            text.say_page(line)
+    for line in shown.rest():
+        text.say_page(line)
+    if why := shown.missing(attempts):
+        raise StudyError(f"study {name!r}: {why}")
+
+
 def tell(document: object, page: str, *, json: bool) -> None:
-    """Print what a program reads, or what a person reads."""
+    """Print the document as JSON, or the page as text."""
     if json:
         text.say_json(document)
     else:
         text.say_page(page)
 
 
-@app.command()
+@app.command(epilog=examples("hpo dashboard", "hpo dashboard --port 8081 --write"))
 def dashboard(
     storage: StorageOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to serve on.")] = 8080,
-    write: Annotated[bool, typer.Option("--write", help="Allow changes, by anybody who reaches the address.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Allow changes. There is no login: anybody at the address can make them.")
+    ] = False,
 ) -> None:
-    """Serve optuna-dashboard for the storage, read-only."""
-    from hpo.storage.connect import connect
+    """Serve optuna-dashboard for the storage, read-only by default."""
+    from hpo.storage.connect import connect, storage_url
     from hpo.view import dashboard as web
 
     quiet_optuna()
-    web.serve(connect(storage_url(storage)), host, port, write)
+    place = connect(storage_url(storage)) if write else open_to_read(storage)
+    web.serve(place, host, port, write)

@@ -1,4 +1,4 @@
-"""From a pinned config to weights: the final training, the test split's one opening, replay.
+"""The final training of a pinned config, the one test on the test split, and the replay of a trial.
 
-`after` works on a finished model. Nothing here searches.
+The package `after` works on a finished model. Nothing here searches.
 """

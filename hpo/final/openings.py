@@ -1,23 +1,20 @@
-"""Where it is written down that a test split was opened: in the ledger of the study that the config came from.
+"""Records in the study's ledger that a final training opened the test split.
 
-It is written before the split is opened, and again with the result: a training that is cut off in between has opened it.
+An opening is recorded before the split is opened, and its result afterwards. So an opening is on record even if the training is
+killed in between.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from hpo.errors import Fault, StudyError
 from hpo.spec.study_file import StudySpec
-from hpo.storage import sql
+from hpo.storage import study_rows
 from hpo.storage.connect import FAILURES, connect
-from hpo.storage.tables import hpo_test_openings
 from hpo.study import study as studies
 from hpo.study.study import Study
 
@@ -25,33 +22,31 @@ TROUBLE = (Fault, *FAILURES)
 
 
 def announce(spec: StudySpec, folder: Path, url: str) -> str | None:
-    """Record that a training in this folder opens the test split; return why that failed, None if it did not.
+    """Record that a training in this folder opens the test split. Return why that failed, None if it did not.
 
-    A config may be trained on a machine that does not see the study: no trouble with its storage is raised.
+    No error of the storage is raised, since a config may be trained on a machine without access to the study.
     """
     try:
-        with _opened(spec, url) as study, sql.writing(study.storage.engine) as connection:
-            opened = {"study_id": study.study_id, "opened_at": sql.now(connection), **_which(study, spec, folder)}
-            connection.execute(hpo_test_openings.insert().values(opened))
+        with _opened(spec, url) as study:
+            study_rows.announce_opening(study.storage.engine, study.study_id, **_which(study, spec, folder))
     except TROUBLE as error:
         return str(error)
     return None
 
 
-def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -> None:
-    """Record the result of the latest opening that was announced; nothing happens where it could not be."""
+def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -> list[str]:
+    """Record the result of the latest announced opening.
+
+    Return the folder of each opening for the same trial, the oldest first. Does nothing and returns none if the storage cannot
+    be used.
+    """
     measured = {key: metrics[key] for key in ("test_accuracy", "test_loss")}
     with contextlib.suppress(*TROUBLE), _opened(spec, url) as study:
-        same = [hpo_test_openings.c[key] == value for key, value in _which(study, spec, folder).items()]
-        latest = sa.select(sa.func.max(hpo_test_openings.c.opening_id)).where(
-            *same, hpo_test_openings.c.metrics.is_(None)
-        )
-        with sql.writing(study.storage.engine) as connection:
-            connection.execute(
-                hpo_test_openings.update()
-                .where(hpo_test_openings.c.opening_id == latest.scalar_subquery())
-                .values(metrics=json.dumps(measured))
-            )
+        study_rows.complete_opening(study.storage.engine, measured, **_which(study, spec, folder))
+        with study.storage.engine.connect() as connection:
+            found = study_rows.openings(connection, study.uid)
+        return [opened for number, opened in found if number == spec.receipt.get("trial")]
+    return []
 
 
 def _which(study: Study, spec: StudySpec, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TensorBoard's logs of a final training: what every epoch brought, and beside that, in a folder of its own, every step."""
+"""TensorBoard logs of a final training: one log by epoch, and one by step in a subfolder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils.tensorboard import SummaryWriter
 from hpo.train.epoch import EpochResult
 
 STEPS = "steps"  # the folder
-OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # as `StepMonitor.trajectory` has them
+OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # the columns of `StepMonitor.trajectory`
 
 
 class Boards:
-    """Two writers, since TensorBoard drops what a training that goes on writes again by the step's number alone."""
+    """The two logs. They need two writers, since a resumed training purges a log by step number, whatever the tag."""
 
     def __init__(self, folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
-        """Go on after so many epochs."""
+        """Open the logs, and purge entries after the first `epochs` epochs."""
         self._epochs = SummaryWriter(log_dir=str(folder), purge_step=epochs + 1)
         self._steps = SummaryWriter(log_dir=str(folder / STEPS), purge_step=epochs * steps_per_epoch + 1)
         self._steps_per_epoch = steps_per_epoch
@@ -33,9 +33,15 @@ class Boards:
         self._steps.close()
 
     def show(self, result: EpochResult, trajectory: Sequence[Sequence[float]], *, overfits: bool) -> None:
-        """Write an epoch and its steps."""
-        shown = {"epoch": float(result.epoch)} | result.numbers
-        shown |= {"generalisation_gap": result.validation_loss - result.train_loss, "overfitting": float(overfits)}
+        """Write an epoch and its steps.
+
+        Args:
+            result: the epoch.
+            trajectory: loss, gradient norm and parameter norm of each step.
+            overfits: whether the training overfits.
+        """
+        gap = result.validation_loss - result.train_loss
+        shown = result.numbers | {"generalisation_gap": gap, "overfitting": float(overfits)}
         for name, value in shown.items():
             self._epochs.add_scalar(name, value, result.epoch)
         first = (result.epoch - 1) * self._steps_per_epoch + 1
@@ -44,5 +50,5 @@ class Boards:
                 self._steps.add_scalar(f"step/{name}", value, step)
 
     def show_test(self, name: str, value: float, epoch: int) -> None:
-        """Write a number of the test split."""
+        """Write a metric of the test split."""
         self._epochs.add_scalar(name, value, epoch)

@@ -1,7 +1,7 @@
-"""The final training: a pinned config trained from scratch, its weights kept, the test split opened once at the end.
+"""The final training: trains a pinned config from scratch, saves the weights and opens the test split once at the end.
 
-Also the replay: the same training, held against the validation curve in the config's receipt. The loop is the one of the
-search, so a config means the same in both. This is the only file that opens the test split.
+The replay repeats a trial and compares its curves with those in the config's receipt. Both use the training loop of the search,
+so a config means the same. This is the only module that opens the test split.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,15 @@ from annotated_types import Ge
 
 from hpo import data
 from hpo.errors import CheckpointError, SpecError, StudyError
-from hpo.files import read_json, write_json
+from hpo.files import atomic_write, read_json, write_json
 from hpo.final import trajectory
 from hpo.final.tensorboard import Boards
 from hpo.receipt import receipt
 from hpo.spec import options, seeds, space
+from hpo.spec.program import Command
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.study.interval import IMAGES_KEY
 from hpo.text import command, quoted
 from hpo.train import checkpoint, validation
 from hpo.train.batches import most_pieces
@@ -41,11 +42,11 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
-TOLERANCE = 5e-3  # of losses and accuracies where executors differ: Adam blows rounding up (docs/decisions.md)
+TOLERANCE = 5e-3  # of losses and accuracies between executors: Adam amplifies rounding errors (docs/decisions.md)
 
 
 class Receipt(pydantic.BaseModel):
-    """What is read of a pinned config's receipt: whoever edited it is told what is wrong."""
+    """The keys of a pinned config's receipt that are used here, for checking their types."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
@@ -56,6 +57,7 @@ class Receipt(pydantic.BaseModel):
     state: str = ""
     executor: Annotated[str, pydantic.StringConstraints(pattern=r"^(loop|stack|vmap)(\+(loop|stack|vmap))*$")] = "loop"
     trial: Annotated[int, Ge(0)] = 0
+    trials_tried: Annotated[int, Ge(0)] = 0
     seed: Annotated[int, Ge(0)] = 0
     accumulation: Annotated[int, Ge(1)] = 1
     value: float | None = None
@@ -65,7 +67,7 @@ class Receipt(pydantic.BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class FinalTraining:
-    """A pinned config ready to train: the spec, what it says, its data, its seed and its micro-batches."""
+    """A pinned config that is ready to train."""
 
     path: Path
     spec: StudySpec
@@ -74,15 +76,13 @@ class FinalTraining:
     seed: int
     device: torch.device
     splits: data.Splits
-    accumulation: int  # micro-batches to a batch
-    executor: str = "loop"  # that trained the receipt's trial; several in a row joined by "+"
+    accumulation: int  # micro-batches per batch
+    executor: str = "loop"  # the executor of the receipt's trial; several in a row are joined by "+"
 
     @property
     def identity(self) -> str:
-        """What makes this training what it is: the SHA-256 of the config, receipt aside, of the seed, of micro-batches,
-        if any, and of the executor, if it is not the loop.
-        """
-        # What is usual adds nothing: folders from before there was anything else stay recognised.
+        """The SHA-256 of the config without its receipt, the seed, the micro-batches and the executor."""
+        # Default values of the last two add nothing, so that folders of earlier versions keep their identity.
         made_of = [self.spec.identity, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
         made_of += [self.executor] if self.executor != "loop" else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -91,7 +91,7 @@ class FinalTraining:
         """Return the run at epoch 0.
 
         Args:
-            by_step: measures the norms of parameters and gradients in every step.
+            by_step: measure the norms of parameters and gradients in every step.
         """
         return assemble.build_run(
             self.config,
@@ -104,21 +104,22 @@ class FinalTraining:
         )
 
     def epochs(self, run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
-        """Train the run on as the receipt's trial was trained; the loop stands for several executors in a row."""
+        """Train the run with the executor of the receipt's trial. If the trial had several executors, the loop is used."""
         choice = Choice(executor=self.executor if "+" not in self.executor else "loop", slots=1, why="a receipt")
         return executor.train(choice.build(run), run, stop)
 
     @property
     def repeats_exactly(self) -> bool:
-        """Whether the trial's curve comes again bit for bit, on the same CPU: not after a change of executors, and of a stack
-        at one thread only.
+        """Whether the trial's curve repeats bit for bit on the same CPU type.
+
+        It does for the loop, and for a stack on the CPU with one thread. It does not after a change of executors.
         """
         one_thread = self.device.type == "cpu" and self.config.training.threads == 1
         return self.executor == "loop" or (self.executor == "stack" and one_thread)
 
 
 def load_pinned(path: Path) -> StudySpec:
-    """Read a config in which nothing is left to search; SpecError lists the ranges of one where something is."""
+    """Read a pinned config; SpecError lists the ranges and choices that are not pinned."""
     if not path.exists():
         raise SpecError(f"{path}: no such file; `hpo export STUDY -o {quoted(path)}` writes one")
     spec = StudySpec.load(path)
@@ -130,15 +131,22 @@ def load_pinned(path: Path) -> StudySpec:
     if spec.objective or spec.is_pinned:
         return spec
     left = [f"{path}: {name} = {found}: is not pinned" for name, found in space.parameters(spec.tree)]
-    mend = f"{path}: search it with `{command('run', path)}`, or give each of these one value"
+    mend = f"{path}: search it with `{command('run', path)}`, or write one value for each of these"
     raise SpecError(*left, mend)
 
 
 def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = None) -> FinalTraining:
-    """Read a pinned config and load its data; SpecError if it has ranges left or is not trainable.
+    """Read a pinned config and load its data.
 
-    The seed is the given one, else the receipt's, which repeats the trial, else one derived from the config's own. The
-    receipt's micro-batches are kept under any seed: the trial's memory did not hold a whole batch, whatever its draws.
+    The seed is the given one, else the receipt's, which repeats the trial, else it is derived from the config's seed. The
+    receipt's number of micro-batches is used with any seed, since a whole batch did not fit into memory.
+
+    Args:
+        path: the config.
+        seed: the seed; by default the trial's.
+        code_folder: the folder of the user's code; found by `find_code_folder` by default.
+
+    Raises SpecError if the config has ranges left or cannot be trained.
     """
     spec = load_pinned(path)
     folder = code_folder or find_code_folder(spec, path)
@@ -148,8 +156,8 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
     if accumulation > most_pieces(config.training.batch_size):
         raise SpecError(
-            f"{path}: receipt.accumulation = {accumulation}: cannot cut training.batch_size = "
-            f"{config.training.batch_size} into so many micro-batches; remove it"
+            f"{path}: receipt.accumulation = {accumulation}: training.batch_size = {config.training.batch_size} cannot be cut "
+            "into so many micro-batches; remove it"
         )
     return FinalTraining(
         path=path,
@@ -165,10 +173,10 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
 
 
 def find_code_folder(spec: StudySpec, path: Path) -> Path:
-    """Return where a pinned config's user code and data files lie: beside the config if they are there, else where the
-    study had them.
-    """
+    """Return the folder of a pinned config's user code and data files: the config's folder if all are there, else the study's."""
     beside = path.parent.absolute()
+    if spec.command is not None:
+        return _command_folder(Command.parse(spec.command), beside, Path(spec.receipt.get("code_folder", beside)))
     files = [reference.partition(":")[0] for reference in spec.code_references]
     code = [file if file.endswith(".py") else file.split(".")[0] for file in files]
     if all((beside / file).exists() for file in [*code, *registry.files(spec)]):
@@ -176,8 +184,14 @@ def find_code_folder(spec: StudySpec, path: Path) -> Path:
     return Path(spec.receipt.get("code_folder", beside))
 
 
+def _command_folder(command: Command, beside: Path, before: Path) -> Path:
+    """Return the config's folder if it has all files that the command names, else the study's."""
+    names = [file.relative_to(before) for file in command.files(before)]
+    return beside if names and all((beside / name).is_file() for name in names) else before
+
+
 def describe(training: FinalTraining) -> str:
-    """Return a line that says what will be trained, on what, from which seed."""
+    """Return a line on the training: model, data, optimizer, schedule, epochs, seed and device."""
     config, device = training.config, assemble.device_name(training.device)
     return (
         f"{training.path}: {config.model.name} on {config.data.name}, {config.optimizer.name} with {config.schedule.name} "
@@ -186,7 +200,7 @@ def describe(training: FinalTraining) -> str:
 
 
 def finished(training: FinalTraining, folder: Path) -> dict[str, Any] | None:
-    """Return the metrics of this very training if the folder holds it finished: the test split is not opened again."""
+    """Return the metrics of this training if the folder holds it finished, else None."""
     if not (folder / METRICS).exists():
         return None
     metrics = read_json(folder / METRICS)
@@ -201,12 +215,18 @@ def train(
     progress: Callable[[EpochResult], None],
     before_test: Callable[[], None],
 ) -> dict[str, Any] | None:
-    """Train to the end, test once, and leave weights, metrics and TensorBoard logs in `folder`; return the metrics.
+    """Train to the end, test once, and write weights, metrics and TensorBoard logs. Return the metrics, None if stopped.
 
-    A training that was stopped (then None is returned) goes on from its checkpoint when called again; one that ends by a rule
-    of the config's [stopping] is tested as one that has had all its epochs. `before_test` is
-    called when the test split is about to be opened. Raises StudyError if the folder holds another training, and
-    CheckpointError if the checkpoint in it cannot be read.
+    A stopped training continues from its checkpoint at the next call. A training that ends by early stopping is tested too.
+
+    Args:
+        training: the training.
+        folder: the output folder.
+        stop: asked after each batch; true stops the training.
+        progress: called after each epoch.
+        before_test: called just before the test split is opened.
+
+    Raises StudyError if the folder holds another training, and CheckpointError if its checkpoint cannot be read.
     """
     run, kept = training.run(by_step=True), _Kept()
     if (folder / METRICS).exists():
@@ -236,15 +256,16 @@ def train(
 
 
 class _Kept:
-    """What a final training keeps beside the run: the judged curve, all metrics, every step's loss and norms, and the weights
-    that stand for the curve's value: under the rule "best" those of the best epoch, E_opt.
+    """The results of a final training so far: the validation curve, all metrics, loss and norms of each step, and the weights.
+
+    The weights are those of the curve's value: with value = "best" the weights of the best epoch, else of the last one.
     """
 
     def __init__(self) -> None:
         self.curve: list[float] = []
         self.history: list[dict[str, float]] = []
         self.weights: dict[str, Any] = {}
-        self.steps = torch.zeros(0, 3)  # loss, norm of the gradient, of the parameters
+        self.steps = torch.zeros(0, 3)  # [steps, 3]: loss, gradient norm, parameter norm
 
     @property
     def overfits_since(self) -> int | None:
@@ -276,17 +297,16 @@ class _Kept:
 
 
 def _open_folder(training: FinalTraining, folder: Path) -> None:
-    copy, part = folder / CONFIG, folder / f"{CONFIG}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(training.path.read_bytes())
-        os.replace(part, copy)
+        with atomic_write(folder / CONFIG) as copy:
+            copy.write_bytes(training.path.read_bytes())
     except OSError as error:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
 
 def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
-    """Open the test split with the weights that the study's rule stands for, and return everything measured."""
+    """Open the test split, assess the kept weights, and return all metrics."""
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
     assert rule is not None
@@ -305,6 +325,7 @@ def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
         "identity": training.identity,
         **{f"test_{name}": value for name, value in tested.items()},
         "test_images": len(test.labels),
+        IMAGES_KEY: len(training.splits.validation.labels),
         "classes": list(training.splits.classes),
         "value": rule(kept.curve),
         "epoch": rule.best_epoch(kept.curve),
@@ -327,7 +348,7 @@ def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One epoch at which a replay left the trial's curve."""
+    """One epoch at which a replay differs from the trial's curve."""
 
     epoch: int
     metric: str
@@ -336,17 +357,17 @@ class Difference:
 
 
 def replay(training: FinalTraining, progress: Callable[[EpochResult], None]) -> list[Difference]:
-    """Train the receipt's trial again, as far as it went, and return where its curves differ: nowhere, bit for bit, or
-    within TOLERANCE where the trial does not repeat exactly.
+    """Repeat the receipt's trial and return the differences between the curves.
 
-    It ends where the trial ended, whatever ended that: rules of stopping are not asked. Raises StudyError if the config has
-    no curve in its receipt.
+    Curves must be equal bit for bit, or within TOLERANCE if `repeats_exactly` is false. The replay trains as many epochs as the
+    trial; early stopping is off. Raises StudyError if the receipt holds no curve.
     """
     curves: dict[str, list[float]] = training.spec.receipt.get("curves", {})
     epochs = curve_length(training)
     if not epochs:
         raise StudyError(
-            f"{training.path}: has no curve in its receipt: it is no export, or of a trial that was not trained in its study"
+            f"{training.path}: has no curve in its receipt; it is not an export, or its trial was copied from another study; "
+            "export a trained trial"
         )
     found: list[Difference] = []
     run = training.run()
@@ -360,14 +381,14 @@ def replay(training: FinalTraining, progress: Callable[[EpochResult], None]) -> 
 
 
 def curve_length(training: FinalTraining) -> int:
-    """Return how many epochs the receipt's trial was trained."""
+    """Return the number of epochs of the receipt's trial."""
     return max(map(len, training.spec.receipt.get("curves", {}).values()), default=0)
 
 
 def _differences(training: FinalTraining, result: EpochResult, curves: dict[str, list[float]]) -> Iterator[Difference]:
     numbers = result.numbers
     for metric, curve in curves.items():
-        if result.epoch > len(curve) or metric not in numbers:  # [watch] may have been taken out of the file
+        if result.epoch > len(curve) or metric not in numbers:  # [watch] may have been removed from the file
             continue
         again = numbers[metric]
         then = curve[result.epoch - 1]
@@ -377,5 +398,5 @@ def _differences(training: FinalTraining, result: EpochResult, curves: dict[str,
 
 
 def same(one: float, other: float) -> bool:
-    """Say whether two values are the same number, bit for bit, or both none."""
+    """Return whether two values are the same number or both NaN."""
     return one == other or (math.isnan(one) and math.isnan(other))

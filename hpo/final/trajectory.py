@@ -1,4 +1,4 @@
-"""The trajectory of a training as a picture: loss and norms by step, losses by epoch. Needs matplotlib, the extra `plots`."""
+"""A plot of a training: loss and norms by step, losses by epoch. Needs matplotlib, the extra `plots`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FILE = "trajectory.svg"
 
 
 def can_draw() -> bool:
-    """Say whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
@@ -18,11 +18,12 @@ def draw(path: Path, steps: Sequence[Sequence[float]], history: Sequence[Mapping
     """Write an SVG of a training.
 
     Args:
-        steps: of each step its loss, the norm of the gradient, and that of the parameters.
-        history: the numbers of every epoch.
+        path: the file to write.
+        steps: loss, gradient norm and parameter norm of each step.
+        history: the metrics of each epoch.
         kept: the epoch whose weights were kept.
     """
-    from matplotlib.figure import Figure  # not pyplot, which would look for a display
+    from matplotlib.figure import Figure  # pyplot would look for a display
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     by_step, norms, path_of, by_epoch = figure.subplots(2, 2).flat
@@ -35,7 +36,9 @@ def draw(path: Path, steps: Sequence[Sequence[float]], history: Sequence[Mapping
     norms.set(title="2-norms at each step", xlabel="step", yscale="log")
     norms.legend()
     path_of.scatter(weights, gradient, c=list(numbers), s=4)
-    path_of.set(title="the way, from dark to light", xlabel="|parameters|", ylabel="|gradient|", yscale="log")
+    path_of.set(
+        title="norms of all steps, first dark, last light", xlabel="|parameters|", ylabel="|gradient|", yscale="log"
+    )
     for name in ("train_loss", "validation_loss"):
         by_epoch.plot([one["epoch"] for one in history], [one[name] for one in history], label=name)
     by_epoch.axvline(kept, color="grey", linewidth=0.8, label="kept")

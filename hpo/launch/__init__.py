@@ -1,4 +1,4 @@
-"""Worker processes on this machine: started, watched, restarted, stopped; and their logs.
+"""Worker processes on this machine: start, watch, restart, stop; and their logs.
 
-Nothing here imports torch or opens a GPU. What a worker does is in `hpo.worker`.
+Nothing here imports torch or opens a GPU. The work of a worker is in `hpo.worker`.
 """

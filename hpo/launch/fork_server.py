@@ -1,7 +1,7 @@
-"""Where local workers come from: forked from a server that has loaded torch once, so that N start in the time of one.
+"""Starts local workers by forking a server that has imported torch once. So N workers start in the time of one.
 
-The server is Python's own (multiprocessing's forkserver). It opens no GPU, no connection and no file, runs nothing of the
-user's, and ends with the process that started it.
+The server is multiprocessing's forkserver. It opens no GPU, no connection and no file, and runs no user code. It ends with the
+process that started it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 from hpo.worker.signals import ORDER
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
-#: For a declared study. Not for an objective of the user's own, which may have something to say to torch before it loads it.
+#: Preloaded for a declared study only. A user's own objective may set options of torch before it imports torch.
 DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection"]
-COMPILER = ["torch._dynamo"]  # which torch's own steps of an optimizer load, and those of a stack do not
-#: Of the server. Some libraries read it when they are loaded; a training sets its own number of threads.
+COMPILER = ["torch._dynamo"]  # the steps of torch's optimizers import it, the steps of a stack do not
+#: Environment of the server. Some libraries read it at import. A training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-FOLDER = "HPO_SERVER_FOLDER"  # in the server's environment: its socket's folder, which it removes if its starter cannot
-LONGEST_FOLDER = 64  # bytes of a path; the server's socket lies in it, and the path of a socket has 107 at most
+FOLDER = (
+    "HPO_SERVER_FOLDER"  # environment variable: the folder of the server's socket, removed if the starter was killed
+)
+LONGEST_FOLDER = 64  # bytes of the temporary folder's path; the path of the socket in it has 107 bytes at most
 
 
 def warm_up(executor: str | None) -> None:
-    """Start the server, if there is none yet, and let it load what workers need; do not wait for it.
+    """Start the server, if it does not run, and let it import what workers need. Does not wait for it.
 
     Args:
-        executor: which a declared study asks for; None for an objective of the user's own.
+        executor: the `executor` of a declared study; None for a user's own objective.
     """
     declared = [] if executor is None else DECLARED + COMPILER if executor == "loop" else DECLARED
     CONTEXT.set_forkserver_preload(ANY + declared)
@@ -46,28 +49,46 @@ def warm_up(executor: str | None) -> None:
 
 @contextmanager
 def _as_the_server_needs_it() -> Iterator[None]:
-    """Wherever a server may be started: its environment, and a folder for its socket."""
-    environment, folder = {**os.environ}, tempfile.gettempdir()
+    """Set the server's environment and the folder of its socket. Needed around each call that may start a server.
+
+    multiprocessing's start method is restored afterwards, since user code may set it.
+    """
+    folder, method = tempfile.gettempdir(), multiprocessing.get_start_method(allow_none=True)
+    before = {name: os.environ.get(name) for name in (*SETTINGS, FOLDER)}
     os.environ.update(SETTINGS)
     if len(os.fsencode(folder)) > LONGEST_FOLDER:
-        tempfile.tempdir = "/tmp"  # multiprocessing makes a folder of its own in it
-    if multiprocessing.parent_process() is None:  # else the folder is that process's, which goes on to use it
+        tempfile.tempdir = "/tmp"  # multiprocessing creates its own folder in it
+    if multiprocessing.parent_process() is None:  # else the folder belongs to the parent, which still uses it
         os.environ[FOLDER] = util.get_temp_dir()
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(environment)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         tempfile.tempdir = folder
+        multiprocessing.set_start_method(method, force=True)
+
+
+@contextmanager
+def _without_the_script() -> Iterator[None]:
+    """Hide the script that this process runs. multiprocessing would run it once more in each worker."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
-    """Start `hpo worker ARGUMENTS` in a session of its own; what it says goes to the end of the log.
+    """Start `hpo worker ARGUMENTS` in a new session. Its output is appended to the log.
 
-    A server that was killed is started again. Raises EOFError or OSError if it is killed just now.
+    A killed server is started again. Raises EOFError or OSError if the server is killed during the call.
     """
     worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], {**environment}, str(log), os.getcwd()))
-    with _as_the_server_needs_it():
+    with _as_the_server_needs_it(), _without_the_script():
         worker.start()
     return worker
 
@@ -80,21 +101,21 @@ def ask(worker: BaseProcess) -> None:
 
 
 def kill(worker: BaseProcess) -> None:
-    """Kill a worker, even one that outlives its server, of which multiprocessing knows nothing any more."""
+    """Kill a worker. By its process id, since multiprocessing cannot signal a worker whose server is gone."""
     assert worker.pid is not None
     with suppress(ProcessLookupError):
         os.kill(worker.pid, signal.SIGKILL)
 
 
 def ids() -> frozenset[int]:
-    """Return the process ids of the server, if there is one."""
+    """Return the process id of the server as a set, empty without a server."""
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return frozenset() if server is None else frozenset({server})
 
 
 def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, folder: str) -> None:
-    gc.freeze()  # what the server has loaded is no garbage; each look through it took 0.3 s and copied its memory
-    os.setsid()  # a Ctrl-C in the terminal reaches only the parent
+    gc.freeze()  # the server's objects are no garbage; each collection over them took 0.3 s and copied their memory
+    os.setsid()  # a Ctrl-C in the terminal then reaches only the parent
     os.environ.clear()
     os.environ.update(environment)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -105,22 +126,23 @@ def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, fo
     os.dup2(said, 2)
     os.close(said)
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # as in a process of its own
     _let_the_server_end()
     if numpy := sys.modules.get("numpy.random"):
-        numpy.seed()  # else every worker would draw what the others draw
-    command = ["worker", *arguments, "--parent", str(os.getppid())]  # the server, which ends with whoever started it
+        numpy.seed()  # else all workers would draw the same numbers
+    command = ["worker", *arguments, "--parent", str(os.getppid())]  # the server, which ends with its starter
     starter = multiprocessing.parent_process()
     if starter is None or not starter.is_alive():
         return
     sys.argv = ["hpo", *command]
-    sys.orig_argv = [sys.executable, "-P", "-m", "hpo", *command]  # for a process that starts afresh
+    sys.orig_argv = [sys.executable, "-P", "-m", "hpo", *command]  # for a restart of this process
     runpy.run_module("hpo", run_name="__main__", alter_sys=True)
 
 
 def _let_the_server_end() -> None:
-    """Let go of the pipe by which the server knows that it is needed: it ends with `hpo run`, and so do its workers then.
+    """Close the pipe that keeps the server alive, so that the server, and then the workers, end with `hpo run`.
 
-    multiprocessing hands the pipe to each of its processes, for children of their own.
+    multiprocessing hands the pipe to each of its processes, so that they can start children.
     """
     server = forkserver._forkserver
     os.close(server._forkserver_alive_fd)  # type: ignore[attr-defined]

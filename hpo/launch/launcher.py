@@ -1,6 +1,6 @@
-"""One `hpo run` from start to end: workers started, watched, shown, and stopped in order.
+"""One `hpo run` from start to end: starts, watches, shows and stops the workers.
 
-The order of an end: no new trial is claimed, running trials park with a checkpoint, workers leave, the summary is read.
+At the end no new trial is claimed. Running trials are parked with a checkpoint, workers exit, and the summary is read.
 """
 
 from __future__ import annotations
@@ -20,29 +20,35 @@ from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.study import query
+from hpo.study import details, query
 from hpo.study.status import Past, read
 from hpo.study.study import Study
 from hpo.study.trial_history import finished
 from hpo.view.live import LiveView
+from hpo.view.picture import Around
 from hpo.worker.signals import ASKING, SAME_SECONDS
 
 REFRESH_SECONDS = 0.25
 
 
 class Interrupt:
-    """What signals do to a run: the first asks it to stop, the next kills the workers, one more ends it at once.
+    """The reaction of a run to signals. The first one asks workers to stop, the second kills them, the third ends the run.
 
-    A thread hears them, since the main thread may wait for a storage for seconds, and its workers for its word meanwhile.
+    A thread handles them, since the main thread may wait for the storage for seconds.
+
+    Args:
+        fleet: the workers.
+        may_exit: whether the third signal ends this process. A notebook's process, for example, holds more than the run.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, may_exit: bool = True) -> None:
         self.fleet = fleet
+        self.may_exit = may_exit
         self.received: list[int] = []
         self._received_at = 0.0
 
     def listen(self, reader: socket.socket) -> None:
-        """Act on signals, which come as bytes, until the other side is closed."""
+        """Handle signals, which arrive as bytes, until the other end of the socket is closed."""
         while numbers := reader.recv(4096):
             for number in numbers:
                 is_same = number in self.received[-1:] and time.monotonic() - self._received_at < SAME_SECONDS
@@ -52,13 +58,13 @@ class Interrupt:
     def _receive(self, number: int) -> None:
         self.received.append(number)
         self._received_at = time.monotonic()
-        if len(self.received) > 2:
+        if len(self.received) > 2 and self.may_exit:
             self.fleet.end_orphans()
-            os._exit(128 + number)  # even from amid a statement that waits for the database
+            os._exit(128 + number)  # works even while a statement waits for the database
         if len(self.received) > 1 or self.fleet.stop_asked_at is not None:
             self.fleet.kill_processes()
         else:
-            self.fleet.ask_processes()  # now: the loop may be waiting for a storage that fails
+            self.fleet.ask_processes()  # at once, since the main loop may be waiting for the storage
 
     @property
     def exit_code(self) -> int:
@@ -66,9 +72,14 @@ class Interrupt:
 
 
 @contextmanager
-def catching_signals(fleet: Fleet) -> Iterator[Interrupt]:
-    """Handle the signals that ask a process to leave, and put the old handlers back."""
-    interrupt = Interrupt(fleet)
+def catching_signals(interrupt: Interrupt) -> Iterator[Interrupt]:
+    """Handle the signals that ask a process to stop within this block, then restore the old handlers.
+
+    Outside the main thread nothing is handled, since Python calls handlers only there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     listening = threading.Thread(target=interrupt.listen, args=(reader,), name="interrupt", daemon=True)
@@ -86,38 +97,46 @@ def catching_signals(fleet: Fleet) -> Iterator[Interrupt]:
         reader.close()
 
 
-def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None) -> int:
-    """Run the fleet until the budget is spent, the time is up or a signal says stop; return 0 or 128 + the signal.
+def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | None, may_exit: bool = True) -> int:
+    """Run the workers until the budget is spent, the time is up or a signal arrives. Return 0 or 128 + the signal.
 
     Args:
-        timeout: seconds of wall clock for this run; what still trains then is parked.
+        study: the study.
+        fleet: its workers.
+        view: shows the progress.
+        timeout: the time limit of this run in seconds. Unfinished trials are parked.
+        may_exit: let a third signal end this process at once.
+
+    Raises StorageError if the storage fails for longer than `recovery.outage_patience`.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     outage_since: float | None = None
-    past = read(study).past  # what has finished by now is not told
-    ledger = study.ledger(f"launcher:{workers.new_name()}")
+    past = read(study).past  # trials that have finished before are not shown
+    ledger = study.ledger(f"{workers.LAUNCHER}{workers.new_name()}")
     workers.register(ledger)
     reaper = Reaper(ledger)
-    with catching_signals(fleet) as interrupt, view:
+    with catching_signals(Interrupt(fleet, may_exit=may_exit)) as interrupt, view:
         for held in query.held_elsewhere(study):
             view.say(
-                f"trial {held.number} is held by {held.worker} of another machine and is left to it; "
-                f"if that is gone: {text.command('doctor', study.name, options=f'--release {held.number}')}"
+                f"trial {held.number} is held by {held.worker} on another machine and is left to it; "
+                f"if that worker is gone: {text.command('doctor', study.name, options=f'--release {held.number}')}"
             )
+        count = len(fleet.slots)
+        view.stage(f"{study.name}: starting {count} worker{'s' if count > 1 else ''}, which takes some seconds")
         try:
             fleet.start()
             while fleet.tend():
                 try:
                     if reaper.is_due:
                         reaper()
-                    past = _show(study, view, past)
+                    past = _show(study, fleet, view, past)
                     outage_since = None
-                except FAILURES as error:  # the workers look after themselves; there is nothing to show
+                except FAILURES as error:  # the workers handle the outage themselves
                     outage_since = outage_since or time.monotonic()
                     if time.monotonic() - outage_since > study.spec.recovery.outage_seconds:
                         raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
                 if fleet.stop_asked_at is None and (interrupt.received or time.monotonic() >= deadline):
-                    view.say("stopping: running trials are parked with a checkpoint; Ctrl-C to end at once")
+                    view.say(f"stopping: {_what_becomes_of_trials(study)}; Ctrl-C ends at once")
                     fleet.stop()
                 fleet.wait(REFRESH_SECONDS)
         finally:
@@ -125,18 +144,33 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
             with suppress(*FAILURES, StorageGone):
                 workers.unregister(ledger)
         try:
-            _show(study, view, past)
+            _show(study, fleet, view, past)
         except FAILURES:
             if not interrupt.received:
                 raise
     return interrupt.exit_code
 
 
-def _show(study: Study, view: LiveView, past: Past) -> Past:
-    """Show the study as it is now; return what the next look need not read again.
+def _what_becomes_of_trials(study: Study) -> str:
+    if not study.spec.is_declared:
+        return (
+            "running trials are parked; each goes on from its last checkpoint, or starts again with the same parameters"
+        )
+    return "running trials are parked with a checkpoint"
 
-    Not moved on by a look that fails half way: no trial that ended goes untold.
+
+def _show(study: Study, fleet: Fleet, view: LiveView, past: Past) -> Past:
+    """Show the study as it is now. Return the past for the next read, which then reads only what is new.
+
+    A read that fails returns no new past, so each finished trial is shown.
     """
     reading = read(study, past)
-    view.update(reading.summary, finished(study, reading.ended, total=reading.summary.finished))
+    ended = finished(study, reading.ended, total=reading.summary.own_finished)
+    if not view.live:
+        view.update(reading.summary, ended)
+        return reading.past
+    is_training = bool(reading.ended) or any(trial.epochs for trial in reading.summary.running)
+    doing = {} if is_training or fleet.stop_asked_at is not None else fleet.doing()
+    machine = fleet.usage.line(reading.summary, ended)
+    view.update(reading.summary, ended, Around(details=details.read(study, reading), doing=doing, machine=machine))
     return reading.past

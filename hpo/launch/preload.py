@@ -1,7 +1,7 @@
-"""Loaded first by the server that workers are forked from: signals wait there for the workers to take them.
+"""The first module that the fork server imports. It blocks signals in the server.
 
-A terminal, or Slurm's notice, signals every process of a group. The server must outlive that, or nobody would learn how
-its workers ended; and a signal to a worker that is just being made waits until `StopSignal` is there to hear it.
+A terminal or Slurm signals every process of a group. The server must survive this, since it reports how its workers ended. A
+signal to a new worker stays pending until the worker's `StopSignal` is installed.
 """
 
 import atexit
@@ -12,11 +12,11 @@ import time
 
 from hpo.worker.signals import HEARD
 
-STARTER_SECONDS = 1.0  # that a starter may take to be gone, whose end shows in its pipe first
+STARTER_SECONDS = 1.0  # for the starter to end after its pipe was closed
 
 
 def _tidy(server: int, starter: int, folder: str) -> None:
-    """Remove the folder of the server's socket, if whoever started the server did not live to do it."""
+    """Remove the folder of the server's socket if the process that started the server was killed before it could."""
     deadline = time.monotonic() + STARTER_SECONDS
     while os.getpid() == server and time.monotonic() < deadline:
         if os.getppid() != starter:

@@ -1,5 +1,5 @@
 """Trials as leased jobs in the database.
 
-Here live claims, leases, reports, checkpoints' records, ends, and the reaper of expired leases. Each verb is one guarded
-transaction. Nothing here trains a model or chooses parameters.
+This package has claims, leases, reports, records of checkpoints, ends, commands of people, and the reaper of expired
+leases. Each operation of a worker is one guarded transaction. Nothing here trains a model or suggests parameters.
 """

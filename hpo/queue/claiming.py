@@ -1,6 +1,6 @@
-"""How a worker comes by trials: those that are parked, else the oldest queued ones, else new ones that the budget allows.
+"""Claims: how a worker gets trials. Parked trials come first, then queued ones, then new ones within the budget.
 
-One transaction under Optuna's own lock on the study: trials' rows, their leases and their places in the budget, or nothing.
+A claim is one transaction under Optuna's own lock on the study. It writes the trials and their leases, or nothing.
 """
 
 from __future__ import annotations
@@ -19,52 +19,47 @@ from hpo.queue import lease_clock
 from hpo.queue.finish import write_stop
 from hpo.queue.ledger import Ledger, cut_back
 from hpo.queue.models import Checkpoint, Claim
+from hpo.queue.rows import open_trials
 from hpo.spec.failures import Kind
-from hpo.storage import sql, trial_writes
+from hpo.storage import sql, study_rows, trial_writes
 from hpo.storage.tables import (
     SCHEMA,
     Hold,
     hpo_failures,
     hpo_trials,
-    living_row,
-    running_ids,
     trial_system_attributes,
     trials,
     utc,
 )
 
-GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler keeps a trial's point
-TAKING_ALL = (Kind.LOST_WORKER, Kind.CUDA_ERROR)  # failures that all trials of a worker share, whichever is to blame
+GRID_KEY = "grid_id"  # the system attribute in which Optuna's GridSampler stores a trial's point
+TAKING_ALL = (Kind.LOST_WORKER, Kind.CUDA_ERROR)  # failures that count for all trials of a worker
 
 
 class Idle(Enum):
     """Why there is nothing to claim."""
 
-    WAIT = "wait"  # others still run trials of ours, one of which may yet be parked; or the study is paused
-    DONE = (
-        "done"  # the budget is spent or the study stopped, and no trial of ours is RUNNING; or its failures stopped it
-    )
-
-
-def claim(ledger: Ledger) -> Claim | Idle:
-    """Take up a trial; StudyError if the study was deleted meanwhile."""
-    found = claim_many(ledger, 1)
-    return found if isinstance(found, Idle) else found[0]
+    #: Trials of ours are still RUNNING, and one may be parked later. Or the study is paused.
+    WAIT = "wait"
+    #: The budget is spent or the study is stopped, and no trial of ours is RUNNING. Or the study is held, but not paused.
+    DONE = "done"
 
 
 def claim_many(
     ledger: Ledger, wanted: int, *, stack_key: str | None = None, waiting_at_most: int | None = None, fleet: int = 1
 ) -> list[Claim] | Idle:
-    """Take up at least one trial and at most `wanted`; StudyError if the study was deleted meanwhile.
+    """Claim at least one trial and at most `wanted`, or return why there is none.
 
-    Who has a stack open gets parked trials of its stack key and of none yet, then queued and new ones. Who has none gets
-    what the oldest parked trial is to be trained with: the others of its stack key, if that is known, and nothing else.
+    With a stack open, the caller gets parked trials of its stack key or without a known key, then queued and new
+    trials. Without one it gets the oldest parked trial, with others of the same stack key if that is known. If no trial
+    is parked, it gets queued and new ones.
 
     Args:
-        stack_key: of the stack that the caller has open.
-        waiting_at_most: so many parked trials may wait for another stack than the caller's; no trial that may come to wait
-            is begun beyond that.
-        fleet: how many workers the run has: one call begins no more than an even share of the new trials that are left.
+        stack_key: the key of the stack that the caller has open.
+        waiting_at_most: how many parked trials may wait for another stack. Beyond that no trial is begun that might.
+        fleet: the run's number of workers. A call begins at most an even share of the new trials that are left.
+
+    Raises StudyError if the study was deleted, or if another version of hpo has changed its schema.
     """
     for name, number in {"wanted": wanted, "waiting_at_most": waiting_at_most, "fleet": fleet}.items():
         if number is not None and number < 1:
@@ -91,15 +86,19 @@ def claim_many(
 
 
 def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
-    """Lock the study's row, as Optuna does for a new trial, and return our row with what is spent, queued, unfinished and
-    parked; StudyError if it is gone.
+    """Lock the study's row as Optuna does for a new trial. Return our row with the counts of `_counts`.
+
+    Raises StudyError if the study was deleted, or if another version of hpo has changed its schema.
     """
-    trial_writes.lock_study(connection, ledger.study_id)
-    row = living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
+    study_rows.lock(connection, ledger.study_id)
+    row = study_rows.living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
     if row.schema not in (None, SCHEMA):
-        raise StudyError(f"another version of hpo works on the study by now: its schema is {row.schema}, here {SCHEMA}")
+        raise StudyError(
+            f"another version of hpo has taken over the study: its schema is {row.schema}, this version's is {SCHEMA}; "
+            "start every worker with the same version"
+        )
     return row
 
 
@@ -107,7 +106,7 @@ def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
 
 
 def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, stack_key: str | None) -> list[Claim]:
-    """Take up parked trials that can be trained together, the oldest first."""
+    """Claim parked trials that can be trained together, the oldest first."""
     of_trial = hpo_trials.c.stack_key
     if stack_key is not None:
         rows = _parked(connection, ledger, wanted, sa.or_(of_trial.is_(None), of_trial == stack_key), ~_alone(ledger))
@@ -128,19 +127,10 @@ def _take_over(connection: sa.Connection, ledger: Ledger, wanted: int, stack_key
 
 
 def _parked(connection: sa.Connection, ledger: Ledger, most: int, *which: sa.ColumnElement[bool]) -> list[Any]:
-    """Return our rows, locked, of the oldest parked trials of a kind, each with whether it is to be trained alone."""
+    """Lock and return our rows of the oldest parked trials that match, each with the column `alone`."""
     found = connection.execute(
-        sa.select(hpo_trials, trials.c.number, _alone(ledger).label("alone"))
-        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
-        .where(
-            hpo_trials.c.study_uid == ledger.uid,
-            hpo_trials.c.settled.is_(False),
-            hpo_trials.c.lease_until.is_(None),
-            # By this way round, since few trials run and many have.
-            hpo_trials.c.trial_id.in_(running_ids(ledger.study_id)),
-            trials.c.state == TrialState.RUNNING,
-            *which,
-        )
+        open_trials(ledger.uid, ledger.study_id, trials.c.number, _alone(ledger).label("alone"))
+        .where(hpo_trials.c.lease_until.is_(None), *which)
         .order_by(trials.c.number)
         .limit(most)
         .with_for_update(of=hpo_trials, skip_locked=True)
@@ -149,7 +139,7 @@ def _parked(connection: sa.Connection, ledger: Ledger, most: int, *which: sa.Col
 
 
 def _alone(ledger: Ledger) -> sa.ColumnElement[bool]:
-    """Say of our row of a trial that one more failure of a kind that takes a whole worker along would end it."""
+    """Return the condition that one more failure of a kind in TAKING_ALL ends the trial."""
     spent = [
         _count(
             hpo_failures.c.study_uid == hpo_trials.c.study_uid,
@@ -182,23 +172,23 @@ def _taken(row: Any) -> Claim:
 
 
 def _begin(connection: sa.Connection, ledger: Ledger, study: Any, *, most: int, left: int, fleet: int) -> list[Claim]:
-    """Begin trials, queued ones first.
+    """Claim queued trials, then new ones.
 
     Args:
-        most: how many, which may be less than one.
-        left: of the budget.
+        most: the largest number of trials. It may be less than 1.
+        left: how many trials are left in the budget.
     """
     if most < 1:
         return []
     queued = _queued(connection, ledger, most) if study.queued else []
-    _lease_out(connection, ledger, queued)  # before the new ones are counted, which may share a grid with them
+    _lease_out(connection, ledger, queued)  # first, because `_dealt` counts them
     new = _new(connection, ledger, most - len(queued), left=left - len(queued), fleet=fleet)
     _lease_out(connection, ledger, new)
     return [*queued, *new]
 
 
 def _queued(connection: sa.Connection, ledger: Ledger, most: int) -> list[Claim]:
-    """Claim the oldest WAITING trials; a plain Optuna process may be after them too, so the state is checked by the write."""
+    """Claim the oldest WAITING trials. A plain Optuna process may want them too, so the write checks the state."""
     waiting = connection.execute(
         sa.select(trials.c.trial_id, trials.c.number)
         .where(trials.c.study_id == ledger.study_id, trials.c.state == TrialState.WAITING)
@@ -214,7 +204,7 @@ def _queued(connection: sa.Connection, ledger: Ledger, most: int) -> list[Claim]
 
 
 def _new(connection: sa.Connection, ledger: Ledger, most: int, *, left: int, fleet: int) -> list[Claim]:
-    """Insert trials; none if the study is a grid of which every point is dealt out."""
+    """Insert new trials and claim them. There are none if every point of the study's grid is dealt out."""
     if most > 0 and ledger.grid_points is not None:
         left = min(left, ledger.grid_points - _dealt(connection, ledger))
     count = min(most, math.ceil(left / fleet))
@@ -251,7 +241,10 @@ def _leased(dialect: str) -> Any:
 
 @cache
 def _counts() -> tuple[sa.ColumnElement[Any], ...]:
-    """Return the columns that count a study's trials: in any state but WAITING, WAITING, and of ours unfinished, parked."""
+    """Return columns that count a study's trials.
+
+    `spent` counts all states but WAITING, `queued` counts WAITING. `unfinished` and `parked` count only trials of ours.
+    """
     of_study = trials.c.study_id == sa.bindparam("of_study")
     unfinished = sa.and_(
         of_study,
@@ -263,7 +256,7 @@ def _counts() -> tuple[sa.ColumnElement[Any], ...]:
     last = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(of_study).scalar_subquery()
     queued = _count(of_study, trials.c.state == TrialState.WAITING)
     return (
-        (last + 1 - queued).label("spent"),  # numbers have no gaps, and the index knows the last one
+        (last + 1 - queued).label("spent"),  # the numbers have no gaps, and an index gives the last one
         queued.label("queued"),
         _count(unfinished).label("unfinished"),
         _count(unfinished, hpo_trials.c.lease_until.is_(None)).label("parked"),
@@ -275,7 +268,10 @@ def _count(*which: sa.ColumnElement[bool]) -> Any:
 
 
 def _dealt(connection: sa.Connection, ledger: Ledger) -> int:
-    """Count the grid points that a trial has or is about to get: Optuna deals a point out again while it runs."""
+    """Count the grid points that trials have, and one for each claimed trial that has none yet.
+
+    Optuna may deal out the point of a running trial again.
+    """
     of_study = trials.join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)
     points = (
         sa.select(sa.func.count(sa.distinct(trial_system_attributes.c.value_json)))

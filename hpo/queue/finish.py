@@ -1,7 +1,7 @@
-"""The end of an attempt, in the transaction of whoever ends it: the trial's holder, a reaper, a person.
+"""The end of an attempt, in the transaction of the one that ends it: the trial's holder, a reaper or a person.
 
-The caller has our row of the trial locked, but for one that only notes what it found. A trial that has an end already, ours
-or another program's, is left as it is.
+The caller has locked our row of the trial. Only `Ledger.drop` does not, because it records what it found. A trial that
+has already ended, by us or by another program, is left unchanged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from hpo.queue.models import Claim
 from hpo.spec.failures import Failure, Kind, MemoryPolicy, Policies, Verdict
 from hpo.spec.objectives import NOTHING, Beside, KnownCosts
 from hpo.storage import sql, trial_writes
-from hpo.storage.finished_trials import CONSTRAINTS
 from hpo.storage.tables import (
-    FINISHED,
+    CONSTRAINTS,
     INTERMEDIATE_TYPE,
     VALUE_TYPE,
     Hold,
@@ -41,6 +40,7 @@ NO_CHECKPOINT = {
     "checkpoint_attributes": None,
 }
 BY_HAND = "by `hpo stop`"
+IN_DASHBOARD = "ended by a person, in the dashboard"
 ELSEWHERE = "ended elsewhere"  # the outcome of a trial that another program ended
 STOPPED = "stopped"  # the outcome of a trial that a person ended
 STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
@@ -48,19 +48,19 @@ STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a trial that did not fail ends: its state, its value if it has a finite one, and why."""
+    """How a trial that did not fail ends."""
 
     claim: Claim
     state: TrialState
-    value: float | None  # of the first objective
-    outcome: str  # a word
-    reason: str | None = None  # a line
+    value: float | None  # of the first objective; None if there is no finite one
+    outcome: str  # one word
+    reason: str | None = None  # one line
     beside: Beside = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """What Optuna's tables are to hold of an end."""
+    """What an end writes into Optuna's tables."""
 
     state: TrialState
     value: float | None
@@ -68,7 +68,7 @@ class _Result:
 
 
 def _is_open(connection: sa.Connection, row: Any) -> bool:
-    """Lock Optuna's row of the trial and say whether the trial still runs, by its row and by ours."""
+    """Lock Optuna's row of the trial. Return whether the trial is RUNNING there and not settled in our row."""
     state = connection.execute(
         sa.select(trials.c.state).where(trials.c.trial_id == row.trial_id).with_for_update()
     ).scalar_one_or_none()
@@ -78,7 +78,7 @@ def _is_open(connection: sa.Connection, row: Any) -> bool:
 def _settle(
     connection: sa.Connection, row: Any, state: TrialState, value: float | None, *, outcome: str, reason: str | None
 ) -> bool:
-    """Write the end of a trial; False if it was not open any more."""
+    """Write the end of a trial. Return False if it had already ended."""
     if row.settled or not _end(connection, {row.trial_id: _result(connection, row, state, value)}):
         return False
     close(connection, row, outcome=outcome, reason=reason)
@@ -86,9 +86,9 @@ def _settle(
 
 
 def _result(connection: sa.Connection, row: Any, state: TrialState, value: float | None) -> _Result:
-    """Return what an end comes to that somebody writes who knows the trial by our row alone.
+    """Return what Optuna's tables get if all that the writer knows of the trial is our row.
 
-    Of several objectives all are known or none: where only the first is, the trial ends without a value.
+    With several objectives all values are written or none. If only the first is known, the trial ends without a value.
     """
     if row.costs is not None:
         return _Result(state=state, value=value, beside=KnownCosts.from_json(row.costs).beside(value))
@@ -104,7 +104,7 @@ def _objectives(connection: sa.Connection, trial_id: int) -> int:
 
 
 def close(connection: sa.Connection, row: Any, *, outcome: str, reason: str | None) -> None:
-    """Close our row of a trial: nothing may take it up again."""
+    """Close our row of a trial. It cannot be claimed again."""
     reason = reason and sql.storable(reason)
     whose = {"of_study": row.study_uid, "of_trial": row.trial_id}
     connection.execute(_CLOSE, {**whose, "new_outcome": outcome, "new_reason": reason})
@@ -121,17 +121,17 @@ _END_OF_STREAK = (
 
 
 def close_if_ended_elsewhere(connection: sa.Connection, row: Any) -> None:
-    """Close our row of a trial that another program, the dashboard for one, has ended."""
+    """Close our row of a trial that another program has ended, for example the dashboard."""
     state = connection.execute(sa.select(trials.c.state).where(trials.c.trial_id == row.trial_id)).scalar_one_or_none()
     if not row.settled and state is not None and state.is_finished():
         close(connection, row, outcome=ELSEWHERE, reason=None)
 
 
 def release(connection: sa.Connection, row: Any, *, stack_key: str | None = None) -> None:
-    """Park a trial; one that a person has ended meanwhile ends instead.
+    """Park a trial. If a person has stopped it meanwhile, end it instead.
 
     Args:
-        stack_key: which kind of stack it trains in, if that is known by now.
+        stack_key: the kind of stack that it trains in; None leaves the recorded one.
     """
     known = {} if stack_key is None else {"stack_key": stack_key}
     if row.stop_requested:
@@ -141,7 +141,7 @@ def release(connection: sa.Connection, row: Any, *, stack_key: str | None = None
 
 
 def queue_again(connection: sa.Connection, row: Any) -> None:
-    """Let a trial wait as if nobody had begun it."""
+    """Put a trial back into the queue as if it had never begun."""
     connection.execute(
         trials.update()
         .where(trials.c.trial_id == row.trial_id, trials.c.state == TrialState.RUNNING)
@@ -151,8 +151,9 @@ def queue_again(connection: sa.Connection, row: Any) -> None:
 
 
 def succeed(connection: sa.Connection, study_uid: str, ends: Sequence[End]) -> None:
-    """Write the ends of trials that did not fail, and with them that of a streak of failures; the caller has locked Optuna's
-    rows of them too, and seen them RUNNING.
+    """Write the ends of trials that did not fail, and end the study's streak of failures.
+
+    The caller has also locked Optuna's rows of the trials and has seen them RUNNING.
     """
     _end(
         connection,
@@ -162,9 +163,13 @@ def succeed(connection: sa.Connection, study_uid: str, ends: Sequence[End]) -> N
 
 
 def _end(connection: sa.Connection, ends: Mapping[int, _Result]) -> set[int]:
-    """Write ends of trials, by id, into Optuna's tables; return the ids of those that did run."""
+    """Write ends into Optuna's tables. Return the ids of the trials that were RUNNING.
+
+    Args:
+        ends: by the trial's id.
+    """
     ended: set[int] = set()
-    for state in FINISHED:
+    for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         ids = sorted(trial_id for trial_id, end in ends.items() if end.state == state)
         if ids:
             ended |= trial_writes.set_states(connection, ids, state, once=(TrialState.RUNNING,))
@@ -192,12 +197,12 @@ def _end(connection: sa.Connection, ends: Mapping[int, _Result]) -> set[int]:
 def fail(
     connection: sa.Connection, row: Any, failure: Failure, policies: Policies, *, accumulation: int | None = None
 ) -> Verdict:
-    """Record a failed attempt and do what the policy says: park the trial for another one, or settle it.
+    """Record a failed attempt and apply the policy: park the trial for another attempt, or settle it.
 
-    DROP if there is nothing to do: the trial is not open any more, or a person has ended it, who is obeyed.
+    Returns DROP if the trial had already ended. Returns DROP, too, if a person has stopped it: then it ends as stopped.
 
     Args:
-        accumulation: micro-batches to a batch with which another attempt may do, if the trial can be trained so.
+        accumulation: micro-batches per batch for an attempt after memory ran out; None if the batch cannot be halved.
     """
     if not _is_open(connection, row):
         return Verdict.DROP
@@ -214,7 +219,7 @@ def fail(
         end_as_stopped(connection, row)
     elif verdict is Verdict.RETRY:
         halved = isinstance(policy, MemoryPolicy) and policy.halve and accumulation is not None
-        # Over from the start: a curve must come from one way of training.
+        # With another accumulation the trial starts at epoch 0: a curve must come from one way of training.
         restart = {"accumulation": accumulation, "stack_key": None, **NO_CHECKPOINT} if halved else {}
         connection.execute(hpo_trials.update().where(_of(row)).values(**NO_LEASE, **restart))
     else:
@@ -225,7 +230,7 @@ def fail(
 
 
 def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **identity: Any) -> None:
-    """Write a failure down, once for each attempt and kind.
+    """Record a failure, once per attempt and kind.
 
     Args:
         identity: study_uid, trial_id, attempt and worker of the attempt that failed.
@@ -242,16 +247,22 @@ def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **iden
 
 
 def end_as_stopped(connection: sa.Connection, row: Any) -> bool:
-    """Settle a trial that a person ended: PRUNED with the last value it reported, FAIL if it has none; False if it was
-    not open any more.
+    """Settle a trial that a person ended: PRUNED with its last finite value, or FAIL if it has none.
+
+    Returns False if it had already ended.
     """
     value = last_finite(connection, row.trial_id)
     state = TrialState.FAIL if value is None else TrialState.PRUNED
     return _settle(connection, row, state, value, outcome=STOPPED, reason=BY_HAND)
 
 
+def end_as_failed(connection: sa.Connection, row: Any) -> bool:
+    """Settle a trial as FAIL for a person at the dashboard. Return False if the trial was no longer open."""
+    return _settle(connection, row, TrialState.FAIL, None, outcome=STOPPED, reason=IN_DASHBOARD)
+
+
 def last_finite(connection: sa.Connection, trial_id: int) -> float | None:
-    """Return the last number reported for Optuna that a sampler can use: the value of a pruned trial."""
+    """Return the last finite value that was reported to Optuna, or None. A pruned trial ends with it."""
     return connection.execute(
         sa.select(intermediate_values.c.intermediate_value)
         .where(
@@ -264,7 +275,7 @@ def last_finite(connection: sa.Connection, trial_id: int) -> float | None:
 
 
 def write_stop(connection: sa.Connection, uid: str, reason: str, *, hold: Hold | None = None) -> None:
-    """Start no new trial in this study from now on; the first reason stands."""
+    """Start no new trials in this study from now on. The first reason is kept."""
     connection.execute(
         hpo_studies.update()
         .where(hpo_studies.c.uid == uid, hpo_studies.c.stop_reason.is_(None))
@@ -273,7 +284,7 @@ def write_stop(connection: sa.Connection, uid: str, reason: str, *, hold: Hold |
 
 
 def _count(connection: sa.Connection, uid: str, failure: Failure, in_a_row: int) -> None:
-    """Count a trial that ended by a failure; too many of one kind in a row stop the study."""
+    """Count a trial that ended by a failure. Stop the study after too many of one kind in a row."""
     of_study = hpo_studies.c.uid == uid
     longer = sa.case((hpo_studies.c.streak_kind == failure.kind, hpo_studies.c.streak + 1), else_=1)
     connection.execute(hpo_studies.update().where(of_study).values(streak=longer, streak_kind=failure.kind))
@@ -284,7 +295,7 @@ def _count(connection: sa.Connection, uid: str, failure: Failure, in_a_row: int)
 
 
 def _failed_before(connection: sa.Connection, row: Any, kind: Kind) -> int:
-    """Count the failures of a kind in the trial's earlier attempts."""
+    """Count the failures of a kind in earlier attempts of the trial."""
     earlier = (
         sa.select(sa.func.count())
         .select_from(hpo_failures)

@@ -1,9 +1,9 @@
-"""By which clock leases run: Postgres's own; on SQLite the time for which this machine has been awake since it started.
+"""The clock of leases: Postgres's own clock, or on SQLite the time that this machine has been awake since it started.
 
-Each process on SQLite has the machine's wall clock for the database's, and leases must not follow that when it is set. The
-other clock starts anew with the machine, so each moment is written with its clock's name. A moment without a name is by the wall
-clock, as hpo wrote all of them before. A machine that was started anew, known by its host name, has no old worker left.
-Of a clock on another machine nobody here can tell how late it is: what was written by that never passes.
+On SQLite the database's clock is the machine's wall clock. It can be set, and leases must not follow it then. The time
+awake restarts with the machine, so each moment is stored with its clock's name. A moment without a name is by the
+database's clock. Earlier versions of hpo wrote all moments so. A machine that has restarted, known by its host name,
+has no old workers left. The clock of another machine cannot be read here, so a moment by that clock never passes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,35 @@ NO_LEASE = {"lease_until": None, "lease_clock": None}
 
 
 def name(dialect: str) -> str | None:
-    """Return what stands beside a moment that is written now; None for the database's own clock."""
+    """Return the clock's name, which is stored beside each moment; None for the database's own clock."""
     return clock.name() if dialect == "sqlite" else None
 
 
 @cache
 def now(dialect: str) -> sa.ColumnElement[float]:
-    """Return the clock as an SQL expression: seconds."""
+    """Return the clock in seconds, as an SQL expression."""
     return sql.clock(dialect) if name(dialect) is None else _awake()
 
 
 def _awake() -> sa.ColumnElement[float]:
-    return sa.select(sa.func.hpo_awake(type_=sa.Double)).scalar_subquery()  # so that it is asked once a statement
+    return sa.select(sa.func.hpo_awake(type_=sa.Double)).scalar_subquery()  # a subquery is evaluated once per statement
 
 
 def lease(dialect: str, seconds: Any) -> dict[str, Any]:
-    """Return the columns of a lease that is given now for so many seconds, a number or an SQL expression."""
+    """Return the columns of a lease that starts now.
+
+    Args:
+        seconds: its length, a number or an SQL expression.
+    """
     return {"lease_until": now(dialect) + seconds, "lease_clock": name(dialect)}
 
 
 def has_passed(dialect: str, moment: sa.ColumnElement[Any], by: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """Say of a column of moments that each has passed, by the clock that another column names."""
+    """Return the condition that a moment has passed.
+
+    Args:
+        by: the column with the name of the moment's clock.
+    """
     mine = name(dialect)
     by_database = sa.and_(by.is_(None), moment < sql.clock(dialect))
     if mine is None:
@@ -50,7 +58,7 @@ def has_passed(dialect: str, moment: sa.ColumnElement[Any], by: sa.ColumnElement
 
 
 def has_stopped(dialect: str, by: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """Say of a column of clocks' names that each is one of this machine's, from before it was started anew."""
+    """Return the condition that a clock is one of this machine's from before its last start."""
     mine = name(dialect)
     if mine is None:
         return sa.false()
@@ -58,7 +66,7 @@ def has_stopped(dialect: str, by: sa.ColumnElement[Any]) -> sa.ColumnElement[boo
 
 
 def is_elsewhere(by: str | None) -> bool:
-    """Say of the name of a clock that it is one of another machine's."""
+    """Return whether a clock's name is one of another machine."""
     mine = clock.name()
     return by is not None and (mine is None or by.partition("@")[2].lower() != mine.partition("@")[2].lower())
 
@@ -68,6 +76,6 @@ def _host(of_clock: str) -> str:
 
 
 def is_live(dialect: str) -> sa.ColumnElement[bool]:
-    """Say of our row of a trial that its lease runs."""
+    """Return the condition that the trial has a lease that has not expired."""
     until = hpo_trials.c.lease_until
     return sa.and_(until.is_not(None), ~has_passed(dialect, until, hpo_trials.c.lease_clock))

@@ -1,12 +1,12 @@
 """What the holder of a trial writes: reports, checkpoints, its end. Each is one transaction on Optuna's tables and ours.
 
-A trial of ours is *settled* (finished), *leased* (a lease that runs) or *parked* (RUNNING, no lease). The attempt number
-is the lease's fencing token: whoever takes a trial up raises it, and a write with an older one changes nothing and says
-so or raises LostLease. Trials without a row in our table are foreign: counted by the budget, never touched. How a trial is
-come by stands in `claiming.py`, how it is taken from a worker that is gone in `reaper.py`.
+A trial of ours is *settled* (finished), *leased* (it has a lease) or *parked* (RUNNING without a lease). The attempt
+number is the lease's fencing token, and each claim of a trial raises it. A write with an older number changes nothing,
+and returns so or raises LostLease. A trial without a row in our table is foreign: the budget counts it, and no worker
+changes it. `claiming.py` claims trials. `reaper.py` takes them from workers that are gone.
 
-A row of ours is always locked before the row of Optuna's that it belongs to, the study's row of Optuna's before either,
-and our row of the study after all of them.
+Rows are locked in a fixed order. Optuna's row of the study is the first. Our row of a trial is locked before Optuna's
+row of that trial. Our row of the study is the last.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from hpo.errors import LostLease
 from hpo.queue import finish, lease_clock
 from hpo.queue.finish import NO_CHECKPOINT, End
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
-from hpo.queue.report import Report, ReportResult, stands, write_metrics, write_values
+from hpo.queue.report import Report, ReportResult, write_metrics, write_values
+from hpo.queue.rows import locked, stands
 from hpo.queue.start import SuggestedParams, TrialReceipt, write_receipts, write_suggested
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.spec.objectives import KnownCosts
 from hpo.storage import sql, trial_writes
-from hpo.storage.finished_trials import CONSTRAINTS, COST_PREFIX, RUNG_PREFIX
+from hpo.storage.finished_trials import RUNG_PREFIX
 from hpo.storage.tables import (
+    CONSTRAINTS,
+    COST_PREFIX,
     Hold,
     hpo_curves,
     hpo_failures,
@@ -45,10 +48,10 @@ from hpo.storage.tables import (
 )
 
 _HasClaim = TypeVar("_HasClaim", bound=HasClaim)
-LEASE_SECONDS = 60.0  # of a ledger that no study's settings gave another
+LEASE_SECONDS = 60.0  # the default where no study gives another
 DEFAULT_POLICIES = Policies()  # likewise
-RUNG_KEYS = f"{RUNG_PREFIX}%"  # what Optuna's halving pruners leave in a trial's system attributes
-CONSTRAINT_KEYS = f"{CONSTRAINTS}%"  # and what an objective of the user's own does by `trial.set_constraint`
+RUNG_KEYS = f"{RUNG_PREFIX}%"  # system attributes that Optuna's halving pruners write
+CONSTRAINT_KEYS = f"{CONSTRAINTS}%"  # system attributes that `trial.set_constraint` writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Ledger:
     uid: str
     worker: str
     lease_seconds: float = LEASE_SECONDS
-    grid_points: int | None = None  # how many points there are, if the study's sampler is a grid
+    grid_points: int | None = None  # the number of points, if the study's sampler is a grid
     policies: Policies = DEFAULT_POLICIES
 
     # --- while it runs ----------------------------------------------------------------------------------------------
@@ -73,11 +76,11 @@ class Ledger:
         renew: bool = True,
         since: int = 0,
     ) -> ReportResult:
-        """Write epochs of trials in one transaction; say which claims were lost, for which nothing is written.
+        """Write epochs of trials in one transaction. For claims that are lost nothing is written.
 
         Args:
-            metrics: write their raw metrics too.
-            renew: renew the leases too.
+            metrics: also write the raw metrics.
+            renew: also renew the leases.
             since: a number below which all trials of the study are known to have finished.
         """
         transaction = sql.writing if metrics or renew else sql.writing_once
@@ -93,14 +96,18 @@ class Ledger:
         return answer
 
     def write_metrics(self, reports: Sequence[Report]) -> set[Claim]:
-        """Write the raw metrics of reports, whose values are there already, and renew their leases; return the claims that
-        fell, for which nothing is written.
-        """
-        return self._write(reports, lambda connection, held: write_metrics(connection, self.uid, held))
+        """Write the raw metrics of reports whose values are already written, and renew the leases.
 
-    def _write(self, told: Sequence[_HasClaim], write: Callable[[sa.Connection, list[_HasClaim]], None]) -> set[Claim]:
-        """Write what is told of claims, for those that stand, and renew their leases, all in one transaction; return the
-        claims that fell.
+        Returns the lost claims, for which nothing is written.
+        """
+        return self._write_and_renew(reports, lambda connection, held: write_metrics(connection, self.uid, held))
+
+    def _write_and_renew(
+        self, told: Sequence[_HasClaim], write: Callable[[sa.Connection, list[_HasClaim]], None]
+    ) -> set[Claim]:
+        """Renew the leases of the claims that stand, and write what is told of these, in one transaction.
+
+        Returns the lost claims.
         """
         claims = {one.claim for one in told}
         if not claims:
@@ -111,7 +118,7 @@ class Ledger:
         return _fallen(claims, held)
 
     def curve(self, claim: Claim, metric: str) -> list[float]:
-        """Return a trial's raw curve of a metric by epoch, as far as it is stored."""
+        """Return the stored raw values of a metric, in the order of the epochs."""
         with self.engine.connect() as connection:
             rows = connection.execute(
                 sa.select(hpo_curves.c.value)
@@ -124,19 +131,15 @@ class Ledger:
             )
             return [math.nan if value is None else value for (value,) in rows]
 
-    def renew(self, claim: Claim) -> bool:
-        """Renew a lease; False if it is no longer ours."""
-        return not self.renew_all([claim])
-
     def renew_all(self, claims: Collection[Claim]) -> set[Claim]:
-        """Renew leases by one statement; return the claims that fell."""
+        """Renew leases in one statement. Return the lost claims."""
         if not claims:
             return set()
         with sql.writing_once(self.engine) as connection:
             return _fallen(claims, self._renew(connection, claims))
 
     def _renew(self, connection: sa.Connection, claims: Collection[Claim]) -> set[Token]:
-        """Lock these trials, both rows of each, and renew the leases of those whose claims stand; return what tells these."""
+        """Lock both rows of each trial whose claim stands, and renew its lease. Return the tokens of these claims."""
         parameters = {
             "uid": self.uid,
             "uid_json": json.dumps(self.uid),
@@ -146,12 +149,8 @@ class Ledger:
         }
         return set(map(tuple, connection.execute(_renew_statement(connection.dialect.name), parameters)))
 
-    def commands(self, claim: Claim) -> Commands:
-        """Read, without a lock, whether the trial is still the claim's and what people want of it."""
-        return self.commands_of([claim])[claim]
-
     def commands_of(self, claims: Collection[Claim]) -> dict[Claim, Commands]:
-        """Read likewise for many, by one statement."""
+        """Read which claims are lost and what people have ordered, in one statement without a lock."""
         if not claims:
             return {}
         parameters = {"uid": self.uid, "of_trials": [claim.trial_id for claim in claims]}
@@ -159,8 +158,11 @@ class Ledger:
             rows = {row.trial_id: row for row in connection.execute(_commands_statement(), parameters)}
         return {claim: _commands(claim, rows.get(claim.trial_id)) for claim in claims}
 
-    def _update(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
-        """Set columns of the claim's row and renew its lease, if the claim stands and Optuna's trial still runs."""
+    def _update_and_renew(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
+        """Set columns of the claim's row and renew its lease.
+
+        Returns False, and writes nothing, if the claim is lost or Optuna's trial is not RUNNING.
+        """
         new = {f"new_{name}": value for name, value in values.items()}
         parameters = {**self._whose(claim), **new, "lease_seconds": self.lease_seconds}
         updated = connection.execute(_update_statement(connection.dialect.name, tuple(values)), parameters)
@@ -176,13 +178,13 @@ class Ledger:
         }
 
     def lease(self, connection: sa.Connection) -> dict[str, Any]:
-        """Return the columns of a lease that is given now."""
+        """Return the columns of a lease that starts now."""
         return lease_clock.lease(connection.dialect.name, self.lease_seconds)
 
     def record_checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
-        """Record a checkpoint file with the trial's system attributes as they are now; LostLease if the claim fell.
+        """Record a checkpoint file with the trial's present system attributes. Raises LostLease if the claim is lost.
 
-        One that comes late, after a later one was recorded, is not: its file is gone by then.
+        A checkpoint of an earlier epoch than the recorded one is ignored, because its file is already deleted.
         """
         with sql.writing(self.engine) as connection:
             self._update_or_raise(connection, claim)
@@ -205,19 +207,22 @@ class Ledger:
             )
 
     def record_receipts(self, made: Sequence[TrialReceipt]) -> set[Claim]:
-        """Record what trials are being made from; return the claims that fell, for which nothing is written."""
-        return self._write(made, lambda connection, held: write_receipts(connection, self.uid, held))
+        """Record the receipts of trials. Return the lost claims, for which nothing is written."""
+        return self._write_and_renew(made, lambda connection, held: write_receipts(connection, self.uid, held))
 
     def _update_or_raise(self, connection: sa.Connection, claim: Claim, **values: Any) -> None:
-        if not self._update(connection, claim, **values):
-            raise LostLease(f"trial {claim.number}: another worker has taken it up")
+        if not self._update_and_renew(connection, claim, **values):
+            raise LostLease(f"trial {claim.number}: another process has claimed or ended it")
 
     def write_suggested(self, given: Sequence[SuggestedParams]) -> set[Claim]:
-        """Write what samplers gave trials; return the claims that fell, for which nothing is written."""
-        return self._write(given, write_suggested)
+        """Write suggested parameters. Return the lost claims, for which nothing is written."""
+        return self._write_and_renew(given, write_suggested)
 
     def record_costs(self, claim: Claim, costs: Mapping[str, float], known: KnownCosts) -> None:
-        """Record what a trial costs, for all to see, and what of its end is known by that; LostLease if the claim fell."""
+        """Record a trial's costs as user attributes, and the part of its end that follows from them.
+
+        Raises LostLease if the claim is lost.
+        """
         attributes = trial_writes.attribute_rows({f"{COST_PREFIX}{name}": cost for name, cost in costs.items()})
         with sql.writing(self.engine) as connection:
             self._update_or_raise(connection, claim, costs=known.to_json())
@@ -226,7 +231,7 @@ class Ledger:
                 sql.upsert(connection, trial_user_attributes, *rows, key=["trial_id", "key"])
 
     def start_over(self, claim: Claim) -> None:
-        """Forget a checkpoint that cannot be read, and the curve with it; LostLease if the claim fell."""
+        """Forget a checkpoint that cannot be read, and the curve with it. Raises LostLease if the claim is lost."""
         with sql.writing(self.engine) as connection:
             self._update_or_raise(connection, claim, **NO_CHECKPOINT)
             cut_back(connection, [self._row(connection, claim)])
@@ -234,10 +239,10 @@ class Ledger:
     # --- its end ----------------------------------------------------------------------------------------------------
 
     def park(self, claim: Claim, *, stack_key: str | None = None) -> None:
-        """Give the lease back; the trial stays RUNNING and whoever claims next goes on with it.
+        """Give the lease back. The trial stays RUNNING, and a later claim continues it.
 
         Args:
-            stack_key: which kind of stack it trains in, if that is known by now.
+            stack_key: the kind of stack that it trains in; None leaves the recorded one.
         """
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
@@ -245,12 +250,12 @@ class Ledger:
                 finish.release(connection, row, stack_key=stack_key)
 
     def hand_back(self, claim: Claim, given: Collection[str]) -> None:
-        """Undo a claim, as if the trial had never begun: it waits, queued, and costs nothing of the budget.
+        """Undo a claim as if the trial had never begun. The trial is queued again and does not count for the budget.
 
-        One that had begun before this attempt is parked instead. Nothing happens if the claim fell.
+        A trial with an earlier attempt is parked instead. Nothing happens if the claim is lost.
 
         Args:
-            given: the parameters that this attempt was given, which are forgotten.
+            given: the names of the parameters that this attempt was given. They are deleted.
         """
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
@@ -265,9 +270,9 @@ class Ledger:
             finish.queue_again(connection, row)
 
     def finish_all(self, ends: Sequence[End]) -> set[Claim]:
-        """Settle trials that did not fail in one transaction, each of them once; return the claims that fell.
+        """Settle trials that did not fail, in one transaction. Return the lost claims, for which nothing is written.
 
-        Nothing is written for those. A second call, after a commit whose answer was lost, changes nothing and returns the
+        The call is idempotent. A second one, after a commit whose answer was lost, changes nothing and returns the
         same.
         """
         if not ends:
@@ -281,8 +286,9 @@ class Ledger:
             return {end.claim for end in others if not self._has_ended(rows, end.claim, end.outcome)}
 
     def _close(self, connection: sa.Connection, ends: Sequence[End]) -> set[Token]:
-        """Lock the trials that end, both rows of each, and close ours where the claim stands and Optuna's trial runs; return
-        what tells these.
+        """Lock both rows of each trial and close ours, where the claim stands and Optuna's trial is RUNNING.
+
+        Returns the tokens of these claims.
         """
         told = [
             {
@@ -298,10 +304,10 @@ class Ledger:
         return set(map(tuple, connection.execute(statement, parameters)))
 
     def fail(self, claim: Claim, failure: Failure, *, accumulation: int | None = None) -> Verdict:
-        """Record a failed attempt, and park or settle the trial as the study's policy says; return which.
+        """Record a failed attempt, then park or settle the trial as the study's policy says. Return which.
 
-        Raises LostLease if the claim fell. A second call, after a commit whose answer was lost, changes nothing and
-        returns the same.
+        Raises LostLease if the claim is lost. The call is idempotent. A second one, after a commit whose answer was
+        lost, changes nothing and returns the same.
         """
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
@@ -309,22 +315,27 @@ class Ledger:
                 return finish.fail(connection, row, failure, self.policies, accumulation=accumulation)
             verdict = self._verdict(connection, claim, failure.kind)
             if verdict is None:
-                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+                raise LostLease(f"trial {claim.number}: another process has claimed or ended it")
             return verdict
 
     def end_as_stopped(self, claim: Claim) -> None:
-        """Settle a trial that a person ended; LostLease if the claim fell."""
+        """Settle a trial that a person ended. Raises LostLease if the claim is lost."""
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             done = row is not None and finish.end_as_stopped(connection, row)
             if not done and not self._has_ended(self._rows(connection, [claim]), claim, finish.STOPPED):
-                raise LostLease(f"trial {claim.number}: was taken up or ended by another process")
+                raise LostLease(f"trial {claim.number}: another process has claimed or ended it")
 
     def drop(self, claim: Claim, message: str) -> None:
-        """Record that this worker found its trial in other hands, and close our row if another program has ended it."""
+        """Record that this worker's claim is lost. Close our row if another program has ended the trial.
+
+        A trial that a person has ended is no failure.
+        """
         with sql.writing(self.engine) as connection:
             row = self._row(connection, claim)
             if row is not None and row.attempt == claim.attempt:
+                if row.outcome == finish.STOPPED:
+                    return
                 finish.close_if_ended_elsewhere(connection, row)
             if row is not None:
                 failure = Failure(kind=Kind.LEASE_LOST, message=message)
@@ -332,18 +343,18 @@ class Ledger:
                 finish.record(connection, failure, Verdict.DROP, study_uid=self.uid, **mine)
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
-        """Lock the claim's row and return it; None if the claim does not stand."""
+        """Lock and return the claim's row; None if the claim is lost."""
         return connection.execute(_lock_statement(), self._whose(claim)).one_or_none()
 
     def _has_ended(self, rows: Mapping[int, Any], claim: Claim, outcome: str) -> bool:
-        """Say whether this very claim has been settled so already, by our rows of trials."""
+        """Return whether our rows of trials show that this claim has already ended with this outcome."""
         row = rows.get(claim.trial_id)
         if row is None or row.attempt != claim.attempt or row.worker != self.worker:
             return False
         return bool(row.settled and row.outcome == outcome)
 
     def _verdict(self, connection: sa.Connection, claim: Claim, kind: Kind) -> Verdict | None:
-        """Return what was done about this claim's failure of this kind, None if there is none."""
+        """Return the recorded verdict on this claim's failure of this kind; None if there is none."""
         found = connection.execute(
             sa.select(hpo_failures.c.verdict).where(
                 hpo_failures.c.study_uid == self.uid,
@@ -359,7 +370,7 @@ class Ledger:
         return self._rows(connection, [claim]).get(claim.trial_id)
 
     def _rows(self, connection: sa.Connection, claims: Sequence[Claim]) -> dict[int, Any]:
-        """Return our rows of trials by id, as far as they are there."""
+        """Return our rows of the claims' trials by the trial's id. A trial without a row is left out."""
         if not claims:
             return {}
         of_trials = hpo_trials.c.trial_id.in_([claim.trial_id for claim in claims])
@@ -369,20 +380,23 @@ class Ledger:
     # --- the study --------------------------------------------------------------------------------------------------
 
     def code_has_changed(self) -> bool:
-        """Say whether other code than the first was let into the study."""
+        """Return whether the study has accepted other code than its first."""
         with sql.reading(self.engine) as connection:
             of_study = sa.select(hpo_studies.c.code_changes).where(hpo_studies.c.uid == self.uid)
             return bool(json.loads(connection.execute(of_study).scalar() or "[]"))
 
     def stop(self, reason: str) -> None:
-        """Start no new trial in this study from now on; what runs or is parked is still finished."""
+        """Start no new trials in this study from now on. Leased and parked trials are still finished."""
         with sql.writing(self.engine) as connection:
             finish.write_stop(connection, self.uid, reason)
 
 
 @cache
 def _of_claim() -> sa.ColumnElement[bool]:
-    """Select a claim's row while the claim stands: not settled, taken over or given back, its study still there."""
+    """Return the condition that selects a claim's row while the claim stands.
+
+    The trial is not settled, taken over or given back, and its study still exists.
+    """
     return sa.and_(
         hpo_trials.c.study_uid == sa.bindparam("uid"),
         hpo_trials.c.trial_id == sa.bindparam("of_trial"),
@@ -413,19 +427,11 @@ def _update_statement(dialect: str, names: tuple[str, ...]) -> sa.Update:
 @cache
 def _renew_statement(dialect: str) -> Any:
     tokens: sa.BindParameter[Any] = sa.bindparam("tokens", expanding=True)
-    held = (
-        sa.select(hpo_trials.c.trial_id)
-        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
-        .where(
-            hpo_trials.c.study_uid == sa.bindparam("uid"),
-            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),  # by the index
+    held = locked(
+        sa.select(hpo_trials.c.trial_id).where(
+            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),  # uses the index
             sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).in_(tokens),
-            stands(sa.bindparam("uid_json")),
-            trials.c.state == TrialState.RUNNING,
         )
-        .order_by(hpo_trials.c.trial_id)  # everybody locks in this order
-        .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
-        .cte("held")
     )
     update = hpo_trials.update().where(_is_held(held)).values(**_lease(dialect))
     return update.returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
@@ -472,19 +478,7 @@ _ENDS: dict[str, sa.types.TypeEngine[Any]] = {
 def _close_statement(dialect: str, count: int) -> Any:
     told = sql.told(dialect, _ENDS, count)
     in_file = sa.and_(told.c.trial_id == hpo_trials.c.trial_id, told.c.attempt == hpo_trials.c.attempt)
-    held = (
-        sa.select(hpo_trials.c.trial_id, told.c.outcome, told.c.reason)
-        .join(told, in_file)
-        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
-        .where(
-            hpo_trials.c.study_uid == sa.bindparam("uid"),
-            stands(sa.bindparam("uid_json")),
-            trials.c.state == TrialState.RUNNING,
-        )
-        .order_by(hpo_trials.c.trial_id)  # likewise
-        .with_for_update(of=[hpo_trials, trials])  # an end that another program is writing is waited for, and seen
-        .cte("held")
-    )
+    held = locked(sa.select(hpo_trials.c.trial_id, told.c.outcome, told.c.reason).join(told, in_file))
     end = {"settled": True, **lease_clock.NO_LEASE, "outcome": held.c.outcome, "reason": held.c.reason}
     return (
         hpo_trials.update().where(_is_held(held)).values(**end).returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
@@ -497,10 +491,12 @@ def _lock_statement() -> sa.Select[Any]:
 
 
 def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
-    """Forget what trials reported after their checkpoints, and what the pruner remembers of it.
+    """Delete what trials reported after their checkpoints, and restore the system attributes of that moment.
+
+    Without a checkpoint the whole curve is deleted, with the attributes of RUNG_KEYS and CONSTRAINT_KEYS.
 
     Args:
-        rows: ours of these trials, all of one study.
+        rows: our rows of the trials, all of one study.
     """
     ids = [row.trial_id for row in rows]
     connection.execute(_cut_off_statement(intermediate_values.c.step), {"of_trials": ids, "uid": rows[0].study_uid})
@@ -522,7 +518,7 @@ def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
 
 @cache
 def _cut_off_statement(epoch: sa.Column[int]) -> Any:
-    """Delete what trials have in a table after the epochs of their checkpoints: all, down to step 0, without one."""
+    """Delete a table's rows after the epochs of the trials' checkpoints. Without a checkpoint all go, step 0 too."""
     of_trial = epoch.table.c.trial_id
     checkpoint = (
         sa.select(sa.func.coalesce(hpo_trials.c.checkpoint_epoch, -1))

@@ -1,4 +1,4 @@
-"""What a worker holds: its right to a trial, the file to go on from, and what others want of it."""
+"""What a worker knows of a trial that it holds: the claim, the checkpoint, and the commands of people."""
 
 from __future__ import annotations
 
@@ -6,51 +6,55 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-Token = tuple[int, int]  # a trial's id, and the attempt
+Token = tuple[int, int]  # the trial's id and the attempt number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file to go on from: epochs finished when it was written, where it lies, its SHA-256."""
+    """A recorded checkpoint file."""
 
+    #: The last step that the trial keeps when it goes on from here. In a declared training that is the number of finished
+    #: epochs. In a user's own loop it is the last step reported, -1 before any report.
     epoch: int
     path: str
-    digest: str
+    digest: str  # the file's SHA-256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A worker's right to one trial, for as long as the lease is renewed and nobody takes it over."""
+    """A worker's right to write for one trial under one attempt number.
+
+    It stands until the trial ends, is given back, or is taken by another.
+    """
 
     trial_id: int
     number: int
     attempt: int
     checkpoint: Checkpoint | None = None
-    accumulation: int = 1  # micro-batches to a batch; more than one after memory ran out
-    stack_key: str | None = None  # which kind of stack it trains in; None if nobody has opened it yet
-    alone: bool = False  # its last attempt, after others that took a whole worker along: not beside innocent trials
-    began: datetime | None = field(
-        default=None, compare=False
-    )  # UTC; set if this very claim made the trial, which is empty
+    accumulation: int = 1  # micro-batches per batch; more than 1 after memory ran out
+    stack_key: str | None = None  # the kind of stack that it trains in; None if not known yet
+    alone: bool = False  # trained alone, because one more failure that counts for all trials of a worker ends it
+    #: The start of the trial in UTC, if this claim created it. Then the trial is empty.
+    began: datetime | None = field(default=None, compare=False)
 
     @property
     def token(self) -> Token:
-        """What a write is checked against, whatever else is known of the claim."""
+        """The trial's id and the attempt number, which every write is checked against."""
         return self.trial_id, self.attempt
 
 
 class HasClaim(Protocol):
-    """What the holder of a claim has to say of its trial."""
+    """Anything written under a claim."""
 
     @property
     def claim(self) -> Claim:
-        """Under which it is written, if that stands."""
+        """The claim. If it is lost, nothing is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commands:
-    """What the database has to say to the holder of a trial."""
+    """What the database says to the holder of a trial."""
 
-    lost: bool  # another worker has it by now, or nobody
-    stop: bool  # a person ended it
+    lost: bool  # the claim no longer stands
+    stop: bool  # a person ended the trial
     park: bool  # the study is paused

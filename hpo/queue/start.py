@@ -1,6 +1,6 @@
-"""What trials begin with, written in one transaction however many they are: what samplers gave them, and what they are made from.
+"""The start of trials: their suggested parameters and their receipts, written for many trials in one transaction.
 
-The caller has the trials locked, both rows of each, and has seen that the claims stand and that Optuna's trials run.
+The caller has locked both rows of each trial. It has seen that the claims stand and that Optuna's trials are RUNNING.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from hpo.storage.tables import hpo_trials, trial_params, trial_system_attributes
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestedParams:
-    """What a sampler gave a trial, as rows of Optuna's tables without the trial's id."""
+    """What a sampler suggested for a trial, as rows of Optuna's tables without the trial's id."""
 
     claim: Claim
     params: Sequence[Mapping[str, Any]]
-    attributes: Sequence[Mapping[str, Any]]  # system attributes: what the sampler tells the samplers of other trials
+    attributes: Sequence[
+        Mapping[str, Any]
+    ]  # system attributes that the sampler writes for the samplers of other trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialReceipt:
-    """What a trial is being made from."""
+    """A trial's receipt: what its result is made from."""
 
     claim: Claim
     receipt: Mapping[str, Any]
-    stack_key: str | None = None  # which kind of stack it trains in, if that is known by now
+    stack_key: str | None = None  # the kind of stack that it trains in; None if not known yet
 
 
 def write_suggested(connection: sa.Connection, given: Sequence[SuggestedParams]) -> None:
-    """Write what samplers gave trials."""
+    """Write the parameters and attributes that samplers suggested."""
     params = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.params]
     attributes = [{"trial_id": one.claim.trial_id, **row} for one in given for row in one.attributes]
     if params:
@@ -47,7 +49,7 @@ def write_suggested(connection: sa.Connection, given: Sequence[SuggestedParams])
 
 
 def write_receipts(connection: sa.Connection, uid: str, made: Sequence[TrialReceipt]) -> None:
-    """Write what trials are being made from; a stack key that is not known leaves the one that was."""
+    """Write the receipts and stack keys of trials. An unknown stack key leaves the recorded one."""
     rows = [
         {
             "of_study": uid,

@@ -1,4 +1,4 @@
-"""Who works on a study: a row for each process, with its clock and its versions, stamped while it lives."""
+"""The worker processes of a study: one row each, with its clock and its versions, stamped while the process lives."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import os
 import platform
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from hpo.queue import lease_clock
-from hpo.queue.ledger import Ledger
 from hpo.receipt import versions
 from hpo.storage import clock, sql
 from hpo.storage.tables import SCHEMA, hpo_workers
 
+if TYPE_CHECKING:
+    from hpo.queue.ledger import Ledger
+
+
+#: Each process stamps its row and reaps so often per lease. An expired lease is noticed within a sixth of a lease.
+TICKS_PER_LEASE = 6
+LAUNCHER = "launcher:"  # the names of processes that do not train begin with it
+
 
 def new_name() -> str:
-    """Return a name that no other process has: host, process, and a random part since process ids come again."""
+    """Return a name that no other process has: host, process id, and a random part because process ids are reused."""
     return f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def register(ledger: Ledger) -> None:
-    """Write this process down; again after it was recycled."""
+    """Write this process's row. A process that has restarted itself overwrites its own."""
     with sql.writing(ledger.engine) as connection:
         dialect = connection.dialect.name
         before = time.time()
@@ -47,7 +54,7 @@ def register(ledger: Ledger) -> None:
 
 
 def stamp(connection: sa.Connection, ledger: Ledger) -> None:
-    """Say that this process lives, and on SQLite by how much its wall clock was set since it began."""
+    """Record that this process lives, and on SQLite by how much its wall clock was set since it registered."""
     dialect = connection.dialect.name
     told: dict[str, Any] = {"seen_at": lease_clock.now(dialect)}
     if dialect == "sqlite":
@@ -56,13 +63,16 @@ def stamp(connection: sa.Connection, ledger: Ledger) -> None:
 
 
 def seen_lately(dialect: str, seconds: float) -> sa.ColumnElement[bool]:
-    """Say of a process that it was seen within so many seconds, by a clock that this one can read."""
+    """Return the condition that a process was seen within so many seconds, by a clock that this process can read."""
     by = hpo_workers.c.clock.is_not_distinct_from(lease_clock.name(dialect))
     return sa.and_(by, hpo_workers.c.seen_at > lease_clock.now(dialect) - seconds)
 
 
 def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
-    """Say whether a process that has worked for a while reached the storage within the last lease: it was not away."""
+    """Return whether another process reached the storage within the last lease. Then there was no outage.
+
+    It must have registered at least half a lease ago.
+    """
     dialect, lease = connection.dialect.name, ledger.lease_seconds
     fresh = sa.select(sa.func.count()).where(
         hpo_workers.c.study_uid == ledger.uid,
@@ -74,21 +84,27 @@ def anybody_else(connection: sa.Connection, ledger: Ledger) -> bool:
 
 
 def unregister(ledger: Ledger) -> None:
-    """Say that this process ends."""
+    """Record that this process ends."""
     with sql.writing(ledger.engine) as connection:
         now = lease_clock.now(connection.dialect.name)
         connection.execute(hpo_workers.update().where(_me(ledger)).values(seen_at=now, left_at=now))
 
 
 def of_another_schema(connection: sa.Connection, uid: str, lease_seconds: float) -> list[str]:
-    """Return the processes of another version of the schema that are at work on a study: seen within a lease, and not left."""
+    """Return the names of the processes that work on a study with another schema."""
+    here = at_work(connection, uid, lease_seconds)
+    return [worker for worker, found in here.items() if json.loads(found).get("schema") != str(SCHEMA)]
+
+
+def at_work(connection: sa.Connection, uid: str, lease_seconds: float) -> dict[str, str]:
+    """Return the versions of the processes that work on a study, by name. They were seen within a lease and have not left."""
     dialect, c = connection.dialect.name, hpo_workers.c
-    by_wall_clock = sa.and_(c.clock.is_(None), c.seen_at > sql.now(connection) - lease_seconds)  # of schema 1
+    by_wall_clock = sa.and_(c.clock.is_(None), c.seen_at > sql.now(connection) - lease_seconds)  # schema 1
     is_here = sa.or_(seen_lately(dialect, lease_seconds), by_wall_clock)
     here = connection.execute(
         sa.select(c.worker, c.versions).where(c.study_uid == uid, c.left_at.is_(None), is_here).order_by(c.started_at)
     )
-    return [worker for worker, found in here if json.loads(found).get("schema") != str(SCHEMA)]
+    return {row.worker: row.versions for row in here}
 
 
 def _me(ledger: Ledger) -> sa.ColumnElement[bool]:

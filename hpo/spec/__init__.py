@@ -1,7 +1,6 @@
 """What a study file says.
 
-Here live the file's grammar and search space, and the meaning of each section. Options are read off signatures here, and the
-user's own code is imported here. The words for metrics, objectives, failures, durations and seeds are here too. Nothing here
-opens a storage or imports torch. How names in the file become PyTorch objects is in `hpo.train.build`. How a file becomes a
-study is in `hpo.study`.
+This package holds the grammar, the search space and the meaning of each section. It reads options from function signatures
+and imports the user's own code. It also defines metrics, objectives, failures, durations and seeds. It opens no storage and
+imports no torch. `hpo.train.build` turns names into PyTorch objects. `hpo.study` turns a file into a study.
 """

@@ -1,4 +1,4 @@
-"""The study's one rule for the value of a curve: the last epoch, the best one, or the mean of the last few."""
+"""The rule that turns a trial's curve into its value: last epoch, best epoch, or mean of the last epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True, kw_only=True)
 class ValueRule:
-    """Turns a curve up to some epoch into one number; pruners, samplers, results and export all see this number."""
+    """Turns a curve up to some epoch into one number. Pruners, samplers, results and export all use this number."""
 
     kind: Literal["last", "best", "mean"]
     last: int = 1  # epochs averaged by "mean"
@@ -30,10 +30,10 @@ class ValueRule:
             return cls(kind="best", direction=direction)
         if match := re.fullmatch(r"mean of last ([1-9]\d*)", text):
             return cls(kind="mean", last=int(match[1]), direction=direction)
-        raise SpecError(f"value: {text!r} is no rule; use 'last', 'best' or 'mean of last 3'")
+        raise SpecError(f"value: {text!r} is not a rule; use 'last', 'best' or 'mean of last 3'")
 
     def __call__(self, curve: Sequence[float]) -> float:
-        """Return the value of a non-empty curve; not-a-number epochs never are the best."""
+        """Return the value of a non-empty curve. A non-finite epoch is never the best if another epoch is finite."""
         if self.kind == "last":
             return curve[-1]
         if self.kind == "mean":
@@ -45,11 +45,12 @@ class ValueRule:
         return max(finite) if self.direction == "maximize" else min(finite)
 
     def changed(self, curve: Sequence[float], place: int, later: Iterable[float]) -> Iterator[float]:
-        """Yield the new values at the steps behind a number that was put into a curve, up to the last that changes.
+        """Yield the new values at the steps after an inserted number, up to the last value that changes.
 
         Args:
-            place: where in the curve the number is now.
-            later: the values at the steps behind it, as they were without it.
+            curve: the curve with the inserted number.
+            place: the index of the inserted number.
+            later: the values at the steps after it, before the insertion.
         """
         number = curve[place]
         if self.kind == "mean":
@@ -62,11 +63,16 @@ class ValueRule:
                 yield number
 
     def best_epoch(self, curve: Sequence[float]) -> int:
-        """Return the epoch, from 1, whose weights stand for the curve's value: the best one, else the last."""
+        """Return the epoch, from 1, whose weights are kept: the best epoch under "best", else the last epoch."""
         if self.kind != "best":
             return len(curve)
         return list(curve).index(self(curve)) + 1
 
     def better(self, one: float, other: float) -> bool:
-        """Say whether `one` beats `other` in the study's direction."""
-        return one > other if self.direction == "maximize" else one < other
+        """Return whether `one` is better than `other` in the study's direction."""
+        return is_better(one, other, self.direction)
+
+
+def is_better(one: float, other: float, direction: Direction) -> bool:
+    """Return whether `one` is better than `other`."""
+    return one > other if direction == "maximize" else one < other

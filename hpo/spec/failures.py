@@ -1,7 +1,7 @@
-"""Why an attempt at a trial failed, by kind, and what a study does about each kind.
+"""Kinds of failure of a trial's attempt, and the policy of a study for each kind.
 
-A kind is read off the exception, the ones behind it included. What is done: the trial is parked for another attempt, at
-most `retries` times for each kind, then it ends as FAIL or PRUNED.
+The kind is found from the exception and its causes. A failed trial is parked for another attempt, at most `retries` times
+for each kind. After the last attempt it ends as FAIL or PRUNED.
 """
 
 from __future__ import annotations
@@ -15,46 +15,45 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Le
 
-from hpo.errors import Diverged, HpoError, Signal, TimeUp, Unasked
+from hpo.errors import Diverged, HpoError, ProgramError, Signal, TimeUp, Unasked
 
-LONGEST_MESSAGE = 500  # characters of a failure's line; the traceback has them all
+LONGEST_MESSAGE = 500  # characters; the traceback holds the whole message
 
 
 class Kind(StrEnum):
-    """What an attempt can fail by."""
+    """The kind of an attempt's failure."""
 
-    OUT_OF_MEMORY = "out_of_memory"  #: of the GPU or of the machine
-    CUDA_ERROR = "cuda_error"  #: anything else that CUDA, cuDNN, cuBLAS or NCCL raise: the process is spoiled
-    DIVERGED = "diverged"  #: a loss or a result that is no finite number
-    EXCEPTION = "exception"  #: raised by user code, SystemExit included
-    DATA_ERROR = "data_error"  #: reading files or a DataLoader's worker failed
+    OUT_OF_MEMORY = "out_of_memory"  #: GPU or main memory ran out
+    CUDA_ERROR = "cuda_error"  #: another error of CUDA or its libraries; the process is unusable after it
+    DIVERGED = "diverged"  #: a loss or result is not finite
+    EXCEPTION = "exception"  #: any other exception of user code, SystemExit included
+    DATA_ERROR = "data_error"  #: a file or a DataLoader worker failed
     TIME_LIMIT = "time_limit"  #: the trial trained for longer than budget.trial_timeout
-    LOST_WORKER = "lost_worker"  #: its worker died, in whatever way, or fell silent for longer than its lease
-    LEASE_LOST = (
-        "lease_lost"  #: a worker came back to find its trial taken: it drops the trial, which goes on elsewhere
-    )
+    LOST_WORKER = "lost_worker"  #: the worker died, or did not renew its lease in time
+    LEASE_LOST = "lease_lost"  #: another worker owns the trial now; this worker drops it
 
 
-#: After these the worker's process starts afresh: what they leave behind would fail the next trial too.
+#: After these kinds the worker process restarts: its state would fail the next trial too.
 SPOILING = frozenset({Kind.OUT_OF_MEMORY, Kind.CUDA_ERROR})
 
 
 class Policy(pydantic.BaseModel):
-    """What is done about one kind of failure."""
+    """The policy for one kind of failure."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     retries: Annotated[int, Ge(0), Le(100)]
-    """Further attempts at a trial after failures of this kind."""
+    """Further attempts of a trial after failures of this kind."""
     then: Literal["fail", "prune"]
-    """How the trial ends after the last: FAIL, or PRUNED with the last finite value that it reported."""
+    """The trial's state after the last attempt: FAIL, or PRUNED with its last finite reported value."""
 
 
 class MemoryPolicy(Policy):
-    """What is done when memory runs out."""
+    """The policy for out-of-memory failures."""
 
     halve: bool
-    """Whether each retry starts over with gradients accumulated over micro-batches of half the size: the same batch."""
+    """Whether each retry starts again with micro-batches of half the size. Gradients are accumulated, so the batch stays the
+    same."""
 
 
 class Policies(pydantic.BaseModel):
@@ -63,19 +62,26 @@ class Policies(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     out_of_memory: MemoryPolicy = MemoryPolicy(retries=4, then="fail", halve=True)
+    """GPU or main memory ran out. With `halve`, each retry starts again with micro-batches of half the size."""
     cuda_error: Policy = Policy(retries=2, then="fail")
+    """Another error of CUDA, cuDNN, cuBLAS, cuSOLVER or NCCL."""
     diverged: Policy = Policy(retries=0, then="prune")
+    """A loss or result is not finite."""
     exception: Policy = Policy(retries=0, then="fail")
+    """Any other exception of user code, SystemExit included."""
     data_error: Policy = Policy(retries=1, then="fail")
+    """A file or a DataLoader worker failed."""
     time_limit: Policy = Policy(retries=0, then="prune")
+    """The trial trained for longer than budget.trial_timeout."""
     lost_worker: Policy = Policy(retries=2, then="fail")
+    """The worker died, or did not renew its lease in time."""
     in_a_row: Annotated[int, Ge(1)] = 10
-    """Trials ended by one kind, one after the other, that stop the study."""
+    """Consecutive trials ended by the same kind that stop the study."""
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _fill(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
-        """Let a file change a part of a policy."""
+        """Fill a partly written policy from its default."""
         assert info.field_name is not None
         default = cls.model_fields[info.field_name].default
         fills = isinstance(given, dict) and isinstance(default, Policy)
@@ -89,7 +95,7 @@ class Policies(pydantic.BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One failed attempt: its kind, what was said in a line, and where it happened."""
+    """One failed attempt: its kind, a one-line message and the traceback; of a program the last lines of its output."""
 
     kind: Kind
     message: str
@@ -97,32 +103,40 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Return the failure that an exception means."""
-        told = "".join(traceback.format_exception(error))
+        """Return the failure of an attempt that raised this exception."""
+        # Of a program its last lines tell more than where hpo noticed its end.
+        of_program = next((one for one in _chain(error) if isinstance(one, ProgramError)), None)
+        told = "".join(traceback.format_exception(error)) if of_program is None else str(of_program)
         return cls(kind=kind_of(error), message=_in_a_line(error), traceback=told)
 
 
 class Verdict(StrEnum):
-    """What was done about a failure."""
+    """The reaction to a failure."""
 
-    RETRY = "retry"  #: parked: the next claim makes another attempt
+    RETRY = "retry"  #: parked for another attempt
     PRUNE = "prune"  #: settled as PRUNED
     FAIL = "fail"  #: settled as FAIL
-    DROP = "drop"  #: nothing: the trial is in other hands, or a person has ended it
+    DROP = "drop"  #: nothing was written: another worker owns the trial, or a person ended it
 
 
 def kind_of(error: BaseException) -> Kind:
-    """Return the kind of the first exception, from the raised one to its causes, that shows one; else EXCEPTION."""
+    """Return the kind of the first exception in the chain that matches a kind, else EXCEPTION.
+
+    The chain goes from the raised exception to its causes.
+    """
     return next((kind for one in _chain(error) for kind, shows in SIGNS.items() if shows(one)), Kind.EXCEPTION)
 
 
 def signal_behind(error: BaseException) -> Signal | None:
-    """Return the Signal that an exception came after, as from user code that cleans up when a trial must let go."""
+    """Return the first Signal in an exception's chain, None without one.
+
+    User code may raise while it cleans up after a Signal.
+    """
     return next((one for one in _chain(error) if isinstance(one, Signal)), None)
 
 
 def _text(error: BaseException) -> str:
-    """Return what an exception says, whatever its own code for that does."""
+    """Return an exception's message, "" if its `__str__` raises."""
     try:
         return str(error)
     except Exception:
@@ -134,7 +148,7 @@ def _in_a_line(error: BaseException) -> str:
     module = type(error).__module__
     said = _text(error).strip().splitlines()
     if isinstance(error, HpoError | Signal) and said:
-        return said[0][:LONGEST_MESSAGE]  # ours say what was wrong, the value and the mend
+        return said[0][:LONGEST_MESSAGE]  # our own messages need no type in front
     named = name if module in ("builtins", "__main__") else f"{module}.{name}"
     return f"{named}: {said[0]}"[:LONGEST_MESSAGE] if said else named
 
@@ -149,7 +163,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(error: BaseException, name: str) -> bool:
-    """Say whether an error is of a class of this name: torch's own ones, without loading torch to ask."""
+    """Return whether an error's class or a base class has this name. So torch's classes are found without importing torch."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
@@ -158,7 +172,7 @@ def _says(error: BaseException, *texts: str) -> bool:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's allocator for the CPU, and the libraries below CUDA, raise a plain RuntimeError.
+    # torch's CPU allocator and the CUDA libraries raise a plain RuntimeError.
     texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError) or _named(error, "OutOfMemoryError") or _says(error, *texts)
 
@@ -182,7 +196,7 @@ def _is_data_error(error: BaseException) -> bool:
     return _says(error, "DataLoader worker")
 
 
-#: kind -> does an exception show it; the first that fits counts
+#: kind -> whether an exception is of this kind; the first match counts
 SIGNS: Mapping[Kind, Callable[[BaseException], bool]] = {
     Kind.TIME_LIMIT: lambda error: isinstance(error, TimeUp),
     Kind.LOST_WORKER: lambda error: isinstance(error, Unasked),

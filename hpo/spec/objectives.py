@@ -1,8 +1,8 @@
-"""What trials of a study are judged by: objectives, the first of them with a curve, and bounds on what they come to.
+"""Objectives and constraints of a study.
 
-A declared training has one metric of its curve, which comes first, and costs, which are known before a trial is trained.
-An objective of the user's own names what it returns. A bound is soft: a trial that violates it is trained like any other,
-and no result.
+In a declared training the first objective is a metric of the validation curve. The others are costs, which are known before
+the training starts. A user's own objective names its return values. A bound is a soft constraint: a trial that violates it
+is trained like any other, but it is not a result.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from hpo.errors import SpecError, nearest
 from hpo.spec import metrics
 from hpo.spec.curve import Direction
 
-#: What a trained model costs, less being better; how each is measured stands in `costs.py`.
+#: Costs of a model, all minimized. `train/build/costs.py` measures them.
 COSTS = ("params", "latency_ms", "memory_mb")
-OWN_VALUE = "value"  # how the one value of a user's own objective is called
+OWN_VALUE = "value"  # the name of a user's own objective that returns one value
 _BOUND = re.compile(r"(<=|>=)\s*([-+0-9.eE_]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """A soft constraint: what is bounded, from which side, by how much."""
+    """A soft constraint: the name of a value, a sign and a limit."""
 
     name: str
     sign: Literal["<=", ">="]
@@ -41,17 +41,17 @@ class Bound:
         except ValueError:
             limit = math.nan
         if match is None or not math.isfinite(limit):
-            raise SpecError(f'constraints.{name} = {text!r}: is no bound; write "<= 1e6" or ">= 0.9"')
+            raise SpecError(f'constraints.{name} = {text!r}: is not a bound; write "<= 1e6" or ">= 0.9"')
         return cls(name=name, sign="<=" if match[1] == "<=" else ">=", limit=limit)
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.limit:g}"
 
     def violation(self, value: Any) -> Any:
-        """Return by what share of the limit a value, or each of an array, is beyond it, more than 0 if it is (absolute for a
-        limit of 0).
+        """Return the violation of the bound by a value or by each element of an array. It is above 0 if the bound is violated.
 
-        Samplers add up what different bounds say (Deb et al., NSGA-II, 2002), so it is in no unit.
+        The violation is a share of the limit, or absolute if the limit is 0. Samplers add the violations of different bounds
+        (Deb et al., NSGA-II, 2002), so they must have no unit.
         """
         over = value - self.limit if self.sign == "<=" else self.limit - value
         return over / abs(self.limit) if self.limit else over
@@ -59,7 +59,7 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What the end of a trial is written with beside its first value."""
+    """What is written with a trial's end in addition to its first value."""
 
     values: tuple[float, ...] = ()  # of the objectives after the first
     constraints: Mapping[str, float] = field(default_factory=dict)  # violations by name
@@ -70,14 +70,14 @@ NOTHING = Beside()
 
 @dataclass(frozen=True, kw_only=True)
 class KnownCosts:
-    """What is known of a trial before it is trained, and what of its end follows from that."""
+    """A declared trial's costs, known before its training, and the bounds on its first objective."""
 
     values: tuple[float, ...]  # of the objectives after the first
     constraints: Mapping[str, float]  # violations of the bounds on costs, by name
     bounds: tuple[Bound, ...] = ()  # on the first objective
 
     def beside(self, first: float | None) -> Beside:
-        """Return what the end is written with if the first objective comes to this value, or to none."""
+        """Return what is written with the end of a trial, given its first value; None for a trial without one."""
         if first is None:
             return Beside(constraints=self.constraints)
         late = {bound.name: bound.violation(first) for bound in self.bounds}
@@ -96,39 +96,39 @@ class KnownCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Goals:
-    """What the trials of one study are judged by."""
+    """The objectives and constraints of one study."""
 
-    directions: Mapping[str, Direction]  # by objective, in their order
+    directions: Mapping[str, Direction]  # by objective, in order
     bounds: tuple[Bound, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The objectives' names, in their order."""
+        """The names of the objectives, in order."""
         return list(self.directions)
 
     @property
     def first(self) -> str:
-        """The objective that is reported epoch by epoch."""
+        """The objective that is reported after each epoch."""
         return self.names[0]
 
     @property
     def are_several(self) -> bool:
-        """Whether there is a front of trials, and no single best one."""
+        """Whether the result is a Pareto front and not one best trial."""
         return len(self.directions) > 1
 
     @property
     def static_bounds(self) -> tuple[Bound, ...]:
-        """The bounds on what may be known before a trial is trained: all but those on the first objective."""
+        """The bounds on costs: all bounds but those on the first objective."""
         return tuple(bound for bound in self.bounds if bound.name != self.first)
 
     @property
     def costs(self) -> list[str]:
-        """What may be known before a trial is trained: the objectives after the first, and what else is bounded."""
+        """The values known before the training: the objectives after the first, and other bounded values."""
         named = [*self.names[1:], *(bound.name for bound in self.static_bounds)]
         return list(dict.fromkeys(named))
 
     def known(self, costs: Mapping[str, float]) -> KnownCosts:
-        """Return what a declared trial's costs say about its end."""
+        """Return a declared trial's measured costs with the bounds that apply to them."""
         return KnownCosts(
             values=tuple(costs[name] for name in self.names[1:]),
             constraints={bound.name: bound.violation(costs[bound.name]) for bound in self.static_bounds},
@@ -136,7 +136,7 @@ class Goals:
         )
 
     def returned(self, values: Mapping[str, float]) -> KnownCosts:
-        """Return likewise what an objective of the user's own has returned, by name."""
+        """Return the same for the values, by name, that a user's own objective returned."""
         return KnownCosts(
             values=tuple(values[name] for name in self.names[1:]),
             constraints={bound.name: bound.violation(values[bound.name]) for bound in self.bounds},
@@ -147,17 +147,18 @@ class Goals:
 
 
 def check_declared(objectives: Mapping[str, Direction]) -> None:
-    """Raise SpecError for objectives that a declared training cannot have."""
+    """Raise SpecError unless the first objective is a metric, the others are costs, and all directions are right."""
     _check_count(objectives)
     first, *others = objectives
     if not metrics.is_known(first):
         raise SpecError(
-            f"objectives.{first}: stands first, and is no metric of the curve; begin with {' or '.join(metrics.ALWAYS)}"
+            f"objectives.{first}: the first objective must be a metric of the curve; begin with "
+            f"{' or '.join(metrics.ALWAYS)}"
         )
     for name in others:
         if metrics.is_known(name):
             raise SpecError(
-                f"objectives.{name}: only the first objective is a metric of the curve, the others are costs: "
+                f"objectives.{name}: only the first objective can be a metric of the curve; the others are costs: "
                 f"{', '.join(COSTS)}"
             )
         if name not in COSTS:
@@ -165,26 +166,26 @@ def check_declared(objectives: Mapping[str, Direction]) -> None:
     for name, direction in objectives.items():
         wanted = metrics.direction(name) if metrics.is_known(name) else "minimize"
         if direction != wanted:
-            raise SpecError(f'objectives.{name} = {direction!r}: is to be {wanted}d; write "{wanted}"')
+            raise SpecError(f'objectives.{name} = {direction!r}: must be {wanted}d; write "{wanted}"')
 
 
 def check_own(objectives: Mapping[str, Direction]) -> None:
-    """Raise SpecError for objectives that an objective of the user's own cannot have."""
+    """Raise SpecError if a user's own objective has exactly one named objective."""
     _check_count(objectives)
 
 
 def _check_count(objectives: Mapping[str, Direction]) -> None:
     if len(objectives) == 1:
         (name,) = objectives
-        raise SpecError(f"objectives.{name}: is the only one; name two or more, or remove [objectives]")
+        raise SpecError(f"objectives.{name}: is the only objective; name two or more, or remove [objectives]")
 
 
 def bounds_of(constraints: Mapping[str, str], known: Iterable[str]) -> tuple[Bound, ...]:
-    """Read constraints; SpecError for one on what is not known, or that is no bound."""
+    """Return the bounds of [constraints]; SpecError for an unknown name or a wrong bound."""
     known = list(dict.fromkeys(known))
     for name in constraints:
         if name not in known:
             raise SpecError(
-                f"constraints.{name}: there is no such value{nearest(name, known)}; bounds go on {', '.join(known)}"
+                f"constraints.{name}: there is no such value{nearest(name, known)}; a bound can limit {', '.join(known)}"
             )
     return tuple(Bound.parse(name, text) for name, text in constraints.items())

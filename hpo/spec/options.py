@@ -1,8 +1,8 @@
-"""The options of anything chosen by name: read off the function's signature, checked by pydantic.
+"""Options of parts that are chosen by name: read from a function's signature, checked by pydantic.
 
-A part is a function whose first parameters come from us and whose other parameters are the part's options. Their
-annotations say what a study file may write, their defaults what it may leave out, so a new entry is one function.
-Options that several functions share are keys of a TypedDict: `**options: Unpack[Shared]`.
+A part is a function. `hpo` passes its first parameters; all others are options of the study file. The annotation of an option
+gives its type and bounds, its default makes it optional. So a new part needs one function and nothing else. Options that
+several functions share are keys of a TypedDict: `**options: Unpack[Shared]`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, Literal
 
 import pydantic
 
-from hpo.errors import SpecError, nearest, shown
+from hpo.errors import SpecError, closest, nearest, shown
 
 Function = Callable[..., Any]
-# How pydantic names one of several types that a value may have.
+# Names that pydantic puts into an error's location for one type of a union.
 _ALTERNATIVE = re.compile(
     r"(literal|list|tuple|set|dict|union|nullable)\[|constrained-|function-|(str|int|float|bool|none)$"
 )
-#: What pydantic says in a programmer's words, by its name for the error.
+#: pydantic's error type -> our words for the wanted type
 WANTED = {
     "string_type": "text in quotes",
     "bool_type": "true or false",
@@ -38,11 +38,15 @@ WANTED = {
 TABLE_ERRORS = {"dict_type", "model_type", "model_attributes_type"}  # pydantic's names
 
 
-@cache  # a file's values are checked many times over, and making a model takes longer than a check
+@cache  # a file's values are checked many times, and building a model takes longer than a check
 def model_of(function: Function, given: int, common: Function | None = None) -> type[pydantic.BaseModel]:
-    """Return the pydantic model of a function's options; `given` is how many leading parameters are not options.
+    """Return the pydantic model of a function's options.
 
-    Those of `common`, which is given one argument, belong to every function of its kind; the function's own come first.
+    Args:
+        function: the part's function.
+        given: the number of leading parameters that are not options.
+        common: a function with one leading parameter, whose options belong to every part of the section. The part's own
+            options win over options of the same name.
     """
     fields, extra = _fields(function, given)
     if common is not None:
@@ -51,13 +55,13 @@ def model_of(function: Function, given: int, common: Function | None = None) -> 
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", UserWarning
-        )  # an option may be called "copy" or "json", as pydantic's methods are
+        )  # an option may be named "copy" or "json", like a method of pydantic
         return pydantic.create_model(getattr(function, "__name__", "options"), __config__=config, **fields)
 
 
-@cache  # read anew, the annotations of a trial's parts took as long as an epoch of a small model
+@cache  # without it, reading the annotations of a trial's parts took as long as an epoch of a small model
 def _fields(function: Function, given: int) -> tuple[Mapping[str, Any], Literal["allow", "forbid"]]:
-    """Return a function's options as pydantic's fields, and whether it takes any other by `**`."""
+    """Return a function's options as pydantic fields, and whether untyped `**` allows any other option."""
     hints = _hints(_annotated(function))
     listed = list(inspect.signature(function).parameters.values())
     _check_leading(listed, given)
@@ -76,13 +80,13 @@ def _fields(function: Function, given: int) -> tuple[Mapping[str, Any], Literal[
 
 
 def marked(function: Function, given: int, mark: str) -> set[str]:
-    """Return the names of the options whose annotation carries this mark."""
+    """Return the names of the options that have this string in their `Annotated` metadata."""
     fields, _ = _fields(function, given)
     return {name for name, (hint, _) in fields.items() if mark in getattr(hint, "__metadata__", ())}
 
 
 def _annotated(function: Function) -> Function:
-    """Return whose annotations a function's, a class's, a partial's or a callable object's parameters have."""
+    """Return the function that holds the annotations of a function, class, partial or callable object."""
     if isinstance(function, functools.partial):
         return _annotated(function.func)
     if inspect.isclass(function):
@@ -91,7 +95,7 @@ def _annotated(function: Function) -> Function:
 
 
 def _hints(target: Function) -> dict[str, Any]:
-    """Return the types of a function's parameters; what it returns may well be known to a type checker only."""
+    """Return the types of a function's parameters. The return type is left out: it may be imported for type checkers only."""
     annotations = {name: hint for name, hint in inspect.get_annotations(target).items() if name != "return"}
     known = getattr(inspect.unwrap(target), "__globals__", {})
     return typing.get_type_hints(
@@ -100,7 +104,7 @@ def _hints(target: Function) -> dict[str, Any]:
 
 
 def shared_keys(function: Function) -> Any:
-    """Return the TypedDict of a function's `**options: Unpack[SomeTypedDict]`, which it shares with others; None without."""
+    """Return the TypedDict of a function's `**options: Unpack[SomeTypedDict]`, None without one."""
     hints = _hints(_annotated(function))
     stars = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
     return _unpacked(hints.get(stars[0])) if stars else None
@@ -111,7 +115,7 @@ def _unpacked(hint: Any) -> Any:
 
 
 def _fields_of(keys: Any) -> dict[str, Any]:
-    """Return the keys of a TypedDict as fields; one that may be left out has no default here, but in the function."""
+    """Return the keys of a TypedDict as pydantic fields. An optional key gets None; its real default is in the function."""
     hints = typing.get_type_hints(keys, include_extras=True)
     return {name: (_bare(hint), ... if name in keys.__required_keys__ else None) for name, hint in hints.items()}
 
@@ -122,12 +126,12 @@ def _bare(hint: Any) -> Any:
 
 
 def _check_leading(listed: list[inspect.Parameter], given: int) -> None:
-    """Raise TypeError if the leading arguments that we give would not all go by position."""
+    """Raise TypeError if the function cannot take all leading arguments by position."""
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in listed[: given + 1]):
         return
     by_position = [p for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(by_position) < given:
-        raise TypeError(f"it takes {len(by_position)} arguments by position, and is given {given} before its options")
+        raise TypeError(f"it takes {len(by_position)} positional arguments, but hpo passes {given} before the options")
 
 
 def check(
@@ -139,16 +143,21 @@ def check(
     paths: Mapping[str, str],
     common: Function | None = None,
 ) -> None:
-    """Raise SpecError if the function of this name in this section does not take these options.
+    """Raise SpecError if a part does not accept these options.
 
     Args:
-        common: takes those that belong to every function of the section.
-        paths: the dotted path at which each option stands in the file, for the message.
+        section: the section of the study file, for the message.
+        name: the name of the part, for the message.
+        function: the part's function.
+        given: the number of leading parameters that are not options.
+        options: the values to check.
+        paths: the dotted path of each option in the file, for the message.
+        common: a function whose options belong to every part of the section.
     """
     owner = f"{section} {name}"
     try:
         model = model_of(function, given, common)
-    except Exception as error:  # whatever the user's own annotations do when they are read
+    except Exception as error:  # reading the user's own annotations may raise anything
         raise SpecError(f"{owner}: its parameters cannot be read: {type(error).__name__}: {error}") from error
     paths = {key: f"{section}.{key}" for key in model.model_fields} | dict(paths)
     try:
@@ -160,8 +169,15 @@ def check(
 def explain(
     error: pydantic.ValidationError, paths: Mapping[str, str], owner: str, model: type[pydantic.BaseModel]
 ) -> list[str]:
-    """Return one line for each thing pydantic found: path, value, what is allowed."""
+    """Return one line for each error of pydantic: path, value and what is allowed.
+
+    A needed option that was misspelt has one line, the one on the misspelt key.
+    """
     lines = []
+    unknown = [
+        str(one["loc"][0]) for one in error.errors() if one["type"] == "extra_forbidden" and len(one["loc"]) == 1
+    ]
+    meant = {closest(key, model.model_fields) for key in unknown}
     for found in error.errors():
         key, *inside = map(str, found["loc"] or [""])
         inside = [step for step in inside if not _ALTERNATIVE.match(step)]
@@ -175,9 +191,10 @@ def explain(
         elif found["type"] == "extra_forbidden":
             lines.append(f"{path}: {owner} takes no {key!r}{nearest(key, model.model_fields)}")
         elif found["type"] == "missing":
-            lines.append(f"{path}: {owner} needs {key!r}; add it")
+            if inside or key not in meant:
+                lines.append(f"{path}: {owner} needs {key!r}; add it")
         elif found["type"] in TABLE_ERRORS:
-            lines.append(f"{path} = {shown(found['input'])}: is no table; write its keys under [{path}]")
+            lines.append(f"{path} = {shown(found['input'])}: is not a table; write its keys under [{path}]")
         else:
             is_list = found.get("ctx", {}).get("class") == "Sequence"
             wanted = "a list" if is_list else WANTED.get(found["type"])
@@ -191,9 +208,9 @@ def explain(
 
 
 def number_types(model: type[pydantic.BaseModel], key: str, numbers: Iterable[float]) -> set[type]:
-    """Return as what an option takes these numbers, by its annotation: {float} if it is real, {int} if it counts.
+    """Return the number types, int and float, with which an option's annotation accepts these numbers.
 
-    Both if the annotation names both; none if it says nothing, or takes no such number.
+    The set holds both if the annotation names both. It is empty if the annotation names no type or refuses the numbers.
     """
     field = model.model_fields.get(key)
     if field is None or field.annotation in (Any, object):
@@ -203,7 +220,7 @@ def number_types(model: type[pydantic.BaseModel], key: str, numbers: Iterable[fl
     found = set()
     for number in numbers:
         for said in (int(number), float(number)):
-            with suppress(Exception):  # whatever the user's own validators do; `check` tells of a wrong value
+            with suppress(Exception):  # the user's own validators may raise anything; `check` reports wrong values
                 found.add(type(adapter.validate_python(said)))
     return found & {int, float}
 
@@ -214,7 +231,7 @@ def names(function: Function, given: int) -> set[str]:
 
 
 def defaults(function: Function, given: int, common: Function | None = None) -> dict[str, Any]:
-    """Return the options that have a default other than None, as plain TOML values; those of `common` beside the own ones."""
+    """Return the options whose default is not None, as plain TOML values, those of `common` included."""
     fields = model_of(function, given, common).model_fields
     found = {name: field.default for name, field in fields.items() if not field.is_required()}
     return {

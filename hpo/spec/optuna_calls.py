@@ -1,11 +1,11 @@
-"""Optuna's calls while user code is imported: refused, for `hpo` makes the study and runs the trials itself."""
+"""Refuse calls of Optuna while user code is imported: `hpo` itself creates the study and runs the trials."""
 
 from __future__ import annotations
 
 import importlib
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -14,18 +14,28 @@ from hpo.errors import SpecError
 
 
 class Refused(SpecError):
-    """Raised when code that was imported called Optuna."""
+    """Raised when user code called Optuna during its import."""
+
+
+#: What refuses a call in the blocks of `refused`, the innermost last.
+_refusals: list[Callable[[], NoReturn]] = []
+
+
+def check_not_importing() -> None:
+    """End the import of user code that calls this. `hpo.search` does so, since it makes and runs a study."""
+    if _refusals:
+        _refusals[-1]()
 
 
 class _Stop(BaseException):
-    """Ends the import; a BaseException, so that no `except Exception` of the user's goes on."""
+    """Ends the import. It is a BaseException, so an `except Exception` in user code does not catch it."""
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Refuse, within this block, what makes or opens a study or a storage and what runs trials.
+    """Refuse, within this block, calls that create or open a study or storage, or that run trials.
 
-    Nothing is written then. Raises Refused that names the line, whatever the user's code makes of the refusal.
+    No such call writes anything. Raises Refused, which names the calling line, even if user code catches the refusal.
     """
     made: list[str] = []
 
@@ -38,15 +48,17 @@ def refused() -> Iterator[None]:
             for owner, name in _entry_points():
                 restored.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, refuse)
+            _refusals.append(refuse)
+            restored.callback(_refusals.pop)
             yield
     finally:
         if made:
-            raise Refused(f"it runs a study of its own while it is imported, at {made[0]}") from None
+            raise Refused(f"it runs an Optuna study during its import, at {made[0]}") from None
 
 
 def _entry_points() -> list[tuple[Any, str]]:
-    """Return the attributes through which each such call goes, with their owners."""
-    optuna: Any = importlib.import_module("optuna")  # by name: who trains knows no Optuna, unless user code comes in
+    """Return (owner, attribute) of the functions that such calls go through."""
+    optuna: Any = importlib.import_module("optuna")  # by name: hpo.train must not depend on Optuna
     storages = optuna.storages
     return [
         (storages, "get_storage"),  # create_study, load_study, copy_study, delete_study, Study
@@ -57,8 +69,8 @@ def _entry_points() -> list[tuple[Any, str]]:
 
 
 def _caller(frame: FrameType | None) -> str:
-    """Return the line that called Optuna, and the line of the module that led to it."""
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "optuna":
+    """Return the line that called Optuna and the module-level line that led to it."""
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("optuna", "hpo"):
         frame = frame.f_back
     if frame is None:
         return "in a thread of its own"

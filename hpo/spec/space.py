@@ -1,8 +1,8 @@
-"""The search space: ranges and choices lifted out of the study file's tree, and the only `trial.suggest_*` calls.
+"""The search space: ranges and choices of a study file, and the only `trial.suggest_*` calls.
 
-A leaf of the tree is a constant, a range `{ low, high, log, step }` or `{ choices = [...] }`. A table with a `name` is a
-part; the tables in it are branches, each named after the choice it belongs to, and only the branch taken is searched.
-A parameter's name in Optuna is its dotted path, such as `optimizer.sgd.momentum`.
+A leaf of the tree is a constant, a range `{ low, high, log, step }` or choices `{ choices = [...] }`. A table with a `name`
+is a part. The tables inside a part are its branches. Each branch has the name of one choice and is searched only if that
+choice is taken. A parameter's name in Optuna is its dotted path, such as `optimizer.sgd.momentum`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 Tree = dict[str, Any]
 GRAMMAR = "a range is { low = ..., high = ... }, a choice is { choices = [...] }"  # for messages
-MAX_INTEGER = 2**53  # Optuna stores numbers as floats, which hold every integer up to here
+MAX_INTEGER = 2**53  # Optuna stores numbers as floats, which are exact for integers up to here
 RANGE_KEYS = {"low", "high", "log", "step"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """A numeric parameter between `low` and `high`, both included; of ints if its ends and its step are."""
+    """A numeric parameter from `low` to `high`, both included. It is an integer if both ends and the step are integers."""
 
     low: float
     high: float
@@ -45,7 +45,7 @@ class Range:
 
     @property
     def real(self) -> Range:
-        """The same range of real numbers."""
+        """This range with float ends and step."""
         step = None if self.step is None else float(self.step)
         return Range(low=float(self.low), high=float(self.high), log=self.log, step=step)
 
@@ -58,9 +58,9 @@ class Range:
         return [self.low, self.high]
 
     def middle(self) -> float:
-        """Return a value well inside the range: the geometric middle of a log range, else the arithmetic one."""
+        """Return the middle of the range: geometric for a log range, else arithmetic."""
         if self.log:
-            value = math.sqrt(self.low) * math.sqrt(self.high)  # two roots: the product may overflow
+            value = math.sqrt(self.low) * math.sqrt(self.high)  # two roots, since low * high may overflow
         elif self.step:
             value = self.low + self.step * (round((self.high - self.low) / self.step) // 2)
         else:
@@ -68,12 +68,12 @@ class Range:
         return round(value) if self.integer else value
 
     def values(self, path: str) -> list[float]:
-        """Return every value, for a grid; SpecError where the range has no step."""
+        """Return all values, for a grid; SpecError for a real range without a step."""
         step = self.step or 1
-        return [min(self.low + i * step, self.high) for i in range(self.count(path))]  # 3 * 0.1 is above 0.3
+        return [min(self.low + i * step, self.high) for i in range(self.count(path))]  # min: 3 * 0.1 > 0.3
 
     def count(self, path: str) -> int:
-        """Return how many values there are; SpecError where the range has no step."""
+        """Return the number of values; SpecError for a real range without a step."""
         if self.step is None and not self.integer:
             raise SpecError(f"{path}: a grid needs a step, got {self}; add step = ... or use {{ choices = [...] }}")
         return round((self.high - self.low) / (self.step or 1)) + 1
@@ -88,7 +88,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """A parameter that takes one of a few values; lists are stored in Optuna as compact JSON text."""
+    """A categorical parameter. Optuna stores a list as compact JSON text."""
 
     options: tuple[Any, ...]
 
@@ -98,7 +98,7 @@ class Choices:
 
     @property
     def real(self) -> Choices:
-        """The same choices, with their whole numbers as real ones."""
+        """The same choices with floats in place of integers."""
         return Choices(options=tuple(float(one) if type(one) is int else one for one in self.options))
 
     def ends(self) -> list[Any]:
@@ -121,17 +121,17 @@ Parameter = Range | Choices
 
 
 def ends_of(value: Any) -> list[Any]:
-    """Return the values at a leaf's ends: both of a range, all of a choice, the one of a constant."""
+    """Return the extreme values of a leaf: both ends of a range, all choices, or the constant."""
     return value.ends() if isinstance(value, Range | Choices) else [value]
 
 
 def encode(option: Any) -> Any:
-    """Return what Optuna stores for a choice: scalars as they are, lists and tables as compact JSON text."""
+    """Return a choice as Optuna stores it: scalars unchanged, lists and tables as compact JSON text."""
     return json.dumps(option, separators=(",", ":")) if isinstance(option, list | dict) else option
 
 
 def lift(tree: Mapping[str, Any], path: str = "") -> Tree:
-    """Return the tree with every range and choice table turned into a Parameter; SpecError names the path."""
+    """Return the tree with a Parameter for each range and choice table; SpecError names a wrong path."""
     return {key: _lift_leaf(value, f"{path}.{key}" if path else key) for key, value in tree.items()}
 
 
@@ -147,16 +147,18 @@ def _lift_leaf(value: Any, path: str) -> Any:
 
 def _choices(table: Mapping[str, Any], path: str) -> Choices:
     for key in table.keys() - {"choices"}:
-        raise SpecError(f"{path}: {key!r} does not go with choices; a choice is {{ choices = [...] }} and nothing else")
+        raise SpecError(f"{path}: {key!r} cannot stand beside choices; write {{ choices = [...] }} alone")
     options = table["choices"]
     if not isinstance(options, list) or not options:
-        raise SpecError(f"{path}: choices = {shown(options)} is empty or no list; give at least one value in brackets")
+        raise SpecError(
+            f"{path}: choices = {shown(options)} is empty or not a list; give at least one value in brackets"
+        )
     if any(isinstance(option, dict) for option in options):
         raise SpecError(
-            f"{path}: choices = {shown(options)} holds a table; a choice is a number, a text, true, false or a list"
+            f"{path}: choices = {shown(options)} holds a table; a choice is a number, a string, true, false or a list"
         )
     if len({encode(option) for option in options}) < len(options):  # 1, 1.0 and true are one value to Optuna
-        raise SpecError(f"{path}: choices = {shown(options)} names a value twice; keep each once")
+        raise SpecError(f"{path}: choices = {shown(options)} repeats a value; list each value once")
     return Choices(options=tuple(options))
 
 
@@ -165,7 +167,7 @@ def _range(table: Mapping[str, Any], path: str) -> Range:
         raise SpecError(f"{path}: unknown key {key!r} in a range{nearest(key, RANGE_KEYS)}")
     for key in ("low", "high"):
         if key not in table:
-            raise SpecError(f"{path}: a range needs both low and high, {key} is missing; add {key} = ...")
+            raise SpecError(f"{path}: a range needs low and high, but {key} is missing; add {key} = ...")
     for key in table.keys() & {"low", "high", "step"}:
         number = table[key]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -179,31 +181,31 @@ def _range(table: Mapping[str, Any], path: str) -> Range:
 
 def _check_range(found: Range, path: str) -> None:
     if not math.isfinite(found.high - found.low):
-        raise SpecError(f"{path}: {found} is wider than a float can say; move its ends")
+        raise SpecError(f"{path}: {found} is too wide: high - low overflows a float; move its ends")
     if found.integer and max(abs(found.low), abs(found.high)) > MAX_INTEGER:
-        raise SpecError(f"{path}: {found} leaves the integers that Optuna can store, up to 2**53; write floats")
+        raise SpecError(f"{path}: {found} exceeds 2**53, the largest integer that Optuna can store; write floats")
     if found.low > found.high:
         raise SpecError(f"{path}: low = {found.low} is above high = {found.high}; swap them")
     if found.log and found.low <= 0:
-        raise SpecError(f"{path}: a log range cannot start at low = {found.low}; use a low above 0 or drop log")
+        raise SpecError(f"{path}: a log range cannot start at low = {found.low}; use a low above 0 or remove log")
     if found.step is None:
         return
     if found.log:
-        raise SpecError(f"{path}: log and step = {found.step} do not go together; drop one of them")
+        raise SpecError(f"{path}: log and step = {found.step} cannot be combined; remove one of them")
     if found.step <= 0:
         raise SpecError(f"{path}.step: {found.step} must be above 0")
     steps = (found.high - found.low) / found.step
     if steps > MAX_INTEGER:
-        raise SpecError(f"{path}.step: {found.step} is too small for {found}; leave it out")
+        raise SpecError(f"{path}.step: {found.step} is too small for {found}; remove it")
     if abs(steps - round(steps)) > 1e-8:
         reached = round(found.low + math.floor(steps) * found.step, 12)
         raise SpecError(
-            f"{path}: high = {found.high} is no whole number of steps of {found.step}; use high = {reached}"
+            f"{path}: high = {found.high} is not a whole number of steps of {found.step} above low; use high = {reached}"
         )
 
 
 def lower(tree: Mapping[str, Any]) -> Tree:
-    """Return the tree as plain TOML and JSON values again: the inverse of `lift`."""
+    """Return the tree as plain TOML and JSON values, the inverse of `lift`."""
     return {key: _lower_leaf(value) for key, value in tree.items()}
 
 
@@ -221,7 +223,7 @@ def _lower_leaf(value: Any) -> Any:
 
 
 def parameters(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Parameter]]:
-    """Yield (dotted path, parameter) for every range and choice of a lifted tree, taken branch or not."""
+    """Yield (dotted path, parameter) for all ranges and choices of a lifted tree, in all branches."""
     for key, value in tree.items():
         here = f"{path}.{key}" if path else key
         if isinstance(value, Range | Choices):
@@ -231,21 +233,20 @@ def parameters(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, P
 
 
 def branches(part: Mapping[str, Any]) -> dict[str, Tree]:
-    """Return the tables inside a part: each holds the children of one choice of its name."""
+    """Return the tables inside a part by name. Each holds the options of one choice of the part's name."""
     return {key: value for key, value in part.items() if isinstance(value, dict)}
 
 
 def is_conditional(tree: Mapping[str, Any]) -> bool:
-    """Say whether some parameter exists only under one choice of its part's name."""
-    return any(
-        isinstance(part.get("name"), Choices) and any(list(parameters(branch)) for branch in branches(part).values())
-        for part in tree.values()
-        if isinstance(part, Mapping)
-    )
+    """Return whether some parameter exists only under one choice of its part's name."""
+    tables = branches(tree).values()
+    if isinstance(tree.get("name"), Choices) and any(list(parameters(table)) for table in tables):
+        return True
+    return any(map(is_conditional, tables))
 
 
 def check_branches(tree: Mapping[str, Any]) -> None:
-    """Refuse a branch under a part whose name cannot take that choice; SpecError names it."""
+    """Raise SpecError for a branch whose name is not a choice of its part's name."""
     for key, part in tree.items():
         if not isinstance(part, Mapping):
             continue
@@ -254,14 +255,32 @@ def check_branches(tree: Mapping[str, Any]) -> None:
         for branch, table in branches(part).items():
             if "name" not in part:
                 raise SpecError(f"{key}.{branch}: {_no_parameter(table)}")
+            if branch not in names and table.keys() & {"min", "max"}:
+                raise SpecError(f"{key}.{branch}: a range is {{ low = ..., high = ... }}, not min and max")
             if branch not in names:
                 taken = ", ".join(map(repr, names))
                 raise SpecError(
-                    f"{key}.{branch}: its table stands under no choice: {key}.name is {taken}; "
+                    f"{key}.{branch}: no choice has this name: {key}.name is {taken}; "
                     f"add {branch!r} to the choices of {key}.name or remove [{key}.{branch}]; {GRAMMAR}"
                 )
             for inner, deeper in branches(table).items():
                 raise SpecError(f"{key}.{branch}.{inner}: {_no_parameter(deeper)}")
+
+
+def check_free(tree: Mapping[str, Any], path: str) -> None:
+    """Check a tree whose tables are nested as the user likes. A table with a `name` is a part, as in the training sections.
+
+    Raises SpecError for a wrong branch, and for a key with a dot, which would be read as a path.
+    """
+    if dotted := next((key for key in tree if "." in key), None):
+        raise SpecError(
+            f"{path}.{dotted!r}: a key with a dot would be read as a path; write a table, or _ in place of the dot"
+        )
+    if "name" in tree:
+        check_branches({path: tree})
+        return
+    for key, table in branches(tree).items():
+        check_free(table, f"{path}.{key}")
 
 
 def _no_parameter(table: Tree) -> str:
@@ -269,12 +288,12 @@ def _no_parameter(table: Tree) -> str:
 
 
 def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: str = "") -> Tree:
-    """Return the tree with every parameter replaced by `pick(path, parameter)`, without the branches not taken.
+    """Return the tree with each parameter replaced by `pick(path, parameter)`, without the branches not taken.
 
-    A part's name is picked before anything else in it, so a branch's parameters are picked only when it is taken.
+    A part's name is picked first. So a branch's parameters are picked only if the branch is taken.
     """
     pinned: Tree = {}
-    for key in sorted(tree, key=lambda key: key != "name"):  # stable: the name first, the rest as written
+    for key in sorted(tree, key=lambda key: key != "name"):  # a stable sort: the name first, the rest as written
         value, here = tree[key], f"{path}.{key}" if path else key
         if isinstance(value, Range | Choices):
             pinned[key] = pick(here, value)
@@ -286,11 +305,11 @@ def pin(tree: Mapping[str, Any], pick: Callable[[str, Parameter], Any], path: st
 
 
 def queued(parameter: Parameter, path: str, value: Any) -> Any:
-    """Return a value that somebody queued as Optuna stores it; ValueError names the legal ones if it is none of them.
+    """Return an enqueued value as Optuna stores it; ValueError names the allowed values if it is wrong.
 
-    It may be written as in a study file, such as [64, 32], or as text, such as "[64, 32]".
+    A list may be written as in a study file, such as [64, 32], or as text, such as "[64, 32]".
     """
-    legal = f"{path} = {shown(value)}: was queued and cannot be; write a value of {parameter}"
+    legal = f"{path} = {shown(value)}: this enqueued value is not allowed; enqueue a value of {parameter}"
     if isinstance(parameter, Range):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(legal)
@@ -307,18 +326,21 @@ def queued(parameter: Parameter, path: str, value: Any) -> Any:
 
 
 def suggest(tree: Mapping[str, Any], trial: optuna.Trial) -> Tree:
-    """Return the tree pinned to what the study's sampler proposes for this trial."""
+    """Return the tree pinned to the values that the study's sampler suggests for this trial."""
     return pin(tree, lambda path, parameter: parameter.suggest(trial, path))
 
 
 def grid(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return every parameter's values for a grid search; SpecError for a range without step or a conditional space."""
+    """Return all values of each parameter for a grid search.
+
+    Raises SpecError for a real range without a step and for a conditional space.
+    """
     _refuse_a_conditional_grid(tree)
     return {path: parameter.values(path) for path, parameter in parameters(tree)}
 
 
 def grid_points(tree: Mapping[str, Any]) -> int:
-    """Return how many points a grid has, without listing them; SpecError as `grid`."""
+    """Return the number of grid points without listing them; SpecError as `grid`."""
     _refuse_a_conditional_grid(tree)
     return math.prod(parameter.count(path) for path, parameter in parameters(tree))
 
@@ -332,15 +354,15 @@ def _refuse_a_conditional_grid(tree: Mapping[str, Any]) -> None:
 
 
 def middle(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> Tree:
-    """Return the tree with every parameter at its middle, but for the values taken by path."""
+    """Return the tree with each parameter at its middle value, or at the value that `taken` has for its path."""
     return pin(tree, lambda path, parameter: taken.get(path, parameter.middle()))
 
 
 def variants(tree: Mapping[str, Any]) -> Iterator[Tree]:
-    """Yield pinned trees that between them hold both ends of every range and every choice, in every branch.
+    """Yield pinned trees that together contain both ends of every range and every choice, in every branch.
 
-    Each two sections are seen in all combinations of their parts, and there with each end of each of their parameters; all
-    else stays at its middle. (All combinations of all sections would be too many: they multiply.)
+    Each pair of sections is tried in all combinations of their parts. Each parameter of the pair is tried at each of its
+    ends; all other parameters stay at their middle. The number of combinations of all sections would grow exponentially.
     """
     names = {section: _names(table) for section, table in tree.items()}
     for sections in itertools.combinations(names, 2) if len(names) > 1 else [tuple(names)]:
@@ -355,13 +377,13 @@ def variants(tree: Mapping[str, Any]) -> Iterator[Tree]:
 
 
 def _names(table: Any) -> list[Any]:
-    """Return the names among which a section's part is searched, [None] if it is not."""
+    """Return the choices of a section's part name, [None] if the name is not searched."""
     name = table.get("name") if isinstance(table, Mapping) else None
     return list(name.ends()) if isinstance(name, Choices) else [None]
 
 
 def _open(tree: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Return the parameters that are searched when the parts have these names."""
+    """Return the parameters that are searched if the parts have these names."""
     found: dict[str, Parameter] = {}
 
     def pick(path: str, parameter: Parameter) -> Any:

@@ -1,7 +1,7 @@
-"""The study file: read, checked for shape, fingerprinted.
+"""The study file: reading, checking and fingerprinting.
 
-`StudySpec` is the file with its defaults filled. What a value means (does `sgd` take it, is it in bounds) is decided
-where the parts are known, in `hpo.train.build.registry`; here stand the grammar and the study's own settings.
+`StudySpec` is a study file with its defaults filled in. This module checks the grammar and the study's own settings.
+`hpo.train.build.registry` knows the parts, such as `sgd`, and checks their options.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -17,44 +18,52 @@ import pydantic
 from annotated_types import Ge, Le
 
 from hpo.errors import Mistakes, SpecError, located, shown
-from hpo.spec import metrics, objectives, options, space, toml_file, usercode
+from hpo.spec import metrics, objectives, options, pickled, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies
-from hpo.spec.metrics import Metric
 from hpo.spec.objectives import OWN_VALUE, Goals
-from hpo.spec.space import Choices
+from hpo.spec.program import Command, PrintedMetric
+from hpo.spec.space import Choices, Tree
 from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.text import command
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
-#: Raised when the meaning of a study file changes; stands in front of every fingerprint. 1: up to November 2026.
+#: The version of the file format, part of every fingerprint. It grows when the meaning of a study file changes. Format 1 was
+#: used up to November 2026.
 FORMAT: Final = 2
-#: Sources whose files are read in another way since format 2, which their option `reading` says, with the defaults that
-#: options of theirs had before.
+#: Data sources whose files format 2 reads differently, with the defaults that their options had in format 1. The option
+#: `reading` selects the format.
 READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"channels_last": False}}
-#: How a study is run, not what it is: the last `hpo run` sets them.
+#: Settings of how a study is run. The last `hpo run` sets them.
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
-MAX_TRIALS = 2**31 - 1  # what an integer column of Postgres holds
+MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 MAX_WORKERS = 4096  # on one machine
-MAX_CHOICES = 1000  # each is checked with every part of every other section, and stands in the row of every trial
-#: What is checked against one another: where one of these is wrong, the others are not asked.
-JUDGED_TOGETHER = {*SECTIONS, "objective", "params", "metric", "direction", "objectives", "constraints", "value"}
-LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints")  # no part of a study's identity then
+MAX_CHOICES = 1000  # each is checked with every part of every other section, and is stored in every trial's row
+#: Keys that are checked against each other. If one of them has a wrong shape, this check is skipped.
+JUDGED_TOGETHER = {
+    *(*SECTIONS, "objective", "train", "command", "params", "space"),
+    *("metric", "direction", "objectives", "constraints", "value"),
+}
+LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints", "space")  # if empty, not a part of a study's identity
+#: Keys that name the user's own training. One of them replaces the training sections.
+OWN = ("objective", "train", "command")
+WITH_SPACE = ("train", "command")  # those of which [space] is the search space
 
 
 class Budget(pydantic.BaseModel):
-    """How much may be spent on the study in all."""
+    """Limits of the study."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     trials: Annotated[int, Ge(1), Le(MAX_TRIALS)] = 64
-    """Rows of the study in any state but WAITING, over all runs."""
+    """Trials of the study in total, over all runs and in any state but WAITING."""
     timeout: str | None = None
-    """Wall clock of one `hpo run`, such as "30m"; what still runs is parked for the next one."""
+    """Wall-clock limit of one `hpo run`, such as "30m". Unfinished trials are parked and continue in the next run."""
     trial_timeout: str | None = None
-    """Training time of one trial; failures.time_limit says what happens then. Epochs that a checkpoint carried over count."""
+    """Limit on the training time of one trial, epochs restored from a checkpoint included. `failures.time_limit` says how the
+    trial ends."""
 
     @property
     def trial_seconds(self) -> float | None:
@@ -62,24 +71,26 @@ class Budget(pydantic.BaseModel):
 
 
 class Recovery(pydantic.BaseModel):
-    """How workers hold on to trials, and let go of them."""
+    """Leases, checkpoints and restarts of workers."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     lease: str = "60s"
-    """A worker that is silent for longer loses its trial; renewed three times as often."""
+    """A worker that is silent for longer loses its trial. Workers renew their leases three times in this time. Use 20s or more,
+    which is longer than a wait for a database lock."""
     grace: str = "30s"
-    """From the signal that asks a worker to stop until its process is gone, parked or not."""
+    """Time from the stop signal to the end of a worker process. The worker parks its trials in this time."""
     outage_patience: str = "10m"
-    """How long a worker bears a failing storage, training on meanwhile, before it leaves."""
+    """How long a worker waits for a failing storage before it exits. It trains on meanwhile."""
     checkpoint_every: str = "30s"
-    """Training time between two checkpoints, each at an epoch's end; "0s" is every epoch."""
+    """Training time between two checkpoints. Each is written at the end of an epoch; "0s" writes one after every epoch."""
     keep_checkpoints: Annotated[int, Ge(0), Le(MAX_TRIALS)] = 1
-    """Of how many finished trials, the best ones, the last checkpoint is kept; of several objectives all of the front."""
+    """Number of best COMPLETE trials whose last checkpoint is kept. With several objectives any number above 0 keeps the whole
+    Pareto front."""
     recycle_trials: Positive = 10_000
-    """Trials after which a worker's process starts afresh."""
+    """Number of trials after which a worker process restarts."""
     recycle_growth_mb: Positive = 2048
-    """Growth of a worker's resident memory, in MiB, likewise."""
+    """Growth of a worker's resident memory, in MiB, after which its process restarts."""
 
     @property
     def lease_seconds(self) -> float:
@@ -99,27 +110,42 @@ class Recovery(pydantic.BaseModel):
 
 
 class StudySpec(pydantic.BaseModel):
-    """A study file with its defaults filled."""
+    """A study file with its defaults filled in."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1, 2] = FORMAT
-    """What the rest of the file means: 2, or as an earlier version of hpo read it. A file joins a study in the study's format."""
+    """Version of the file format; 1 is the format of earlier versions of hpo. A file joins a study in the study's format."""
     name: str
+    """Name of the study in the storage; by default the name of the file."""
     seed: Annotated[int, Ge(0)] = 0
+    """Seed of all randomness: splits, suggestions, weights, batch order, dropout."""
     objective: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
-    """An Optuna objective of the user's own, "file.py:function"; then the training sections are left out."""
+    """The user's own Optuna objective, "file.py:function". It replaces the training sections."""
+    train: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
+    """The user's own training, "file.py:function". It is called with a dict, [space] at the trial's values, and the trial.
+    It replaces the training sections."""
+    command: list[str] | None = None
+    """The user's own program and its arguments, with the trial's values in places such as "{lr}". It replaces the training
+    sections."""
+    space: dict[str, Any] = {}
+    """The search space of `train` or `command`: ranges, choices and constants. Tables may be nested."""
     params: dict[str, Any] = {}
-    """Pinned parameters of such an objective, as `hpo export` writes them."""
-    metric: Metric = "accuracy"
-    """What the validation curve shows, for the declared objective: accuracy, loss, macro_f1, auroc, calibration_error or
-    top_K_accuracy for any K."""
+    """Pinned parameters of the user's own objective, as `hpo export` writes them."""
+    metric: str = "accuracy"
+    """Metric of the validation curve: accuracy, loss, macro_f1, auroc, calibration_error or top_K_accuracy for any K. With a
+    command, how a value is read from a line of its output: a pattern with the group `value` and perhaps `epoch`, or "json:KEY"
+    for JSON lines. Without it a command's values come from `hpo.report` alone."""
     direction: Direction | None = None
+    """Direction of the first objective. The metric decides it in a declared training; the user's own objective must give it."""
     objectives: dict[str, Direction] = {}
-    """Two or more by name, in their order: first what the curve shows, then costs; the trials that none beats are a front."""
+    """Two or more objectives by name. The first is the metric of the curve, the others are costs. The result is the Pareto
+    front: non-dominated, feasible trials."""
     constraints: dict[str, str] = {}
     """Soft bounds by name, such as "<= 1e6", on the first objective or on costs."""
     value: str | None = None
+    """A trial's value: "best", "last" or "mean of last K" epochs; "best" in a declared training, "last" with a command. Without
+    it the user's own objective decides."""
     data: dict[str, Any] = {}
     augment: dict[str, Any] = {}
     model: dict[str, Any] = {}
@@ -138,21 +164,36 @@ class StudySpec(pydantic.BaseModel):
     recovery: Recovery = Recovery()
     failures: Policies = Policies()
     executor: Literal["auto", "loop", "stack"] = "auto"
-    """How trials are trained: one by one (loop), or several as one model (stack) where the model allows it; auto measures."""
+    """loop trains one trial at a time. stack trains several trials as one model, where the model allows it. auto measures which
+    is faster."""
     slots: Literal["auto"] | Annotated[int, Ge(1), Le(2**16)] = "auto"
-    """Trials that a worker trains together in a stack; auto measures."""
+    """Number of trials in one stack. auto measures the best number."""
     workers: Annotated[int, Ge(1), Le(MAX_WORKERS)] | None = None
+    """Worker processes of `hpo run`; by default one per GPU, without a GPU one per CPU core."""
     storage: str | None = None
+    """URL of the database: sqlite:///FILE or postgresql://USER@HOST/DB. `--storage` and $HPO_STORAGE come first."""
     checkpoints: str | None = None
+    """Folder of checkpoints and worker logs. By default $HPO_CHECKPOINTS, else `.hpo` beside the SQLite file; with Postgres
+    `.hpo` in the current folder."""
     receipt: dict[str, Any] = {}
-    """What a pinned file was made from; ignored by a search."""
+    """Origin of a pinned config: study, trial, seeds, versions, curves. A search ignores it."""
+
+    @pydantic.field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str, info: pydantic.ValidationInfo) -> str:
+        """Refuse an unknown metric of a training that is not a command's. A wrong command has a message of its own."""
+        is_of_command = info.data.get("command", metric) is not None
+        return metric if is_of_command else metrics.checked(metric)
 
     @classmethod
     def load(cls, path: Path, *, name: str | None = None) -> StudySpec:
-        """Read a study file or a pinned config; SpecError names the file, the key, the value and the mend.
+        """Read a study file or a pinned config.
 
         Args:
-            name: takes the place of the file's own name for the study.
+            path: the file.
+            name: the name of the study, instead of the file's.
+
+        Raises SpecError that names the file, the key, the value and the mend.
         """
         document = read_document(path)
         with located(path):
@@ -164,14 +205,14 @@ class StudySpec(pydantic.BaseModel):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> StudySpec:
-        """Check a document and fill the study's own defaults; SpecError lists keys, values and mends."""
+        """Check a document and fill in the study's own defaults; SpecError lists all mistakes."""
         document = dict(document)
         spec, wrong, mistakes = cls._shaped(document)
         if "name" not in wrong:
             with mistakes.collect():
                 check_name(spec.name, "name")
         for key in document:
-            if key not in (*SECTIONS, *wrong, "params", "receipt"):
+            if key not in (*SECTIONS, "space", *wrong, "params", "receipt"):
                 with mistakes.collect():
                     _check_plain(document[key], key)
         if not wrong & JUDGED_TOGETHER:
@@ -182,7 +223,7 @@ class StudySpec(pydantic.BaseModel):
         for key in ("storage", "checkpoints"):
             with mistakes.collect():
                 check_path(getattr(spec, key), key)
-        for section in [] if spec.objective else SECTIONS:
+        for section in SECTIONS if spec.is_declared else ["space"]:
             with mistakes.collect():
                 _lifted(spec, section)
         mistakes.raise_if_any()
@@ -190,67 +231,110 @@ class StudySpec(pydantic.BaseModel):
 
     @classmethod
     def rest_of(cls, document: Mapping[str, Any]) -> StudySpec:
-        """Return a spec of those keys of a wrong document that can be read, for the sake of what their values get wrong."""
+        """Return a spec of the readable keys of a wrong document, so that their values can be checked too."""
         spec, _, _ = cls._shaped(dict(document))
         unread: space.Tree = {section: {} for section in SECTIONS if not _can_lift(spec, section)}
         return spec.model_copy(update=unread)
 
     @classmethod
     def _shaped(cls, document: dict[str, Any]) -> tuple[StudySpec, set[str], Mistakes]:
-        """Return a document as far as its keys have the shape that they must have, the keys that have not, and what they say."""
+        """Return the spec of all keys that have the right shape, the names of the other keys, and their mistakes."""
         mistakes = Mistakes()
         try:
             return cls.model_validate(document), set(), mistakes
         except pydantic.ValidationError as error:
             mistakes.add(SpecError(*options.explain(error, {}, "a study file", cls)))
             wrong = {str(found["loc"][0]) for found in error.errors()}
-        right = {key: value for key, value in document.items() if key not in wrong}
+        unread = {*wrong, "metric"} if "command" in wrong else wrong  # a command decides what a metric is
+        right = {key: value for key, value in document.items() if key not in unread}
         return cls.model_validate({"name": "", **right}), wrong, mistakes
 
     def _with_defaults(self) -> StudySpec:
-        """Return the spec with the study's own defaults; SpecError lists what does not go together or is no rule."""
+        """Return the spec with the study's own defaults; SpecError lists keys that contradict each other and wrong rules."""
         mistakes = Mistakes()
-        spec = self._with_objective_defaults() if self.objective else self._with_training_defaults()
+        spec = self._with_training_defaults() if self.is_declared else self._with_own_defaults()
         for part in ("rule", "goals"):
             with mistakes.collect():
                 getattr(spec, part)
         mistakes.raise_if_any()
         return spec
 
-    def _with_objective_defaults(self) -> StudySpec:
-        given = [section for section in SECTIONS if getattr(self, section)]
-        if given:
-            why = f"goes with a declared training, not with objective = {self.objective!r}; remove it"
-            raise SpecError(*(f"{section}: {why}" for section in given))
+    def _with_own_defaults(self) -> StudySpec:
+        self._refuse_beside_own()
+        if self.command is not None:
+            return self._with_command_defaults()
         if self.objectives:
             objectives.check_own(self.objectives)
             return self._with_first_direction()
         if self.constraints:
             raise SpecError(
-                f"constraints.{next(iter(self.constraints))}: goes with named [objectives]; "
+                f"constraints.{next(iter(self.constraints))}: needs named [objectives]; "
                 "an objective of your own with one value calls trial.set_constraint(name, value)"
             )
         if self.direction is None:
             raise SpecError('direction: needed with an objective of your own; write "maximize" or "minimize"')
         return self
 
+    def _with_command_defaults(self) -> StudySpec:
+        mistakes = Mistakes()
+        for key in ("objectives", "constraints"):
+            if getattr(self, key):
+                mistakes.add(SpecError(f"{key}: a command gives one value, its metric; remove [{key}]"))
+        if self.direction is None:
+            mistakes.add(SpecError('direction: needed with a command; write "maximize" or "minimize"'))
+        spec = self.model_copy(update={"value": self.value or "last"})
+        if "metric" not in self.model_fields_set:
+            spec = spec.model_copy(update={"metric": ""})
+        with mistakes.collect():
+            PrintedMetric.parse(spec.metric)
+        with mistakes.collect():
+            Command.parse(self.command or []).check(self.tree)
+        mistakes.raise_if_any()
+        return spec
+
+    def _refuse_beside_own(self) -> None:
+        """Raise SpecError for keys that contradict the key of the user's own training."""
+        key, *others = (key for key in OWN if getattr(self, key) is not None)
+        own = f"{key} = {shown(getattr(self, key))}"
+        if others:
+            raise SpecError(
+                f"{own}: cannot stand beside {others[0]} = {shown(getattr(self, others[0]))}; remove one of them"
+            )
+        given = [section for section in SECTIONS if getattr(self, section)]
+        if given:
+            raise SpecError(
+                *(f"{section}: belongs to a declared training, not to {own}; remove it" for section in given)
+            )
+        if key not in WITH_SPACE and self.space:
+            raise SpecError(f"space: does not belong to {own}, whose suggest calls are the space; remove [space]")
+        if key in WITH_SPACE and not self.space:
+            raise SpecError(
+                f"space: missing; {own} needs [space] with ranges, such as lr = {{ low = 1e-4, high = 0.1 }}"
+            )
+        if key in WITH_SPACE and self.params:
+            raise SpecError(f"params: does not belong to {own}; write the values into [space]")
+
     def _with_first_direction(self) -> StudySpec:
         first, direction = next(iter(self.objectives.items()))
         if self.direction not in (None, direction):
             raise SpecError(
-                f"direction = {self.direction!r}: objectives.{first} is to be {direction}d; remove direction"
+                f"direction = {self.direction!r}: objectives.{first} must be {direction}d; remove direction"
             )
         return self.model_copy(update={"direction": direction})
 
     def _with_training_defaults(self) -> StudySpec:
         missing = [section for section in ("data", "model", "optimizer") if not getattr(self, section)]
         if self.params and len(missing) == 3:
-            raise SpecError('objective: missing; [params] are its: add objective = "file.py:function"')
+            raise SpecError('objective: missing; [params] belong to an objective: add objective = "file.py:function"')
+        if self.space and len(missing) == 3:
+            raise SpecError('train: missing; [space] belongs to a training of your own: add train = "file.py:function"')
+        if self.space:
+            raise SpecError("space: belongs to a training of your own; write the ranges into their sections")
         if missing:
             mend = 'with name = "...", or objective = "file.py:function"'
             raise SpecError(*(f"{section}: missing; add [{section}] {mend}" for section in missing))
         if self.params:
-            raise SpecError("params: goes with an objective of your own; write the values into their sections")
+            raise SpecError("params: belongs to an objective of your own; write the values into their sections")
         if self.objectives:
             return self._with_metric()._with_training_filled()
         return self._with_training_filled()
@@ -263,13 +347,13 @@ class StudySpec(pydantic.BaseModel):
         return self.model_copy(update={"metric": first})
 
     def in_format(self, number: int) -> StudySpec:
-        """Return a loaded, unresolved spec as another format reads it."""
+        """Return a loaded, unresolved spec in another format."""
         return StudySpec.from_document({**self.document, "format": number, "receipt": self.receipt})
 
     def _with_training_filled(self) -> StudySpec:
         direction = metrics.direction(self.metric)
         if self.direction not in (None, direction):
-            raise SpecError(f"direction = {self.direction!r}: {self.metric} is to be {direction}d; remove direction")
+            raise SpecError(f"direction = {self.direction!r}: {self.metric} must be {direction}d; remove direction")
         filled = {"direction": direction, "value": self.value or "best"}
         sections = with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
         if self.format == 1:
@@ -277,25 +361,45 @@ class StudySpec(pydantic.BaseModel):
         return self.model_copy(update=filled | _with_what_is_judged(sections, self.metric))
 
     @property
+    def own_kind(self) -> str | None:
+        """The key that names the user's own training, one of OWN; None for a declared training."""
+        return next((key for key in OWN if getattr(self, key) is not None), None)
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether the training sections declare the training. Otherwise it is the user's own."""
+        return self.own_kind is None
+
+    @property
+    def own_code(self) -> str | None:
+        """The user's own training, such as "mine.py:objective" or "python train.py"; None for a declared training."""
+        return self.objective or self.train or (shlex.join(self.command) if self.command else None)
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the user's own training is a pickled function, which the study's folder holds."""
+        return pickled.is_pickled(self.own_code)
+
+    @property
     def rule(self) -> ValueRule | None:
-        """The rule for a trial's value; None keeps what an objective of the user's own reports and returns."""
+        """The rule for a trial's value. None keeps the value that the user's own objective returns."""
         assert self.direction is not None
         return ValueRule.parse(self.value, self.direction) if self.value else None
 
     @property
     def goals(self) -> Goals:
-        """What trials are judged by; SpecError for a bound that is none."""
+        """The objectives and constraints of the study; SpecError for a wrong constraint."""
         assert self.direction is not None
-        first = OWN_VALUE if self.objective else self.metric
+        first = self.metric if self.is_declared else OWN_VALUE
         directions = self.objectives or {first: self.direction}
-        known = directions if self.objective else (*directions, *objectives.COSTS)
+        known = (*directions, *objectives.COSTS) if self.is_declared else directions
         return Goals(directions=directions, bounds=objectives.bounds_of(self.constraints, known))
 
     @property
-    def tree(self) -> space.Tree:
-        """The training sections with ranges and choices lifted out; empty for an objective of the user's own."""
-        if self.objective:
-            return {}
+    def tree(self) -> Tree:
+        """The training sections, or [space], with Parameters for ranges and choices; empty for a user's own objective."""
+        if not self.is_declared:
+            return space.lift(self.space, "space")
         given = {section: getattr(self, section) for section in SECTIONS}
         return {
             section: space.lift(table, section) for section, table in given.items() if table or section not in OPTIONAL
@@ -303,24 +407,24 @@ class StudySpec(pydantic.BaseModel):
 
     @property
     def is_pinned(self) -> bool:
-        """Say whether nothing is left to search."""
+        """Whether the spec has nothing to search."""
         return bool(self.params) if self.objective else not list(space.parameters(self.tree))
 
     @property
     def code_references(self) -> list[str]:
-        """Every name in the spec that means code of the user's own, such as "mine.py:objective"."""
-        if self.objective:
-            return [self.objective]
+        """All names in the spec that refer to the user's own code, such as "mine.py:objective"."""
+        if not self.is_declared:
+            return [reference for reference in (self.objective, self.train) if reference]
         names = [part.get("name") for part in self.tree.values()]
         listed = [option for name in names for option in (name.options if isinstance(name, Choices) else [name])]
         return [name for name in listed if isinstance(name, str) and usercode.is_reference(name)]
 
     @property
     def document(self) -> dict[str, Any]:
-        """The spec as plain JSON and TOML values, without what was left unset."""
+        """The spec as plain JSON and TOML values, without unset keys."""
         left_out = {section for section in LEFT_OUT_IF_EMPTY if not getattr(self, section)}
         found = self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
-        if self.format == 1:  # which had neither key
+        if self.format == 1:  # it had neither key
             del found["format"]
             if found["data"].get("reading") == 1:
                 del found["data"]["reading"]
@@ -328,25 +432,25 @@ class StudySpec(pydantic.BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of the document that two workers of one study must share."""
+        """The part of the document that must be equal for all workers of a study."""
         found = {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
-        if self.objectives:  # whose order counts
+        if self.objectives:  # a list, since their order counts
             found["objectives"] = [list(objective) for objective in self.objectives.items()]
         return found
 
     def managed_by(self, other: StudySpec) -> StudySpec:
-        """Return this spec with the other's settings for how a study is run."""
+        """Return this spec with the other spec's MANAGED settings."""
         return self.model_copy(update={key: getattr(other, key) for key in MANAGED})
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the identity, the format in front."""
+        """The SHA-256 of the format and the identity."""
         text = json.dumps([self.format, self.identity], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_read_before(data: space.Tree) -> space.Tree:
-    """Return a section `data` that says to read as format 1 did, where that makes a difference."""
+    """Return the section `data` with the options that make format 2 read the data as format 1 did."""
     name, classes = str(data.get("name")), data.get("classes")
     if name in READ_ANEW:
         return {"reading": 1} | READ_ANEW[name] | data
@@ -357,7 +461,7 @@ def _as_read_before(data: space.Tree) -> space.Tree:
 
 
 def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
-    """Return the sections with patience told what to monitor, and with every metric measured that a trial is judged by."""
+    """Return the sections with a default for `stopping.monitor` and with all metrics that a trial needs in `watch.metrics`."""
     stopping, watch = dict(sections.get("stopping", {})), dict(sections.get("watch", {}))
     if "patience" in stopping:
         stopping.setdefault("monitor", metric)
@@ -371,7 +475,7 @@ def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
-    """Return what a study file or a pinned config says, a name included; SpecError if it cannot be read at all."""
+    """Return the document of a study file or pinned config, a name included; SpecError if the file cannot be read."""
     try:
         found = toml_file.read(path)
     except FileNotFoundError:
@@ -383,12 +487,12 @@ def read_document(path: Path) -> Mapping[str, Any]:
 
 
 def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a document that was resolved before, maybe by an earlier version, with what it meant by leaving it out.
+    """Return a document that an earlier version may have resolved, with the keys added that did not exist then.
 
-    Every default of its day stands in it. So an optimizer without `decay` is from before there was a choice, and a document
-    without `format` is from before there were several.
+    A resolved document holds every default of its version. An optimizer without `decay` was written before `decay` existed,
+    so all weights decay. A document without `format` has format 1.
     """
-    if not isinstance(document, Mapping):  # which is told later
+    if not isinstance(document, Mapping):  # reported later
         return document
     document = {"format": 1, **document}
     optimizer = document.get("optimizer")
@@ -413,21 +517,21 @@ def _check_durations(spec: StudySpec) -> None:
 
 
 def check_name(name: str, path: str) -> None:
-    """Refuse a study's name that a command line would take for something else."""
+    """Raise SpecError for a study name that is not printable or that a command line would misread."""
     if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_NAME:
-        raise SpecError(f"{path} = {name!r}: is no name for a study; use 1 to {MAX_NAME} printable characters")
+        raise SpecError(f"{path} = {name!r}: is not a name for a study; use 1 to {MAX_NAME} printable characters")
     if name.startswith("-") or name.endswith(".toml"):
-        raise SpecError(f"{path} = {name!r}: a command would take it for an option or a file; choose another name")
+        raise SpecError(f"{path} = {name!r}: a command would read it as an option or a file; choose another name")
 
 
 def check_path(value: Any, path: str) -> None:
-    """Refuse a path with a control character in it: as a rule a backslash of Windows that TOML took for an escape."""
+    """Raise SpecError for a path with a control character. Its usual origin is a Windows path with backslashes in "..."."""
     if isinstance(value, str) and not value.isprintable():
-        raise SpecError(f"{path} = {shown(value)}: is no path, for it holds a control character; {toml_file.ESCAPES}")
+        raise SpecError(f"{path} = {shown(value)}: is not a path, it holds a control character; {toml_file.ESCAPES}")
 
 
-def _lifted(spec: StudySpec, section: str) -> space.Tree:
-    """Return a section with its ranges and choices lifted out; SpecError lists what is wrong of its grammar."""
+def _lifted(spec: StudySpec, section: str) -> Tree:
+    """Return a section with Parameters for its ranges and choices; SpecError lists mistakes in its grammar."""
     table: space.Tree = getattr(spec, section)
     _check_plain(table, section)
     mistakes = Mistakes()
@@ -438,7 +542,10 @@ def _lifted(spec: StudySpec, section: str) -> space.Tree:
     mistakes.raise_if_any()
     if isinstance(name := lifted.get("name"), dict):
         raise SpecError(f"{section}.name: {shown(name)} is neither a name nor a choice; {space.GRAMMAR}")
-    space.check_branches({section: lifted})
+    if section == "space":
+        space.check_free(lifted, section)
+    else:
+        space.check_branches({section: lifted})
     if spec.format > 1:
         _refuse_many_choices({section: lifted})
     return lifted
@@ -448,8 +555,8 @@ def _refuse_many_choices(tree: space.Tree) -> None:
     for path, parameter in space.parameters(tree):
         if isinstance(parameter, Choices) and len(parameter.options) > MAX_CHOICES:
             raise SpecError(
-                f"{path}: has {len(parameter.options):,} choices, at most {MAX_CHOICES:,} are possible; numbers are "
-                "better searched as a range, { low = ..., high = ... }"
+                f"{path}: has {len(parameter.options):,} choices, at most {MAX_CHOICES:,} are possible; for numbers "
+                "write a range, { low = ..., high = ... }"
             )
 
 
@@ -461,7 +568,7 @@ def _can_lift(spec: StudySpec, section: str) -> bool:
 
 
 def _check_plain(value: Any, path: str) -> None:
-    """Refuse what TOML can write and JSON cannot: dates, times, nan and inf; SpecError lists it."""
+    """Raise SpecError that lists the values that JSON cannot hold: dates, times, nan and inf."""
     lines = list(_unplain(value, path))
     if lines:
         raise SpecError(*lines)
@@ -479,7 +586,7 @@ def _unplain(value: Any, path: str) -> Iterator[str]:
 
 
 def differences(stored: StudySpec, mine: StudySpec) -> list[str]:
-    """Return a line for each key in which two specs' identities differ: path, the study's value, the file's value."""
+    """Return a line for each difference between two specs' identities: path, the study's value, the file's value."""
     old, new = _flat(stored.identity), _flat(mine.identity)
     return [
         f"{key}: the study has {_shown(old, key)}, the file has {_shown(new, key)}"

@@ -1,4 +1,4 @@
-"""A TOML file as plain values, whatever the file turns out to be: SpecError says what is wrong with it, and the mend."""
+"""Reading TOML files that people wrote. Any file that cannot be used gives a SpecError with the mend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from hpo.errors import SpecError
 
 MAX_BYTES = 64 * 2**20  # an exported file holds the curves of its trial
-MAX_DEPTH = 64  # of lists and tables in one another; Python's own limit is some hundreds
-INTEGERS = range(-(2**63), 2**63)  # TOML's
+MAX_DEPTH = 64  # of nested lists and tables; Python's own limit is some hundreds
+INTEGERS = range(-(2**63), 2**63)  # the range of TOML
 KINDS = {
     stat.S_IFDIR: "a folder; name the file in it",
     stat.S_IFIFO: "a pipe; write it to a file first",
@@ -21,7 +21,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-OTHER_ENCODINGS = {  # by how a text in it begins; UTF-32 first, since it begins as UTF-16 does
+OTHER_ENCODINGS = {  # by byte-order mark; UTF-32 first, since its mark begins with the mark of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -31,7 +31,7 @@ ESCAPES = "in \"...\" a backslash begins an escape; write a path in single quote
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a TOML file says; FileNotFoundError if it is not there, SpecError if it says nothing that can be used."""
+    """Return the content of a TOML file; FileNotFoundError if it does not exist, SpecError if it cannot be used."""
     text = read_text(path)
     try:
         document = tomllib.loads(text)
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: not TOML: {error}{_mend(text, error)}") from None
     except RecursionError:
         raise SpecError(f"{path}: {_too_deep('lists')}") from None
-    except ValueError:  # Python reads no integer of more than 4,300 digits
+    except ValueError:  # Python refuses integers of more than 4,300 digits
         line = _line_of(text, re.search(r"[\d_]{4300,}", text))
         raise SpecError(f"{path}: the integer in line {line} has thousands of digits; {_of_64_bits()}") from None
     _refuse_extremes(document, path)
@@ -47,14 +47,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file that a person gave; FileNotFoundError if it is not there, SpecError if it is no text.
+    """Return the text of a UTF-8 file; FileNotFoundError if it does not exist, SpecError if it is not text.
 
-    A byte-order mark is left out, as editors on Windows write one.
+    A byte-order mark, as editors on Windows write it, is removed.
     """
     try:
         found = path.stat()
         kind = KINDS.get(stat.S_IFMT(found.st_mode))
-        if kind:  # reading a pipe would wait for ever
+        if kind:  # reading a pipe may block forever
             raise SpecError(f"{path}: cannot be read: it is {kind}")
         if found.st_size > MAX_BYTES:
             raise SpecError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB; is it the right file?")
@@ -75,15 +75,15 @@ def _decoded(content: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
-        raise SpecError(f"{path}: is not UTF-8, for byte {byte:#x} in line {line}; save it as UTF-8") from None
+        raise SpecError(f"{path}: is not UTF-8: byte {byte:#x} in line {line}; save it as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise SpecError(f"{path}: is no text, for a zero byte in line {line}; save it as UTF-8")
+        raise SpecError(f"{path}: is not text: a zero byte in line {line}; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _mend(text: str, error: tomllib.TOMLDecodeError) -> str:
-    """Return the mend for a line with a backslash in it, such as a path of Windows; "" for any other."""
+    """Return the mend for a wrong line with a backslash, such as a Windows path; "" for any other line."""
     found = re.search(r"at line (\d+)", str(error))
     lines = text.splitlines()
     if found is None or not 0 < int(found[1]) <= len(lines):
@@ -96,7 +96,7 @@ def _line_of(text: str, found: re.Match[str] | None) -> int:
 
 
 def _refuse_extremes(document: dict[str, Any], path: Path) -> None:
-    """Raise SpecError for what is nested too deep for Python, or an integer that is too long to be shown."""
+    """Raise SpecError for too deep nesting and for integers of more than 64 bits."""
     open_values: list[tuple[str, Any, int]] = [("", document, 0)]
     while open_values:
         at, value, depth = open_values.pop()
@@ -115,4 +115,4 @@ def _too_deep(what: str) -> str:
 
 
 def _of_64_bits() -> str:
-    return "write one of 64 bits, or text in quotes"
+    return "write an integer of 64 bits, or text in quotes"

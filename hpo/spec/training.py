@@ -1,6 +1,6 @@
-"""What one training run needs, every value pinned: the meaning of a study file once nothing is left to search.
+"""The config of one training run: a study file with all values pinned.
 
-`TrainConfig` is the one model that checks values; a search checks it at both ends of each range and at every choice.
+`TrainConfig` checks the values. A search is checked at both ends of each range and at every choice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SECTIONS = (
     "stopping",
     "watch",
 )
-#: Sections that a file may leave out, and that are then no part of its identity.
+#: Optional sections. A section that is left out is not a part of the study's identity.
 OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging", "stopping", "watch")
-#: What a part is that may be left out, if it is; no warm-up is none.
+#: Defaults of optional parts. The default of `warmup` is none.
 UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
 Epochs = Annotated[int, Ge(1), Le(1_000_000)]
@@ -40,17 +40,17 @@ Probability = Annotated[float, Ge(0), Le(1)]
 
 
 class Part(pydantic.BaseModel):
-    """A data source, model, loss, optimizer, schedule, warm-up or averaging by name, with the options of that name."""
+    """A data source, model, loss, optimizer, schedule, warm-up or averaging: its name and its options."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
     name: str
     options: dict[str, Any]
-    paths: dict[str, str]  # option -> where it stands in the file, for messages
+    paths: dict[str, str]  # option -> its dotted path in the file, for messages
 
     @classmethod
     def from_tree(cls, section: str, part: Mapping[str, Any]) -> Part:
-        """Read `{ name, option, ..., <name> = { option, ... } }`; SpecError without a name or for a doubled option."""
+        """Read `{ name, option, ..., <name> = { option, ... } }`; SpecError without a name or for a repeated option."""
         name = part.get("name")
         if name is None:
             raise SpecError(f'{section}.name: missing; write name = "..."')
@@ -61,84 +61,84 @@ class Part(pydantic.BaseModel):
         paths = {key: f"{section}.{key}" for key in found}
         for key, value in branches(part).get(name, {}).items():
             if key in found:
-                raise SpecError(f"{section}.{name}.{key}: {section}.{key} is given as well; keep one of the two")
+                raise SpecError(f"{section}.{name}.{key}: {section}.{key} is given too; keep one of the two")
             found[key], paths[key] = value, f"{section}.{name}.{key}"
         return cls(name=name, options=found, paths=paths)
 
 
 class Training(pydantic.BaseModel):
-    """How long and on how much at a time a model is trained."""
+    """Settings of the training loop."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     epochs: Epochs = 20
     batch_size: Annotated[int, Ge(1), Le(2**24)] = 32
     schedule_epochs: Epochs | None = None
-    """Length of the learning-rate schedule; the run's own epochs if not given."""
+    """Length of the learning-rate schedule in epochs; `epochs` by default."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 trains under autocast; weights stay float32."""
+    """Number type. bfloat16 trains under autocast; the weights stay float32."""
     threads: Annotated[int, Ge(1), Le(4096)] = 1
-    """CPU threads of one trial. Curves repeat bit for bit only with the same number."""
+    """CPU threads of one trial. Curves repeat bit for bit only with the same number of threads."""
     clip_norm: Annotated[float, Gt(0)] | None = None
-    """A longer gradient (2-norm over all parameters) is shortened to this."""
+    """Largest 2-norm of the gradient over all parameters. A longer gradient is scaled down."""
     clip_value: Annotated[float, Gt(0)] | None = None
-    """Each element of the gradient is kept within this of 0."""
+    """Largest absolute value of each element of the gradient. Larger elements are clipped."""
     l1: Annotated[float, Ge(0)] | None = None
-    """Of the sum of the weights' absolute values, what the loss has in addition; biases and norms are left alone."""
+    """Factor of the L1 penalty, the sum of |w| over all weights. Biases and norms are left out."""
     l2: Annotated[float, Ge(0)] | None = None
-    """Likewise of half the sum of their squares: coupled weight decay, whatever the optimizer."""
+    """Factor of the L2 penalty, half the sum of w² over the same weights: coupled weight decay with any optimizer."""
     max_norm: Annotated[float, Gt(0)] | None = None
-    """After each step, a unit's longer incoming weights (2-norm) are scaled down to this."""
+    """Largest 2-norm of a unit's incoming weights. Longer ones are scaled down after each step."""
 
 
 class Augment(pydantic.BaseModel):
-    """How strongly training images are changed, each image by draws of its own; in the order in which they are changed.
-
-    All that moves pixels is one change: what comes into sight again on the way is there again.
+    """Augmentation of the training images, applied in the order of these options. Each image gets its own random draws. All
+    moves of pixels are composed into one transform, so an image is resampled once.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     crop: Annotated[int, Ge(0)] = 0
-    """Pixels by which an image may be moved each way."""
+    """Largest shift of an image in pixels, in each direction."""
     fill: Literal["mean", "edge", "reflect"] = "mean"
-    """What is seen beyond the border: the training part's mean, the outermost pixels, or the image mirrored at them."""
+    """Pixels beyond the border: the mean of the training part, the outermost pixels, or the mirrored image."""
     horizontal_flip: Probability = 0.0
-    """Probability with which an image is mirrored."""
+    """Probability of a left-right flip."""
     vertical_flip: Probability = 0.0
-    """Probability with which an image is turned upside down."""
+    """Probability of an upside-down flip."""
     resized_crop: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the area that is cut away at most, before the rest is enlarged to full size (Szegedy et al. 2015 cut 0.92)."""
+    """Largest share of the area that is cropped away. The rest is resized to full size (Szegedy et al. 2015 use 0.92)."""
     resized_crop_ratio: Annotated[float, Ge(1)] = 4 / 3
-    """Ratio of the sides of what is left, at most, either way."""
+    """Largest aspect ratio of the resized crop, wide or high."""
     rotation: Annotated[float, Ge(0), Le(180)] = 0.0
-    """Degrees by which an image is turned at most, either way; so below."""
+    """Largest rotation in degrees, in both directions."""
     translation: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Share of its side by which an image is moved at most, in whole pixels."""
+    """Largest shift as a share of the side, in whole pixels and in both directions."""
     scale: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share by which an image becomes larger or smaller at most."""
+    """Largest relative change of the size, up or down."""
     shear: Annotated[float, Ge(0), Lt(90)] = 0.0
-    """Degrees by which an image is sheared at most, along each side."""
+    """Largest shear along each side in degrees, in both directions."""
     brightness: Annotated[float, Ge(0)] = 0.0
-    """A factor is drawn from 1 - this, or 0, to 1 + this; so in the two below."""
+    """Brightness is multiplied by a factor from max(0, 1 - x) to 1 + x, where x is this value."""
     contrast: Annotated[float, Ge(0)] = 0.0
-    """Away from the image's mean grey, or towards it."""
+    """The same for the distance from the image's mean grey."""
     saturation: Annotated[float, Ge(0)] = 0.0
-    """Away from each pixel's grey, or towards it; for RGB."""
+    """The same for the distance from each pixel's grey; for RGB."""
     hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
-    """Turns of the colour wheel at most, either way; for RGB."""
+    """Largest hue shift in turns of the colour wheel, in both directions; for RGB."""
     trivial_augment: Probability = 0.0
-    """Probability with which an image gets one of fourteen operations by a drawn amount (Müller & Hutter 2021 take 1)."""
+    """Probability of one of fourteen operations at a random strength (Müller & Hutter 2021 use 1)."""
     erasing: Probability = 0.0
-    """Probability with which a box of an image is hidden by the mean (Zhong et al. 2017)."""
+    """Probability that a box of the image is replaced by the mean (Zhong et al. 2017)."""
     erasing_area: Annotated[float, Ge(0.02), Le(1)] = 0.33
-    """Share of the area that the box has at most; 0.02 is the least."""
+    """Largest share of the area that the box covers; the smallest is 0.02."""
     mixup: Annotated[float, Ge(0)] = 0.0
-    """Alpha: an image is mixed with another of its batch by a share from Beta(alpha, alpha) (Zhang et al. 2018)."""
+    """Alpha of mixup: an image is blended with another of its batch, with a share from Beta(alpha, alpha) (Zhang et al. 2018)."""
     cutmix: Annotated[float, Ge(0)] = 0.0
-    """Alpha: a box of an image is another's, its area from Beta(alpha, alpha) (Yun et al. 2019); at even odds with mixup."""
+    """Alpha of CutMix: a box of another image is pasted in, its area from Beta(alpha, alpha) (Yun et al. 2019). With mixup each
+    of the two has probability 0.5."""
     mix_probability: Probability = 1.0
-    """Probability with which an image is mixed at all."""
+    """Probability that an image is mixed."""
 
 
 class Sam(pydantic.BaseModel):
@@ -147,11 +147,11 @@ class Sam(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     rho: Annotated[float, Ge(0)] = 0.0
-    """How far the weights are moved uphill (2-norm over all parameters) to where the gradient is taken; 0 is without."""
+    """Length of the ascent step (2-norm over all parameters) before the gradient is computed; 0 turns it off."""
 
 
 STOPPING_RULES = ("patience", "gl", "pq", "up", "max_seconds", "gradient_norm")  # any of them ends a trial
-STOPPING_NEEDS = {  # keys that mean something beside one of these rules only
+STOPPING_NEEDS = {  # key -> the rules that use it
     "monitor": ("patience",),
     "min_delta": ("patience",),
     "min_relative": ("patience",),
@@ -160,62 +160,65 @@ STOPPING_NEEDS = {  # keys that mean something beside one of these rules only
 
 
 class Stopping(pydantic.BaseModel):
-    """By which of its own rules a trial ends before its last epoch; any of them is enough (`train/early_stopping.py`)."""
+    """Early-stopping rules of a trial. The trial ends as soon as one of them applies (`train/early_stopping.py`).
+
+    `gl`, `pq` and `up` are from Prechelt, "Early Stopping - But When?", 1998.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     patience: Positive | None = None
-    """Epochs without an improvement of what is monitored."""
+    """Number of epochs without an improvement of the monitored metric."""
     monitor: Metric | None = None
-    """Of which metric patience asks an improvement on the validation part; the study's own if not given."""
+    """Validation metric that patience monitors; the study's metric by default."""
     min_delta: Annotated[float, Ge(0)] = 0.0
-    """By how much a value must be better than the best one to count as an improvement."""
+    """A value counts as an improvement if it is better than the best one by more than this."""
     min_relative: Annotated[float, Ge(0)] = 0.0
-    """Likewise, as a share of the best one."""
+    """The same, as a share of the best value."""
     gl: Annotated[float, Gt(0)] | None = None
-    """Percent by which the validation loss may be above its lowest so far: GL(alpha)."""
+    """Largest generalisation loss, GL(alpha): percent of the validation loss above its minimum so far."""
     pq: Annotated[float, Gt(0)] | None = None
-    """Generalisation loss in percent over the strip's training progress in thousandths, at most: PQ(alpha, k)."""
+    """Largest quotient of generalisation loss (percent) and training progress of the strip (thousandths), PQ(alpha, k)."""
     up: Positive | None = None
-    """Strips in a row at whose ends the validation loss was higher than at the one before: UP(s)."""
+    """Number of successive strips in which the validation loss rose, UP(s)."""
     strip: Annotated[int, Ge(2)] = 5
-    """Epochs of a strip, for pq and up: k."""
+    """Epochs of a strip for pq and up: k."""
     max_seconds: Annotated[float, Gt(0)] | None = None
-    """Training time, validation included, after which no further epoch is begun."""
+    """Training time in seconds, validation included, after which no further epoch starts."""
     gradient_norm: Annotated[float, Gt(0)] | None = None
-    """An epoch whose mean 2-norm of the gradient is below this is the last one."""
+    """Training ends after an epoch whose mean gradient 2-norm is below this value."""
     min_epochs: Positive = 1
-    """Epochs that are trained whatever the rules say."""
+    """Epochs that are trained before any rule can apply."""
 
     def refuse_idle(self) -> None:
-        """Raise SpecError if there is nothing to stop by, or something that no rule asks for."""
+        """Raise SpecError if no rule is given, or if an option is given whose rule is not."""
         if not any(getattr(self, rule) is not None for rule in STOPPING_RULES):
-            raise SpecError(f"stopping: has no rule to stop by; add one of {', '.join(STOPPING_RULES)}")
+            raise SpecError(f"stopping: has no rule; add one of {', '.join(STOPPING_RULES)}")
         for key, rules in STOPPING_NEEDS.items():
             if key in self.model_fields_set and all(getattr(self, rule) is None for rule in rules):
                 raise SpecError(
-                    f"stopping.{key} = {shown(getattr(self, key))}: goes with stopping.{' or stopping.'.join(rules)}; "
-                    "add that or remove this"
+                    f"stopping.{key} = {shown(getattr(self, key))}: needs stopping.{' or stopping.'.join(rules)}; "
+                    f"add it or remove {key}"
                 )
 
 
 class WatchSection(pydantic.BaseModel):
-    """What is measured in every epoch beside losses, accuracy, learning rate and seconds. Nothing of it changes a training."""
+    """Further measurements of each epoch, beside losses, accuracy, learning rate and seconds. They do not change the training."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     metrics: list[Metric] = []
-    """Further metrics of the validation part: macro_f1, auroc, calibration_error, top_K_accuracy for any K."""
+    """Further validation metrics: macro_f1, auroc, calibration_error, top_K_accuracy for any K."""
     norms: bool = False
-    """The gradient's 2-norm before clipping, mean over the epoch's steps, and the parameters' at its end."""
+    """The 2-norm of the gradient before clipping, averaged over the epoch's steps, and of the parameters at the epoch's end."""
     noise: bool = False
-    """The variance of minibatch gradients and the gradient noise scale; keeps one more gradient."""
+    """The variance of minibatch gradients and the gradient noise scale. It needs memory for one more gradient."""
     resources: bool = False
-    """Training images a second, and the most memory the process has had."""
+    """Training images per second and peak memory of the process in MiB."""
 
 
 Table = Training | Augment | Sam | Stopping | WatchSection
-#: Sections that are a table of values, and no part chosen by name.
+#: Sections that are a table of values, not a part chosen by name.
 TABLES: dict[str, type[Table]] = {
     "augment": Augment,
     "sam": Sam,
@@ -226,7 +229,7 @@ TABLES: dict[str, type[Table]] = {
 
 
 class TrainConfig(pydantic.BaseModel):
-    """One training run."""
+    """The config of one training run."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
@@ -245,7 +248,7 @@ class TrainConfig(pydantic.BaseModel):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> TrainConfig:
-        """Read a pinned tree of the sections; SpecError names path, value and mend."""
+        """Read a pinned tree of sections; SpecError names path, value and mend."""
         tree = UNSAID | dict(tree)
         read: dict[str, Any] = {
             section: read_section(section, tree[section]) for section in SECTIONS if section in tree
@@ -266,7 +269,7 @@ class TrainConfig(pydantic.BaseModel):
 
 
 def read_section(section: str, table: Mapping[str, Any]) -> Part | Table:
-    """Read one pinned section by itself; SpecError lists paths, values and mends."""
+    """Read one pinned section; SpecError lists paths, values and mends."""
     if section not in TABLES:
         return Part.from_tree(section, table)
     model = TABLES[section]
@@ -281,10 +284,10 @@ def read_section(section: str, table: Mapping[str, Any]) -> Part | Table:
 
 
 def with_sections(tree: Mapping[str, Any]) -> Tree:
-    """Return the sections of a tree, with those that may be left out and are not empty then filled in."""
+    """Return the training sections of a tree, with the defaults of `schedule` and `training`."""
     return {"schedule": {"name": "constant"}, "training": {}} | {key: tree[key] for key in SECTIONS if key in tree}
 
 
 def training_defaults() -> Tree:
-    """Return what a training section says if it says nothing."""
+    """Return the defaults of the section [training]."""
     return Training().model_dump(exclude_none=True)

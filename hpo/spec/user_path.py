@@ -1,4 +1,4 @@
-"""The user's folders on `sys.path`: first, as for `python train.py`, unless a module in them has a name that is taken."""
+"""The user's folders on `sys.path`: first, as for `python train.py`. A module in them with a taken name is refused."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from pathlib import Path
 
 import hpo
 from hpo.errors import SpecError
+from hpo.spec.extras import DISTRIBUTION, FORMER, ROOT
 
-CHECKOUT = Path(hpo.__file__).resolve().parents[1]  # of an installed `hpo` this is site-packages
-#: Names that a library may install at top level by mistake, and never imports: the user may take them.
+#: Top-level names that a library may install by mistake and never imports. The user may use them.
 FREE_NAMES = frozenset(
     {"benchmarks", "data", "docs", "examples", "models", "scripts", "test", "tests", "tools", "train", "utils"}
 )
-Code = tuple[str, Path]  # a file or a module as a reference names it, and the folder that it is relative to
-#: What user code this process has loaded, each with its own entries of `sys.path`; none if it failed.
+Code = tuple[str, Path]  # the file or module of a reference, and the folder that it is relative to
+#: The user code that this process has loaded, with its entries of `sys.path`; an empty list if loading failed.
 _codes: dict[Code, list[str]] = {}
 
 
 def codes() -> set[Code]:
-    """Return what user code this process has loaded, or has tried to."""
+    """Return the user code that this process has loaded or tried to load."""
     return set(_codes)
 
 
 @contextmanager
 def opened(code: Code, folders: tuple[Path, ...]) -> Iterator[None]:
-    """Let a block import user code with these folders on `sys.path`, in this order; if it fails, nothing of it stays loaded.
+    """Import user code within this block, with these folders on `sys.path` in this order.
 
-    They stay in front of all but the folders of code that was loaded before.
+    The folders stay on `sys.path` behind the folders of user code loaded before. If the block raises, its modules are unloaded
+    and `sys.path` is restored.
 
-    Raises SpecError for a module in them, or in folders that the code puts first, whose name is taken: by Python, by our
-    dependencies or by `hpo`. Raises it too where two codes of this process would find two modules of one name, and one is loaded.
+    Raises SpecError for a module in these folders, or in folders that the code puts first, whose name is taken by Python, by
+    `hpo` or by a dependency of `hpo`. Raises SpecError also if two pieces of user code have different modules of one name and
+    one of these modules is loaded.
     """
     path, first = list(sys.path), [str(folder) for folder in folders]
     _codes.setdefault(code, [])
@@ -46,7 +48,7 @@ def opened(code: Code, folders: tuple[Path, ...]) -> Iterator[None]:
     known, modules = list(sys.path), set(sys.modules)
     try:
         yield
-        for entry in sys.path[: sys.path.index(first[0])] if first[0] in sys.path else []:
+        for entry in sys.path[: sys.path.index(first[0])] if first and first[0] in sys.path else []:
             if entry not in known and _is_users(entry):
                 refuse_taken_names(Path(entry))
         own = _codes[code] or _own(first, known)
@@ -61,8 +63,25 @@ def opened(code: Code, folders: tuple[Path, ...]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Undo after this block what user code that is opened in it does to `sys.path` and `sys.modules`."""
+    path, modules, loaded = list(sys.path), dict(sys.modules), dict(_codes)
+    try:
+        yield
+    finally:
+        theirs = _all_own()
+        for name in sys.modules.keys() - modules.keys():
+            if _home(name) in theirs and name.partition(".")[0] != "hpo":
+                del sys.modules[name]
+        sys.modules.update(modules)
+        sys.path[:] = path
+        _codes.clear()
+        _codes.update(loaded)
+
+
 def _put_first(folders: list[str]) -> None:
-    """Put folders on `sys.path`, each before the next, and drop loaded modules that would win over modules in them."""
+    """Put folders on `sys.path` in this order, and unload modules that would hide modules in them."""
     theirs = _all_own()
     new = [folder for folder in folders if folder not in theirs or folder not in sys.path]
     for folder in new:
@@ -78,13 +97,13 @@ def _put_first(folders: list[str]) -> None:
 
 
 def _without_our_parts(entry: str) -> str:
-    """Return, in place of our checkout, its folder that holds `hpo` alone: its `models` and `data` would hide the user's."""
-    alone = CHECKOUT / ".editable"
-    return str(alone) if is_file(entry, CHECKOUT) and alone.is_dir() else entry
+    """Return `.editable/`, which holds `hpo` alone, in place of our checkout, whose `models` and `data` would hide the user's."""
+    alone = ROOT / ".editable"
+    return str(alone) if is_file(entry, ROOT) and alone.is_dir() else entry
 
 
 def _own(folders: list[str], known: list[str]) -> list[str]:
-    """Return the entries of `sys.path` that are these folders, and those that the user's code has added to the known ones."""
+    """Return these folders and the entries that the user's code has added to `sys.path`."""
     return [e for e in sys.path if e in folders or (_is_users(e) and sys.path.count(e) > known.count(e))]
 
 
@@ -97,27 +116,32 @@ def _is_users(entry: str) -> bool:
 
 
 def refuse_taken_names(folder: Path) -> None:
-    """Raise SpecError that lists the modules in a folder whose names are taken, with the mend."""
+    """Raise SpecError that lists all modules in a folder whose names are taken."""
     lines = []
     for name, file in sorted(_modules(folder)):
         owner = _owner(name, file, folder)
         if owner:
             mine = file if file.stem == name else file.parent
             lines.append(
-                f"{mine} is named like {owner}, and whoever imports that name could get it, as all of {folder} goes on "
-                f"Python's path; rename it, such as my_{mine.name}"
+                f"{mine} has the name of {owner} and would be imported in its place, as {folder} goes on Python's path; "
+                f"rename it, such as my_{mine.name}"
             )
     if lines:
         raise SpecError(*lines)
 
 
 def is_file(known: str | None, file: Path) -> bool:
-    """Say whether the file of a module or a spec, if it has one, is this file."""
+    """Return whether the path of a module's file, if known, is this file."""
     return known is not None and os.path.exists(known) and os.path.samefile(known, file)
 
 
 def find(module: str, places: Sequence[str] | None = None) -> ModuleSpec | None:
-    """Return where a module is found on `sys.path` or in other places, without an import of its package; None if nowhere."""
+    """Return the spec of a module without importing its package, None if it is not found.
+
+    Args:
+        module: the dotted name.
+        places: the folders to search; `sys.path` by default.
+    """
     found = None
     for part in module.split("."):
         found = PathFinder.find_spec(part, places)
@@ -128,9 +152,9 @@ def find(module: str, places: Sequence[str] | None = None) -> ModuleSpec | None:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name and the file of each module and regular package in a folder; none if it cannot be listed.
+    """Yield name and file of each module and regular package in a folder. A folder that cannot be listed yields none.
 
-    A folder without `__init__.py` is left out, for it never wins over a module of its name.
+    A folder without `__init__.py` is left out, since a module of the same name always wins.
     """
     try:
         entries = os.listdir(folder)
@@ -144,7 +168,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _owner(name: str, file: Path, folder: Path) -> str | None:
-    """Return in words whose module has this name already; None if the name is free."""
+    """Return the owner of a module name in words, None if the name is free."""
     if name == "hpo":
         return None if is_file(hpo.__file__, file) else "hpo itself"
     if name in FREE_NAMES:
@@ -159,9 +183,9 @@ def _owner(name: str, file: Path, folder: Path) -> str | None:
 
 @cache
 def _packages_we_need() -> dict[str, str]:
-    """Return what is importable of the distributions that `hpo` needs, directly or not, with each one's distribution."""
+    """Return the importable names of all distributions that `hpo` needs, directly or indirectly, with their distribution."""
     needed: set[str] = set()
-    left = ["hpo"]
+    left = list(_requirements(DISTRIBUTION, ours=True)) or list(_requirements(FORMER, ours=True))
     while left:
         name = _normal(left.pop())
         if name not in needed:
@@ -171,15 +195,15 @@ def _packages_we_need() -> dict[str, str]:
     return {name: one for name, owners in installed.items() for one in owners if _normal(one) in needed}
 
 
-def _requirements(distribution: str) -> Iterator[str]:
-    """Yield what a distribution requires; of extras only our own, but for those of our tests."""
+def _requirements(distribution: str, *, ours: bool = False) -> Iterator[str]:
+    """Yield the requirements of a distribution. Extras count for ours only, except those for tests."""
     try:
         lines = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         return
     for line in lines:
         requirement, _, extra = line.partition("extra ==")
-        if not extra or (distribution == "hpo" and "test" not in extra):
+        if not extra or (ours and "test" not in extra):
             yield from re.findall(r"^[\w.-]+", requirement)
 
 
@@ -188,9 +212,9 @@ def _normal(distribution: str) -> str:
 
 
 def _refuse_mixed(paths: Sequence[list[str]]) -> None:
-    """Raise SpecError for a loaded module from one of these paths, if another of them has a module of its name.
+    """Raise SpecError for a loaded module of one of these paths if another path has a different module of the same name.
 
-    What would be found there was not: the code of that path got, or would get, the loaded one in its place.
+    Python loads one module per name, so the code of the other path would get the wrong one.
     """
     if all(path == paths[0] for path in paths):
         return
@@ -202,12 +226,13 @@ def _refuse_mixed(paths: Sequence[list[str]]) -> None:
             other = found.origin if found else None
             if other not in (None, file) and not is_file(file, Path(other)):
                 raise SpecError(
-                    f"of {file} and {other} one process can import only one as {name!r}; rename one of them"
+                    f"{file} and {other} have the same module name {name!r}, and one process can import only one of them; "
+                    "rename one"
                 )
 
 
 def _home(name: str) -> str | None:
-    """Return the folder that a loaded module was found in, its outermost package's if it has one; None if it has no file."""
+    """Return the folder in which a loaded module, or its outermost package, was found; None if it has no file."""
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return None
@@ -216,7 +241,7 @@ def _home(name: str) -> str | None:
 
 
 def _drop_strays(folder: str, theirs: set[str]) -> None:
-    """Drop loaded modules named like one in this folder, but for the user's: whoever imports it next means the user's."""
+    """Unload modules with the name of a module in this folder, except the user's. The next import then finds the user's."""
     for name, file in _modules(Path(folder)):
         if (
             name in sys.modules

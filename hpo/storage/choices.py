@@ -1,7 +1,7 @@
-"""The choices of a categorical parameter, told apart by the JSON text under which Optuna's storage keeps them.
+"""Compares the choices of a categorical parameter by their JSON text, as which Optuna's storage keeps them.
 
-Optuna finds a value among choices by `==`, for which 1, 1.0 and True are one, and by its own type, for which the list that
-comes out of the storage is not the tuple that went in.
+Optuna itself compares choices by `==`. For that 1, 1.0 and True are equal, and a stored list is not the tuple that was
+given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCALARS = (str, int, float, bool, type(None))
 def as_stored(name: str, choices: Sequence[Any]) -> tuple[Any, ...]:
     """Return choices as they come out of a storage: a tuple as a list, an enumeration's member as its value.
 
-    Raises TypeError for a choice that no storage can hold, ValueError for two that are one there.
+    Raises TypeError for a choice that no storage can hold, ValueError for two choices with the same JSON text.
     """
     if all(type(choice) in SCALARS for choice in choices):
         return tuple(choices)
@@ -37,7 +37,7 @@ def as_stored(name: str, choices: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def position(choices: Sequence[Any], value: Any) -> int | None:
-    """Return the place of a value among choices, by its JSON text, else by `==`; None if it is none of them."""
+    """Return the index of a value among choices, by its JSON text, else by `==`. None if it is not among them."""
     texts, text = [_text(choice) for choice in choices], _text(value)
     if text in texts:
         return texts.index(text)
@@ -45,16 +45,16 @@ def position(choices: Sequence[Any], value: Any) -> int | None:
 
 
 def internal(distribution: BaseDistribution, value: Any) -> float:
-    """Return a value as Optuna's tables hold it; ValueError for none of the choices."""
+    """Return a value as Optuna's tables hold it. Raises ValueError if it is none of the choices."""
     place = position(distribution.choices, value) if isinstance(distribution, CategoricalDistribution) else None
     return distribution.to_internal_repr(value) if place is None else place
 
 
 def look_alike(choices: Sequence[Any], value: Any) -> list[Any]:
-    """Return the choices that Optuna takes for this value."""
+    """Return the choices that Optuna takes for equal to this value."""
     return [choice for choice in choices if choice == value or _text(choice) == _text(value)]
 
 
 def _text(choice: Any) -> str:
-    """Return what tells a choice from others, whatever it is: the JSON text of all that a storage can hold."""
+    """Return the JSON text of a choice. Where JSON cannot hold it, its `repr` is taken."""
     return json.dumps(choice, default=repr)

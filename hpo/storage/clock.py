@@ -1,6 +1,6 @@
-"""The clocks of this machine that nobody can set, for what must not follow its wall clock.
+"""Clocks of this machine that nobody can set. Durations are measured by them.
 
-Wall clocks are set: by hand, by NTP, as a machine wakes up. What lasts a while is measured by these.
+A wall clock can be set: by hand, by NTP, or when a machine wakes up.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import time
 from functools import cache
 from pathlib import Path
 
-#: Added to the time awake. An hpo of before reads a lease as seconds since 1970, and this is the year 2286: it leaves it alone.
+#: Added to the time awake. An earlier hpo reads leases as seconds since 1970, so these end in the year 2286 for it.
 FAR = 1e10
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
 def awake_or_asleep() -> float:
-    """Return seconds since the machine started, its sleep included where the system counts that."""
+    """Return the seconds since the machine started. Its sleep is included where the system counts it."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def awake() -> float:
-    """Return FAR and the seconds for which the machine has been awake since it started: in its sleep nobody can renew a lease."""
+    """Return FAR plus the seconds awake since the machine started. While it sleeps nobody can renew a lease."""
     return FAR + time.monotonic()
 
 
 @cache
 def name() -> str | None:
-    """Return which clock `awake` is, since it starts anew with the machine: BOOT@HOST; None if the system does not tell."""
+    """Return the name of the clock of `awake`, BOOT@HOST: it restarts with the machine. None if there is no boot id."""
     try:
         return f"{BOOT_FILE.read_text().strip()}@{platform.node()}"
     except OSError:
@@ -35,5 +35,5 @@ def name() -> str | None:
 
 
 def started_at() -> float:
-    """Return when the machine started by its wall clock, as that is set now: seconds since 1970."""
+    """Return when the machine started, in seconds since 1970 by its wall clock as it is set now."""
     return time.time() - awake_or_asleep()

@@ -1,35 +1,34 @@
-"""A storage URL turned into one engine, shared by all statements, once what it names is known to be a storage.
+"""Opens a storage: checks its URL and what it names, and makes one engine for all statements.
 
-What may hold a secret is cut out of everything that is shown.
+Messages show nothing that may be a secret.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from hpo.errors import NoAnswer, StorageBusy, StorageError, StorageGone
 from hpo.storage import engine, filesystem, tables
-from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.redaction import redacted_message, redacted_text, redacted_url
 from hpo.storage.sqlite_file import SqliteFile
 
+if TYPE_CHECKING:
+    from hpo.storage.optuna_storage import OptunaStorage, RetryCall
+
 Made = TypeVar("Made")
-FAILURES = (
-    sa.exc.SQLAlchemyError,
-    NoAnswer,
-    optuna.exceptions.StorageInternalError,
-)  # what a failing storage raises, ours or Optuna's
-#: What passes by itself: a server that restarts, a connection cut, a lock held, a disk full. Retried by `retry`.
+FAILURES = (sa.exc.SQLAlchemyError, NoAnswer)  # what a failing storage raises
+#: Errors that may pass by themselves: a server restarts, a connection is cut, a lock is held, a disk is full.
 OUTAGES = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,
@@ -38,11 +37,15 @@ OUTAGES = (
     sa.exc.PendingRollbackError,
     NoAnswer,
 )
-#: What says nothing of the data that it met on its way: an outage, and a file that is gone for good.
+#: Errors that are about the storage and say nothing about the data: an outage, or a file that is gone for good.
 UNREACHED = (*OUTAGES, StorageGone)
 BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")
-PROBE_SECONDS = 5.0  # how long a command waits for a locked database before it says so
-CREATION_TRIES = 8  # to make the tables, against other processes that do the same
+PROBE_SECONDS = 5.0  # how long a command waits for a locked database
+DEFAULT = "sqlite:///studies.db"  # in the current folder
+MAY_READ = "is it a SQLite file that you may read?"
+MAY_WRITE = "is it a SQLite file that you may write?"
+MOST_TABLES = 5  # that a message names
+CREATION_TRIES = 8  # tries to make the tables while other processes do the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,15 @@ class Storage:
 
     url: URL
     engine: sa.Engine
-    optuna: OptunaStorage
-    file: SqliteFile | None = None  # None of Postgres
+    file: SqliteFile | None = None  # None for Postgres
+    retry: RetryCall | None = None  # calls each transaction of `optuna`, and retries it while the storage fails
+
+    @cached_property
+    def optuna(self) -> OptunaStorage:
+        """Optuna's storage on this engine. Its first use loads Optuna, which many readers do not need."""
+        from hpo.storage.optuna_storage import OptunaStorage, do_once
+
+        return OptunaStorage(self.engine, self.retry or do_once)
 
     @property
     def shown(self) -> str:
@@ -65,11 +75,16 @@ class Storage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What another process needs in its environment to open the same storage, the password included."""
+        """The environment variables with which another process opens the same storage. They hold the password."""
         return {"HPO_STORAGE": plain_url(self.url)} | (self.file.handed_on if self.file else {})
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it was opened only for reading, since the file or its folder may not be written."""
+        return self.file is not None and self.file.is_read_only
+
     def check(self) -> None:
-        """Raise StorageGone if the file is not at its path any more."""
+        """Raise StorageGone if the SQLite file is no longer at its path."""
         with self.engine.connect():
             pass
 
@@ -78,8 +93,13 @@ class Storage:
         self.engine.dispose()
 
 
+def storage_url(given: str | None, of_file: str | None = None) -> str:
+    """Return the storage URL: the option, else $HPO_STORAGE, else the file's, else studies.db in the current folder."""
+    return given or os.environ.get("HPO_STORAGE") or of_file or DEFAULT
+
+
 def parse_url(text: str) -> URL:
-    """Return the URL made absolute and with the driver we use; StorageError if it is none that we know."""
+    """Return the URL with an absolute path and our driver. Raises StorageError if it is not supported."""
     try:
         url = make_url(text)
         backend = url.get_backend_name()
@@ -89,7 +109,7 @@ def parse_url(text: str) -> URL:
         ) from None
     if url.host and "@" in url.host:
         raise StorageError("storage: the password holds an @, which ends it; write it as %40")
-    if backend in ("postgresql", "postgres"):  # as libpq and many a host write it
+    if backend in ("postgresql", "postgres"):  # libpq accepts both
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise StorageError(
@@ -99,33 +119,38 @@ def parse_url(text: str) -> URL:
         raise StorageError("storage: a SQLite database in memory cannot be shared by workers; use sqlite:///studies.db")
     assert url.database is not None
     if url.query or not url.database.isprintable():
-        raise StorageError(f"storage: {redacted_url(url)!r} has more to it than a file; use sqlite:///FILE")
+        raise StorageError(f"storage: {redacted_url(url)!r} names more than a file; use sqlite:///FILE")
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute()))
 
 
 def plain_url(url: URL) -> str:
-    """Return the URL with its password, for another process's environment; never for a log."""
+    """Return the URL with its password, for another process's environment. It must not be logged."""
     return url.render_as_string(hide_password=False)
 
 
-def connect(text: str, *, create: bool = False) -> Storage:
-    """Open a storage; StorageError, without the password, if it is missing, unreachable, not Optuna's or not to be trusted.
+def connect(text: str, *, create: bool = False, only_reads: bool = False) -> Storage:
+    """Open a storage.
 
     Args:
-        create: make the SQLite file and the tables, Optuna's and ours, if they are not there; else that is an error.
+        text: the URL.
+        create: make the SQLite file, Optuna's tables and ours if they are missing. Without it that is an error.
+        only_reads: also open a SQLite file that may not be written.
 
-    Raises StorageBusy if the storage is locked, starting up, or has no connection left.
+    Raises StorageError if the storage is missing, unreachable, another program's, or on a network file system. Raises
+    StorageBusy if it is locked, starting up, or has no connection left. No message shows the password.
     """
     url = parse_url(text)
     file = SqliteFile(Path(url.database or ""), create=create) if url.get_backend_name() == "sqlite" else None
+    if file is not None and only_reads:
+        file.read_only()
     _probe(url, file, create=create)
     try:
         opened = _opened(url, file, create=create)
         if create:
             _creating(lambda: tables.create(opened))
             if url.get_backend_name() == "sqlite":
-                opened.dispose()  # a connection from before there were our tables has other settings
-    except RuntimeError as error:  # Optuna's check of the schema's version
+                opened.dispose()  # connections made before our tables have other settings
+    except RuntimeError as error:  # from Optuna's check of the schema version
         raise StorageError(f"storage {redacted_url(url)}: {error}") from None
     except FAILURES as error:
         raise _unreachable(url, error) from None
@@ -134,20 +159,21 @@ def connect(text: str, *, create: bool = False) -> Storage:
     except BaseException:
         opened.dispose()
         raise
-    return Storage(url=url, engine=opened, optuna=OptunaStorage(opened), file=file)
+    return Storage(url=url, engine=opened, file=file)
 
 
 def _opened(url: URL, file: SqliteFile | None, *, create: bool) -> sa.Engine:
-    """Return an engine on Optuna's tables; RuntimeError in Optuna's words if their schema is another one.
+    """Return an engine on Optuna's tables. Raises RuntimeError, with Optuna's message, for another schema.
 
-    Only Optuna makes the tables, and only Optuna says what is wrong with a schema. One that is right is seen without its
-    RDBStorage, which takes as long to load and to make as a look at a study.
+    Only Optuna makes its tables, and only Optuna says what is wrong with a schema. A known schema is accepted without
+    Optuna, which takes longer to load than a study takes to read.
     """
     if not create:
         opened = sa.create_engine(plain_url(url), **engine.arguments(url, file))
         if tables.has_known_schema(opened):
             return opened
         opened.dispose()
+    import optuna
 
     def make() -> sa.Engine:
         arguments = engine.arguments(url, file)
@@ -155,11 +181,14 @@ def _opened(url: URL, file: SqliteFile | None, *, create: bool) -> sa.Engine:
             plain_url(url), engine_kwargs=arguments, skip_table_creation=not create
         ).engine
 
-    return _creating(make)
+    try:
+        return _creating(make)
+    except optuna.exceptions.StorageInternalError as error:
+        raise _unreachable(url, error) from None
 
 
 def _creating(make: Callable[[], Made]) -> Made:
-    """Make tables where they are missing; a process that makes them at the same moment is waited for, not failed on."""
+    """Make missing tables. If another process makes them at the same time, try again."""
     for _ in range(CREATION_TRIES - 1):
         try:
             return make()
@@ -176,7 +205,7 @@ def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
     if not lacking:
         return
     try:
-        _creating(lambda: tables.create(opened))  # which an earlier hpo does not mind
+        _creating(lambda: tables.create(opened))  # an earlier hpo works with the added columns too
     except FAILURES as error:
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(
@@ -186,14 +215,14 @@ def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
 
 
 def _unreachable(url: URL, error: Exception) -> StorageError:
-    """Return the error that a failed connection means."""
+    """Return the error for a failed connection: StorageBusy if it may pass soon."""
     said = redacted_message(cause(error), url)
     kind = StorageBusy if any(word in said for word in BUSY_WORDS) else StorageError
     return kind(f"storage {redacted_url(url)}: {said}")
 
 
 def _probe(url: URL, opened: SqliteFile | None, *, create: bool) -> None:
-    """Fail early and clearly: before anything is written."""
+    """Check the storage before anything is written. Raises StorageError."""
     if opened is not None:
         _probe_sqlite(url, opened, create=create)
     else:
@@ -218,24 +247,52 @@ def _probe_sqlite(url: URL, opened: SqliteFile, *, create: bool) -> None:
     try:
         connection = opened.open(timeout=PROBE_SECONDS, isolation_level=None)
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
+            connection.execute("BEGIN" if opened.is_read_only else "BEGIN IMMEDIATE")
+            found = _tables(connection)
+            is_optunas = _is_optunas(connection, found)
             connection.execute("ROLLBACK")
         finally:
             connection.close()
     except sqlite3.Error as error:
         kind = StorageBusy if "locked" in str(error) else StorageError
-        raise kind(f"storage {redacted_url(url)}: {error}{_sqlite_mend(error)}") from None
-    if not has_tables and not create:
+        raise kind(
+            f"storage {redacted_url(url)}: {error}{_sqlite_mend(error, only_reads=opened.is_read_only)}"
+        ) from None
+    if not is_optunas:
+        raise StorageError(
+            f"storage {redacted_url(url)}: is the SQLite file of another program, with the tables "
+            f"{', '.join(sorted(found)[:MOST_TABLES])}; name another file with --storage"
+        )
+    if tables.studies.name not in found and not create:
         raise StorageError(
             f"storage {redacted_url(url)}: holds no studies; `hpo run` makes one, or name another with --storage"
         )
 
 
-def _sqlite_mend(error: sqlite3.Error) -> str:
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    found = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    )
+    return {name for (name,) in found}
+
+
+def _is_optunas(connection: sqlite3.Connection, found: set[str]) -> bool:
+    """Return whether the tables are Optuna's. A part of them or none will do: another process may be making them now.
+
+    Other tables may lie beside them, since some programs keep all their tables in one file.
+    """
+    if tables.VERSION_TABLE in found:
+        return True
+    if tables.studies.name in found:
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({tables.studies.name})")}
+        return columns >= {*tables.studies.c.keys()}
+    return found <= {*tables.optunas.tables}
+
+
+def _sqlite_mend(error: sqlite3.Error, *, only_reads: bool) -> str:
     if "locked" in str(error):
         return f" for {PROBE_SECONDS:.0f} s; another program holds it: end that one and try again"
-    return "; is it a SQLite file that you may write?"
+    return f"; {MAY_READ if only_reads else MAY_WRITE}"
 
 
 def _probe_postgres(url: URL, *, create: bool) -> None:
@@ -253,7 +310,7 @@ def _probe_postgres(url: URL, *, create: bool) -> None:
 
 
 def check_connections(place: Storage, workers: int) -> None:
-    """Refuse more workers than Postgres has connections left for; StorageError with the numbers."""
+    """Raise StorageError if Postgres has too few connections left for so many workers."""
     if place.is_sqlite:
         return
     with place.engine.connect() as connection:
@@ -280,6 +337,7 @@ def check_connections(place: Storage, workers: int) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Return the driver's own words in one line, without SQLAlchemy's background links and without passwords."""
+    """Return the driver's message in one line, without SQLAlchemy's links and without passwords."""
     inner = getattr(error, "orig", None) or error.__cause__ or error
-    return redacted_message(" ".join(str(inner).split()))
+    said = redacted_message(" ".join(str(inner).split()))
+    return f"{said}; {MAY_WRITE}" if "readonly database" in said and MAY_WRITE not in said else said

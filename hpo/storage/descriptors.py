@@ -1,7 +1,7 @@
-"""The descriptors by which a process reaches its database, watched: user code may close what it does not own.
+"""Watches the file descriptors of database connections, since user code may close descriptors that it does not own.
 
-The number of a closed descriptor goes to the next file that is opened. The database's driver knows nothing of that, and SQLite
-would write its pages into that file.
+The next opened file gets the number of a closed descriptor. The database's driver does not notice, and SQLite would
+write its pages into that file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hpo.storage.sqlite_file import Identity, companions, identity
 
 
 def watch(engine: sa.Engine, lost: Callable[[], None]) -> None:
-    """Call `lost` before a connection is used whose descriptors are not what they were when it was opened.
+    """Call `lost` before a connection is used whose descriptors have changed since it was opened.
 
-    Connections that are idle now are closed, since nobody knows which descriptors are theirs.
+    Idle connections are closed now, since their descriptors are not known.
     """
     one_by_one = threading.Lock()
     open_one = engine.pool._invoke_creator
@@ -36,27 +36,27 @@ def watch(engine: sa.Engine, lost: Callable[[], None]) -> None:
         if any(identity(number) != known for number, known in record.info.get("descriptors", {}).items()):
             lost()
 
-    engine.pool._creator = connect  # type: ignore[assignment]  # of one argument, which SQLAlchemy takes as well
-    sa.event.listen(engine, "checkout", check, insert=True)  # before a ping, which writes to it
+    engine.pool._creator = connect  # type: ignore[assignment]  # SQLAlchemy accepts one argument too
+    sa.event.listen(engine, "checkout", check, insert=True)  # before `_ping`, which writes to the connection
     engine.dispose()
 
 
 def _descriptors_of(connection: Any, url: sa.URL, before: dict[int, Identity]) -> dict[int, Identity]:
-    """Return the descriptors of a new connection; of SQLite's those that were not open before, for it does not tell."""
+    """Return the descriptors of a new connection. SQLite does not tell them: they are new ones on its files."""
     if url.get_backend_name() != "sqlite":
         number = connection.fileno()
         return {number: found} if (found := identity(number)) else {}
-    connection.execute("PRAGMA journal_mode=WAL")  # which opens its other files
+    connection.execute("PRAGMA journal_mode=WAL")  # opens the files beside the database
     database = str(url.database)
     files = {identity(path) for path in (database, *companions(database))}
     return {number: found for number, found in _identities().items() if found in files and before.get(number) != found}
 
 
 def _open_standard_ones() -> None:
-    """Let no connection get the number of a standard stream that user code has closed: what is printed would go there."""
+    """Open closed standard streams on the null device. Else a connection gets their number, and prints go into it."""
     for number in range(3):
         if identity(number) is None:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def _identities() -> dict[int, Identity]:

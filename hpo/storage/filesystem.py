@@ -1,4 +1,4 @@
-"""On what kind of file system a path lies: SQLite's locks do not hold on those that a network serves."""
+"""Finds the file system of a path. SQLite's locks do not work on network file systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = frozenset({
 
 
 def kind_of(path: Path) -> str:
-    """Return the type, as the system calls it, of the file system on which a path lies or would lie; "" if unknown."""
+    """Return the type of a path's file system, as the system names it, "" if unknown. The path need not exist."""
     resolved = path.resolve()
     mounted = {Path(found.mountpoint): found.fstype for found in psutil.disk_partitions(all=True)}
     return next((mounted[folder] for folder in (resolved, *resolved.parents) if folder in mounted), "")

@@ -1,7 +1,7 @@
-"""Finished trials in columns: what samplers and pruners ask of a history, without a look at every trial's object.
+"""Finished trials as numpy columns, from which samplers and pruners decide without an object for each trial.
 
-A position stands for a finished trial, in the order in which this process learnt of it, which is not the order of their
-numbers. Columns only grow: a finished trial never changes.
+A position is a finished trial's index in each column. Positions follow the order in which this process read the trials,
+which is not the order of their numbers. Columns only grow: a finished trial never changes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from hpo.storage.tables import CONSTRAINTS, COST_PREFIX
 from hpo.storage.trial_rows import TrialRow
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-CONSTRAINTS = "constraints"  # how the system attributes begin in which Optuna keeps a trial's constraints
-COST_PREFIX = "hpo:cost:"  # begins the user attributes in which a trial's costs stand, known before its first epoch
-RUNG_PREFIX = "completed_rung_"  # begins those in which its halving pruners keep what a trial had to show at a rung
-STANDING = np.dtype([("number", np.int64), ("value", np.float64)])  # of a trial at a rung
+RUNG_PREFIX = (
+    "completed_rung_"  # prefix of Optuna's system attributes with a trial's value at a rung of successive halving
+)
+STANDING = np.dtype([("number", np.int64), ("value", np.float64)])  # a trial at a rung
 
 
 class GrowingArray(Generic[Scalar]):
@@ -36,7 +37,7 @@ class GrowingArray(Generic[Scalar]):
 
     @property
     def array(self) -> npt.NDArray[Scalar]:
-        """What it holds, as a view: not to be changed."""
+        """The contents, as a view that must not be changed."""
         return self._room[: self._length]
 
     def __len__(self) -> int:
@@ -47,10 +48,10 @@ class GrowingArray(Generic[Scalar]):
         end = self._length + len(values)
         self._reserve(end)
         self._room[self._length : end] = values
-        self._length = end  # last: another thread may look meanwhile
+        self._length = end  # set last: another thread may read meanwhile
 
     def pad(self, length: int) -> None:
-        """Make it at least so long, with what it is filled with."""
+        """Extend it to at least this length with the fill value."""
         self._reserve(length)
         self._length = max(self._length, length)
 
@@ -66,14 +67,14 @@ class GrowingArray(Generic[Scalar]):
 
 
 def cost_in(attributes: Mapping[str, str], name: str) -> float:
-    """Return the cost of this name that a trial's user attributes, JSON by key, tell; NaN if they do not."""
+    """Return the cost of this name in a trial's user attributes (JSON by key), NaN if there is none."""
     text = attributes.get(COST_PREFIX + name)
     told = None if text is None else json.loads(text)
     return float(told) if isinstance(told, int | float) else math.nan
 
 
 def violation_in(attributes: Mapping[str, str]) -> float:
-    """Return the sum of what a trial's system attributes, JSON by key, say that it violates; 0 is feasible."""
+    """Return the sum of the violations in a trial's system attributes (JSON by key). 0 is feasible."""
     told = [json.loads(text) for key, text in attributes.items() if key.startswith(CONSTRAINTS)]
     listed = [number for one in told for number in (one if isinstance(one, list) else [one])]  # Optuna 4 wrote a list
     return float(sum(number for number in listed if number > 0))
@@ -90,25 +91,25 @@ class FinishedTrials:
         self._last_values = GrowingArray(np.float64)
         self._spaces = GrowingArray(np.int32)
         self._params: dict[str, GrowingArray[np.float64]] = {}
-        self._further: list[GrowingArray[np.float64]] = []  # values of the objectives after the first
+        self._further: list[GrowingArray[np.float64]] = []  # values of the second and later objectives
         self._violations = GrowingArray(np.float64)
         self._costs: dict[str, GrowingArray[np.float64]] = {}
         self._at_step: defaultdict[int, GrowingArray[np.float64]] = defaultdict(lambda: GrowingArray(np.float64))
         self._who_at_step: defaultdict[int, GrowingArray[np.int64]] = defaultdict(lambda: GrowingArray(np.int64))
-        self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # and of how many values each is
+        self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # with the number of values
         self._at_rung: defaultdict[str, GrowingArray[np.void]] = defaultdict(
             lambda: GrowingArray(STANDING)
-        )  # by the rung's key
+        )  # by attribute key
         self._index_of_space: dict[int, int] = {}
-        self.spaces: list[dict[str, BaseDistribution]] = []  # each that a trial was given
-        self.has_constraints = False  # some trial says what it violates
-        self.complete = 0  # how many are COMPLETE
+        self.spaces: list[dict[str, BaseDistribution]] = []  # all search spaces of trials, each once
+        self.has_constraints = False  # whether some trial has constraints
+        self.complete = 0  # number of COMPLETE trials
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def add(self, rows: Sequence[TrialRow]) -> None:
-        """Take in trials that have finished."""
+        """Add finished trials."""
         start = len(self)
         self._numbers.extend([row.number for row in rows])
         self._states.extend([row.state.value for row in rows])
@@ -180,9 +181,9 @@ class FinishedTrials:
         self.complete += len(complete)
 
     def _space(self, space: dict[str, BaseDistribution]) -> int:
-        index = self._index_of_space.setdefault(id(space), len(self.spaces))  # `trial_rows` shares those that are alike
+        index = self._index_of_space.setdefault(id(space), len(self.spaces))  # `trial_rows` shares equal spaces
         if index == len(self.spaces):
-            self.spaces.append(space)  # which keeps it, and its id, alive
+            self.spaces.append(space)  # the reference keeps its id valid
         return index
 
     # --- by position ------------------------------------------------------------------------------------------------
@@ -194,16 +195,16 @@ class FinishedTrials:
 
     @property
     def states(self) -> npt.NDArray[np.int8]:
-        """The values of their TrialStates."""
+        """The integer values of the trials' TrialStates."""
         return self._states.array
 
     @property
     def values(self) -> npt.NDArray[np.float64]:
-        """Their values (the first objective's), NaN for one that has none."""
+        """The trials' values of the first objective, NaN for a trial without values."""
         return self._values.array
 
     def values_of(self, objective: int) -> npt.NDArray[np.float64]:
-        """Return their values of an objective, likewise."""
+        """Return the trials' values of an objective, NaN for a trial without one."""
         if objective == 0:
             return self.values
         known = objective <= len(self._further)
@@ -211,50 +212,50 @@ class FinishedTrials:
 
     @property
     def violations(self) -> npt.NDArray[np.float64]:
-        """The sum of the constraints that each violates, 0 for one that is feasible or says nothing."""
+        """The sum of each trial's violations, 0 for a trial that is feasible or has no constraints."""
         return self._violations.array
 
     def costs(self, name: str) -> npt.NDArray[np.float64]:
-        """Return what each said that it costs, NaN for one that did not."""
+        """Return each trial's cost of this name, NaN for a trial without one."""
         column = self._costs.get(name)
         return np.full(len(self), math.nan) if column is None else column.array
 
     @property
     def last_steps(self) -> npt.NDArray[np.int64]:
-        """The last step at which each reported, -1 for one that did not."""
+        """Each trial's last reported step, -1 for a trial without reports."""
         return self._last_steps.array
 
     @property
     def last_values(self) -> npt.NDArray[np.float64]:
-        """What each reported there, NaN for one that did not or reported so."""
+        """Each trial's value at its last step, NaN for a trial without reports."""
         return self._last_values.array
 
     @property
     def space_indices(self) -> npt.NDArray[np.int32]:
-        """Which of `spaces` each was given."""
+        """The index in `spaces` of each trial's search space."""
         return self._spaces.array
 
     def params(self, name: str) -> npt.NDArray[np.float64]:
-        """Return each trial's value of a parameter in Optuna's internal representation, NaN where it has none."""
+        """Return each trial's value of a parameter in Optuna's internal representation, NaN for a trial without it."""
         column = self._params.get(name)
         return np.full(len(self), math.nan) if column is None else column.array
 
     # --- by step ----------------------------------------------------------------------------------------------------
 
     def at_step(self, step: int) -> npt.NDArray[np.float64]:
-        """Return what COMPLETE trials reported at a step, of those that did, NaN included."""
+        """Return the values that COMPLETE trials reported at a step, NaN included."""
         column = self._at_step.get(step)
         return np.empty(0) if column is None else column.array
 
     def who_at_step(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the numbers of those that reported what `at_step` returns."""
+        """Return the numbers of the trials whose values `at_step` returns."""
         column = self._who_at_step.get(step)
         return np.empty(0, np.int64) if column is None else column.array
 
     def percentile(self, step: int, percent: float) -> float:
-        """Return a percentile of what COMPLETE trials reported at a step, but for NaN; NaN if nothing is left.
+        """Return a percentile of the values of COMPLETE trials at a step. NaN values are left out; NaN if none is left.
 
-        It is worked out once for as long as no other of them reported at that step.
+        It is cached until the step has more values.
         """
         values = self.at_step(step)
         count, known = self._percentiles.get((step, percent), (0, math.nan))
@@ -266,14 +267,14 @@ class FinishedTrials:
     # --- by rung ----------------------------------------------------------------------------------------------------
 
     def at_rung(self, rung: int) -> npt.NDArray[np.void]:
-        """Return the STANDINGs of trials, in whichever state they ended, at a rung of successive halving."""
+        """Return the STANDINGs of all finished trials at a rung of successive halving."""
         column = self._at_rung.get(f"{RUNG_PREFIX}{rung}")
         return np.empty(0, STANDING) if column is None else column.array
 
 
 def percentile(values: npt.NDArray[np.float64], percent: float) -> float:
-    """Return a percentile of values, but for NaN; NaN if nothing is left."""
+    """Return a percentile of values. NaN values are left out; NaN if none is left."""
     if np.isnan(values).all():
         return math.nan
-    with np.errstate(invalid="ignore"):  # there is nothing between -inf and inf
+    with np.errstate(invalid="ignore"):  # interpolation between -inf and inf
         return float(np.nanpercentile(values, percent))

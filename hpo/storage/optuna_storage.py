@@ -1,8 +1,8 @@
-"""Optuna's storage of our own: the same tables as its RDBStorage, few statements, and nothing read twice.
+"""An Optuna storage on the tables of Optuna's RDBStorage, with fewer statements.
 
-Optuna's samplers, pruners, plots, command line and dashboard work on it, and RDBStorage may have the same database open
-meanwhile. A write is one statement that checks by itself whether the trial may still be written to. What has finished is
-read once in a process; a look at the study brings what is new.
+Optuna's samplers, pruners, plots, command line and dashboard work on it. RDBStorage may have the same database open
+meanwhile. A write is one statement that checks by itself whether the trial may still be written to. A process reads
+each finished trial once. Later reads bring only what is new.
 """
 
 from __future__ import annotations
@@ -22,24 +22,21 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.storage import engine, sql, trial_rows, trial_writes
+from hpo.storage import engine, sql, study_rows, trial_rows, trial_writes
 from hpo.storage.finished_trials import FinishedTrials
+from hpo.storage.optuna_private import FrozenStudy
 from hpo.storage.tables import (
-    hpo_trials,
     intermediate_values,
     stored,
     studies,
     study_directions,
     study_system_attributes,
     study_user_attributes,
-    trial_heartbeats,
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
-    trial_values,
     trials,
     utc,
 )
@@ -48,15 +45,15 @@ from hpo.storage.trial_rows import TrialRow
 
 Result = TypeVar("Result")
 RetryCall = Callable[[Callable[[], Any]], Any]
-NAME_PREFIX = "no-name-"  # as Optuna calls a study that was given no name
+NAME_PREFIX = "no-name-"  # as Optuna names a study that was given no name
 
 
 @dataclass(frozen=True)
 class DeferredWrites:
-    """What a trial was given and is not written yet: rows of Optuna's tables without the trial's id, by their keys."""
+    """Parameters and attributes of a trial that are not written yet: rows of Optuna's tables without the trial's id."""
 
-    params: dict[str, dict[str, Any]] = field(default_factory=dict)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # system attributes
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)  # by parameter
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # system attributes, by key
 
 
 def do_once(action: Callable[[], Result]) -> Result:
@@ -65,36 +62,36 @@ def do_once(action: Callable[[], Result]) -> Result:
 
 
 class OptunaStorage(BaseStorage):
-    """Optuna's tables through one engine."""
+    """An Optuna storage on one engine."""
 
     def __init__(self, opened: sa.Engine, retry: RetryCall = do_once) -> None:
-        """Open the tables, which are there.
+        """Open the tables, which must exist.
 
         Args:
-            retry: does each transaction, again while the storage fails. A transaction whose answer was lost is done twice.
-                It writes the same twice, but for a new trial, of which there are two then, and for a new study or an
-                end, which are refused the second time.
+            opened: the engine.
+            retry: calls each transaction, and again while the storage fails. A transaction whose answer was lost is done
+                twice. Most then write the same again. A new trial is made twice. A new study and an end are refused.
         """
         self.engine = opened
         self._retry = retry
         self._lock = threading.RLock()
         self._caches: dict[int, TrialCache] = {}
         self._directions: dict[int, list[StudyDirection]] = {}
-        self._study_of: dict[int, int] = {}  # by the ids of trials that were written to
-        self._known: dict[tuple[int, str], BaseDistribution] = {}  # of a study's parameters
+        self._study_of: dict[int, int] = {}  # by trial id
+        self._known: dict[tuple[int, str], BaseDistribution] = {}  # by study id and parameter
         self._begun: dict[int, TrialRow] = {}  # by id; see `prime`
         self._deferred: dict[int, DeferredWrites] = {}  # by trial
-        self._looking_once: dict[int, bool] = {}  # studies of which one look is to do, and whether it was had
+        self._looking_once: dict[int, bool] = {}  # by study id: whether a study within `snapshot` was read
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs to open the same tables, the password included."""
+        """Return what another process needs to open the same tables. It holds the password."""
         return {"url": self.engine.url}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(sa.create_engine(state["url"], **engine.arguments(state["url"])))  # type: ignore[misc]
 
     def with_retry(self, retry: RetryCall) -> OptunaStorage:
-        """Return this storage with another way of retrying."""
+        """Return a new storage on the same engine that retries in another way."""
         return OptunaStorage(self.engine, retry)
 
     def _reading(self, read: Callable[[sa.Connection], Result]) -> Result:
@@ -108,7 +105,7 @@ class OptunaStorage(BaseStorage):
             except sa.exc.DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                return action()  # over another connection: this one had broken since its last use
+                return action()  # over a new connection: the old one broke since its last use
 
         return self._retry(again_if_cut)  # type: ignore[no-any-return]
 
@@ -116,7 +113,8 @@ class OptunaStorage(BaseStorage):
         """Do a transaction.
 
         Args:
-            once: it writes by one statement.
+            write: what it does.
+            once: whether it writes by one statement.
         """
         transaction = sql.writing_once if once else sql.writing
 
@@ -147,17 +145,9 @@ class OptunaStorage(BaseStorage):
             raise DuplicatedStudyError(f"there is a study {name!r} already") from None
 
     def delete_study(self, study_id: int) -> None:
-        of_study = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id)
-
         def delete(connection: sa.Connection) -> None:
             self._lock_study(connection, study_id)
-            for table in (hpo_trials, trials):  # in the order in which reports lock them, who then find the study gone
-                locked = sa.select(table.c.trial_id).where(table.c.trial_id.in_(of_study)).order_by(table.c.trial_id)
-                connection.execute(locked.with_for_update())
-            for table in _OF_TRIAL:
-                connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
-            for table in _OF_STUDY:
-                connection.execute(table.delete().where(table.c.study_id == study_id))
+            study_rows.delete(connection, study_id)
 
         self._writing(delete)
         with self._lock:
@@ -165,7 +155,7 @@ class OptunaStorage(BaseStorage):
             self._forget(study_id)
 
     def _forget(self, study_id: int) -> None:
-        """Forget what was known of a study that is gone."""
+        """Forget a study that is gone."""
         self._directions.pop(study_id, None)
         self._known = {key: known for key, known in self._known.items() if key[0] != study_id}
         self._study_of = {trial: study for trial, study in self._study_of.items() if study != study_id}
@@ -190,7 +180,7 @@ class OptunaStorage(BaseStorage):
         study_id = self._reading(lambda connection: connection.execute(found).scalar_one_or_none())
         if study_id is None:
             raise KeyError(f"there is no study {study_name!r}")
-        self._directions.pop(study_id, None)  # whoever opens a study gets those of the one that has the id now
+        self._directions.pop(study_id, None)  # another study may have the id now
         return int(study_id)
 
     def get_study_name_from_id(self, study_id: int) -> str:
@@ -225,11 +215,12 @@ class OptunaStorage(BaseStorage):
         return found
 
     def _attributes(self, owner: sa.Column[int], key: sa.Column[int], owner_id: int) -> dict[str, Any] | None:
-        """Return the attributes of a study or a trial, None if there is no such one.
+        """Return the attributes of a study or a trial, None if it does not exist.
 
         Args:
-            owner: the id in the table of studies or trials.
-            key: the id in the table of attributes.
+            owner: the id column of the table of studies or trials.
+            key: the id column of the table of attributes.
+            owner_id: the study's or trial's id.
         """
         table = key.table
         found = sa.select(table.c.key, table.c.value_json).select_from(owner.table.outerjoin(table, key == owner))
@@ -257,13 +248,13 @@ class OptunaStorage(BaseStorage):
                     study_id=study_id,
                 )
                 for study_id, name in found.items()
-                if directions[study_id]  # else it is being deleted
+                if directions[study_id]  # a study without them is being deleted
             ]
 
         return self._reading(read)
 
     def _lock_study(self, connection: sa.Connection, study_id: int) -> None:
-        if not trial_writes.lock_study(connection, study_id):
+        if not study_rows.lock(connection, study_id):
             raise _no_study(study_id)
 
     # --- trials written ---------------------------------------------------------------------------------------------
@@ -306,9 +297,7 @@ class OptunaStorage(BaseStorage):
 
     @contextmanager
     def deferred_writes(self, trial_id: int) -> Iterator[DeferredWrites]:
-        """Do not write the parameters and system attributes that a trial is given within, but gather them, for the caller to
-        write.
-        """
+        """Within this context, gather the parameters and system attributes that a trial is given. The caller writes them."""
         deferred = self._deferred[trial_id] = DeferredWrites()
         try:
             yield deferred
@@ -317,7 +306,7 @@ class OptunaStorage(BaseStorage):
             del self._deferred[trial_id]
 
     def _learn(self, trial_id: int, params: Mapping[str, Mapping[str, Any]]) -> None:
-        """Know the parameters of an open trial, which no other look within `snapshot` would find."""
+        """Add parameters to an open trial within `snapshot`, in which the trial is not read again."""
         row = self._looked_at(trial_id)
         if row is not None and params:
             study_id = self._study_of[trial_id]
@@ -325,14 +314,15 @@ class OptunaStorage(BaseStorage):
             row.params = (*row.params, *(found["param_value"] for found in params.values()))
 
     def _looked_at(self, trial_id: int) -> TrialRow | None:
-        """Return an open trial as it is known within `snapshot`; None outside of it, or if it is not known."""
+        """Return an open trial as read within `snapshot`, None outside of it or if the trial was not read."""
         study_id = self._study_of.get(trial_id, -1)
         return self._cache(study_id).open.get(trial_id) if self._looking_once.get(study_id) else None
 
     @contextmanager
     def snapshot(self, study_id: int) -> Iterator[None]:
-        """Let all that `view` shows within come from one look, the first, and from the parameters and system attributes that
-        trials are given within: for a process that opens many trials at once.
+        """Within this context, read a study's trials once. It is for a process that opens many trials at once.
+
+        Parameters and system attributes that trials are given within the context are added to what was read.
         """
         self._looking_once[study_id] = False
         try:
@@ -343,12 +333,12 @@ class OptunaStorage(BaseStorage):
     def _check_compatibility(
         self, connection: sa.Connection, trial_id: int, name: str, distribution: BaseDistribution
     ) -> None:
-        """Refuse a distribution that cannot be the parameter's, as another trial of the study has it: ValueError."""
+        """Raise ValueError if another trial of the study has an incompatible distribution of this parameter."""
         try:
             trial_writes.check_against(self._known_distribution(connection, trial_id, name), distribution)
         except ValueError:
-            self._refuse(connection, trial_id)  # that the trial has finished is told first
-            # What is known may be of a study that was deleted since, whose ids SQLite gave to this one.
+            self._refuse(connection, trial_id)  # if the trial has finished, that is raised instead
+            # The known distribution may be of a deleted study whose ids SQLite has given to this one.
             self._known.pop((self._study_of.pop(trial_id), name), None)
             trial_writes.check_against(self._known_distribution(connection, trial_id, name), distribution)
 
@@ -402,10 +392,10 @@ class OptunaStorage(BaseStorage):
         self._writing(lambda connection: self._put(connection, table, trial_id, row, key="key"), once=True)
 
     def set_system_attributes(self, written: Mapping[int, Mapping[str, Any]]) -> None:
-        """Set system attributes of trials, by id and key, in one transaction: all of them, or none if a trial refuses."""
+        """Set system attributes by trial id and key, in one transaction. If one trial refuses, none is set."""
 
         def write(connection: sa.Connection) -> None:
-            for trial_id, attributes in sorted(written.items()):  # in one order in all processes
+            for trial_id, attributes in sorted(written.items()):  # all processes lock in one order
                 self._put(
                     connection, trial_system_attributes, trial_id, *trial_writes.attribute_rows(attributes), key="key"
                 )
@@ -417,7 +407,7 @@ class OptunaStorage(BaseStorage):
             self._refuse(connection, trial_id)
 
     def _refuse(self, connection: sa.Connection, trial_id: int) -> None:
-        """Say why a trial cannot be written to: KeyError for one that is not there, UpdateFinishedTrialError."""
+        """Raise why a trial refused a write: KeyError if it does not exist, UpdateFinishedTrialError if it has finished."""
         state = connection.execute(sa.select(trials.c.state).where(trials.c.trial_id == trial_id)).scalar_one_or_none()
         if state is None:
             raise _no_trial(trial_id)
@@ -426,7 +416,7 @@ class OptunaStorage(BaseStorage):
     # --- trials read ------------------------------------------------------------------------------------------------
 
     def prime(self, study_id: int, begun: TrialRow) -> None:
-        """Take note of a trial that this process has just made: the first who asks for it gets it without a look."""
+        """Remember a trial that this process has just made. The first `get_trial` then needs no read."""
         self._begun[begun.trial_id] = begun
         self._study_of[begun.trial_id] = study_id
 
@@ -446,7 +436,7 @@ class OptunaStorage(BaseStorage):
         return int(trial_id)
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        """Return a trial's system attributes as they are now: pruners ask for those of a trial that runs."""
+        """Return a trial's current system attributes. Pruners ask for those of a running trial."""
         found = self._attributes(trials.c.trial_id, trial_system_attributes.c.trial_id, trial_id)
         if found is None:
             raise _no_trial(trial_id)
@@ -461,10 +451,11 @@ class OptunaStorage(BaseStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def columns(self, study_id: int, *, anew: bool = False) -> FinishedTrials:
-        """Return the finished trials of a study in columns, after a look at what is new.
+        """Read what is new and return the finished trials of a study in columns.
 
         Args:
-            anew: look even if nothing is new by what was heard at the last report.
+            study_id: the study's id.
+            anew: read even if the last report said that nothing is new.
         """
         with self._lock:
             if anew:
@@ -472,25 +463,25 @@ class OptunaStorage(BaseStorage):
             return self._read(study_id, whole=False).columns
 
     def view(self, study_id: int) -> tuple[FinishedTrials, list[TrialRow]]:
-        """Return the finished trials of a study in columns and the open ones as they are stored, after a look at what is new."""
+        """Read what is new and return the finished trials of a study in columns and the open ones as rows."""
         with self._lock:
             cache = self._read(study_id)
             return cache.columns, list(cache.open.values())
 
     def rows(self, study_id: int) -> list[TrialRow]:
-        """Return all trials of a study as they are stored, by number, after a look at what is new; not to be changed."""
+        """Read what is new and return all trials of a study by number. The rows must not be changed."""
         with self._lock:
             return self._read(study_id).rows()
 
     def low(self, study_id: int) -> int:
-        """Return a number below which all trials of the study are known to have finished."""
+        """Return a number below which all trials of the study have finished, as far as was read."""
         with self._lock:
             return self._cache(study_id).low
 
     def set_known_finished(self, study_id: int, finished: int | None) -> None:
-        """Take note of how many trials of the study have finished: `columns` need not look while it knows as many.
+        """Set how many trials of the study have finished. While `columns` has as many, it reads nothing.
 
-        None forgets that.
+        None means that the number is not known.
         """
         with self._lock:
             self._cache(study_id).known_finished = finished
@@ -520,17 +511,6 @@ class OptunaStorage(BaseStorage):
         if whole and study_id in self._looking_once:
             self._looking_once[study_id] = True
         return cache
-
-
-_OF_TRIAL = (
-    trial_heartbeats,
-    intermediate_values,
-    trial_values,
-    trial_params,
-    trial_user_attributes,
-    trial_system_attributes,
-)
-_OF_STUDY = (trials, study_user_attributes, study_system_attributes, study_directions, studies)
 
 
 def _name_of(study_id: int) -> sa.Select[Any]:

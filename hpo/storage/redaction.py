@@ -1,7 +1,7 @@
-"""Storage URLs and what drivers say, shown without a secret.
+"""Hides the secrets in storage URLs and in drivers' messages.
 
-A password has many places in a URL: the user's, the host's, the database's, an option's. So what is known to be harmless is
-shown, and all else is ***.
+A password may stand in many parts of a URL: as user, host, database or option. So only parts that are known to be
+harmless are shown. All others become ***.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sqlalchemy.engine import URL
 
 HIDDEN = "***"
 WORD = re.compile(r"[\w.-]+")
-PATH = re.compile(r"[\w.~ -]*(/[\w./~ -]*|\.[A-Za-z]{1,7}\d?)")  # it has a slash, or ends like a file's name
+PATH = re.compile(r"[\w.~ -]*(/[\w./~ -]*|\.[A-Za-z]{1,7}\d?)")  # has a slash, or ends like a file's name
 HOST = re.compile(r"([\w.-]+|/[\w./-]*)(:\d+)?(,([\w.-]+|/[\w./-]*)(:\d+)?)*")
-#: option -> the values that are shown; None: no value is. An option that is not named here is not shown either.
+#: Option -> the values that are shown, None for no value. The names of other options are not shown.
 OPTIONS = {
     **dict.fromkeys(("user", "dbname"), WORD),
     **dict.fromkeys(("host", "hostaddr"), HOST),
@@ -31,11 +31,11 @@ OF_A_USER = re.compile(r"((?:(?:postgres(?:ql)?|mysql|sqlite)(?:\+\w+)?:(?://)?)
 SETTING = re.compile(r"\s*(\w+)(\s*=\s*)('[^']*'|[^\s']+)")
 IN_A_URL = re.compile(r"(\w[\w+.-]*://)[^\s'\"]+")
 AFTER_A_WORD = re.compile(r"(?i)(pass\w*\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s&,;]+)")
-SHORTEST_PART = 3  # characters of a part of a secret that is looked for by itself
+SHORTEST_PART = 3  # characters; shorter parts of a secret are not looked for by themselves
 
 
 def redacted_url(url: URL) -> str:
-    """Return the URL with *** for its password and for whatever else may hold a secret."""
+    """Return the URL with *** for its password and for all other parts that may hold a secret."""
     is_file = url.get_backend_name() == "sqlite"
     shown = URL.create(
         url.drivername,
@@ -50,8 +50,10 @@ def redacted_url(url: URL) -> str:
 
 
 def redacted_text(text: str) -> str:
-    """Return a text that is no URL as far as it looks like a file's path, a user and a host, or libpq's settings without
-    their secrets; all else is ***, for a single word may be a password.
+    """Return a text that is not a URL without its secrets.
+
+    A file's path is shown whole. A user with a host, and libpq's settings, are shown without their secrets. Any other
+    text becomes ***, since a single word may be a password.
     """
     scheme, _, rest = text.partition(":")
     if PATH.fullmatch(text) or (scheme == "sqlite" and PATH.fullmatch(rest)):
@@ -68,7 +70,7 @@ def redacted_text(text: str) -> str:
 
 
 def redacted_message(message: str, url: URL | None = None) -> str:
-    """Return what a driver says without URLs and passwords, and without what the URL keeps to itself."""
+    """Return a driver's message without URLs, passwords, and the hidden parts of this URL."""
     message = AFTER_A_WORD.sub(rf"\1{HIDDEN}", IN_A_URL.sub(rf"\1{HIDDEN}", message))
     for secret in sorted(set(_secrets(url)) if url else (), key=len, reverse=True):
         message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, message)
@@ -96,7 +98,7 @@ def _is_address(host: str | None) -> bool:
 
 
 def _secrets(url: URL) -> Iterator[str]:
-    """Yield what `redacted_url` does not show, whole and in parts, as it is and as a URL writes it."""
+    """Yield what `redacted_url` hides, whole and in parts, as it is and in URL encoding."""
     hidden = [url.password or ""]
     hidden += [part for part in (url.username, url.database) if part and not WORD.fullmatch(part)]
     hidden += [url.host] if url.host and not _is_address(url.host) and not HOST.fullmatch(url.host) else []

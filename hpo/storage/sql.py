@@ -1,4 +1,4 @@
-"""What our statements share on SQLite and on Postgres: a transaction that writes, an insert that may be repeated, a clock."""
+"""SQL that works on SQLite and on Postgres: transactions, upserts, rows as parameters, the database's clock."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import sqlalchemy as sa
 
 from hpo.storage.engine import BUSY_SECONDS
 
+Connection = sa.Connection  # for modules that pass one on and write no SQL
+CHUNK = 500  # ids in one IN (...); every SQLite takes at least 999 parameters
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.05  # seconds, between two tries to take SQLite's write lock
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a transaction that will write: on SQLite it holds the write lock from its first statement on."""
+    """Open a transaction that will write. On SQLite it takes the write lock first."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             _begin_immediate(connection)
@@ -30,9 +32,9 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def writing_once(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection for one statement that writes, or for several that may each stand alone.
+    """Open a connection for one writing statement, or for several independent ones.
 
-    On Postgres each is a transaction of its own: one round trip instead of three.
+    On Postgres each statement is its own transaction: one round trip instead of three.
     """
     if engine.dialect.name == "sqlite":
         with writing(engine) as connection:
@@ -44,7 +46,7 @@ def writing_once(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection for reads that need not agree with one another."""
+    """Open a connection for reads that need no common snapshot."""
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -52,10 +54,10 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 def _begin_immediate(connection: sa.Connection) -> None:
-    """Take SQLite's write lock, trying again in short pauses of random length.
+    """Take SQLite's write lock, with short random pauses between tries.
 
-    SQLite's own waiting has pauses of up to 100 ms, the same for everybody, in which the lock goes from hand to hand: with
-    eight writers one report in a hundred took half a second.
+    SQLite's own pauses grow to 100 ms and are the same in all processes. With eight writers, one report in a hundred
+    then took half a second.
     """
     raw = connection.connection.dbapi_connection
     assert raw is not None
@@ -70,7 +72,7 @@ def _begin_immediate(connection: sa.Connection) -> None:
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() >= deadline:
                     raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, error) from error
-            except sqlite3.Error as error:  # the file is damaged, for one: nothing that passes
+            except sqlite3.Error as error:  # does not pass by itself: for example the file is damaged
                 raise sa.exc.DatabaseError("BEGIN IMMEDIATE", None, error) from error
             time.sleep(random.uniform(0.5, 1.0) * pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
@@ -85,11 +87,14 @@ def upsert(
     key: Sequence[str],
     computed: Mapping[str, sa.ColumnElement[Any]] | None = None,
 ) -> None:
-    """Insert rows, or overwrite the ones that have the same key: writing twice is writing once.
+    """Insert rows, or overwrite those with the same key. Writing twice has the same effect as writing once.
 
     Args:
+        connection: an open connection.
+        table: the table.
         rows: at least one; all have the same columns.
-        computed: columns that the database itself fills.
+        key: the columns of the key.
+        computed: SQL expressions of further columns.
     """
     statement = _upsert(connection.dialect.name, table, tuple(rows[0]), tuple(key), tuple((computed or {}).items()))
     connection.execute(statement, [dict(row) for row in rows])
@@ -110,41 +115,42 @@ def _upsert(
 def overwriting(
     dialect: str, table: sa.Table, names: Sequence[str], source: sa.Select[Any], *, key: Sequence[str]
 ) -> Any:
-    """Return the statement that inserts, or overwrites, what a query selects; on SQLite the query needs a WHERE."""
+    """Return a statement that inserts or overwrites what a query selects. On SQLite the query needs a WHERE."""
     return _overwriting(_insert(dialect, table).from_select(list(names), source), names, key)
 
 
 def told(dialect: str, kinds: Mapping[str, sa.types.TypeEngine[Any]], count: int) -> sa.CTE:
-    """Return rows that are given as parameters, by `numbered`, as a table called `told`.
+    """Return a table `told` of rows that are given as parameters, see `numbered`.
 
     Args:
-        kinds: the types of its columns.
-        count: how many rows it has.
+        dialect: the database's dialect.
+        kinds: the types of its columns, by name.
+        count: its number of rows.
     """
     rows = [
         sa.select(*(given(dialect, f"{name}_{place}", kind).label(name) for name, kind in kinds.items()))
         for place in range(count)
     ]
-    # Not VALUES, of which SQLAlchemy remembers no compiled form.
+    # Not VALUES: SQLAlchemy does not cache its compiled form.
     return sa.union_all(*rows).cte("told") if count > 1 else rows[0].cte("told")
 
 
 def numbered(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the parameters of `told`."""
+    """Return rows as the parameters of `told`."""
     return {f"{name}_{place}": value for place, row in enumerate(rows) for name, value in row.items()}
 
 
 def given(dialect: str, name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[Any]:
-    """Return a parameter as a column of a query; Postgres must be told its type there."""
+    """Return a parameter as a column of a query. Postgres needs its type there."""
     parameter = sa.bindparam(name, type_=kind)
     if dialect != "postgresql":
         return parameter
     is_text = isinstance(kind, sa.String) and not isinstance(kind, sa.Enum)
-    return sa.cast(parameter, sa.Text() if is_text else kind)  # a cast to a length would cut the text
+    return sa.cast(parameter, sa.Text() if is_text else kind)  # a cast to VARCHAR(n) would cut the text
 
 
 def _insert(dialect: str, table: sa.Table) -> Any:
-    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)  # of the other one nothing need be loaded
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)  # loads no other dialect
 
 
 def _overwriting(statement: Any, names: Sequence[str], key: Sequence[str]) -> Any:
@@ -153,18 +159,30 @@ def _overwriting(statement: Any, names: Sequence[str], key: Sequence[str]) -> An
 
 
 def storable(text: str) -> str:
-    """Return the text without what a database cannot hold: Postgres no NUL, neither of them a lone surrogate."""
+    """Return text with NUL characters and lone surrogates escaped, which databases cannot hold."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def now(connection: sa.Connection) -> sa.ColumnElement[float]:
-    """Return the database's own clock as an SQL expression: seconds since 1970, with fractions."""
+    """Return the database's clock as an SQL expression: seconds since 1970, with fractions."""
     return clock(connection.dialect.name)
 
 
 @cache
 def clock(dialect: str) -> sa.ColumnElement[float]:
-    """Return the clock of SQLite or of Postgres, likewise; the same object each time."""
+    """Return the clock of a dialect, likewise. It is the same object each time."""
     if dialect == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)
+
+
+def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut ids into pieces that fit into one statement."""
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+
+
+def quick_check(engine: sa.Engine) -> str | None:
+    """Return the result of SQLite's `quick_check`: "ok", or the first problem of the file."""
+    with engine.connect() as connection:
+        said = connection.exec_driver_sql("PRAGMA quick_check").scalars().first()
+        return None if said is None else str(said)

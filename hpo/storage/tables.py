@@ -1,11 +1,12 @@
-"""Our tables beside Optuna's, in the same database, and the handles on Optuna's own.
+"""Our tables beside Optuna's in the same database, and declarations of Optuna's own tables.
 
-Each row of ours carries the study's random uid, which also stands in the study's user attributes. A row whose uid is
-not there is dead: SQLite gives the ids of a deleted study to the next one, and nothing of the old may be inherited.
+Each row of ours holds the study's random uid, which is also a user attribute of the study. A row whose uid is not there
+is dead. SQLite gives the ids of a deleted study to the next one, which must not inherit the old rows.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,37 +14,179 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models  # Optuna's schema, version 12; the only place that imports it
-from optuna.trial import TrialState
 
-#: Of what our rows mean; processes of two of them do not work on one study side by side. 1: up to November 2026.
+#: The version of our rows. Processes of two versions do not work on one study together. 1 was used until November 2026.
 SCHEMA = 2
-UID_KEY = "hpo:uid"  # the user attribute that ties a study of Optuna's to our rows
+UID_KEY = "hpo:uid"  # the user attribute with the study's uid
+CONSTRAINTS = "constraints"  # prefix of Optuna's system attributes with a trial's constraints
+COST_PREFIX = "hpo:cost:"  # prefix of user attributes with costs, known before a trial's first epoch
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")  # the states of trials that have ended, by name
 
-studies = models.StudyModel.__table__
-study_user_attributes = models.StudyUserAttributeModel.__table__
-study_system_attributes = models.StudySystemAttributeModel.__table__
-study_directions = models.StudyDirectionModel.__table__
-trials = models.TrialModel.__table__
-trial_values = models.TrialValueModel.__table__
-trial_params = models.TrialParamModel.__table__
-trial_user_attributes = models.TrialUserAttributeModel.__table__
-trial_system_attributes = models.TrialSystemAttributeModel.__table__
-intermediate_values = models.TrialIntermediateValueModel.__table__
-trial_heartbeats = models.TrialHeartbeatModel.__table__
-#: Ours, on Optuna's table, so that nobody looks at all trials for the next number, for what is new,
+SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # by Optuna's name; no column can hold them
+
+# --- Optuna's own tables. A test compares them with Optuna's models. They are declared here, so that reading a study
+# --- need not load Optuna, which takes longer than the reading.
+
+VERSION_TABLE = "version_info"  # filled by Optuna, not read here
+SCHEMA_VERSION = "v3.2.0.a"  # the version in Optuna's migrations
+
+
+class _Named(sa.types.TypeDecorator[Any]):
+    """A column with a member of one of Optuna's enumerations. A parameter may be a member or its name."""
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:  # noqa: ARG002
+        return value if value is None or isinstance(value, str) else value.name
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else self.kind()[value]
+
+    @staticmethod
+    def kind() -> Any:
+        """Return the enumeration."""
+        raise NotImplementedError
+
+
+class State(_Named):
+    """The state of a trial, Optuna's TrialState."""
+
+    cache_ok = True
+    impl = sa.Enum("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate")
+
+    @staticmethod
+    @cache
+    def kind() -> Any:
+        from optuna.trial import TrialState
+
+        return TrialState
+
+
+class Direction(_Named):
+    """The direction of an objective, Optuna's StudyDirection."""
+
+    cache_ok = True
+    impl = sa.Enum("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection")
+
+    @staticmethod
+    @cache
+    def kind() -> Any:
+        from optuna.study import StudyDirection
+
+        return StudyDirection
+
+
+class VALUE_TYPE(enum.Enum):
+    FINITE = 1
+    INF_POS = 2
+    INF_NEG = 3
+
+
+class INTERMEDIATE_TYPE(enum.Enum):
+    FINITE = 1
+    INF_POS = 2
+    INF_NEG = 3
+    NAN = 4
+
+
+optunas = sa.MetaData()
+
+
+def _id(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, primary_key=True)
+
+
+def _of_study(**options: Any) -> sa.Column[int]:
+    return sa.Column("study_id", sa.Integer, sa.ForeignKey("studies.study_id"), **options)
+
+
+def _of_trial(**options: Any) -> sa.Column[int]:
+    return sa.Column("trial_id", sa.Integer, sa.ForeignKey("trials.trial_id"), **options)
+
+
+def _attributes(name: str, owner: sa.Column[int]) -> sa.Table:
+    """Return a table of attributes, JSON by key."""
+    return sa.Table(
+        f"{name}s",
+        optunas,
+        _id(f"{name}_id"),
+        owner,
+        sa.Column("key", sa.String(512)),
+        sa.Column("value_json", sa.Text),
+        sa.UniqueConstraint(owner, "key"),
+    )
+
+
+studies = sa.Table(
+    "studies",
+    optunas,
+    _id("study_id"),
+    sa.Column("study_name", sa.String(512), index=True, unique=True, nullable=False),
+)
+study_directions = sa.Table(
+    "study_directions",
+    optunas,
+    _id("study_direction_id"),
+    sa.Column("direction", Direction, nullable=False),
+    _of_study(nullable=False),
+    sa.Column("objective", sa.Integer, nullable=False),
+    sa.UniqueConstraint("study_id", "objective"),
+)
+study_user_attributes = _attributes("study_user_attribute", _of_study())
+study_system_attributes = _attributes("study_system_attribute", _of_study())
+trials = sa.Table(
+    "trials",
+    optunas,
+    _id("trial_id"),
+    sa.Column("number", sa.Integer),
+    _of_study(index=True),
+    sa.Column("state", State, nullable=False),
+    sa.Column("datetime_start", sa.DateTime),
+    sa.Column("datetime_complete", sa.DateTime),
+)
+trial_user_attributes = _attributes("trial_user_attribute", _of_trial())
+trial_system_attributes = _attributes("trial_system_attribute", _of_trial())
+trial_params = sa.Table(
+    "trial_params",
+    optunas,
+    _id("param_id"),
+    _of_trial(),
+    sa.Column("param_name", sa.String(512)),
+    sa.Column("param_value", sa.Float(precision=53)),
+    sa.Column("distribution_json", sa.Text),
+    sa.UniqueConstraint("trial_id", "param_name"),
+)
+trial_values = sa.Table(
+    "trial_values",
+    optunas,
+    _id("trial_value_id"),
+    _of_trial(nullable=False),
+    sa.Column("objective", sa.Integer, nullable=False),
+    sa.Column("value", sa.Float(precision=53)),
+    sa.Column("value_type", sa.Enum(VALUE_TYPE, name="trialvaluetype"), nullable=False),
+    sa.UniqueConstraint("trial_id", "objective"),
+)
+intermediate_values = sa.Table(
+    "trial_intermediate_values",
+    optunas,
+    _id("trial_intermediate_value_id"),
+    _of_trial(nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("intermediate_value", sa.Float(precision=53)),
+    sa.Column("intermediate_value_type", sa.Enum(INTERMEDIATE_TYPE, name="trialintermediatevaluetype"), nullable=False),
+    sa.UniqueConstraint("trial_id", "step"),
+)
+trial_heartbeats = sa.Table(
+    "trial_heartbeats",
+    optunas,
+    _id("trial_heartbeat_id"),
+    _of_trial(nullable=False),
+    sa.Column("heartbeat", sa.DateTime, nullable=False, default=sa.func.current_timestamp()),
+    sa.UniqueConstraint("trial_id"),
+)
+alembic_version = sa.Table("alembic_version", optunas, sa.Column("version_num", sa.String(32), primary_key=True))
+#: Our own index on Optuna's table. It finds the next number and new trials without reading all trials.
 trials_by_number = sa.Index("ix_hpo_trials_study_id_number", trials.c.study_id, trials.c.number)
-trials_by_state = sa.Index(
-    "ix_hpo_trials_study_id_state", trials.c.study_id, trials.c.state
-)  # or for the few that are open
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-VALUE_TYPE = models.TrialValueModel.TrialValueType
-INTERMEDIATE_TYPE = models.TrialIntermediateValueModel.TrialIntermediateValueType
-
-SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # Optuna's names of what a column cannot hold
-
-SCHEMA_VERSION = "v3.2.0.a"  # of Optuna's tables, as its own migrations call it
-_migrations = sa.table("alembic_version", sa.column("version_num"))
+#: Likewise. It finds the open trials.
+trials_by_state = sa.Index("ix_hpo_trials_study_id_state", trials.c.study_id, trials.c.state)
 
 metadata = sa.MetaData()
 
@@ -58,7 +201,7 @@ def stored(value: float) -> tuple[float | None, INTERMEDIATE_TYPE]:
 
 
 def restored(value: float | None, kind: INTERMEDIATE_TYPE | VALUE_TYPE) -> float:
-    """Return the value that `stored` took apart, or a trial's own."""
+    """Return the value of a row of intermediate values or of trial values."""
     return SPECIAL[kind.name] if value is None else value
 
 
@@ -67,7 +210,7 @@ def _study_key() -> sa.Column[int]:
 
 
 def _trial_key() -> sa.Column[int]:
-    # Cascading: a plain foreign key makes Optuna's delete_study a silent no-op on Postgres.
+    # CASCADE: with a plain foreign key, Optuna's delete_study silently does nothing on Postgres.
     return sa.Column("trial_id", sa.ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True)
 
 
@@ -76,18 +219,18 @@ hpo_studies = sa.Table(
     metadata,
     sa.Column("uid", sa.String(32), primary_key=True),
     _study_key(),
-    sa.Column("schema", sa.Integer),  # SCHEMA of those who work on it; NULL is 1
-    sa.Column("spec", sa.Text, nullable=False),  # JSON, defaults filled
+    sa.Column("schema", sa.Integer),  # SCHEMA of its workers; NULL is 1
+    sa.Column("spec", sa.Text, nullable=False),  # JSON, with all defaults
     sa.Column("fingerprint", sa.String(64), nullable=False),
-    sa.Column("trials", sa.Integer, nullable=False),  # the budget: rows in any state but WAITING
-    sa.Column("imported", sa.Integer, nullable=False, default=0),  # rows a fork brought along; not charged
-    sa.Column("stop_reason", sa.Text),  # set: no new trial is started
-    sa.Column("hold", sa.String(10)),  # set: nothing is claimed at all; see `Hold`
-    sa.Column("streak_kind", sa.String(40)),  # the kind of failure that ended the last trials,
-    sa.Column("streak", sa.Integer, nullable=False, server_default="0"),  # so many of them one after the other
-    sa.Column("code_folder", sa.Text, nullable=False),  # where the user's own code was found when the study was made
+    sa.Column("trials", sa.Integer, nullable=False),  # the budget: how many rows may leave WAITING
+    sa.Column("imported", sa.Integer, nullable=False, default=0),  # rows that a fork copied; not charged to the budget
+    sa.Column("stop_reason", sa.Text),  # if set, no new trial is started
+    sa.Column("hold", sa.String(10)),  # if set, nothing is claimed; see `Hold`
+    sa.Column("streak_kind", sa.String(40)),  # the kind of failure that ended the last trials
+    sa.Column("streak", sa.Integer, nullable=False, server_default="0"),  # how many trials in a row it ended
+    sa.Column("code_folder", sa.Text, nullable=False),  # the folder of the user's code when the study was made
     sa.Column("code_digest", sa.String(64), nullable=False),
-    sa.Column("code_changes", sa.Text, nullable=False, default="[]"),  # JSON: other digests that were let in
+    sa.Column("code_changes", sa.Text, nullable=False, default="[]"),  # JSON: other code digests that were accepted
     sa.Column("data_digest", sa.String(64)),
     sa.Column("checkpoints", sa.Text, nullable=False),  # folder
 )
@@ -97,22 +240,22 @@ hpo_trials = sa.Table(
     metadata,
     sa.Column("study_uid", sa.String(32), primary_key=True),
     _trial_key(),
-    sa.Column("attempt", sa.Integer, nullable=False),  # how often the trial was taken up: the lease's fencing token
-    sa.Column("settled", sa.Boolean, nullable=False),  # finished by us; nothing may take it up again
+    sa.Column("attempt", sa.Integer, nullable=False),  # number of claims: the lease's fencing token
+    sa.Column("settled", sa.Boolean, nullable=False),  # finished by us; it is never claimed again
     sa.Column("worker", sa.String(200), nullable=False),
-    sa.Column("lease_until", sa.Double),  # seconds by the clock that `lease_clock` names; NULL is parked
-    sa.Column("lease_clock", sa.String(300)),  # NULL is the database's own, since 1970; see `queue.lease_clock`
+    sa.Column("lease_until", sa.Double),  # seconds by the clock `lease_clock`; NULL is parked
+    sa.Column("lease_clock", sa.String(300)),  # NULL is the database's clock, since 1970; see `queue.lease_clock`
     sa.Column("stop_requested", sa.Boolean, nullable=False, server_default=sa.false()),  # by a person
-    sa.Column("accumulation", sa.Integer, nullable=False, server_default="1"),  # micro-batches to a batch
+    sa.Column("accumulation", sa.Integer, nullable=False, server_default="1"),  # micro-batches per batch
     sa.Column("checkpoint_epoch", sa.Integer),
     sa.Column("checkpoint_path", sa.Text),
     sa.Column("checkpoint_digest", sa.String(64)),
     sa.Column("checkpoint_attributes", sa.Text),  # JSON: the trial's system attributes at that epoch
-    sa.Column("costs", sa.Text),  # JSON: what of its end is known before it is trained; see `objectives.KnownCosts`
+    sa.Column("costs", sa.Text),  # JSON; see `objectives.KnownCosts`
     sa.Column("outcome", sa.String(40)),  # why it ended: complete, pruned, stopped, or the kind of its last failure
-    sa.Column("reason", sa.Text),  # in words, a line
-    sa.Column("receipt", sa.Text),  # JSON: seeds, versions, device, ... of the last attempt
-    # Which kind of stack it trains in, called `partition` in the database. NULL until somebody has opened it.
+    sa.Column("reason", sa.Text),  # one line of text
+    sa.Column("receipt", sa.Text),  # JSON: seeds, versions, device and so on of the last attempt
+    # Its name in the database is `partition`. NULL until a worker has opened the trial.
     sa.Column("partition", sa.Text, key="stack_key"),
 )
 
@@ -126,7 +269,7 @@ hpo_failures = sa.Table(
     sa.Column("verdict", sa.String(10), nullable=False),
     sa.Column("failed_at", sa.Double, nullable=False),
     sa.Column("worker", sa.String(200), nullable=False),
-    sa.Column("message", sa.Text, nullable=False),  # a line
+    sa.Column("message", sa.Text, nullable=False),  # one line
     sa.Column("traceback", sa.Text),
 )
 
@@ -138,13 +281,13 @@ hpo_workers = sa.Table(
     _study_key(),
     sa.Column("host", sa.String(200), nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("started_at", sa.Double, nullable=False),  # seconds by the clock that `clock` names,
+    sa.Column("started_at", sa.Double, nullable=False),  # this and the next two: seconds by the clock `clock`
     sa.Column("seen_at", sa.Double, nullable=False),
     sa.Column("left_at", sa.Double),
-    sa.Column("clock", sa.String(300)),  # as leases do
-    # Seconds that its wall clock is ahead: of Postgres's; on SQLite of itself as it was when this process started.
+    sa.Column("clock", sa.String(300)),  # as `lease_clock`
+    # Seconds that its wall clock is ahead of Postgres's clock. On SQLite: ahead of itself at the start of this process.
     sa.Column("clock_skew", sa.Double, nullable=False),
-    sa.Column("booted_at", sa.Double),  # on SQLite: when its machine started, by its wall clock as that was then
+    sa.Column("booted_at", sa.Double),  # on SQLite: when its machine booted, by its wall clock at the worker's start
     sa.Column("versions", sa.Text, nullable=False),  # JSON
 )
 
@@ -155,7 +298,7 @@ hpo_curves = sa.Table(
     _trial_key(),
     sa.Column("metric", sa.String(100), primary_key=True),
     sa.Column("epoch", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("value", sa.Double),  # NULL is not a number (SQLite stores NaN so)
+    sa.Column("value", sa.Double),  # NULL is NaN: SQLite stores NaN as NULL
 )
 
 hpo_test_openings = sa.Table(
@@ -167,29 +310,29 @@ hpo_test_openings = sa.Table(
     sa.Column("trial_number", sa.Integer),
     sa.Column("opened_at", sa.Double, nullable=False),
     sa.Column("folder", sa.Text, nullable=False),
-    sa.Column("metrics", sa.Text),  # JSON; NULL if the training was cut off between opening the split and here
+    sa.Column("metrics", sa.Text),  # JSON; NULL if the training ended after the opening and before the result
 )
 
 
 class Hold(StrEnum):
-    """Why nothing of a study is claimed, not even what is parked."""
+    """Why no trial of a study is claimed, not even a parked one."""
 
-    PAUSED = "paused"  #: by a person: running trials are parked, workers wait
-    BROKEN = "broken"  #: too many trials failed in a row: running ones may end, workers leave
+    PAUSED = "paused"  #: by a person: running trials are parked, and workers wait
+    BROKEN = "broken"  #: too many trials failed in a row: running ones may end, and workers leave
     FORKING = "forking"  #: trials of another study are still being copied into it
 
 
 def has_known_schema(engine: sa.Engine) -> bool:
-    """Say whether Optuna's tables are those that we know."""
+    """Return whether Optuna's tables have the schema that is declared here."""
     try:
         with engine.connect() as connection:
-            return connection.execute(sa.select(_migrations.c.version_num)).scalars().all() == [SCHEMA_VERSION]
-    except (sa.exc.ProgrammingError, sa.exc.OperationalError):  # there is no such table, for one
+            return connection.execute(sa.select(alembic_version.c.version_num)).scalars().all() == [SCHEMA_VERSION]
+    except (sa.exc.ProgrammingError, sa.exc.OperationalError):  # for example the table does not exist
         return False
 
 
 def create(engine: sa.Engine) -> None:
-    """Make our tables where they are missing, and the columns that those of an earlier version lack."""
+    """Make our missing tables and indices, and add missing columns to tables of an earlier version."""
     metadata.create_all(engine)
     for index in (trials_by_number, trials_by_state):
         index.create(engine, checkfirst=True)
@@ -200,7 +343,7 @@ def create(engine: sa.Engine) -> None:
 
 
 def missing(engine: sa.Engine) -> list[sa.Column[Any]]:
-    """Return the columns that our tables, where they are there, do not have yet."""
+    """Return the columns that our existing tables lack."""
     inspector = sa.inspect(engine)
     there = set(inspector.get_table_names())
     return [
@@ -214,45 +357,15 @@ def missing(engine: sa.Engine) -> list[sa.Column[Any]]:
 
 
 def utc() -> datetime:
-    """Return the time as Optuna 5 stores it: UTC, without a zone."""
+    """Return the current time as Optuna 5 stores it: UTC, without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 def as_utc(moment: datetime | None) -> datetime | None:
-    """Return a time as Optuna's objects have it, of this machine's zone, as it is stored."""
+    """Return a local time of Optuna's objects as it is stored: UTC, without a zone."""
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def as_local(moment: datetime | None) -> datetime | None:
-    """Return a stored time as Optuna's objects have it: of this machine's zone, without saying so."""
+    """Return a stored time as Optuna's objects have it: local, without a zone."""
     return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def running_ids(study_id: int) -> sa.Select[Any]:
-    """Select the ids of a study's RUNNING trials."""
-    return sa.select(trials.c.trial_id).where(trials.c.study_id == study_id, trials.c.state == TrialState.RUNNING)
-
-
-def living_row(
-    connection: sa.Connection, study_id: int, *more: sa.ColumnElement[Any], **parameters: Any
-) -> sa.Row[Any] | None:
-    """Return our row of a study, None if it has none or only a dead one.
-
-    Args:
-        more: columns to return with it, always the same objects.
-        parameters: of these columns.
-    """
-    return connection.execute(_living(*more), {"of_study": study_id, **parameters}).one_or_none()
-
-
-@cache
-def _living(*more: sa.ColumnElement[Any]) -> Any:
-    return (
-        sa.select(hpo_studies, *more)
-        .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
-        .where(
-            hpo_studies.c.study_id == sa.bindparam("of_study"),
-            study_user_attributes.c.key == UID_KEY,
-            study_user_attributes.c.value_json == sa.literal('"').concat(hpo_studies.c.uid).concat('"'),
-        )
-    )

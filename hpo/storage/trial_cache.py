@@ -1,7 +1,8 @@
-"""What a process knows of one study's trials: the finished ones for good, the open ones as they were when last read.
+"""A process's cache of one study's trials. Finished trials stay, and open ones are as they were last read.
 
-A read brings what is new only. Numbers are given under a lock that is held to the commit, so no trial turns up later below
-one that was seen. An open trial is read whole each time: its curve may have been cut back by another attempt.
+A read brings only what is new. Numbers are given under a lock that is held until the commit, so no new trial has a
+number below one that was read. An open trial is read whole each time, since another attempt may have cut back its
+curve.
 """
 
 from __future__ import annotations
@@ -14,27 +15,28 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage import trial_rows
 from hpo.storage.finished_trials import FinishedTrials
+from hpo.storage.sql import CHUNK
 from hpo.storage.trial_rows import TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheUpdate:
-    """What a look has found."""
+    """The result of one read."""
 
-    ended: list[TrialRow]  # since the last look
-    running: list[TrialRow]  # or waiting; with what hangs on them if the look was a whole one
-    last: TrialRow | None  # the one with the highest number of those that left the queue
+    ended: list[TrialRow]  # since the last read
+    running: list[TrialRow]  # or waiting; with parameters, curves and so on if the read was whole
+    last: TrialRow | None  # the trial with the highest number that is not WAITING
     whole: bool
-    is_anew: bool  # the study is another one, in the place of the one that was known
+    is_anew: bool  # another study has the id now
 
     @property
     def is_empty(self) -> bool:
-        """Whether the study has no trials, or is not there."""
+        """Whether the study has no trials or does not exist."""
         return self.last is None and not self.ended and not self.running
 
 
 class TrialCache:
-    """The trials of one study, as far as they are known."""
+    """The trials of one study, as far as they were read."""
 
     def __init__(self, study_id: int) -> None:
         self.study_id = study_id
@@ -45,10 +47,10 @@ class TrialCache:
         self.open: dict[int, TrialRow] = {}  # by id, as they were at the last whole read
         self._unfinished: set[int] = set()  # ids
         self._finished: dict[int, TrialRow] = {}  # by id
-        self._frozen: dict[int, FrozenTrial] = {}  # of finished trials, by id, as far as somebody asked for them
-        self._last: TrialRow | None = None  # the one with the highest number of those that left the queue
-        self.low = 0  # every trial below this number is known to have finished
-        self.known_finished: int | None = None  # how many have finished, as somebody else has found out
+        self._frozen: dict[int, FrozenTrial] = {}  # finished trials by id, made on demand
+        self._last: TrialRow | None = None  # the trial with the highest number that is not WAITING
+        self.low = 0  # all trials below this number have finished
+        self.known_finished: int | None = None  # number of finished trials, as reported from outside
 
     def __getitem__(self, trial_id: int) -> FrozenTrial:
         """Return a finished trial."""
@@ -59,10 +61,11 @@ class TrialCache:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def look(self, connection: sa.Connection, *, whole: bool = True) -> CacheUpdate:
-        """Read what is new and change nothing: whoever waits for it takes it in.
+        """Read what is new, for `take_in`. The cache is not changed.
 
         Args:
-            whole: open trials too, with all that hangs on them; else only those that have finished since.
+            connection: an open connection.
+            whole: read open trials in full too; else only newly finished trials are read in full.
         """
         beyond = -1 if self._last is None else self._last.number - 1
         found = trial_rows.read(connection, self.study_id, beyond=beyond, among=self._unfinished)
@@ -74,21 +77,21 @@ class TrialCache:
         ended = [row for row in rows.values() if row.is_finished and row.trial_id not in known]
         running = [row for row in rows.values() if not row.is_finished]
         wanted = ended + running if whole else ended
-        is_first = not known and len(wanted) > trial_rows.CHUNK
+        is_first = not known and len(wanted) > CHUNK
         trial_rows.complete(connection, wanted, of_study=self.study_id if is_first else None)
         begun = (row for row in rows.values() if row.state != TrialState.WAITING)
         last = max(begun, key=lambda row: row.number, default=None)
         return CacheUpdate(ended=ended, running=running, last=last, whole=whole, is_anew=is_anew)
 
     def _is_still_there(self, row: TrialRow | None) -> bool:
-        """Say whether this is the last trial: known again by its number and its start, or its end if it never started."""
+        """Return whether this row is the last trial. It has the same number and start, or end if it never started."""
         last = self._last
         if row is None or last is None or (row.number, row.started) != (last.number, last.started):
             return False
         return last.started is not None or row.completed == last.completed
 
     def take_in(self, news: CacheUpdate) -> None:
-        """Know what a look has found."""
+        """Take the result of a read into the cache."""
         if news.is_anew:
             self._forget()
         news.ended.sort(key=lambda row: row.number)
@@ -102,7 +105,7 @@ class TrialCache:
         self.low = min((row.number for row in news.running), default=after_last)
 
     def rows(self) -> list[TrialRow]:
-        """Return all trials as they are stored, by number."""
+        """Return the rows of all trials, by number."""
         return sorted((*self._finished.values(), *self.open.values()), key=lambda row: row.number)
 
     # --- Optuna's objects -------------------------------------------------------------------------------------------

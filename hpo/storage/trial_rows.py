@@ -1,7 +1,7 @@
-"""The rows of trials, read in two statements however many trials they belong to: the trials, then all that hangs on them.
+"""Reads trials in two statements: first their rows, then their parameters, values, attributes and curves.
 
-A `TrialRow` is a trial as it is stored, small enough to be kept by the ten thousand; Optuna's own FrozenTrial is made of it
-on demand.
+A `TrialRow` is a trial as it is stored. It is small, so tens of thousands can be kept. Optuna's FrozenTrial is made
+from it on demand.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.storage.sql import chunks
 from hpo.storage.tables import (
     SPECIAL,
     as_local,
@@ -30,7 +31,6 @@ from hpo.storage.tables import (
     trials,
 )
 
-CHUNK = 500  # ids in one IN (...); SQLite takes 999 parameters at the least
 NO_PARAMS: dict[str, BaseDistribution] = {}
 
 
@@ -48,8 +48,8 @@ class TrialRow:
     params: tuple[float, ...] = ()  # in Optuna's internal representation, in the order of `space`
     user_attributes: dict[str, str] = field(default_factory=dict)  # JSON by key
     system_attributes: dict[str, str] = field(default_factory=dict)  # likewise
-    steps: array[int] = field(default_factory=lambda: array("q"))  # at which something was reported, in order
-    curve: array[float] = field(default_factory=lambda: array("d"))  # what was reported there
+    steps: array[int] = field(default_factory=lambda: array("q"))  # ascending; at which a value was reported
+    curve: array[float] = field(default_factory=lambda: array("d"))  # the values reported there
 
     @property
     def is_finished(self) -> bool:
@@ -57,12 +57,12 @@ class TrialRow:
 
     @property
     def external(self) -> dict[str, Any]:
-        """Its parameters by name, as an objective sees them."""
+        """The parameters by name, as an objective sees them."""
         named = zip(self.space.items(), self.params, strict=True)
         return {name: distribution.to_external_repr(value) for (name, distribution), value in named}
 
     def frozen(self) -> FrozenTrial:
-        """Return Optuna's object of this trial, a new one each time."""
+        """Return a new FrozenTrial of this trial."""
         return FrozenTrial(
             number=self.number,
             state=self.state,
@@ -83,7 +83,10 @@ class TrialRow:
 
 
 def read(connection: sa.Connection, study_id: int, *, beyond: int, among: Collection[int] = ()) -> list[TrialRow]:
-    """Return the trials of a study with a number above `beyond`, and those with an id of `among`, without what hangs on them."""
+    """Return a study's trials with a number above `beyond`, and those with an id in `among`.
+
+    Only `complete` reads the rest.
+    """
     found: dict[int, TrialRow] = {}
     for chunk in list(chunks(sorted(among))) or [()]:
         rows = connection.execute(_beyond_or_among(), {"study_id": study_id, "beyond": beyond, "ids": chunk})
@@ -92,17 +95,19 @@ def read(connection: sa.Connection, study_id: int, *, beyond: int, among: Collec
 
 
 def read_one(connection: sa.Connection, trial_id: int) -> TrialRow | None:
-    """Return a trial with all that hangs on it, None if there is none."""
+    """Return a trial in full, None if it does not exist."""
     rows = [TrialRow(*row) for row in connection.execute(_among(), {"ids": [trial_id]})]
     complete(connection, rows)
     return rows[0] if rows else None
 
 
 def complete(connection: sa.Connection, found: Sequence[TrialRow], *, of_study: int | None = None) -> None:
-    """Read what hangs on trials: parameters, values, attributes, curves.
+    """Read the parameters, values, attributes and curves of trials into their rows.
 
     Args:
-        of_study: the study of which they are all the trials, or nearly all: then it is read from end to end.
+        connection: an open connection.
+        found: the rows.
+        of_study: the study's id if these are nearly all of its trials. Then the whole study is read.
     """
     by_id = {row.trial_id: row for row in found}
     if of_study is not None:
@@ -113,7 +118,7 @@ def complete(connection: sa.Connection, found: Sequence[TrialRow], *, of_study: 
 
 
 def _raw(result: sa.CursorResult[Any]) -> Iterator[Any]:
-    """Yield rows as the driver has them: of the columns here SQLAlchemy would change nothing, and take half the time."""
+    """Yield the driver's rows. SQLAlchemy would change nothing in these columns, but take half of the time."""
     yield from cast("Iterable[Any]", result.cursor)
     result.close()
 
@@ -125,7 +130,7 @@ def _attach(by_id: dict[int, TrialRow], children: Iterable[Any]) -> None:
     for trial_id, kind, position, key, number, text in children:
         row = by_id.get(trial_id)
         if row is None:
-            continue  # it came in between the two statements
+            continue  # the trial was added between the two statements
         if kind == _INTERMEDIATE:
             if row.steps and position < row.steps[-1]:
                 unordered.add(trial_id)
@@ -156,18 +161,18 @@ def _attach(by_id: dict[int, TrialRow], children: Iterable[Any]) -> None:
 
 @lru_cache(maxsize=4096)
 def space_of(described: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
-    """Return a trial's distributions by name, one object for all that are alike."""
+    """Return a trial's distributions by name. Equal spaces are one object."""
     return {name: distribution_of(text) for name, text in described}
 
 
 @lru_cache(maxsize=4096)
 def distribution_of(text: str) -> BaseDistribution:
-    """Return the distribution that Optuna wrote down as JSON."""
+    """Return the distribution that Optuna stored as JSON."""
     return json_to_distribution(text)
 
 
 def distribution_in(connection: sa.Connection, study_id: int, name: str) -> BaseDistribution | None:
-    """Return the distribution of a study's parameter, None if the study does not know it."""
+    """Return the distribution of a study's parameter, None if no trial of the study has it."""
     found = (
         sa.select(trial_params.c.distribution_json)
         .join(trials, trials.c.trial_id == trial_params.c.trial_id)
@@ -178,12 +183,7 @@ def distribution_in(connection: sa.Connection, study_id: int, name: str) -> Base
     return None if text is None else distribution_of(text)
 
 
-def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut ids into pieces that fit into one statement."""
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
-
-
-# --- statements: made once, since making one costs more than running it -----------------------------------------------
+# --- statements, each made once: making one costs more than running it ------------------------------------------------
 
 _PARAM, _VALUE, _USER, _SYSTEM, _INTERMEDIATE = range(5)
 _TRIAL = (trials.c.trial_id, trials.c.number, trials.c.state, trials.c.datetime_start, trials.c.datetime_complete)
@@ -194,7 +194,7 @@ _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 def _beyond_or_among() -> sa.CompoundSelect[Any]:
     of_study = trials.c.study_id == sa.bindparam("study_id")
     beyond = sa.select(*_TRIAL).where(of_study, trials.c.number > sa.bindparam("beyond"))
-    return sa.union_all(beyond, _among().where(of_study))  # an OR would be a look at the whole study
+    return sa.union_all(beyond, _among().where(of_study))  # an OR would read the whole study
 
 
 @cache
@@ -214,7 +214,7 @@ def _children_of_study() -> sa.CompoundSelect[Any]:
 
 
 def _children(which: Any) -> sa.CompoundSelect[Any]:
-    """Select (trial id, kind, position, key, number, text) of all that hangs on the trials that `which` selects."""
+    """Select (trial id, kind, position, key, number, text) of the child rows of the trials that `which` selects."""
     no_key, no_text = sa.cast(sa.null(), sa.Text), sa.cast(sa.null(), sa.Text)
     no_number, no_position = sa.cast(sa.null(), sa.Double), sa.cast(sa.null(), sa.Integer)
 

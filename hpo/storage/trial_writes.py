@@ -1,7 +1,7 @@
-"""Writes on Optuna's tables, each one statement that checks by itself whether it may: no read before, nothing in between.
+"""Writes to Optuna's tables. Each is one statement, which checks by itself whether the trial may be written to.
 
-Who only holds a trial's id, as Optuna's own code does, may write to a trial that has not finished. Who holds a claim writes
-through the ledger, whose statements check the claim.
+These writes need only a trial's id, as Optuna's own code has it, and refuse a finished trial. The holder of a claim
+writes through the ledger, whose statements check the claim.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from hpo.storage.tables import (
     as_utc,
     intermediate_values,
     stored,
-    studies,
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
@@ -36,16 +35,6 @@ from hpo.storage.trial_rows import distribution_in
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
-def lock_study(connection: sa.Connection, study_id: int) -> bool:
-    """Lock a study's row, as Optuna does for a new trial; False if there is none."""
-    return connection.execute(_lock_study(), {"study_id": study_id}).one_or_none() is not None
-
-
-@cache
-def _lock_study() -> Any:
-    return sa.select(studies.c.study_id).where(studies.c.study_id == sa.bindparam("study_id")).with_for_update()
-
-
 def insert_trial(
     connection: sa.Connection,
     study_id: int,
@@ -54,7 +43,7 @@ def insert_trial(
     started: datetime | None = None,
     completed: datetime | None = None,
 ) -> tuple[int, int]:
-    """Insert a trial numbered max + 1 and return its id and its number; the caller has the study locked."""
+    """Insert a trial numbered max + 1. Return its id and its number. The caller has the study locked."""
     (inserted,) = insert_trials(connection, study_id, 1, state, started=started, completed=completed)
     return inserted
 
@@ -68,10 +57,10 @@ def insert_trials(
     started: datetime | None = None,
     completed: datetime | None = None,
 ) -> list[tuple[int, int]]:
-    """Insert so many trials numbered from max + 1 on and return their ids and numbers, in order of the numbers; the caller
-    has the study locked.
+    """Insert trials numbered from max + 1 on. Return their ids and numbers, by number. The caller has the study locked.
 
-    Safe under that lock, since trial rows are never deleted. A counter of ours would part from Optuna's numbers.
+    This is safe under the lock, since trial rows are never deleted. A counter of ours would not include trials that
+    Optuna adds.
     """
     given = {"study_id": study_id, "state": state, "started": started, "completed": completed, "how_many": count}
     inserted = connection.execute(_numbered(connection.dialect.name), given).all()
@@ -94,14 +83,14 @@ def _numbered(dialect: str) -> Any:
 
 
 def set_state(connection: sa.Connection, trial_id: int, state: TrialState, *, once: Sequence[TrialState]) -> bool:
-    """Change a trial's state if it is one of `once`, and its start or end with it; False if it is not."""
+    """Change a trial's state, and its start or end, if its state is one of `once`. Return whether it was."""
     return trial_id in set_states(connection, [trial_id], state, once=once)
 
 
 def set_states(
     connection: sa.Connection, trial_ids: Sequence[int], state: TrialState, *, once: Sequence[TrialState]
 ) -> set[int]:
-    """Change the state of those of these trials in which it is one of `once`, likewise; return their ids."""
+    """Do the same for several trials. Return the ids of the changed ones."""
     column = "datetime_start" if state == TrialState.RUNNING else "datetime_complete" if state.is_finished() else None
     given = {"of_trials": list(trial_ids), "new_state": state, "moment": utc()}
     return set(connection.execute(_set_states(column, tuple(once)), given).scalars())
@@ -124,15 +113,18 @@ def put(
     *rows: Mapping[str, Any],
     key: str,
 ) -> bool:
-    """Insert or overwrite rows that hang on a trial, if the trial has not finished; False if it has, or is not there.
+    """Insert or overwrite child rows of a trial. Return False if the trial has finished or does not exist.
 
     Args:
+        connection: an open connection.
+        table: the table of the rows.
+        trial_id: the trial's id.
         rows: at least one; all have the same columns.
-        key: the column that names a row among those of the trial.
+        key: the column that identifies a row within the trial.
     """
     statement = _put(connection.dialect.name, table, key, tuple(rows[0]), len(rows))
     written = connection.execute(statement, {"of_trial": trial_id, **sql.numbered(rows)}).all()
-    return len(written) == len(rows)  # SQLite's driver does not count what a WITH inserts
+    return len(written) == len(rows)  # SQLite's driver does not count rows that a WITH inserts
 
 
 @cache
@@ -142,7 +134,7 @@ def _put(dialect: str, table: sa.Table, key: str, names: tuple[str, ...], count:
         sa.select(trials.c.trial_id, *told.c)
         .select_from(trials.join(told, sa.true()))
         .where(trials.c.trial_id == sa.bindparam("of_trial"), trials.c.state.in_(UNFINISHED))
-        .with_for_update(read=True, of=trials)  # on Postgres an end that is being written is waited for, and then seen
+        .with_for_update(read=True, of=trials)  # on Postgres it waits for a concurrent end, and then sees it
     )
     insert = sql.overwriting(dialect, table, ["trial_id", *names], source, key=["trial_id", key])
     return insert.returning(table.c.trial_id)
@@ -152,13 +144,13 @@ def _put(dialect: str, table: sa.Table, key: str, names: tuple[str, ...], count:
 
 
 def check_against(known: BaseDistribution | None, distribution: BaseDistribution) -> None:
-    """Refuse a distribution that cannot be the one of the same parameter in another trial: ValueError."""
+    """Raise ValueError if a distribution is incompatible with the known one of the same parameter."""
     if known is not None:
         check_distribution_compatibility(known, distribution)
 
 
 def put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]) -> None:
-    """Write a trial's values, by objective; ValueError for one that is NaN."""
+    """Write a trial's values, by objective. Raises ValueError for a NaN."""
     rows = []
     for objective, number in enumerate(values):
         if math.isnan(number):
@@ -172,7 +164,7 @@ def put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]
 
 
 def insert_template(connection: sa.Connection, study_id: int, template: FrozenTrial) -> int:
-    """Insert a trial with all that hangs on it and return its id; ValueError for a parameter of another kind than the study's."""
+    """Insert a trial in full and return its id. Raises ValueError for a distribution that the study's does not match."""
     for name, distribution in template.distributions.items():
         check_against(distribution_in(connection, study_id, name), distribution)
     trial_id, _ = insert_trial(

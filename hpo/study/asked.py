@@ -1,7 +1,7 @@
-"""The space of an objective of the user's own, which nobody knows but the objective: it is called, and asks for its parameters.
+"""Finds the search space of a user's own objective by calling it.
 
-A call has the parameters of an old trial. It ends where the trial turns out not to fit, at the first report, or some seconds
-after the last parameter, so that as a rule nothing is trained.
+Each call gets the parameters of an old trial. It ends when the trial does not fit, at the first report, or a few
+seconds after the last parameter. So as a rule nothing is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,44 +22,50 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, dist
 from optuna.trial import FrozenTrial
 
 from hpo.errors import SpecError
-from hpo.search import distributions as asked_for
 from hpo.spec.objectives import Goals
+from hpo.storage.optuna_private import as_in_optimize, contains
+from hpo.strategy import distributions as asked_for
 from hpo.study.pinned_trial import PinnedTrial, study_in_memory
-from hpo.study.study import as_in_optimize
 
-PATIENCE_SECONDS = 5.0  # for another parameter, once an objective was given some
+PATIENCE_SECONDS = 5.0  # a call ends so long after the last parameter
+ASKING_SECONDS = 60.0  # for all calls; afterwards only new kinds of trials are called
 
 
 class Unfit(Exception):
-    """Raised for a trial that does not fit into a space, with the reason."""
+    """Raised for a trial that does not fit into the space. The message is the reason."""
+
+
+class UnfitKind(Unfit):
+    """Raised for a trial that lacks a parameter or has one too many. No trial of the same kind fits then."""
 
 
 class _Enough(BaseException):
-    """Raised inside an objective once it has asked for all that is of interest."""
+    """Raised inside an objective to end the call."""
 
 
 class _AskedTrial(PinnedTrial):
-    """A trial that takes note of what it is asked for, and ends there."""
+    """A trial that checks each parameter it is asked for. The call ends at one that does not fit, and at a report."""
 
-    unfit: str | None = None
+    unfit: Unfit | None = None
 
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+    def give(self, name: str, distribution: BaseDistribution) -> Any:
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS) if _can_be_rung() else None
         stored = asked_for.as_stored(name, distribution)
-        self.unfit = self._why_unfit(name, stored)
+        if name not in self.given:
+            self.unfit = UnfitKind(f"has no {name}, for which the objective asks now")
+        elif why := self._why_unfit(name, stored):
+            self.unfit = Unfit(why)
         if self.unfit:
             raise _Enough
-        return super()._suggest(name, distribution)
+        return super().give(name, distribution)
 
     def _why_unfit(self, name: str, distribution: BaseDistribution) -> str | None:
-        if name not in self.given:
-            return f"has no {name}, for which the objective asks now"
         try:
             value = self.value_in(name, distribution)
         except SpecError:
             value = math.nan
         is_choice = isinstance(distribution, CategoricalDistribution)
-        if value is math.nan or not (is_choice or distribution._contains(distribution.to_internal_repr(value))):
+        if value is math.nan or not (is_choice or contains(distribution, distribution.to_internal_repr(value))):
             return f"its {name} is not {asked_for.words(distribution)}"
         return None
 
@@ -70,30 +77,58 @@ class _AskedTrial(PinnedTrial):
 
 
 class Asking:
-    """What an objective asks for, by calls of it as few as may do: trials that had all choices alike were asked alike."""
+    """The parameters that an objective asks for, found by one call for each trial.
+
+    After ASKING_SECONDS the objective is called only for a new kind of trial. Other trials are assumed to be asked for
+    the same parameters as an earlier trial of their kind. That may be wrong if the objective branches on a number.
+    """
 
     def __init__(
         self, objective: Callable[[Any], Any], study: str, goals: Goals, attributes: Mapping[str, Any]
     ) -> None:
         self._objective = objective
         self._study = study, goals, attributes
-        self._known: dict[str, dict[str, BaseDistribution]] = {}
+        self._known: dict[str, dict[str, BaseDistribution] | UnfitKind] = {}  # by kind
+        self._seconds = 0.0  # spent in calls
+        self._asked: set[int] = set()  # numbers of the trials for which the objective was called
+        self.assumed = 0  # number of fitting trials without a call of their own
 
-    def distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return what the objective asks for with this trial's parameters; Unfit if it is not exactly what the trial has."""
-        kind = _kind(trial)
-        if kind not in self._known:
-            self._known[kind] = self._ask(trial)
-        return self._known[kind]
+    def fitted(self, trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """Return the trial's parameters and their distributions as the objective asks for them.
 
-    def fitted(self, trial: FrozenTrial) -> dict[str, Any]:
-        """Return the trial's parameters as the objective asks for them; Unfit if they are not such."""
-        found = self.distributions(trial)
+        Raises Unfit if the objective asks for other parameters, or if a value is outside its distribution.
+        """
+        found = self._distributions(trial)
         asked = self._trial(trial)
         for name, distribution in found.items():
             if why := asked._why_unfit(name, distribution):
                 raise Unfit(why)
-        return {name: asked.value_in(name, distribution) for name, distribution in found.items()}
+        self.assumed += trial.number not in self._asked
+        return {name: asked.value_in(name, distribution) for name, distribution in found.items()}, found
+
+    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        kind = _kind(trial)
+        if self._seconds <= ASKING_SECONDS or kind not in self._known:
+            self._known[kind] = self._call(trial)
+        found = self._known[kind]
+        if isinstance(found, UnfitKind):
+            raise found
+        return found
+
+    def _call(self, trial: FrozenTrial) -> dict[str, BaseDistribution] | UnfitKind:
+        self._asked.add(trial.number)
+        began = time.monotonic()
+        try:
+            return self._ask(trial)
+        except UnfitKind as error:
+            return error
+        finally:
+            self._seconds += time.monotonic() - began
+
+    @property
+    def asked(self) -> int:
+        """The number of trials for which the objective was called."""
+        return len(self._asked)
 
     def _trial(self, trial: FrozenTrial) -> _AskedTrial:
         name, goals, attributes = self._study
@@ -110,15 +145,15 @@ class Asking:
         except Exception as error:
             failed = f"; the objective failed by {type(error).__name__}: {error}"
         if asked.unfit:
-            raise Unfit(asked.unfit)
+            raise asked.unfit
         found = {name: asked_for.as_stored(name, distribution) for name, distribution in asked.distributions.items()}
         if others := [name for name in trial.params if name not in found]:
-            raise Unfit(f"has {', '.join(others)}, for which the objective does not ask{failed}")
+            raise UnfitKind(f"has {', '.join(others)}, for which the objective does not ask{failed}")
         return found
 
 
 def _kind(trial: FrozenTrial) -> str:
-    """Return what an objective's questions may depend on: its choices, and what it asked for before."""
+    """Return the kind of a trial: its distributions, and the values of its categorical parameters."""
 
     def chosen(name: str, distribution: BaseDistribution) -> Any:
         return trial.params[name] if isinstance(distribution, CategoricalDistribution) else None
@@ -133,7 +168,7 @@ def _can_be_rung() -> bool:
 
 @contextmanager
 def _ringing() -> Iterator[None]:
-    """End what goes on for PATIENCE_SECONDS after the objective has asked for a parameter, where signals can be had."""
+    """End a call PATIENCE_SECONDS after its last parameter, by an alarm. Only the main thread can have one."""
 
     def ring(number: int, frame: Any) -> None:  # noqa: ARG001  (signal's own signature)
         raise _Enough

@@ -1,140 +1,145 @@
-"""What people order: stop a study or one trial of it, pause it, go on, end a trial that is not ours."""
+"""What a person orders: stop a study or one trial, pause or resume a study, end or park a trial that a worker lost."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.queue import finish, lease_clock
-from hpo.storage import sql
-from hpo.storage.tables import Hold, hpo_studies, hpo_trials, living_row, studies, trials, utc
+from hpo.queue import commands, finish, lease_clock
+from hpo.storage import sql, study_rows
+from hpo.storage.connect import Storage
+from hpo.storage.tables import Hold
 from hpo.study.format import STATES
 from hpo.study.study import Study
 from hpo.text import command
 
 
 def stop(study: Study, *, now: bool = False) -> int:
-    """Start no new trial from now on; return how many trials of ours are still open.
+    """Let the study start no new trial. Return how many of our trials are still open.
 
     Args:
-        now: end those too: parked ones at once, running ones at their next batch or report.
+        study: the study.
+        now: also end the open trials. Parked ones end at once, running ones at their next batch or report.
     """
     with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
-        found = _open(connection, study)
+        found = commands.lock_open(connection, study.uid, study.study_id)
         if now:
             for row in found:
-                _end(connection, row)
+                commands.end(connection, row)
         finish.write_stop(connection, study.uid, finish.BY_HAND)
-        return len(_open(connection, study))
+        return len(commands.lock_open(connection, study.uid, study.study_id))
 
 
 def stop_trial(study: Study, number: int) -> bool:
-    """End one trial; return whether it has ended, or will at its next batch or report.
+    """End one trial. Return whether it has ended already; else it ends at its next batch or report.
 
-    A queued trial becomes FAIL. StudyError if it is finished, not there, or not ours.
+    A queued trial becomes FAIL. Raises StudyError if the trial is finished, foreign, or does not exist.
     """
     with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         trial = _numbered(connection, study, number)
-        row = next((row for row in _open(connection, study) if row.trial_id == trial.trial_id), None)
+        row = _ours(connection, study, trial)
         if row is not None:
-            return _end(connection, row)
+            return commands.end(connection, row)
         if trial.state == TrialState.RUNNING:
             raise StudyError(
                 f"trial {number} of study {study.name!r} was started by another program than hpo; end that one, or "
                 f"`{command('doctor', study.name, options=f'--fail {number}')}`"
             )
-        if not _fail_plain(connection, trial, TrialState.WAITING):
+        if not commands.fail_unheld(connection, trial, TrialState.WAITING):
             raise StudyError(f"trial {number} of study {study.name!r} is {STATES[trial.state.name.lower()]} already")
         return True
 
 
 def fail_foreign(study: Study, number: int) -> None:
-    """Make a RUNNING trial that is not ours FAIL; StudyError if it is ours, or not RUNNING."""
+    """Set a foreign RUNNING trial to FAIL. Raises StudyError if it is ours or not RUNNING."""
     with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         trial = _numbered(connection, study, number)
-        if any(row.trial_id == trial.trial_id for row in _open(connection, study)):
+        if _ours(connection, study, trial) is not None:
             raise StudyError(
                 f"trial {number} of study {study.name!r} is ours; `{command('stop', study.name, options=f'--trial {number}')}`"
             )
-        if not _fail_plain(connection, trial, TrialState.RUNNING):
+        if not commands.fail_unheld(connection, trial, TrialState.RUNNING):
             raise StudyError(
                 f"trial {number} of study {study.name!r} does not run: it is {STATES[trial.state.name.lower()]}"
             )
 
 
+def fail_by_id(place: Storage, trial_id: int) -> TrialState | None:
+    """Set a trial of any study to FAIL, for a person at the dashboard. Return its state before, None if there is no such trial.
+
+    A trial that has ended keeps its state. A worker that has the trial drops it at its next report.
+    """
+    has_ours = study_rows.has_ours(place.engine)
+    with sql.writing(place.engine) as connection:
+        found = commands.with_id(connection, trial_id)
+        study = study_rows.lock_and_read(connection, found.study_id) if found and has_ours else None
+        trial = found and commands.with_id(connection, trial_id)  # as it is under the lock
+        if trial is None:
+            return None
+        rows = commands.lock_open(connection, study.uid, trial.study_id) if study else []
+        row = next((row for row in rows if row.trial_id == trial_id), None)
+        if row is not None:
+            finish.end_as_failed(connection, row)
+        elif not trial.state.is_finished():
+            commands.fail_unheld(connection, trial, trial.state)
+        state: TrialState = trial.state
+        return state
+
+
 def release(study: Study, number: int) -> None:
-    """Park a trial that is held by the clock of another machine, since a person knows that this one is gone; StudyError if
-    it is not held so.
+    """Park a trial whose lease is by the clock of another machine. A person must know that the machine is gone.
+
+    Raises StudyError if the trial has no such lease.
     """
     with sql.writing(study.storage.engine) as connection:
         _living(connection, study)
         trial = _numbered(connection, study, number)
-        row = next((row for row in _open(connection, study) if row.trial_id == trial.trial_id), None)
+        row = _ours(connection, study, trial)
         if row is None or not lease_clock.is_elsewhere(row.lease_clock):
             raise StudyError(
-                f"trial {number} of study {study.name!r} is not held by another machine: a lease of this one runs out by itself"
+                f"trial {number} of study {study.name!r} is not held by another machine; "
+                "a lease of this machine expires by itself"
             )
         finish.release(connection, row)
 
 
 def pause(study: Study) -> None:
-    """Let workers park what they run and wait; StudyError if the study starts nothing anyway."""
+    """Let workers park their trials and wait. Raises StudyError if the study is on hold for another reason."""
     with sql.writing(study.storage.engine) as connection:
         row = _living(connection, study)
         if row.hold not in (None, Hold.PAUSED):
             raise StudyError(f"study {study.name!r} has stopped already: {row.stop_reason}")
-        connection.execute(_of(study).where(hpo_studies.c.hold.is_(None)).values(hold=Hold.PAUSED))
+        commands.pause(connection, study.uid)
 
 
 def resume(study: Study) -> str | None:
-    """Go on with a study that was paused or stopped; return what had stopped it, None if nothing had."""
+    """Resume a paused or stopped study. Return what had stopped it, None if nothing had.
+
+    Raises StudyError if a fork is still being copied into it.
+    """
     with sql.writing(study.storage.engine) as connection:
         row = _living(connection, study)
         if row.hold == Hold.FORKING:
             raise StudyError(f"study {study.name!r}: {row.stop_reason}")
-        connection.execute(_of(study).values(hold=None, stop_reason=None, streak=0))
+        commands.resume(connection, study.uid)
         return f"stopped: {row.stop_reason}" if row.stop_reason else row.hold and str(row.hold)
 
 
-def _living(connection: sa.Connection, study: Study) -> Any:
-    """Lock the study, so that no trial is claimed meanwhile, and return our row of it."""
-    connection.execute(sa.select(studies.c.study_id).where(studies.c.study_id == study.study_id).with_for_update())
-    row = living_row(connection, study.study_id)
+def _living(connection: sql.Connection, study: Study) -> Any:
+    """Lock the study, so that no trial is claimed meanwhile, and return its row of ours."""
+    row = study_rows.lock_and_read(connection, study.study_id)
     if row is None or row.uid != study.uid:
-        raise StudyError(f"study {study.name!r} was deleted")
+        raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
     return row
 
 
-def _of(study: Study) -> sa.Update:
-    return hpo_studies.update().where(hpo_studies.c.uid == study.uid)
-
-
-def _open(connection: sa.Connection, study: Study) -> list[Any]:
-    """Return our rows, locked, of the trials that run or are parked."""
-    found = connection.execute(
-        sa.select(hpo_trials)
-        .join(trials, trials.c.trial_id == hpo_trials.c.trial_id)
-        .where(
-            hpo_trials.c.study_uid == study.uid,
-            hpo_trials.c.settled.is_(False),
-            trials.c.state == TrialState.RUNNING,
-        )
-        .order_by(hpo_trials.c.trial_id)
-        .with_for_update(of=hpo_trials)
-    )
-    return list(found)
-
-
-def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
-    row = connection.execute(
-        sa.select(trials).where(trials.c.study_id == study.study_id, trials.c.number == number)
-    ).one_or_none()
+def _numbered(connection: sql.Connection, study: Study, number: int) -> Any:
+    row = commands.numbered(connection, study.study_id, number)
     if row is None:
         raise StudyError(
             f"study {study.name!r} has no trial {number}; `{command('status', study.name)}` lists those that run"
@@ -142,22 +147,7 @@ def _numbered(connection: sa.Connection, study: Study, number: int) -> Any:
     return row
 
 
-def _end(connection: sa.Connection, row: Any) -> bool:
-    """End a parked trial, or ask the worker that holds it; return whether it has ended."""
-    if row.lease_until is None:
-        return finish.end_as_stopped(connection, row)
-    connection.execute(
-        hpo_trials.update()
-        .where(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)
-        .values(stop_requested=True)
-    )
-    return False
-
-
-def _fail_plain(connection: sa.Connection, trial: Any, state: TrialState) -> bool:
-    failed = connection.execute(
-        trials.update()
-        .where(trials.c.trial_id == trial.trial_id, trials.c.state == state)
-        .values(state=TrialState.FAIL, datetime_complete=utc())
-    )
-    return failed.rowcount == 1
+def _ours(connection: sql.Connection, study: Study, trial: Any) -> Any:
+    """Return the locked row of a running or parked trial, None if the trial is foreign or has ended."""
+    ours = commands.lock_open(connection, study.uid, study.study_id)
+    return next((row for row in ours if row.trial_id == trial.trial_id), None)

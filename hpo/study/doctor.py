@@ -1,4 +1,4 @@
-"""What ails a study and its storage, and what mends it: read with plain statements, repaired only where nothing is lost."""
+"""Finds problems of a study and its storage, and says what mends them. A repair never loses anything."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
-
-import sqlalchemy as sa
-from optuna.trial import TrialState
 
 from hpo.errors import Fault, SpecError, StorageError
-from hpo.queue import finish, lease_clock, reaper, workers
 from hpo.spec import usercode
-from hpo.storage import clock, filesystem, sql
+from hpo.storage import clock, filesystem, sql, study_rows
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
-from hpo.storage.tables import FINISHED, Hold, hpo_studies, hpo_trials, hpo_workers, trials
+from hpo.storage.tables import Hold
 from hpo.study import plain, query, resolve, retention
 from hpo.study import study as studies
 from hpo.study.plain import PlainStudy
@@ -29,45 +24,46 @@ from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
 from hpo.text import command, page, short
 
-MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's, or its own of before
-MIN_FREE_BYTES = 2**30  # of the disk that takes the checkpoints
+MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's, or before and after a change of one clock
+MIN_FREE_BYTES = 2**30  # on the disk of the checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was found."""
+    """One problem or note."""
 
     where: str  # a study's name, or the storage
     what: str
     mend: str
-    is_ill: bool = True  # something to mend; else merely good to know
+    is_ill: bool = True  # a problem; False is a note
     is_repaired: bool = False
 
     @property
     def text(self) -> str:
-        """Two lines: what was found, and what mends it."""
+        """Two lines: what was found, and what mends it. The second one is missing after a repair."""
         mark = "mended" if self.is_repaired else "ill" if self.is_ill else "note"
         mend = [] if self.is_repaired else [f"        {self.mend}"]
         return page([f"{mark.ljust(7)} {short(self.where)}: {self.what}", *mend])
 
 
 def findings(place: Storage, name: str | None, *, repair: bool, workers: int | None) -> Iterator[Finding]:
-    """Yield what is wrong with the storage and with one study, or with all of them; StudyError for an unknown name."""
+    """Yield the findings on the storage and on one study, or on all of hpo's. Raises StudyError for an unknown name."""
     yield from examine_storage(place, workers)
     try:
         names = [name] if name else studies.names(place)
     except FAILURES as error:
-        yield Finding(where=place.shown, what=f"no study can be read: {cause(error)}", mend="see above")
+        yield Finding(where=place.shown, what=f"no study can be read: {cause(error)}", mend="mend the storage first")
         return
     for one in names:
         yield from examine(place, one, repair=repair)
 
 
 def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
-    """Yield what is wrong with the storage itself.
+    """Yield the findings on the storage itself.
 
     Args:
-        workers: how many it is to carry, if that is planned.
+        place: the storage.
+        workers: the number of planned workers, if there are any.
     """
     if place.is_sqlite:
         if (said := _quick_check(place)) != "ok":
@@ -76,27 +72,28 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
         try:
             check_connections(place, workers)
         except StorageError as error:
-            yield Finding(where=place.shown, what=_in_a_line(error), mend="see there")
+            yield Finding(
+                where=place.shown, what=_in_a_line(error), mend="start fewer workers, or raise max_connections"
+            )
 
 
 def _quick_check(place: Storage) -> str:
     try:
-        with place.engine.connect() as connection:
-            said = connection.exec_driver_sql("PRAGMA quick_check").scalars().first()
-    except FAILURES as error:  # so badly damaged that it cannot be looked at
+        said = sql.quick_check(place.engine)
+    except FAILURES as error:  # too damaged for the check
         said = cause(error)
     return " ".join(str(said).split())
 
 
 def examine(place: Storage, name: str, *, repair: bool) -> list[Finding]:
-    """Return what is wrong with a study, as far as it can be read; StudyError if there is no such study."""
+    """Return the findings on a study, as far as it can be read. Raises StudyError if there is no such study."""
     try:
         study = plain.open_any(place, name)
         if isinstance(study, PlainStudy):
             return [_made_by_optuna(study)]
         return [finding for check in CHECKS for finding in check(study, repair)]
     except FAILURES as error:
-        return [Finding(where=name, what=f"cannot be read: {cause(error)}", mend="see to the storage first")]
+        return [Finding(where=name, what=f"cannot be read: {cause(error)}", mend="mend the storage first")]
     except Fault as error:
         if name not in studies.names(place):
             raise
@@ -110,7 +107,7 @@ def _made_by_optuna(study: PlainStudy) -> Finding:
     return Finding(
         where=study.name,
         what=f"was made by Optuna, not by hpo: {sum(summary.counts.values())} trials{running}",
-        mend="hpo shows, exports and forks it; it changes nothing in it, so there is nothing for it to mend",
+        mend="hpo shows, exports and forks it, and changes nothing in it",
         is_ill=False,
     )
 
@@ -126,30 +123,27 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
         yield Finding(
             where=study.name,
             what=f"{summary.hold}: {reason}",
-            mend="see there" if summary.hold == Hold.FORKING else command("resume", study.name),
+            mend="delete it and fork again" if summary.hold == Hold.FORKING else command("resume", study.name),
             is_ill=summary.hold != Hold.PAUSED,
         )
     for parked in summary.parked:
         yield Finding(
             where=study.name,
-            what=f"trial {parked.number} is parked after epoch {parked.epoch}",
+            what=f"trial {parked.number} is parked"
+            + (f" after epoch {parked.epoch}" if parked.unit == "epoch" else ""),
             mend="hpo run, or hpo worker, goes on with it",
             is_ill=False,
         )
 
 
 def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
-    """RUNNING trials of ours whose lease has run out and that nobody has taken yet."""
+    """Find our RUNNING trials with an expired lease."""
     with study.storage.engine.connect() as connection:
-        expired = connection.execute(
-            _ours(study).where(
-                hpo_trials.c.settled.is_(False),
-                trials.c.state == TrialState.RUNNING,
-                lease_clock.has_passed(connection.dialect.name, hpo_trials.c.lease_until, hpo_trials.c.lease_clock),
-            )
-        ).all()
+        expired = query.expired(connection, study)
     if expired and repair:
         with sql.writing(study.storage.engine) as connection:
+            from hpo.queue import reaper
+
             reaper.reap(connection, study.ledger("doctor"))
     for row in expired:
         yield Finding(
@@ -162,18 +156,9 @@ def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
 
 
 def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """RUNNING trials without a row of ours: a notebook's, or the orphans that plain Optuna leaves on a full disk."""
+    """Find foreign RUNNING trials: a notebook's, or those that plain Optuna leaves behind on a full disk."""
     with study.storage.engine.connect() as connection:
-        found = connection.execute(
-            sa.select(trials.c.number, trials.c.datetime_start)
-            .select_from(query.with_ours(study))
-            .where(
-                trials.c.study_id == study.study_id,
-                trials.c.state == TrialState.RUNNING,
-                hpo_trials.c.trial_id.is_(None),
-            )
-            .order_by(trials.c.number)
-        ).all()
+        found = query.foreign_running(connection, study)
     for row in found:
         yield Finding(
             where=study.name,
@@ -183,12 +168,13 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 
 
 def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
-    """Trials that something else, the dashboard for one, ended under our lease."""
-    is_open = sa.and_(hpo_trials.c.settled.is_(False), trials.c.state.in_(FINISHED))
+    """Find our trials that another program ended, for example the dashboard."""
     with study.storage.engine.connect() as connection:
-        found = connection.execute(_ours(study).where(is_open)).all()
+        found = query.ended_elsewhere(connection, study)
     if found and repair:
         with sql.writing(study.storage.engine) as connection:
+            from hpo.queue import finish
+
             for row in found:
                 finish.close(connection, row, outcome=finish.ELSEWHERE, reason=None)
     for row in found:
@@ -202,19 +188,21 @@ def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
 
 
 def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """The user's own code, as a worker on this machine would load it."""
+    """Load the user's own code as a worker on this machine would. Find errors and changes."""
     path = list(sys.path)
     try:
         digest = _load(study)
     except Fault as error:
         what = f"no worker here can load it: {_in_a_line(error)}"
-        yield Finding(where=study.name, what=what, mend="mend that, or --code FOLDER")
+        yield Finding(
+            where=study.name, what=what, mend="mend that, give --code FOLDER, or use the version of hpo that made it"
+        )
         return
     finally:
         sys.path[:] = path  # a child process would inherit it
     with study.storage.engine.connect() as connection:
-        row = connection.execute(sa.select(hpo_studies).where(hpo_studies.c.uid == study.uid)).one()
-    if not studies.lets_in(row, digest) and summarize(study).spent:
+        row = study_rows.living_row(connection, study.study_id)
+    if row is not None and not studies.lets_in(row, digest) and summarize(study).spent:
         yield Finding(
             where=study.name,
             what=f"your own code in {study.code_folder} changed since the study was made",
@@ -223,7 +211,7 @@ def _code(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 
 
 def _load(study: Study) -> str:
-    """Load a study's code and return its digest; in a child process if other code is loaded here, as workers never share one."""
+    """Load a study's code and return its digest. If other user code is loaded here, this happens in a child process."""
     spec, folder = study.spec, study.code_folder
     if not spec.code_references or usercode.is_alone(spec.code_references, folder):
         return resolve.check_stored(spec, folder)
@@ -235,48 +223,47 @@ def _load(study: Study) -> str:
 
 
 def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Living workers whose clock differs from Postgres's, or whose versions differ from the others'."""
+    """Find living workers whose clock differs from Postgres's, or whose versions differ from most workers'."""
     with study.storage.engine.connect() as connection:
-        living = connection.execute(_living(connection, study, *hpo_workers.c)).all()
+        living = query.living_workers(connection, study)
     for row in living:
         if row.booted_at is None and abs(row.clock_skew) > MAX_SKEW_SECONDS:
             yield Finding(
                 where=study.name,
                 what=f"the clock of {row.host} is {row.clock_skew:+.1f} s off the database's (worker {row.worker})",
-                mend="set it, by NTP for one: leases are safe, times in logs and receipts are not",
+                mend="set that clock, for example by NTP; times in logs and receipts follow it, leases do not",
             )
     usual = Counter(row.versions for row in living).most_common(1)
     for row in living:
         if differences := _differences(json.loads(usual[0][0]), json.loads(row.versions)):
             yield Finding(
                 where=study.name,
-                what=f"worker {row.worker} has other versions than the most: {differences}",
-                mend="install the same: curves repeat bit for bit only under one version of everything",
+                what=f"worker {row.worker} has other versions than most workers: {differences}",
+                mend="install the same versions; curves repeat bit for bit only with equal versions",
             )
 
 
 def _clock_steps(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """On SQLite: that this machine's wall clock was set since processes began to work on the study, or so a living one says."""
-    of_this_boot = (hpo_workers.c.clock == clock.name(), hpo_workers.c.booted_at.is_not(None))
-    columns = (hpo_workers.c.worker, hpo_workers.c.clock_skew, hpo_workers.c.booted_at)
+    """On SQLite, find that this machine's wall clock was set while workers ran, or between workers."""
     with study.storage.engine.connect() as connection:
-        found = connection.execute(sa.select(*columns).where(hpo_workers.c.study_uid == study.uid, *of_this_boot)).all()
-        living = connection.execute(_living(connection, study, *columns).where(*of_this_boot)).all()
+        found = query.workers_since_boot(connection, study)
+        living = query.living_workers(connection, study)
     started_at = clock.started_at()
     steps = [(started_at - row.booted_at, row.worker) for row in found]
-    steps += [(row.clock_skew, row.worker) for row in living]
+    here = {row.worker for row in found}
+    steps += [(row.clock_skew, row.worker) for row in living if row.worker in here]
     step, worker = max(steps, key=lambda one: abs(one[0]), default=(0.0, ""))
     if abs(step) > MAX_SKEW_SECONDS:
         yield Finding(
             where=study.name,
             what=f"the clock of this machine was set by {step:+.1f} s after worker {worker} had begun",
-            mend="leases do not follow it; times of trials and in logs from before and after differ by it",
+            mend="nothing to do for leases; times in trials and logs from before and after differ by this",
             is_ill=False,
         )
 
 
 def _elsewhere(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """On SQLite: trials that a worker of another machine holds."""
+    """On SQLite, find trials that a worker of another machine holds."""
     for row in query.held_elsewhere(study):
         yield Finding(
             where=study.name,
@@ -285,22 +272,13 @@ def _elsewhere(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
         )
 
 
-def _living(connection: sa.Connection, study: Study, *columns: sa.Column[Any]) -> sa.Select[Any]:
-    """Select of the processes that were seen within the last lease and have not said that they leave."""
-    return sa.select(*columns).where(
-        hpo_workers.c.study_uid == study.uid,
-        hpo_workers.c.left_at.is_(None),
-        workers.seen_lately(connection.dialect.name, study.spec.recovery.lease_seconds),
-    )
-
-
 def _differences(usual: dict[str, str], found: dict[str, str]) -> str:
     keys = sorted(key for key in usual.keys() | found.keys() if usual.get(key) != found.get(key))
     return ", ".join(f"{key} {found.get(key, 'none')} for {usual.get(key, 'none')}" for key in keys)
 
 
 def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
-    """The folder of checkpoints: there, with room, and without what nobody needs any more."""
+    """Check the checkpoint folder: that it is visible, has room, and holds no stale checkpoints."""
     probe = study.checkpoints / PROBE_FILE
     if not probe.is_file() or probe.read_text() != study.uid:
         yield Finding(
@@ -313,7 +291,7 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
         yield Finding(
             where=study.name,
             what=f"the disk of {study.checkpoints} has {free / 2**20:.0f} MiB left",
-            mend="free some: a checkpoint that cannot be written costs the epochs since the last one",
+            mend="free some space; if a checkpoint cannot be written, the epochs since the last one may be lost",
         )
     stale = retention.delete_stale(study) if repair else retention.stale(study)
     if stale:
@@ -327,9 +305,9 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
 
 
 def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Checkpoints of several machines need a path that all of them see."""
+    """Find a checkpoint folder on a local disk though workers of several machines use it."""
     with study.storage.engine.connect() as connection:
-        hosts = set(connection.execute(_living(connection, study, hpo_workers.c.host)).scalars())
+        hosts = {row.host for row in query.living_workers(connection, study)}
     kind = filesystem.kind_of(study.checkpoints)
     if len(hosts) > 1 and kind and kind not in filesystem.NETWORK:
         yield Finding(
@@ -340,16 +318,7 @@ def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG00
         )
 
 
-def _ours(study: Study) -> sa.Select[Any]:
-    return (
-        sa.select(hpo_trials.c.study_uid, hpo_trials.c.trial_id, trials.c.number, hpo_trials.c.worker)
-        .join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
-        .where(hpo_trials.c.study_uid == study.uid)
-        .order_by(trials.c.number)
-    )
-
-
-#: In the order in which they are told.
+#: In the order of their findings.
 CHECKS: list[Callable[[Study, bool], Iterator[Finding]]] = [
     _standing,
     _dead_leases,

@@ -1,13 +1,12 @@
-"""A finished trial as a pinned config: the study file with the trial's values, without the branches not taken.
+"""Writes finished trials as pinned configs: the study file with a trial's values in place of ranges and choices.
 
-Beside the values stands the receipt: what the trial was made from, and the curve that a replay must give again.
+Branches that the trial did not take are left out. The receipt says what the trial was made from. It also holds the
+curves that a replay must give again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ import tomli_w
 from optuna.distributions import CategoricalDistribution
 
 from hpo.errors import StudyError
+from hpo.files import atomic_write
+from hpo.receipt import BEST_STEP
 from hpo.spec import space
 from hpo.spec.metrics import UNREPEATABLE
 from hpo.spec.study_file import UNIDENTIFYING
 from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
-from hpo.storage import choices
+from hpo.storage import choices, study_rows
+from hpo.storage.optuna_private import id_of
 from hpo.storage.tables import UID_KEY
 from hpo.study import plain
 from hpo.study.format import amount_text
@@ -29,10 +31,11 @@ from hpo.study.plain import PlainStudy
 from hpo.study.results import TrialResult
 from hpo.study.study import FINGERPRINT_KEY, Study
 
-EXACT_FORMAT = 2  # of studies whose trials record which of several equal choices it was
-JSON_KEY = "json"  # of the table that stands in a file for what TOML cannot say
-QUEUED_KEY = "fixed_params"  # Optuna's system attribute of a trial that somebody queued
-LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # of a search only
+EXACT_FORMAT = 2  # from this format on, trials record which of several equal choices they had
+JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
+QUEUED_KEY = "fixed_params"  # Optuna's system attribute of a queued trial
+UNUSED_BY_OWN = {"metric", *SECTIONS}  # keys that an own training does not need; a command has a metric of its own
+LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # keys that only a search needs
 
 
 def export(
@@ -42,15 +45,18 @@ def export(
     number: int | None = None,
     top: int | None = None,
     whole_front: bool = False,
-) -> list[Path]:
-    """Write the best trial, the one with this number, or several, which get the rank put into their file names.
+) -> dict[Path, TrialResult]:
+    """Write the best trial, one trial by number, or several trials. Return the trial of each file.
 
     Args:
-        top: how many of the best; of several objectives, of the front, the best in the first objective first.
-        whole_front: all trials on the front of several objectives.
+        study: the study.
+        output: the file. With several trials, each gets a file with its rank before the extension.
+        number: the trial to write.
+        top: how many of the best trials to write. With several objectives, the first one orders the front.
+        whole_front: write all trials on the Pareto front.
 
-    Raises StudyError without a finished trial, if there are several objectives and no choice, if it is not known which value
-    a trial had, or if the file cannot be written.
+    Raises StudyError if there is no finished trial, if several objectives leave the choice open, if it is not recorded
+    which value a trial had, or if a file cannot be written.
     """
     several = study.goals.are_several
     if whole_front and not several:
@@ -60,15 +66,15 @@ def export(
         raise StudyError(*_choose(study, found))
     found = found if number is not None else found[:top]
     if top in (None, 1) and not whole_front:
-        return [write(output, pinned(study, found[0]))]
-    return [
-        write(output.with_suffix(f".{rank}{output.suffix}"), pinned(study, result))
+        return {write(output, pinned(study, found[0])): found[0]}
+    return {
+        write(output.with_suffix(f".{rank}{output.suffix}"), pinned(study, result)): result
         for rank, result in enumerate(found, start=1)
-    ]
+    }
 
 
 def _choose(study: Study | PlainStudy, front: list[TrialResult]) -> list[str]:
-    """Say what there is to choose from where there is no single best trial."""
+    """Return the lines of an error that lists the trials to choose from."""
     lines = [
         f"study {study.name!r} has several objectives and no single best trial; choose by --trial, or --front for all:"
     ]
@@ -79,21 +85,22 @@ def _choose(study: Study | PlainStudy, front: list[TrialResult]) -> list[str]:
 
 
 def pinned(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any]:
-    """Return the document of a trial: its training sections with every range pinned, and its receipt.
+    """Return a trial's pinned config: its training sections with every range pinned, and its receipt.
 
-    Of a study that Optuna made it lacks the objective, which nobody but its user knows.
+    For a study that Optuna made, the config has no objective: only the user knows it.
     """
     if isinstance(study, PlainStudy):
         return _pinned_plain(study, result)
     document = {key: value for key, value in study.spec.document.items() if key not in LEFT_OUT}
-    if study.spec.objective:
-        unused = {"metric", *SECTIONS}
-        is_exact = study.spec.format >= EXACT_FORMAT and result.attempt > 0
-        params = _params(result, is_exact=is_exact)
-        document = {key: value for key, value in document.items() if key not in unused} | {"params": params}
-    else:
+    pinned_tree = space.pin(study.spec.tree, lambda path, _: _value(result, path))
+    if study.spec.is_declared:
         document.pop("objectives", None)
-        document |= space.pin(study.spec.tree, lambda path, _: _value(result, path))
+        document |= pinned_tree
+    else:
+        is_exact = study.spec.format >= EXACT_FORMAT and result.attempt > 0
+        own = {"space": pinned_tree} if pinned_tree else {"params": _params(result, is_exact=is_exact)}
+        unused = UNUSED_BY_OWN - {"metric"} if study.spec.command else UNUSED_BY_OWN
+        document = {key: value for key, value in document.items() if key not in unused} | own
     return _scalars_first(document) | {"receipt": _receipt(study, result)}
 
 
@@ -122,7 +129,9 @@ def _params(result: TrialResult, *, is_exact: bool) -> dict[str, Any]:
     """Return the parameters of a trial of a user's own objective as a file has them.
 
     Args:
-        is_exact: which of several choices that Optuna takes for one it was, is recorded. Else StudyError if it was one of such.
+        result: the trial.
+        is_exact: whether the trial recorded which of several equal choices it had. If not, such a choice is a
+        StudyError.
     """
     for name, distribution in result.distributions.items():
         if is_exact or not isinstance(distribution, CategoricalDistribution):
@@ -130,14 +139,14 @@ def _params(result: TrialResult, *, is_exact: bool) -> dict[str, Any]:
         alike = choices.look_alike(distribution.choices, result.params[name])
         if len(alike) > 1:
             raise StudyError(
-                f"trial {result.number}: {name} was one of {', '.join(map(repr, alike))}, which are one to Optuna, so that "
-                "nobody recorded which; give such choices as texts"
+                f"trial {result.number}: {name} was one of {', '.join(map(repr, alike))}, which Optuna takes for equal, "
+                "so which one is not recorded; give such choices as texts"
             )
     return {name: to_toml(value) for name, value in result.params.items()}
 
 
 def to_toml(value: Any) -> Any:
-    """Return a value as an exported file has it: `{ json = "null" }` and the like for what TOML cannot say."""
+    """Return a value as an exported file has it. What TOML cannot express becomes JSON, such as `{ json = "null" }`."""
     return value if _is_toml(value) else {JSON_KEY: json.dumps(value)}
 
 
@@ -145,19 +154,19 @@ def _is_toml(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_toml, value))
     if isinstance(value, str):
-        return not any("\ud800" <= sign <= "\udfff" for sign in value)  # half a character cannot be written
+        return not any("\ud800" <= sign <= "\udfff" for sign in value)  # a lone surrogate cannot be written
     return isinstance(value, bool | float) or (isinstance(value, int) and value in INTEGERS)
 
 
 def from_toml(value: Any) -> Any:
-    """Return the value that `to_toml` has written; ValueError for a text that is no JSON."""
+    """Return the value that `to_toml` wrote. Raises ValueError for a text that is not JSON."""
     if isinstance(value, dict) and [*value] == [JSON_KEY] and isinstance(value[JSON_KEY], str):
         return json.loads(value[JSON_KEY])
     return value
 
 
 def _attributes(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any]:
-    """Return the user attributes that an objective found: of its study, and of a trial that somebody queued."""
+    """Return the user attributes of the study and, for a queued trial, of the trial."""
     of_study = {key: value for key, value in study.optuna.user_attrs.items() if key not in (UID_KEY, FINGERPRINT_KEY)}
     trial = _trial(study, result.number)
     of_trial = trial.user_attrs if QUEUED_KEY in trial.system_attrs else {}
@@ -169,11 +178,11 @@ def _attributes(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any
 
 def _trial(study: Study | PlainStudy, number: int) -> optuna.trial.FrozenTrial:
     storage = study.storage.optuna
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study.optuna._study_id, number))
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(id_of(study.optuna), number))
 
 
 def _value(result: TrialResult, path: str) -> Any:
-    """Return a parameter's value in a trial; what the trial never reached (it failed early) cannot be pinned."""
+    """Return a parameter's value in a trial. Raises StudyError if the trial ended before the value was drawn."""
     if path not in result.params:
         raise StudyError(f"trial {result.number} has no value for {path}; it ended before one was drawn")
     return result.params[path]
@@ -192,32 +201,49 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "trial": result.number,
         "state": result.state,
         "value": result.value,
+        "value_interval": [result.interval.low, result.interval.high] if result.interval else None,
         "values": result.values,
         "constraints": result.constraints,
         "attempts": result.attempt,
         "trials_tried": plain.summarize(study).finished,
         "checkpoint": result.checkpoint,
+        "weights": _weights(study, result),
         "code_folder": str(study.code_folder),
-        "test_split": "the user's own promise" if study.spec.objective else "sealed",
+        "test_split": _test_split(study, result.number),
         **result.receipt,
-        **(_attributes(study, result) if study.spec.objective else {}),
+        **({} if study.spec.is_declared else _attributes(study, result)),
         "curves": {metric: list(curve) for metric, curve in result.curves.items() if _repeats(metric)},
     }
     return {key: value for key, value in receipt.items() if value is not None and value != {}}
 
 
+def _weights(study: Study, result: TrialResult) -> str | None:
+    """Return where in its checkpoint a user's own loop keeps the weights to use, as `hpo.load_weights` reads them."""
+    if study.spec.is_declared or study.spec.command or result.checkpoint is None:
+        return None
+    return "best.objects" if BEST_STEP in result.receipt else "objects"
+
+
+def _test_split(study: Study, number: int) -> str:
+    """Return how often the study's test split has been opened."""
+    if not study.spec.is_declared:
+        return "unknown: hpo does not see which data your objective reads"
+    with study.storage.engine.connect() as connection:
+        opened = study_rows.openings(connection, study.uid)
+    of_trial = sum(one == number for one, _ in opened)
+    return f"openings in this study: {len(opened)}, {of_trial} of them for this trial" if opened else "sealed"
+
+
 def _repeats(metric: str) -> bool:
-    """Say whether a metric comes out the same when a trial is trained again: all but time and memory."""
+    """Return whether a metric is the same when a trial is trained again. Time and memory are not."""
     return metric not in UNREPEATABLE
 
 
 def write(path: Path, document: dict[str, Any]) -> Path:
-    """Write a TOML file whole or not at all."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    """Write a TOML file, whole or not at all. Raises StudyError if it cannot be written."""
     try:
-        part.write_text(tomli_w.dumps(document), encoding="utf-8")
-        os.replace(part, path)
+        with atomic_write(path) as part:
+            part.write_text(tomli_w.dumps(document), encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with -o") from None
     return path

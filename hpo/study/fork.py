@@ -1,7 +1,7 @@
-"""A new study that starts with another one's finished trials, where these fit into the new space.
+"""Forks a study: makes a new one that starts with the finished trials that fit into the new space.
 
-Optuna refuses a changed choice and switches joint sampling off for a changed range; a fork is the way to change a space. The
-space of an objective of the user's own is not known before it is called, so it is: see `asked.py`.
+A fork is the way to change a search space. Optuna refuses a changed choice, and stops joint sampling after a changed
+range. The space of a user's own objective is found by calling it: see `asked.py`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import MismatchError, StudyError
-from hpo.spec import space, usercode
+from hpo.own import training
+from hpo.spec import space
 from hpo.spec.objectives import Goals
-from hpo.spec.space import Choices, Parameter, Tree
+from hpo.spec.space import Choices, Parameter
 from hpo.spec.study_file import StudySpec
-from hpo.storage import sql
-from hpo.storage.finished_trials import COST_PREFIX
-from hpo.storage.tables import hpo_studies
+from hpo.storage import sql, study_rows
+from hpo.storage.optuna_private import contains
+from hpo.storage.tables import COST_PREFIX
 from hpo.study import study as studies
 from hpo.study.asked import Asking, Unfit
 from hpo.study.plain import PlainStudy
@@ -40,35 +41,36 @@ class Forked:
     """What became of the finished trials of a fork's source."""
 
     taken: int
-    left: Mapping[str, int]  # why trials do not fit -> how many
+    left: Mapping[str, int]  # reason -> how many trials do not fit because of it
+    asked: int = 0  # trials for which the user's own objective was called
+    assumed: int = 0  # trials taken without a call: another trial of their kind was asked
 
 
 def fork_study(source: Study | PlainStudy, wanted: StudyFile) -> Forked:
-    """Make the wanted study with the fitting trials of `source`; return how many were taken, and why the others were not.
+    """Make the wanted study with the fitting trials of `source`. The new study's budget is not charged for them.
 
-    The trials taken are not charged to the new study's budget. StudyError if the name is in use.
+    Raises StudyError if the name is in use, MismatchError if the values of the two studies are not comparable.
     """
     spec, place = wanted.spec, source.storage
     if spec.name in optuna.get_all_study_names(place.optuna):
         raise StudyError(f"there is a study {spec.name!r} already; choose another name")
     _refuse_another_yardstick(source, spec)
     finished = source.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    fitting, left = _sorted_out(finished, _fitter(source, wanted))
+    asking = _asking(source, wanted)
+    fitting, left = _sorted_out(finished, _fitter(spec, asking))
     made = studies.create_or_join(
         place,
         spec,
         code_folder=wanted.code_folder,
         code_digest=wanted.code_digest,
-        forking="a fork into it was cut off; delete it with `optuna delete-study` and fork again",
+        forking="a fork into it was cut off; delete it with `hpo delete` and fork again",
     )
     made.optuna.add_trials(fitting)
-    with sql.writing(place.engine) as connection:  # only now may a worker start a trial in it
-        connection.execute(
-            hpo_studies.update()
-            .where(hpo_studies.c.uid == made.uid)
-            .values(imported=len(fitting), stop_reason=None, hold=None)
-        )
-    return Forked(taken=len(fitting), left=left)
+    with sql.writing(place.engine) as connection:  # only from now on may workers start trials in it
+        study_rows.update(connection, made.uid, imported=len(fitting), stop_reason=None, hold=None)
+    if asking is None:
+        return Forked(taken=len(fitting), left=left)
+    return Forked(taken=len(fitting), left=left, asked=asking.asked, assumed=asking.assumed)
 
 
 def _sorted_out(
@@ -84,16 +86,20 @@ def _sorted_out(
     return fitting, left
 
 
-def _fitter(source: Study | PlainStudy, wanted: StudyFile) -> Callable[[FrozenTrial], FrozenTrial]:
-    """Return what makes of a finished trial one of the new study; that raises Unfit, with the reason."""
+def _asking(source: Study | PlainStudy, wanted: StudyFile) -> Asking | None:
+    """Return what calls the new study's own objective, None if the file declares the training."""
     spec = wanted.spec
     if spec.objective is None:
-        return lambda trial: _fitted(trial, spec.tree, spec.goals)
-    objective = usercode.load_objective(spec.objective, wanted.code_folder)
-    asking = Asking(objective, source.name, spec.goals, source.optuna.user_attrs)
-    return lambda trial: _copy(
-        trial, asking.fitted(trial), asking.distributions(trial), _own_constraints(trial, spec.goals)
-    )
+        return None
+    objective = training.load(spec, wanted.code_folder)
+    return Asking(objective, source.name, spec.goals, source.optuna.user_attrs)
+
+
+def _fitter(spec: StudySpec, asking: Asking | None) -> Callable[[FrozenTrial], FrozenTrial]:
+    """Return a function that turns a finished trial into one of the new study. It raises Unfit with the reason."""
+    if asking is None:
+        return lambda trial: _fitted(trial, spec)
+    return lambda trial: _copy(trial, *asking.fitted(trial), _own_constraints(trial, spec.goals))
 
 
 def _refuse_another_yardstick(source: Study | PlainStudy, new: StudySpec) -> None:
@@ -106,8 +112,8 @@ def _refuse_another_yardstick(source: Study | PlainStudy, new: StudySpec) -> Non
             )
         return
     spec = source.spec
-    if bool(spec.objective) != bool(new.objective):
-        raise _another("objective", spec, new)
+    if spec.is_declared != new.is_declared:
+        raise _another(spec.own_kind or new.own_kind or "", spec, new)
     for key in ("metric", "direction", "objectives", "value", "data"):
         if getattr(spec, key) != getattr(new, key) or (key == "objectives" and [*spec.objectives] != [*new.objectives]):
             raise _another(key, spec, new)
@@ -120,10 +126,10 @@ def _another(key: str, old: StudySpec, new: StudySpec) -> MismatchError:
     )
 
 
-def _fitted(trial: FrozenTrial, tree: Tree, goals: Goals) -> FrozenTrial:
-    """Return a copy of the trial with the new space's distributions, held against the new bounds.
+def _fitted(trial: FrozenTrial, spec: StudySpec) -> FrozenTrial:
+    """Return a copy of the trial with the distributions and constraints of the new study.
 
-    Raises Unfit if its parameters are not exactly of that space, or if nobody measured what is bounded.
+    Raises Unfit if its parameters are not exactly of that space, or if a bounded cost was not measured.
     """
     distributions: dict[str, BaseDistribution] = {}
 
@@ -133,25 +139,30 @@ def _fitted(trial: FrozenTrial, tree: Tree, goals: Goals) -> FrozenTrial:
             raise Unfit(f"has no {path}")
         value = trial.params[path]
         try:
-            fits = distributions[path]._contains(distributions[path].to_internal_repr(value))
+            fits = contains(distributions[path], distributions[path].to_internal_repr(value))
         except ValueError:
             fits = False
         if not fits:
             raise Unfit(f"its {path} is not in {parameter}")
         return value
 
-    space.pin(tree, pick)
+    space.pin(spec.tree, pick)
     if others := sorted(trial.params.keys() - distributions.keys()):
         raise Unfit(f"has {', '.join(others)}, which the file does not search")
-    costs = {name: trial.user_attrs[key] for name in goals.costs if (key := COST_PREFIX + name) in trial.user_attrs}
-    if unknown := [name for name in goals.costs if name not in costs]:
-        raise Unfit(f"nobody measured its {', '.join(unknown)}")
-    constraints = goals.known(costs).beside(trial.values[0] if trial.values else None).constraints
+    constraints = _declared_constraints(trial, spec.goals) if spec.is_declared else _own_constraints(trial, spec.goals)
     return _copy(trial, trial.params, distributions, constraints)
 
 
+def _declared_constraints(trial: FrozenTrial, goals: Goals) -> Mapping[str, float]:
+    """Return a declared trial's constraints; Unfit if a bounded cost was not measured."""
+    costs = {name: trial.user_attrs[key] for name in goals.costs if (key := COST_PREFIX + name) in trial.user_attrs}
+    if unknown := [name for name in goals.costs if name not in costs]:
+        raise Unfit(f"its {', '.join(unknown)} was not measured")
+    return goals.known(costs).beside(trial.values[0] if trial.values else None).constraints
+
+
 def _own_constraints(trial: FrozenTrial, goals: Goals) -> Mapping[str, float]:
-    """Return what a trial of a user's own objective says of its constraints: its own, and the new bounds on its values."""
+    """Return a trial's constraints under a user's own objective: its own, and those of the new bounds on its values."""
     if not trial.values:
         return trial.constraints
     return {**trial.constraints, **goals.returned(dict(zip(goals.names, trial.values, strict=True))).constraints}
@@ -175,7 +186,7 @@ def _copy(
 
 
 def distribution_of(parameter: Parameter) -> BaseDistribution:
-    """Return Optuna's distribution of a declared parameter, the same that its `suggest` makes."""
+    """Return Optuna's distribution of a declared parameter. It equals the one that Optuna's `suggest` makes."""
     if isinstance(parameter, Choices):
         return CategoricalDistribution([space.encode(option) for option in parameter.options])
     if parameter.integer:

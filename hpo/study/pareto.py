@@ -1,4 +1,4 @@
-"""Which trials lead: of several objectives the front, the trials that none beats; of one objective the best."""
+"""The order of the best trials. With several objectives, only those on the Pareto front count."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ Positions = npt.NDArray[np.intp]
 
 
 def is_non_dominated(losses: Floats) -> npt.NDArray[np.bool_]:
-    """Say of each row of losses [trials, objectives], less being better, whether no other beats it.
+    """Return a mask of the rows that no other row dominates.
 
-    One beats another that is at least as good in every objective and better in one (Pareto); of equal ones none does.
+    A row dominates another if it is at least as good in every objective and better in one. Equal rows do not dominate
+    each other.
+
+    Args:
+        losses: [trials, objectives], where less is better.
     """
-    found, which = np.unique(losses, axis=0, return_inverse=True)  # in lexical order: nobody is beaten by a later one
+    found, which = np.unique(losses, axis=0, return_inverse=True)  # sorted: no row is dominated by a later one
     leads = np.zeros(len(found), dtype=bool)
     left = np.arange(len(found))
     while len(left):
@@ -27,12 +31,15 @@ def is_non_dominated(losses: Floats) -> npt.NDArray[np.bool_]:
 
 
 def best_trials(goals: Goals, numbers: npt.NDArray[np.int64], values: Floats, violations: Floats) -> Positions:
-    """Return the positions of the COMPLETE trials that violate nothing, the best in the first objective first, of equal ones
-    the lower number; of several objectives those on the front.
+    """Return the positions of the COMPLETE trials that violate nothing, the best in the first objective first.
+
+    Ties go to the lower number. With several objectives, only the Pareto front is returned.
 
     Args:
+        goals: the objectives and their directions.
+        numbers: [trials].
         values: [trials, objectives].
-        violations: of each, more than 0 for a trial that is no result.
+        violations: [trials], above 0 for a trial that violates a constraint.
     """
     signs = [-1.0 if direction == "maximize" else 1.0 for direction in goals.directions.values()]
     feasible = np.flatnonzero(violations <= 0)

@@ -1,6 +1,6 @@
-"""A trial with given parameters, in a study that lives in memory: an objective of the user's own runs as it ran in a search.
+"""A trial with given parameters in a study in memory. With it a user's own objective runs as in a search.
 
-It is an `optuna.Trial` in every respect, but for three: nothing is sampled, nothing is pruned, and nothing is written.
+It differs from an `optuna.Trial` in three ways: nothing is sampled, nothing is pruned, and nothing leaves memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.errors import SpecError, nearest
 from hpo.spec.objectives import Goals
 from hpo.storage import choices
+from hpo.storage.optuna_private import ExtensibleTrial, contains, id_of, storage_of
 
 
 def study_in_memory(
     name: str, goals: Goals, *, attributes: Mapping[str, Any], earlier: Sequence[FrozenTrial] = ()
 ) -> optuna.Study:
-    """Return a study as an objective finds it in a search: with its directions, its user attributes, and the trials before."""
+    """Return a study in memory with the directions, user attributes and earlier trials that an objective sees in a search."""
     made = optuna.create_study(
         study_name=name,
         directions=list(goals.directions.values()),
@@ -44,7 +45,7 @@ def study_in_memory(
 
 
 def trials_before(trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
-    """Return the trials of a study as the one with this number found them when it began: those that had not ended run."""
+    """Return the earlier trials of a study as they were when this trial began. Trials that ended later are RUNNING."""
     began = next((trial.datetime_start for trial in trials if trial.number == number), None)
     return [_as_of(trial, began) for trial in trials if trial.number < number]
 
@@ -55,7 +56,7 @@ def _as_of(trial: FrozenTrial, moment: Any) -> FrozenTrial:
     return optuna.trial.create_trial(state=TrialState.RUNNING)
 
 
-class PinnedTrial(optuna.trial.Trial):
+class PinnedTrial(ExtensibleTrial):
     """A trial whose parameters are known beforehand."""
 
     def __init__(
@@ -69,47 +70,51 @@ class PinnedTrial(optuna.trial.Trial):
         """Begin a trial in a study in memory.
 
         Args:
-            params: values as they come out of a storage; a choice of the objective's is found by its JSON text.
-            number: from which many an objective takes its seed.
-            attributes: user attributes that it begins with, as a queued trial may.
+            study: the study, made by `study_in_memory`.
+            params: values as they come out of a storage; one of the objective's choices is found by its JSON text.
+            number: the trial's number, which many objectives use as a seed.
+            attributes: the trial's first user attributes, as a queued trial may have them.
         """
-        super().__init__(study, study._storage.create_new_trial(study._study_id))
+        super().__init__(study, storage_of(study).create_new_trial(id_of(study)))
         self.given = dict(params)
-        self.refused: SpecError | None = None  # why a parameter cannot be had; the objective may have caught it
-        self._cached_frozen_trial.number = number
+        self.loop: object = None  # what a command works with; `hpo.epochs` needs none here
+        self.refused: SpecError | None = (
+            None  # why a parameter cannot be given; the objective may have caught the error
+        )
+        self.cached.number = number
         for key, value in (attributes or {}).items():
             self.set_user_attr(key, value)
 
     @property
     def curve(self) -> list[float]:
-        """What was reported, in the order of the steps."""
-        return [value for _, value in sorted(self._cached_frozen_trial.intermediate_values.items())]
+        """The reported values, by step."""
+        return [value for _, value in sorted(self.cached.intermediate_values.items())]
 
     @property
     def relative_params(self) -> dict[str, Any]:
-        """The parameters, as a sampler gives them that draws all at once."""
+        """All parameters, as from a sampler that draws them together."""
         return dict(self.given)
 
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        frozen = self._cached_frozen_trial
+    def give(self, name: str, distribution: BaseDistribution) -> Any:
+        frozen = self.cached
         if name in frozen.distributions:
             check_distribution_compatibility(frozen.distributions[name], distribution)
             return frozen.params[name]
         value = self.value_in(name, distribution)
         internal = distribution.to_internal_repr(value)
-        if not distribution._contains(internal):
+        if not contains(distribution, internal):
             warnings.warn(
                 f"params.{name} = {value!r} is outside of what the objective asks for: {distribution}", stacklevel=4
             )
-        with contextlib.suppress(ValueError):  # the trials before had other choices
-            self.storage.set_trial_param(self._trial_id, name, internal, distribution)
+        with contextlib.suppress(ValueError):  # earlier trials had other choices
+            self.storage.set_trial_param(self.own_id, name, internal, distribution)
         frozen.params[name], frozen.distributions[name] = value, distribution
         return value
 
     def value_in(self, name: str, distribution: BaseDistribution) -> Any:
-        """Return the value of a parameter as this distribution has it: of a choice the objective's own object.
+        """Return the value of a parameter in this distribution. A choice is returned as the objective's own object.
 
-        Raises SpecError for a parameter that is not given, that is no number, or that is none of the choices.
+        Raises SpecError for a parameter that is not given, is not a number, or is none of the choices.
         """
         if name not in self.given:
             raise self._refuse(f"params.{name}: is missing, and the objective asks for it{nearest(name, self.given)}")
@@ -135,13 +140,13 @@ class PinnedTrial(optuna.trial.Trial):
         return self.refused
 
     def report(self, value: float, step: int) -> None:
-        """Take note of a value, of several objectives too; a step that was reported already is ignored, as in a search."""
+        """Record a value, also with several objectives. A step that was reported already is ignored, as in a search."""
         value, step = float(value), int(step)
-        if step in self._cached_frozen_trial.intermediate_values:
+        if step in self.cached.intermediate_values:
             return
-        self.storage.set_trial_intermediate_value(self._trial_id, step, value)
-        self._cached_frozen_trial.intermediate_values[step] = value
+        self.storage.set_trial_intermediate_value(self.own_id, step, value)
+        self.cached.intermediate_values[step] = value
 
     def should_prune(self) -> bool:
-        """Return False: this trial has its turn to the end."""
+        """Return False: this trial is never pruned."""
         return False

@@ -1,6 +1,6 @@
-"""Studies that Optuna itself made, in a storage that we share: read like our own, and never written to.
+"""Studies that Optuna made. They are read like our own and never written to.
 
-They have no row of ours and no spec: what is known of one is what Optuna's own tables say.
+Such a study has no spec and no row in our tables. Optuna's own tables hold all that is known of it.
 """
 
 from __future__ import annotations
@@ -8,26 +8,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from typing import TYPE_CHECKING, Any
 
 from hpo.errors import StudyError
 from hpo.spec.objectives import OWN_VALUE, Goals
 from hpo.storage.connect import Storage
-from hpo.study import pareto, results, status, trial_history
+from hpo.study import results, status, trial_history
 from hpo.study import study as studies
 from hpo.study.results import TrialResult
 from hpo.study.status import Best, FrontTrial, Summary, with_foreign
 from hpo.study.study import METRIC_NAMES_KEY, Study
 from hpo.study.trial_history import TrialHistory
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlainStudy:
-    """An open study of Optuna's own."""
+    """An open study that Optuna made."""
 
     storage: Storage
     optuna: optuna.Study
@@ -44,7 +44,7 @@ class PlainStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class PlainSummary(Summary):
-    """A study of Optuna's own at one moment; its budget is what it has."""
+    """The summary of a study that Optuna made. Its budget is the number of its trials."""
 
     made_by: str = "Optuna"
 
@@ -54,11 +54,15 @@ class PlainSummary(Summary):
 
 
 def open_any(place: Storage, name: str) -> Study | PlainStudy:
-    """Open a study for reading, whoever made it; StudyError if there is none."""
+    """Open a study for reading, whoever made it. Raises StudyError if there is none."""
     if not studies.is_plain(place, name):
         return studies.join(place, name)
+    import optuna
+
+    from hpo.storage.optuna_private import id_of
+
     opened = optuna.load_study(study_name=name, storage=place.optuna)
-    system = place.optuna.get_study_system_attrs(opened._study_id)
+    system = place.optuna.get_study_system_attrs(id_of(opened))
     several = [f"value_{position}" for position in range(len(opened.directions))]
     names = system.get(METRIC_NAMES_KEY) or (several if len(several) > 1 else [OWN_VALUE])
     directions: dict[str, Any] = {
@@ -68,36 +72,36 @@ def open_any(place: Storage, name: str) -> Study | PlainStudy:
 
 
 def statuses(place: Storage) -> list[Summary]:
-    """Read the summary of every study in a storage, in the order they were made."""
+    """Read the summaries of all studies in a storage, the oldest first."""
     return [summarize(open_any(place, name)) for name in studies.all_names(place)]
 
 
 def summarize(study: Study | PlainStudy) -> Summary:
-    """Read how a study stands, whoever made it."""
+    """Read a study's summary, whoever made it."""
     return _summary(study) if isinstance(study, PlainStudy) else status.summarize(study)
 
 
 def best(study: Study | PlainStudy, k: int | None = 1, number: int | None = None) -> list[TrialResult]:
-    """Return the best trials, or the one with this number, as `results.best` does; StudyError likewise."""
+    """Return the best trials, or the one with this number. Arguments and errors are those of `results.best`."""
     return _best(study, k, number) if isinstance(study, PlainStudy) else results.best(study, k, number)
 
 
 def history(study: Study | PlainStudy, number: int) -> TrialHistory:
-    """Return a trial in full; StudyError if there is no such trial."""
+    """Return a trial in full. Raises StudyError if there is no such trial."""
     return _history(study, number) if isinstance(study, PlainStudy) else trial_history.history(study, number)
 
 
 def _summary(study: PlainStudy) -> PlainSummary:
     found = study.trials
-    states = Counter(trial.state for trial in found)
+    states = Counter(trial.state.name for trial in found)
     counts = {
-        "complete": states[TrialState.COMPLETE],
-        "pruned": states[TrialState.PRUNED],
-        "fail": states[TrialState.FAIL],
+        "complete": states["COMPLETE"],
+        "pruned": states["PRUNED"],
+        "fail": states["FAIL"],
         "running": 0,
         "parked": 0,
-        "foreign": states[TrialState.RUNNING],
-        "waiting": states[TrialState.WAITING],
+        "foreign": states["RUNNING"],
+        "waiting": states["WAITING"],
     }
     leading, several = _leading(study.goals, found), study.goals.are_several
     starts = [trial.datetime_start for trial in found if trial.datetime_start]
@@ -121,7 +125,7 @@ def _summary(study: PlainStudy) -> PlainSummary:
         seconds_left=None,
         objectives=dict(study.goals.directions) if several else {},
         front=[FrontTrial(number=one.number, values=_named(study.goals, one)) for one in leading] if several else [],
-        infeasible=sum(trial.state == TrialState.COMPLETE and _violates(trial) for trial in found),
+        infeasible=sum(trial.state.name == "COMPLETE" and _violates(trial) for trial in found),
     )
 
 
@@ -130,11 +134,16 @@ def _best(study: PlainStudy, k: int | None, number: int | None) -> list[TrialRes
     if number is None:
         leading = _leading(study.goals, found)[:k]
         if not leading:
-            raise StudyError(f"study {study.name!r} has no complete trial that is a result")
+            raise StudyError(
+                f"study {study.name!r} has no complete trial that violates no constraint; name another trial with --trial N"
+            )
         return [_result(study.goals, trial) for trial in leading]
     trial = _numbered(study, found, number)
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not trial.values:
-        raise StudyError(f"trial {number} of study {study.name!r} is {trial.state.name} and has no result")
+    if trial.state.name not in ("COMPLETE", "PRUNED") or not trial.values:
+        raise StudyError(
+            f"trial {number} of study {study.name!r} is {trial.state.name} and has no result; "
+            "name one that is complete or pruned, or leave the number out for the best"
+        )
     return [_result(study.goals, trial)]
 
 
@@ -142,11 +151,12 @@ def _history(study: PlainStudy, number: int) -> TrialHistory:
     trial = _numbered(study, study.trials, number)
     return TrialHistory(
         number=number,
-        state="foreign" if trial.state == TrialState.RUNNING else trial.state.name.lower(),
+        state="foreign" if trial.state.name == "RUNNING" else trial.state.name.lower(),
         outcome=None,
         reason=None,
         value=trial.values[0] if trial.values else None,
         epochs=max(trial.intermediate_values, default=0),
+        reports=len(trial.intermediate_values),
         attempt=0,
         parked=0,
         worker=None,
@@ -157,6 +167,8 @@ def _history(study: PlainStudy, number: int) -> TrialHistory:
         failures=[],
         values=_named(study.goals, trial),
         constraints=trial.constraints,
+        attributes=trial.user_attrs,
+        curve=dict(sorted(trial.intermediate_values.items())),
     )
 
 
@@ -168,10 +180,14 @@ def _numbered(study: PlainStudy, found: Sequence[FrozenTrial], number: int) -> F
 
 
 def _leading(goals: Goals, found: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the COMPLETE trials that violate nothing, the best first; of several objectives the front."""
-    complete = [trial for trial in found if trial.state == TrialState.COMPLETE and trial.values]
+    """Return the COMPLETE trials that violate nothing, best first. With several objectives, only the Pareto front."""
+    complete = [trial for trial in found if trial.state.name == "COMPLETE" and trial.values]
     if not complete:
         return []
+    import numpy as np
+
+    from hpo.study import pareto
+
     numbers = np.array([trial.number for trial in complete])
     values = np.array([trial.values for trial in complete])
     violations = np.array([sum(max(0.0, by) for by in trial.constraints.values()) for trial in complete])
@@ -183,7 +199,7 @@ def _violates(trial: FrozenTrial) -> bool:
 
 
 def _named(goals: Goals, trial: FrozenTrial) -> dict[str, float]:
-    """Return a trial's values by the names of the objectives; none if there is one objective."""
+    """Return a trial's values by the names of the objectives. Empty with one objective."""
     return dict(zip(goals.names, trial.values, strict=True)) if goals.are_several and trial.values else {}
 
 

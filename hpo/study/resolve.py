@@ -1,4 +1,4 @@
-"""A study file read all the way: its grammar, its parts, its sampler and its pruner; defaults filled, ready to store."""
+"""Resolves a study file: checks its grammar, parts, sampler and pruner, and fills in all defaults."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import Mistakes, located
-from hpo.search import pruners, samplers
+from hpo.own import training
 from hpo.spec import usercode
-from hpo.spec.study_file import StudySpec, read_document
+from hpo.spec.program import Command
+from hpo.spec.study_file import OWN, StudySpec, read_document
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """A resolved spec, the folder its user code resolves against, and that code's digest."""
+    """A resolved spec, the folder of its user code, and that code's digest."""
 
     path: Path
     loaded: StudySpec  # before it was resolved
@@ -29,7 +30,7 @@ class StudyFile:
     code_digest: str
 
     def in_format(self, number: int) -> StudyFile:
-        """Return the file as another format reads it, unless it names its own; SpecError where that one refuses it."""
+        """Return the file as read in another format, unless it names its own. Raises SpecError if that format refuses it."""
         if number == self.spec.format or "format" in self.loaded.model_fields_set:
             return self
         with located(self.path):
@@ -38,11 +39,12 @@ class StudyFile:
 
 
 def read(path: Path, *, name: str | None = None, code_folder: Path | None = None) -> StudyFile:
-    """Read and check a study file; SpecError names the file, the key, the value and the mend.
+    """Read and check a study file. Raises SpecError with the file, the key, the value and the mend.
 
     Args:
-        name: takes the place of the file's own name for the study.
-        code_folder: where user code is looked for, if not in the file's folder.
+        path: the file.
+        name: the study's name, in place of the file's own.
+        code_folder: the folder of the user's code; by default the file's folder.
     """
     document, mistakes = read_document(path), Mistakes()
     with mistakes.collect():
@@ -54,9 +56,10 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
 
 
 def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
-    """Raise SpecError that lists what is wrong with the values of a document whose grammar is wrong somewhere."""
-    if "objective" in document:
+    """Check the values of a document whose grammar is wrong somewhere. Raises SpecError that lists the mistakes."""
+    if document.keys() & {*OWN, "space"}:
         return
+    from hpo.strategy import pruners, samplers
     from hpo.train.build import registry
 
     rest, mistakes = StudySpec.rest_of(document), Mistakes()
@@ -71,7 +74,7 @@ def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) -> StudyFile:
-    """Check what a loaded file's values mean and fill in all defaults."""
+    """Resolve a loaded file. Raises SpecError likewise."""
     folder = (code_folder or path.parent).absolute()
     with located(path):
         resolved = resolve(spec, folder)
@@ -81,7 +84,9 @@ def complete(spec: StudySpec, path: Path, *, code_folder: Path | None = None) ->
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
-    """Return the spec with every default filled and every value checked; SpecError names key, value and mend."""
+    """Check every value and fill in every default. Raises SpecError with key, value and mend."""
+    from hpo.strategy import pruners, samplers
+
     mistakes = Mistakes()
     for step in (partial(resolve_parts, folder=folder), samplers.resolve, pruners.resolve):
         with mistakes.collect():
@@ -91,19 +96,30 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 
 
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:
-    """Check and fill the training sections, or import the user's own objective."""
-    if spec.objective:
-        usercode.load_objective(spec.objective, folder)
+    """Resolve the training sections, or import the user's own training."""
+    if not spec.is_declared:
+        training.load(spec, folder)
         return spec
-    from hpo.train.build import registry  # torch comes in here, and only for a spec that trains with it
+    from hpo.train.build import registry  # loads torch, and only for a spec with training sections
 
     return registry.resolve(spec, folder)
 
 
+def refuse_missing_data(found: StudyFile) -> None:
+    """Raise SpecError if a file or folder that the file's [data] names is not on this machine."""
+    if not found.spec.is_declared:
+        return
+    from hpo.train.build import registry
+
+    with located(found.path):
+        registry.refuse_missing_data(found.spec, found.code_folder)
+
+
 def digest_code(spec: StudySpec, folder: Path) -> str:
-    """Return the digest of the user's own code and files of weights that a spec names, "" if it names none."""
-    if spec.objective:
-        return usercode.digest(spec.code_references, folder)
+    """Return the digest of the user's code and weight files that a spec names, "" if it names none."""
+    if not spec.is_declared:
+        named = Command.parse(spec.command).code(folder) if spec.command else ()
+        return usercode.digest(spec.code_references, folder, named)
     from hpo.train.build import registry
 
     weights = [folder / Path(name).expanduser() for name in registry.weights(spec)]
@@ -111,21 +127,23 @@ def digest_code(spec: StudySpec, folder: Path) -> str:
 
 
 def load_and_digest(spec: StudySpec, folder: Path) -> str:
-    """Import the user's own code that a stored spec names, from this folder, and return its digest."""
+    """Import the user's code that a stored spec names, from this folder, and return its digest."""
     for reference in spec.code_references:
         usercode.load(reference, folder, "code")
     return digest_code(spec, folder)
 
 
 def check_stored(spec: StudySpec, folder: Path) -> str:
-    """Return the digest of the user's own code that a stored spec names, "" if it names none; SpecError if it cannot be loaded.
+    """Return the digest of the user's code that a stored spec names, "" if it names none.
 
-    Of a spec that names no file of the user's the answer changes with `hpo` and its packages alone. So it is remembered on this
-    machine, and torch is not loaded for it again.
+    For a spec without files of the user, the answer changes only with `hpo` and its packages. So it is cached on this
+    machine, and torch is not loaded again.
+
+    Raises SpecError if the spec or its code cannot be loaded.
     """
     from hpo.train.build import measurement_cache
 
-    key = None if spec.code_references else f"loads-{_made_from(spec)}"
+    key = None if spec.own_kind or spec.code_references else f"loads-{_made_from(spec)}"
     if key and measurement_cache.recall(key):
         return ""
     digest = load_and_digest(spec, folder)
@@ -142,7 +160,7 @@ def _names_files(spec: StudySpec) -> bool:
 
 
 def _made_from(spec: StudySpec) -> str:
-    """Return the digest of all that decides whether a spec without code of the user's own can be loaded."""
+    """Return the digest of all that decides whether a spec without user code can be loaded."""
     packages = Path(sysconfig.get_path("purelib")).stat().st_mtime_ns  # changes when a package comes or goes
     found = hashlib.sha256(repr((spec.document, spec.format, sys.version, packages)).encode())
     for folder, _, names in sorted(os.walk(Path(__file__).parents[1], followlinks=True)):

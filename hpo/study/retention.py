@@ -1,4 +1,4 @@
-"""Which checkpoint files stay: the last one of a trial that is still open, and that of the best finished trials."""
+"""Decides which checkpoint files stay: those of open trials, and those of the best finished trials."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-import sqlalchemy as sa
-from optuna.trial import TrialState
-
 from hpo.spec.objectives import NOTHING, Beside
-from hpo.storage.tables import hpo_trials, trials
-from hpo.study import pareto, query
+from hpo.study import query
 from hpo.study.study import Study
 
 log = logging.getLogger(__name__)
 OF_TRIAL = re.compile(r"trial-(\d{6,9})")
-OF_ATTEMPT = re.compile(r"\.?attempt-(\d+)-.*")  # a file of an attempt; with a dot in front while it is written
+OF_ATTEMPT = re.compile(r"\.?attempt-(\d+)-.*")  # starts with a dot while it is written
 
 
 def file_name(attempt: int, epoch: int, stamp: int) -> str:
-    """Return the name of a checkpoint file: no two workers ever write the same one."""
+    """Return the name of a checkpoint file. No two workers write the same one: each attempt is one worker's."""
     return f"attempt-{attempt}-epoch-{epoch}-{stamp}.pt"
 
 
 def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
-    """Remove what this attempt and the ones before it left in a trial's folder, but for these files.
+    """Remove the checkpoint files of this and of earlier attempts from a trial's folder, except `keep`.
 
-    Earlier attempts can record nothing any more; what a later one has written is not touched.
+    Earlier attempts can record nothing any more. Files of later attempts stay.
     """
     for file in folder.iterdir() if folder.exists() else ():
         match = OF_ATTEMPT.fullmatch(file.name)
@@ -39,25 +34,33 @@ def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
 
 
 def is_kept(study: Study, number: int, value: float, beside: Beside = NOTHING) -> bool:
-    """Say whether a trial that ends so is among those whose checkpoint is kept.
+    """Return whether the checkpoint of a trial that is about to be COMPLETE is kept.
 
     Args:
-        value: of the first objective.
-        beside: what else it ends with.
+        study: the study.
+        number: the trial's number.
+        value: its value of the first objective.
+        beside: its other values and its constraints.
     """
     violation = sum(violation for violation in beside.constraints.values() if violation > 0)
     return number in leaders(study, with_end=(number, (value, *beside.values), violation))
 
 
 def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None = None) -> list[int]:
-    """Return the numbers of the COMPLETE trials whose checkpoints are kept, the best one first; of equal ones the lower number
-    leads.
+    """Return the numbers of the COMPLETE trials whose checkpoints are kept, the best first.
 
-    Those are the best ones, `recovery.keep_checkpoints` at most; of several objectives all on the front, unless that is 0.
+    Ties go to the lower number. These are the `recovery.keep_checkpoints` best trials. With several objectives, they
+    are all on the Pareto front, or none if that setting is 0.
 
     Args:
+        study: the study.
         with_end: number, values and violation of a trial that is about to be COMPLETE.
     """
+    import numpy as np  # in a worker both are loaded already
+    from optuna.trial import TrialState
+
+    from hpo.study import pareto
+
     goals, keep = study.spec.goals, study.spec.recovery.keep_checkpoints
     if not keep:
         return []
@@ -74,8 +77,8 @@ def leaders(study: Study, with_end: tuple[int, tuple[float, ...], float] | None 
 
 
 def delete_stale(study: Study) -> list[Path]:
-    """Remove the folders of settled trials that do not lead, and return them; also what a killed worker left of them."""
-    settled = _settled(study)  # read first: a trial that ends as the best in between is not among them
+    """Remove and return the folders of settled trials whose checkpoints are not kept."""
+    settled = _settled(study)  # read first: a trial that ends meanwhile is not among them
     leading = set(leaders(study)) if settled else set()
     removed = [folder for number, folder in settled.items() if number not in leading]
     for folder in removed:
@@ -84,14 +87,14 @@ def delete_stale(study: Study) -> list[Path]:
 
 
 def stale(study: Study) -> list[Path]:
-    """Return the folders of settled trials that do not lead; none if the folder of checkpoints cannot be read."""
+    """Return the folders of settled trials whose checkpoints are not kept. Empty if the checkpoint folder cannot be read."""
     settled = _settled(study)  # read first, likewise
     leading = _stored_leaders(study) if settled else set()
     return [folder for number, folder in settled.items() if number not in leading]
 
 
 def _settled(study: Study) -> dict[int, Path]:
-    """Return the folders of settled trials by number."""
+    """Return {number: folder} of settled trials that have a folder."""
     try:
         found = [match for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))]
     except OSError as error:
@@ -101,23 +104,13 @@ def _settled(study: Study) -> dict[int, Path]:
     folders = {number: folder for number, folder in folders.items() if folder.exists()}
     if not folders:
         return {}
-    ours = sa.select(trials.c.number).join(hpo_trials, hpo_trials.c.trial_id == trials.c.trial_id)
     with study.storage.engine.connect() as connection:
-        settled = set(
-            connection.execute(
-                ours.where(
-                    hpo_trials.c.study_uid == study.uid,
-                    hpo_trials.c.settled.is_(True),
-                    trials.c.study_id == study.study_id,
-                    trials.c.number.in_(folders),
-                )
-            ).scalars()
-        )
+        settled = query.settled(connection, study, folders)
     return {number: folder for number, folder in folders.items() if number in settled}
 
 
 def _stored_leaders(study: Study) -> set[int]:
-    """Return the numbers of `leaders` by the database alone: who only looks has no columns of all trials yet."""
+    """Return the numbers of `leaders` from plain queries, without loading all trials into columns."""
     keep = study.spec.recovery.keep_checkpoints
     if not keep:
         return set()

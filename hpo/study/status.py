@@ -1,45 +1,46 @@
-"""One study at one moment: trials by state, the best, what runs, what is parked, what failed, how long it takes.
+"""The summary of one study: trials by state, the best, running and parked trials, failures and speed.
 
-Plain statements on Optuna's tables and ours, a fixed few of them however many trials there are; nothing here writes or
-takes a lock. A first reading looks at every trial once; one that goes on from an earlier one looks at those alone that
-are new or had not ended by then, so a refresh costs the same however many have finished.
+Nothing here writes or takes a lock. A first reading reads every trial. A later reading reads only the trials that are
+new or had not ended, so a refresh costs the same however many trials have finished.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from typing import Any
 
-import sqlalchemy as sa
-from optuna.trial import TrialState
-
 from hpo.errors import StudyError
-from hpo.spec.failures import Verdict
-from hpo.storage.tables import FINISHED, hpo_failures, intermediate_values, living_row, restored, trials
-from hpo.storage.trial_rows import chunks
-from hpo.study import query
+from hpo.spec import metrics
+from hpo.storage import sql, study_rows
+from hpo.storage.tables import FINISHED, Hold
+from hpo.study import interval, query
+from hpo.study.interval import Interval
 from hpo.study.study import Study
 
-WINDOW = 128  # finished trials from which the speed is taken: some waves of a machine full of GPUs
+LEADING = 5  # best trials that are kept in sight
+WINDOW = 128  # finished trials over which the speed is measured: several rounds of a machine with many GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best COMPLETE trial that violates no constraint; of several objectives the best in the first."""
+    """The best COMPLETE trial that violates no constraint. With several objectives, the first one decides."""
 
     number: int
     value: float
+    interval: Interval | None = None  # of the value, if there is one
+    rivals: int | None = None  # other COMPLETE trials without a violation whose values lie in the interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontTrial:
-    """A trial that none beats."""
+    """A trial on the Pareto front."""
 
     number: int
     values: dict[str, float]  # by objective
@@ -54,20 +55,24 @@ class RunningTrial:
     worker: str
     attempt: int
     curve: list[float]  # what pruners see, by step
-    seconds: float  # in training, over the epochs finished; since the start if no epoch was timed
+    failed: int = 0  # attempts that failed; others before this one only waited for a stack or a worker
+    unit: str = "epoch"  # of `epochs`; "step" for an objective of the user's own, whose last step it is
+    seconds: float  # in training, over the finished epochs; since the trial's start if no epoch was timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParkedTrial:
-    """A trial that waits for a worker, and the epoch from which it will go on."""
+    """A parked trial and the epoch of its checkpoint, 0 without a checkpoint."""
 
     number: int
     epoch: int
+    unit: str = "epoch"  # of `epoch`; "step" for an objective of the user's own, whose last step it is
+    has_checkpoint: bool = False  # without one it starts again, as with a user's own objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailureCount:
-    """A kind of failure: how often attempts failed by it, how often the trial was tried again, what the last one said."""
+    """A kind of failure: how many attempts failed so, how many of them were retried, and the latest message."""
 
     kind: str
     count: int
@@ -83,25 +88,29 @@ class Summary:
     direction: str
     sampler: str
     pruner: str
-    counts: dict[str, int]  # complete, pruned, fail, running, parked, foreign, waiting: every trial in one of them
-    budget: int  # rows that may be spent in all, those that a fork brought along included
+    counts: dict[str, int]  # by complete, pruned, fail, running, parked, foreign and waiting; each trial counts once
+    budget: int  # rows that may be spent, those that a fork copied included
     spent: int  # rows in any state but WAITING
     best: Best | None
     stop_reason: str | None
-    hold: str | None  # set: nothing is claimed, not even what is parked; see `tables.Hold`
+    hold: str | None  # if set, nothing is claimed, not even parked trials; see `tables.Hold`
     running: list[RunningTrial]
     parked: list[ParkedTrial]
     failures: list[FailureCount]
-    seconds: float  # from the first trial's start to now, or to the last trial's end if none runs
-    seconds_per_trial: float | None  # of the last ones, side by side as they ran; None until two have finished
-    seconds_left: float | None  # likewise
+    seconds: float  # in which a worker was there; without workers, from the first start to the last end
+    seconds_per_trial: float | None  # see `_pace`; None until two have finished
+    seconds_left: float | None  # None if `seconds_per_trial` is
     objectives: dict[str, str] = field(default_factory=dict)  # name -> direction, if there are several
-    front: list[FrontTrial] = field(default_factory=list)  # the best in the first objective first, likewise
+    front: list[FrontTrial] = field(default_factory=list)  # likewise; the best in the first one first
     infeasible: int = 0  # COMPLETE trials that violate a constraint
+    logs: str | None = None  # the folder of what workers print; None of a study of Optuna's own
+    imported: int = 0  # finished trials that a fork copied; also in `counts`, `budget` and `spent`
+    metric: str | None = None  # the only objective of a declared training
+    value_rule: str | None = None  # which epochs of the metric's curve are a trial's value
 
     @property
     def searched_by(self) -> str:
-        """What proposes its trials, and what ends them early."""
+        """The names of its sampler and its pruner."""
         return f"sampler {self.sampler}, pruner {self.pruner}"
 
     @property
@@ -109,99 +118,133 @@ class Summary:
         return self.counts["complete"] + self.counts["pruned"] + self.counts["fail"]
 
     @property
+    def own_finished(self) -> int:
+        """The number of finished trials without those that a fork copied."""
+        return self.finished - self.imported
+
+    @property
+    def own_budget(self) -> int:
+        """The budget without the trials that a fork copied, as a study file or `--trials` sets it."""
+        return self.budget - self.imported
+
+    @property
     def is_over(self) -> bool:
-        """Whether a run has nothing to do: no trial to go on with, and no new one allowed."""
+        """Whether no trial is left to train: none is parked or running, and no new one is allowed."""
         unfinished = self.counts["parked"] + self.counts["running"]
         return not unfinished and (self.spent >= self.budget or self.stop_reason is not None)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the study stopped itself after failures, or is over and every trial has failed."""
+        return self.hold == Hold.BROKEN or (self.is_over and self.finished == self.counts["fail"] > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leading:
+    """One of the best COMPLETE trials that violate no constraint."""
+
+    trial_id: int
+    number: int
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What trials add up to; it grows by what is added and forgets nothing that matters later."""
+    """Totals over trials."""
 
-    states: Counter[TrialState] = field(default_factory=Counter)  # how many trials are in each
-    foreign_fails: int = 0  # FAIL without an outcome of ours: somebody else's
+    states: Counter[str] = field(default_factory=Counter)  # how many trials are in each, by name
+    foreign_fails: int = 0  # FAIL trials without an outcome of ours
     first_start: datetime | None = None  # UTC, without a zone
     last_end: datetime | None = None  # likewise
     best: Best | None = None
-    front: tuple[
-        tuple[Any, query.Judged], ...
-    ] = ()  # of several objectives: the trials that lead, and what each came to
+    front: tuple[tuple[Any, query.Judged], ...] = ()  # with several objectives: the rows on the Pareto front
+    leading: tuple[Leading, ...] = ()  # the best trials by the first objective
     infeasible: int = 0  # COMPLETE trials that violate a constraint
-    spans: tuple[tuple[int, datetime, datetime], ...] = ()  # number, start and end of the last that ran to an end
+    shares: Counter[float] = field(default_factory=Counter)  # trials by value, if the metric is a share of images
+    spans: tuple[tuple[int, datetime, datetime], ...] = ()  # see `_spans`; of the WINDOW highest numbers
 
     def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, query.Judged]) -> Tally:
-        """Return the tally with more trials, each a row of `query.since`.
+        """Return a new tally with more trials.
 
         Args:
-            judged: what the COMPLETE ones of them came to, by id.
+            found: rows of `query.since`.
+            study: the trials' study.
+            judged: values and constraints of the COMPLETE trials among them, by trial id.
         """
-        complete = [row for row in found if row.state == TrialState.COMPLETE and row.value_type is not None]
+        complete = [row for row in found if row.state == "COMPLETE" and row.value_type is not None]
         feasible = [row for row in complete if not judged[row.trial_id].violated]
-        # One that is added finished, as by a fork, took no time: it has one time as its start and its end.
+        # A trial that was added as finished, for example by a fork, has equal start and end times.
         ran = [row for row in found if row.datetime_start != row.datetime_complete]
         return Tally(
             states=self.states + Counter(row.state for row in found),
-            foreign_fails=self.foreign_fails
-            + sum(row.state == TrialState.FAIL and row.outcome is None for row in found),
+            foreign_fails=self.foreign_fails + sum(row.state == "FAIL" and row.outcome is None for row in found),
             first_start=min(filter(None, [self.first_start, *(row.datetime_start for row in ran)]), default=None),
             last_end=max(filter(None, [self.last_end, *(row.datetime_complete for row in ran)]), default=None),
             best=_best(self.best, feasible, str(study.spec.direction)),
             front=_front(study, [*self.front, *((row, judged[row.trial_id]) for row in feasible)]),
+            leading=_leading(self.leading, feasible, str(study.spec.direction)),
             infeasible=self.infeasible + len(complete) - len(feasible),
+            shares=self.shares + _shares(study, feasible),
             spans=tuple(nlargest(WINDOW, [*self.spans, *_spans(ran)])),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What was read of a study and stands: a reading that goes on from here need not read it again."""
+    """What a reading keeps for the next one, which then need not read it again."""
 
     cursor: query.Cursor = field(default_factory=query.Cursor)
-    tally: Tally = field(default_factory=Tally)  # of the trials that the cursor has passed for good
-    recorded: int = 0  # failures
-    failures: Sequence[FailureCount] = ()  # by kind, what they say
+    tally: Tally = field(default_factory=Tally)  # of the final trials
+    recorded: int = 0  # number of recorded failures
+    failures: Sequence[FailureCount] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A study as it was read."""
+    """The result of one reading."""
 
     summary: Summary
-    ended: Sequence[int]  # ids of the trials that have ended since the reading that this one goes on from
+    ended: Sequence[int]  # ids of the trials that have ended since the earlier reading
+    live: Mapping[int, int]  # running trials: id by number
+    leading: Sequence[Leading]  # the best trials by the first objective
     past: Past
 
 
 def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] = time.time) -> Reading:
-    """Read how a study stands; StudyError if it was deleted meanwhile.
+    """Read a study's summary. Raises StudyError if the study was deleted meanwhile.
 
     Args:
-        past: what an earlier reading of the study left; without it every trial is read.
+        study: the study.
+        past: what an earlier reading kept; without it, every trial is read.
+        clock: returns seconds since 1970.
     """
     past = past or Past()
     with study.storage.engine.connect() as connection:
-        row = living_row(connection, study.study_id)
+        row = study_rows.living_row(connection, study.study_id)
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
         news = query.since(connection, study, past.cursor)
         judged = query.judged(connection, study, news.complete)
-        running = [trial for trial in news.pending if trial.state == TrialState.RUNNING]
+        running = [trial for trial in news.pending if trial.state == "RUNNING"]
         live = [trial for trial in running if trial.live]
-        curves = _judged_curves(connection, [trial.trial_id for trial in live])
-        trained = _trained_seconds(connection, study, [trial.trial_id for trial in live])
-        recorded = _recorded_failures(connection, study)
-        failures = past.failures if recorded == past.recorded else _failures(connection, study)
-    final = past.tally.plus(news.final, study, judged)
-    tally = final.plus(news.pending, study, judged)
+        curves = query.judged_curves(connection, [trial.trial_id for trial in live])
+        again = query.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
+        trained = query.seconds_trained(connection, study, [trial.trial_id for trial in live])
+        lives = query.lives(connection, study)
+        recorded = query.count_failures(connection, study)
+        failures = past.failures if recorded == past.recorded else _failures(query.failures_by_kind(connection, study))
+        final = past.tally.plus(news.final, study, judged)
+        tally = final.plus(news.pending, study, judged)
+        best = _with_interval(connection, study, tally)
     parked = [trial for trial in running if trial.attempt and not trial.live]
     counts = {
-        "complete": tally.states[TrialState.COMPLETE],
-        "pruned": tally.states[TrialState.PRUNED],
-        "fail": tally.states[TrialState.FAIL],
+        "complete": tally.states["COMPLETE"],
+        "pruned": tally.states["PRUNED"],
+        "fail": tally.states["FAIL"],
         "running": len(live),
         "parked": len(parked),
         "foreign": len(running) - len(live) - len(parked),
-        "waiting": tally.states[TrialState.WAITING],
+        "waiting": tally.states["WAITING"],
     }
     budget, pace = row.trials + row.imported, _pace(tally.spans)
     summary = Summary(
@@ -212,13 +255,21 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         counts=counts,
         budget=budget,
         spent=sum(counts.values()) - counts["waiting"],
-        best=tally.best,
+        best=best,
         stop_reason=row.stop_reason,
         hold=row.hold,
-        running=[_running(trial, curves[trial.trial_id], trained.get(trial.trial_id), clock()) for trial in live],
-        parked=[ParkedTrial(number=trial.number, epoch=trial.checkpoint_epoch or 0) for trial in parked],
+        running=[
+            replace(
+                _running(
+                    trial, curves[trial.trial_id], trained.get(trial.trial_id), again.get(trial.trial_id, 0), clock()
+                ),
+                unit="epoch" if study.spec.is_declared else "step",
+            )
+            for trial in live
+        ],
+        parked=[_parked(study, trial) for trial in parked],
         failures=with_foreign(failures, tally.foreign_fails),
-        seconds=_elapsed(tally, clock() if live else None),
+        seconds=_worked(lives) if lives else _elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
         objectives=dict(study.spec.objectives),
@@ -226,21 +277,31 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
             FrontTrial(number=one.number, values=query.named(study, came_to.values)) for one, came_to in tally.front
         ],
         infeasible=tally.infeasible,
+        imported=row.imported,
+        logs=str(study.logs),
+        metric=interval.metric_of(study.spec),
+        value_rule=study.spec.value,
     )
     after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
-    return Reading(summary=summary, ended=news.ended, past=after)
+    return Reading(
+        summary=summary,
+        ended=news.ended,
+        live={trial.number: trial.trial_id for trial in live},
+        leading=tally.leading,
+        past=after,
+    )
 
 
 def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summary:
-    """Read a study's summary from scratch; StudyError if it was deleted meanwhile."""
+    """Read a study's summary from every trial. Raises StudyError if the study was deleted meanwhile."""
     return read(study, clock=clock).summary
 
 
-# --- what trials add up to --------------------------------------------------------------------------------------------
+# --- totals over trials -----------------------------------------------------------------------------------------------
 
 
 def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
-    """Return the best of what is known and of COMPLETE trials found, as `query.ranked` has them: of equals the lower number."""
+    """Return the best of a known trial and of COMPLETE rows. Ties go to the lower number, as in `query.ranked`."""
     sign = -1 if direction == "maximize" else 1
     keys = [(sign * query.value_of(row), row.number) for row in found]
     if known:
@@ -251,8 +312,35 @@ def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | No
     return Best(number=number, value=sign * value)
 
 
+def _shares(study: Study, found: Sequence[Any]) -> Counter[float]:
+    """Return the number of these trials by value; none if the study's metric is no share of images."""
+    metric = interval.metric_of(study.spec)
+    return Counter(map(query.value_of, found) if metric and metrics.is_share(metric) else ())
+
+
+def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Best | None:
+    """Return the best trial with the interval of its value and the number of its rivals."""
+    best = tally.best
+    if best is None or not tally.shares:
+        return best
+    row = query.result(connection, study, best.number)  # None if the study was deleted meanwhile
+    found = interval.of_trial(study.spec, best.value, json.loads((row and row.receipt) or "{}"))
+    if found is None:
+        return best
+    rivals = sum(count for value, count in tally.shares.items() if value in found) - 1
+    return replace(best, interval=found, rivals=rivals)
+
+
+def _leading(known: Sequence[Leading], found: Sequence[Any], direction: str) -> tuple[Leading, ...]:
+    """Return the best of the known and the found trials; of equals the lower number leads."""
+    sign = -1 if direction == "maximize" else 1
+    new = nsmallest(LEADING, found, key=lambda row: (sign * query.value_of(row), row.number))
+    both = [*known, *(Leading(trial_id=row.trial_id, number=row.number, value=query.value_of(row)) for row in new)]
+    return tuple(nsmallest(LEADING, both, key=lambda one: (sign * one.value, one.number)))
+
+
 def _front(study: Study, found: Sequence[tuple[Any, query.Judged]]) -> tuple[tuple[Any, query.Judged], ...]:
-    """Return those that lead of COMPLETE trials and what they came to, if there are several objectives."""
+    """Return the rows on the Pareto front. Empty with one objective."""
     if not study.spec.objectives:
         return ()
     numbers = {row.trial_id: row.number for row, _ in found}
@@ -261,7 +349,10 @@ def _front(study: Study, found: Sequence[tuple[Any, query.Judged]]) -> tuple[tup
 
 
 def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
-    """Return (number, start, end) of trials that ran to an end; not of those taken up twice, which hold a pause."""
+    """Return (number, start, end) of ended trials.
+
+    Trials of several attempts are left out: their time includes a pause.
+    """
     return [
         (row.number, row.datetime_start, row.datetime_complete)
         for row in ran
@@ -269,84 +360,42 @@ def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
     ]
 
 
-# --- what runs --------------------------------------------------------------------------------------------------------
+# --- running trials ---------------------------------------------------------------------------------------------------
 
 
-def _running(trial: Any, curve: Mapping[int, float], trained: float | None, now: float) -> RunningTrial:
+def _running(trial: Any, curve: Mapping[int, float], trained: float | None, failed: int, now: float) -> RunningTrial:
     since_start = max(0.0, now - query.timestamp(trial.datetime_start))
     return RunningTrial(
         number=trial.number,
         epochs=max(curve, default=0),
         worker=trial.worker,
         attempt=trial.attempt,
+        failed=failed,
         curve=[value for _, value in sorted(curve.items())],
         seconds=since_start if trained is None else trained,
     )
 
 
-def _trained_seconds(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, float | None]:
-    """Return {trial id: seconds in training}, None for one none of whose epochs was timed."""
-    timed = sa.select(trials.c.trial_id, query.trained_seconds(study))
-    return {
-        row.trial_id: row.trained_seconds
-        for chunk in chunks(ids)
-        for row in connection.execute(timed.where(trials.c.trial_id.in_(chunk)))
-    }
-
-
-def _judged_curves(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[int, float]]:
-    """Return {trial id: {step: value}} of what Optuna was told."""
-    curves: dict[int, dict[int, float]] = {trial_id: {} for trial_id in ids}
-    for chunk in chunks(ids):
-        for row in connection.execute(
-            sa.select(
-                intermediate_values.c.trial_id,
-                intermediate_values.c.step,
-                intermediate_values.c.intermediate_value,
-                intermediate_values.c.intermediate_value_type,
-            ).where(intermediate_values.c.trial_id.in_(chunk))
-        ):
-            curves[row.trial_id][row.step] = restored(row.intermediate_value, row.intermediate_value_type)
-    return curves
+def _parked(study: Study, trial: Any) -> ParkedTrial:
+    return ParkedTrial(
+        number=trial.number,
+        epoch=max(trial.checkpoint_epoch or 0, 0),
+        unit="epoch" if study.spec.is_declared else "step",
+        has_checkpoint=trial.checkpoint_epoch is not None,
+    )
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def _recorded_failures(connection: sa.Connection, study: Study) -> int:
-    """Count the failures recorded: by the table's key alone, which says whether there is anything to read again.
-
-    The rows are many and long, and no index leads to the new ones: a worker may record late that it lost a trial which
-    finished long ago. But each is a row of its own, since its key holds attempt and kind, and none is ever deleted; only
-    what was recorded and is sent again, because the answer was lost, overwrites a row, and says the same.
-    """
-    of_study = sa.select(sa.func.count()).where(hpo_failures.c.study_uid == study.uid)
-    return int(connection.execute(of_study).scalar_one())
-
-
-def _failures(connection: sa.Connection, study: Study) -> list[FailureCount]:
-    """Return the kinds of failure of which something is recorded, with what the last one of each said."""
-    kind, latest = hpo_failures.c.kind, [hpo_failures.c.failed_at.desc(), hpo_failures.c.trial_id.desc()]
-    retried = sa.case((hpo_failures.c.verdict == Verdict.RETRY, 1), else_=0)
-    found = (
-        sa.select(
-            kind,
-            hpo_failures.c.message,
-            sa.func.count().over(partition_by=kind).label("times"),
-            sa.func.sum(retried).over(partition_by=kind).label("retried"),
-            sa.func.row_number().over(partition_by=kind, order_by=latest).label("place"),
-        )
-        .where(hpo_failures.c.study_uid == study.uid)
-        .subquery()
-    )
+def _failures(found: Sequence[Any]) -> list[FailureCount]:
     return [
-        FailureCount(kind=row.kind, count=row.times, retried=int(row.retried), message=row.message)
-        for row in connection.execute(sa.select(found).where(found.c.place == 1))
+        FailureCount(kind=row.kind, count=row.times, retried=int(row.retried), message=row.message) for row in found
     ]
 
 
 def with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[FailureCount]:
-    """Return the failures, those of foreign trials included, the most frequent first."""
+    """Return the failures, the most frequent first, with the FAIL trials of other programs as the kind "foreign"."""
     found = [*failures]
     if foreign:
         found.append(FailureCount(kind="foreign", count=foreign, retried=0, message=""))
@@ -354,6 +403,23 @@ def with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[Failure
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
+
+
+def _worked(lives: Sequence[Any]) -> float:
+    """Return the seconds in which at least one worker was there, summed over clocks. Pauses between runs do not count."""
+    by_clock: dict[str | None, list[tuple[float, float]]] = {}
+    for life in lives:
+        by_clock.setdefault(life.clock, []).append((life.started_at, life.until))
+    return sum(_covered(spans) for spans in by_clock.values())
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the time that spans (start, end) cover together. Overlaps count once."""
+    covered, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
 
 
 def _elapsed(tally: Tally, until: float | None) -> float:
@@ -365,21 +431,18 @@ def _elapsed(tally: Tally, until: float | None) -> float:
 
 
 def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
-    """Return the seconds per finished trial over the time in which at least one of them ran; None for fewer than two.
+    """Return the busy seconds per trial, None for fewer than two trials.
 
-    Hours when nobody worked do not count, and trials side by side make it shorter.
+    Busy time is the time in which at least one of these trials ran. So idle hours do not count, and parallel trials
+    share their time.
     """
     if len(spans) < 2:
         return None
-    busy, until = 0.0, -math.inf
-    for start, end in sorted((query.timestamp(start), query.timestamp(end)) for _, start, end in spans):
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy / len(spans)
+    return _covered((query.timestamp(start), query.timestamp(end)) for _, start, end in spans) / len(spans)
 
 
 def _seconds_left(counts: Mapping[str, int], budget: int, pace: float | None, *, stopped: bool) -> float | None:
-    """Return how long the trials ahead take at this pace; a running one counts as half done."""
+    """Return how many seconds the remaining trials take at this pace. A running trial counts as half done."""
     if pace is None:
         return None
     ahead = counts["running"] + counts["parked"]

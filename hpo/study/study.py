@@ -1,7 +1,7 @@
-"""A study: made from a spec, joined by workers, and the settings under which Optuna's parts run in it.
+"""Makes studies and opens them, and refuses workers that do not fit.
 
-The spec, its fingerprint and the digests of code and data are stored with the study, so a worker needs only a name and a
-storage; whoever comes with another spec, other code or other data is refused with the difference shown.
+A study stores its spec, the spec's fingerprint, and the digests of code and data. So a worker needs only the study's
+name and the storage. A worker with another spec, other code or other data is refused. The error shows the difference.
 """
 
 from __future__ import annotations
@@ -10,51 +10,43 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import optuna
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Any
 
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
 from hpo.queue import workers
-from hpo.queue.ledger import Ledger
-from hpo.search import pruners, samplers
-from hpo.spec import study_file
+from hpo.spec import pickled, study_file
 from hpo.spec.objectives import Goals
 from hpo.spec.study_file import StudySpec
-from hpo.storage import sql, trial_writes
+from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage
-from hpo.storage.tables import (
-    SCHEMA,
-    UID_KEY,
-    Hold,
-    hpo_studies,
-    living_row,
-    studies,
-    study_system_attributes,
-    study_user_attributes,
-    trials,
-)
+from hpo.storage.tables import SCHEMA, UID_KEY, Hold
 from hpo.text import command
 
+if TYPE_CHECKING:
+    import optuna
+
+    from hpo.queue.ledger import Ledger
+
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
-METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute for how its objectives are called
-PROBE_FILE = "study.uid"  # in the checkpoint folder: who cannot read it there would lose checkpoints
+METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute with the names of the objectives
+MOST_NAMES = 20  # of studies in a message
+CODE_FOLDER = "code"  # in the checkpoint folder; holds a folder for each pickled function, named by its digest
+PROBE_FILE = "study.uid"  # in the checkpoint folder; a machine that cannot read it does not share that folder
+PROGRAM_FOLDER = "checkpoint"  # in the folder of a command's trial; what the program saves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """An open study: Optuna's object on it, our row's uid, its spec and its folders."""
+    """An open study: its ids, its spec and its folders. Optuna's study object is made at its first use."""
 
     storage: Storage
-    optuna: optuna.Study
+    study_id: int
     uid: str
     spec: StudySpec
-    budget: int  # trials in all, with the rows that a fork brought along on top
+    budget: int  # rows that may be spent, those that a fork copied included
     stop_reason: str | None
     checkpoints: Path
     code_folder: Path
@@ -67,16 +59,30 @@ class Study:
     def goals(self) -> Goals:
         return self.spec.goals
 
+    @cached_property
+    def optuna(self) -> optuna.Study:
+        """Optuna's object, with the study's sampler and pruner."""
+        import optuna
+
+        from hpo.strategy import pruners, samplers
+
+        sampler, pruner = samplers.build(self.spec, 0), pruners.build(self.spec)
+        return optuna.load_study(study_name=self.name, storage=self.storage.optuna, sampler=sampler, pruner=pruner)
+
     @property
-    def study_id(self) -> int:
-        return int(self.optuna._study_id)
+    def logs(self) -> Path:
+        """Where the workers that `hpo run` starts write what they and user code print."""
+        return self.checkpoints / "logs"
 
     def trial_folder(self, number: int) -> Path:
-        """Where the checkpoints of a trial lie while it may be gone on with."""
+        """Return the folder of a trial's checkpoints. It need not exist."""
         return self.checkpoints / f"trial-{number:06d}"
 
     def ledger(self, worker: str, *, lease_seconds: float | None = None) -> Ledger:
-        """Return the writes of one worker to this study."""
+        """Return the ledger through which one worker writes to this study."""
+        from hpo.queue.ledger import Ledger
+        from hpo.strategy import samplers
+
         return Ledger(
             engine=self.storage.engine,
             study_id=self.study_id,
@@ -98,61 +104,72 @@ def create_or_join(
     allow_code_change: bool = False,
     forking: str | None = None,
 ) -> Study:
-    """Make the study, or join the one that is there if its identity is the same.
+    """Make the study, or join the stored one of this name if its fingerprint is the same.
 
     Args:
-        trials_budget: sets the study's budget; without it the larger of the stored and the file's own stands.
-        forking: makes a new study in which nothing is started before this reason is taken away.
+        place: the storage.
+        wanted: the resolved spec.
+        code_folder: the folder that the user's code is loaded from. A pickled function is copied from it into the study's own.
+        code_digest: the digest of that code.
+        trials_budget: the study's budget; by default the larger one of the stored study and the spec.
+        allow_code_change: record a changed code digest instead of refusing it.
+        forking: the stop reason of a new study that starts nothing until a fork has been copied into it.
 
-    Raises MismatchError with each difference if the stored study is another one.
+    Raises MismatchError if the stored study has another spec or other code, if Optuna made it and has begun trials in
+    it, or if workers of another schema work on it. Raises StudyError if the checkpoint folder cannot be written.
     """
+    import optuna
+
+    from hpo.storage.optuna_private import id_of
+
     root = checkpoint_root(place, wanted)
     directions = list(wanted.goals.directions.values())
     made = optuna.create_study(storage=place.optuna, study_name=wanted.name, directions=directions, load_if_exists=True)
+    study_id = id_of(made)
     with sql.writing(place.engine) as connection:
-        row = _lock_and_read(connection, made._study_id)
+        row = study_rows.lock_and_read(connection, study_id)
         if row is None:
-            _refuse_a_plain_optuna_study(connection, made, wanted)
-            _insert(connection, made._study_id, wanted, root, code_folder, code_digest, forking)
-            row = _lock_and_read(connection, made._study_id)
+            _refuse_a_plain_optuna_study(connection, study_id, [one.name.lower() for one in made.directions], wanted)
+            _insert(connection, study_id, wanted, root, code_folder, code_digest, forking)
+            row = study_rows.lock_and_read(connection, study_id)
         _check_identity(row, wanted)
         _check_schema(connection, row, wanted.name)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
         managed = _stored_spec(row, wanted.name).managed_by(wanted)
-        connection.execute(
-            hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(trials=budget, spec=_to_store(managed))
-        )
-        _check_code(connection, row, code_digest, allow_code_change)
+        study_rows.update(connection, row.uid, trials=budget, spec=_to_store(managed))
+        _check_code(connection, row, code_digest, allow_code_change, code_folder)
     study = join(place, wanted.name)
     _place_probe_file(study)
+    if wanted.is_pickled:  # the one that is given, also if the study has taken another one since
+        study = replace(study, code_folder=_home_of_pickled(study.checkpoints, code_digest))
+        pickled.keep(code_folder, study.code_folder)
     return study
 
 
 def join(place: Storage, name: str) -> Study:
-    """Open a study that `hpo run` made; StudyError, with the names that are there, if there is none."""
-    study_id, row = _look_up(place, name)
+    """Open a study that hpo made. Raises StudyError if there is none, or if a later hpo has worked on it."""
+    study_id, row = study_rows.look_up(place.engine, name)
     if study_id is not None and row is None:
         raise StudyError(
-            f"study {name!r} in {place.shown} was made by Optuna, not by hpo; `hpo status`, `hpo export`, `hpo fork` and "
-            "`hpo doctor` read it, and nothing of hpo's changes it"
+            f"study {name!r} in {place.shown} was made by Optuna, not by hpo; hpo only reads it, with `hpo status`, "
+            "`hpo export`, `hpo fork` and `hpo doctor`"
         )
     if row is None and not (known := all_names(place)):
         raise StudyError(f"there is no study of hpo in {place.shown}; `hpo run FILE` makes one")
     if row is None:
-        raise StudyError(f"there is no study {name!r} in {place.shown}{nearest(name, known)}")
+        why = f"there is no study {name!r} in {place.shown}{nearest(name, known)}"
+        further = f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        raise StudyError(why, *([f"  studies: {', '.join(known[:MOST_NAMES])}{further}"] if len(known) > 1 else []))
     if (row.schema or 1) > SCHEMA:
         raise StudyError(
             f"study {name!r} was worked on by a later hpo: its schema is {row.schema}, here {SCHEMA}; update hpo here"
         )
-    stored = _stored_spec(row, name)
-    opened = optuna.load_study(
-        study_name=name, storage=place.optuna, sampler=samplers.build(stored, 0), pruner=pruners.build(stored)
-    )
+    assert study_id is not None
     return Study(
         storage=place,
-        optuna=opened,
+        study_id=study_id,
         uid=row.uid,
-        spec=stored,
+        spec=_stored_spec(row, name),
         budget=row.trials + row.imported,
         stop_reason=row.stop_reason,
         checkpoints=Path(row.checkpoints),
@@ -161,18 +178,9 @@ def join(place: Storage, name: str) -> Study:
 
 
 def is_plain(place: Storage, name: str) -> bool:
-    """Say whether a storage holds a study of this name that is not ours."""
-    study_id, row = _look_up(place, name)
+    """Return whether the storage has a study of this name that hpo did not make."""
+    study_id, row = study_rows.look_up(place.engine, name)
     return study_id is not None and row is None
-
-
-def _look_up(place: Storage, name: str) -> tuple[int | None, Any]:
-    """Return a study's id, None if there is none, and our row of it, None if it is not ours."""
-    is_shared = sa.inspect(place.engine).has_table(hpo_studies.name)
-    with place.engine.connect() as connection:
-        found = sa.select(studies.c.study_id).where(studies.c.study_name == name)
-        study_id = connection.execute(found).scalar_one_or_none()
-        return study_id, living_row(connection, study_id) if is_shared and study_id is not None else None
 
 
 def _stored_spec(row: Any, name: str) -> StudySpec:
@@ -185,31 +193,34 @@ def _stored_spec(row: Any, name: str) -> StudySpec:
 
 def names(place: Storage) -> list[str]:
     """Return the names of the studies that `hpo` made in a storage."""
-    if not sa.inspect(place.engine).has_table(hpo_studies.name):
-        return []
-    with place.engine.connect() as connection:
-        rows = connection.execute(
-            sa.select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
-        ).all()
-        return [row.study_name for row in rows if living_row(connection, row.study_id) is not None]
+    return study_rows.our_names(place.engine)
 
 
 def all_names(place: Storage) -> list[str]:
-    """Return the names of all studies in a storage, whoever made them."""
-    with place.engine.connect() as connection:
-        return list(connection.execute(sa.select(studies.c.study_name).order_by(studies.c.study_id)).scalars())
+    """Return the names of all studies in a storage, those that Optuna made included."""
+    return study_rows.all_names(place.engine)
 
 
 def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allow_code_change: bool) -> None:
-    """Refuse a worker whose file or code differs from the study's, or that cannot read its checkpoints."""
+    """Refuse a worker that does not fit the study.
+
+    Args:
+        study: the study.
+        mine: the spec of the worker's own study file, if it has one.
+        code_digest: the digest of the worker's code.
+        allow_code_change: record a changed code digest instead of refusing it.
+
+    Raises MismatchError if spec, code or schema differ, or if the worker does not see the study's checkpoint folder.
+    Raises StudyError if the study was deleted.
+    """
     with sql.writing(study.storage.engine) as connection:
-        row = _lock_and_read(connection, study.study_id)
+        row = study_rows.lock_and_read(connection, study.study_id)
         if row is None:
-            raise StudyError(f"study {study.name!r} was deleted")
+            raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
         if mine is not None:
             _check_identity(row, mine)
         _check_schema(connection, row, study.name)
-        _check_code(connection, row, code_digest, allow_code_change)
+        _check_code(connection, row, code_digest, allow_code_change, study.code_folder)
     probe = study.checkpoints / PROBE_FILE
     if not probe.is_file() or probe.read_text() != study.uid:
         raise MismatchError(
@@ -219,13 +230,13 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
 
 
 def check_data(study: Study, digest: str) -> None:
-    """Remember the digest of the first worker's data; MismatchError for a worker that has other data."""
+    """Store the data digest of the first worker. Raises MismatchError for a later worker with other data."""
     with sql.writing(study.storage.engine) as connection:
-        row = _lock_and_read(connection, study.study_id)
+        row = study_rows.lock_and_read(connection, study.study_id)
         if row is None:
-            raise StudyError(f"study {study.name!r} was deleted")
+            raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
         if row.data_digest is None:
-            connection.execute(hpo_studies.update().where(hpo_studies.c.uid == study.uid).values(data_digest=digest))
+            study_rows.update(connection, study.uid, data_digest=digest)
         elif row.data_digest != digest:
             raise MismatchError(
                 f"data: the study was made on {row.data_digest[:12]}, here the data is {digest[:12]}; "
@@ -233,31 +244,22 @@ def check_data(study: Study, digest: str) -> None:
             )
 
 
-def _lock_and_read(connection: sa.Connection, study_id: int) -> Any:
-    trial_writes.lock_study(connection, study_id)
-    return living_row(connection, study_id)
-
-
-def _refuse_a_plain_optuna_study(connection: sa.Connection, made: optuna.Study, wanted: StudySpec) -> None:
-    study_id, directions = made._study_id, [direction.name.lower() for direction in made.directions]
+def _refuse_a_plain_optuna_study(
+    connection: sql.Connection, study_id: int, directions: list[str], wanted: StudySpec
+) -> None:
     if directions != list(wanted.goals.directions.values()):
         raise MismatchError(
-            f"study {wanted.name!r} is there already, was not made by hpo and is to {', '.join(directions)}; "
+            f"study {wanted.name!r} is there already, was not made by hpo and has other directions: {', '.join(directions)}; "
             "choose another name with --name"
         )
-    held = connection.execute(
-        sa.select(sa.func.count()).where(
-            trials.c.study_id == study_id, trials.c.state != optuna.trial.TrialState.WAITING
-        )
-    ).scalar_one()
-    if held:
+    if held := study_rows.count_trials(connection, study_id, begun=True):
         raise MismatchError(
             f"study {wanted.name!r} is there already with {held} trials and was not made by hpo; choose another name with --name"
         )
 
 
 def _insert(
-    connection: sa.Connection,
+    connection: sql.Connection,
     study_id: int,
     wanted: StudySpec,
     checkpoints: Path,
@@ -266,35 +268,30 @@ def _insert(
     forking: str | None,
 ) -> None:
     uid = uuid.uuid4().hex
-    connection.execute(
-        hpo_studies.insert().values(
-            uid=uid,
-            study_id=study_id,
-            schema=SCHEMA,
-            spec=_to_store(wanted),
-            fingerprint=wanted.fingerprint,
-            trials=wanted.budget.trials,
-            code_folder=str(code_folder.absolute()),
-            code_digest=code_digest,
-            checkpoints=str(checkpoints / uid),
-            stop_reason=forking,
-            hold=Hold.FORKING if forking else None,
-        )
+    folder = _home_of_pickled(checkpoints / uid, code_digest) if wanted.is_pickled else code_folder.absolute()
+    row = {
+        "uid": uid,
+        "schema": SCHEMA,
+        "spec": _to_store(wanted),
+        "fingerprint": wanted.fingerprint,
+        "trials": wanted.budget.trials,
+        "code_folder": str(folder),
+        "code_digest": _recorded(code_digest),
+        "checkpoints": str(checkpoints / uid),
+        "stop_reason": forking,
+        "hold": Hold.FORKING if forking else None,
+    }
+    study_rows.insert(
+        connection,
+        study_id,
+        row,
+        user_attributes={UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint},
+        system_attributes={METRIC_NAMES_KEY: wanted.goals.names} if wanted.objectives else {},
     )
-    connection.execute(
-        study_user_attributes.insert(),
-        [
-            {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in {UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint}.items()
-        ],
-    )
-    if wanted.objectives:
-        names = {"study_id": study_id, "key": METRIC_NAMES_KEY, "value_json": json.dumps(wanted.goals.names)}
-        sql.upsert(connection, study_system_attributes, names, key=["study_id", "key"])
 
 
 def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
-    """Return the folder that holds the studies' checkpoint folders, made now; StudyError if it cannot be written."""
+    """Make and return the folder of the studies' checkpoint folders. Raises StudyError if it cannot be written."""
     given = wanted.checkpoints or os.environ.get("HPO_CHECKPOINTS")
     beside = Path(place.url.database or "").parent if place.is_sqlite else Path.cwd()
     root = Path(given or beside / ".hpo").absolute()
@@ -321,17 +318,19 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
     stored = _stored_spec(row, wanted.name)
     lines = study_file.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
     raise MismatchError(
-        f"study {wanted.name!r} was made with another spec:",
+        f"study {wanted.name!r} was made with other settings:",
         *(f"  {line}" for line in lines),
-        "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
+        "undo the change, start a new study with --name NEW, "
         f"or take its trials along with `{command('fork', wanted.name)} NEW FILE`",
+        "(You changed nothing? Then a new version of hpo added an option.)",
     )
 
 
-def _check_schema(connection: sa.Connection, row: Any, name: str) -> None:
-    """Refuse to work beside processes that read our rows in another way, and keep later ones of an earlier hpo out.
+def _check_schema(connection: sql.Connection, row: Any, name: str) -> None:
+    """Refuse to work beside workers of another schema, and set the study's schema to ours.
 
-    From schema 2 on the format always stands in the stored spec: an hpo of schema 1 knows no such key and cannot join.
+    From schema 2 on, the stored spec always has the key `format`. An hpo of schema 1 does not know that key and cannot
+    join.
     """
     spec = _stored_spec(row, name)
     if others := workers.of_another_schema(connection, row.uid, spec.recovery.lease_seconds):
@@ -340,9 +339,7 @@ def _check_schema(connection: sa.Connection, row: Any, name: str) -> None:
             f"end them, or wait until they have been silent for {spec.recovery.lease} (recovery.lease)"
         )
     if row.schema != SCHEMA:
-        connection.execute(
-            hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(schema=SCHEMA, spec=_to_store(spec))
-        )
+        study_rows.update(connection, row.uid, schema=SCHEMA, spec=_to_store(spec))
 
 
 def _to_store(spec: StudySpec) -> str:
@@ -350,55 +347,44 @@ def _to_store(spec: StudySpec) -> str:
 
 
 def lets_in(row: Any, digest: str) -> bool:
-    """Say whether the study, by our row of it, knows code with this digest."""
-    return digest in {row.code_digest, *json.loads(row.code_changes)}
+    """Return whether a study, by its row of ours, accepts code with this digest of `usercode.digest`."""
+    return not {row.code_digest, *json.loads(row.code_changes)}.isdisjoint(digest.split(" "))
 
 
-def _check_code(connection: sa.Connection, row: Any, digest: str, allow_change: bool) -> None:
+def _recorded(digest: str) -> str:
+    """Return what a study records of a digest of code: the part that comments do not change."""
+    return digest.partition(" ")[0]
+
+
+def _home_of_pickled(checkpoints: Path, digest: str) -> Path:
+    """Return the folder of a pickled function of a study. Running workers read theirs while a changed one gets another."""
+    return checkpoints / CODE_FOLDER / digest[:12]
+
+
+def _check_code(connection: sql.Connection, row: Any, digest: str, allow_change: bool, folder: Path) -> None:
     if lets_in(row, digest):
         return
-    begun = sa.select(sa.func.count()).where(trials.c.study_id == row.study_id)
-    if not connection.execute(begun).scalar_one():  # code that no trial has run may still be mended
-        connection.execute(hpo_studies.update().where(hpo_studies.c.uid == row.uid).values(code_digest=digest))
+    now, spec = _recorded(digest), _stored_spec(row, "")
+    moved = {"code_folder": str(_home_of_pickled(Path(row.checkpoints), digest))} if spec.is_pickled else {}
+    in_use = spec.is_pickled and workers.at_work(connection, row.uid, spec.recovery.lease_seconds)
+    if not in_use and not study_rows.count_trials(connection, row.study_id):  # nothing has run the old code
+        study_rows.update(connection, row.uid, code_digest=now, **moved)
         return
+    if not allow_change and spec.is_pickled:
+        parts = pickled.changed(Path(row.code_folder), folder)
+        raise MismatchError(
+            f"the function changed since the study was made{f': {parts}' if parts else ''}; undo the change, start a new study "
+            "with another name, or call hpo.search with allow_code_change=True, which is recorded"
+        )
     if not allow_change:
         raise MismatchError(
             "your own code, or a file of weights, changed since the study was made "
-            f"({row.code_digest[:12]} is now {digest[:12]}); undo the change, "
+            f"({row.code_digest[:12]} is now {now[:12]}); undo the change, "
             "start a new study with --name, or join with --allow-code-change, which is recorded"
         )
-    connection.execute(
-        hpo_studies.update()
-        .where(hpo_studies.c.uid == row.uid)
-        .values(code_changes=json.dumps([*json.loads(row.code_changes), digest]))
-    )
+    study_rows.update(connection, row.uid, code_changes=json.dumps([*json.loads(row.code_changes), now]), **moved)
 
 
-@contextmanager
-def as_in_optimize(study: optuna.Study) -> Iterator[None]:
-    """Run a trial as `study.optimize` does: `study.stop()` is allowed, and the sampler looks at the study anew."""
-    look_anew(study)
-    study._thread_local.in_optimize_loop = True
-    try:
-        yield
-    finally:
-        study._thread_local.in_optimize_loop = False
-
-
-def look_anew(study: optuna.Study) -> None:
-    """Let the sampler see the trials that there are now.
-
-    Optuna keeps the list that a sampler took until its `ask` or `tell` is called; we call neither, and a worker's TPE and
-    CMA-ES would for ever see the study as it was at their first trial.
-    """
-    study._thread_local.cached_all_trials = None
-
-
-def forget_stop(study: optuna.Study) -> None:
-    """Take note that a stop was passed on: the study may be resumed while this process lives."""
-    study._stop_flag = False
-
-
-def stop_was_requested(study: optuna.Study) -> bool:
-    """Say whether a sampler or an objective called `study.stop()` in this process."""
-    return bool(study._stop_flag)
+def holds_files(folder: Path) -> bool:
+    """Return whether a program has saved something in its folder."""
+    return folder.is_dir() and any(folder.iterdir())

@@ -1,81 +1,73 @@
-"""Checkpoint files: whole or not there, with a digest, and holding nothing that runs code when it is read.
+"""Checkpoint files: written atomically, with a digest, and without objects that run code when they are read.
 
-What is in the state is the caller's business, as long as it is made of tensors and plain Python values.
+A state may contain anything that is made of tensors and plain Python values.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from hpo.errors import CheckpointError
+from hpo.files import atomic_write
 from hpo.spec.failures import SPOILING, kind_of
 
 PLAIN = (bool, int, float, str, type(None))
 
 
 def save(path: Path | str, state: dict[str, Any]) -> str:
-    """Write the state to a file that appears whole or not at all, and return the SHA-256 of the file as hex.
+    """Write the state atomically to a file and return the file's SHA-256 as hex.
 
-    Folders are made. When this returns, the file has reached the disk. CheckpointError if `load` could not
-    read it back; OSError if the disk does not take it, and then what stood there before still does.
+    Missing folders are made. When this returns, the file has reached the disk. CheckpointError if `load` could not read
+    the state. OSError if the disk refuses it; an older file at this path is then unchanged.
     """
     path = Path(path)
-    _refuse_objects(state, "state")
+    refuse_objects(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same folder, so that the rename is atomic
-    try:
-        with open(unfinished, "x+b") as file:
-            _write(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return digest
+    with atomic_write(path) as unfinished, open(unfinished, "x+b") as file:
+        _write(state, file)
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
     try:
-        torch.save(_compact(state, {}), file)
-    except RuntimeError as error:  # in which torch wraps what the disk had to say
+        torch.save(_compact(state), file)
+    except RuntimeError as error:  # torch wraps the disk's errors in it
         if kind_of(error) in SPOILING:
-            raise  # what the GPU had to say
+            raise  # an error of the GPU, not of the disk
         raise OSError(f"the state could not be written: {error.__context__ or error}") from error
 
 
 def load(path: Path | str, digest: str | None = None) -> dict[str, Any]:
-    """Read a state back with its tensors on the CPU; CheckpointError if the file is missing, another, or
-    unreadable.
+    """Read a state, with its tensors on the CPU; CheckpointError if the file is missing, unreadable or another one.
+
+    Args:
+        digest: the expected SHA-256 as hex; None: not checked.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; apart, so that only opening is told as such
+        file = open(path, "rb")  # noqa: SIM115 - closed below; separate, so that only it raises "cannot be opened"
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be opened ({error.strerror}); check that this machine sees the checkpoint folder"
         ) from error
-    with file:  # hashed and read through one handle, so that both see one file
+    with file:  # one handle for hashing and reading, so that both see the same file
         found = hashlib.file_digest(file, "sha256").hexdigest()
         if digest is not None and found != digest:
             raise CheckpointError(
-                f"checkpoint {path} has SHA-256 {found}, recorded is {digest}: it was overwritten or "
+                f"checkpoint {path} has SHA-256 {found}, but {digest} is recorded: it was overwritten or "
                 "damaged; restore the file, or start the trial again from epoch 0"
             )
         file.seek(0)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch reads damaged files into errors of any type
+        except Exception as error:  # torch may raise any exception for a damaged file
             raise CheckpointError(
                 f"checkpoint {path} cannot be read by torch {torch.__version__} ({type(error).__name__}: "
                 f"{error}); restore the file, or start the trial again from epoch 0"
@@ -87,22 +79,20 @@ def load(path: Path | str, digest: str | None = None) -> dict[str, Any]:
     return state
 
 
-def _refuse_objects(value: object, where: str) -> None:
-    """Raise at saving, where it can be mended, rather than when `load` meets a type that it will not run code
-    for.
-    """
-    if type(value) in (dict, OrderedDict):
+def refuse_objects(value: object, where: str = "state") -> None:
+    """Raise CheckpointError for a type that `load` would refuse: at saving the state can still be mended."""
+    if type(value) in (dict, OrderedDict, Counter):
         assert isinstance(value, dict)
         for key, child in value.items():
             if type(key) not in PLAIN:
                 raise CheckpointError(
                     f"{where} has the key {key!r} of type {type(key).__name__}; use a plain Python value"
                 )
-            _refuse_objects(child, f"{where}[{key!r}]")
+            refuse_objects(child, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         assert isinstance(value, list | tuple)
         for index, child in enumerate(value):
-            _refuse_objects(child, f"{where}[{index}]")
+            refuse_objects(child, f"{where}[{index}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN:
         raise CheckpointError(
             f"{where} is {value!r} of type {type(value).__name__}; "
@@ -110,33 +100,52 @@ def _refuse_objects(value: object, where: str) -> None:
         )
 
 
-def _compact(value: Any, copies: dict[tuple[object, ...], Any]) -> Any:
-    """Return a state in which no tensor is a view of something larger: torch writes whole storages.
+def on_cpu(state: Any) -> Any:
+    """Return a copy of a state with its tensors on the CPU. Equal views of one storage stay one tensor."""
+    copies: dict[tuple[object, ...], torch.Tensor] = {}
 
-    Args:
-        copies: of such views, so that two of one place stay one.
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        place = _place(tensor) if tensor.layout == torch.strided else (id(tensor),)
+        if place not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return _with_tensors(state, copied)
+
+
+def _compact(state: Any) -> Any:
+    """Return a state in which no tensor is a view of a larger storage, since torch writes whole storages.
+
+    Equal views stay one tensor.
     """
+    copies: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def compact(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout != torch.strided:
+            return tensor
+        if tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size():
+            return tensor
+        place = _place(tensor)
+        if place not in copies:
+            copies[place] = tensor.detach().clone()
+        return copies[place]
+
+    return _with_tensors(state, compact)
+
+
+def _with_tensors(value: Any, changed: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a copy of a state with each tensor replaced by what `changed` returns for it."""
     if isinstance(value, dict):
-        compact = copy.copy(value)  # with what torch notes on the dict of a model
-        compact.update((key, _compact(child, copies)) for key, child in value.items())
-        return compact
+        found = copy.copy(value)  # keeps the metadata that torch sets on a model's state dict
+        for key, child in value.items():
+            found[key] = _with_tensors(child, changed)
+        return found
     if isinstance(value, list | tuple):
-        return type(value)(_compact(child, copies) for child in value)
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        return value
-    storage = value.untyped_storage()
-    if storage.nbytes() <= value.numel() * value.element_size():
-        return value
-    place = (storage.data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype, value.device)
-    if place not in copies:
-        copies[place] = value.detach().clone()
-    return copies[place]
+        return type(value)(_with_tensors(child, changed) for child in value)
+    return changed(value) if isinstance(value, torch.Tensor) else value
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the rename itself to the disk; without it a power cut may undo it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return what two equal views of one storage have in common."""
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

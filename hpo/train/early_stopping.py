@@ -1,8 +1,8 @@
-"""Rules by which a trial ends itself before its last epoch: functions of its raw curves up to an epoch, and of nothing else.
+"""Early stopping: rules that end a trial before its last epoch. They depend only on its raw curves up to an epoch.
 
-So a trial that goes on from a checkpoint stops where it would have stopped unbroken. The first epoch at which some rule says
-so is the last one that is trained. E_va is the validation loss, E_tr the training loss, both by epoch; a strip is `strip`
-epochs, the first one being epochs 1 to `strip`.
+So a trial that is resumed from a checkpoint stops at the same epoch as without a break. Training ends after the first
+epoch at which a rule applies. E_va is the validation loss, E_tr the training loss, both by epoch. A strip is `strip`
+successive epochs. The first one is epochs 1 to `strip`.
 
 GL, PQ and UP: L. Prechelt, Early Stopping - But When?, 1998, section 3.
 """
@@ -16,12 +16,12 @@ from itertools import pairwise
 from hpo.spec.metrics import column, direction
 from hpo.spec.training import Stopping
 
-Curves = Mapping[str, Sequence[float]]  # raw values by epoch, by the names that the ledger has for them
+Curves = Mapping[str, Sequence[float]]  # raw values by epoch, under the names of the ledger
 TRAINING, VALIDATION, SECONDS, GRADIENT = "train_loss", "validation_loss", "seconds", "gradient_norm"
 
 
 def verdict(settings: Stopping, curves: Curves) -> str | None:
-    """Return why a training ends after the last epoch of its curves, in a line; None if it goes on."""
+    """Return in one line why a training ends after the last epoch of its curves; None if it continues."""
     if len(curves[VALIDATION]) < settings.min_epochs:
         return None
     reasons = [rule(settings, curves) for name, rule in RULES.items() if getattr(settings, name) is not None]
@@ -29,20 +29,18 @@ def verdict(settings: Stopping, curves: Curves) -> str | None:
 
 
 def columns(settings: Stopping) -> list[str]:
-    """Return the curves that `verdict` wants to see."""
+    """Return the names of the curves that `verdict` needs."""
     found = [TRAINING, VALIDATION, SECONDS]
     found += [column(settings.monitor)] if settings.monitor else []
     found += [GRADIENT] if settings.gradient_norm is not None else []
     return list(dict.fromkeys(found))
 
 
-# --- the rules, each of which returns why it ends a training after the last epoch, or None -------------------------------
+# --- the rules; each returns why a training ends after the last epoch, or None -------------------------------------------
 
 
 def patience(settings: Stopping, curves: Curves) -> str | None:
-    """No improvement within `patience` epochs; one must be better than the best value b by more than
-    max(min_delta, min_relative * |b|).
-    """
+    """Stop if no epoch of the last `patience` improved on the best value b by more than max(min_delta, min_relative * |b|)."""
     assert settings.patience is not None
     assert settings.monitor is not None
     curve = curves[column(settings.monitor)]
@@ -56,14 +54,14 @@ def patience(settings: Stopping, curves: Curves) -> str | None:
 
 
 def gl(settings: Stopping, curves: Curves) -> str | None:
-    """GL(alpha): the generalisation loss is above alpha percent."""
+    """Stop by GL(alpha): the generalisation loss is above alpha percent."""
     assert settings.gl is not None
     found = generalisation_loss(curves[VALIDATION])
     return f"stopping.gl = {settings.gl:g}: the generalisation loss is {found:.4g} %" if found > settings.gl else None
 
 
 def pq(settings: Stopping, curves: Curves) -> str | None:
-    """PQ(alpha, k): at a strip's end the generalisation loss over the strip's training progress is above alpha."""
+    """Stop by PQ(alpha, k): at a strip's end, generalisation loss divided by training progress is above alpha."""
     assert settings.pq is not None
     if not _ends_strip(settings, curves):
         return None
@@ -75,7 +73,7 @@ def pq(settings: Stopping, curves: Curves) -> str | None:
 
 
 def up(settings: Stopping, curves: Curves) -> str | None:
-    """UP(s): the validation loss went up in s successive strips, E_va(t) > E_va(t - k) at the end t of each."""
+    """Stop by UP(s): the validation loss rose in s successive strips, E_va(t) > E_va(t - k) at the end t of each."""
     assert settings.up is not None
     if not _ends_strip(settings, curves):
         return None
@@ -89,7 +87,7 @@ def up(settings: Stopping, curves: Curves) -> str | None:
 
 
 def max_seconds(settings: Stopping, curves: Curves) -> str | None:
-    """The epochs took so long together, validation included."""
+    """Stop if all epochs together, with validation, took `max_seconds` or more."""
     assert settings.max_seconds is not None
     spent = math.fsum(curves[SECONDS])
     if spent < settings.max_seconds:
@@ -98,7 +96,7 @@ def max_seconds(settings: Stopping, curves: Curves) -> str | None:
 
 
 def gradient_norm(settings: Stopping, curves: Curves) -> str | None:
-    """The mean 2-norm of the epoch's gradients, before clipping, is below the value."""
+    """Stop if the mean 2-norm of the epoch's gradients, before clipping, is below `gradient_norm`."""
     assert settings.gradient_norm is not None
     found = curves[GRADIENT][-1]
     if not found < settings.gradient_norm:
@@ -120,11 +118,11 @@ def _ends_strip(settings: Stopping, curves: Curves) -> bool:
     return len(curves[VALIDATION]) % settings.strip == 0
 
 
-# --- what they are made of ------------------------------------------------------------------------------------------------
+# --- quantities of the rules ----------------------------------------------------------------------------------------------
 
 
 def generalisation_loss(validation: Sequence[float]) -> float:
-    """Return GL(t) = 100 * (E_va(t) / E_opt(t) - 1) in percent, E_opt(t) being the lowest validation loss up to t."""
+    """Return GL(t) = 100 * (E_va(t) / E_opt(t) - 1) in percent, where E_opt(t) is the lowest validation loss up to t."""
     lowest, last = min(validation), validation[-1]
     if last == lowest:
         return 0.0
@@ -132,7 +130,7 @@ def generalisation_loss(validation: Sequence[float]) -> float:
 
 
 def training_progress(strip: Sequence[float]) -> float:
-    """Return P_k(t) = 1000 * (mean / min - 1) of the training losses of a strip, in thousandths."""
+    """Return P_k(t) = 1000 * (mean / min - 1) of a strip's training losses, in thousandths."""
     lowest = min(strip)
     if max(strip) == lowest:
         return 0.0
@@ -140,8 +138,10 @@ def training_progress(strip: Sequence[float]) -> float:
 
 
 def last_improvement(curve: Sequence[float], min_delta: float, min_relative: float, *, maximize: bool) -> int:
-    """Return the last epoch, from 1, whose value improved on the best one before by more than what is asked; 0 if none is
-    finite. The first finite value is an improvement, and what improves by less does not raise the bar.
+    """Return the last epoch, from 1, that improved on the best value by more than max(min_delta, min_relative * |best|).
+
+    The first finite value is an improvement. A smaller improvement does not change the best value. 0 if no value is
+    finite.
     """
     sign, best, epoch = (1.0 if maximize else -1.0), None, 0
     for number, value in enumerate(curve, start=1):
@@ -153,8 +153,9 @@ def last_improvement(curve: Sequence[float], min_delta: float, min_relative: flo
 
 
 def overfits_since(training: Sequence[float], validation: Sequence[float], *, percent: float = 5.0) -> int | None:
-    """Return the epoch of the lowest validation loss, from 1, if the model has overfitted since: the generalisation loss at
-    the end is above `percent` while the training loss is below what it was then. None if it has not.
+    """Return the epoch of the lowest validation loss, from 1, if the model overfits since then, else None.
+
+    It overfits if the final generalisation loss is above `percent` and the training loss is lower than at that epoch.
     """
     if not validation or not all(map(math.isfinite, (*training, *validation))):
         return None

@@ -1,6 +1,6 @@
-"""Metrics of the validation part beside loss and accuracy, by torchmetrics: each a function of probabilities and labels.
+"""Further validation metrics by torchmetrics. Each is a function of probabilities and labels.
 
-torchmetrics is imported when the first one is computed: that takes longer than torch itself.
+torchmetrics is imported when the first one is computed, since its import takes longer than torch's.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from hpo.errors import SpecError
 from hpo.spec.metrics import TOP_K
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # probabilities [N, classes], labels [N] -> a number
-BINS = 15  # of the calibration error, equally wide
+BINS = 15  # bins of the calibration error, of equal width
 
 
 def macro_f1(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the classes' F1 scores, each class counting the same; a class that neither occurs nor is predicted
-    is left out.
-    """
+    """Return the unweighted mean of the F1 scores of all classes that occur or are predicted."""
     from torchmetrics.functional import classification
 
     classes = probabilities.shape[1]
@@ -30,21 +28,20 @@ def macro_f1(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def auroc(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the classes' areas under the receiver operating characteristic, one class against the rest; a class
-    that does not occur is left out. Not a number if fewer than two do.
+    """Return the area under the receiver operating characteristic, one class against the rest, averaged over the classes.
+
+    Classes that do not occur are left out. NaN if fewer than two classes occur.
     """
     from torchmetrics.functional import classification
 
     classes = probabilities.shape[1]
     areas = classification.multiclass_auroc(probabilities, labels, classes, average="none", validate_args=False)
     count = torch.bincount(labels, minlength=classes)
-    return areas[(count > 0) & (count < len(labels))].mean()  # torchmetrics' own mean counts the others as 0
+    return areas[(count > 0) & (count < len(labels))].mean()  # torchmetrics' own mean takes the others as 0
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the expected calibration error: the gap between confidence and accuracy, mean over images, in 15 bins
-    (Guo et al., 2017).
-    """
+    """Return the expected calibration error in 15 bins: mean gap between confidence and accuracy (Guo et al., 2017)."""
     from torchmetrics.functional import classification
 
     classes = probabilities.shape[1]
@@ -54,7 +51,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def top_k(k: int) -> Measure:
-    """Return the share of images whose label is among the k most probable classes."""
+    """Return the measure of the share of images whose label is among the k most probable classes."""
 
     def measure(probabilities: Tensor, labels: Tensor) -> Tensor:
         from torchmetrics.functional import classification
@@ -70,13 +67,12 @@ MEASURES: dict[str, Measure] = {"macro_f1": macro_f1, "auroc": auroc, "calibrati
 
 
 def compute(names: Sequence[str], logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return metrics by name.
+    """Return metrics by name. All are NaN if a probability is not finite.
 
     Args:
-        logits: [N, classes], of which probabilities are made by softmax, in float64.
-        labels: [N], integers.
-
-    All are not-a-number where some logit is not finite.
+        names: keys of MEASURES, or names such as top_5.
+        logits: [N, classes]; softmax in float64 makes them probabilities.
+        labels: integers [N].
     """
     if not names:
         return {}
@@ -84,7 +80,7 @@ def compute(names: Sequence[str], logits: Tensor, labels: Tensor) -> dict[str, f
     if not torch.isfinite(probabilities).all():
         return dict.fromkeys(names, math.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class that does not occur
+        warnings.simplefilter("ignore", UserWarning)  # warns of classes that do not occur
         found = torch.stack([_measure(name)(probabilities, labels).double() for name in names])
     return dict(zip(names, found.tolist(), strict=True))
 
@@ -95,10 +91,10 @@ def _measure(name: str) -> Measure:
 
 
 def check(names: Sequence[str], classes: int) -> None:
-    """Raise SpecError for a metric that says nothing of so many classes."""
+    """Raise SpecError for a metric that is the same for every model with this number of classes."""
     for name in names:
         match = TOP_K.fullmatch(name)
         if match and int(match[1]) >= classes:
             raise SpecError(
-                f"{name}: is 1 for every model, the data has {classes} classes; use a K below {classes} or remove it"
+                f"{name}: is 1 for every model, since the data has {classes} classes; use a K below {classes} or remove it"
             )

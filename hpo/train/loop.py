@@ -1,6 +1,6 @@
-"""The reference executor: one run, one model, one step after the other, as plain PyTorch would do it.
+"""The reference executor: it trains one run step by step, as plain PyTorch does.
 
-Where a run ends by a rule of its own it says so itself: then it is finished, and the loop ends.
+A run that ends by one of its own rules is finished, and the loop ends.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hpo.train.optim.optimizers import load_compiler
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 
-Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and with whose labels they are mixed
+Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and mixed labels if images are mixed
 
 
 class Loop:
-    """The executor that trains one run at a time: the reference."""
+    """The reference executor, which trains one run at a time."""
 
     name = "loop"
     slots = 1
@@ -35,32 +35,31 @@ class Loop:
         self.runs: list[Run] = []
 
     def put(self, run: Run) -> None:
-        """Take up a run; ValueError if there is one already."""
+        """Add a run; ValueError if there is one already."""
         if self.runs:
-            raise ValueError("the loop trains one run at a time; wait until it has ended")
+            raise ValueError("the loop trains one run at a time; remove the other run first")
         self.runs.append(run)
         run.note_executor(self.name)
 
     def remove(self, run: Run) -> None:
-        """Let the run go."""
+        """Remove the run."""
         self.runs.remove(run)
 
     def compact(self) -> None:
-        """Do nothing: there are no empty slots to close."""
+        """Do nothing, since there are no empty slots."""
 
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
-        """Train the run to the end of its epoch and return the result, none if `stop` ended that amid it."""
+        """Train the run to the end of its epoch and return the result, or an empty list if `stop` ended it before."""
         return [result for run in self.runs for result in islice(train(run, stop), 1)]
 
 
 def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
-    """Train a run on, one result per epoch, until its last epoch or until `stop`, asked before every batch,
-    says so.
+    """Train a run and yield one result per epoch, until the run is finished or `stop` returns true.
 
-    A stop leaves the epoch unfinished and yields nothing for it; calling `train` again goes on with the
-    next batch. At each epoch's start the batch order, the dropout masks and torch's global generators
-    (for models of users that draw from them) are seeded anew, so that an epoch depends on the weights it
-    starts from and on nothing before.
+    `stop` is called before every batch. A stop leaves the epoch unfinished and yields no result for it. Another call of
+    `train` continues with the next batch. At the start of an epoch the batch order, the dropout masks and torch's
+    global generators, from which users' models may draw, are seeded anew. So an epoch depends only on the state that it
+    starts from.
     """
     run.note_executor(Loop.name)
     load_compiler()
@@ -76,8 +75,8 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochR
 
 
 def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
-    """Train the rest of one epoch; False if `stop` ended it."""
-    laid_out = run.layout  # first, as trying it takes layers out of the mode that `enter_epoch` leaves them in
+    """Train the rest of one epoch; return False if `stop` ended it."""
+    laid_out = run.layout  # before `enter_epoch`, since its test changes the modes of layers
     run.enter_epoch()
     model, optimizer, labels, loss_sum = run.model, run.optimizer, run.splits.train.labels, run.loss_sum
     autocast = autocasting(run.device, run.precision)
@@ -93,7 +92,7 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
             run.leave_epoch(batch)
             return False
         run.set_rate(batch)
-        for parameter in parameters:  # optimizer.zero_grad() without its profiling hooks
+        for parameter in parameters:  # as optimizer.zero_grad(), without its profiling hooks
             parameter.grad = None
         x, y = next(fed), labels.index_select(0, batches[batch])
         for shown, label, mixture in _passes(run, parameters, _cut(run, x, y, augmentation, batch)):
@@ -120,7 +119,7 @@ def _augmentation(run: Run) -> Augmentation | None:
 
 
 def _cut(run: Run, x: Tensor, y: Tensor, augmentation: Augmentation | None, batch: int) -> Iterable[Piece]:
-    """Return the micro-batches of a batch of the epoch, augmented."""
+    """Return the augmented micro-batches of a batch."""
     mixed = None
     if augmentation is not None:
         x, mixed = augmentation.images(x, batch), augmentation.labels(y, batch)
@@ -129,14 +128,14 @@ def _cut(run: Run, x: Tensor, y: Tensor, augmentation: Augmentation | None, batc
 
 
 def _passes(run: Run, parameters: Sequence[Tensor], batch: Iterable[Piece]) -> Iterable[Piece]:
-    """Return the micro-batches that give a batch its gradient: all of them twice under sharpness-aware minimisation."""
+    """Return the micro-batches for a batch's gradient: each once, or twice for sharpness-aware minimisation."""
     if not run.sam_rho:
         return batch
     return sam.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness.dropout, run.loss_sum)
 
 
 def _mean_loss(loss_of: Loss, logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
-    """Return the mean loss of images, of those that are mixed by both of their labels."""
+    """Return the mean loss of images. Mixed images have a weighted loss of both labels."""
     if mixed is None:
         return losses.reduced(loss_of, logits, labels, "mean")
     return mixed.losses(lambda labels: loss_of(logits, labels)).mean()
@@ -163,7 +162,7 @@ def _finish_epoch(run: Run, started: float) -> EpochResult:
 
 
 def _validate(run: Run, logits_too: list[Tensor] | None) -> Tensor:
-    """Return loss and accuracy [2] of the validation part, by the average of weights if there is one."""
+    """Return loss and accuracy [2] of the validation split, with the average of weights if there is one."""
     average = run.average
     if average is None:
         return _judge(run, logits_too)
@@ -182,7 +181,7 @@ def _judge(run: Run, logits_too: list[Tensor] | None) -> Tensor:
 
 
 def plain_batches(run: Run) -> Iterator[Tensor]:
-    """Return the images of the epoch's batches as they are, each batch in its micro-batches."""
+    """Return the images of the epoch's micro-batches without augmentation."""
     batches = torch.split(run.order(), run.batch_size)
     return map(run.layout, run.images.feed(rows for batch in batches for rows in cut(batch, run.pieces)))
 

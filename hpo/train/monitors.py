@@ -1,7 +1,7 @@
-"""What is watched of a run beside its losses and its accuracy: norms of parameters and gradients, the gradients' noise.
+"""Monitors of a run: norms of parameters and gradients, noise of gradients.
 
-All of it is sums over the steps of an epoch, kept on the device. Gradients are those of whole batches, penalties
-included, before clipping.
+They keep sums over the steps of an epoch on the device. Gradients are those of whole batches, with penalties and before
+clipping.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NORM, SQUARE, PRODUCT = range(3)  # what is summed up: |g|, |g|^2, g * (the g of the step before)
+NORM, SQUARE, PRODUCT = range(3)  # places of the sums of |g|, |g|^2, and g * (g of the previous step)
 SUMS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """What a run is asked to measure; nothing of it changes what it trains to."""
+    """What a run measures. It does not change the trained weights."""
 
-    metrics: tuple[str, ...] = ()  # of the validation part, beside loss and accuracy
+    metrics: tuple[str, ...] = ()  # validation metrics other than loss and accuracy
     norms: bool = False
     noise: bool = False
     resources: bool = False
-    by_step: bool = False  # loss and norms of every step, for whoever reads `StepMonitor.steps` between epochs
+    by_step: bool = False  # whether `StepMonitor.steps` keeps loss and norms of every step of the epoch
 
     @property
     def gradients(self) -> bool:
-        """Whether something has to be done in every step."""
+        """Whether something is measured in every step."""
         return self.norms or self.noise or self.by_step
 
 
 class StepMonitor:
-    """What has been measured of one run's steps in the epoch under way."""
+    """The measurements of one run's steps in the current epoch."""
 
     def __init__(self, watch: Watch, parameters: Mapping[str, Tensor], device: torch.device) -> None:
-        """Watch the gradients of these parameters, by name."""
+        """Watch these parameters, given by name."""
         self.watch = watch
         self.parameters = parameters
         self.sums = torch.zeros(SUMS, dtype=torch.float64, device=device)
-        self.before: dict[str, Tensor] = {}  # the gradient of the step before; a stack keeps it in a row of its own
-        self.steps: list[Tensor] = []  # by step: losses so far, norm of the gradient, of the parameters before the step
+        self.before: dict[str, Tensor] = {}  # gradient of the previous step; a stack keeps it in a row instead
+        self.steps: list[Tensor] = []  # by step: sum of losses, norm of the gradient, norm of the parameters before it
 
     def begin(self) -> None:
         """Begin an epoch."""
@@ -52,16 +52,16 @@ class StepMonitor:
         self.before, self.steps = {}, []
 
     def keep_in(self, place: Tensor) -> None:
-        """Let the sums be in this place from now on."""
+        """Move the sums into this tensor."""
         place.copy_(self.sums)
         self.sums = place
 
     @torch.no_grad()
     def take(self, losses: Tensor) -> None:
-        """Measure a step, between the backward pass and whatever is done to the gradients.
+        """Measure a step, between the backward pass and clipping.
 
         Args:
-            losses: the sum of the epoch's losses so far, without dimensions.
+            losses: sum of the epoch's losses so far, a tensor without dimensions.
         """
         found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norm = norm_of(list(found.values()))
@@ -78,11 +78,11 @@ class StepMonitor:
             self.steps.append(torch.stack([losses, norm, self.parameter_norm()]))
 
     def parameter_norm(self) -> Tensor:
-        """Return the 2-norm of the parameters that are trained."""
+        """Return the 2-norm of the trained parameters."""
         return norm_of([p.detach() for p in self.parameters.values() if p.requires_grad])
 
     def trajectory(self) -> list[list[float]]:
-        """Return of each step of the epoch its loss, the gradient's norm, and the parameters' before it."""
+        """Return loss, norm of the gradient, and norm of the parameters before the step, for each step of the epoch."""
         if not self.steps:
             return []
         found = torch.stack(self.steps)
@@ -91,18 +91,18 @@ class StepMonitor:
         return steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on amid an epoch."""
+        """Return what `load_state_dict` needs to continue within an epoch."""
         return {"sums": self.sums, "before": dict(self.before), "steps": list(self.steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state, which is not written to later."""
+        """Load a state. It is not written to later."""
         self.sums.copy_(state["sums"])
         self.before = {name: tensor.clone() for name, tensor in state["before"].items()}
         self.steps = list(state["steps"])
 
 
 def norm_of(tensors: list[Tensor]) -> Tensor:
-    """Return the 2-norm over all elements of all tensors, float64 without dimensions."""
+    """Return the 2-norm over all elements of all tensors, a float64 tensor without dimensions."""
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64)))
     return norm
 
@@ -110,14 +110,20 @@ def norm_of(tensors: list[Tensor]) -> Tensor:
 def of_gradients(
     watch: Watch, sums: Sequence[float], parameter_norm: float, *, steps: int, batch_size: int
 ) -> dict[str, float]:
-    """Return what an epoch's sums come to, by name.
+    """Return the gradient statistics of an epoch by name.
 
-    `gradient_variance` is the trace of the covariance of minibatch gradients, `noise_scale` that of single images over the
-    squared length of the true gradient, in images: the simple noise scale B = tr(S) / |G|^2 (McCandlish et al., An Empirical
-    Model of Large-Batch Training, 2018, appendix A.1). Its two unbiased estimates, from batches of B and 2 B images, come
-    to |G|^2 = g1 * g2 and tr(S) = B * (|g|^2 - g1 * g2), each averaged over an epoch's steps before they are divided; g1 and
-    g2 are the gradients of successive steps, between which the weights move by one update. Not a number for a single step
-    or where the estimate of |G|^2 is not above 0.
+    `gradient_variance` is the trace of the covariance of batch gradients. `noise_scale` is the simple noise scale tr(S)
+    / |G|^2 in images, where S is the covariance of single images' gradients and G the true gradient (McCandlish et al.,
+    An Empirical Model of Large-Batch Training, 2018, appendix A.1). The unbiased estimates, from batches of B and 2 B
+    images, are |G|^2 = g1 * g2 and tr(S) = B * (|g|^2 - g1 * g2), where g1 and g2 are the gradients of successive
+    steps. Between these the weights move by one update. Each estimate is averaged over an epoch's steps before the
+    division. The result is NaN for a single step, and the noise scale also if the estimate of |G|^2 is not above 0.
+
+    Args:
+        sums: sums of the epoch's steps, by NORM, SQUARE and PRODUCT.
+        parameter_norm: 2-norm of the trained parameters.
+        steps: steps of the epoch.
+        batch_size: images per batch.
     """
     found = {"gradient_norm": sums[NORM] / steps, "parameter_norm": parameter_norm} if watch.norms else {}
     if watch.noise:
@@ -129,7 +135,7 @@ def of_gradients(
 
 
 def of_resources(device: torch.device, images: int, seconds: float) -> dict[str, float]:
-    """Return training images a second and the most memory so far, in MiB: of the GPU, else of this process."""
+    """Return training images per second and peak memory in MiB, of the GPU or else of this process."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**20
     else:

@@ -1,6 +1,6 @@
-"""Images that come out normalised, kept once per process however many runs train on them.
+"""Normalised images, kept once per process for any number of runs.
 
-Those that are resident are taken by row where they are; those in store are read ahead, batch by batch, as they are due.
+Resident images are taken by row on their device. Stored images are read ahead batch by batch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from hpo.data import Stored
 
 FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
-AHEAD = 3  # batches that are read before they are due
-REMEMBERED = 8  # parts, in one number type each, whose float copies are kept
+AHEAD = 3  # batches that are read ahead
+REMEMBERED = 8  # most pairs of split and number type whose `Pixels` are kept
 
 Layout = Callable[[Tensor], Tensor]
 
 
 class Pixels:
-    """The images of one part: as floats from the start if those are small, else from uint8 batch by batch."""
+    """The images of one split. Small ones are kept as floats, larger ones are converted from uint8 batch by batch."""
 
     def __init__(self, images: Tensor | Stored, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -36,37 +36,39 @@ class Pixels:
         self._images = images  # [N, C, H, W]
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return the images of these rows."""
+        """Return the normalised images of these rows."""
         if isinstance(self._images, Stored):
             return next(self._read([rows]))
         return self._normalised(self._images.index_select(0, rows))
 
     def feed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield, batch by batch, what `take` returns for each."""
+        """Yield the result of `take` for each batch of rows."""
         return self._read(batches) if isinstance(self._images, Stored) else map(self.take, batches)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """Yield all images in order, `size` at a time."""
+        """Yield all normalised images in order, `size` at a time."""
         if isinstance(self._images, Stored):
             return self._read(torch.split(torch.arange(len(self._images)), size))
         return map(self._normalised, torch.split(self._images, size))
 
     def _read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield batches from the store, read and pinned by a thread ahead of their use: no processes, which would each
-        start anew for every epoch, and need shared memory that containers are short of.
+        """Yield batches from the store, which a thread reads ahead and pins.
+
+        It uses no processes. They would start anew for every epoch, and would need shared memory, which is scarce in
+        containers.
         """
         assert isinstance(self._images, Stored)
         device = self._images.device
         listed = list(batches)
         sizes = [len(batch) for batch in listed]
-        rows = torch.cat(listed).cpu()  # one wait for the device, not one a batch
+        rows = torch.cat(listed).cpu()  # one wait for the device instead of one per batch
         order: Any = torch.split(rows, sizes)
         loader = DataLoader(
             _Rows(self._images),
             batch_sampler=order,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # it draws a number, which is not to come from what models draw from
+            generator=torch.Generator(),  # the loader draws a number, which must not come from torch's global generator
         )
         for images in _ahead(iter(loader)):
             yield self._normalised(images.to(device, non_blocking=True))
@@ -78,7 +80,7 @@ class Pixels:
 
 
 class _Rows(Dataset[Tensor]):
-    """Stored images as a DataLoader wants them."""
+    """Stored images as a data set for DataLoader."""
 
     def __init__(self, images: Stored) -> None:
         self._images = images
@@ -92,7 +94,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yield from an iterator that a thread keeps AHEAD of us."""
+    """Yield from an iterator that a thread reads AHEAD items in advance."""
     with ThreadPoolExecutor(1) as reader:
         due = deque(reader.submit(next, batches, None) for _ in range(AHEAD))
         while (batch := due.popleft().result()) is not None:
@@ -101,8 +103,10 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def endless_batches(images: Tensor | Stored, mean: Tensor, std: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield batches of normalised images [size, C, H, W] on the CPU without end, each pass in an order of its own from torch's
-    generator; of all images where there are fewer than `size`.
+    """Yield batches of normalised float32 images [size, C, H, W] on the CPU without end.
+
+    Each pass has a new order from torch's global generator. If there are fewer than `size` images, a batch has all of
+    them.
     """
     found, size = pixels(images, mean, std, torch.float32), min(size, len(images))
     while True:
@@ -113,31 +117,31 @@ def endless_batches(images: Tensor | Stored, mean: Tensor, std: Tensor, size: in
 
 @lru_cache(maxsize=REMEMBERED)
 def pixels(images: Tensor | Stored, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Pixels:
-    """Return the images of a part in a number type; tensors are told apart by identity, so they must not be written to."""
+    """Return the images of a split in a number type. They are cached by the tensors' identity, so do not change tensors."""
     return Pixels(images, mean, std, dtype)
 
 
 def as_they_lie(images: Tensor) -> Tensor:
-    """Return images as they are."""
+    """Return images unchanged."""
     return images
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Return images [N, C, H, W] whose channels lie beside each other in memory, which convolutions on a CPU like best.
+    """Return images [N, C, H, W] with channels last in memory, for which convolutions on a CPU are fastest.
 
-    The layers behind take the layout over from their input; weights stay as they are, and so do optimizers.
+    The following layers take the layout over from their input. Weights and optimizers are not changed.
     """
     _, channels, height, width = images.shape
-    if channels == 1:  # the same memory either way, but torch goes by the strides
+    if channels == 1:  # the memory is the same, but torch decides by the strides
         return images.as_strided(images.shape, (height * width, 1, width, 1))
     return images.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def layout_of(model: nn.Module, images: Pixels) -> Layout:
-    """Return how a model's images are to lie in memory, tried on two of them: a function of a batch [B, C, H, W].
+    """Return the function that lays out a model's images [B, C, H, W] in memory, after a test with two images.
 
-    A model may depend on where numbers lie, as one that calls `view` does; it gets its images as they are.
+    A model may depend on the layout, for example by `view`. Such a model gets its images unchanged.
     """
     some = next(images.split(2))
     gains = some.device.type == "cpu" and some.dtype == torch.float32  # oneDNN's convolutions

@@ -1,4 +1,4 @@
-"""The number types that a model is trained in: of its parameters and images, and of its forward pass."""
+"""The number types of a training: of parameters and images, and of the forward pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def autocasting(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context in which a model of this precision runs forward."""
+    """Return the context for the forward pass of a model in this precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def number_type(model: nn.Module) -> torch.dtype:
-    """Return the type that images are fed in: the parameters' own, so that a model in float64 is trained in
-    float64.
-    """
+    """Return the number type of a model's images: that of its parameters, so that a float64 model gets float64 images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

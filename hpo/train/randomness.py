@@ -1,4 +1,4 @@
-"""What is random in a run: drawn from generators that its seed, a purpose and the epoch key, and nothing before it."""
+"""Random numbers of a run, from generators that are seeded by (seed, purpose, epoch) alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from hpo.spec.seeds import derive
 
 
 def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a model on the CPU from weights that depend on the seed alone, with our dropout in place of
-    torch's.
+    """Build a model on the CPU with weights that depend on the seed alone, and replace torch's dropout by ours.
 
-    The same weights come out whatever the device is moved to later, and torch's global generator is left as
-    it was.
+    The weights are the same for every device that the model is moved to later. torch's global generator is not changed.
     """
-    is_default = torch.get_default_device().type == "cpu"  # else each call of torch goes through Python once more
+    is_default = torch.get_default_device().type == "cpu"  # then no device context is needed; it slows each call
     with torch.random.fork_rng(devices=[]), nullcontext() if is_default else torch.device("cpu"):
         torch.default_generator.manual_seed(derive(seed, "init"))
         return adopt_dropout(build())
 
 
 class Randomness:
-    """The generators of one run: one of its own for dropout masks, and torch's global ones, which models of users draw from."""
+    """The generators of one run: its own for dropout masks, and torch's global ones, from which users' models may draw."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.dropout = torch.Generator(device)
@@ -34,7 +32,7 @@ class Randomness:
         self._device = device
 
     def drawn_for(self, purpose: str, epoch: int) -> torch.Generator:
-        """Return a fresh generator on the CPU, so that what it draws is the same on every device."""
+        """Return a new CPU generator for a purpose in an epoch. On the CPU its numbers are the same for every device."""
         return torch.Generator().manual_seed(derive(self._seed, purpose, epoch))
 
     def begin(self, epoch: int) -> None:
@@ -47,14 +45,14 @@ class Randomness:
                 torch.cuda.manual_seed(seed)
 
     def states(self) -> dict[str, Tensor]:
-        """Return where the generators are, amid an epoch."""
+        """Return the states of the generators within an epoch."""
         states = {"dropout": self.dropout.get_state(), "global": torch.get_rng_state()}
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)
         return states
 
     def restore(self, states: Mapping[str, Tensor]) -> None:
-        """Put the generators back to where they were."""
+        """Restore the states of the generators."""
         self.dropout.set_state(states["dropout"])
         torch.set_rng_state(states["global"])
         if self._device.type == "cuda":

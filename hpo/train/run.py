@@ -1,9 +1,8 @@
-"""A run: one trial in training, whoever trains it.
+"""A run: one trial in training, for every executor.
 
-What it owns: batch order, randomness, where it stands and how it goes on from there bit for bit, and the rules of its own
-by which it ends. An executor trains it (`loop.py` alone, `stack.py` with others) by the calls listed at its end, in their
-order. What it leaves to both and to their callers: pruning, reports, checkpoints, and what to do about a loss that is not
-finite.
+A run owns its batch order, its randomness, its position, its saved state for a bit-for-bit resume, and its stopping
+rules. An executor trains it (`loop.py` alone, `stack.py` with others) by the calls at the end of the class, in their
+order. Pruning, reports, checkpoints and non-finite losses are handled by the callers of executors.
 """
 
 from __future__ import annotations
@@ -53,30 +52,38 @@ STATE = (
 
 
 class Run:
-    """One trial in training; between epochs, or where `stop` ended it, its state can be saved and taken up
-    elsewhere.
+    """One trial in training. Its state can be saved and resumed between epochs, or where `stop` ended it.
 
-    Images and labels stay on their device as the splits hold them. `optimizer` comes fresh: its learning
-    rates are the ones that the schedule multiplies. Every random draw is keyed by (seed, purpose, epoch), those
-    by which `augment` has training images augmented as well.
+    Images and labels stay on their device as the splits hold them. Every random draw is keyed by (seed, purpose,
+    epoch).
 
-    A gradient longer than `clip_norm` (2-norm over all parameters) is shortened to it (Pascanu et al. 2013), and
-    its elements are kept within `clip_value` of 0; None leaves it as it is.
+    With micro-batches the gradients of a batch add up to those of the whole batch, and each batch is still one step.
+    Validation uses batches that are smaller by the same factor. Apart from rounding there are two differences from
+    whole batches: batch norm works on micro-batches, and dropout masks are drawn for each. A training split smaller
+    than one batch uses fewer micro-batches, so that none has a single image. The number of micro-batches belongs to the
+    configuration of a saved state.
 
-    Training minimises the mean of `loss` over the images of a batch and what `penalised` adds to it. Validation judges the
-    average of the weights that `averaging` makes, by the loss without label smoothing.
+    Args:
+        model: the model, on the device of the images.
+        optimizer: a new optimizer. The schedule multiplies its learning rates.
+        schedule: maps an optimizer step to learning-rate factor and momentum.
+        splits: training and validation data.
+        epochs: number of epochs.
+        batch_size: images per optimizer step.
+        seed: seed of all random draws.
+        precision: number type of the forward pass.
+        accumulation: micro-batches per batch, near-equal and in order.
+        augment: strengths of the augmentation of training images.
+        clip_norm: largest 2-norm of the gradient over all parameters (Pascanu et al. 2013); None: no limit.
+        clip_value: largest absolute value of an element of the gradient; None: no limit.
+        loss: its mean over a batch is minimised. Validation uses it without label smoothing.
+        penalised: penalties that are added to the gradient, and bound on the weights.
+        averaging: average of weights that validation uses.
+        sam_rho: distance of sharpness-aware minimisation, see `optim/sam.py`; 0: plain gradients.
+        stopping: rules that end the run before its last epoch; None: no rules.
+        watch: further values to measure.
 
-    With `sam_rho` above 0, each step's gradient is taken that far uphill, see `optim/sam.py`; micro-batches climb together, and
-    penalties add to the gradient as ever.
-
-    `accumulation` says in how many micro-batches each batch is taken, near-equal and in order; their
-    gradients add up to those of the whole batch, and there is one step a batch as ever. Validation takes
-    fewer images at once by the same factor. What differs from whole batches, beyond rounding: batch norm
-    normalises, and moves its running statistics, by micro-batches, and dropout masks are drawn for each. A
-    training part smaller than a batch is taken in fewer, so that none has one image. It belongs to the
-    configuration that a saved state asks for.
-
-    `stopping` ends the run before its last epoch; `watch` says what is measured beside losses and accuracy.
+    ValueError for an impossible batch size or number of micro-batches, or if model and images are on different devices.
     """
 
     def __init__(
@@ -125,7 +132,7 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
         self.batch_size = min(batch_size, len(splits.train.labels))
         self.accumulation = accumulation
-        self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch as it is
+        self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch of the actual size
         self.precision: Precision = precision
         self.augment = augment
         self.clip_norm = clip_norm
@@ -139,64 +146,64 @@ class Run:
         self._schedule = schedule
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
 
-        self.epoch = 0  # epochs finished
-        self.batch = 0  # batches finished in the epoch under way
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of those batches' mean losses
+        self.epoch = 0  # finished epochs
+        self.batch = 0  # finished batches of the current epoch
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # sum of the mean losses of these batches
         self.average = Average(averaging, model, epochs) if averaging.every else None
         owned = {p for group in optimizer.param_groups for p in group["params"]}
         self.monitor = StepMonitor(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
-        self.executors: list[str] = []  # that have trained it, in order
-        self.curves: dict[str, list[float]] = {name: [] for name in _looked_at(stopping)}  # raw, of the epochs finished
-        self.stopped_by: str | None = None  # why it ended before its last epoch, by a rule of its own
-        self._schedule_now = schedule  # as it is for the epoch under way
-        self._seconds = 0.0  # spent on the epoch under way before it was stopped
-        self._generators: dict[str, Tensor] = {}  # where the epoch was stopped; empty between epochs
+        self.executors: list[str] = []  # executors that trained the run, in order
+        self.curves: dict[str, list[float]] = {name: [] for name in _looked_at(stopping)}  # raw, of finished epochs
+        self.stopped_by: str | None = None  # why one of its stopping rules ended it before its last epoch
+        self._schedule_now = schedule  # for the current epoch
+        self._seconds = 0.0  # seconds spent on the current epoch before it was stopped
+        self._generators: dict[str, Tensor] = {}  # states where the epoch was stopped; empty between epochs
         self._in_step = False
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are trained, or one of its own rules has ended it."""
+        """Whether all epochs are trained, or a stopping rule has ended the run."""
         return self.epoch >= self.epochs or self.stopped_by is not None
 
     @property
     def alone(self) -> str | None:
-        """Why the run cannot be trained as one model with others, if that is so."""
+        """Why the run cannot be trained in a stack; None if it can."""
         if self.sam_rho:
             return "sharpness-aware minimisation takes each batch twice"
         return optimizers.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
 
     @property
     def images(self) -> Pixels:
-        """The training images, in the number type of the parameters."""
+        """The training images, normalised, in the number type of the parameters."""
         splits = self.splits
         return pixels(splits.train.images, splits.mean, splits.std, number_type(self.model))
 
     @property
     def tone(self) -> Tone:
-        """What the normalised training images stand for."""
+        """The conversion between normalised images and shares of white."""
         return Tone(self.splits.mean, self.splits.std, self.splits.white)
 
     @property
     def validation_images(self) -> Pixels:
-        """The validation images, likewise."""
+        """The validation images, normalised, in the number type of the parameters."""
         splits = self.splits
         return pixels(splits.validation.images, splits.mean, splits.std, number_type(self.model))
 
     @cached_property
     def layout(self) -> Layout:
-        """How the model's images are to lie in memory; trying it out leaves the model in another mode than it had."""
+        """The function that lays out the model's images in memory. Its test may change the modes of layers."""
         return layout_of(self.model, self.images)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs to go on bit for bit, made of tensors and plain values.
+        """Return all that `load_state_dict` needs for a bit-for-bit resume, made of tensors and plain values.
 
-        The tensors are the run's own: save or copy them before training on. RuntimeError if an epoch was left
-        by an exception or is under way, since its position is then unknown.
+        The tensors are the run's own, so save or copy them before training continues. RuntimeError if an epoch is being
+        trained or was left by an exception, since its position is then unknown.
         """
         if self._in_step:
             raise RuntimeError(
-                f"the state was asked for amid epoch {self.epoch + 1}; "
-                "ask between results, or let `stop` end the training"
+                f"the state was requested within epoch {self.epoch + 1}; "
+                "request it between results, or let `stop` end the training"
             )
         return {
             "epoch": self.epoch,
@@ -213,10 +220,10 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that a run of the same configuration left; the state itself is not written to later.
+        """Load the state of a run of the same configuration. The state itself is not written to later.
 
-        Raises CheckpointError, before anything is taken up, if the state is none of such a run; what does not fit the model or
-        the optimizer is told by torch.
+        CheckpointError, before anything is loaded, if the state is of another version or configuration. torch's own
+        error if it does not fit the model or the optimizer.
         """
         self._refuse_another_s(state)
         self.model.load_state_dict(state["model"])
@@ -239,7 +246,7 @@ class Run:
         lacking = [key for key in STATE if key not in state]
         if lacking:
             raise CheckpointError(
-                f"the state has no {', no '.join(lacking)}: another version of hpo left it; start again from epoch 0"
+                f"the state has no {', no '.join(lacking)}: another version of hpo wrote it; start again from epoch 0"
             )
         watches_steps = self.watch.gradients and state["batch"] > 0
         for what, theirs, ours in (
@@ -250,27 +257,27 @@ class Run:
             if theirs != ours:
                 side, other = ("state", "run") if theirs else ("run", "state")
                 raise CheckpointError(
-                    f"the {side} has {what}, the {other} has not: they are of two configurations; start again from epoch 0"
+                    f"the {side} has {what}, but the {other} has not: their configurations differ; start again from epoch 0"
                 )
 
     @property
     def computes_statistics(self) -> bool:
-        """Whether its averages need batch norm's statistics computed anew."""
+        """Whether the run's average needs batch norm's statistics computed anew."""
         return self.average is not None and self.average.norms_anew
 
     def judged_weights(self) -> dict[str, Tensor]:
-        """Return the model's state dict as validation judges it: with averages of weights, where there are any."""
+        """Return the state dict that validation uses: with averages of weights if there are any."""
         return averaging.judged_weights(self.model, self.average)
 
-    # --- what an executor calls, in this order ----------------------------------------------------------------------
+    # --- calls of an executor, in this order ------------------------------------------------------------------------
 
     def note_executor(self, name: str) -> None:
-        """Take note of who trains the run from here on."""
+        """Record the executor that trains the run from now on."""
         if self.executors[-1:] != [name]:
             self.executors.append(name)
 
     def enter_epoch(self) -> None:
-        """Begin the next epoch, or go on amid it where the run was stopped: position, randomness, train mode."""
+        """Begin the next epoch, or continue a stopped one: set generators, schedule, train mode and frozen layers."""
         if self.batch:
             self.randomness.restore(self._generators)
         else:
@@ -283,32 +290,32 @@ class Run:
         self._in_step = True
 
     def order(self) -> Tensor:
-        """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU, the same on every device."""
+        """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU to be the same on every device."""
         generator = self.randomness.drawn_for("order", self.epoch)
         order = torch.randperm(len(self.splits.train.labels), generator=generator).to(self.device)
         return order[: self.steps_per_epoch * self.batch_size]
 
     def drawn(self) -> Drawn | None:
-        """Return what becomes of the epoch's images, in the order of `order`; None if they are shown as they are."""
+        """Return the changes of the epoch's images, in the order of `order`; None without augmentation."""
         height, width = self.splits.train.images.shape[2:]
         random = partial(self.randomness.drawn_for, epoch=self.epoch)
         return draw(self.augment, self.steps_per_epoch, self.batch_size, (height, width), random)
 
     def set_rate(self, batch: int) -> None:
-        """Set learning rate and momentum for a batch of the epoch."""
+        """Set learning rate and momentum for a batch of the epoch, from 0."""
         schedules.apply(self.optimizer, self._base_lrs, self._schedule_now(self.epoch * self.steps_per_epoch + batch))
 
     def keep_losses_in(self, place: Tensor) -> None:
-        """Let the epoch's sum of losses, float64 without dimensions, be in this place from now on."""
+        """Move the epoch's sum of losses into this float64 tensor without dimensions."""
         place.copy_(self.loss_sum)
         self.loss_sum = place
 
     def spend(self, seconds: float) -> None:
-        """Count time on the epoch under way, which is stopped."""
+        """Add seconds to the current epoch, which was stopped."""
         self._seconds += seconds
 
     def leave_epoch(self, batch: int) -> None:
-        """Stop amid the epoch, before this batch."""
+        """Stop within the epoch, before this batch."""
         self.batch = batch
         self._generators = self.randomness.states() if batch else {}
         self._in_step = False
@@ -321,7 +328,15 @@ class Run:
         seconds: float,
         watched: Mapping[str, float] | None = None,
     ) -> EpochResult:
-        """Finish the epoch with what was measured and return its result."""
+        """Finish the epoch with its measured values and return its result.
+
+        Args:
+            train_loss: mean training loss.
+            validation_loss: mean validation loss.
+            accuracy: share of correct validation images, 0 to 1.
+            seconds: duration of this call of the executor.
+            watched: further measured values, under the names of the ledger.
+        """
         seconds += self._seconds
         watched = dict(watched or {})
         if self.watch.resources:
@@ -345,7 +360,7 @@ class Run:
         return result
 
     def further_metrics(self, logits: Tensor) -> dict[str, float]:
-        """Return what is asked for of the validation part beside loss and accuracy, from its logits [N, classes]."""
+        """Return the further validation metrics, from the logits [N, classes] of the validation split."""
         found = eval_metrics.compute(self.watch.metrics, logits, self.splits.validation.labels)
         return {column(name): value for name, value in found.items()}
 
@@ -355,13 +370,14 @@ class Run:
 
 
 def _looked_at(settings: Stopping | None) -> list[str]:
-    """Return the curves that a run keeps: what a schedule may look at, and its own rules of stopping."""
+    """Return the names of the curves that a run keeps: those that a schedule or its stopping rules may need."""
     return list(dict.fromkeys([VALIDATION_LOSS, *(early_stopping.columns(settings) if settings else ())]))
 
 
 def _own(value: Any) -> Any:
-    """Return a state with tensors of its own, each its own: torch would share them, and steps of one count would be
-    counted once for each parameter.
+    """Return a state in which each tensor is a separate copy.
+
+    torch would share tensors. A step count that parameters share would be counted once for each of them.
     """
     if isinstance(value, Tensor):
         return value.clone()

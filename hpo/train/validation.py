@@ -1,4 +1,4 @@
-"""How good a model is on one part of the data, while it is trained and after."""
+"""Evaluation of a model on one split, during and after training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpo.train.optim.losses import Loss
 from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, autocasting, number_type
 
-EVALUATION_BATCH = 1024  # images; bounds the memory that activations take, and no longer matters for speed
+EVALUATION_BATCH = 1024  # images; limits the memory of activations; larger batches are not faster
 LOSS_AND_ACCURACY = ("loss", "accuracy")
 
 
 def batch_size(accumulation: int) -> int:
-    """Return how many images are shown at once to a model that is trained in so many micro-batches."""
+    """Return the batch size of validation for a model that is trained in `accumulation` micro-batches."""
     return max(1, EVALUATION_BATCH // accumulation)
 
 
@@ -35,8 +35,15 @@ def assess(
     loss: Loss = losses.CROSS_ENTROPY,
     metrics: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Return mean loss, accuracy and further metrics by name over one part, in batches as small as a run's with this
-    accumulation; the model is left in eval mode.
+    """Return mean loss, accuracy and further metrics of a split by name. The model is left in eval mode.
+
+    Args:
+        mean: mean of each channel in raw pixel values [C].
+        std: standard deviation of each channel in raw pixel values [C].
+        precision: number type of the forward pass.
+        accumulation: as in training; batches of validation are smaller by this factor.
+        loss: maps logits [B, classes] and labels [B] to losses [B].
+        metrics: names of further metrics.
     """
     images = pixels(split.images, mean, std, number_type(model))
     logits: list[Tensor] | None = [] if metrics else None
@@ -56,12 +63,16 @@ def measure(
     loss_of: Loss,
     logits_too: list[Tensor] | None = None,
 ) -> Tensor:
-    """Return mean loss and accuracy as a float64 tensor [2] on the device; call under `no_grad`.
+    """Return mean loss and accuracy as a float64 tensor [2] on the device.
+
+    Call it under `no_grad`, not under `inference_mode`: tensors that a user's model caches there could not be used in
+    training again.
 
     Args:
-        logits_too: takes each batch's logits [B, classes], if it is given.
-
-    Not under `inference_mode`: tensors that a user's model caches there could never be trained through again.
+        batch: images per batch.
+        laid_out: lays out images in memory.
+        loss_of: maps logits [B, classes] and labels [B] to losses [B].
+        logits_too: gets the logits [B, classes] of each batch appended, if given.
     """
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=labels.device)

@@ -1,5 +1,5 @@
-"""What people see: the live view, the dashboard, printed pages.
+"""The live view, the dashboard, printed pages, and runs in MLflow.
 
-Nothing here changes a study or computes a result. The numbers come from `hpo.study`.
-What guards the dashboard from other sites is here too.
+Nothing here changes a study or computes a result. The numbers come from `hpo.study`. This package also protects the dashboard
+from other web sites.
 """

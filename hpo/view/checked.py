@@ -1,4 +1,4 @@
-"""What `hpo check` prints."""
+"""The output of `hpo check`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from typing import TYPE_CHECKING
 
 from hpo import text
 from hpo.spec import space
-from hpo.spec.study_file import StudySpec
-from hpo.study.format import amount_text, duration, value_text
+from hpo.spec.program import JSON
+from hpo.spec.study_file import FORMAT, StudySpec
+from hpo.study import interval
+from hpo.study.format import amount_text, duration, range_text, value_text
 
 if TYPE_CHECKING:
     from hpo.data import Overview
     from hpo.train.build.check import Findings
 
-WIDEST_NAME = 40  # characters of a class's name in its column
-MOST_CLASSES = 40  # in the table of data
-ABREAST = 6  # examples in a line
-SHADES = " .:-=+*#%@"  # of an example, from black to white
+WIDEST_NAME = 40  # characters of a class name
+MOST_CLASSES = 40  # rows in the table of classes
+ABREAST = 6  # example images side by side
+SHADES = " .:-=+*#%@"  # from black to white
 
 
 def spec_text(spec: StudySpec) -> str:
-    """Return the study's own settings and its resolved space, one line each."""
+    """Return the study's settings, its search space and its constants, one line each."""
     rule = f"{spec.value} epoch" if spec.value in ("best", "last") else spec.value or "as the objective returns it"
     goals = spec.goals
-    goal = f"{spec.direction} {spec.objective or 'validation ' + spec.metric}"
+    goal = f"{spec.direction} {spec.own_code or 'validation ' + spec.metric}"
     if spec.objectives:
         several = ", ".join(f"{direction} {name}" for name, direction in spec.objectives.items())
-        goal = f"{several} of {spec.objective}" if spec.objective else several
+        goal = f"{several} of {spec.own_code}" if spec.own_code else several
+    if spec.command is not None:
+        goal = f"{spec.direction} {_metric_text(spec.metric)}"
     lines = [
         f"study {spec.name}: {goal}, value: {rule}, seed {spec.seed}",
+        *([f"command: {spec.own_code}"] if spec.command else []),
         *([f"bounds: {', '.join(map(str, goals.bounds))}"] if goals.bounds else []),
         f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
         f"sampler: {_named(spec.sampler)}",
@@ -54,6 +59,16 @@ def spec_text(spec: StudySpec) -> str:
     )
 
 
+def _metric_text(metric: str) -> str:
+    """Return where the values of a command come from."""
+    if not metric:
+        return "what the program sends by hpo.report"
+    key = metric.removeprefix(JSON)
+    return (
+        f"the key {key.strip()} of the output's JSON lines" if key != metric else f"what '{metric}' finds in the output"
+    )
+
+
 def _named(table: dict[str, object]) -> str:
     options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items() if key != "name")
     return f"{table['name']}" + (f" ({options})" if options else "")
@@ -66,7 +81,7 @@ def _constants(spec: StudySpec) -> list[str]:
             here = f"{path}.{key}" if path else key
             if isinstance(value, dict):
                 lines += walk(value, here)
-            elif not isinstance(value, space.Range | space.Choices):
+            elif not isinstance(value, space.Range | space.Choices) and (here, value) != ("data.reading", FORMAT):
                 lines.append(f"{here} = {json.dumps(value)}")
         return lines
 
@@ -74,7 +89,7 @@ def _constants(spec: StudySpec) -> list[str]:
 
 
 def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
-    """Return what the data holds, the model's table, the measured epoch and the cost of the budget."""
+    """Return the data's classes, the model's table, the measured epoch and the cost of the budget."""
     epoch = found.epoch
     cost = found.budget_seconds(spec.budget.trials, workers)
     lines = [
@@ -87,19 +102,20 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
         f"validation accuracy {value_text(epoch.validation_accuracy)}",
-        *([f"costs of it: {costs}"] if (costs := _costs(found)) else []),
+        *([f"costs of this model: {costs}"] if (costs := _costs(found)) else []),
         f"executor: {found.choice.executor}"
-        + (f", {found.choice.slots} trials at a time in each worker" if found.choice.slots > 1 else "")
+        + (f", {found.choice.slots} trials at a time" if found.choice.slots > 1 else ", one trial at a time")
+        + " in each worker"
         + f": {found.choice.why}",
-        f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} "
-        f"with {workers} worker{'s' if workers > 1 else ''}; pruning and training several at once make it less",
+        f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} of training "
+        f"with {workers} worker{'s' if workers > 1 else ''}, plus some seconds to start; pruning and stacking reduce this",
         "",
     ]
     return text.page(lines)
 
 
 def _data_lines(found: Overview) -> list[str]:
-    """Return parts and classes with their counts, what is to be said of the files, and an example of the first classes."""
+    """Return the counts by class and part, the notes on the files, and an example image of the first classes."""
     parts = list(found.counts)
     names = [text.short(name) for name in found.classes]
     width = min(WIDEST_NAME, max(map(len, [*names, "class"])))
@@ -129,13 +145,30 @@ def _data_lines(found: Overview) -> list[str]:
 
 def _copies(copies: int, validation: int) -> str:
     return (
-        f"  note: {copies} of {validation} validation images are training images too, pixel for pixel; what they score is "
-        "no measure of new images: remove copies from the data"
+        f"  note: {copies} of {validation} validation images are pixel-identical to training images; they make the validation "
+        "score too good: remove copies from the data"
     )
 
 
+def small_part_warnings(spec: StudySpec, found: Overview) -> list[str]:
+    """Return a line if the validation part has too few images to compare trials."""
+    images = sum(found.counts["validation"])
+    if not interval.is_too_wide(images):
+        return []
+    mends = ["add images"]
+    halves = (sum(found.counts["train"]) + images) // 2
+    if "validation" not in found.shipped and "folds" not in spec.data and halves > images:
+        mends.append(f"use folds = 2 and fold = 0 in [data] (about {halves} images)")
+    if spec.value in ("best", "last"):
+        mends.append('use value = "mean of last 3"')
+    return [
+        f"data: {images} validation images are few: an accuracy of 0.5 on them may be {range_text(interval.wilson(0.5, images))} "
+        f"(95 %), so small differences between trials are chance; {', or '.join(mends)}"
+    ]
+
+
 def _example_lines(names: Sequence[str], examples: Sequence[Sequence[Sequence[float]]]) -> list[str]:
-    """Return the examples side by side, each under its class's name."""
+    """Return the example images side by side, each below the name of its class."""
     lines: list[str] = []
     for start in range(0, len(examples), ABREAST):
         some = examples[start : start + ABREAST]
@@ -155,5 +188,5 @@ def _costs(found: Findings) -> str:
 
 
 def warnings_text(warnings: Sequence[str]) -> str:
-    """Return a line for each warning, or that there is none."""
+    """Return a line for each warning, or "no warnings"."""
     return text.page(f"warning: {line}" for line in warnings) or "no warnings"

@@ -1,4 +1,4 @@
-"""Answers sent as gzip to a browser that takes it: a study of 10,000 trials is 35 MB of JSON, or 4 MB so."""
+"""Gzip compression of the dashboard's answers. A study of 10,000 trials is 35 MB of JSON, or 4 MB compressed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 
-KINDS = ("application/json", "text/csv")  # what is long and made anew each time
+KINDS = ("application/json", "text/csv")  # content types of long answers, which browsers do not cache
 WORTHWHILE_BYTES = 1000
-LEVEL = 1  # the fastest: the highest takes three times as long for a quarter less
-GZIP = 16 + zlib.MAX_WBITS  # how zlib calls gzip's own format
+LEVEL = 1  # the fastest level; the highest takes three times as long and saves a quarter more
+GZIP = 16 + zlib.MAX_WBITS  # zlib's code for the gzip format
 
 
 def compressed(app: App) -> App:
-    """Return a WSGI application whose JSON and CSV is sent as gzip to whoever accepts that."""
+    """Return a WSGI application that sends JSON and CSV as gzip to clients that accept it."""
 
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if not _takes_gzip(environ.get("HTTP_ACCEPT_ENCODING", "")):

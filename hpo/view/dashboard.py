@@ -1,4 +1,4 @@
-"""optuna-dashboard for one storage, behind a guard: read-only unless asked otherwise, and for this machine only."""
+"""optuna-dashboard for one storage, with access control: by default read-only and for this machine only."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ import waitress
 from hpo import text
 from hpo.errors import Fault, StorageGone
 from hpo.storage.connect import FAILURES, Storage
-from hpo.view import study_detail
+from hpo.view import failed_by_hand, read_only, study_detail
 from hpo.view.compressed import App, compressed
 from hpo.view.guard import ANY_ADDRESS, LOOPBACK, guarded, is_address
 
 THREADS = 4
-LOOK_SECONDS = 1.0  # between two looks at whether the storage is still there
+LOOK_SECONDS = 1.0  # between two checks whether the database file still exists
 
 
 def app(place: Storage, write: bool, hosts: Collection[str] = ()) -> App:
     """Return the dashboard as a WSGI application.
 
     Args:
-        write: let requests through that change studies.
-        hosts: names and addresses it is served under besides those of the loopback; one of ANY_ADDRESS lets in every
-            address in numbers, which no DNS name can stand behind.
+        place: the storage.
+        write: allow requests that change studies.
+        hosts: host names and addresses to accept in addition to the loopback. An entry of ANY_ADDRESS accepts all numeric
+            addresses; they are safe from DNS rebinding.
     """
-    return guarded(compressed(_safely_failing(study_detail.app(place.optuna))), write, hosts)
+    served = study_detail.app(place.optuna)
+    served = failed_by_hand.app(served, place) if write else read_only.marked(served)
+    return guarded(compressed(_safely_failing(served)), write, hosts)
 
 
 class ErrorLog:
-    """Where the dashboard writes tracebacks of its own failures: standard error, made safe."""
+    """Prints tracebacks of the dashboard's own failures to standard error, made safe."""
 
     def write(self, said: str) -> None:
         for line in said.splitlines():
             text.say(f"  {line}", to=sys.stderr)
 
     def flush(self) -> None:
-        """Do nothing: each line is printed at once."""
+        """Do nothing, since each line is printed at once."""
 
 
 def _safely_failing(app: App) -> App:
@@ -51,24 +54,31 @@ def _safely_failing(app: App) -> App:
 
 
 def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool = False) -> None:
-    """Serve the dashboard until the process is told to end; Fault if the address cannot be taken, StorageGone once the file
-    of the storage was removed or replaced.
+    """Serve the dashboard until the process is interrupted.
+
+    Args:
+        place: the storage.
+        host: the address to serve on.
+        port: the port to serve on.
+        write: allow requests that change studies.
+
+    Raises Fault if the address cannot be used, and StorageGone when the database file was removed or replaced.
     """
     hosts = {host, *((socket.gethostname(), socket.getfqdn()) if host in ANY_ADDRESS else ())}
     try:
         socket.getaddrinfo(host, port)
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, ValueError) as error:  # ValueError: what can be no name of a host
+    except (OSError, ValueError) as error:  # ValueError: not a valid host name
         raise Fault(_mend(error, host, port)) from None
     if not _is_loopback(host):
         text.say(
-            f"warning: the dashboard has no login; whoever reaches {host} can "
+            f"warning: the dashboard has no login; anybody who can reach {host} can "
             + ("read and change" if write else "read")
             + " every study in this storage",
             to=sys.stderr,
         )
     shown = f"[{host}]" if ":" in host else host
-    rights = "changes are let in" if write else "read-only"
+    rights = "changes allowed" if write else "read-only"
     text.say(f"dashboard of {place.shown}: http://{shown}:{listener.getsockname()[1]}/ ({rights}; Ctrl-C ends it)")
     gated = app(place, write, {name.lower() for name in hosts})
     server = waitress.create_server(gated, sockets=[listener], threads=THREADS, ident="")
@@ -84,9 +94,9 @@ def serve(place: Storage, host: str = "127.0.0.1", port: int = 8080, write: bool
 
 
 def _end_when_gone(place: Storage, gone: list[StorageGone]) -> None:
-    """Interrupt the main thread once the storage's file is not at its path any more, and note it.
+    """Interrupt the main thread when the database file is no longer at its path, and append the error to `gone`.
 
-    Not at the next request, which may be long in coming: an idle connection keeps the old write-ahead log in use.
+    The check does not wait for the next request, since an idle connection keeps the old write-ahead log in use.
     """
     while not gone:
         time.sleep(LOOK_SECONDS)
@@ -96,7 +106,7 @@ def _end_when_gone(place: Storage, gone: list[StorageGone]) -> None:
             gone.append(error)
             _thread.interrupt_main()
         except FAILURES:
-            pass  # an outage: requests tell of it
+            pass  # an outage, which requests report
 
 
 def _is_loopback(host: str) -> bool:
@@ -105,9 +115,9 @@ def _is_loopback(host: str) -> bool:
 
 def _mend(error: Exception, host: str, port: int) -> str:
     if not isinstance(error, OSError):
-        return f"--host {host}: is no name of a host; use 127.0.0.1 or an address of this machine"
+        return f"--host {host}: is not a host name; use 127.0.0.1 or an address of this machine"
     if error.errno == errno.EADDRINUSE:
-        return f"--port {port}: another program uses it on {host}; end that one or name another port"
+        return f"--port {port}: another program uses it on {host}; end that program or name another port"
     if error.errno == errno.EACCES:
-        return f"--port {port}: may not be used without root; name one above 1023"
+        return f"--port {port}: needs root; name a port above 1023"
     return f"--host {host}: cannot be served on: {error.strerror}; use 127.0.0.1 or an address of this machine"

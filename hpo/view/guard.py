@@ -1,7 +1,7 @@
-"""Who may ask the dashboard for what, and what browsers are told about its pages.
+"""Access control of the dashboard, and the security headers of its pages.
 
-The dashboard has no login. Whoever reaches the address may read, and with `--write` change. What is kept out are pages of
-other sites in the browser of somebody who may: they cannot frame it, post to it or read from it.
+The dashboard has no login. Anybody who can reach the address may read, and with `--write` change. Pages of other sites in a
+user's browser are kept out: they cannot frame the dashboard, post to it or read from it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hpo.view.compressed import App, Environ, Headers, StartResponse
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
-OWN_PAGES = ("same-origin", "none")  # Sec-Fetch-Site: a page of ours, or a person who typed the address
+OWN_PAGES = ("same-origin", "none")  # values of Sec-Fetch-Site: our own page, or an address typed by a person
 NOT_ALLOWED = (
     "accelerometer autoplay camera cross-origin-isolated display-capture encrypted-media fullscreen geolocation gyroscope "
     "keyboard-map magnetometer microphone midi payment picture-in-picture publickey-credentials-get screen-wake-lock usb "
     "web-share xr-spatial-tracking clipboard-read clipboard-write gamepad hid idle-detection interest-cohort serial unload"
 )
-#: The pages style themselves as they run, and draw charts into images.
+#: The pages of optuna-dashboard set inline styles and draw charts into data and blob images.
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; form-action 'self'; "
     "base-uri 'self'; object-src 'none'; frame-ancestors 'none'"
 )
-#: The OWASP Secure Headers Project's list of July 2026. Clear-Site-Data is for a logout, and there is none; it would take the
-#: cookies of every other program on this host.
+#: The list of the OWASP Secure Headers Project of July 2026, without Clear-Site-Data. That header is for a logout, which does
+#: not exist here, and it would delete the cookies of all other programs on this host.
 HEADERS = {
     "Cache-Control": "no-store, max-age=0",
     "Content-Security-Policy": POLICY,
@@ -42,7 +42,7 @@ HEADERS = {
     "X-Frame-Options": "deny",
     "X-Permitted-Cross-Domain-Policies": "none",
 }
-#: Only behind a proxy that speaks TLS. Over HTTP browsers ignore the first, and the second would break the pages.
+#: Only behind a TLS proxy. Over HTTP browsers ignore the first header, and the second would break the pages.
 OVER_TLS = {
     "Strict-Transport-Security": "max-age=63072000; includeSubDomains",
     "Content-Security-Policy": f"{POLICY}; upgrade-insecure-requests",
@@ -51,12 +51,13 @@ OUR_NAMES = {name.lower() for name in HEADERS | OVER_TLS}
 
 
 def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
-    """Return a WSGI application that refuses what it should not be asked, and sends the headers with every answer.
+    """Return a WSGI application that refuses forbidden requests and adds the security headers to every answer.
 
     Args:
-        write: let requests through that change studies.
-        hosts: names and addresses it is served under besides those of the loopback; one of ANY_ADDRESS lets in every
-            address in numbers, which no DNS name can stand behind.
+        app: the application to protect.
+        write: allow requests that change studies.
+        hosts: host names and addresses to accept in addition to the loopback. An entry of ANY_ADDRESS accepts all numeric
+            addresses; they are safe from DNS rebinding.
     """
 
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -77,33 +78,33 @@ def guarded(app: App, write: bool, hosts: Collection[str] = ()) -> App:
 
 
 def refusal(environ: Environ, write: bool, hosts: Collection[str]) -> str | None:
-    """Return why a request is refused, None if it is let in."""
+    """Return why a request is refused, None if it is allowed."""
     host, method = environ.get("HTTP_HOST", ""), environ["REQUEST_METHOD"]
     asked = _split(f"//{host}")
-    is_a_host = asked.netloc == host and "@" not in host  # and no path, query or user beside it
+    is_a_host = asked.netloc == host and "@" not in host  # without path, query or user
     if not is_a_host or not _is_ours(asked.hostname or "", hosts):
-        return f"the dashboard is not served under the name {host!r}; open it as http://127.0.0.1 with its port"
+        return f"the dashboard is not served under the name {host!r}; open http://127.0.0.1 with its port"
     if (origin := environ.get("HTTP_ORIGIN")) is not None and _split(origin).netloc.lower() != host.lower():
-        return f"a page of {origin} may not change studies here, nor read them"
+        return f"a page of {origin} may not read or change studies here"
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site not in (None, *OWN_PAGES) and not _is_a_followed_link(environ):
-        return "a page of another site may not change studies here, nor read them"
+        return "a page of another site may not read or change studies here"
     if method in ("GET", "HEAD"):
         return None
     if not write:
-        return "the dashboard is read-only; `hpo dashboard --write` lets changes in"
-    # No browser of today sends a form without saying from where; one that does cannot send JSON so.
+        return "the dashboard is read-only; `hpo dashboard --write` allows changes"
+    # Current browsers send Origin or Sec-Fetch-Site with a form. An older one cannot send a form as JSON.
     if (
         method == "POST"
         and origin is site is None
         and environ.get("CONTENT_TYPE", "").split(";")[0] != "application/json"
     ):
-        return "a change is sent as application/json"
+        return "a change must be sent as application/json"
     return None
 
 
 def _is_a_followed_link(environ: Environ) -> bool:
-    """Say whether a person comes here from another site's page, in a tab of its own rather than in a frame."""
+    """Return whether the request is a link that a person followed from another site, not a frame."""
     wanted = {"REQUEST_METHOD": "GET", "HTTP_SEC_FETCH_MODE": "navigate", "HTTP_SEC_FETCH_DEST": "document"}
     return all(environ.get(key) == value for key, value in wanted.items())
 
@@ -111,7 +112,7 @@ def _is_a_followed_link(environ: Environ) -> bool:
 def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
-    except ValueError:  # brackets that hold no address
+    except ValueError:  # brackets without an address
         return urlsplit("")
 
 
@@ -120,7 +121,7 @@ def _is_ours(name: str, hosts: Collection[str]) -> bool:
 
 
 def is_address(name: str) -> bool:
-    """Say whether a name of a host is an address in numbers."""
+    """Return whether a host name is a numeric IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -1,8 +1,8 @@
 """The dashboard's largest answer, a study with all its trials, written from stored rows and sent in pieces.
 
-optuna-dashboard makes an object, then tables, then a text of every trial, all of them at once: for 10,000 trials that takes
-seconds and hundreds of megabytes at each look. Here optuna-dashboard answers for an outline of the study, a few trials that
-stand for the rest. All other trials are written as it would write them and take the place of its own list.
+optuna-dashboard builds objects, dicts and the text of all trials at once. For 10,000 trials this takes seconds and hundreds of
+megabytes per request. Here optuna-dashboard answers for an outline of the study: a few trials that represent all others. The
+full list of trials is written here in the same format and replaces the list of the outline.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from hpo.view.compressed import App, Environ, StartResponse
 
 PATH = re.compile(r"/api/studies/(\d+)/?")
 PIECE = 200  # trials sent at once
-MAX_ATTRIBUTE = 1024  # characters that are shown of an attribute that is a list or a table
+MAX_ATTRIBUTE = 1024  # shown characters of an attribute that is a list or dict
 SHOWN_OF_TRIAL = (
     "fixed_params",
     "constraints",
     "artifacts:",
-)  # system attributes of a trial from which something is shown
-SHOWN_OF_STUDY = re.compile(r"dashboard:(?:artifacts:)?(\d+):")  # those of a study that tell of a trial, by its id
-PREFERENTIAL = "preference:is_preferential"  # the system attribute of a study whose trials are judged by a person
+)  # system attributes of a trial that the dashboard shows
+SHOWN_OF_STUDY = re.compile(
+    r"dashboard:(?:artifacts:)?(\d+):"
+)  # system attributes of a study that belong to a trial, by id
+PREFERENTIAL = "preference:is_preferential"  # the system attribute of a study with preferential optimization
 
 
 class Outline(OptunaStorage):
-    """The same studies, of which the trials are shown that optuna-dashboard needs for all that it says besides their list.
+    """A storage that shows only the trials that optuna-dashboard needs for everything but the list of trials.
 
-    These are the open ones, the best, those with a note or a file, and of those alike in what they searched and in the
-    attributes that they have, the last.
+    These are open trials, the best trials, and trials with a note or file. Of trials with the same search space and the same
+    attribute names, the last one is shown.
     """
 
     def __init__(self, whole: OptunaStorage) -> None:
@@ -55,12 +57,12 @@ class Outline(OptunaStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        del deepcopy  # they are new ones each time
+        del deepcopy  # the trials are new objects at each call
         shown = self.shown(study_id, self.whole.rows(study_id))
         return [row.frozen() for row in shown if states is None or row.state in states]
 
     def shown(self, study_id: int, rows: Sequence[TrialRow]) -> list[TrialRow]:
-        """Return those of a study's trials that stand in the outline."""
+        """Return the trials of a study that are in the outline."""
         told = {int(found[1]) for key in self.get_study_system_attrs(study_id) if (found := SHOWN_OF_STUDY.match(key))}
         last = {_likeness(row): row.trial_id for row in rows}
         wanted = told.union(last.values(), _best(rows, self.get_study_directions(study_id)))
@@ -75,7 +77,7 @@ def _likeness(row: TrialRow) -> Any:
 
 
 def _best(rows: Sequence[TrialRow], directions: Sequence[StudyDirection]) -> set[int]:
-    """Return the ids of the COMPLETE trials that lead: of one objective the first of the best, else those that none beats."""
+    """Return the ids of the best COMPLETE trials: the first best one, or the Pareto front of several objectives."""
     complete = [row for row in rows if row.state == TrialState.COMPLETE]
     if not complete:
         return set()
@@ -86,12 +88,12 @@ def _best(rows: Sequence[TrialRow], directions: Sequence[StudyDirection]) -> set
 
 
 def _is_plain(row: TrialRow) -> bool:
-    """Say whether a trial has finished and has nothing that only optuna-dashboard knows how to show."""
+    """Return whether a trial has finished and has no attribute that only optuna-dashboard can format."""
     return row.is_finished and not any(key.startswith(SHOWN_OF_TRIAL) for key in row.system_attributes)
 
 
 def app(storage: OptunaStorage) -> App:
-    """Return the dashboard of a storage as a WSGI application, whose list of a study's trials is written here."""
+    """Return the dashboard of a storage as a WSGI application. The list of a study's trials is written here."""
     whole: App = optuna_dashboard.wsgi(storage)
     outline = Outline(storage)
     outlined: App = optuna_dashboard.wsgi(outline)
@@ -110,7 +112,7 @@ def app(storage: OptunaStorage) -> App:
 def _detail(
     outline: Outline, outlined: App, study_id: int, after: int, environ: Environ, start_response: StartResponse
 ) -> Iterable[bytes] | None:
-    """Return a study's answer; None leaves it to optuna-dashboard: of a study judged by a person, or of none."""
+    """Return the answer for a study. None leaves the answer to optuna-dashboard: for preferential and for missing studies."""
     try:
         if outline.get_study_system_attrs(study_id).get(PREFERENTIAL):
             return None
@@ -126,7 +128,7 @@ def _detail(
 
 
 def _body(head: dict[str, Any], study_id: int, rows: Sequence[TrialRow]) -> Iterator[bytes]:
-    """Yield optuna-dashboard's answer for the outline with these trials in the place of its own."""
+    """Yield optuna-dashboard's answer for the outline, with these trials in place of the outline's."""
     shown = {trial["trial_id"]: trial for trial in head["trials"]}
     place = uuid.uuid4().hex
     before, after = json.dumps(head | {"trials": place}).split(f'"{place}"')
@@ -145,10 +147,12 @@ def _body(head: dict[str, Any], study_id: int, rows: Sequence[TrialRow]) -> Iter
 
 @dataclass(frozen=True)
 class TrialWriter:
-    """Writes trials of a study as JSON, as optuna-dashboard writes one without a note, files, constraints or fixed parameters."""
+    """Writes trials as JSON like optuna-dashboard. For trials without note, files, constraints and fixed parameters only."""
 
     study_id: int
-    _spaces: dict[int, list[ParamWriter]] = field(default_factory=dict)  # by the id of a space, which many trials share
+    _spaces: dict[int, list[ParamWriter]] = field(
+        default_factory=dict
+    )  # by the id of the space object, which trials share
 
     def text(self, row: TrialRow) -> str:
         """Return a trial as JSON."""
@@ -183,12 +187,12 @@ class ParamWriter:
 
     @classmethod
     def of(cls, name: str, distribution: BaseDistribution) -> ParamWriter:
-        """Return the writer of a parameter."""
+        """Return the writer for a parameter."""
         described = json.dumps(_described(distribution))
         return cls(distribution, f'{{"name": {json.dumps(name)}, ', f', "distribution": {described}}}')
 
     def text(self, value: float) -> str:
-        """Return the parameter with a value, given as it is stored, as JSON."""
+        """Return the parameter with this stored value as JSON."""
         known = self._choices.get(value)
         if known is not None:
             return known
@@ -219,5 +223,5 @@ def _number(value: float) -> str:
 def _attribute(key: str, value: Any) -> dict[str, str]:
     if isinstance(value, str):
         return {"key": key, "value": value}
-    is_number = isinstance(value, int | float)  # true and false too
+    is_number = isinstance(value, int | float)  # includes booleans
     return {"key": key, "value": str(value) if is_number else json.dumps(value)[:MAX_ATTRIBUTE]}

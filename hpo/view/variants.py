@@ -1,4 +1,4 @@
-"""What `hpo after` prints."""
+"""The output of `hpo after`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from hpo import text
-from hpo.study.format import value_text
+from hpo.study.format import range_text, value_text
 
 if TYPE_CHECKING:
     from hpo.final.after.report import Variant, VariantReport
 
-WIDTH = 120  # characters, where no terminal says how wide it is
+WIDTH = 120  # characters
 UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def report_text(report: VariantReport) -> str:
-    """Return the report as a table of variants, then what was measured of doubt, then the files."""
+    """Return the report: the table of variants, the uncertainty by Monte Carlo dropout, and the files."""
     console = Console(width=WIDTH, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(_table(report))
@@ -38,7 +38,7 @@ def _table(report: VariantReport) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
     )
-    for head in ("variant", "accuracy", "change", "loss", "same class", "zeros", "parameters", "size"):
+    for head in ("variant", "accuracy", "95 % interval", "change", "loss", "same class", "zeros", "parameters", "size"):
         table.add_column(head, justify="left" if head == "variant" else "right", overflow="fold")
     for variant in report.variants:
         table.add_row(*_row(variant, report.variants[0]))
@@ -51,6 +51,7 @@ def _row(variant: Variant, first: Variant) -> list[str]:
     return [
         text.short(variant.name),
         f"{score.accuracy:.4f}",
+        range_text(variant.interval),
         change,
         value_text(score.loss),
         f"{score.agreement:.1%}",
@@ -67,13 +68,13 @@ def _doubt(report: VariantReport) -> list[str]:
     return [
         f"Monte Carlo dropout, {found['passes']:.0f} passes: accuracy {found['accuracy']:.4f}, loss {value_text(found['loss'])}, "
         f"spread of the predicted class {found['spread']:.4f}",
-        f"entropy {found['entropy']:.4f} nats (of what is right {found['entropy_of_right']:.4f}, of what is wrong "
+        f"entropy {found['entropy']:.4f} nats (right predictions {found['entropy_of_right']:.4f}, wrong predictions "
         f"{found['entropy_of_wrong']:.4f}), mutual information {found['mutual_information']:.4f}",
     ]
 
 
 def size_text(count: int) -> str:
-    """Return a number of bytes in the unit that leaves it below 1024."""
+    """Return a number of bytes in B, KiB, MiB or GiB."""
     value = float(count)
     for unit in UNITS:
         if value < 1024 or unit == UNITS[-1]:

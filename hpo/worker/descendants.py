@@ -1,7 +1,7 @@
-"""The processes beneath this one: found wherever they went to, and ended with it.
+"""The descendants of this process: they are found and ended with it.
 
-User code starts processes, and forgets them. One whose parent has ended goes to the nearest ancestor that adopts, which is
-this process, so that neither `setsid` nor a double fork hides it. That is Linux; elsewhere such a process is not found.
+User code may start processes and not end them. On Linux an orphan goes to the nearest ancestor that is a subreaper,
+which is this process. So neither `setsid` nor a double fork hides it. On other systems such a process is not found.
 """
 
 from __future__ import annotations
@@ -23,35 +23,34 @@ if TYPE_CHECKING:
 
 PR_SET_CHILD_SUBREAPER = 36  # of <sys/prctl.h>
 PR_GET_CHILD_SUBREAPER = 37
-GONE_SECONDS = 1.0  # that killed processes may take to be gone
+GONE_SECONDS = 1.0  # for which killed processes are waited for
 
 
 def adopt() -> None:
-    """Adopt the orphans beneath this process from now on, and end all that is beneath it at its own end."""
+    """Adopt orphaned descendants from now on, and end all descendants when this process ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    atexit.register(_end_of, os.getpid())  # before user code registers what it does at its end: this comes last
+    atexit.register(_end_of, os.getpid())  # registered before user code's own, so it runs last
 
 
 def _end_of(process: int) -> None:
-    if os.getpid() == process:  # and not a fork of it
+    if os.getpid() == process:  # not in a fork of it
         end()
 
 
 def end(*, but: Collection[int] = ()) -> None:
-    """Kill all that is beneath this process and wait a moment until it is gone.
+    """Kill all descendants of this process and wait up to GONE_SECONDS until they are gone.
 
     Args:
-        but: ids of children to leave alone, and with them what is beneath them.
+        but: ids of children to spare, with their own descendants.
     """
     if not _has_children():
         return
     import psutil
 
     deadline = time.monotonic() + GONE_SECONDS
-    while (
-        found := _beneath(but)
-    ) and time.monotonic() < deadline:  # again: what is killed may just have started others
+    # In a loop, because a process may start another one just before it is killed.
+    while (found := _beneath(but)) and time.monotonic() < deadline:
         for process in found:
             with suppress(psutil.Error):
                 process.kill()
@@ -59,19 +58,19 @@ def end(*, but: Collection[int] = ()) -> None:
 
 
 class Zombies:
-    """Dead children whose exit codes nobody asks for: most were adopted, and would stay for as long as this process."""
+    """Reaps dead children whose exit codes nobody reads. Most were adopted and would stay as long as this process lives."""
 
     def __init__(self) -> None:
         self._seen: frozenset[int] = frozenset()
 
     def reap(self) -> None:
-        """Let those go that were there at the last call already.
+        """Reap the dead children that were already there at the last call.
 
-        What there is a Python object for keeps its exit code: user code may ask for it at any time.
+        A child with a Python object keeps its exit code, because user code may read it at any time.
         """
         import multiprocessing
 
-        multiprocessing.active_children()  # asks for those of its own
+        multiprocessing.active_children()  # reaps multiprocessing's own
         found = _zombies()
         if old := found & self._seen:
             for process in old - _of_subprocess():
@@ -81,7 +80,7 @@ class Zombies:
 
 
 def _zombies() -> frozenset[int]:
-    with suppress(ChildProcessError, AttributeError):  # macOS has it from Python 3.13 on, and adopts nothing
+    with suppress(ChildProcessError, AttributeError):  # macOS has waitid from Python 3.13 on, and adopts nothing
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return frozenset()
         return frozenset(child for child in children() if not is_alive(child))
@@ -104,12 +103,12 @@ def children() -> frozenset[int]:
 
 
 def is_stopped(process: int) -> bool:
-    """Say whether a process stands still by a signal, until another one lets it go on."""
+    """Return whether a process is stopped by a signal such as SIGSTOP."""
     return _status(process) == "stopped"
 
 
 def is_alive(process: int) -> bool:
-    """Say whether there is such a process, and not only its exit code."""
+    """Return whether the process exists and is not a zombie."""
     return _status(process) not in (None, "zombie", "dead")
 
 
@@ -122,7 +121,7 @@ def _status(process: int) -> str | None:
 
 
 def end_orphans(*, but: Collection[int]) -> None:
-    """End what this process has adopted, and what is beneath that.
+    """Kill the orphans that this process has adopted, with their descendants.
 
     Args:
         but: ids of its own children.
@@ -140,7 +139,7 @@ def _adopts() -> bool:
 
 
 def end_with(code: int) -> NoReturn:
-    """End all that is beneath this process and the process itself on the spot."""
+    """Kill all descendants of this process, and exit at once without clean-up."""
     try:
         end()
     finally:
@@ -148,8 +147,8 @@ def end_with(code: int) -> NoReturn:
 
 
 def _has_children() -> bool:
-    """Ask the kernel, which takes no time, before psutil is loaded."""
-    with suppress(AttributeError):  # macOS has it from Python 3.13 on
+    """Return whether this process has children. The kernel answers at once, so psutil is often not loaded."""
+    with suppress(AttributeError):  # macOS has waitid from Python 3.13 on
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -162,9 +161,8 @@ def _beneath(but: Collection[int]) -> list[psutil.Process]:
 
     spared = {*but}
     if tracker := sys.modules.get("multiprocessing.resource_tracker"):
-        spared.add(
-            tracker._resource_tracker._pid
-        )  # it ends after all others, and takes away what they left in shared memory
+        # It ends after all others and removes what they left in shared memory.
+        spared.add(tracker._resource_tracker._pid)
     found: list[psutil.Process] = []
     with suppress(psutil.Error):
         for child in psutil.Process().children():
@@ -177,7 +175,7 @@ def _beneath(but: Collection[int]) -> list[psutil.Process]:
 
 @contextmanager
 def ending_forks() -> Iterator[None]:
-    """End a process that the block forks where it would leave the block: it is no second worker."""
+    """End a process that the block forks when it leaves the block, so that it does not become a second worker."""
     process = os.getpid()
     try:
         yield
@@ -190,7 +188,7 @@ def ending_forks() -> Iterator[None]:
 
 
 def _leave_fork(error: BaseException | None) -> None:
-    """End a forked process as the interpreter would."""
+    """Exit a forked process with the output and the exit code that the interpreter would give."""
     code: object = 0
     if isinstance(error, SystemExit):
         code = error.code

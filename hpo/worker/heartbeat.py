@@ -1,7 +1,7 @@
-"""The worker's second thread: it keeps the leases while an epoch lasts, reaps the dead, and hears what others want.
+"""The worker's second thread: it renews leases during an epoch, reaps expired leases of others, and polls commands.
 
-Whatever a storage throws at one of its duties, the others are done and the next tick tries again; a storage that hangs
-holds up all of them.
+If one of its duties raises an error, the others are still done, and the next tick tries again. A storage that hangs
+delays all of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from types import TracebackType
 
 from hpo.errors import StorageGone
 from hpo.queue import workers
-from hpo.queue.ledger import Ledger
-from hpo.queue.reaper import TICKS_PER_LEASE, Reaper
+from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
 from hpo.worker.client import Lease, QueueClient
 
@@ -25,39 +24,40 @@ TICK_SECONDS = 1.0
 
 
 class Heartbeat:
-    """Does for a worker what must not wait for its training thread."""
+    """Does the duties of a worker that must not wait for its training thread."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        client: QueueClient,
         *,
         parent: int | None = None,
         leave: Callable[[], None] = lambda: None,
         overdue: Callable[[Lease], None] = lambda _: None,
     ) -> None:
-        """Keep leases of `ledger`.
+        """Serve the leases of a client.
 
         Args:
-            parent: the process that must stay this one's parent, if one is named.
-            leave: called when this process is to end: its parent is gone, or its storage for good.
-            overdue: called when a trial's time is up and its training thread does not notice within a lease.
+            parent: the id of the process that must stay this one's parent; None if any may.
+            leave: called when this process must end, because its parent or its storage is gone.
+            overdue: called when a trial is over its time limit by more than a lease. Its thread then hangs.
         """
-        self._ledger = ledger
+        self._client = client
+        self._ledger = client.ledger
         self._parent = parent
         self._leave = leave
         self._overdue = overdue
-        self._reaper = Reaper(ledger)
-        self._client: QueueClient | None = None
+        self._reaper = Reaper(client.ledger)
         self._is_registered = False
         self._failing: set[str] = set()
-        self._tick_seconds = min(TICK_SECONDS, ledger.lease_seconds / TICKS_PER_LEASE)
+        self._may_renew = True  # in this tick
+        self._tick_seconds = min(TICK_SECONDS, client.ledger.lease_seconds / workers.TICKS_PER_LEASE)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._look_for_the_parent()  # it may have died while this process was starting
+        self._look_for_the_parent()  # it may have died while this process started
         self._try("register", self._register)
-        self._try("reap", self._reap)  # before the first claim: what is parked goes before what is new
+        self._try("reap", self._reap)  # before the first claim, because parked trials come before new ones
         self._thread.start()
         return self
 
@@ -68,35 +68,37 @@ class Heartbeat:
         self._thread.join(timeout=5)
         self._try("unregister", lambda: workers.unregister(self._ledger))
 
-    def hold(self, held: QueueClient | Lease | None) -> None:
-        """Keep the leases of a client from now on, as they come and go, or those of a lease's own; None for nothing at hand."""
-        self._client = held.client if isinstance(held, Lease) else held
-
     def _run(self) -> None:
         while not self._done.wait(self._tick_seconds):
+            self._may_renew = True
             self._look_for_the_parent()
-            client = self._client
-            if client is not None:
-                self._keep(client)
+            self._keep()
             if not self._is_registered:
-                self._try("register", self._register)
+                self._do("register", self._register)
             if self._reaper.is_due:
-                self._try("reap", self._reap)
+                self._do("reap", self._reap)
 
-    def _keep(self, client: QueueClient) -> None:
-        if client.is_cut_off:
-            self._try("send", client.send)
-        else:
-            self._try("send", client.send_metrics)
-        self._try("poll commands", client.poll_commands)
-        if client.is_to_be_renewed:
-            self._try("renew", client.renew)
+    def _do(self, duty: str, do: Callable[[], object]) -> None:
+        """Do a duty that may wait for a lock. First renew the leases if due, because several waits could outlast them.
+
+        After a failed renewal the next one comes at the next tick.
+        """
+        if self._may_renew and self._client.is_to_be_renewed:
+            self._may_renew = self._try("renew", self._client.renew)
+        self._try(duty, do)
+
+    def _keep(self) -> None:
+        client = self._client
+        self._do("send", client.send if client.is_cut_off else client.send_metrics)
+        self._do("poll commands", client.poll_commands)
+        if client.has_unheard_claims:
+            self._do("release", client.release_unheard)
         for lease in client.leases:
             if self._is_overdue(lease):
                 self._try("overdue", partial(self._overdue, lease))
 
     def _is_overdue(self, lease: Lease) -> bool:
-        if lease.seconds_left is None or lease.is_cut_off or lease.retry.is_waiting:
+        if lease.seconds_left is None or self._client.is_cut_off or self._client.retry.is_waiting:
             return False
         return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
 
@@ -114,17 +116,18 @@ class Heartbeat:
             self._parent = None
             self._leave()
 
-    def _try(self, duty: str, do: Callable[[], object]) -> None:
+    def _try(self, duty: str, do: Callable[[], object]) -> bool:
+        """Do a duty and return whether it was done. An error that repeats is logged once."""
         try:
             do()
         except StorageGone as error:
-            if self._client is not None:
-                self._client.note_failure(error)
+            self._client.note_failure(error)
             self._leave()
-        except BaseException as error:  # an outage, or anything else: the next tick tries again
+        except BaseException as error:  # any error: the next tick tries again
             if duty not in self._failing:
                 unexpected = not isinstance(error, FAILURES)
                 log.warning("heartbeat: %s failed, trying again: %s", duty, cause(error), exc_info=unexpected)
             self._failing.add(duty)
         else:
             self._failing.discard(duty)
+        return duty not in self._failing

@@ -1,26 +1,26 @@
-"""The worker: claim trials, train them, settle them, until nothing is left to do.
+"""The worker: claim trials, train them and settle them until nothing is left to do.
 
-A worker holds no truth. Kill it at any instant and the study is right: its trials' leases run out, a reaper parks the
-trials, and the next claim takes each up where its last checkpoint stands.
+A worker holds no state that the study needs. It may be killed at any moment. Then its leases expire, a reaper parks the
+trials, and the next claim resumes each from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-import optuna
-
 from hpo.errors import LostLease, Outage, StorageError
-from hpo.queue import claiming, reaper
+from hpo.own import training
+from hpo.queue import reaper
+from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
-from hpo.queue.models import Claim
-from hpo.spec import usercode
 from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Retry
@@ -28,25 +28,29 @@ from hpo.study.study import Study
 from hpo.worker import descendants, restart
 from hpo.worker.client import NOT_ASKED, Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
-from hpo.worker.runner import ClaimRequest, SequentialRunner, TrialRunner
+from hpo.worker.runner import SequentialRunner, TrialRunner
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 0.2  # until the first other look for a trial that another worker may have left
-LONGEST_IDLE_SECONDS = 2.0  # each look takes the study's lock
+IDLE_SECONDS = 0.2  # from a claim that found nothing to the next one, which may find what another worker has parked
+LONGEST_IDLE_SECONDS = 2.0  # each claim takes the study's lock
 CUT_OFF = 74  # EX_IOERR of sysexits.h
-RECYCLE = -1  # in the place of an exit code: the process is to start afresh
+RECYCLE = -1  # in place of an exit code: the process must restart
 
 
 class Declaration(Protocol):
-    """A declared training, which brings its own runner."""
+    """A declared training, which makes its own runner."""
 
-    def runner(self, study: Study, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:
-        """Return who trains the study's trials, in one of so many workers."""
+    def runner(self, study: Study, client: QueueClient, fleet: int) -> TrialRunner:
+        """Return the runner of the study's trials.
+
+        Args:
+            fleet: the run's number of workers.
+        """
 
 
-Objective = Callable[[LeasedTrial], Any] | Declaration  # the first is the user's own
+Objective = Callable[[LeasedTrial], Any] | Declaration  # a function is the user's own objective
 
 
 def work(
@@ -58,28 +62,33 @@ def work(
     parent: int | None = None,
     fleet: int = 1,
 ) -> int:
-    """Run trials until the study has none left for this worker; return the exit code: 0, 128 + a signal's number, RECYCLE.
+    """Run trials until the study has none left for this worker. Return the exit code.
+
+    The exit code is 0, 128 + the number of the signal that asked to stop, or RECYCLE.
 
     Args:
-        parent: the process that started this worker and without which it does not want to go on.
-        fleet: how many workers the run has, of which this is one.
+        parent: the id of the process that started this worker. The worker stops when it is gone.
+        fleet: the run's number of workers.
 
-    Raises StorageError if the storage fails for longer than `recovery.outage_patience`, and StorageGone at once if its file
-    was removed or replaced; what was at hand keeps its place.
+    Raises StorageError if the storage fails for longer than `recovery.outage_patience`. Raises StorageGone at once if
+    its file was removed or replaced. Trials in training are saved first.
     """
     retry = Retry(study.spec.recovery.outage_seconds, stopping)
-    client = QueueClient(ledger, retry)
+    client = QueueClient(ledger, retry, stopping)
+    client.has_unheard_claims = restart.MARK in os.environ  # under the same name, from before the restart
     try:
-        runner = runner_of(with_retry(study, retry), objective, client, stopping, fleet)
-        overdue = partial(end_overdue, stopping)
-        with Heartbeat(ledger, parent=parent, leave=stopping.request, overdue=overdue) as heartbeat:
-            heartbeat.hold(client)
+        runner = runner_of(with_retry(study, retry), objective, client, fleet)
+        overdue = partial(end_overdue, ledger, stopping)
+        with Heartbeat(client, parent=parent, leave=stopping.request, overdue=overdue):
             try:
-                if run(runner, client, stopping, restart.RestartPolicy(study.spec.recovery), fleet) == RECYCLE:
-                    return RECYCLE
-            except BaseException as error:  # as a rule the storage was away for too long
+                code = run(runner, client, restart.RestartPolicy(study.spec.recovery), fleet)
+            except BaseException as error:  # usually an outage that lasted too long
                 runner.leave(error)
+                client.leave(error)
                 raise
+            client.leave()
+            if code == RECYCLE:
+                return RECYCLE
     except (Outage, *FAILURES) as error:
         if client.gone is not None:
             raise client.gone from error
@@ -89,105 +98,89 @@ def work(
     return stopping.exit_code
 
 
-def run(
-    runner: TrialRunner, client: QueueClient, stopping: StopSignal, policy: restart.RestartPolicy, fleet: int
-) -> int:
-    """Claim and train until there is nothing left or the worker is asked to stop; return 0 or RECYCLE."""
-    idle, look_at = IDLE_SECONDS, 0.0
-    zombies = descendants.Zombies()
-    while True:
-        found = None
-        if not stopping() and time.monotonic() >= look_at:
-            found = fill(runner, client, stopping, fleet)
-            idle = min(1.5 * idle, LONGEST_IDLE_SECONDS) if found else IDLE_SECONDS
-            look_at = time.monotonic() + idle if found else 0.0
+def run(runner: TrialRunner, client: QueueClient, policy: restart.RestartPolicy, fleet: int) -> int:
+    """Claim and train until nothing is left or the worker is asked to stop. Return 0 or RECYCLE."""
+    pause, zombies = Pause(), descendants.Zombies()
+    while runner.is_busy or not client.stopping():
+        found = fill(runner, client, fleet, pause)
         if runner.is_busy:
             ended = runner.advance()
             reasons = [policy.reason(kind) for kind in ended]
-            if (reason := next(filter(None, reasons), None)) and not stopping():
-                log.info("starting afresh %s", reason, extra={"action": "recycle"})
+            if (reason := next(filter(None, reasons), None)) and not client.stopping():
+                log.info("restarting %s", reason, extra={"action": "recycle"})
                 runner.park()
                 return RECYCLE
             if ended:
                 zombies.reap()
-                idle, look_at = IDLE_SECONDS, 0.0
-        elif stopping() or found is claiming.Idle.DONE:
+                pause.end()
+        elif found is Idle.DONE:
             return 0
-        elif found is claiming.Idle.WAIT:
-            time.sleep(idle)
-            look_at = 0.0
+        elif found is Idle.WAIT:
+            pause.wait()
+    return 0
 
 
-def fill(runner: TrialRunner, client: QueueClient, stopping: StopSignal, fleet: int) -> claiming.Idle | None:
-    """Claim what the runner wants, for as long as there is some; return why there was not, None if it wants nothing more."""
-    while not stopping() and (wanted := runner.wants()) is not None:
-        claims = next_claims(client, wanted, fleet, may_wait=not runner.is_busy)
-        if isinstance(claims, claiming.Idle):
+def fill(runner: TrialRunner, client: QueueClient, fleet: int, pause: Pause) -> Idle | None:
+    """Claim what the runner wants, until there is nothing to claim or the runner wants nothing more.
+
+    Returns why there is nothing to claim, else None.
+    """
+    while pause.is_over and not client.stopping() and (wanted := runner.wants()) is not None:
+        leases = client.claim(wanted, fleet, may_wait=not runner.is_busy)
+        if isinstance(leases, Idle):
             runner.go_without()
-            return claims
-        runner.take(claims)
+            pause.begin()
+            return leases
+        runner.take(leases)
+        pause.end()
     return None
 
 
+class Pause:
+    """The pause between claims. It grows with each claim that finds nothing, because each takes the study's lock."""
+
+    def __init__(self) -> None:
+        self._seconds, self._until = IDLE_SECONDS, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def begin(self) -> None:
+        self._seconds = min(1.5 * self._seconds, LONGEST_IDLE_SECONDS)
+        self._until = time.monotonic() + self._seconds
+
+    def wait(self) -> None:
+        time.sleep(max(0.0, self._until - time.monotonic()))
+
+    def end(self) -> None:
+        """Let the next claim come at once, because there may be trials."""
+        self._seconds, self._until = IDLE_SECONDS, 0.0
+
+
 def with_retry(study: Study, retry: Retry) -> Study:
-    """Return the study whose calls to Optuna's storage are retried while the storage fails."""
-    place = dataclasses.replace(study.storage, optuna=study.storage.optuna.with_retry(retry))
-    opened = optuna.load_study(
-        study_name=study.name, storage=place.optuna, sampler=study.optuna.sampler, pruner=study.optuna.pruner
-    )
-    return dataclasses.replace(study, storage=place, optuna=opened)
+    """Return the study with calls to Optuna's storage that are retried while the storage fails."""
+    return dataclasses.replace(study, storage=dataclasses.replace(study.storage, retry=retry))
 
 
-def next_claims(
-    client: QueueClient, wanted: ClaimRequest, fleet: int = 1, *, may_wait: bool = True
-) -> list[Claim] | claiming.Idle:
-    """Claim trials.
-
-    Args:
-        may_wait: for a storage that fails; else there is nothing to claim while it does, and training goes on.
-    """
-
-    def attempt() -> list[Claim] | claiming.Idle:
-        if client.has_unheard_claims:  # the claims before this may have been made, and only their answer lost
-            held = [lease.claim for lease in client.leases]
-            reaper.release_leases_of(client.ledger, client.ledger.worker, but=held)
-        client.has_unheard_claims = True
-        return claiming.claim_many(
-            client.ledger,
-            wanted.count,
-            stack_key=wanted.stack_key,
-            waiting_at_most=wanted.waiting_at_most,
-            fleet=fleet,
-        )
-
-    if not may_wait and client.is_cut_off:
-        return claiming.Idle.WAIT
-    found = client.retry(attempt) if may_wait else client.ask(attempt)
-    if found is None:
-        return claiming.Idle.WAIT
-    client.has_unheard_claims = False
-    return found
-
-
-def end_overdue(stopping: StopSignal, lease: Lease) -> None:
-    """End a trial whose training thread hangs, and this process with it; a process that is to stop ends by its grace."""
-    said = f"trained for longer than budget.trial_timeout, and for {lease.seconds:.0f} s it has not looked up"
-    ledger = lease.ledger
+def end_overdue(ledger: Ledger, stopping: StopSignal, lease: Lease) -> None:
+    """End a trial whose training thread hangs, and restart this process. A process that was asked to stop is left alone."""
+    said = f"trained for longer than budget.trial_timeout and hangs: this attempt has lasted {lease.seconds:.0f} s"
     try:
         if stopping():
             return
         verdict = ledger.fail(lease.claim, Failure(kind=Kind.TIME_LIMIT, message=said))
         if verdict is Verdict.DROP and not lease.has_ended:
-            lease.has_ended = True  # maybe just now, by the training thread; if this is called again, it does hang
+            lease.has_ended = True  # perhaps just now, by the training thread; at the next call the thread does hang
             return
     except LostLease:
-        log.warning("trial %d hangs, and is in other hands by now", lease.claim.number)
-    reaper.release_leases_of(ledger, ledger.worker)  # whatever else this process held
-    restart.start_afresh(stopping, at_once=True)
+        log.warning("trial %d hangs, and another process has claimed or ended it", lease.claim.number)
+    reaper.release_leases_of(ledger, ledger.worker)  # the other trials that this process held
+    restart.start_afresh(stopping, ledger.worker, at_once=True)
 
 
-def let_go(ledger: Ledger, stopping: StopSignal) -> None:
-    """Give back all that this process holds, for it is ended now; that counts if nobody has asked for it who may."""
+def give_all_back(ledger: Ledger, stopping: StopSignal) -> None:
+    """Release all trials of this process, which ends now. If an unknown sender asked for it, their attempts fail."""
     if stopping.is_unasked():
         reaper.fail_leases_of(ledger, ledger.worker, NOT_ASKED)
     else:
@@ -195,24 +188,31 @@ def let_go(ledger: Ledger, stopping: StopSignal) -> None:
 
 
 def end_cut_off() -> NoReturn:
-    """End this process, whose descriptors of the database user code has closed: it cannot write any more, nor may it."""
+    """End this process after user code has closed its descriptors of the database. It cannot write any more."""
     log.error(
-        "the trial's own code has closed descriptors that are not its own: this process lost its storage and ends"
+        "the trial's own code has closed descriptors that are not its own: this process lost its storage and ends; "
+        "let the code close only files that it has opened"
     )
     descendants.end_with(CUT_OFF)
 
 
-def runner_of(study: Study, objective: Objective, client: QueueClient, stopping: StopSignal, fleet: int) -> TrialRunner:
-    """Return who runs the objective's trials, in one of so many workers."""
+def runner_of(study: Study, objective: Objective, client: QueueClient, fleet: int) -> TrialRunner:
+    """Return the runner of the objective's trials.
+
+    Args:
+        fleet: the run's number of workers.
+    """
     if callable(objective):
-        return SequentialRunner(study, objective, client, stopping)
-    return objective.runner(study, client, stopping, fleet)
+        return SequentialRunner(study, objective, client)
+    return objective.runner(study, client, fleet)
 
 
 def build_objective(study: Study, folder: Path) -> Objective:
     """Return the study's objective, ready to run in this process."""
-    if study.spec.objective:
-        return usercode.load_objective(study.spec.objective, folder)  # type: ignore[no-any-return]
-    from hpo.worker.objective import declared  # torch comes in here, and only if the study trains with it
+    if study.spec.is_pickled and multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("fork")  # a DataLoader's processes cannot import a class of a notebook's cell
+    if not study.spec.is_declared:
+        return training.load(study.spec, folder)
+    from hpo.worker.objective import declared  # imports torch, which only a declared study needs
 
     return declared(study, folder)

@@ -1,22 +1,22 @@
-"""What a worker leaves beside a checkpoint that it could not record, for whoever takes the trial up.
+"""Pending reports: what a worker could not write during an outage, stored beside a checkpoint for the next attempt.
 
-When the storage is away, a checkpoint and what was reported since the last recorded one go into the trial's folder. A later
-attempt reports that again under its own lease, asking the pruner epoch by epoch as if nothing had happened, and goes on
-from there. Whoever records a checkpoint removes what is older (`retention.tidy`), so a note that is there is news.
+While the storage fails, a checkpoint and the reports since the last recorded one go into the trial's folder. A later
+attempt reports these again under its own lease. It asks the pruner epoch by epoch as usual, and continues from there.
+Recording a checkpoint deletes older files (`retention.tidy`), so a note that is there is newer than the recorded
+checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pydantic
 
+from hpo.files import atomic_write
 from hpo.queue.models import Checkpoint
 from hpo.queue.report import Report
 from hpo.worker.trial import LeasedTrial
@@ -26,7 +26,7 @@ NAME = re.compile(r"attempt-(\d{1,9})-handover\.json")
 
 
 class PendingReports(pydantic.BaseModel):
-    """The note: a checkpoint, and what it takes to go on from it."""
+    """The note: a checkpoint, and what a later attempt needs to continue from it."""
 
     model_config = pydantic.ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
@@ -36,13 +36,9 @@ class PendingReports(pydantic.BaseModel):
     reports: list[tuple[int, float, dict[str, float]]]  # since the last recorded checkpoint: step, value, metrics
 
 
-def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Sequence[Report]) -> Path:
-    """Write down what a later attempt needs and return the file; OSError if the disk does not take it.
-
-    Args:
-        since: what was reported since the last recorded checkpoint.
-    """
-    claim = trial.lease.claim
+def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint) -> Path:
+    """Write what a later attempt needs and return the file. Raises OSError if the disk does not take it."""
+    claim, since = trial.lease.claim, trial.lease.unrecorded or ()
     left = PendingReports(
         checkpoint=checkpoint,
         accumulation=claim.accumulation,
@@ -50,17 +46,13 @@ def leave(folder: Path, trial: LeasedTrial, checkpoint: Checkpoint, since: Seque
         reports=[(report.step, report.value, dict(report.metrics)) for report in since],
     )
     note = folder / f"attempt-{claim.attempt}-handover.json"
-    part = folder / f".attempt-{claim.attempt}-handover.{os.getpid()}.part"
-    with part.open("w") as file:
-        file.write(left.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, note)
+    with atomic_write(note) as part:
+        part.write_text(left.model_dump_json())
     return note
 
 
 def take(folder: Path, trial: LeasedTrial) -> None:
-    """Bring a trial just opened to where an earlier attempt left it, if one did; LostLease if it is in other hands."""
+    """Bring a trial just opened to where an earlier attempt left it. Raises LostLease if the claim is lost."""
     for note in sorted(_notes(folder), key=_attempt, reverse=True):
         left = _read(note)
         if left is not None and _goes_on(trial, left):
@@ -72,7 +64,7 @@ def take(folder: Path, trial: LeasedTrial) -> None:
 def _notes(folder: Path) -> list[Path]:
     try:
         return [file for file in folder.iterdir() if NAME.fullmatch(file.name)]
-    except OSError:  # for the most part: there is no folder
+    except OSError:  # usually there is no folder
         return []
 
 
@@ -91,9 +83,12 @@ def _read(note: Path) -> PendingReports | None:
 
 
 def _goes_on(trial: LeasedTrial, left: PendingReports) -> bool:
-    """Say whether the note is of this way of training, from where the trial stands or later, and its file whole."""
+    """Return whether the trial can continue from the note.
+
+    It has the trial's accumulation, its epoch is not before the recorded checkpoint's, and its file is undamaged.
+    """
     claim = trial.lease.claim
-    known = claim.checkpoint.epoch if claim.checkpoint else 0
+    known = claim.checkpoint.epoch if claim.checkpoint else -1
     if left.checkpoint.epoch < known or left.accumulation != claim.accumulation:
         return False
     try:
@@ -104,11 +99,10 @@ def _goes_on(trial: LeasedTrial, left: PendingReports) -> bool:
 
 
 def _take_up(trial: LeasedTrial, left: PendingReports) -> None:
-    lease = trial.lease
+    client, lease = trial.client, trial.lease
     for step, value, metrics in left.reports:
         trial.write(Report(claim=lease.claim, step=step, value=value, metrics=metrics))
-        trial.pruner_says_stop()  # not to obey: what it remembers of the epoch is what later trials are held against
-    lease.flush()
-    lease.retry(lambda: lease.ledger.record_checkpoint(lease.claim, left.checkpoint))
+        trial.pruner_says_stop()  # the answer is ignored; the pruner stores the epoch for its decisions on later trials
+    client.take_up_checkpoint(lease, left.checkpoint)
     lease.claim = replace(lease.claim, checkpoint=left.checkpoint)
     trial.curve[:] = left.curve

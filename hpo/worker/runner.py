@@ -1,106 +1,105 @@
-"""Who trains the trials that a worker claims: one after the other, or several together."""
+"""Runners: they train the trials that a worker claims, one after the other or several together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpo.queue.models import Claim
+from hpo.spec import seeds
 from hpo.spec.failures import Kind
 from hpo.study.study import Study
 from hpo.worker import descendants
 from hpo.worker.attempt import Attempt
-from hpo.worker.client import Lease, QueueClient
-from hpo.worker.signals import StopSignal
+from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker.program_site import ProgramSite
 from hpo.worker.trial import LeasedTrial
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClaimRequest:
-    """What a runner asks its worker to claim."""
-
-    count: int  # trials, at most
-    stack_key: str | None = None  # of the stack that is open, if one is
-    waiting_at_most: int | None = None  # trials that may wait for another stack
+from hpo.worker.user_loop import UserLoop
 
 
 class TrialRunner(Protocol):
-    """What a worker asks of whoever trains its trials."""
+    """The contract between a worker and the object that trains its trials."""
 
     def wants(self) -> ClaimRequest | None:
         """Return what to claim now; None for nothing."""
 
-    def take(self, claims: Sequence[Claim]) -> None:
-        """Begin with these trials."""
+    def take(self, leases: Sequence[Lease]) -> None:
+        """Start these trials."""
 
     def go_without(self) -> None:
-        """Take note that there is nothing to claim just now."""
+        """Note that there is nothing to claim at present."""
 
     @property
     def is_busy(self) -> bool:
         """Whether there are trials in training."""
 
     def advance(self) -> list[Kind | None]:
-        """Train on to where trials may end; return of each attempt that ended by what it failed, None if it did not."""
+        """Train to the next point where trials may end.
+
+        Returns an entry for each attempt that ended: the kind of its failure, or None if it did not fail.
+        """
 
     def park(self) -> None:
-        """Let go of all trials between epochs, for this process is to start afresh."""
+        """Park all trials between epochs, because this process restarts."""
 
     def leave(self, error: BaseException) -> None:
-        """Keep the place of every trial, as well as may be, for this worker leaves with an error."""
+        """Save every trial as far as possible, because this worker ends with an error."""
 
 
 class SequentialRunner:
-    """Runs an objective of the user's own, which keeps the thread until its trial has ended: one trial at a time."""
+    """Runs a user's own training, one trial at a time."""
 
-    def __init__(
-        self, study: Study, objective: Callable[[LeasedTrial], Any], client: QueueClient, stopping: StopSignal
-    ) -> None:
+    def __init__(self, study: Study, objective: Callable[[LeasedTrial], Any], client: QueueClient) -> None:
         self._study = study
         self._objective = objective
         self._client = client
-        self._stopping = stopping
-        self._lease: Lease | None = None
+        self._attempt: Attempt | None = None
 
     def wants(self) -> ClaimRequest | None:
-        return None if self._lease else ClaimRequest(count=1)
+        return None if self._attempt else ClaimRequest(count=1)
 
-    def take(self, claims: Sequence[Claim]) -> None:
-        (claim,) = claims
-        self._lease = self._client.lease(claim, self._stopping)
+    def take(self, leases: Sequence[Lease]) -> None:
+        (lease,) = leases
+        self._attempt = Attempt(self._study, self._client, lease)
 
     def go_without(self) -> None:
         pass
 
     @property
     def is_busy(self) -> bool:
-        return self._lease is not None
+        return self._attempt is not None
 
     def advance(self) -> list[Kind | None]:
-        lease, self._lease = self._lease, None
-        assert lease is not None
-        run_trial(self._study, self._objective, lease)
-        self._client.remove(lease)
-        return [lease.failed_by]
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None
+        run_trial(attempt, self._objective)
+        self._client.remove(attempt.lease)
+        return [attempt.failed_by]
 
     def park(self) -> None:
-        pass  # no trial is at hand between two of them
+        pass  # between two trials there is none to park
 
     def leave(self, error: BaseException) -> None:
-        pass  # such a trial has no place to keep: it starts again
+        pass  # the next attempt starts again, or goes on from the last checkpoint of `hpo.epochs`
 
 
-def run_trial(study: Study, objective: Callable[[LeasedTrial], Any], lease: Lease) -> None:
-    """Run one claimed trial to its end and write that end."""
-    attempt = Attempt(study, lease)
-    trial = attempt.open()
-    if trial is None:
+def run_trial(attempt: Attempt, objective: Callable[[LeasedTrial], Any]) -> None:
+    """Run one claimed trial and write its end."""
+    if not attempt.open():
         return
 
     def outcome() -> Any:
-        lease.let_go()
+        attempt.let_go()
+        attempt.trial.loop = loop = _loop_of(attempt)
+        seeds.seed_globals(seeds.of_trial(attempt.study.spec.seed, attempt.number))
+        if tree := attempt.study.spec.tree:
+            attempt.trial.read_queued(tree)
         with descendants.ending_forks():
-            return objective(trial)
+            returned = objective(attempt.trial)
+        loop.record_final()
+        return returned
 
-    attempt.end(trial, outcome)
+    attempt.end(outcome)
+
+
+def _loop_of(attempt: Attempt) -> UserLoop | ProgramSite:
+    return (ProgramSite if attempt.study.spec.command else UserLoop)(attempt.study, attempt.trial)

@@ -1,7 +1,7 @@
-"""Signals as a request: the first asks to checkpoint and leave, the second ends the process.
+"""Signals that ask a worker to stop: the first asks it to save its trials and exit, the second ends it at once.
 
-A thread of its own reads them, so they are noticed however deep in C code the main thread is, and ends a process that
-does not come to an end within its grace. Only C code that keeps the interpreter lock holds that thread up as well.
+A separate thread reads them, so they are noticed while the main thread is in C code. The thread also ends a process
+that does not exit within its grace. Only C code that holds the interpreter lock delays this thread as well.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from hpo.worker import descendants
 
 log = logging.getLogger(__name__)
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1 is Slurm's notice before a time limit
-#: What `hpo run` asks its workers by. The others a trial may send to its own process, and nobody can tell who sent one.
+#: The signal by which `hpo run` asks its workers to stop. A trial may send the others to its own process.
 ORDER = signal.SIGRTMIN + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 HEARD = (*ASKING, ORDER)
 CONFIRM_SECONDS = 1.0  # within which a parent passes on a signal that reached the whole group
-LAST_ACT_SECONDS = 2.0  # how long the last act may hold up the end
-LOOK_SECONDS = 1.0  # how soon a grace is seen that was set without a word to the thread
-SAME_SECONDS = 0.1  # signals of one number so close are one request: timeout(1) sends its signal twice
+LAST_ACT_SECONDS = 2.0  # how long the last act may delay the end
+LOOK_SECONDS = 1.0  # how soon the thread sees a grace that was set without waking it
+SAME_SECONDS = 0.1  # two signals of one number within this time are one request: timeout(1) sends its signal twice
 
 
 class StopSignal:
-    """Says whether this process was asked to stop; called like a function."""
+    """Returns, when called, whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.grace: float | None = None  # seconds from the request until the process is ended; None leaves it alone
+        self.grace: float | None = None  # seconds from the request until the process is ended; None for no limit
         self._is_supervised = False
-        self._is_confirmed = False  # the request came from who may ask
+        self._is_confirmed = False  # the request came from the parent or from this process
         self._received_at = 0.0
         self._last_act: Callable[[], None] | None = None
-        self._writer: socket.socket | None = None  # its bytes are signals' numbers; 0 only wakes the thread
+        self._writer: socket.socket | None = None  # each byte is a signal's number; 0 only wakes the thread
         self._masks = threading.local()
 
     @classmethod
     def installed(cls, *, grace: float | None = None, is_supervised: bool = False) -> StopSignal:
-        """Return one that handles this process's signals from now on; the main thread must call it.
+        """Return a StopSignal that handles this process's signals from now on. The main thread must call this.
 
         Args:
-            is_supervised: whether a parent asks by ORDER. It passes on what reaches the whole group, as Slurm's notice does,
-                so a second signal does not end the process at once. That parent can kill.
+            grace: seconds from the request until the process is ended; None for no limit.
+            is_supervised: whether a parent asks by ORDER. A signal to the whole group, such as Slurm's notice, reaches both,
+                and the parent passes it on. So a second signal does not end the process at once. The parent can kill it.
         """
         stopping = cls()
         stopping.grace = grace
@@ -62,23 +63,24 @@ class StopSignal:
         os.register_at_fork(
             before=stopping._block, after_in_parent=stopping._unblock, after_in_child=stopping._be_a_mere_flag
         )
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)  # a process that started afresh holds them back until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)  # a restarted process blocks them until here
         return stopping
 
     def request(self) -> None:
-        """Ask for the same from inside the process, from any thread."""
+        """Ask this process to stop, from any of its threads."""
         self._is_confirmed = True
         if self.received is None:
             self._note(signal.SIGTERM)
         self._tell(0)
 
     def end_within(self, grace: float, last_act: Callable[[], None] | None = None) -> None:
-        """End the process so many seconds after the request, which may have come already, unless it has ended by then.
+        """End the process `grace` seconds after the request, unless it has exited by then. The request may come before this.
 
         Args:
-            last_act: called before that end in a thread of its own, and waited for LAST_ACT_SECONDS.
+            grace: in seconds.
+            last_act: called before that end in a thread of its own, which is waited for up to LAST_ACT_SECONDS.
         """
-        self._last_act = last_act  # first: the thread calls it once the grace is over
+        self._last_act = last_act  # set before the grace, because the thread calls it when the grace is over
         self.grace = grace
         self._tell(0)
 
@@ -91,7 +93,10 @@ class StopSignal:
         return 128 + self.received if self.received else 0
 
     def is_unasked(self) -> bool:
-        """Say whether a supervised process was signalled by somebody who may not ask; waits a moment for its parent's word."""
+        """Return whether a supervised process got a signal that its parent did not send.
+
+        This waits up to CONFIRM_SECONDS for the parent's own signal.
+        """
         while self.received is not None and self._is_supervised and not self._is_confirmed:
             if time.monotonic() - self._received_at >= CONFIRM_SECONDS:
                 return True
@@ -99,18 +104,18 @@ class StopSignal:
         return False
 
     def _note(self, number: int) -> None:
-        self._received_at = time.monotonic()  # first: the thread reads it once there is a number
+        self._received_at = time.monotonic()  # set first, because the thread reads it once there is a number
         self.received = number
 
     def _tell(self, byte: int) -> None:
         if self._writer is not None:
-            with contextlib.suppress(OSError):  # full: the thread has enough to wake up for; or closed by user code
+            with contextlib.suppress(OSError):  # the buffer is full, so the thread wakes anyway; or user code closed it
                 self._writer.send(bytes([byte]))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's own signature)
-        """Do nothing, as a rule, for the thread knows.
+        """Pass the signal on if user code has replaced or closed the wakeup descriptor. Otherwise the thread has read it.
 
-        An event loop in user code takes the wakeup descriptor, then drops it.
+        An event loop in user code sets its own wakeup descriptor, and resets it when it ends.
         """
         assert self._writer is not None
         own = self._writer.fileno()
@@ -133,18 +138,18 @@ class StopSignal:
                     self._receive(number)
             except TimeoutError:
                 pass
-            except OSError:  # closed by user code: from now on the handler tells
+            except OSError:  # closed by user code: from now on the handler calls `_receive`
                 time.sleep(min(left, LOOK_SECONDS / 10))
         self._end()
 
     def _seconds_left(self) -> float:
         if self.received is None or self.grace is None:
             return LOOK_SECONDS
-        last_act = min(LAST_ACT_SECONDS, self.grace / 2)  # within the grace too
+        last_act = min(LAST_ACT_SECONDS, self.grace / 2)  # the last act is part of the grace
         return min(self._received_at + self.grace - last_act - time.monotonic(), LOOK_SECONDS)
 
     def _receive(self, number: int) -> None:
-        if number not in HEARD:  # every signal with a handler comes by, such as the SIGCHLD that torch handles
+        if number not in HEARD:  # every signal with a Python handler arrives here, such as torch's SIGCHLD
             return
         if number == ORDER:
             self.request()
@@ -153,10 +158,10 @@ class StopSignal:
         elif not self._is_supervised and (
             number != self.received or time.monotonic() - self._received_at >= SAME_SECONDS
         ):
-            descendants.end_with(128 + number)  # now: nothing is tidied up; a lease runs out by itself
+            descendants.end_with(128 + number)  # at once and without clean-up; the leases expire
 
     def _end(self) -> None:
-        """End the process; whoever holds the log's lock may hang as well, so saying it is not waited for either."""
+        """End the process. Logging has a time limit, too, because the thread that holds the log's lock may hang."""
         try:
             acts = [act for act in (self._say_late, self._last_act) if act is not None]
             threads = [threading.Thread(target=attempt, args=(act,), daemon=True) for act in acts]
@@ -169,18 +174,18 @@ class StopSignal:
             descendants.end_with(self.exit_code)
 
     def _say_late(self) -> None:
-        late = "asked to stop, the process did not come to an end within %g s: ending it now"
+        late = "the process did not exit within %g s after it was asked to stop: ending it now"
         log.warning(late, self.grace, extra={"action": "grace_over"})
 
     def _block(self) -> None:
-        """Hold signals back around a fork: until the child is a mere flag, its signals would count as the parent's."""
+        """Block signals around a fork. Until `_be_a_mere_flag` has run, the child's signals would count as the parent's."""
         self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
 
     def _unblock(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
 
     def _be_a_mere_flag(self) -> None:
-        """Leave a forked child its own signals: torch's DataLoader, for one, ends its workers with SIGTERM."""
+        """Restore the default signal handlers in a forked child. For example, torch's DataLoader ends workers with SIGTERM."""
         if self._writer is not None:
             signal.set_wakeup_fd(-1)
             for number in HEARD:
@@ -192,6 +197,6 @@ class StopSignal:
 
 
 def attempt(act: Callable[[], None]) -> None:
-    """Do it; a failure is no reason to put off the end."""
+    """Call `act` and ignore its errors, which must not delay the end."""
     with contextlib.suppress(BaseException):
         act()

@@ -1,7 +1,7 @@
-"""The trial that an objective gets: Optuna's own, whose reports go through the lease it is held under.
+"""The trial that an objective gets: an `optuna.Trial` whose reports go through its worker's client.
 
-It is an `optuna.Trial` in every respect. Both `report` and `should_prune` are where a trial learns that it must let go, by
-one of the Signals in `errors.py`; a storage that fails holds up neither.
+`report` and `should_prune` raise one of the Signals in `errors.py` if the attempt must end. A storage that fails delays
+neither of them.
 """
 
 from __future__ import annotations
@@ -12,41 +12,42 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState
 
-from hpo.errors import ChangedSpace, Diverged, nearest
-from hpo.queue.finish import STATES, End
+from hpo.errors import ChangedSpace, Diverged, Outage, Parked, nearest
 from hpo.queue.report import Report
 from hpo.queue.start import SuggestedParams
-from hpo.search import distributions
 from hpo.spec import space
 from hpo.spec.curve import ValueRule
-from hpo.spec.failures import Failure, Verdict
+from hpo.spec.metrics import OWN_METRIC
 from hpo.spec.objectives import NOTHING, Beside, Goals, KnownCosts
 from hpo.storage import choices
-from hpo.storage.finished_trials import COST_PREFIX
+from hpo.storage.optuna_private import ExtensibleTrial, id_of
 from hpo.storage.optuna_storage import OptunaStorage
-from hpo.study.study import forget_stop, look_anew, stop_was_requested
+from hpo.storage.tables import COST_PREFIX
+from hpo.strategy import distributions
 from hpo.text import command
-from hpo.worker.client import Lease
+from hpo.worker.client import Lease, QueueClient
+
+if TYPE_CHECKING:
+    from hpo.train.user_state import UserState
 
 log = logging.getLogger(__name__)
 Taken = TypeVar("Taken")
 
-MAX_STEP = 2**31 - 1  # what an integer column of Postgres holds
-OWN_METRIC = "value"  # how the curve of a user's own objective is called in the ledger
+MAX_STEP = 2**31 - 1  # the largest integer in a column of Postgres
 
 
-class LeasedTrial(optuna.trial.Trial):
+class LeasedTrial(ExtensibleTrial):
     """A trial held under a lease."""
 
     def __init__(
         self,
         study: optuna.Study,
+        client: QueueClient,
         lease: Lease,
         rule: ValueRule | None,
         curve: list[float] | None = None,
@@ -57,45 +58,63 @@ class LeasedTrial(optuna.trial.Trial):
         """Open a claimed trial.
 
         Args:
-            rule: makes of a curve the value that Optuna sees; without one values are kept as reported.
-            curve: what the trial reported before, up to its checkpoint.
-            goals: what it is judged by, if that is more than one value.
-            shifts: count all steps from 1 if the first is 0, as in studies of format 1.
+            rule: computes from a curve the value that Optuna sees. Without one Optuna sees the reported values.
+            curve: what the trial reported up to its checkpoint.
+            goals: the study's objectives and bounds. They are used if there are several objectives or a bound.
+            shifts: count all steps from 1 if the first one is 0, as in studies of format 1.
         """
         super().__init__(study, lease.claim.trial_id)
         self.goals = goals if goals is not None and (goals.are_several or goals.bounds) else None
-        self.known: KnownCosts | None = (
-            None  # of its end, by its costs or by what an objective of the user's own returned
-        )
+        #: What is known of the trial's end, by its costs or by what a user's own objective returned.
+        self.known: KnownCosts | None = None
+        self.client = client
         self.lease = lease
         self.rule = rule
-        self.curve = list(curve or [])  # the judged metric, raw, in the order of the steps
-        self.finer_accumulation: int | None = None  # micro-batches with which it could be tried if memory runs out
-        self.end_reason: str | None = None  # why it completes, if not because it has had all its epochs
-        self._had_params = frozenset(self._cached_frozen_trial.params)  # before this attempt
-        self._shift = None if shifts else 0  # None: until the first report
-        self._last_step = -1
+        self.curve = list(curve or [])  # raw values of the judged metric, in the order of the steps
+        self._had_params = frozenset(self.cached.params)  # the names from before this attempt
+        self._shift = None if shifts else 0  # None until the first report
+        self.pruned_at: int | None = None  # the last step at which `should_prune` was true
+        self.loop: object = None  # of a user's own training; what `hpo.epochs` or a command works with
+        self.user_state: UserState | None = None  # of that loop; keeps the weights of the best report
+        self.parks_in_reports = True  # else the loop parks the trial after the epoch's body
+        self.has_reported = False  # in this attempt
+        self.saved_epochs = 0  # finished epochs at the last `hpo.save` of this attempt
+        self.last_step = max(self.cached.intermediate_values, default=-1)
         self._reporting = threading.Lock()  # an objective may report from several threads
 
     # --- what an objective calls ------------------------------------------------------------------------------------
 
     def report(self, value: float, step: int) -> None:
-        """Report a value as `optuna.Trial.report` does: steps come in any order, and of each the first value is kept."""
+        """Report a value as `optuna.Trial.report` does. Steps may come in any order. The first value of a step is kept.
+
+        Raises one of the Signals if the attempt must end, TypeError for a value that is no number, and ValueError for a
+        step outside 0..MAX_STEP - 1.
+        """
         number, step = self._checked(value, step)
         with self._reporting:
             if self._shift is None:
                 self._shift = int(step == 0)
             step += self._shift
-            if step in self._cached_frozen_trial.intermediate_values:
+            if step in self.cached.intermediate_values:
                 warnings.warn(f"trial {self.number}: step {step} was reported already; ignored", stacklevel=2)
                 return
+            if 0 < self.saved_epochs == step + 1:
+                log.warning(
+                    "trial %d: step %d was reported after hpo.save of its epoch: a kill before the next save loses it; "
+                    "report first, then save",
+                    self.number,
+                    step,
+                )
+            self.has_reported = True
             self.write(*self._reports_of(number, step))
-        self.lease.let_go()
+            if self.user_state is not None:
+                self.user_state.note_report(number, step)
+        self._let_go()
 
     def _reports_of(self, number: float, step: int) -> list[Report]:
-        """Return what to report of a value at a step: at later steps, if there are any, the rule may give another value now."""
-        known = self._cached_frozen_trial.intermediate_values
-        later = sorted(other for other in known if other > step) if step < self._last_step else []
+        """Return the report of a value at a step, and new reports of later steps whose value by the rule has changed."""
+        known = self.cached.intermediate_values
+        later = sorted(other for other in known if other > step) if step < self.last_step else []
         place = len(self.curve) - len(later)
         self.curve.insert(place, number)
         claim = self.lease.claim
@@ -117,45 +136,60 @@ class LeasedTrial(optuna.trial.Trial):
         return number, int(step)
 
     def should_prune(self) -> bool:
-        """Ask the study's pruner; one of the Signals if the trial must let go."""
-        self.lease.let_go()
-        return self.pruner_says_stop()
+        """Return whether the study's pruner ends the trial. Raises one of the Signals if the attempt must end."""
+        self._let_go()
+        says_stop = self.pruner_says_stop()
+        if says_stop:
+            self.pruned_at = self.last_step
+        return says_stop
 
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        self.lease.check()  # Optuna's own writes are not fenced
+    def _let_go(self) -> None:
+        """Raise the Signal that ends the attempt, if there is one. A loop with checkpoints is left only between epochs."""
+        try:
+            self.client.let_go(self.lease)
+        except (Parked, Outage):
+            if self.parks_in_reports:
+                raise
+
+    def give(self, name: str, distribution: BaseDistribution) -> Any:
+        """Suggest a parameter's value as Optuna does, in the type that the objective asks for."""
+        self.lease.check()  # Optuna's own writes are not guarded by the claim
         stored = distributions.as_stored(name, distribution)
         try:
             return self._suggest_as_recorded(name, distribution, stored)
         except ValueError as error:
-            known = self._history.distribution_of(self._trial_id, name)
+            known = self._history.distribution_of(self.own_id, name)
             if known is None or not distributions.clash(known, stored):
                 raise
             why = f"{name}: the study has {distributions.words(known)}, the objective asks for {distributions.words(stored)}"
             raise self._clash(why) from error
 
     def _suggest_as_recorded(self, name: str, distribution: BaseDistribution, stored: BaseDistribution) -> Any:
-        """Return what is recorded: an integer as a float holds it, and of choices this very one of the objective's own, since
-        Optuna takes True, 1 and 1.0 for the same.
+        """Return the value as the database stores it: an integer as a float holds it, a choice as the objective's own object.
+
+        Optuna does not tell True, 1 and 1.0 apart, so choices are compared here.
         """
-        is_new = name not in self._cached_frozen_trial.params
-        value = super()._suggest(name, stored)
+        is_new = name not in self.cached.params
+        value = super().give(name, stored)
         if not isinstance(distribution, CategoricalDistribution):
             return stored.to_external_repr(stored.to_internal_repr(value))
         assert isinstance(stored, CategoricalDistribution)
         place = choices.position(stored.choices, value)
         assert place is not None
         if is_new and place != stored.to_internal_repr(value):
-            self.storage.set_trial_param(self._trial_id, name, place, stored)
+            self.storage.set_trial_param(self.own_id, name, place, stored)
         chosen = distribution.choices[place]
-        self._cached_frozen_trial.params[name] = chosen
+        self.cached.params[name] = chosen
         return chosen
 
     def _clash(self, why: str) -> BaseException:
-        """Return what ends a trial that asks for what its study cannot take; of code that changed, it ends the worker."""
-        if not self.lease.ledger.code_has_changed():
-            return ValueError(f"{why}; Optuna takes no such change within a study")
-        mend = f"undo the change, or take the trials along with `{command('fork', self.study.study_name)} NEW FILE`"
-        return ChangedSpace(f"{why}; {mend}", self._cached_frozen_trial.params.keys() - self._had_params)
+        """Return the error for a distribution that does not fit the study. If the code has changed, it ends the worker."""
+        if not self.client.code_has_changed():
+            return ValueError(
+                f"{why}; Optuna allows one distribution per parameter, so ask for the same in every trial"
+            )
+        mend = f"undo the change, or copy the trials with `{command('fork', self.study.study_name)} NEW FILE`"
+        return ChangedSpace(f"{why}; {mend}", self.cached.params.keys() - self._had_params)
 
     def set_user_attr(self, key: str, value: Any) -> None:
         """Set an attribute as `optuna.Trial.set_user_attr` does."""
@@ -165,115 +199,120 @@ class LeasedTrial(optuna.trial.Trial):
     # --- what our own objective calls -------------------------------------------------------------------------------
 
     def read_queued(self, tree: space.Tree) -> None:
-        """Read what somebody queued this trial with; ValueError for a value that its parameter cannot have."""
+        """Read the values that this trial was queued with. Raises ValueError for a value that its parameter cannot have."""
         known = dict(space.parameters(tree))
-        for path, value in self._fixed_params.items():
+        for path, value in self.queued_with.items():
             if path in known:
-                self._fixed_params[path] = space.queued(known[path], path, value)
+                self.queued_with[path] = space.queued(known[path], path, value)
             else:
                 mend = nearest(path, known)
                 log.warning("trial %d: was queued with %s, which the study does not search%s", self.number, path, mend)
 
     def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, SuggestedParams]:
-        """Return what is taken of the trial's suggestions, and what to write of them: nothing of it is written here."""
-        with self._history.deferred_writes(self._trial_id) as given:
+        """Return the result of `take`, and the suggestions that it asked for. Nothing is written here.
+
+        Args:
+            take: asks the trial for suggestions.
+        """
+        with self._history.deferred_writes(self.own_id) as given:
             taken = take(self)
         params, attributes = list(given.params.values()), list(given.attributes.values())
         return taken, SuggestedParams(claim=self.lease.claim, params=params, attributes=attributes)
 
-    def report_epoch(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
-        """Report an epoch and return what was reported; of the Signals only LostLease is raised."""
-        report = self.reporting(step, value, metrics)
-        self.write(report)
-        return report
-
     def reporting(self, step: int, value: float, metrics: Mapping[str, float]) -> Report:
-        """Return what to report of the judged metric's raw value at a step and the raw metrics beside it.
+        """Return the report of a step, with the study's rule applied to the curve so far.
 
-        What Optuna sees at a step is the study's rule applied to the curve so far.
+        Args:
+            value: the raw value of the judged metric. It is added to the curve.
+            metrics: all raw metrics of the step.
         """
         self.curve.append(value)
         judged = self.rule(self.curve) if self.rule else value
         return Report(claim=self.lease.claim, step=step, value=judged, metrics=metrics)
 
     def write(self, *reports: Report) -> None:
-        """Write reports as they are, and let Optuna's trial know of them."""
-        self.lease.report(*reports, since=self._history.low(self.study._study_id))
+        """Write reports as they are, and add them to Optuna's trial."""
+        self.client.report(reports, since=self._history.low(id_of(self.study)))
+        self.lease.check()
         for report in reports:
             self.take_note(report)
 
     def take_note(self, report: Report) -> None:
-        """Let Optuna's trial know of what was reported."""
-        self._last_step = max(self._last_step, report.step)
-        self._cached_frozen_trial.intermediate_values[report.step] = report.value
+        """Add a report to Optuna's trial."""
+        self.last_step = max(self.last_step, report.step)
+        self.cached.intermediate_values[report.step] = report.value
 
     @functools.cached_property
     def frozen(self) -> optuna.trial.FrozenTrial:
-        """The trial as this process knows it, for a pruner that decides on several at once: what that writes down about it,
-        it remembers here.
+        """The trial as this process knows it, for a pruner that decides on several at once.
+
+        The pruner also stores here what it writes about the trial.
         """
-        frozen = self._cached_frozen_trial
-        if self.lease.claim.checkpoint is not None:  # earlier attempts, or what they left, may have said more since
-            frozen.system_attrs = self.storage.get_trial_system_attrs(self._trial_id)
+        frozen = self.cached
+        if self.lease.claim.checkpoint is not None:  # earlier attempts or pending reports may have written more
+            frozen.system_attrs = self.storage.get_trial_system_attrs(self.own_id)
         return frozen
 
     def pruner_says_stop(self) -> bool:
-        """Ask the study's pruner, whatever else is wanted of the trial: for who lets go at a moment of its own choice.
+        """Return whether the study's pruner ends the trial, without the check of `should_prune`.
 
-        While the storage is away it does not say so; it is asked again at the next epoch, or at the next rung if what it
-        wrote at this one arrived after all.
+        While the storage fails this is False. The pruner is asked again at the next epoch, or at the next rung if its
+        write at this rung arrived after all.
         """
-        if self.lease.is_cut_off:
+        if self.client.is_cut_off:
             return False
-        self._history.set_known_finished(self.study._study_id, self.lease.finished)
-        return bool(self.lease.ask_optuna(self._ask_the_pruner))
+        self._history.set_known_finished(id_of(self.study), self.client.finished)
+        return bool(self.client.ask_optuna(self._ask_the_pruner))
 
     def _ask_the_pruner(self) -> bool:
-        """Do as `optuna.Trial.should_prune`, which refuses several objectives."""
-        return self.study.pruner.prune(self.study, self._get_latest_trial())
+        """Do what `optuna.Trial.should_prune` does, also with several objectives."""
+        return self.study.pruner.prune(self.study, self.read_anew())
 
     @property
     def _history(self) -> OptunaStorage:
-        """The storage as what it is: besides Optuna's contract, it knows what has finished."""
+        """The storage by its real type, which also knows which trials have finished."""
         assert isinstance(self.storage, OptunaStorage)
         return self.storage
 
     def start_over(self) -> None:
-        """Go back to epoch 0, since the checkpoint cannot be read; the parameters stay."""
-        self.lease.retry(lambda: self.lease.ledger.start_over(self.lease.claim))
+        """Go back to epoch 0, because the checkpoint cannot be read. The parameters stay."""
+        self.client.start_over(self.lease)
         self.curve.clear()
-        self._cached_frozen_trial.intermediate_values.clear()
+        self.last_step = -1
+        self.cached.intermediate_values.clear()
 
     def learn_costs(self, measure: Callable[[], Mapping[str, float]]) -> None:
-        """Record what the trial costs, measured at its first attempt only: another machine may measure something else."""
+        """Record the trial's costs. They are measured at the first attempt only, because machines may differ."""
         if self.goals is None:
             return
-        attributes = self._cached_frozen_trial.user_attrs
+        attributes = self.cached.user_attrs
         costs = {name: float(attributes[key]) for name in self.goals.costs if (key := COST_PREFIX + name) in attributes}
         if costs and len(costs) == len(self.goals.costs):
             self.known = self.goals.known(costs)
             return
         costs = dict(measure())
         self.known = known = self.goals.known(costs)
-        self.lease.retry(lambda: self.lease.ledger.record_costs(self.lease.claim, costs, known))
+        self.client.record_costs(self.lease, costs, known)
         found = {COST_PREFIX + name: cost for name, cost in costs.items()}
-        self._cached_frozen_trial.user_attrs = {**attributes, **found}
+        self.cached.user_attrs = {**attributes, **found}
 
-    # --- its end ----------------------------------------------------------------------------------------------------
+    # --- its value --------------------------------------------------------------------------------------------------
 
     def judge(self, returned: Any) -> float:
-        """Return the trial's first value: the rule on its curve if there is one, else what the objective returned.
+        """Return the trial's first value: the rule applied to its curve if it has both, else what the objective returned.
 
-        Of an objective of the user's own that returns several, the others are remembered. Raises ValueError for what is no
-        number, or not so many, Diverged for one that is not finite.
+        If a user's own objective returned several values, the others are kept for the end. Raises ValueError for a
+        value that is no number, or for a wrong number of values. Raises Diverged for a value that is not finite.
         """
         if self.goals is not None and self.known is None:
             returned = self._judge_all(returned)
+        elif isinstance(returned, list | tuple) and len(returned) == 1:  # as Optuna accepts it
+            (returned,) = returned
         value = self.rule(self.curve) if self.rule and self.curve else returned
         return self._finite(value, "return one number")
 
     def _judge_all(self, returned: Any) -> float:
-        """Take note of all that an objective returned, and return the first."""
+        """Keep all values that an objective returned, and return the first."""
         assert self.goals is not None
         names = self.goals.names
         mend = f"return {len(names)} numbers: {', '.join(names)}"
@@ -295,57 +334,16 @@ class LeasedTrial(optuna.trial.Trial):
         return number
 
     def beside(self, value: float | None) -> tuple[float | None, Beside]:
-        """Return the first value and what else the end is written with; no value if of several objectives one is not known."""
+        """Return the first value and what else is written with the end.
+
+        With several objectives of which one is not known there is no value.
+        """
         if self.known is not None:
             return value, self.known.beside(value)
         return None if self.goals is not None and self.goals.are_several else value, NOTHING
 
-    def ending(self, state: TrialState, value: float | None, *, reason: str | None = None) -> End:
-        """Tell the sampler of the end of a trial that did not fail, and return it, to be written; LostLease if another worker
-        owns it by now.
-        """
-        self.lease.flush()
-        value, beside = self.beside(value)
-        self._tell_the_sampler(state, value, beside)
-        self.pass_on_a_stop()
-        outcome = state.name.lower()
-        return End(claim=self.lease.claim, state=state, value=value, outcome=outcome, reason=reason, beside=beside)
-
     @property
     def last_finite(self) -> float | None:
-        """The last number that it reported for Optuna and that a sampler can use: its value if the pruner ends it."""
-        reported = sorted(self._cached_frozen_trial.intermediate_values.items(), reverse=True)
+        """The last finite value that was reported to Optuna. A pruned trial ends with it."""
+        reported = sorted(self.cached.intermediate_values.items(), reverse=True)
         return next((value for _, value in reported if math.isfinite(value)), None)
-
-    def fail(self, failure: Failure) -> Verdict:
-        """Write a failed attempt and do what the study's policy says; LostLease if another worker owns it by now."""
-        self.lease.flush()
-        self.pass_on_a_stop()
-        ledger, claim, finer = self.lease.ledger, self.lease.claim, self.finer_accumulation
-        verdict = self.lease.retry(lambda: ledger.fail(claim, failure, accumulation=finer))
-        if verdict in STATES:
-            value = self.last_finite if verdict is Verdict.PRUNE else None
-            self._tell_the_sampler(STATES[verdict], *self.beside(value))
-            self.pass_on_a_stop()
-        return verdict
-
-    def end_as_stopped(self) -> None:
-        """Write the end of a trial that a person ended: it keeps its last value."""
-        self.lease.flush()
-        self.lease.retry(lambda: self.lease.ledger.end_as_stopped(self.lease.claim))
-
-    def _tell_the_sampler(self, state: TrialState, value: float | None, beside: Beside) -> None:
-        frozen = self._get_latest_trial()
-        try:
-            look_anew(self.study)
-            filtered = optuna.pruners._filter_study(self.study, frozen)
-            self.study.sampler.after_trial(filtered, frozen, state, None if value is None else [value, *beside.values])
-        except Exception:  # as in Optuna, a sampler's trouble does not keep a trial from its end
-            log.warning("trial %d: the sampler failed after it", self.number, exc_info=True)
-
-    def pass_on_a_stop(self) -> None:
-        """Stop the study if the objective or the sampler said so: before the trial ends, or a kill in between loses it."""
-        if stop_was_requested(self.study):
-            reason = "the objective or the sampler called study.stop()"
-            self.lease.retry(lambda: self.lease.ledger.stop(reason))
-            forget_stop(self.study)

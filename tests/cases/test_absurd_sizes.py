@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "layers": ({"model": {"name": "mlp", "widths": [8] * 5000}}, "model.widths = [8, 8, "),
     "layers times layers": (
         {"model": {"name": "mlp", "widths": [8] * 1000, "depth": 1000}},
-        "model mlp: has 1,000,000 blocks, at most 5,000 are possible; make it shallower",
+        "model mlp: has 1,000,000 blocks, but at most 5,000 are possible; make it shallower",
     ),
     "depth": (
         {"model": {"name": "cnn", "depth": MOST}},

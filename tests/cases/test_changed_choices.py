@@ -11,22 +11,19 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import MismatchError
-from hpo.queue import claiming
 from hpo.queue.models import Claim
-from hpo.study import resolve
+from hpo.study import asked, resolve
 from hpo.study import study as studies
-from hpo.study.asked import Unfit
 from hpo.study.fork import Forked, fork_study
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
-from tests.support.trials import MakeStudy
+from tests.support.trials import MakeStudy, claim_one
 
 pytestmark = pytest.mark.filterwarnings("ignore:Choices for a categorical distribution should be")
 OLD = "c = trial.suggest_categorical('c', ['a', 'b']); x = trial.suggest_float('x', 0.0, 1.0)"
 DONE, TRIALS = 4, 9
-del Unfit
 
 
 def write(folder: Path, body: str, file: str = "mine.py") -> None:
@@ -97,7 +94,7 @@ def test_the_worker_leaves_and_no_trial_is_spent(make_study: MakeStudy, tmp_path
     study = begun(make_study, tmp_path)
     with pytest.raises(MismatchError) as refused:
         work(study, tmp_path, body)
-    assert str(refused.value) == f"{said}; undo the change, or take the trials along with `hpo fork own NEW FILE`"
+    assert str(refused.value) == f"{said}; undo the change, or copy the trials with `hpo fork own NEW FILE`"
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * DONE + [TrialState.WAITING]
     assert trials_of(study)[-1].params == {}
     summary = summarize(study)
@@ -109,7 +106,7 @@ def test_the_worker_leaves_and_no_trial_is_spent(make_study: MakeStudy, tmp_path
 def test_a_trial_that_had_begun_before_is_parked_again(make_study: MakeStudy, tmp_path: Path) -> None:
     study = begun(make_study, tmp_path)
     ledger = study.ledger("gone")
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     study.storage.optuna.set_trial_param(claim.trial_id, "c", 1, trials_of(study)[0].distributions["c"])
     ledger.park(claim)
@@ -137,7 +134,7 @@ def test_unchanged_code_that_asks_for_this_and_that_fails_by_name(make_study: Ma
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
     assert summarize(study).failures[0].message == (
         "ValueError: c: the study has one of 0, the objective asks for one of 0, 1, 2; "
-        "Optuna takes no such change within a study"
+        "Optuna allows one distribution per parameter, so ask for the same in every trial"
     )
 
 
@@ -190,6 +187,11 @@ FORKS = {
         2,
         {"has no n, for which the objective asks now": 1},
     ),
+    "one parameter more below a number": (
+        OLD + "\n    if x < 0.3: trial.suggest_int('n', 1, 2)",
+        2,
+        {"has no n, for which the objective asks now": 1},
+    ),
     "a failure": (
         "c = trial.suggest_categorical('c', ['a', 'b']); 1 / 0",
         0,
@@ -217,3 +219,24 @@ def test_choices_of_every_type_are_taken_along(make_study: MakeStudy, tmp_path: 
     result, new = forked(study, tmp_path, old.replace("None", "None, 'new', 1.0"))
     assert (result.taken, result.left) == (4, {})
     assert [repr(trial.params["c"]) for trial in trials_of(new)] == ["1", "True", "[1, 2]", "None"]
+
+
+def test_each_trial_is_asked_as_long_as_that_is_quick(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = OLD + "\n    if x < 0.3: trial.suggest_int('n', 1, 2)"
+    queued = [{"c": "a", "x": 0.5}, {"c": "a", "x": 0.25}, {"c": "b", "x": 0.5}]
+    study = source(make_study, tmp_path, OLD, *queued)
+    monkeypatch.setattr(asked, "ASKING_SECONDS", 0.0)
+    result, _ = forked(study, tmp_path, body)
+    assert (result.taken, result.asked, result.assumed) == (3, 2, 1)  # the second one is taken for like the first
+
+
+def test_what_no_trial_of_a_kind_has_is_asked_for_once_after_that(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = source(make_study, tmp_path, OLD, *({"c": "a", "x": x} for x in (0.5, 0.25, 0.75)))
+    monkeypatch.setattr(asked, "ASKING_SECONDS", 0.0)
+    result, _ = forked(study, tmp_path, OLD + "; trial.suggest_int('n', 1, 2)")
+    assert (result.taken, result.asked, result.assumed) == (0, 1, 0)
+    assert result.left == {"has no n, for which the objective asks now": 3}

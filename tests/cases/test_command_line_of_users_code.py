@@ -19,9 +19,16 @@ arguments = parser.parse_args()
 def objective(trial): return arguments.lr
 """
 #: Its trials, the second of them in a process that started afresh, and children of both kinds see what it saw when imported.
+#: It sets what may be set once in a process, and goes to a folder that is there once.
 TOLD = """
 import multiprocessing
+import os
 import sys
+
+FIRST = multiprocessing.get_start_method(allow_none=True)  # None: the platform's default, which DataLoader takes too
+if FIRST is None:
+    multiprocessing.set_start_method("spawn")
+os.chdir(os.path.join(os.path.dirname(__file__), "inside"))
 
 SEEN = list(sys.argv)
 
@@ -33,6 +40,8 @@ class Double:
 def objective(trial):
     trial.suggest_float("x", 0, 1)
     assert sys.argv == SEEN == [__file__], (sys.argv, SEEN)
+    assert FIRST is None, FIRST
+    assert (multiprocessing.get_start_method(), os.path.basename(os.getcwd())) == ("spawn", "inside")
     total = 0
     for method in ("spawn", "forkserver")[trial.number :]:
         with multiprocessing.get_context(method).Pool(1) as pool:
@@ -60,7 +69,7 @@ def test_a_parser_that_wants_arguments_speaks_of_its_own_file(
         usercode.load_objective("train.py:objective", tmp_path)
     assert str(caught.value) == (
         f"objective: importing train.py failed: SystemExit: 2 ({tmp_path}/train.py:5); "
-        'put what is only for the command line below `if __name__ == "__main__":`'
+        'put code that is only for the command line below `if __name__ == "__main__":`'
     )
     assert capsys.readouterr().err == (
         "usage: train.py [-h] --lr LR\ntrain.py: error: the following arguments are required: --lr\n"
@@ -83,6 +92,8 @@ def test_it_holds_in_the_launcher_in_workers_and_in_their_children(tmp_path: Pat
     """Classes of the file are found by children that are spawned or forked from a server, as DataLoader's workers are."""
     shell = Shell(tmp_path, f"sqlite:///{tmp_path}/studies.db")
     shell.write(TOLD, trials=2, more="[recovery]\nrecycle_trials = 1\n")
-    said = shell.run("run", "own.toml", "--workers", "1")
+    (tmp_path / "inside").mkdir()
+    said = shell.run("run", "own.toml", "--workers", "1", "--storage", "sqlite:///own.db")
+    assert (tmp_path / "own.db").exists()
     assert "2 of 2 finished: 2 complete" in said, said
     assert "winner   trial 1 with 6" in said

@@ -106,3 +106,24 @@ def test_doctor_reads_no_curves_to_tell_stale_checkpoints(keep: int, lite: Stora
     best = [2, 5][:keep]  # of equal ones the lower number
     assert left == [f"trial-{number:06d}" for number in range(6) if number not in best]
     assert left == [folder.name for folder in retention.delete_stale(study)]
+
+
+LOADS = """
+import sys
+from hpo.cli import app
+try:
+    app({arguments})
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(sorted({{"torch", "optuna", "alembic", "numpy", "psycopg", "sqlalchemy.orm"}} & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_who_looks_at_a_study_loads_neither_optuna_nor_torch(command: str, lite: Storage, tmp_path: Path) -> None:
+    study = declared.made(lite, tmp_path, DOCUMENT)
+    resolve.check_stored(study.spec, tmp_path)
+    arguments = [command, "digits", "--storage", plain_url(lite.url)]
+    code = LOADS.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "[]\n"

@@ -88,7 +88,7 @@ def test_the_first_reading_lists_them_too(tmp_path: Path) -> None:
 )
 def test_a_fifo_in_the_place_of_a_file_is_refused(tmp_path: Path, name: str, options: dict) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(BadFile, match=r"fifo': is (a FIFO, socket or device; name a file|no folder; name the folder)"):
+    with pytest.raises(BadFile, match=r"fifo': is (a FIFO, socket or device; name a file|not a folder; name)"):
         SOURCES[name](**{key: str(tmp_path / value) for key, value in options.items()})
 
 

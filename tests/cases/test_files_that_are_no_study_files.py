@@ -15,9 +15,9 @@ from hpo.study import resolve
 SMALL = '[data]\nname = "digits"\n[model]\nname = "mlp"\nwidths = [8]\n[optimizer]\nname = "sgd"\nlr = 0.1\n'
 OWN = 'objective = "mine.py:f"\ndirection = "minimize"\n[params]\nx = '
 DEEP = "nested more than 64 deep; a study file needs a handful"
-OF_64_BITS = "write one of 64 bits, or text in quotes"
+OF_64_BITS = "write an integer of 64 bits, or text in quotes"
 NEW_LINE = (
-    'is no path, for it holds a control character; in "..." a backslash begins an escape; write a path in single quotes'
+    'is not a path, it holds a control character; in "..." a backslash begins an escape; write a path in single quotes'
 )
 AS_ESCAPES = "; in \"...\" a backslash begins an escape; write a path in single quotes: 'C:\\data'"
 
@@ -40,15 +40,15 @@ CONTENTS: dict[str, tuple[str | bytes, str]] = {
     "20,000 bits": (f"{OWN}0x{'f' * 5000}", f"params.x: is an integer of 20000 bits; {OF_64_BITS}"),
     "2,000 choices": (
         widths(f"{{choices={list(range(1, 2001))}}}"),
-        "model.widths: has 2,000 choices, at most 1,000 are possible; numbers are better searched as a range, "
+        "model.widths: has 2,000 choices, at most 1,000 are possible; for numbers write a range, "
         "{ low = ..., high = ... }",
     ),
     "UTF-16": (SMALL.encode("utf-16"), "is UTF-16; save it as UTF-8"),
     "UTF-16 of the other order": (b"\xfe\xff" + SMALL.encode("utf-16-be"), "is UTF-16; save it as UTF-8"),
     "UTF-32": (SMALL.encode("utf-32"), "is UTF-32; save it as UTF-8"),
-    "UTF-16 without a mark": (SMALL.encode("utf-16-le"), "is no text, for a zero byte in line 1; save it as UTF-8"),
-    "Latin-1": (f"{SMALL}# déjà".encode("latin-1"), "is not UTF-8, for byte 0xe9 in line 9; save it as UTF-8"),
-    "zero bytes": (SMALL.encode() + bytes(100), "is no text, for a zero byte in line 9; save it as UTF-8"),
+    "UTF-16 without a mark": (SMALL.encode("utf-16-le"), "is not text: a zero byte in line 1; save it as UTF-8"),
+    "Latin-1": (f"{SMALL}# déjà".encode("latin-1"), "is not UTF-8: byte 0xe9 in line 9; save it as UTF-8"),
+    "zero bytes": (SMALL.encode() + bytes(100), "is not text: a zero byte in line 9; save it as UTF-8"),
     "a path of Windows": (
         f'checkpoints = "C:\\Users\\me"\n{SMALL}',
         f"not TOML: Invalid hex value (at line 1, column 20){AS_ESCAPES}",

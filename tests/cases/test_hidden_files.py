@@ -41,6 +41,15 @@ def thumbnails(root: Path) -> None:
     (root / ".DS_Store").write_bytes(b"x")
 
 
+def snapshots(root: Path) -> None:
+    shutil.copytree(root / "cat", root / "cat" / "~snapshot")
+    shutil.copytree(root / "dog", root / "#snapshot" / "dog")
+
+
+def mac_trash(root: Path) -> None:
+    shutil.copytree(root / "cat", root / "Network Trash Folder")
+
+
 def recovered(root: Path) -> None:
     shutil.copytree(root / "dog", root / "lost+found" / "dog")
     shutil.copytree(root / "dog", root / "dog" / ".Trash-0" / "files")
@@ -60,7 +69,7 @@ def cycles(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [checkpoints, resource_forks, mac_archive, thumbnails, recovered, links, cycles],
+    [checkpoints, resource_forks, mac_archive, thumbnails, snapshots, mac_trash, recovered, links, cycles],
     ids=lambda one: one.__name__,
 )
 def test_only_files_of_one_s_own_are_images_each_once(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
@@ -79,10 +88,10 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     pictures.write(root, 1)
     (root / "dog" / "notes.txt").write_text("x")
     assert read(root).notes == (
-        f"hidden and left out: {root}/cat/.ipynb_checkpoints",
+        f"hidden files, left out: {root}/cat/.ipynb_checkpoints",
         "links to images of the same class, each taken once: 2",
-        f"images in no class and left out: {root}/000.png",
-        "no images by their ending and left out: 1 .txt",
+        f"images outside of classes, left out: {root}/000.png",
+        "files without the ending of an image, left out: 1 .txt",
     )
 
 

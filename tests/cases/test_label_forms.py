@@ -55,15 +55,17 @@ def test_labels_are_recognised(tmp_path: Path, labels: np.ndarray, classes: tupl
         (np.array(["cat", 3, "cat"], dtype=object), "labels[1] is 3, of type int; give all labels as texts"),
         (np.array([1.0, np.nan, 2.0]), "labels[1] is nan; give each a whole number or a text"),
         (np.array([1.0, 1.5, 2.0]), "labels[1] is 1.5; give each a whole number"),
+        (np.array([1.0, 2.0**53, 1e300]), "labels[1] is 9007199254740992.0; give each a whole number"),
+        (np.array([1.0, np.inf, 2.0], dtype=np.float16), "labels[1] is inf; give each a whole number"),
         (np.array(["cat", "", "dog"]), "labels[1] has no label"),
         (np.array(["cat", "nan", "dog"]), "labels[1] has no label"),
         (np.array([b"cat", b"dog", b" NaN"]), "labels[2] has no label"),
         (np.array(["cat", np.nan, "dog"], dtype=object), "labels[1] is nan, of type float; give all labels as texts"),
         (np.array([b"cat", "dog", "cow"], dtype=object), "labels[1] is 'dog', of type str"),
-        (np.array([b"cat", b"\xff", b"dog"]), "labels holds bytes that are no UTF-8"),
+        (np.array([b"cat", b"\xff", b"dog"]), "labels holds bytes that are not UTF-8"),
         (np.array([np.datetime64("2026-01-01")] * 3, dtype=object), "it holds objects of type datetime64"),
-        (np.array([[0, 1], [1, 1], [1, 0]]), "labels is [3, 2], and row 1 is no single one among zeros"),
-        (np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]]), "row 0 is no single one among zeros"),
+        (np.array([[0, 1], [1, 1], [1, 0]]), "labels is [3, 2], but row 1 is not zeros with a single 1"),
+        (np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]]), "row 0 is not zeros with a single 1"),
         (np.array([1, 2, 3], dtype="datetime64[D]"), "labels is datetime64[D] [3] beside 3 images"),
         (np.array([{"a": 1}, {}, {}], dtype=object), "labels[0] is {'a': 1}, of type dict"),
         (np.array([Path("a"), Path("b"), Path("a")], dtype=object), "it holds objects of pathlib"),
@@ -73,6 +75,29 @@ def test_other_labels_are_refused_with_their_row(tmp_path: Path, labels: np.ndar
     with pytest.raises(BadFile) as caught:
         archive(tmp_path, labels)
     assert message in str(caught.value)
+
+
+def test_one_number_in_two_spellings_is_not_two_classes(tmp_path: Path) -> None:
+    """Two exports of pandas in one array: whole numbers become floats where a label was missing."""
+    with pytest.raises(ValueError, match=r"^the labels 1 and 1\.0 are one number written in two ways"):
+        archive(tmp_path, np.array(["1", "1.0", "2"]))
+    assert archive(tmp_path, np.array(["1", "01", "2"])).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "mend"),
+    [
+        (np.full((3, 5, 5), 0.5), r"such as \(values \* 255\)"),
+        (np.ones((3, 5, 5), dtype=bool), r"such as \(values \* 255\)"),
+        (np.full((3, 5, 5), 254.6), r"such as values\.round\(\)\.astype"),
+        (np.array([-1.0, 1.0]).repeat(15).reshape(3, 2, 5), "they go from -1 to 1, so bring them to whole numbers"),
+        (np.full((3, 5, 5), np.nan), "they go from nan to nan, so bring them to whole numbers"),
+    ],
+)
+def test_the_mend_of_real_pixels_keeps_what_they_show(tmp_path: Path, images: np.ndarray, mend: str) -> None:
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3))
+    with pytest.raises(BadFile, match=mend):
+        SOURCES["npz"](path=str(tmp_path / "a.npz"))
 
 
 def test_the_first_reading_keeps_texts_as_they_are(tmp_path: Path) -> None:

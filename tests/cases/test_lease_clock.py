@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.errors import StudyError
-from hpo.queue import claiming, lease_clock, workers
+from hpo.queue import lease_clock, workers
 from hpo.queue.models import Claim
 from hpo.queue.reaper import Reaper
 from hpo.storage import clock, sql
@@ -27,7 +27,7 @@ from hpo.storage.tables import hpo_failures, hpo_trials, hpo_workers
 from hpo.study import control, doctor, query
 from hpo.study.status import summarize
 from hpo.study.study import Study
-from tests.support.trials import make, reap
+from tests.support.trials import claim_one, make, reap
 
 STEP = r"""
 #define _GNU_SOURCE
@@ -77,7 +77,7 @@ def demo(lite: Storage, tmp_path: Path) -> Study:
     study = make(lite, tmp_path)
     ledger = study.ledger("living", lease_seconds=LEASE)
     workers.register(ledger)
-    assert isinstance(claiming.claim(ledger), Claim)
+    assert isinstance(claim_one(ledger), Claim)
     return study
 
 
@@ -147,13 +147,13 @@ def test_after_a_fresh_start_of_the_machine_its_trials_are_free_at_once(demo: St
     assert summarize(demo).counts["parked"] == 1
     (found,) = [one.what for one in doctor._dead_leases(demo, False)]
     assert found == "trial 0 is RUNNING without a live lease; its worker was living"
-    assert isinstance(claiming.claim(demo.ledger("new", lease_seconds=-1.0)), Claim)  # of this boot, and out as well
+    assert isinstance(claim_one(demo.ledger("new", lease_seconds=-1.0)), Claim)  # of this boot, and out as well
     assert Reaper(demo.ledger("new"))() == 1
     assert [row.lease_until is None for row in rows(demo)] == [True, False]
     with demo.storage.engine.connect() as connection:
         (failure,) = connection.execute(sa.select(hpo_failures)).all()
     assert (failure.kind, failure.verdict) == ("lost_worker", "retry")
-    assert failure.message == "its machine was started anew (living)"
+    assert failure.message == "its machine was restarted (living)"
 
 
 @pytest.mark.parametrize("until", [0.0, 1e12])
@@ -175,7 +175,7 @@ def test_a_trial_of_another_machine_is_left_to_it(until: float, demo: Study) -> 
 
 
 def test_a_trial_of_this_machine_is_not_given_away(demo: Study) -> None:
-    with pytest.raises(StudyError, match="a lease of this one runs out by itself"):
+    with pytest.raises(StudyError, match="a lease of this machine expires by itself"):
         control.release(demo, 0)
 
 

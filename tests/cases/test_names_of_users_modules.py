@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import types
@@ -60,7 +61,6 @@ def test_a_users_module_wins(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         ("torch/__init__.py", "the installed package 'torch', which hpo needs"),
         ("sklearn.py", "the installed package 'scikit-learn', which hpo needs"),
         ("joblib.py", "the installed package 'joblib', which hpo needs"),  # scikit-learn needs it
-        ("google.py", "the installed package 'protobuf', which hpo needs"),  # a folder of several packages
         ("hpo.py", "hpo itself"),
     ],
 )
@@ -70,15 +70,22 @@ def test_a_name_that_is_taken_is_refused(file: str, owner: str, tmp_path: Path) 
     written.write_text("")
     mine = written if file.endswith(f"{written.stem}.py") and written.stem != "__init__" else written.parent
     assert refused(tmp_path, train=OBJECTIVE) == (
-        f"objective: {mine} is named like {owner}, and whoever imports that name could get it, as all of {tmp_path} goes on "
-        f"Python's path; rename it, such as my_{mine.name}"
+        f"objective: {mine} has the name of {owner} and would be imported in its place, as {tmp_path} goes on Python's path; "
+        f"rename it, such as my_{mine.name}"
     )
     assert str(tmp_path) not in sys.path
 
 
+def test_a_name_that_several_packages_share_is_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, train=OBJECTIVE, google="")
+    assert re.search(
+        r"google\.py has the name of the installed package '(protobuf|google-auth)', which hpo needs", said
+    )
+
+
 def test_all_names_that_are_taken_are_told_at_once(tmp_path: Path) -> None:
     said = refused(tmp_path, train=OBJECTIVE, queue="", optuna="", fine="").splitlines()
-    assert [line.split(" is named")[0] for line in said] == [
+    assert [line.split(" has the name")[0] for line in said] == [
         f"objective: {tmp_path}/optuna.py",
         f"objective: {tmp_path}/queue.py",
     ]
@@ -175,7 +182,7 @@ def test_a_folder_that_the_users_code_puts_first_is_held_to_the_same(tmp_path: P
     code = f"import sys\nsys.path.insert(0, {str(tmp_path / 'src')!r})\nimport resource\n{OBJECTIVE}"
     for _ in range(2):  # what was refused once is not taken for good because it was imported
         said = refused(tmp_path, train=code, src__resource="")
-        assert said.startswith(f"objective: {tmp_path}/src/resource.py is named like Python's own module 'resource'")
+        assert said.startswith(f"objective: {tmp_path}/src/resource.py has the name of Python's own module 'resource'")
 
 
 def test_a_files_own_folder_goes_before_the_study_files(tmp_path: Path) -> None:
@@ -207,9 +214,30 @@ def test_a_file_is_the_module_that_it_is_named(tmp_path: Path) -> None:
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     load(tmp_path, "a/train.py:objective", a__train=OBJECTIVE)
     assert refused(tmp_path, "b/train.py:objective", b__train=OBJECTIVE) == (
-        f"objective: {tmp_path}/b/train.py: its name 'train' is that of {tmp_path}/a/train.py in this process; "
+        f"objective: {tmp_path}/b/train.py: this process has loaded {tmp_path}/a/train.py under the name 'train'; "
         "rename one of them"
     )
+
+
+def test_what_our_distribution_needs_is_taken_under_its_present_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment of before has the distribution `hpo`; the one that has both goes by the present one."""
+    wanted = {"hpo-torch": "optional_thing; extra == 'int8'", "optional-thing": "deeper", "deeper": "", "other": ""}
+    for name, needs in wanted.items():
+        module = name.replace("-", "_")
+        info = tmp_path / "site" / f"{module}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\nRequires-Dist: {needs}\n")
+        (info / "RECORD").write_text(f"{module}.py,,\n")
+        (tmp_path / "site" / f"{module}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    user_path._packages_we_need.cache_clear()
+    try:
+        found = user_path._packages_we_need()
+    finally:
+        user_path._packages_we_need.cache_clear()
+    assert found == {"optional_thing": "optional-thing", "deeper": "deeper"}
 
 
 HELPED = "{first}import utils\ndef objective(trial): return utils.VALUE\n"
@@ -225,8 +253,8 @@ def test_codes_of_one_process_must_mean_one_helper(how: str | None, tmp_path: Pa
     load(tmp_path, "a/net.py:objective", a__net=HELPED.format(first=first["a"]), **helpers)
     for _ in range(2):
         assert refused(tmp_path, "b/loss.py:objective", b__loss=HELPED.format(first=first["b"])) == (
-            f"objective: of {tmp_path}/a{lib}/utils.py and {tmp_path}/b{lib}/utils.py one process can import only one "
-            "as 'utils'; rename one of them"
+            f"objective: {tmp_path}/a{lib}/utils.py and {tmp_path}/b{lib}/utils.py have the same module name 'utils', "
+            "and one process can import only one of them; rename one"
         )
     assert load(tmp_path, "a/net.py:objective")(None) == "a"
     assert "loss" not in sys.modules
@@ -237,7 +265,7 @@ def test_a_helper_that_would_be_another_one_later_is_refused(tmp_path: Path) -> 
     """Whichever code comes first, and if it imports its helper only when it is called."""
     later = "def objective(trial):\n    import utils\n    return utils.VALUE\n"
     load(tmp_path, "src/net.py:objective", src__net=later, src__utils="VALUE = 1", utils="VALUE = 2")
-    said = f"of {tmp_path}/src/utils.py and {tmp_path}/utils.py one process can import only one as 'utils'"
+    said = f"{tmp_path}/src/utils.py and {tmp_path}/utils.py have the same module name 'utils', and one process can"
     assert said in refused(tmp_path, "opt.py:objective", opt=HELPED.format(first=""))
     load(tmp_path, "late.py:objective", late=later)(None)
     assert said in refused(tmp_path, "late.py:objective")
@@ -247,7 +275,7 @@ def test_a_part_of_a_folder_without_init_is_a_helper_too(tmp_path: Path) -> None
     code = "from tools.more import utils\ndef objective(trial): return utils.VALUE\n"
     helpers = {f"{name}__tools__more__utils": f"VALUE = {name!r}" for name in "ab"}
     load(tmp_path, "a/net.py:objective", a__net=code, **helpers)
-    assert "as 'tools.more.utils'" in refused(tmp_path, "b/loss.py:objective", b__loss=code)
+    assert "the same module name 'tools.more.utils'" in refused(tmp_path, "b/loss.py:objective", b__loss=code)
 
 
 def test_files_of_one_name_that_nobody_imports_are_no_fault(tmp_path: Path) -> None:
@@ -270,7 +298,7 @@ def test_a_helper_that_all_mean_is_shared(lib: str, tmp_path: Path) -> None:
 
 def test_a_file_beside_a_package_of_its_name_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, train=OBJECTIVE, train__init="") == (
-        f"objective: {tmp_path}/train.py and the package {tmp_path}/train have one name; rename one of them"
+        f"objective: {tmp_path}/train.py and the package {tmp_path}/train have the same name; rename one of them"
     )
 
 

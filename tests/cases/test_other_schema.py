@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.errors import MismatchError, StudyError
-from hpo.queue import claiming, workers
+from hpo.queue import workers
 from hpo.storage import sql
 from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import SCHEMA, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import study as studies
 from hpo.study.study import Study
-from tests.support.trials import make
+from tests.support.trials import claim_one, make
 
 pytestmark = pytest.mark.both
 
@@ -88,9 +88,9 @@ def test_a_study_of_a_later_hpo_is_refused(place: Storage, demo: Study) -> None:
     with pytest.raises(StudyError, match=f"was worked on by a later hpo: its schema is {SCHEMA + 1}, here {SCHEMA}"):
         studies.join(place, "demo")
     with pytest.raises(
-        StudyError, match="another version of hpo works on the study by now"
+        StudyError, match="another version of hpo has taken over the study"
     ):  # though it had joined before
-        claiming.claim(demo.ledger("w"))
+        claim_one(demo.ledger("w"))
 
 
 def test_tables_of_before_get_their_columns_by_any_command(bare_url: str) -> None:

@@ -5,6 +5,8 @@ The names of schedules that hold a None, and tuples of layers, are in many publi
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +48,13 @@ def searched(make_study: MakeStudy, folder: Path, code: str, trials: int = 6, **
     return study
 
 
-def trained(path: Path, earlier: Any = ()) -> Any:
+def again(path: Path, earlier: Any = ()) -> user_objective.OwnRun:
     spec = final.load_pinned(path)
     return user_objective.run(spec, path, final.find_code_folder(spec, path), earlier)
+
+
+def trained(path: Path, earlier: Any = ()) -> Any:
+    return again(path, earlier).value
 
 
 @pytest.mark.parametrize("case", CHOICES)
@@ -69,6 +75,15 @@ def test_each_choice_comes_back_as_the_same_object(make_study: MakeStudy, tmp_pa
         (path,) = export.export(study, tmp_path / "best.toml", number=number)
         assert trained(path) == number
         assert taken[-1] is taken[number]
+
+
+@pytest.mark.parametrize("returned", ["[x]", "(x,)"])
+def test_one_number_in_a_list_is_that_number(make_study: MakeStudy, tmp_path: Path, returned: str) -> None:
+    """As Optuna takes it; with another number of values the trial fails, as there."""
+    code = f"def objective(trial):\n    x = trial.suggest_float('x', 0.5, 0.5)\n    return {returned}\n"
+    study = searched(make_study, tmp_path, code, trials=1)
+    assert study.optuna.best_value == 0.5
+    assert trained(*export.export(study, tmp_path / "best.toml")) == 0.5
 
 
 def test_what_toml_cannot_say_is_written_as_json(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -95,7 +110,7 @@ def test_which_of_two_equal_choices_it_was_is_not_guessed(make_study: MakeStudy,
     trial = study.optuna.ask()
     trial.suggest_categorical("c", [True, 1, 2])
     study.optuna.tell(trial, 0.0)
-    with pytest.raises(StudyError, match="trial 0: c was one of True, 1, which are one to Optuna"):
+    with pytest.raises(StudyError, match="trial 0: c was one of True, 1, which Optuna takes for equal"):
         export.export(study, tmp_path / "best.toml")
 
 
@@ -195,7 +210,38 @@ def test_the_value_is_the_curve_s_where_the_study_says_so(make_study: MakeStudy,
     study = searched(make_study, tmp_path, code, trials=1, value="best")
     (path,) = export.export(study, tmp_path / "best.toml")
     assert trained(path) == 1.0
-    assert user_objective.repeats(final.load_pinned(path), path, 1.0)
+    assert user_objective.difference(final.load_pinned(path), path, again(path)) is None
+
+
+REPORTS = """
+import hpo, json, pathlib, torch
+def objective(trial):
+    data = json.loads(pathlib.Path(__file__).with_name("data.json").read_text())
+    for epoch in hpo.epochs(trial, data["epochs"], model=torch.nn.Linear(1, 1)):
+        trial.report(torch.rand(()).item() + data["more"] * (epoch == 2), epoch + 1)
+    return data["value"]
+"""
+DATA = {"epochs": 5, "more": 0, "value": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({}, "None"),
+        ({"more": 1}, r"at step 3: trial 0 reported 0\.\d+, the replay 1\.\d+"),
+        ({"epochs": 4}, "in length: trial 0 reported 5 values, the replay 4"),
+        ({"value": 2.0}, r"in value: trial 0 returned 1\.0, the replay 2\.0"),
+    ],
+    ids=["nothing", "a value", "the length", "the end"],
+)
+def test_a_replay_compares_the_whole_curve(
+    make_study: MakeStudy, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(DATA))
+    study = searched(make_study, tmp_path, REPORTS, trials=1)
+    (path,) = export.export(study, tmp_path / "best.toml")
+    (tmp_path / "data.json").write_text(json.dumps(DATA | change))
+    assert re.fullmatch(difference, str(user_objective.difference(final.load_pinned(path), path, again(path))))
 
 
 def test_the_trials_before_are_as_they_were_then(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -210,7 +256,7 @@ def test_the_trials_before_are_as_they_were_then(make_study: MakeStudy, tmp_path
         (path,) = export.export(study, tmp_path / "best.toml", number=number)
         spec = final.load_pinned(path)
         earlier, _ = user_objective.earlier_trials(spec, str(study.storage.url))
-        assert user_objective.repeats(spec, path, trained(path, earlier))
+        assert user_objective.difference(spec, path, again(path, earlier)) is None
     gone, why = user_objective.earlier_trials(spec, f"sqlite:///{tmp_path}/gone.db")
     assert gone == []
     assert "no such file" in (why or "")

@@ -66,7 +66,7 @@ MIXTURES = [
     (("cat", "dog", "test"), "test may be a part of the data or a class, beside cat, dog"),
     (("train", "test", "labels"), "test, train may be parts of the data or classes, beside labels"),
     (("train/cat", "train/dog", "training/cat", "training/dog"), "are both names of the training part"),
-    (("val/cat", "val/dog", "test/cat", "test/dog"), "has test, val and no training part beside"),
+    (("val/cat", "val/dog", "test/cat", "test/dog"), "has test, val but no training part"),
     (("train/cat", "train/dog", "test"), "test: holds no folders of classes, as the test part must"),
     (("cat/train", "cat/test", "dog/train", "dog/test"), "cat: holds test, train, which may be parts of the data"),
     (
@@ -83,16 +83,22 @@ MIXTURES = [
     ),
     (("trn/cat", "trn/dog", "tst/cat"), "trn and tst hold no images but folders of the same names, cat"),
     (("a/x/cat", "a/x/dog", "b/y/cat", "b/y/dog"), "a and b hold no images but folders of the same names, cat, dog"),
-    (("lernen/cat", "lernen/dog", "pruefen"), "lernen hold no images but folders, and pruefen images alone"),
+    (("lernen/cat", "lernen/dog", "pruefen"), "lernen hold no images but folders, and pruefen hold only"),
     (("2022/cat", "2022/dog", "2023/cow", "2023/emu", "x", "y", "z"), "2022, 2023 hold no images but folders"),
-    (("train_cat", "train_dog", "test_cat", "test_dog"), "may be classes of several parts of the data, or classes"),
-    (("trainA", "trainB", "testA", "testB"), "may be classes of several parts of the data, or classes"),
-    (("catTrain", "catTest", "dogTrain", "dogTest", "x"), "may be classes of several parts of the data, or classes"),
-    (("train_cat", "train_dog", "test_images"), "may be classes of several parts of the data, or classes"),
+    (
+        ("train_cat", "train_dog", "test_cat", "test_dog"),
+        "may be classes in several parts of the data, or all be classes",
+    ),
+    (("trainA", "trainB", "testA", "testB"), "may be classes in several parts of the data, or all be classes"),
+    (
+        ("catTrain", "catTest", "dogTrain", "dogTest", "x"),
+        "may be classes in several parts of the data, or all be classes",
+    ),
+    (("train_cat", "train_dog", "test_images"), "may be classes in several parts of the data, or all be classes"),
     (("a/x/train", "a/x/test", "b/y"), "a/x: holds test, train, which may be parts of the data"),
     (("train/a/x/deep/val", "train/b", "test/a", "test/b"), "deep: holds val, which may be parts of the data"),
-    (("data/cat", "data/dog"), "has 1 folders; give each class one, at least 2; or is"),
-    (("train/cat", "train/dog", "test/cat", "test/cow"), "cow: is no class of the training images"),
+    (("data/cat", "data/dog"), "has 1 folders; give each class a folder, at least 2; or is"),
+    (("train/cat", "train/dog", "test/cat", "test/cow"), "cow: is not a class of the training images"),
 ]
 
 

@@ -58,14 +58,14 @@ def test_it_is_shown_for_what_it_is(hpo: Hpo, tmp_path: Path, plain: optuna.Stud
     ]
     assert "theirs  3/5     0.2500" in hpo("status")[1]
     told = json.loads(hpo("status", "theirs", "--json")[1])
-    assert (told["made_by"], told["counts"]["complete"], told["best"]) == ("Optuna", 1, {"number": 0, "value": 0.25})
+    assert (told["made_by"], told["counts"]["complete"], told["best"]["value"]) == ("Optuna", 1, 0.25)
     said = hpo("status", "theirs", "--trial", "0")[1]
     assert "param    x = 0.25" in said
     assert "param    c = None" in said
     assert hpo("doctor", "theirs")[:2] == (
         0,
         "note    theirs: was made by Optuna, not by hpo: 5 trials, of which 1 run\n"
-        "        hpo shows, exports and forks it; it changes nothing in it, so there is nothing for it to mend\n"
+        "        hpo shows, exports and forks it, and changes nothing in it\n"
         "nothing to mend\n",
     )
     assert hpo("doctor", "theirs", "--repair")[0] == 0
@@ -77,20 +77,22 @@ def test_its_winner_is_exported_and_trained(hpo: Hpo, tmp_path: Path, plain: opt
     code, said, _ = hpo("export", "theirs")
     assert code == 0
     assert said == (
-        "wrote best.toml; next: Optuna made the study and does not know its objective: "
+        "wrote best.toml: trial 0, 0.2500; next: Optuna made the study and does not know its objective: "
         'add objective = "file.py:function", then hpo train best.toml -o runs/best\n'
     )
+    assert hpo("export", "theirs")[1] == said.replace("wrote", "replaced")
     text = (tmp_path / "best.toml").read_text()
     assert tomllib.loads(text)["params"] == {"x": 0.25, "c": {"json": "null"}}
     code, _, err = hpo("train", "best.toml")
     assert (code, err) == (
         2,
-        'error: best.toml: objective: missing; [params] are its: add objective = "file.py:function"\n',
+        'error: best.toml: objective: missing; [params] belong to an objective: add objective = "file.py:function"\n',
     )
     (tmp_path / "best.toml").write_text('objective = "mine.py:objective"\n' + text)
     assert hpo("train", "best.toml", "--replay")[:2] == (
         1,
-        "the objective returned 1.25\ntrial 0 had 0.25: another\n",  # the objective was another one
+        "the objective returned 1.25\nreplay of trial 0 differs in value: trial 0 returned 0.25, the replay 1.25; the "
+        "objective draws something without a seed, or its code, its data or a package changed\n",
     )
     (tmp_path / "best.toml").unlink()
     assert content(tmp_path) == before
@@ -111,7 +113,7 @@ def test_it_is_forked(hpo: Hpo, tmp_path: Path, plain: optuna.Study) -> None:
     ]
     assert [trial.state.name for trial in plain.get_trials()] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
     assert [one["name"] for one in json.loads(hpo("status", "--json")[1])] == ["theirs", "new"]
-    assert json.loads(hpo("status", "new", "--json")[1])["best"] == {"number": 0, "value": 0.25}
+    assert json.loads(hpo("status", "new", "--json")[1])["best"]["value"] == 0.25
     (tmp_path / "own.toml").write_text(OWN.replace("minimize", "maximize"))
     code, _, err = hpo("fork", "theirs", "other", "own.toml")
     assert (code, err.splitlines()[0]) == (
@@ -129,8 +131,8 @@ def test_what_would_change_it_is_refused(hpo: Hpo, tmp_path: Path, plain: optuna
     code, out, err = hpo(command[0], "theirs", *command[1:])
     assert (code, out) == (2, "")
     assert err == (
-        f"error: study 'theirs' in sqlite:///{tmp_path}/studies.db was made by Optuna, not by hpo; `hpo status`, "
-        "`hpo export`, `hpo fork` and `hpo doctor` read it, and nothing of hpo's changes it\n"
+        f"error: study 'theirs' in sqlite:///{tmp_path}/studies.db was made by Optuna, not by hpo; hpo only reads "
+        "it, with `hpo status`, `hpo export`, `hpo fork` and `hpo doctor`\n"
     )
     assert content(tmp_path) == before
 
@@ -150,7 +152,10 @@ def test_a_front_and_constraints_are_told(hpo: Hpo, tmp_path: Path) -> None:
     found = tomllib.loads((tmp_path / "best.2.toml").read_text())
     assert (found["objectives"], found["receipt"]["values"]) == (told["objectives"], {"value_0": 2.0, "value_1": 3.0})
     code, _, err = hpo("export", "none")
-    assert (code, err) == (2, "error: study 'none' has no complete trial that is a result\n")
+    assert (code, err) == (
+        2,
+        "error: study 'none' has no complete trial that violates no constraint; name another trial with --trial N\n",
+    )
     code, _, err = hpo("status", "thors")
     assert (code, "known" in err or "did you mean" in err) == (2, True)
     assert os.listdir(tmp_path)

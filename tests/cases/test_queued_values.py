@@ -46,7 +46,7 @@ def test_another_value_is_refused_with_the_legal_ones(study: Study) -> None:
     with pytest.raises(ValueError) as refused:
         trial.read_queued(study.spec.tree)
     assert str(refused.value) == (
-        "model.widths = [16]: was queued and cannot be; write a value of { choices = [[32], [64, 32]] }"
+        "model.widths = [16]: this enqueued value is not allowed; enqueue a value of { choices = [[32], [64, 32]] }"
     )
 
 
@@ -62,8 +62,12 @@ def test_a_parameter_that_is_not_searched_is_told(study: Study, caplog: pytest.L
 
 @pytest.mark.parametrize("value", [16, [16], None, {"a": 1}, "16", "[" * 5000, True, [[32]], "[32"])
 def test_whatever_was_queued_the_message_is_one(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"^p = .*: was queued and cannot be; write a value of \{ choices = "):
+    with pytest.raises(
+        ValueError, match=r"^p = .*: this enqueued value is not allowed; enqueue a value of \{ choices = "
+    ):
         space.queued(WIDTHS, "p", value)
     if value != 16:
-        with pytest.raises(ValueError, match=r"was queued and cannot be; write a value of \{ low = 1, high = 20 \}$"):
+        with pytest.raises(
+            ValueError, match=r"this enqueued value is not allowed; enqueue a value of \{ low = 1, high = 20 \}$"
+        ):
             space.queued(Range(low=1, high=20), "p", value)

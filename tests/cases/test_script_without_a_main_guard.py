@@ -16,6 +16,7 @@ from tests.support.paths import ROOT
 
 OBJECTIVE = "import optuna\ndef objective(trial):\n    open('ran', 'w'); return trial.suggest_float('x', 0, 1)\n"
 SCRIPTS = {
+    "import hpo\nhpo.search(objective, name='theirs', direction='minimize')\n": 5,
     "study = optuna.create_study(storage='sqlite:///theirs.db')\nstudy.optimize(objective, n_trials=3)\n": 4,
     "optuna.create_study().optimize(objective, n_trials=3)\n": 4,
     "\nstudy = optuna.load_study(study_name='theirs', storage='sqlite:///theirs.db')\n": 5,
@@ -37,8 +38,8 @@ def test_the_line_is_told(script: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(SpecError) as caught:
         usercode.load_objective("train.py:objective", tmp_path)
     assert str(caught.value) == (
-        f"objective: train.py: it runs a study of its own while it is imported, at {file}:{line} ({source}); "
-        'nothing was run; put what is only for the command line below `if __name__ == "__main__":`'
+        f"objective: train.py: it runs an Optuna study during its import, at {file}:{line} ({source}); "
+        'nothing was run; put code that is only for the command line below `if __name__ == "__main__":`'
     )
     assert set(os.listdir(tmp_path)) - {"cache", "__pycache__"} == {"train.py"}
 
@@ -86,5 +87,5 @@ def test_optuna_need_not_be_loaded_before(tmp_path: Path) -> None:
     )
     command, environment = [sys.executable, "-P", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"it runs a study of its own while it is imported, at {tmp_path}/pkg/search.py:2" in done.stdout
+    assert f"it runs an Optuna study during its import, at {tmp_path}/pkg/search.py:2" in done.stdout
     assert not (tmp_path / "theirs.db").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,7 @@ def test_numbers_that_are_names_of_files_too_are_not_taken_for_them(
 def test_two_columns_that_name_different_files_are_refused(tmp_path: Path, missing: int) -> None:
     """A frame's index, beside names of files without their ending; a file that is missing does not decide."""
     rows = [f"{index:03d},{(5 - index + missing):03d},{'ab'[index % 2]}" for index in range(6)]
-    with pytest.raises(
-        BadFile, match=r"the columns number 1 and file both name files below .*, and not the same; remove"
-    ):
+    with pytest.raises(BadFile, match=r"the columns number 1 and file name different files below .*; remove"):
         read(tmp_path, "\n".join([",file,label", *rows]))
 
 
@@ -125,8 +124,10 @@ def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
             "several columns may hold the labels; write label_column as one of a, b",
         ),
         ("file,label\nx.png,cat\ny.png,dog\n", "has no column whose values are files below"),
+        ("file,split\n000.png,train\n001.png,test\n", "l.csv: holds files and parts, but no labels; add a column"),
+        ("file,label\n000.png,1\n001.png,1.0\n002.png,2\n", "the labels 1 and 1.0 are one number written in two ways"),
         ("000.png,cat\n001.png,cat\n", "has 1 classes among its training images; give at least 2"),
-        ("000.png,cat,train\n001.png,dog,train\n002.png,cow,test\n", "'cow' is no class of the training images"),
+        ("000.png,cat,train\n001.png,dog,train\n002.png,cow,test\n", "'cow' is not a class of the training images"),
         ("x.png,cat\n000.png,cat\n001.png,dog\n", "l.csv, row 1: names x.png, which is not below"),  # no row of names
         ("000.png,cat\ncat/001.png,dog\n002.png,dog\n", "l.csv, row 2: names cat/001.png, which is not below"),
         ("000.png,cat\nroot/006.png,dog\n002.png,dog\n", "l.csv, row 2: names root/006.png, which is not below"),
@@ -134,9 +135,31 @@ def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_table_is_told_by_its_row(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises((BadFile, ValueError)) as caught:
         read(tmp_path, text)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_another_encoding_is_told_with_the_mend(tmp_path: Path, encoding: str) -> None:
+    """As Excel saves "CSV" and "Unicode text"."""
+    (tmp_path / "a.csv").write_bytes("Größe,label\n1,2\n".encode(encoding))
+    with pytest.raises(BadFile, match=r"is not UTF-8 text .*; save it as UTF-8, which Excel calls"):
+        SOURCES["csv"](images=str(tmp_path / "a.csv"), header=True)
+    (tmp_path / "root").mkdir()
+    with pytest.raises(BadFile, match=r"is not UTF-8 text .*; save it as UTF-8, which Excel calls"):
+        SOURCES["image_folder"](root=str(tmp_path / "root"), labels=str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_with_an_accent_is_found_however_it_is_composed(tmp_path: Path, on_disk: str, in_table: str) -> None:
+    """An archive of macOS holds names of e and an accent, a spreadsheet those of one letter."""
+    pictures.write(tmp_path / "root", 2)
+    (tmp_path / "root" / "001.png").rename(tmp_path / "root" / unicodedata.normalize(on_disk, "é.png"))
+    text = unicodedata.normalize(in_table, "file,label\n000.png,cat\né.png,dog\n")
+    (tmp_path / "l.csv").write_text(text)
+    found = SOURCES["image_folder"](root=str(tmp_path / "root"), labels=str(tmp_path / "l.csv"), size=2)
+    assert found.labels.tolist() == [0, 1]
 
 
 def test_a_change_of_labels_alone_is_seen(tmp_path: Path) -> None:
@@ -174,6 +197,11 @@ def test_labels_in_a_column_beside_the_pixels(tmp_path: Path, text: str, options
         ("a,b\n1,2\n", {"header": True, "label_column": "c"}, "has no column 'c'; write label_column"),
         ("label,p\ncat,1\nnan,2\n", {"header": True}, "a.csv, row 3, column 1 (label): has no label"),
         (
+            "label,p;q\ncat,1;2\n",
+            {"header": True},
+            "a.csv, row 2, column 2 (p;q): '1;2' is not a whole number from 0 to 255; does delimiter = \";\" fit?",
+        ),
+        (
             "label,file\ncat,a.png\ndog,b.png\n",
             {"header": True},
             'write name = "image_folder", with their folder as root',
@@ -191,7 +219,7 @@ def test_a_label_of_no_class_is_told_by_its_column(tmp_path: Path) -> None:
     for name, text in (("i", "1\n2\n"), ("l", "0,0,x\n0,0,y\n"), ("t", "0,0,x\n0,0,z\n")):
         (tmp_path / f"{name}.csv").write_text(text)
     paths = {"images": "i.csv", "labels": "l.csv", "test_images": "i.csv", "test_labels": "t.csv"}
-    with pytest.raises(BadFile, match=r"t\.csv, row 2, column 3: 'z' is no class of the training images"):
+    with pytest.raises(BadFile, match=r"t\.csv, row 2, column 3: 'z' is not a class of the training images"):
         SOURCES["csv"](**{option: str(tmp_path / path) for option, path in paths.items()}, label_column=3)
 
 
@@ -202,3 +230,13 @@ def test_parts_of_such_tables(tmp_path: Path) -> None:
     found = SOURCES["csv"](**{option: str(tmp_path / path) for option, path in paths.items()}, header=True)
     assert (found.validation_images.item(), found.validation_labels.tolist()) == (3, [1])
     assert (found.test_images.item(), found.test_labels.tolist()) == (4, [0])
+
+
+def test_names_of_columns_that_are_numbers_are_no_image(tmp_path: Path) -> None:
+    """As pandas writes the names of columns that have none, to both files."""
+    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, range(n, n + 9))) for n in (0, 20, 40)))
+    (tmp_path / "l.csv").write_text("0\n0\n1\n")
+    paths = {"images": str(tmp_path / "a.csv"), "labels": str(tmp_path / "l.csv")}
+    with pytest.raises(BadFile, match=r"a\.csv, row 1: counts the columns, .*; write header = true"):
+        SOURCES["csv"](**paths)
+    assert SOURCES["csv"](**paths, header=True).images.flatten(1)[:, 0].tolist() == [20, 40]

@@ -26,6 +26,7 @@ from hpo.storage.tables import hpo_studies, studies
 from hpo.study.status import summarize
 from hpo.study.study import Study, join
 from hpo.view.live import LiveView
+from hpo.worker import attempt
 from tests.support.paths import ROOT
 from tests.support.trials import begin, end_trial, make
 
@@ -140,8 +141,8 @@ def test_log_lines_and_warnings_are_safe() -> None:
 # --- every print ------------------------------------------------------------------------------------------------------
 
 #: Where something else than `say`, `say_page` and `say_json` prints: there itself, on a console that is captured and read
-#: as lines, and above the live picture.
-DOORS = {"text.py": 2, "view/variants.py": 1, "view/live.py": 1}
+#: as lines, above the live picture, and into a notebook's HTML.
+DOORS = {"text.py": 2, "view/variants.py": 1, "view/live.py": 1, "view/notebook.py": 1}
 
 
 def prints(node: ast.AST) -> bool:
@@ -190,7 +191,7 @@ def hostile(tmp_path: Path) -> Study:
         if number == 1:
             error = ValueError(f"\n{HOSTILE}{LONG}")
             error.add_note(HOSTILE)
-            trial.fail(Failure.of(error))
+            attempt.fail(trial, Failure.of(error))
         if number == 3:
             ledger.park(claim)
     with place.engine.begin() as connection:
@@ -220,6 +221,7 @@ COMMANDS: dict[str, list[list[str]]] = {
         [], [HOSTILE], ["none"], [HOSTILE, "--json"], ["--json"], [HOSTILE, HOSTILE], [LONG],
         *([HOSTILE, "--trial", str(number)] for number in range(1, 4)), [HOSTILE, "--trial", "1", "--json"],
     ],
+    "logs": [[HOSTILE], [HOSTILE, "--worker", "0"], [HOSTILE, "--trial", "0"], ["none"]],
     "dashboard": [["--host", HOSTILE], ["--host", "192.0.2.1"]],
     "pause": [[HOSTILE], [LONG]],
     "resume": [[HOSTILE], ["none"]],
@@ -228,7 +230,9 @@ COMMANDS: dict[str, list[list[str]]] = {
     "export": [[HOSTILE], [HOSTILE, "-o", f"{HOSTILE}.toml"], [HOSTILE, "--trial", "1"], [HOSTILE, "--top", "2"]],
     "train": [["best.toml"], ["best.toml", "-o", HOSTILE], ["raising.toml"], [HOSTILE], [HOSTILE, "--replay"]],
     "after": [[HOSTILE], [HOSTILE, HOSTILE], [HOSTILE, "--export", HOSTILE]],
+    "mlflow": [["none"], [HOSTILE, "--to", "sqlite:///runs.db"], [HOSTILE, "--to", HOSTILE]],
     "fork": [[HOSTILE, "new", "x.toml"], [HOSTILE, HOSTILE, "x.toml"], ["none", "new", "wrong.toml"]],
+    "delete": [[LONG], [HOSTILE, "--yes"]],
     HOSTILE: [[]],
 }  # fmt: skip
 
@@ -240,6 +244,8 @@ def test_every_command_prints_hostile_names_safely(hostile: Study, hpo: Hpo, tmp
     (tmp_path / "wrong.toml").write_text(STUDY_FILE)
     (tmp_path / "raising.toml").write_text('objective = "raising.py:f"\ndirection = "maximize"\n[params]\nx = 1\n')
     (tmp_path / "raising.py").write_text(OBJECTIVE)
+    hostile.logs.mkdir()
+    (hostile.logs / "worker-a-1-0.log").write_text(f"{HOSTILE}\n", newline="")
     for command, tries in COMMANDS.items():
         for arguments in tries:
             _, told = hpo(command, *arguments)

@@ -17,7 +17,7 @@ from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.layers import Pass, Unstackable
 from tests.support.stacks import Trial
 
-SAID = re.compile(r"two models trained as one come to a (\w+) loss of (\S+), alone to (\S+)")
+SAID = re.compile(r"two models trained together reach a (\w+) loss of (\S+), but alone (\S+)")
 
 
 class Bent(StackedForward):

@@ -51,7 +51,7 @@ def test_alpha_counts(tmp_path: Path, write, options: dict, pixel: list[int]) ->
         Image.new("RGB", (4, 4), (200, 200, 200)).save(tmp_path / name / "x.png")
     write(tmp_path / "a" / "clear.png")
     if options.get("background") == "black":
-        with pytest.raises(BadFile, match="vanishes in the background, whose colour it has"):
+        with pytest.raises(BadFile, match="cannot be seen on the background, since its opaque"):
             read(tmp_path, **options)
         return
     found = read(tmp_path, **options)
@@ -59,7 +59,7 @@ def test_alpha_counts(tmp_path: Path, write, options: dict, pixel: list[int]) ->
     laid = ("colour" not in options and "reading" not in options) or options.get("colour") == "grey"
     assert bool(found.notes) == laid
     if laid:
-        assert found.notes[0].startswith("1 of 3 images are transparent somewhere and are laid on #ff")
+        assert found.notes[0].startswith("1 of 3 images have transparent pixels and are laid on #ff")
 
 
 def read(root: Path, **options: object) -> Source:
@@ -104,8 +104,8 @@ def test_white_on_nothing_does_not_become_plain_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"background": "noir"}, "background = 'noir': is no colour"),
-        ({"background": "#ffffff80"}, "background = '#ffffff80': is no colour"),
+        ({"background": "noir"}, "background = 'noir': is not a colour"),
+        ({"background": "#ffffff80"}, "background = '#ffffff80': is not a colour"),
         ({"background": "white", "colour": "rgba"}, "background = 'white': colour = 'rgba' keeps what is transparent"),
     ],
 )

@@ -11,7 +11,7 @@ from hpo.spec import usercode
 
 WRONG = {
     "class f:\n    def __call__(self, trial): return 1.0\n": (
-        "is a class, so a call of it makes an object; write `objective = f(...)` below it and name that"
+        "is a class, so a call returns an object; write `objective = f(...)` below it and name that"
     ),
     "async def f(trial): return 1.0\n": (
         "is a coroutine function; name a plain function that returns `asyncio.run(...)` of it"
@@ -22,22 +22,22 @@ WRONG = {
     "from functools import partial\nasync def g(trial, d): return 1.0\nf = partial(g, d=1)\n": (
         "is a coroutine function; name a plain function that returns `asyncio.run(...)` of it"
     ),
-    "async def f(trial): yield 1.0\n": "yields, so a call of it returns a generator; let it return the value",
-    "def f(trial): yield 1.0\n": "yields, so a call of it returns a generator; let it return the value",
+    "async def f(trial): yield 1.0\n": "yields, so a call returns a generator; return the value instead",
+    "def f(trial): yield 1.0\n": "yields, so a call returns a generator; return the value instead",
     "def f(trial, data): return 1.0\n": (
-        "takes (trial, data), and is called with the trial alone: missing a required argument: 'data'; "
-        "give further arguments a default, or name a functools.partial that gives them"
+        "takes (trial, data), but is called with the trial alone: missing a required argument: 'data'; "
+        "give further arguments a default, or name a functools.partial that sets them"
     ),
     "def f(trial, *, data): return 1.0\n": (
-        "takes (trial, *, data), and is called with the trial alone: missing a required argument: 'data'; "
-        "give further arguments a default, or name a functools.partial that gives them"
+        "takes (trial, *, data), but is called with the trial alone: missing a required argument: 'data'; "
+        "give further arguments a default, or name a functools.partial that sets them"
     ),
     "class C:\n    def m(self, trial, fold): return 1.0\nf = C().m\n": (
-        "takes (trial, fold), and is called with the trial alone: missing a required argument: 'fold'; "
-        "give further arguments a default, or name a functools.partial that gives them"
+        "takes (trial, fold), but is called with the trial alone: missing a required argument: 'fold'; "
+        "give further arguments a default, or name a functools.partial that sets them"
     ),
-    "def f(): return 1.0\n": "takes (), and is called with the trial; write `def f(trial)`",
-    "def f(**options): return 1.0\n": "takes (**options), and is called with the trial; write `def f(trial)`",
+    "def f(): return 1.0\n": "takes (), but is called with the trial; write `def f(trial)`",
+    "def f(**options): return 1.0\n": "takes (**options), but is called with the trial; write `def f(trial)`",
 }
 RIGHT = [
     "def f(trial): return trial\n",
@@ -94,7 +94,7 @@ def test_paths_of_every_kind_work(reference: str, tmp_path: Path) -> None:
 
 def test_a_notebook_is_told_the_mend(tmp_path: Path) -> None:
     assert refusal("sub/nb.ipynb:objective", tmp_path) == (
-        "objective = 'sub/nb.ipynb:objective': a notebook cannot be imported; make a script of it with "
+        "objective = 'sub/nb.ipynb:objective': a notebook cannot be imported; convert it to a script with "
         '`jupyter nbconvert --to script sub/nb.ipynb`, and write "sub/nb.py:objective"'
     )
 
@@ -105,5 +105,5 @@ def test_what_is_no_python_file_is_refused_unread(location: str, tmp_path: Path)
     for name in ("run.sh", "train.pyc"):
         (tmp_path / name).write_text("")
     assert refusal(f"{location}:f", tmp_path) == (
-        f'objective = \'{location}:f\': {location} is no Python file; write "file.py:function" or "package.module:function"'
+        f'objective = \'{location}:f\': {location} is not a Python file; write "file.py:function" or "package.module:function"'
     )

@@ -137,7 +137,7 @@ def test_an_option_without_a_type_goes_by_the_ends_and_that_is_told(key: str, fo
     found = tree(folder, model={"name": "mine.py:net", key: ZERO_TO_ONE})
     assert str(found["model"][key]) == "{ low = 0, high = 1 }"
     assert untyped(found, folder) == [
-        f"model.{key} = {{ low = 0, high = 1 }}: is searched over integers, as its ends are, for mine.py:net does not say of "
+        f"model.{key} = {{ low = 0, high = 1 }}: is searched over integers, as its ends are, since mine.py:net does not say of "
         f"what type {key} is; annotate it, or write {{ low = 0.0, high = 1.0 }} for real numbers"
     ]
     found = tree(folder, model={"name": "mine.py:net", key: {"low": 0.0, "high": 1}})
@@ -146,7 +146,7 @@ def test_an_option_without_a_type_goes_by_the_ends_and_that_is_told(key: str, fo
 
 def test_what_may_mean_both_is_refused_with_both_readings(folder: Path) -> None:
     assert fault(folder, model={"name": "mine.py:net", "number": ZERO_TO_ONE}) == (
-        "model.number = { low = 0, high = 1 }: may mean integers or real numbers, for mine.py:net takes both; "
+        "model.number = { low = 0, high = 1 }: may mean integers or real numbers, since mine.py:net takes both; "
         "write { low = 0.0, high = 1.0 } for real numbers, { choices = [...] } for integers"
     )
     both = {"choices": ["mine.py:counting", "mine.py:measuring"]}
@@ -180,7 +180,7 @@ def test_a_part_that_does_not_say_beside_one_that_counts_gets_integers_and_that_
     assert str(found["model"]["size"]) == "{ low = 1, high = 4 }"
     (line,) = untyped(found, folder)
     assert line.startswith(
-        "model.size = { low = 1, high = 4 }: is searched over integers, as its ends are, for mine.py:silent"
+        "model.size = { low = 1, high = 4 }: is searched over integers, as its ends are, since mine.py:silent"
     )
 
 
@@ -194,7 +194,7 @@ COUNTING = [
 @pytest.mark.parametrize(("given", "step"), COUNTING)
 def test_an_option_that_counts_takes_no_real_step(given: dict[str, Any], step: int, folder: Path) -> None:
     said = f"{{ low = {given['low']}, high = {given['high']}, step = {given['step']} }}"
-    mend = f"{said}: its real step makes real numbers of it; write step = {step}"
+    mend = f"{said}: its real step gives real numbers; write step = {step}"
     both = {"choices": ["mine.py:either", "mine.py:counting"]}
     for format in (1, 2):
         told = fault(
@@ -217,7 +217,7 @@ def test_a_real_step_between_whole_ends_is_real_where_that_may_be(folder: Path) 
         assert not found["model"]["size"].integer
         told = untyped(found, folder)
         assert told == ([] if name != "silent" else [
-            "model.size = { low = 0, high = 3, step = 0.5 }: is searched over real numbers, as its step is, for "
+            "model.size = { low = 0, high = 3, step = 0.5 }: is searched over real numbers, as its step is, since "
             "mine.py:silent does not say of what type size is; annotate it, or write { low = 0.0, high = 3.0, step = 0.5 } "
             "for real numbers"
         ])  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sqlite3
 import subprocess
@@ -17,16 +19,17 @@ from PIL import Image
 
 from hpo import cli
 from hpo.queue import claiming
+from hpo.spec import template
+from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.tables import hpo_studies
 from hpo.study import resolve
 from hpo.study import study as studies
-from tests.support.paths import ROOT
-from tests.support.trials import begin
+from tests.support.trials import begin, claim_one
 
-COMMANDS = ["init", "check", "run", "worker", "status", "dashboard", "pause", "resume", "stop", "doctor"]
-COMMANDS += ["export", "train", "fork", "after"]
+COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
+COMMANDS += ["export", "train", "fork", "after", "mlflow", "delete"]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
@@ -125,15 +128,15 @@ WRONG_FILES = {
     ),
     "log range from 0": (
         DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 0, high = 1, log = true }',
-        "s.toml: optimizer.lr: a log range cannot start at low = 0; use a low above 0 or drop log",
+        "s.toml: optimizer.lr: a log range cannot start at low = 0; use a low above 0 or remove log",
     ),
     "empty choices": (
         DATA + MODEL + "[optimizer]\nname = { choices = [] }\nlr = 0.1",
-        "s.toml: optimizer.name: choices = [] is empty or no list; give at least one value in brackets",
+        "s.toml: optimizer.name: choices = [] is empty or not a list; give at least one value in brackets",
     ),
     "child under no choice": (
         SMALL + "[optimizer.adam]\nbeta1 = 0.5",
-        "s.toml: optimizer.adam: its table stands under no choice: optimizer.name is 'sgd'; add 'adam' to the choices "
+        "s.toml: optimizer.adam: no choice has this name: optimizer.name is 'sgd'; add 'adam' to the choices "
         "of optimizer.name or remove [optimizer.adam]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
     ),
     "unknown model": (
@@ -175,12 +178,12 @@ def test_pinned_files_are_trained_and_others_searched(hpo: Hpo, tmp_path: Path) 
     """A pinned file has nothing to search and one with ranges nothing to train."""
     (tmp_path / "pinned.toml").write_text(PINNED)
     assert refused(hpo, tmp_path, "run", "pinned.toml") == (
-        "pinned.toml: holds no range, so there is nothing to search; train it with `hpo train pinned.toml`"
+        "pinned.toml: has no range or choices to search; train it with `hpo train pinned.toml`"
     )
     (tmp_path / "s.toml").write_text(SMALL)
     assert refused(hpo, tmp_path, "train", "s.toml") == (
         "s.toml: optimizer.lr = { low = 0.001, high = 0.1, log = true }: is not pinned\n"
-        "s.toml: search it with `hpo run s.toml`, or give each of these one value"
+        "s.toml: search it with `hpo run s.toml`, or write one value for each of these"
     )
 
 
@@ -193,7 +196,7 @@ def test_a_wrong_value_in_a_pinned_file_is_refused_by_train(hpo: Hpo, tmp_path: 
 def test_a_timeout_that_is_none_is_refused(timeout: str, hpo: Hpo, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(SMALL)
     assert refused(hpo, tmp_path, "run", "s.toml", "--timeout", timeout) == (
-        f"--timeout: {timeout!r} is no duration; write it like 90s, 30m or 1h30m"
+        f"--timeout: {timeout!r} is not a duration; write it like 90s, 30m or 1h30m"
     )
 
 
@@ -207,10 +210,31 @@ def test_init_writes_a_file_that_is_right_and_never_over_another(hpo: Hpo, tmp_p
     code, out, err = hpo("init", "mine.toml")
     assert (code, out, err) == (0, "wrote mine.toml; next: hpo check mine.toml\n", "")
     assert resolve.read(tmp_path / "mine.toml").spec.name == "mine"
-    assert refused(hpo, tmp_path, "init", "mine.toml") == "mine.toml: is there already; name another file"
+    assert refused(hpo, tmp_path, "init", "mine.toml") == "mine.toml: exists already; name another file"
     assert (
         refused(hpo, tmp_path, "init", "no/mine.toml") == "no/mine.toml: cannot be written: No such file or directory"
     )
+
+
+@pytest.mark.parametrize("data", template.SECTIONS)
+def test_init_writes_the_section_of_a_user_s_own_data(data: str, hpo: Hpo, tmp_path: Path) -> None:
+    code, out, err = hpo("init", "mine.toml", "--data", data)
+    assert (code, out, err) == (
+        0,
+        "wrote mine.toml; next: say in [data] where your data are, then hpo check mine.toml\n",
+        "",
+    )
+    assert StudySpec.load(tmp_path / "mine.toml").document["data"].pop("name") == data
+    plain, written = template.text("mine").splitlines(), (tmp_path / "mine.toml").read_text().splitlines()
+    section = template.SECTIONS[data].splitlines()
+    at = written.index("[data]") + 1
+    assert written[at : at + len(section)] == section
+    assert written[:at] == plain[:at]
+    assert written[at + len(section) :] == plain[plain.index("[model]") - 1 :]
+
+
+def test_init_refuses_a_kind_of_data_that_it_does_not_know(hpo: Hpo, tmp_path: Path) -> None:
+    assert refused(hpo, tmp_path, "init", "--data", "npy") == "--data npy: there is no such kind (did you mean 'npz'?)"
 
 
 # --- storages -------------------------------------------------------------------------------------------------------
@@ -297,6 +321,31 @@ def test_an_unknown_study_is_told_with_the_nearest_name(command: str, hpo: Hpo, 
     assert err == f"error: there is no study 'digit' in sqlite:///{tmp_path}/studies.db (did you mean 'digits'?)\n"
 
 
+def test_the_studies_are_listed_where_a_name_is_wrong_or_missing(hpo: Hpo, tmp_path: Path) -> None:
+    for name in ("digits", "own"):
+        make_study(tmp_path, OWN.replace('"own"', f'"{name}"'))
+    for command in ("export", "logs", "pause"):
+        code, out, err = hpo(command, "owm")
+        assert (code, out) == (2, "")
+        assert err.splitlines()[0].endswith("studies.db (did you mean 'own'?)")
+        assert err.splitlines()[1:] == ["  studies: digits, own"]
+        code, out, err = hpo(command)
+        assert (code, out) == (2, "")
+        assert err.endswith(hpo("status")[1])
+    code, _, err = hpo("export", "--storage", "sqlite:///none.db")
+    assert (code, "none.db: no such file" in err.splitlines()[-1]) == (2, True)
+
+
+def test_a_study_file_stands_for_its_study(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path, f'{OWN}storage = "sqlite:///{tmp_path}/studies.db"\n')
+    shown = hpo("status", "own")
+    (tmp_path / "elsewhere").mkdir()
+    with contextlib.chdir("elsewhere"):
+        assert hpo("status", "../own.toml") == shown
+        assert hpo("logs", "../own.toml")[2].startswith("error: study 'own': no log")
+        assert hpo("status", "own.toml")[:2] == (2, "")
+
+
 def test_a_storage_with_no_study_says_how_to_make_one(hpo: Hpo, tmp_path: Path) -> None:
     optuna.create_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
     optuna.delete_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="plain")
@@ -316,6 +365,21 @@ def test_a_study_with_no_finished_trial_cannot_be_exported(hpo: Hpo, tmp_path: P
     assert not (tmp_path / "best.toml").exists()
 
 
+def test_a_run_with_far_more_workers_than_cores_is_warned(
+    hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    many = 4 * len(os.sched_getaffinity(0))
+    make_study(tmp_path)
+    assert hpo("pause", "own")[0] == 0
+    for count, told in ((many, []), (many + 1, [f"warning: workers = {many + 1}: this machine has "])):
+        code, _, err = hpo("run", "own.toml", "--workers", str(count))
+        warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert (code, len(warnings)) == (0, len(told))
+        assert "no worker is started" in err
+        assert [line for line, start in zip(warnings, told, strict=True) if not line.startswith(start)] == []
+
+
 @pytest.mark.parametrize("command", [["run", "own.toml", "--workers", "0"], ["worker", "own.toml"]])
 def test_a_study_of_another_file_is_refused(command: list[str], hpo: Hpo, tmp_path: Path) -> None:
     """A study made from another file is refused with the difference and the ways out."""
@@ -324,9 +388,9 @@ def test_a_study_of_another_file_is_refused(command: list[str], hpo: Hpo, tmp_pa
     code, _, err = hpo(*command)
     assert code == 2
     assert err == (
-        "error: study 'own' was made with another spec:\n  seed: the study has 0, the file has 5\n"
-        "undo the change (if there was none, an option came with this version of hpo), start a new study with --name NEW, "
-        "or take its trials along with `hpo fork own NEW FILE`\n"
+        "error: study 'own' was made with other settings:\n  seed: the study has 0, the file has 5\n"
+        "undo the change, start a new study with --name NEW, or take its trials along with `hpo fork own NEW FILE`\n"
+        "(You changed nothing? Then a new version of hpo added an option.)\n"
     )
     place = connect(f"sqlite:///{tmp_path}/studies.db")
     kept = studies.join(place, "own")
@@ -338,7 +402,9 @@ def test_a_study_of_another_file_is_refused(command: list[str], hpo: Hpo, tmp_pa
 def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
     make_study(tmp_path)
     (tmp_path / "own.toml").write_text(OWN + "[budget]\ntrials = 99\n")
-    assert hpo("run", "own.toml", "--workers", "0")[0] == 0
+    for options, words in (([], "joined, 0 trials"), (["--name", "other"], "new study")):
+        code, _, err = hpo("run", "own.toml", "--workers", "0", *options)
+        assert (code, err.splitlines()[0]) == (0, f"storage  sqlite:///{tmp_path}/studies.db ({words})")
     place = connect(f"sqlite:///{tmp_path}/studies.db")
     assert studies.join(place, "own").budget == 99
     place.close()
@@ -346,7 +412,7 @@ def test_a_larger_budget_is_no_difference(hpo: Hpo, tmp_path: Path) -> None:
 
 def test_changed_code_is_refused_unless_allowed(hpo: Hpo, tmp_path: Path) -> None:
     made = make_study(tmp_path)
-    claiming.claim(made.ledger("w"))  # code that no trial has run may change
+    claim_one(made.ledger("w"))  # code that no trial has run may change
     made.storage.close()
     (tmp_path / "mine.py").write_text("def objective(trial): return 2.0\n")
     code, _, err = hpo("run", "own.toml", "--workers", "0")
@@ -392,8 +458,8 @@ def test_check_tells_what_the_linter_and_the_training_find(hpo: Hpo, tmp_path: P
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 34 + 2, 10 * 34 + 2)  # 8 images a row, each 32 pixels wide, and frames of 2
     assert out.splitlines()[-2:] == [
-        "warning: augment.erasing_area = 0.2: does nothing without erasing; remove it",
-        "warning: augment.mix_probability = { low = 0.1, high = 0.9 }: makes no difference to a training; "
+        "warning: augment.erasing_area = 0.2: has no effect without erasing; remove it",
+        "warning: augment.mix_probability = { low = 0.1, high = 0.9 }: has no effect on a training; "
         "nothing uses it, remove it",
     ]
 
@@ -426,15 +492,14 @@ def test_every_command_is_known_here_and_has_a_help_text() -> None:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
-def test_help_lists_the_commands_in_the_order_of_the_readme_s_table() -> None:
-    table = (ROOT / "README.md").read_text().partition("| command |")[2].partition("\n\n")[0]
-    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
-    assert list(commands()) == [name for row in rows for name in re.findall(r"`(?:hpo )?([a-z]+)", row)]
-
-
-def test_every_command_stands_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in commands() if f"hpo {name}" not in readme] == []
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_every_help_are_command_lines(command: str) -> None:
+    title, *lines = commands()[command].epilog.split("\n\n")
+    assert (title, len(lines) > 0) == ("Examples:", True)
+    for line in lines:
+        name, *words = line.removeprefix("hpo ").split()
+        assert (line.startswith("hpo "), name) == (True, command)
+        commands()[command].make_context(name, words)
 
 
 def test_no_command_and_an_unknown_one_are_usage_errors(hpo: Hpo, tmp_path: Path) -> None:
@@ -451,7 +516,7 @@ def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
     assert hpo("pause", "own") == (
         0, "paused: running trials of 'own' are parked at their next batch or report; next: hpo resume own\n", "",
     )  # fmt: skip
-    assert claiming.claim(made.ledger("w")) is claiming.Idle.WAIT
+    assert claim_one(made.ledger("w")) is claiming.Idle.WAIT
     assert hpo("resume", "own") == (0, "'own' goes on; it was paused\n", "")
     assert hpo("resume", "own") == (0, "'own' was neither paused nor stopped\n", "")
     made.storage.close()
@@ -460,7 +525,7 @@ def test_a_study_is_paused_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
 def test_a_study_is_stopped_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
     made = make_study(tmp_path)
     assert hpo("stop", "own") == (0, "stopped: no new trial is started in 'own'\n", "")
-    assert claiming.claim(made.ledger("w")) is claiming.Idle.DONE
+    assert claim_one(made.ledger("w")) is claiming.Idle.DONE
     assert hpo("resume", "own") == (0, "'own' goes on; it was stopped: by `hpo stop`\n", "")
     begin(made)
     ledger, claim, _ = begin(made)
@@ -523,7 +588,7 @@ def test_a_storage_that_is_well_has_nothing_to_mend(hpo: Hpo, tmp_path: Path) ->
 def test_what_is_ill_is_told_with_its_mend(hpo: Hpo, tmp_path: Path) -> None:
     """What is ill is told with its mend and exit code 1 until it is repaired."""
     made = make_study(tmp_path)
-    claiming.claim(made.ledger("dead", lease_seconds=-1.0))
+    claim_one(made.ledger("dead", lease_seconds=-1.0))
     what = "own: trial 0 is RUNNING without a live lease; its worker was dead\n"
     ill = f"ill     {what}        hpo doctor --repair, or any worker, parks it\n"
     for _ in range(2):
@@ -536,7 +601,7 @@ def test_what_is_ill_is_told_with_its_mend(hpo: Hpo, tmp_path: Path) -> None:
     code, out, _ = hpo("doctor")
     assert (code, out) == (
         0,
-        "note    own: trial 0 is parked after epoch 0\n        hpo run, or hpo worker, goes on with it\nnothing to mend\n",
+        "note    own: trial 0 is parked\n        hpo run, or hpo worker, goes on with it\nnothing to mend\n",
     )
     made.storage.close()
 
@@ -549,7 +614,7 @@ def test_a_trial_of_another_program_is_failed_by_hand_alone(hpo: Hpo, tmp_path: 
     assert out.startswith("ill     own: trial 0 was started by another program at ")
     assert out.endswith(" UTC\n        if that is dead: hpo doctor own --fail 0\n1 to mend\n")
     assert hpo("doctor", "--fail", "0") == (
-        2, "", "error: --fail 0: name the study of the trial: hpo doctor STUDY --fail 0\n",
+        2, "", "error: --fail 0: needs the name of the trial's study; add it after `hpo doctor`\n",
     )  # fmt: skip
     assert hpo("doctor", "own", "--fail", "0") == (0, "trial 0 of 'own' is FAIL now\nnothing to mend\n", "")
     assert hpo("doctor", "own", "--fail", "0") == (

@@ -16,9 +16,9 @@ from hpo.data.augment.strength import Fill
 from hpo.errors import SpecError
 from hpo.final import train as final
 from hpo.models import mlp
-from hpo.search.lint import lint
 from hpo.spec.seeds import derive
 from hpo.spec.training import Augment
+from hpo.strategy.lint import lint
 from hpo.study import export, resolve
 from hpo.train import loop
 from hpo.train.build import check
@@ -284,9 +284,12 @@ def write(folder: Path, lines: str) -> Path:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("hue = 0.1", r"augment\.hue = 0\.1: the images have 1 channel, and only those with 3 have colours; remove it"),
+        (
+            "hue = 0.1",
+            r"augment\.hue = 0\.1: the images have 1 channel, but only images with 3 have colours; remove it",
+        ),
         ("saturation = { choices = [0.5, 0.0] }", r"augment\.saturation = 0\.5: the images have 1 channel"),
-        ("crop = { low = 0, high = 8 }", r"augment\.crop = 8: moves images of 8x8 pixels out of sight; give at most 7"),
+        ("crop = { low = 0, high = 8 }", r"augment\.crop = 8: moves images of 8x8 pixels out of view; give at most 7"),
     ],
 )
 def test_what_cannot_be_done_to_images_is_refused(make_digits: Any, tmp_path: Path, line: str, said: str) -> None:
@@ -305,8 +308,7 @@ def test_a_check_tells_what_does_nothing(tmp_path: Path) -> None:
     found = resolve.read(
         write(tmp_path, "erasing_area = 0.2\nmixup = 0.0\nmix_probability = { low = 0.1, high = 0.9 }")
     )
-    assert lint(found.spec) == ["augment.erasing_area = 0.2: does nothing without erasing; remove it"]
+    assert lint(found.spec) == ["augment.erasing_area = 0.2: has no effect without erasing; remove it"]
     assert check.examine(found.spec, found.code_folder, workers=1).unused == [
-        "augment.mix_probability = { low = 0.1, high = 0.9 }: makes no difference to a training; "
-        "nothing uses it, remove it",
+        "augment.mix_probability = { low = 0.1, high = 0.9 }: has no effect on a training; nothing uses it, remove it",
     ]

@@ -30,6 +30,7 @@ from hpo.train.build import registry
 from tests.integration.processes import CONTEXT, fork
 from tests.support.making import make_entry
 from tests.support.published import COUNTS, PUBLISHED
+from tests.support.waiting import PATIENCE
 
 
 def kept() -> list[str]:
@@ -93,7 +94,7 @@ def test_another_file_than_the_published_one_is_refused(name: str) -> None:
     path = data_dir() / PUBLISHED[name][2]
     path.parent.mkdir(parents=True)
     path.write_bytes(b"something else")
-    with refused(f"{path}: has MD5 6c7ba9c5a141421e1c03cb9807c97c74, the published file has"):
+    with refused(f"{path}: has MD5 6c7ba9c5a141421e1c03cb9807c97c74, but the published file has"):
         SOURCES[name]()
     assert path.read_bytes() == b"something else"
 
@@ -125,7 +126,7 @@ WHOLE = (list(range(16)), ("a", "b"))
 def test_processes_that_come_at_once_make_an_entry_once(tmp_path: Path) -> None:
     log, found = tmp_path / "log", CONTEXT.Queue()
     processes = [making(log, found) for _ in range(3)]
-    assert [found.get(timeout=60) for _ in processes] == [WHOLE] * 3
+    assert [found.get(timeout=PATIENCE) for _ in processes] == [WHOLE] * 3
     for process in processes:
         process.join()
     assert log.read_text() == "made\n"
@@ -138,7 +139,7 @@ def test_nothing_is_taken_of_an_entry_whose_maker_was_killed(tmp_path: Path) -> 
     assert killed.exitcode == -signal.SIGKILL
     assert [name.endswith(".part") for name in kept()] == [True]
     making(log, found).join()
-    assert found.get(timeout=60) == WHOLE
+    assert found.get(timeout=PATIENCE) == WHOLE
     assert [name.endswith(".part") for name in kept()] == [False]
     assert log.read_text() == "made\nmade\n"
 
@@ -182,6 +183,15 @@ def test_a_folder_of_images_comes_out_in_one_size(tmp_path: Path, options: dict,
     assert (found.images[0, :, 0, 0] == 0).all() == (options.get("fit") == "pad")
 
 
+def test_decoding_says_how_far_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hpo.data.folder.TOLD_SECONDS", 0.0)
+    with caplog.at_level("INFO", "hpo.data"):
+        SOURCES["image_folder"](root=str(folder(tmp_path / "root")), size=4)
+    assert caplog.messages == [f"preparing the data: decoded {count} of 6 images" for count in range(1, 7)]
+
+
 def test_a_folder_is_decoded_once_and_anew_when_a_file_changes(tmp_path: Path) -> None:
     root = folder(tmp_path / "root")
     changed = root / "red" / "0.png"
@@ -202,7 +212,7 @@ def test_a_folder_ships_a_test_split_with_its_classes(tmp_path: Path) -> None:
     assert found.test_labels.tolist() == [0, 0, 1, 1]
     assert len(data.load_test(found, split_seed=0, device="cpu").labels) == 4
     (test_root / "blue").mkdir()
-    with pytest.raises(BadFile, match="blue: is no class of the training images; known: green, red"):
+    with pytest.raises(BadFile, match="blue: is not a class of the training images; known: green, red"):
         SOURCES["image_folder"](root=str(root), test_root=str(test_root), size=4)
 
 
@@ -230,12 +240,12 @@ def empty_class(root: Path) -> str:
 
 def one_class(root: Path) -> str:
     shutil.rmtree(root / "red")
-    return f"{root}: has 1 folders; give each class one"
+    return f"{root}: has 1 folders; give each class a folder"
 
 
 def no_root(root: Path) -> str:
     shutil.rmtree(root)
-    return f"root = '{root}': is not there"
+    return f"root = '{root}': does not exist"
 
 
 @pytest.mark.parametrize("spoil", [truncated, no_image, deep, empty_class, one_class, no_root])
@@ -285,33 +295,33 @@ def test_channels_may_stand_side_by_side_and_a_test_split_be_shipped(tmp_path: P
     assert found.images.tolist() == [[[[1, 3]], [[2, 4]]], [[[5, 7]], [[6, 8]]]]
     assert torch.equal(found.test_images, found.images)
     strange = sheet(tmp_path / "t.csv", "a", "c")
-    with pytest.raises(BadFile, match=r"t\.csv, row 2, column 1: 'c' is no class of the training images"):
+    with pytest.raises(BadFile, match=r"t\.csv, row 2, column 1: 'c' is not a class of the training images"):
         SOURCES["csv"](images=images, labels=labels, test_images=images, test_labels=strange)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
-        (["1,2,3,4", "1,x,3,4"], LABELS, {}, "i.csv, row 2, column 2: 'x' is no whole number from 0 to 255"),
-        (["a,b,c,d", "1,,3,4"], LABELS, {"header": True}, "i.csv, row 2, column 2 (b): '' is no whole number"),
+        (["1,2,3,4", "1,x,3,4"], LABELS, {}, "i.csv, row 2, column 2: 'x' is not a whole number from 0 to 255"),
+        (["a,b,c,d", "1,,3,4"], LABELS, {"header": True}, "i.csv, row 2, column 2 (b): '' is not a whole number"),
         (
             ["a,b,c,d", "1,2,3,4"],
             LABELS,
             {},
-            "i.csv, row 1, column 1: 'a' is no whole number from 0 to 255; does header",
+            "i.csv, row 1, column 1: 'a' is not a whole number from 0 to 255; does header",
         ),
-        (["1,2,3,256"], LABELS, {}, "row 1, column 4: '256' is no whole number"),
-        (["1,2,-1,4"], LABELS, {}, "row 1, column 3: '-1' is no whole number"),
-        (["1,2,0.5,4"], LABELS, {}, "row 1, column 3: '0.5' is no whole number"),
-        (["1,2,3,nan"], LABELS, {}, "row 1, column 4: 'nan' is no whole number"),
+        (["1,2,3,256"], LABELS, {}, "row 1, column 4: '256' is not a whole number"),
+        (["1,2,-1,4"], LABELS, {}, "row 1, column 3: '-1' is not a whole number"),
+        (["1,2,0.5,4"], LABELS, {}, "row 1, column 3: '0.5' is not a whole number"),
+        (["1,2,3,nan"], LABELS, {}, "row 1, column 4: 'nan' is not a whole number"),
         (["1,2,3,4", "1,2,3"], LABELS, {}, "row 2: has 3 values, the rows above have 4"),
         (["1,2,3,4", "", "1,2,3,4"], LABELS, {}, "i.csv, row 2: is empty; remove it"),
-        (["1,2,3"], LABELS, {}, "i.csv: has 3 values a row, no grey square; give shape = [C, H, W]"),
-        (IMAGES, LABELS, {"shape": [3, 2]}, "i.csv: has 4 values a row, which is not shape = [3, 2]"),
-        (IMAGES, ["a", "b"], {}, "l.csv: has 2 labels beside 3 images in"),
+        (["1,2,3"], LABELS, {}, "i.csv: has 3 values per row, which is not a grey square; give shape = [C, H, W]"),
+        (IMAGES, LABELS, {"shape": [3, 2]}, "i.csv: has 4 values per row, which is not shape = [3, 2]"),
+        (IMAGES, ["a", "b"], {}, "l.csv: has 2 labels for 3 images in"),
         (IMAGES, ["a", "b", '" "'], {}, "l.csv, row 3, column 1: has no label"),
-        (IMAGES, ["a,1", "b,2", "c,3"], {}, "l.csv, row 1: has 2 values; labels stand in one column alone"),
-        (['1,2,3,"4'], LABELS, {}, "i.csv: is no CSV file: unexpected end of data"),
+        (IMAGES, ["a,1", "b,2", "c,3"], {}, "l.csv, row 1: has 2 values; a file of labels has one column"),
+        (['1,2,3,"4'], LABELS, {}, "i.csv: cannot be read as CSV: unexpected end of data"),
         (["a,b,c,d"], LABELS, {"header": True}, "i.csv: holds no image"),
     ],
 )
@@ -323,7 +333,7 @@ def test_a_bad_spreadsheet_is_told_by_row_column_and_cause(tmp_path, images, lab
 
 def test_a_spreadsheet_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i.csv").write_bytes(b"PK\x03\x04\xff\xfe")
-    with refused("i.csv: is no CSV file: 'utf-8' codec can't decode"):
+    with refused("i.csv: is not UTF-8 text"):
         SOURCES["csv"](images=str(tmp_path / "i.csv"), labels=sheet(tmp_path / "l.csv", *LABELS))
 
 
@@ -365,7 +375,7 @@ def test_an_archive_of_arrays_is_read(tmp_path: Path, arrays: dict, options: dic
         ({"images": PIXELS, "labels": NUMBERS / 2}, "labels[0] is 1.5; give each a whole number or a text"),
         (
             {"images": PIXELS, "labels": NUMBERS, "test_images": PIXELS, "test_labels": NUMBERS + 1},
-            "test_labels[0] is 4, no class of the training images",
+            "test_labels[0] is 4, which is not a class of the training images",
         ),
     ],
 )
@@ -378,7 +388,7 @@ def test_a_bad_archive_is_told_by_array_and_cause(tmp_path: Path, arrays: dict, 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01"])
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with refused("a.npz: is no archive of arrays"):
+    with refused("a.npz: cannot be read as an archive of arrays"):
         SOURCES["npz"](path=str(tmp_path / "a.npz"))
 
 
@@ -403,5 +413,5 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
 ) -> None:
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "a file" / "data"))
     (tmp_path / "a file").touch()
-    with pytest.raises(BadFile, match=r"data/cache: cannot be written: .*; name another folder by HPO_DATA_DIR"):
+    with pytest.raises(BadFile, match=r"data/cache: cannot be written: .*; name another folder with HPO_DATA_DIR"):
         cached("some", 1, lambda folder: None)

@@ -81,5 +81,5 @@ def test_micro_batches_make_another_training(trial: dict[str, Any], tmp_path: Pa
 
 
 def test_micro_batches_that_the_batch_cannot_be_cut_into_are_refused(trial: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"receipt.accumulation = 1000: cannot cut training.batch_size = \d+"):
+    with pytest.raises(SpecError, match=r"receipt.accumulation = 1000: training.batch_size = \d+ cannot be cut"):
         final.prepare(write(tmp_path / "a.toml", **(trial | {"accumulation": 1000})))

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from hpo.spec import space
+from hpo.spec import seeds, space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.study.study import Study
 from hpo.train import loop
 from hpo.train.build import assemble
-from hpo.worker.objective import trial_seed
 from tests.integration.processes import WorkerProcesses, failures, rows, trials_of
 from tests.support import declared
 
@@ -44,7 +43,7 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
         config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: trial.params[path]))
         cpu = torch.device("cpu")
         splits = assemble.load_splits(config, study.spec.seed, study.code_folder, cpu)
-        run = assemble.build_run(config, splits, trial_seed(study.spec.seed, number), study.code_folder, cpu)
+        run = assemble.build_run(config, splits, seeds.of_trial(study.spec.seed, number), study.code_folder, cpu)
         found: dict[str, list[float]] = {}
         for result in loop.train(run):
             for metric, value in result.numbers.items():

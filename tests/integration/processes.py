@@ -22,6 +22,7 @@ from hpo.storage.connect import plain_url
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
 from hpo.study.study import Study
+from tests.support.waiting import PATIENCE
 
 CONTEXT = multiprocessing.get_context("forkserver")
 #: What a declared study needs, the optimizers' own imports among it, and commands of all kinds.
@@ -34,6 +35,7 @@ PRELOAD = [
     "sklearn.datasets",
     "sklearn.model_selection",
     "torch._dynamo",
+    "torch.utils.tensorboard",
 ]
 
 
@@ -80,7 +82,7 @@ class WorkerProcesses:
         self.started.append(worker)
         return worker
 
-    def leave(self, workers: Sequence[ForkServerProcess], seconds: float = 120.0) -> list[int | None]:
+    def leave(self, workers: Sequence[ForkServerProcess], seconds: float = PATIENCE) -> list[int | None]:
         """Wait until these workers have left by themselves; return their exit codes."""
         deadline = time.monotonic() + seconds
         for worker in workers:

@@ -16,6 +16,7 @@ from hpo.storage.connect import Storage
 from hpo.study import study as studies
 from hpo.study.study import Study
 from tests.integration import processes
+from tests.support.waiting import PATIENCE
 
 OWN = """
 name = "own"
@@ -35,7 +36,7 @@ def forked(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]
     with tempfile.TemporaryDirectory() as elsewhere:
         log = Path(elsewhere) / "said"
         process = processes.fork(_be, list(arguments), folder, environment, str(log))
-        process.join(240)
+        process.join(PATIENCE)
         process.kill()
         process.join()
         said = log.read_text() if log.exists() else ""
@@ -83,7 +84,7 @@ class Shell:
     def run(self, *arguments: str, code: int = 0) -> str:
         """Run a command in a process of its own and return what it said."""
         process = self.start(*arguments)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, said
         return said
 

@@ -23,14 +23,14 @@ from tests.integration.digits import alone, assert_finished_once
 from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
 from tests.support.trials import MakeStudy
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 
 def kill_at_random_instants(processes: WorkerProcesses, times: int, workers: int, seed: int) -> None:
-    """Keep so many workers running and kill one after the other of them, each at a moment of its own, once one trains."""
+    """Keep so many workers running and kill one after the other at random moments, once all of them have begun."""
     draw = random.Random(seed)
     crew_now = [processes.start() for _ in range(workers)]
-    wait_for(lambda: reported(processes.study) > 0)  # on a busy machine all kills would else come before any trial
+    wait_for(lambda: processes.said.count("joined study") == workers and reported(processes.study) > 0)
     for _ in range(times):
         time.sleep(draw.uniform(0.1, 0.7))
         place = draw.randrange(workers)
@@ -39,8 +39,14 @@ def kill_at_random_instants(processes: WorkerProcesses, times: int, workers: int
     processes.leave(crew_now)
 
 
+def assert_some_were_hit(study: Study) -> None:
+    """On a busy machine a living worker may be late, too, and lose its lease."""
+    kinds = {row.kind for row in failures(study)}
+    assert {"lost_worker"} <= kinds <= {"lost_worker", "lease_lost"}
+
+
 KILLS = [
-    pytest.param(12, 12, id="twelve kills"),
+    pytest.param(6, 8, id="six kills"),
     pytest.param(50, 40, id="fifty kills", marks=pytest.mark.soak),
 ]
 LOOP, STACK = {"executor": "loop"}, {"executor": "stack", "slots": 3}
@@ -65,7 +71,7 @@ def test_workers_killed_at_random_instants_lose_no_trial_and_bend_no_curve(
     kill_at_random_instants(processes, kills, workers=4, seed=0)
     assert_finished_once(study, processes, trials)
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE}
-    assert {row.kind for row in failures(study)} == {"lost_worker"}  # some did hit a trial
+    assert_some_were_hit(study)
     undisturbed = make_digits(trials, name="undisturbed", **executor)
     other = hire(undisturbed)
     assert other.leave([other.start(), other.start()]) == [0, 0]
@@ -83,7 +89,7 @@ def test_with_tpe_and_hyperband_killed_trials_are_still_the_replay_of_their_conf
     kill_at_random_instants(processes, kills, workers=4, seed=1)
     assert_finished_once(study, processes, trials)
     assert {trial.state for trial in trials_of(study)} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert {row.kind for row in failures(study)} == {"lost_worker"}
+    assert_some_were_hit(study)
     for number, found in curves(study).items():
         assert found == alone(study, number), number
 
@@ -117,7 +123,7 @@ def test_the_only_worker_is_killed_on_the_last_trial_and_the_run_finishes_it(she
     run = shell.start("run", "own.toml", "--workers", "1")
     wait_for(lambda: bool(begun(shell, 0)))
     os.kill(begun(shell, 0)[0], signal.SIGKILL)
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     study = shell.study(place)
     assert [trial.value for trial in trials_of(study)] == [0.0]
@@ -156,7 +162,7 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
 def test_a_signal_amid_an_epoch_parks_the_trial_there_and_it_goes_on_bit_for_bit(
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses], number: signal.Signals
 ) -> None:
-    study = make_digits(1, training={"epochs": 16, "batch_size": 4}, recovery={"checkpoint_every": "30s"})
+    study = make_digits(1, training={"epochs": 8, "batch_size": 4}, recovery={"checkpoint_every": "30s"})
     processes = hire(study)
     batches = 0
     while not batches:  # again, should the signal have come just between two epochs
@@ -190,7 +196,7 @@ def test_a_worker_whose_objective_never_looks_up_is_gone_within_the_grace_and_it
     worker = shell.start("worker", "own")
     wait_for((shell.folder / "begun").exists)
     worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=60)
+    worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 128 + signal.SIGTERM
     assert leases(shell.study(place)) == [None]
 
@@ -221,7 +227,7 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     study = make_digits(
-        8, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "1s", "checkpoint_every": "0s"}
+        4, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "3s", "checkpoint_every": "0s"}
     )
     processes = hire(study)
     frozen = processes.start()
@@ -232,12 +238,12 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
     os.kill(frozen.pid, signal.SIGCONT)
     assert processes.leave([frozen, other]) == [0, 0]
-    assert_finished_once(study, processes, 8)
+    assert_finished_once(study, processes, 4)
     found = [(row.number, row.kind, row.attempt) for row in failures(study)]
     assert found == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
     assert {row.attempt for row in rows(study)[1:]} == {1}
     woken = (processes.folder / "worker-0.log").read_text()
-    assert "trial 0: another worker has taken it up" in woken
+    assert "trial 0: another process has claimed or ended it" in woken
     assert " settled" in woken  # it went on
     for number, curve in curves(study).items():
         assert curve == alone(study, number), number
@@ -251,7 +257,7 @@ def test_hpo_run_ends_a_frozen_worker_and_takes_its_trial(shell: Shell, place: S
     (frozen,) = begun(shell, 0)
     study = shell.study(place)
     freeze(frozen, study)
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     first, second = begun(shell, 0)
     assert first == frozen != second

@@ -12,7 +12,7 @@ from hpo.storage.connect import Storage
 from hpo.study import control
 from tests.integration.processes import failures, rows, trials_of
 from tests.integration.shell import Shell
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 OUT_OF_MEMORY = """
 import json, os, pathlib, uuid
@@ -72,7 +72,7 @@ def test_an_objective_that_always_raises_stops_the_study_and_goes_on_once_it_is_
     assert "hpo resume own" in said
     study = shell.study(place)
     assert [trial.state for trial in trials_of(study)] == [TrialState.FAIL] * 10
-    assert "nothing is started: stopped: 10 trials in a row" in shell.forked(
+    assert "no worker is started: stopped: 10 trials in a row" in shell.forked(
         "run", "own.toml", "--workers", "1", code=1
     )
     assert len(trials_of(study)) == 10
@@ -143,7 +143,7 @@ def test_a_trial_that_hangs_does_not_keep_its_worker(shell: Shell, place: Storag
     run = shell.start("run", "own.toml", "--workers", "1")
     wait_for(lambda: (shell.folder / "begun").exists())
     control.stop_trial(shell.study(place), 0)  # at once: as a command it would take longer than the trial has
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     assert [(trial.state.name, trial.value) for trial in trials_of(shell.study(place))] == [
         ("PRUNED", 3.0),

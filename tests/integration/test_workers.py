@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -13,16 +14,17 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpo.queue import claiming, reaper
+from hpo.queue import reaper
 from hpo.storage.connect import Storage, plain_url
 from hpo.storage.tables import hpo_trials
 from hpo.study import resolve
 from hpo.study import study as studies
 from hpo.study.study import Study
-from tests.integration.processes import trials_of
-from tests.support.trials import MakeStudy
-from tests.support.waiting import wait_for
+from tests.integration.processes import WorkerProcesses, trials_of
+from tests.support.trials import MakeStudy, claim_one
+from tests.support.waiting import PATIENCE, wait_for
 
+Hire = Callable[[Study], WorkerProcesses]  # what the fixture hire is
 OBJECTIVE = """
 import os
 import time
@@ -61,10 +63,17 @@ def make_many(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file = tmp_path / "many.toml"
         file.write_text(STUDY.format(trials=trials, sampler=sampler))
         monkeypatch.setenv("HPO_CHECKPOINTS", str(tmp_path / "checkpoints"))
-        found = resolve.read(file)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", list(sys.path))  # forks find `tests` by it, and user code takes its first place
+            found = resolve.read(file)
         return studies.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
 
     return make
+
+
+def work(processes: WorkerProcesses, count: int) -> None:
+    """Let so many workers at once do what there is to do."""
+    assert processes.leave([processes.start() for _ in range(count)]) == [0] * count, processes.said[-3000:]
 
 
 def start_worker(study: Study, *arguments: str) -> subprocess.Popen[str]:
@@ -83,7 +92,7 @@ def leave(workers: list[subprocess.Popen[str]]) -> list[int]:
     """Wait for the workers; show what one said that did not end well."""
     codes = []
     for worker in workers:
-        said, _ = worker.communicate(timeout=240)
+        said, _ = worker.communicate(timeout=PATIENCE)
         codes.append(worker.returncode)
         if worker.returncode:
             print(said)
@@ -96,9 +105,9 @@ def executions(study: Study) -> list[int]:
 
 
 @pytest.mark.both
-def test_eight_workers_with_a_budget_of_fifty_make_exactly_fifty_trials(make_many: MakeStudy) -> None:
+def test_eight_workers_with_a_budget_of_fifty_make_exactly_fifty_trials(make_many: MakeStudy, hire: Hire) -> None:
     study = make_many(50)
-    assert leave([start_worker(study) for _ in range(8)]) == [0] * 8
+    work(hire(study), 8)
     made = trials_of(study)
     assert [trial.number for trial in made] == list(range(50))
     assert {trial.state for trial in made} == {TrialState.COMPLETE}
@@ -107,11 +116,11 @@ def test_eight_workers_with_a_budget_of_fifty_make_exactly_fifty_trials(make_man
     assert len({trial.params["x"] for trial in made}) == 50
 
 
-def test_two_hundred_queued_trials_run_once_each_and_nobody_exits(make_many: MakeStudy) -> None:
+def test_two_hundred_queued_trials_run_once_each_and_nobody_exits(make_many: MakeStudy, hire: Hire) -> None:
     study = make_many(200)
     for number in range(200):
         study.optuna.enqueue_trial({"x": number / 200})
-    assert leave([start_worker(study) for _ in range(8)]) == [0] * 8
+    work(hire(study), 8)
     assert executions(study) == list(range(200))
     assert [trial.params["x"] for trial in trials_of(study)] == [number / 200 for number in range(200)]
 
@@ -130,7 +139,7 @@ study.optimize(objective, n_trials=12)
 """
 
 
-def test_plain_optuna_beside_our_workers(make_many: MakeStudy) -> None:
+def test_plain_optuna_beside_our_workers(make_many: MakeStudy, hire: Hire) -> None:
     """Plain Optuna beside our workers gets its own numbers and keeps its trials."""
     study = make_many(60, sleep=0.02)
     url = plain_url(study.storage.url)
@@ -140,9 +149,8 @@ def test_plain_optuna_beside_our_workers(make_many: MakeStudy) -> None:
         )
         for _ in range(2)
     ]
-    ours = [start_worker(study) for _ in range(2)]
+    work(hire(study), 2)
     assert leave(plain) == [0, 0]
-    assert leave(ours) == [0, 0]
     made = trials_of(study)
     assert [trial.number for trial in made] == list(range(len(made)))
     assert {trial.state for trial in made} == {TrialState.COMPLETE}
@@ -160,14 +168,14 @@ def test_plain_optuna_beside_our_workers(make_many: MakeStudy) -> None:
     assert max(ours_by_number) < 60  # no trial of ours was begun once the study, foreign trials included, held sixty
 
 
-def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy) -> None:
+def test_a_killed_worker_s_trial_is_taken_up_by_another_one(make_many: MakeStudy, hire: Hire) -> None:
     study = make_many(3, sleep=0.4)
     first = start_worker(study, "--as", "first")
     wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     first.kill()
     leave([first])
     reaper.release_leases_of(study.ledger("launcher"), "first")
-    assert leave([start_worker(study)]) == [0]
+    work(hire(study), 1)
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 3
     assert len(trials_of(study)) == 3
 
@@ -178,7 +186,9 @@ SOAK = pytest.mark.soak  # which of these a process hears: tests/worker/test_sig
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SOAK), pytest.param(signal.SIGUSR1, marks=SOAK)]
 )
-def test_a_signal_parks_the_trial_and_the_exit_code_names_it(make_many: MakeStudy, number: signal.Signals) -> None:
+def test_a_signal_parks_the_trial_and_the_exit_code_names_it(
+    make_many: MakeStudy, hire: Hire, number: signal.Signals
+) -> None:
     study = make_many(2, sleep=0.3)
     worker = start_worker(study)
     wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
@@ -187,23 +197,22 @@ def test_a_signal_parks_the_trial_and_the_exit_code_names_it(make_many: MakeStud
     with study.storage.engine.connect() as connection:
         leases = connection.execute(sa.select(hpo_trials.c.lease_until, hpo_trials.c.settled)).all()
     assert [tuple(lease) for lease in leases] == [(None, False)]
-    assert leave([start_worker(study)]) == [0]
+    work(hire(study), 1)
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 2
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_start_up_points_never_repeat_across_workers(make_many: MakeStudy, sampler: str) -> None:
-    study = make_many(10, sampler=sampler)
-    assert leave([start_worker(study) for _ in range(4)]) == [0] * 4
+def test_tpe_s_start_up_points_never_repeat_across_workers(make_many: MakeStudy, hire: Hire) -> None:
+    study = make_many(10, sampler="tpe")
+    work(hire(study), 4)
     assert len({trial.params["x"] for trial in trials_of(study)}) == 10
 
 
 def test_a_late_worker_with_a_changed_objective_is_refused(make_many: MakeStudy) -> None:
     study = make_many(2)
-    claiming.claim(study.ledger("first"))
+    claim_one(study.ledger("first"))
     (study.code_folder / "mine.py").write_text("def objective(trial):\n    return 0.0\n")
     worker = start_worker(study)
-    said, _ = worker.communicate(timeout=60)
+    said, _ = worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 2
     assert "your own code, or a file of weights, changed" in said
     assert "Traceback" not in said

@@ -13,17 +13,19 @@ import time
 from multiprocessing import current_process, forkserver, get_context
 from pathlib import Path
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 
+from hpo.errors import SpecError
 from hpo.launch import fork_server, gpus
-from hpo.launch.launcher import catching_signals
-from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, default_workers, last_words
-from hpo.queue import claiming
+from hpo.launch.launcher import Interrupt, catching_signals
+from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, check_count, default_workers, last_words
 from hpo.queue.models import Claim
 from hpo.study.study import Study
 from hpo.worker.signals import ASKING, ORDER
-from tests.support.trials import MakeStudy
+from tests.support.trials import MakeStudy, claim_one
+from tests.support.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -50,6 +52,24 @@ def test_gpus_are_named_by_uuid_as_the_driver_lists_them(nvidia_smi: Path) -> No
 def test_the_user_s_own_choice_of_gpus_stands(monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert gpus.visible() == devices
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_number_of_workers_beyond_the_machine_is_told_with_its_numbers() -> None:
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    machine = f"this machine has {cores} cores, 2 GPUs and {memory / 2**30:.0f} GiB of memory"
+    many = 4 * max(cores, 2)
+    assert check_count(many, is_declared=True) is None
+    told = f"workers = {many + 1}: {machine}; more than {many} workers slow each other down"
+    assert check_count(many + 1, is_declared=True) == told
+    for is_declared, each in ((True, 150), (False, 25)):
+        most = memory // (each * 2**20)
+        check_count(most, is_declared=is_declared)
+        with pytest.raises(SpecError) as caught:
+            check_count(most + 1, is_declared=is_declared)
+        assert str(caught.value) == (
+            f"workers = {most + 1}: {machine}, and each worker takes {each} MiB or more; start at most {most}"
+        )
 
 
 def objective_file(study: Study, text: str) -> None:
@@ -84,6 +104,27 @@ def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: Mak
     seen = sorted(path.read_text() for path in study.code_folder.glob("seen-*"))
     url = study.storage.url.render_as_string(hide_password=False)
     assert seen == [f"GPU-aaaa 1 {url}", f"GPU-bbbb 1 {url}"]
+
+
+SLOW_TO_LOAD = """
+import pathlib, time
+while not pathlib.Path(__file__).with_name("go").exists():
+    time.sleep(0.02)
+def objective(trial):
+    return 0.0
+"""
+
+
+def test_what_workers_do_before_they_train_is_known(make_study: MakeStudy) -> None:
+    """A run can say what it waits for, while user code is loaded or data is prepared."""
+    study = make_study(trials=2)
+    objective_file(study, SLOW_TO_LOAD)
+    fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)
+    fleet.start()
+    wait_for(lambda: fleet.doing() == {"loading mine.py:objective": 2})
+    (study.code_folder / "go").touch()
+    tend_to_the_end(fleet)
+    assert fleet.doing() == {}
 
 
 CRASHING_ONCE = """
@@ -159,7 +200,7 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
     finally:
         fleet.end()
     assert fleet.slots[0].exit_codes == [128 + signal.SIGTERM]
-    again = claiming.claim(study.ledger("next"))
+    again = claim_one(study.ledger("next"))
     assert isinstance(again, Claim)
     assert (again.number, again.attempt) == (0, 2)
 
@@ -178,11 +219,11 @@ def test_a_signal_is_passed_on_while_the_main_thread_waits_for_the_storage(
     def interrupt_it() -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
-        worker.join(20)
+        worker.join(PATIENCE)
         holding.rollback()
 
     sending = threading.Timer(0.1, interrupt_it)
-    with catching_signals(fleet) as interrupt:
+    with catching_signals(Interrupt(fleet)) as interrupt:
         sending.start()
         sqlite3.connect(tmp_path / "busy.db", timeout=15).execute("BEGIN EXCLUSIVE")
     sending.join()
@@ -247,21 +288,22 @@ def test_the_server_loads_modules_that_exist() -> None:
         assert importlib.util.find_spec(name) is not None, name
 
 
-def test_a_worker_draws_numbers_of_its_own(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_draws_the_random_numbers_of_its_trial(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         fork_server, "ANY", [*fork_server.ANY, "numpy.random"]
     )  # as scikit-learn does, for a declared study
     fork_server.warm_up(None)
     os.kill(server_of_workers(), signal.SIGKILL)
     drawn = []
-    for name in ("first", "second"):
-        study = make_study(trials=1, name=name)
+    for seed in (0, 0, 1):
+        study = make_study(trials=1, name=f"study-{len(drawn)}", seed=seed)
         objective_file(study, FORKED)
         fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
         fleet.start()
         tend_to_the_end(fleet)
         drawn.append((study.code_folder / "drawn-0").read_text())
-    assert drawn[0] != drawn[1]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
 
 
 def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_rrelu_draws_slopes_from_its_generator() -> None:
     again = RReLU(0.2, 0.6, torch.Generator().manual_seed(3))
     assert torch.equal(-again(torch.full((count,), -1.0)), slopes)
     assert torch.equal(module(torch.ones(9)), torch.ones(9))
-    with pytest.raises(ValueError, match=r"lower = 0.5 to upper = 0.25; swap them"):
+    with pytest.raises(ValueError, match=r"lower = 0.5 is greater than upper = 0.25; swap them"):
         RReLU(0.5, 0.25)
 
 

@@ -68,7 +68,7 @@ def test_layers_that_match_are_taken_over_and_the_head_is_new(
     report = reuse(model)
     assert report is not None
     assert (report.taken, report.new) == (len(alike), new)
-    assert str(report) == f"{file}: {len(alike)} tensors taken over; new: {', '.join(new)}"
+    assert str(report) == f"{file}: {len(alike)} tensors loaded; new: {', '.join(new)}"
 
 
 def test_a_head_is_taken_over_only_where_all_layers_are_kept(before: tuple[nn.Module, str]) -> None:
@@ -83,13 +83,16 @@ def test_a_head_is_taken_over_only_where_all_layers_are_kept(before: tuple[nn.Mo
     ("options", "said"),
     [
         ({"weights": "no/such.pt"}, "weights = 'no/such.pt': there is no such file; give none, default, IMAGENET1K_V1"),
-        ({"weights": "{folder}/text.pt"}, "text.pt': is no file of weights that can be read: "),
-        ({"weights": "{folder}/list.pt"}, r"list.pt': holds no state dict \(names with tensors\)"),
-        ({"weights": "{folder}/other.pt"}, r"none of its 1 tensors .* it has a \[2\], the model 1.weight \[64, 64\]"),
-        ({"weights": "default"}, "weights = 'default': torchvision has none for this model; give none, or a file"),
-        ({"weights": "{folder}/other.pt", "init": "lsuv"}, 'init = "lsuv" scales weights that are taken over'),
-        ({"keep": 4}, "keep = 4: the model has 3 layers, its head included"),
-        ({"freeze": 3}, "freeze = 3: the model has 3 layers, the last of which must be trained"),
+        ({"weights": "{folder}/text.pt"}, "text.pt': cannot be read as weights: "),
+        ({"weights": "{folder}/list.pt"}, r"list.pt': is not a state dict \(tensors by name\)"),
+        (
+            {"weights": "{folder}/other.pt"},
+            r"none of its 1 tensors .* it has a \[2\]; the model has 1.weight \[64, 64\]",
+        ),
+        ({"weights": "default"}, "weights = 'default': torchvision has no weights for this model; give none, or"),
+        ({"weights": "{folder}/other.pt", "init": "lsuv"}, 'init = "lsuv" would scale the loaded weights too'),
+        ({"keep": 4}, "keep = 4: the model has 3 layers with its head; give at most 3"),
+        ({"freeze": 3}, "freeze = 3: the model has 3 layers; freeze at most 2 of them"),
     ],
 )
 def test_what_is_wrong_with_weights_is_told(tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -153,7 +156,7 @@ def test_torchvision_s_weights_are_taken_by_name(hub: Path) -> None:
 def test_without_a_connection_the_file_and_its_place_are_told(hub: Path) -> None:
     with pytest.raises(ValueError, match="'default': cannot be downloaded") as caught:
         MODELS["mobilenet_v3"]((3, 16, 16), 10, weights="default")
-    assert f"at {hub}/mobilenet_v3_small-047dcff4.pth by other means" in str(caught.value)
+    assert f"at {hub}/mobilenet_v3_small-047dcff4.pth yourself" in str(caught.value)
     assert "put https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth" in str(caught.value)
 
 
@@ -331,7 +334,7 @@ def test_runs_of_any_layer_rate_share_a_stack(splits: Any) -> None:
     ("options", "why"),
     [
         ({"freeze": 1}, "its frozen batch norms keep their running statistics"),
-        ({"freeze": 1, "unfreeze_every": 3, "norm": "none"}, "its layers are thawed one by one"),
+        ({"freeze": 1, "unfreeze_every": 3, "norm": "none"}, "its layers are unfrozen one by one"),
     ],
 )
 def test_what_the_loop_alone_can_freeze_is_told_to_the_stack(splits: Any, options: dict[str, Any], why: str) -> None:

@@ -27,7 +27,7 @@ from hpo.storage.connect import connect
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, begin, finish_claim, record_receipt
+from tests.support.trials import MakeStudy, begin, claim_one, finish_claim, record_receipt
 
 pytestmark = pytest.mark.both
 
@@ -55,7 +55,7 @@ def test_a_broken_study_sends_workers_home_and_leaves_what_is_parked(make_study:
     one[0].park(one[1])
     study.optuna.enqueue_trial({"x": 0.5})
     other[0].fail(other[1], Failure(kind=Kind.EXCEPTION, message="boom"))
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
     assert leases(study) == [None, None]
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING", "FAIL", "WAITING"]
 
@@ -65,7 +65,7 @@ def test_a_paused_study_lets_workers_wait_and_leaves_what_is_parked(make_study: 
     parked(study)
     study.optuna.enqueue_trial({"x": 0.5})
     control.pause(study)
-    assert claiming.claim(study.ledger("w")) is Idle.WAIT
+    assert claim_one(study.ledger("w")) is Idle.WAIT
     assert leases(study) == [None]
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING", "WAITING"]
 
@@ -73,7 +73,7 @@ def test_a_paused_study_lets_workers_wait_and_leaves_what_is_parked(make_study: 
 def test_a_paused_study_lets_workers_wait_though_nothing_is_open_yet(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
     control.pause(study)
-    assert claiming.claim(study.ledger("w")) is Idle.WAIT
+    assert claim_one(study.ledger("w")) is Idle.WAIT
     assert study.optuna.get_trials() == []
 
 
@@ -83,14 +83,14 @@ def test_a_paused_and_stopped_study_waits_for_the_parked(make_study: MakeStudy) 
     parked(study)
     control.pause(study)
     control.stop(study)  # which promises that what is open is still finished
-    assert claiming.claim(study.ledger("w")) is Idle.WAIT
+    assert claim_one(study.ledger("w")) is Idle.WAIT
 
 
 def test_a_study_that_trials_are_being_copied_into_starts_none(make_study: MakeStudy) -> None:
     study = make_study(trials=9)
     with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_studies.update().values(hold=Hold.FORKING, stop_reason="a fork was cut off"))
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
     assert study.optuna.get_trials() == []
 
 
@@ -123,7 +123,7 @@ def test_a_trial_that_something_else_ended_is_not_taken_up(make_study: MakeStudy
     study = make_study(trials=1)
     parked(study)
     study.optuna.tell(0, state=TrialState.FAIL)
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
 
 
 def test_a_claim_says_how_its_trial_goes_on(make_study: MakeStudy) -> None:
@@ -142,7 +142,7 @@ def test_what_a_fork_brought_along_is_not_charged(make_study: MakeStudy) -> None
     for _ in range(2):
         study.optuna.add_trial(optuna.trial.create_trial(state=TrialState.COMPLETE, value=0.5))
     assert begin(study)[1].number == 2
-    assert claiming.claim(study.ledger("w")) is Idle.WAIT
+    assert claim_one(study.ledger("w")) is Idle.WAIT
 
 
 def test_nothing_is_claimed_in_a_deleted_study(make_study: MakeStudy) -> None:
@@ -150,7 +150,7 @@ def test_nothing_is_claimed_in_a_deleted_study(make_study: MakeStudy) -> None:
     parked(study)
     optuna.delete_study(study_name=study.name, storage=study.storage.optuna)
     with pytest.raises(StudyError, match="was deleted while this worker ran"):
-        claiming.claim(study.ledger("w"))
+        claim_one(study.ledger("w"))
 
 
 @pytest.mark.parametrize("open_trials", [0, 3], ids=["new", "parked"])
@@ -167,7 +167,7 @@ def test_workers_that_claim_at_one_instant_get_each_a_trial_of_their_own(
         place = connect(url)  # a process of its own has an engine of its own
         ledger = dataclasses.replace(study.ledger(worker), engine=place.engine)
         ready.wait()
-        claims.append(claiming.claim(ledger))
+        claims.append(claim_one(ledger))
         place.close()
 
     threads = [threading.Thread(target=work, args=[f"w{n}"]) for n in range(4)]
@@ -243,7 +243,7 @@ def test_queued_trials_go_before_new_ones_and_both_count(make_study: MakeStudy) 
         study.optuna.enqueue_trial({"x": x})
     assert numbers(many(study, 2)) == [1, 2]
     assert numbers(many(study, 9)) == [3, 4]
-    assert claiming.claim(study.ledger("w")) is Idle.WAIT
+    assert claim_one(study.ledger("w")) is Idle.WAIT
 
 
 def test_queued_trials_beyond_the_budget_stay_queued(make_study: MakeStudy) -> None:
@@ -373,7 +373,7 @@ def test_a_parked_trial_keeps_its_stack_key_over_attempts(make_study: MakeStudy)
     assert (again.stack_key, again.attempt) == ("a", 2)
     record_receipt(ledger, again, {"seed": 2})
     ledger.park(again, stack_key="b")  # the file was changed between two runs, for one
-    assert claiming.claim(ledger) == dataclasses.replace(again, attempt=3, stack_key="b")
+    assert claim_one(ledger) == dataclasses.replace(again, attempt=3, stack_key="b")
 
 
 def test_nothing_new_is_asked_for_while_too_much_waits_for_another_stack(make_study: MakeStudy) -> None:
@@ -400,7 +400,7 @@ def test_a_trial_on_its_last_attempt_at_killing_workers_is_trained_alone(make_st
     one, other = many(study, 9), many(study, 9)
     assert [(claim.number, claim.alone, claim.attempt) for claim in [*one, *other]] == [(0, True, 3), (1, True, 3)]
     study.ledger("w").park(one[0])  # as by a pause: it is no less suspect
-    assert claiming.claim(study.ledger("w")) == dataclasses.replace(one[0], attempt=4)
+    assert claim_one(study.ledger("w")) == dataclasses.replace(one[0], attempt=4)
 
 
 def test_none_that_is_trained_alone_is_taken_beside_another(make_study: MakeStudy) -> None:

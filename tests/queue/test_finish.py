@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import claiming
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
@@ -17,7 +16,14 @@ from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, begin, finish_claim, row_of, trial_of
+from tests.support.trials import (
+    MakeStudy,
+    begin,
+    claim_one,
+    finish_claim,
+    row_of,
+    trial_of,
+)
 
 pytestmark = pytest.mark.both
 
@@ -69,7 +75,7 @@ def test_a_trial_is_retried_as_its_failure_allows(kind: Kind, make_study: MakeSt
     assert failures(study) == [(n, kind, verdict) for n, verdict in enumerate(verdicts, start=1)]
     trial = trial_of(study, 0)
     assert (trial.state.name, trial.value) == (("PRUNED", 0.5) if end == PRUNE else ("FAIL", None))
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
 
 
 def test_retries_are_counted_for_each_kind_by_itself(make_study: MakeStudy) -> None:
@@ -289,7 +295,7 @@ def test_trials_ended_by_one_kind_one_after_the_other_break_the_study(make_study
     reason, hold, _ = standing(study)
     assert reason == "3 trials in a row ended by exception, the last: ValueError: no"
     assert hold == Hold.BROKEN
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
 
 
 @pytest.mark.parametrize("kind", [Kind.DIVERGED, Kind.TIME_LIMIT])
@@ -357,7 +363,7 @@ def test_trials_that_run_as_a_study_breaks_may_end(make_study: MakeStudy) -> Non
         attempt(study, AN_EXCEPTION)
     broken = standing(study)
     (ledger, failing), (_, good) = others
-    assert not ledger.commands(good).park
+    assert not ledger.commands_of([good])[good].park
     assert ledger.fail(failing, AN_EXCEPTION) is FAIL
     finish_claim(ledger, good, TrialState.COMPLETE, 0.5, outcome="complete")
     assert standing(study)[:2] == broken[:2]

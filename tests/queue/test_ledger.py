@@ -33,7 +33,17 @@ from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_test_openings, hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, finish_claim, reap, record_receipt, row_of, taken, trial_of
+from tests.support.trials import (
+    MakeStudy,
+    claim_one,
+    finish_claim,
+    reap,
+    record_receipt,
+    row_of,
+    taken,
+    trial_of,
+)
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.both
 
@@ -61,7 +71,7 @@ def test_the_budget_is_reserved_before_a_trial_starts(make_study: MakeStudy) -> 
     study = make_study(trials=3)
     one, other = study.ledger("one"), study.ledger("other")
     taken(one), taken(other), taken(one)
-    assert claiming.claim(other) is Idle.WAIT
+    assert claim_one(other) is Idle.WAIT
     assert len(study.optuna.get_trials()) == 3
 
 
@@ -73,7 +83,7 @@ def test_a_failed_trial_is_charged_and_a_taken_over_one_only_once(make_study: Ma
     again = taken(ledger)
     assert (again.number, again.attempt) == (1, 2)
     finish(ledger, again)
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
@@ -83,9 +93,9 @@ def test_foreign_trials_are_charged_and_never_adopted(make_study: MakeStudy) -> 
     ledger = study.ledger("w")
     mine = taken(ledger)
     assert mine.trial_id != foreign._trial_id
-    assert claiming.claim(ledger) is Idle.WAIT  # for mine
+    assert claim_one(ledger) is Idle.WAIT  # for mine
     finish(ledger, mine)
-    assert claiming.claim(ledger) is Idle.DONE  # a foreign trial that still runs is not waited for
+    assert claim_one(ledger) is Idle.DONE  # a foreign trial that still runs is not waited for
     assert trial_of(study, foreign.number).state == TrialState.RUNNING
 
 
@@ -114,7 +124,7 @@ def test_queued_trials_beyond_the_budget_stay_queued(make_study: MakeStudy) -> N
         study.optuna.enqueue_trial({"x": x})
     ledger = study.ledger("w")
     finish(ledger, taken(ledger))
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
     assert [trial.state for trial in study.optuna.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
@@ -162,9 +172,9 @@ def test_a_live_lease_is_not_taken_and_an_expired_one_is(make_study: MakeStudy) 
     study = make_study(trials=1)
     first = taken(study.ledger("first"))
     second = study.ledger("second")
-    assert claiming.claim(second) is Idle.WAIT
+    assert claim_one(second) is Idle.WAIT
     expire(study)
-    assert claiming.claim(second) is Idle.WAIT  # taking a lease away is the reaper's affair
+    assert claim_one(second) is Idle.WAIT  # taking a lease away is the reaper's affair
     assert reap(study) == 1
     assert reap(study) == 0
     again = taken(second)
@@ -177,8 +187,8 @@ def test_renewing_keeps_a_lease_that_would_have_run_out(make_study: MakeStudy) -
     ledger = study.ledger("w")
     claim = taken(ledger)
     expire(study)
-    assert ledger.renew(claim)
-    assert claiming.claim(study.ledger("other")) is Idle.WAIT
+    assert ledger.renew_all([claim]) == set()
+    assert claim_one(study.ledger("other")) is Idle.WAIT
 
 
 def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: MakeStudy) -> None:
@@ -189,7 +199,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     reap(study)
     fresh = taken(new)
     assert old.report([said(stale, 1, 9.0)]).lost == [stale]
-    assert not old.renew(stale)
+    assert old.renew_all([stale]) == {stale}
     with pytest.raises(LostLease):
         finish(old, stale, value=9.0)
     with pytest.raises(LostLease):
@@ -197,7 +207,7 @@ def test_a_worker_whose_lease_was_taken_changes_nothing_any_more(make_study: Mak
     with pytest.raises(LostLease):
         record_receipt(old, stale, {"seed": 1})
     old.park(stale)
-    assert claiming.claim(old) is Idle.WAIT  # the park did not touch the new lease
+    assert claim_one(old) is Idle.WAIT  # the park did not touch the new lease
     assert trial_of(study, 0).intermediate_values == {}
     finish(new, fresh, value=2.0)
     assert trial_of(study, 0).value == 2.0
@@ -213,7 +223,7 @@ def test_a_trial_finished_once_cannot_be_finished_or_taken_again(make_study: Mak
     with pytest.raises(LostLease):
         finish(other, claim, value=2.0)
     assert trial_of(study, 0).value == 1.0
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
 
 
 def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study: MakeStudy) -> None:
@@ -224,7 +234,7 @@ def test_a_trial_that_optuna_ended_from_outside_is_lost_to_its_worker(make_study
     assert ledger.report([said(claim, 1, 1.0)]).lost == [claim]
     with pytest.raises(LostLease):
         finish(ledger, claim)
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
     assert trial_of(study, 0).state == TrialState.FAIL
 
 
@@ -297,7 +307,7 @@ def test_a_stopped_study_starts_nothing_new_and_finishes_what_is_parked(make_stu
     ledger.stop("enough")
     ledger.stop("again")  # the first reason stands
     finish(ledger, taken(ledger))
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
     assert len(study.optuna.get_trials()) == 1
 
 
@@ -308,7 +318,7 @@ def test_parking_a_dead_process_frees_only_its_own_trials(make_study: MakeStudy)
     reaper.release_leases_of(study.ledger("launcher"), "host:1:aa")
     again = taken(study.ledger("new"))
     assert again.number == 0
-    assert claiming.claim(study.ledger("new")) is Idle.WAIT
+    assert claim_one(study.ledger("new")) is Idle.WAIT
 
 
 def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) -> None:
@@ -319,14 +329,14 @@ def test_a_study_deleted_and_made_again_inherits_nothing(make_study: MakeStudy) 
     ledger.park(taken(ledger))
     optuna.delete_study(study_name=old.name, storage=old.storage.optuna)
     with pytest.raises(StudyError, match="deleted"):
-        claiming.claim(ledger)
+        claim_one(ledger)
     new = make_study(trials=3)
     assert new.uid != old.uid
     fresh = taken(new.ledger("w"))
     assert (fresh.number, fresh.attempt, fresh.checkpoint) == (0, 1, None)
     assert new.ledger("w").curve(fresh, "value") == []
     with pytest.raises(StudyError, match="deleted"):
-        claiming.claim(ledger)
+        claim_one(ledger)
 
 
 def test_a_deleted_study_s_worker_writes_nothing(make_study: MakeStudy) -> None:
@@ -351,7 +361,7 @@ def test_a_lease_that_was_given_back_is_not_renewed(make_study: MakeStudy) -> No
     ledger = study.ledger("w")
     claim = taken(ledger)
     ledger.park(claim)
-    assert not ledger.renew(claim)
+    assert ledger.renew_all([claim]) == {claim}
     assert taken(study.ledger("other")).number == 0
 
 
@@ -407,7 +417,7 @@ def test_datetimes_are_stored_as_optuna_stores_them(make_study: MakeStudy) -> No
     started = (trial_of(study, 0).datetime_start, trial_of(raised, 0).datetime_start)
     assert abs((started[0] - started[1]).total_seconds()) < 600  # not an hour, let alone a time zone, apart
     assert trial_of(raised, 0).duration.total_seconds() >= 0
-    assert claiming.claim(ledger) is Idle.DONE
+    assert claim_one(ledger) is Idle.DONE
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
@@ -518,7 +528,7 @@ def test_trials_end_together_each_in_its_own_way(make_study: MakeStudy) -> None:
     assert [row.outcome for row in rows] == ["complete", "pruned", "pruned", "exception"]
     assert [row.reason for row in rows] == [None, "a NUL \\0 in it", None, "at the median"]
     ledger.fail(taken(ledger), Failure(kind=Kind.EXCEPTION, message="boom"))  # the row of failures was broken
-    assert claiming.claim(ledger) is not Idle.DONE
+    assert claim_one(ledger) is not Idle.DONE
 
 
 def test_lost_ones_among_ends_are_named_and_left(make_study: MakeStudy) -> None:
@@ -565,7 +575,7 @@ def while_another_writes(study: Study, url: str, write: sa.Update, act: Callable
         acting.start()
         acting.join(0.3)
         assert acting.is_alive()
-    acting.join(30)
+    acting.join(PATIENCE)
     other.close()
     return found[0]
 

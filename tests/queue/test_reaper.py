@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import claiming, finish, lease_clock, reaper, workers
+from hpo.queue import finish, lease_clock, reaper, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
@@ -22,7 +22,14 @@ from hpo.storage import sql, tables
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, begin, finish_claim, reap, trial_of
+from tests.support.trials import (
+    MakeStudy,
+    begin,
+    claim_one,
+    finish_claim,
+    reap,
+    trial_of,
+)
 
 pytestmark = pytest.mark.both
 
@@ -31,7 +38,7 @@ LEASE = 60.0
 
 def taken(study: Study, worker: str = "dead", *, lease_seconds: float = -1.0) -> Claim:
     """Claim a trial for a worker whose lease is over as it begins."""
-    claim = claiming.claim(study.ledger(worker, lease_seconds=lease_seconds))
+    claim = claim_one(study.ledger(worker, lease_seconds=lease_seconds))
     assert isinstance(claim, Claim)
     return claim
 
@@ -59,7 +66,7 @@ def test_a_lease_that_ran_out_is_taken_and_one_that_runs_is_not(make_study: Make
     assert [row.lease_until is None for row in rows(study)] == [True, False]
     (failure,) = failures(study)
     assert (failure.kind, failure.verdict, failure.attempt, failure.worker) == ("lost_worker", "retry", 1, "dead")
-    assert failure.message == "its worker fell silent for longer than its lease (dead)"
+    assert failure.message == "its worker did not renew its lease in time (dead)"
     assert failure.traceback is None
     assert trial_of(study, 0).state == TrialState.RUNNING
 
@@ -112,8 +119,8 @@ def test_a_worker_that_comes_back_to_a_reaped_trial_finds_it_lost(make_study: Ma
     claim = taken(study)
     reap(study)
     ledger = study.ledger("dead")
-    assert not ledger.renew(claim)
-    assert ledger.commands(claim).lost
+    assert ledger.renew_all([claim]) == {claim}
+    assert ledger.commands_of([claim])[claim].lost
     with pytest.raises(LostLease):
         finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
     assert trial_of(study, 0).state == TrialState.RUNNING
@@ -128,8 +135,8 @@ def test_the_third_loss_ends_a_trial(make_study: MakeStudy) -> None:
     assert [(row.attempt, row.verdict) for row in failures(study)] == [(1, "retry"), (2, "retry"), (3, "fail")]
     (row,) = rows(study)
     assert (row.settled, row.lease_until, row.outcome) == (True, None, "lost_worker")
-    assert row.reason == "its worker fell silent for longer than its lease (dead)"
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert row.reason == "its worker did not renew its lease in time (dead)"
+    assert claim_one(study.ledger("w")) is Idle.DONE
 
 
 def test_a_loss_that_ends_a_trial_may_leave_it_pruned_with_its_value(make_study: MakeStudy) -> None:
@@ -148,7 +155,9 @@ def test_workers_lost_one_after_the_other_break_a_study(make_study: MakeStudy) -
     with study.storage.engine.connect() as connection:
         row = connection.execute(sa.select(hpo_studies)).one()
     assert row.hold == Hold.BROKEN
-    assert row.stop_reason.startswith("3 trials in a row ended by lost_worker, the last: its worker fell silent")
+    assert row.stop_reason.startswith(
+        "3 trials in a row ended by lost_worker, the last: its worker did not renew its lease"
+    )
 
 
 # --- workers that died ------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.queue.report import Report, ReportResult
@@ -23,9 +22,9 @@ from hpo.storage.retry import Retry
 from hpo.storage.tables import trials
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import begin, make, suggested
+from tests.support.trials import begin, claim_one, held, make, suggested
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.both
 
@@ -41,7 +40,7 @@ def values(study: Study, number: int = 0) -> dict[int, float]:
 def test_a_thousand_kept_reports_are_sent(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make(place, tmp_path)
     ledger, claim, _ = begin(study)
-    lease = Lease(ledger, claim)
+    client, _ = held(ledger, claim)
 
     def refused(*arguments: object, **settings: object) -> Any:
         raise sa.exc.OperationalError("INSERT", {}, Exception("the server closed the connection"))
@@ -49,9 +48,9 @@ def test_a_thousand_kept_reports_are_sent(place: Storage, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         for step in range(1, 1001):
-            lease.report(said(claim, step, float(step)))
-        assert lease.is_cut_off
-    lease.flush()
+            client.report([said(claim, step, float(step))])
+        assert client.is_cut_off
+    client.flush()
     assert values(study) == {step: float(step) for step in range(1, 1001)}
     assert len(ledger.curve(claim, "value")) == 1000
 
@@ -70,9 +69,9 @@ def test_parameters_of_two_owners_are_not_mixed(place: Storage, tmp_path: Path) 
     def take_over() -> float:
         ledger.park(claim)  # as a reaper does, while the worker is frozen
         other = elsewhere.ledger("other")
-        taken = claiming.claim(other)
+        taken = claim_one(other)
         assert isinstance(taken, Claim)
-        owner = LeasedTrial(elsewhere.optuna, Lease(other, taken), None)
+        owner = LeasedTrial(elsewhere.optuna, *held(other, taken), None)
         return suggested(owner, lambda trial: trial.suggest_float("x", 0, 1))
 
     def suggest(trial: LeasedTrial) -> None:
@@ -115,7 +114,7 @@ def test_a_report_waits_for_an_end_elsewhere(postgres_url: str, tmp_path: Path) 
         reporting.join(0.5)
         assert reporting.is_alive()
         dashboard.commit()
-    reporting.join(60)
+    reporting.join(PATIENCE)
     assert [answer.lost for answer in found] == [[claim]]
     assert values(study) == {1: 0.5}
     other.close()
@@ -139,9 +138,9 @@ def test_a_study_is_deleted_beside_its_reporting_workers(place: Storage, tmp_pat
         going, answers = threading.Event(), list[ReportResult]()
         reporting = threading.Thread(target=report_on, args=(ledger, claim, going, answers))
         reporting.start()
-        assert going.wait(60)
+        assert going.wait(PATIENCE)
         optuna.delete_study(study_name=study.name, storage=other.optuna)
-        reporting.join(60)
+        reporting.join(PATIENCE)
         assert answers[-1].lost == [claim]
     assert optuna.get_all_study_names(place.optuna) == []
     other.close()
@@ -179,12 +178,12 @@ def test_raw_metrics_that_are_refused_for_good_cost_no_later_report(
 ) -> None:
     study = make(place, tmp_path)
     ledger, claim, _ = begin(study)
-    lease = Lease(ledger, claim)
+    client, _ = held(ledger, claim)
     refusing(1e300)
     monkeypatch.setattr("hpo.worker.client.METRICS_SECONDS", 0.0)
-    lease.report(said(claim, 1, metric=1e300))
+    client.report([said(claim, 1, metric=1e300)])
     for step in (2, 3):
-        lease.report(said(claim, step, metric=0.25))
-    lease.flush()
+        client.report([said(claim, step, metric=0.25)])
+    client.flush()
     assert values(study) == {1: 0.5, 2: 0.5, 3: 0.5}
     assert ledger.curve(claim, "metric") == [0.25, 0.25]

@@ -17,15 +17,16 @@ from hpo.queue.models import Claim
 from hpo.queue.report import Report
 from hpo.storage import clock
 from hpo.storage.connect import Storage
+from hpo.storage.optuna_private import as_in_optimize
 from hpo.storage.retry import Retry
-from hpo.study.study import Study, as_in_optimize
+from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker import runner
-from hpo.worker.attempt import open_trial
+from hpo.worker.attempt import Attempt, ending, open_trial
 from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import finish_claim, make, suggested
+from tests.support.trials import claim_one, finish_claim, held, make, suggested
 
 pytestmark = pytest.mark.both
 
@@ -74,9 +75,9 @@ def trained(trial: LeasedTrial) -> float:
 def run_one(study: Study, objective: Callable[[LeasedTrial], float]) -> None:
     retry = Retry(60.0)
     ledger = study.ledger("w")
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
-    runner.run_trial(study, objective, Lease(ledger, claim, retry=retry))
+    runner.run_trial(Attempt(study, *held(ledger, claim, retry)), objective)
 
 
 @pytest.mark.parametrize(("objective", "wanted"), [(objective, 37), (declared, 34)])
@@ -103,7 +104,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
     with statements(place) as seen, as_in_optimize(study.optuna):
         claims = claiming.claim_many(ledger, 16)
         assert not isinstance(claims, claiming.Idle)
-        trials = [open_trial(study, Lease(ledger, claim)) for claim in claims]
+        trials = [open_trial(study, *held(ledger, claim)) for claim in claims]
         assert ledger.write_suggested([trial.suggested(suggest)[1] for trial in trials]) == set()
         for epoch in range(1, EPOCHS + 1):
             reports = [
@@ -113,7 +114,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
             study.storage.optuna.set_known_finished(study.study_id, answer.finished)
             for trial in trials:
                 assert not trial.pruner_says_stop()
-        assert ledger.finish_all([trial.ending(TrialState.COMPLETE, 1.0) for trial in trials]) == set()
+        assert ledger.finish_all([ending(trial, TrialState.COMPLETE, 1.0) for trial in trials]) == set()
     assert len(seen) == 50 <= 16 * AIM
 
 
@@ -123,7 +124,7 @@ def stack_of(study: Study, count: int) -> tuple[QueueClient, list[Lease]]:
     claims = claiming.claim_many(client.ledger, count)
     assert not isinstance(claims, claiming.Idle)
     assert len(claims) == count
-    return client, [Lease(client.ledger, claim, client=client) for claim in claims]
+    return client, [client.hold(claim) for claim in claims]
 
 
 @pytest.mark.parametrize("count", [1, 16, 64])
@@ -131,15 +132,15 @@ def test_keeping_many_leases_takes_the_statements_of_keeping_one(
     place: Storage, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, _ = stack_of(make(place, tmp_path, budget={"trials": 100}), count)
-    keeping = Heartbeat(client.ledger)
+    keeping = Heartbeat(client)
     with statements(place) as of_a_tick:
-        keeping._keep(client)
+        keeping._keep()
     assert len(of_a_tick) == 1  # what others want
     later = clock.awake_or_asleep() + client.ledger.lease_seconds / 2
     monkeypatch.setattr(clock, "awake_or_asleep", lambda: later)
     with statements(place) as of_a_third_of_a_lease:
-        keeping._keep(client)
-        keeping._keep(client)
+        keeping._keep()
+        keeping._keep()
     assert len(of_a_third_of_a_lease) == 2 + 1
 
 
@@ -154,7 +155,7 @@ def test_an_epoch_of_many_trials_takes_one_statement_and_so_on(place: Storage, t
     assert len(of_an_epoch) == 1
     with statements(place) as of_metrics:
         for lease in leases:
-            lease.flush()
+            client.flush(lease)
     assert len(of_metrics) == 2  # the leases, the metrics
     ends = [End(claim=lease.claim, state=TrialState.COMPLETE, value=1.0, outcome="complete") for lease in leases]
     with statements(place) as of_ends:

@@ -44,7 +44,7 @@ def test_the_best_of_a_curve_without_numbers_is_its_last_entry() -> None:
 def test_anything_else_is_refused_with_the_three_rules(text: str) -> None:
     with pytest.raises(SpecError) as caught:
         ValueRule.parse(text, "maximize")
-    assert str(caught.value) == f"value: {text!r} is no rule; use 'last', 'best' or 'mean of last 3'"
+    assert str(caught.value) == f"value: {text!r} is not a rule; use 'last', 'best' or 'mean of last 3'"
 
 
 def test_better_follows_the_direction_and_equal_is_not_better() -> None:

@@ -31,7 +31,7 @@ def test_nothing_at_all_is_a_duration_only_where_it_means_something() -> None:
 def test_what_is_no_duration_is_told_with_its_place_and_the_mend(text: str, zero: bool) -> None:
     with pytest.raises(SpecError) as caught:
         seconds(text, "recovery.lease", zero=zero)
-    assert str(caught.value) == f"recovery.lease: {text!r} is no duration; write it like 90s, 30m or 1h30m"
+    assert str(caught.value) == f"recovery.lease: {text!r} is not a duration; write it like 90s, 30m or 1h30m"
 
 
 def test_the_longest_duration_is_ten_years() -> None:
@@ -39,5 +39,5 @@ def test_the_longest_duration_is_ten_years() -> None:
 
 
 def test_a_number_with_more_digits_than_python_reads_is_no_duration() -> None:
-    with pytest.raises(SpecError, match="is no duration"):
+    with pytest.raises(SpecError, match="is not a duration"):
         seconds("9" * 5000 + "s", "x")

@@ -255,7 +255,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"exception": {"retries": "2"}}, "failures.exception.retries = '2': input should be a valid integer"),
     ({"exception": {"then": "park"}}, "failures.exception.then = 'park': input should be 'fail' or 'prune'"),
     ({"out_of_memory": {"halve": 1}}, "failures.out_of_memory.halve = 1: input should be true or false"),
-    ({"exception": 3}, "failures.exception = 3: is no table; write its keys under [failures.exception]"),
+    ({"exception": 3}, "failures.exception = 3: is not a table; write its keys under [failures.exception]"),
     ({"in_a_row": 0}, "failures.in_a_row = 0: input should be greater than or equal to 1"),
     ({"in_a_row": "10"}, "failures.in_a_row = '10': input should be a valid integer"),
     ({"in_a_row": {"retries": 1}}, "failures.in_a_row = { retries = 1 }: input should be a valid integer"),

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from hpo.errors import SpecError
-from hpo.search import pruners
-from hpo.search.lint import lint
-from hpo.search.pareto_pruner import CostAwarePruner
 from hpo.spec.objectives import COSTS, Beside, Bound, KnownCosts
 from hpo.spec.study_file import StudySpec, differences
 from hpo.storage.finished_trials import violation_in
+from hpo.strategy import pruners
+from hpo.strategy.lint import lint
+from hpo.strategy.pareto_pruner import CostAwarePruner
 from hpo.study import resolve
 from tests.support.paths import ROOT
 
@@ -58,23 +58,23 @@ def test_what_is_bounded_and_what_an_objective_is_measured_once() -> None:
 
 
 REFUSED = [
-    ({"objectives": {"accuracy": "maximize"}}, "objectives.accuracy: is the only one; name two or more"),
-    ({"objectives": {"params": "minimize", "accuracy": "maximize"}}, "objectives.params: stands first, and is no metric"),
-    ({"objectives": {"accuracy": "maximize", "loss": "minimize"}}, "objectives.loss: only the first objective is a metric"),
+    ({"objectives": {"accuracy": "maximize"}}, "objectives.accuracy: is the only objective; name two or more"),
+    ({"objectives": {"params": "minimize", "accuracy": "maximize"}}, "objectives.params: the first objective must be a metric"),
+    ({"objectives": {"accuracy": "maximize", "loss": "minimize"}}, "objectives.loss: only the first objective can be a metric"),
     ({"objectives": {"accuracy": "maximize", "parms": "minimize"}}, "objectives.parms: there is no such objective (did"),
-    ({"objectives": {"accuracy": "minimize", "params": "minimize"}}, "objectives.accuracy = 'minimize': is to be maximized"),
-    ({"objectives": {"accuracy": "maximize", "params": "maximize"}}, "objectives.params = 'maximize': is to be minimized"),
+    ({"objectives": {"accuracy": "minimize", "params": "minimize"}}, "objectives.accuracy = 'minimize': must be maximized"),
+    ({"objectives": {"accuracy": "maximize", "params": "maximize"}}, "objectives.params = 'maximize': must be minimized"),
     ({"objectives": {"accuracy": "maximize", "params": "least"}}, "objectives.params = 'least': input should be 'maximize'"),
     ({"objectives": TWO, "metric": "loss"}, "metric = 'loss': the first of [objectives] is accuracy; remove metric"),
-    ({"objectives": TWO, "direction": "minimize"}, "direction = 'minimize': accuracy is to be maximized"),
+    ({"objectives": TWO, "direction": "minimize"}, "direction = 'minimize': accuracy must be maximized"),
     ({"constraints": {"param": "<= 3"}}, "constraints.param: there is no such value (did you mean 'params'?)"),
     ({"constraints": {"loss": "<= 3"}}, "constraints.loss: there is no such value"),
-    ({"constraints": {"params": "< 3"}}, 'constraints.params = \'< 3\': is no bound; write "<= 1e6" or ">= 0.9"'),
-    ({"constraints": {"params": "<= many"}}, "constraints.params = '<= many': is no bound"),
-    ({"constraints": {"params": "<= 1e999"}}, "constraints.params = '<= 1e999': is no bound"),
-    ({"objectives": TWO, "sampler": {"name": "cmaes"}}, "sampler.name = 'cmaes': knows no several objectives; choose tpe, gp"),
-    ({"constraints": {"params": "<= 9"}, "sampler": {"name": "cmaes"}}, "sampler.name = 'cmaes': knows no constraints"),
-    ({"objectives": TWO, "pruner": {"name": "patient", "patience": 2}}, 'pruner.wrapped = "none": a trial that stands still'),
+    ({"constraints": {"params": "< 3"}}, 'constraints.params = \'< 3\': is not a bound; write "<= 1e6" or ">= 0.9"'),
+    ({"constraints": {"params": "<= many"}}, "constraints.params = '<= many': is not a bound"),
+    ({"constraints": {"params": "<= 1e999"}}, "constraints.params = '<= 1e999': is not a bound"),
+    ({"objectives": TWO, "sampler": {"name": "cmaes"}}, "sampler.name = 'cmaes': does not support several objectives"),
+    ({"constraints": {"params": "<= 9"}, "sampler": {"name": "cmaes"}}, "sampler.name = 'cmaes': does not support constraints"),
+    ({"objectives": TWO, "pruner": {"name": "patient", "patience": 2}}, 'pruner.wrapped = "none": a trial without improvement'),
 ]  # fmt: skip
 
 
@@ -88,9 +88,9 @@ def test_what_cannot_be_is_told_with_its_path(changes: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"direction": "maximize", "constraints": {"value": "<= 3"}}, "constraints.value: goes with named [objectives]"),
-        ({"objectives": {"a": "minimize"}}, "objectives.a: is the only one"),
-        ({"objectives": {"a": "minimize", "b": "maximize"}, "direction": "maximize"}, "direction = 'maximize': objectives.a is"),
+        ({"direction": "maximize", "constraints": {"value": "<= 3"}}, "constraints.value: needs named [objectives]"),
+        ({"objectives": {"a": "minimize"}}, "objectives.a: is the only objective"),
+        ({"objectives": {"a": "minimize", "b": "maximize"}, "direction": "maximize"}, "direction = 'maximize': objectives.a"),
         ({"objectives": {"a": "minimize", "b": "maximize"}, "constraints": {"params": "<= 3"}}, "constraints.params: there is"),
     ],
 )  # fmt: skip

@@ -92,6 +92,7 @@ def test_what_the_function_takes_is_right(function: Any, given: int, found: dict
         ({"rate": 0.5, "widths": [1, "2"]}, ["model.widths.1 = '2': input should be a valid integer"]),
         ({"rate": 0.5, "kind": "c"}, ["model.kind = 'c': input should be 'a' or 'b'"]),
         ({"rate": 0.5, "width": [1]}, ["width: model part takes no 'width' (did you mean 'widths'?)"]),
+        ({"rates": 0.5}, ["rates: model part takes no 'rates' (did you mean 'rate'?)"]),  # not that rate is missing too
         ({"rate": 0.5, "given": 1}, ["given: model part takes no 'given' (known: count, flag, kind, rate, widths)"]),
     ],
 )
@@ -110,7 +111,7 @@ def test_a_function_that_cannot_be_read_is_told_as_a_fault_of_the_file() -> None
 
     start = "model part: its parameters cannot be read: "
     assert faults(without_arguments, 2, {}) == [
-        f"{start}TypeError: it takes 0 arguments by position, and is given 2 before its options"
+        f"{start}TypeError: it takes 0 positional arguments, but hpo passes 2 before the options"
     ]
     assert faults(misspelt, 2, {}) == [f"{start}NameError: name 'Nope' is not defined"]
     assert faults(int, 2, {})[0].startswith(f"{start}ValueError: no signature found for builtin type")

@@ -60,11 +60,14 @@ def test_a_range_is_of_ints_only_if_both_ends_are() -> None:
         ({"low": 2, "high": 1}, "p: low = 2 is above high = 1; swap them"),
         (
             {"low": 0.0, "high": 1.0, "log": True},
-            "p: a log range cannot start at low = 0.0; use a low above 0 or drop log",
+            "p: a log range cannot start at low = 0.0; use a low above 0 or remove log",
         ),
-        ({"low": -1, "high": 1, "log": True}, "p: a log range cannot start at low = -1; use a low above 0 or drop log"),
-        ({"low": 1}, "p: a range needs both low and high, high is missing; add high = ..."),
-        ({"high": 1}, "p: a range needs both low and high, low is missing; add low = ..."),
+        (
+            {"low": -1, "high": 1, "log": True},
+            "p: a log range cannot start at low = -1; use a low above 0 or remove log",
+        ),
+        ({"low": 1}, "p: a range needs low and high, but high is missing; add high = ..."),
+        ({"high": 1}, "p: a range needs low and high, but low is missing; add low = ..."),
         ({"low": 1, "high": 2, "logg": True}, "p: unknown key 'logg' in a range (did you mean 'log'?)"),
         ({"low": 1, "high": 2, "log": 1}, "p.log: 1 is not true or false"),
         ({"low": True, "high": 2}, "p.low: true is not a finite number"),
@@ -72,33 +75,36 @@ def test_a_range_is_of_ints_only_if_both_ends_are() -> None:
         ({"low": float("nan"), "high": 2.0}, "p.low: nan is not a finite number"),
         ({"low": 1.0, "high": float("inf")}, "p.high: inf is not a finite number"),
         ({"low": 1, "high": 2, "step": [1]}, "p.step: [1] is not a finite number"),
-        ({"low": 1, "high": 2, "log": True, "step": 1}, "p: log and step = 1 do not go together; drop one of them"),
+        ({"low": 1, "high": 2, "log": True, "step": 1}, "p: log and step = 1 cannot be combined; remove one of them"),
         ({"low": 1, "high": 3, "step": 0}, "p.step: 0 must be above 0"),
-        ({"low": 0.1, "high": 1.0, "step": 0.4}, "p: high = 1.0 is no whole number of steps of 0.4; use high = 0.9"),
+        (
+            {"low": 0.1, "high": 1.0, "step": 0.4},
+            "p: high = 1.0 is not a whole number of steps of 0.4 above low; use high = 0.9",
+        ),
         (
             {"low": 0.0, "high": 1.0, "step": 1e-320},
-            "p.step: 1e-320 is too small for { low = 0.0, high = 1.0, step = 1e-320 }; leave it out",
+            "p.step: 1e-320 is too small for { low = 0.0, high = 1.0, step = 1e-320 }; remove it",
         ),
         (
             {"low": -1e308, "high": 1e308},
-            "p: { low = -1e+308, high = 1e+308 } is wider than a float can say; move its ends",
+            "p: { low = -1e+308, high = 1e+308 } is too wide: high - low overflows a float; move its ends",
         ),
         (
             {"low": 0, "high": 2**53 + 1},
-            "p: { low = 0, high = 9007199254740993 } leaves the integers that Optuna can store, up to 2**53; write floats",
+            "p: { low = 0, high = 9007199254740993 } exceeds 2**53, the largest integer that Optuna can store; write floats",
         ),
-        ({"choices": []}, "p: choices = [] is empty or no list; give at least one value in brackets"),
-        ({"choices": "abc"}, "p: choices = 'abc' is empty or no list; give at least one value in brackets"),
-        ({"choices": ["a", "b", "a"]}, "p: choices = ['a', 'b', 'a'] names a value twice; keep each once"),
-        ({"choices": [1, 1.0]}, "p: choices = [1, 1.0] names a value twice; keep each once"),
-        ({"choices": [[1], "[1]"]}, "p: choices = [[1], '[1]'] names a value twice; keep each once"),
+        ({"choices": []}, "p: choices = [] is empty or not a list; give at least one value in brackets"),
+        ({"choices": "abc"}, "p: choices = 'abc' is empty or not a list; give at least one value in brackets"),
+        ({"choices": ["a", "b", "a"]}, "p: choices = ['a', 'b', 'a'] repeats a value; list each value once"),
+        ({"choices": [1, 1.0]}, "p: choices = [1, 1.0] repeats a value; list each value once"),
+        ({"choices": [[1], "[1]"]}, "p: choices = [[1], '[1]'] repeats a value; list each value once"),
         (
             {"choices": [{"a": 1}]},
-            "p: choices = [{ a = 1 }] holds a table; a choice is a number, a text, true, false or a list",
+            "p: choices = [{ a = 1 }] holds a table; a choice is a number, a string, true, false or a list",
         ),
         (
             {"choices": [1], "low": 0},
-            "p: 'low' does not go with choices; a choice is { choices = [...] } and nothing else",
+            "p: 'low' cannot stand beside choices; write { choices = [...] } alone",
         ),
     ],
 )
@@ -125,12 +131,16 @@ def test_a_parameter_is_named_by_its_dotted_path_in_every_branch() -> None:
     [
         (
             {"optimizer": {"name": "sgd", "adam": {"beta1": 0.5}}},
-            "optimizer.adam: its table stands under no choice: optimizer.name is 'sgd'; add 'adam' to the choices of "
+            "optimizer.adam: no choice has this name: optimizer.name is 'sgd'; add 'adam' to the choices of "
             "optimizer.name or remove [optimizer.adam]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
         ),
         (
+            {"optimizer": {"name": "sgd", "lr": {"min": 0.1, "max": 0.5, "log": True}}},
+            "optimizer.lr: a range is { low = ..., high = ... }, not min and max",
+        ),
+        (
             {"optimizer": {"name": {"choices": ["a", "b"]}, "c": {}}},
-            "optimizer.c: its table stands under no choice: optimizer.name is 'a', 'b'; add 'c' to the choices of "
+            "optimizer.c: no choice has this name: optimizer.name is 'a', 'b'; add 'c' to the choices of "
             "optimizer.name or remove [optimizer.c]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
         ),
         (

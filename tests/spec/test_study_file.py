@@ -130,7 +130,7 @@ def test_a_resolved_spec_survives_its_way_through_the_storage(tmp_path: Path) ->
 def test_the_metric_decides_the_direction(tmp_path: Path) -> None:
     assert read(tmp_path, 'metric = "loss"\n' + SMALL).direction == "minimize"
     assert fault(tmp_path, 'metric = "loss"\ndirection = "maximize"\n' + SMALL) == [
-        "direction = 'maximize': loss is to be minimized; remove direction"
+        "direction = 'maximize': loss must be minimized; remove direction"
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_duration_is_read(text: str, expected: int) -> None:
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(SpecError) as caught:
         seconds(text, "--timeout")
-    assert str(caught.value) == f"--timeout: {text!r} is no duration; write it like 90s, 30m or 1h30m"
+    assert str(caught.value) == f"--timeout: {text!r} is not a duration; write it like 90s, 30m or 1h30m"
 
 
 # --- an objective of the user's own ---------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_an_own_objective_needs_a_direction(tmp_path: Path) -> None:
     assert fault(tmp_path, own) == ['direction: needed with an objective of your own; write "maximize" or "minimize"']
     for section in ("data", "model", "optimizer", "schedule", "training"):
         assert fault(tmp_path, f'{own}direction = "minimize"\n[{section}]\nname = "x"\n') == [
-            f"{section}: goes with a declared training, not with objective = 'mine.py:objective'; remove it"
+            f"{section}: belongs to a declared training, not to objective = 'mine.py:objective'; remove it"
         ]
 
 
@@ -267,6 +267,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "a key in a part": (
         DATA + '[model]\nname = "mlp"\ndropuot = 0.1\n' + OPTIMIZER,
         "model.dropuot: model mlp takes no 'dropuot' (did you mean 'dropout'?)",
+    ),
+    "a key written out": (
+        DATA + MODEL + '[optimizer]\nname = "sgd"\nlearning_rate = 0.1\n',
+        "optimizer.learning_rate: optimizer sgd takes no 'learning_rate' (did you mean 'lr'?)",
     ),
     "a key in a branch": (
         SMALL + "[optimizer.sgd]\nmomentun = 0.1",
@@ -301,6 +305,10 @@ WRONG: dict[str, tuple[str, str]] = {
         DATA + MODEL + '[optimizer]\nname = { choices = ["sgd", "rmsporp"] }\nlr = 0.1',
         "optimizer.name: there is no optimizer 'rmsporp' (did you mean 'rmsprop'?); your own is \"package.module:name\"",
     ),
+    "a known optimizer in torch's case": (
+        DATA + MODEL + '[optimizer]\nname = "adamW"\nlr = 0.1',
+        "optimizer.name: there is no optimizer 'adamW' (did you mean 'adamw'?); your own is \"package.module:name\"",
+    ),
     "an unknown schedule": (
         SMALL + '[schedule]\nname = "cosin"',
         "schedule.name: there is no schedule 'cosin' (did you mean 'cosine'?); your own is \"package.module:name\"",
@@ -319,11 +327,11 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a log range from 0": (
         DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 0.0, high = 0.1, log = true }',
-        "optimizer.lr: a log range cannot start at low = 0.0; use a low above 0 or drop log",
+        "optimizer.lr: a log range cannot start at low = 0.0; use a low above 0 or remove log",
     ),
     "empty choices": (
         DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { choices = [] }',
-        "optimizer.lr: choices = [] is empty or no list; give at least one value in brackets",
+        "optimizer.lr: choices = [] is empty or not a list; give at least one value in brackets",
     ),
     "the high end of a range out of bounds": (
         DATA + '[model]\nname = "mlp"\ndropout = { low = 0.0, high = 1.0 }\n' + OPTIMIZER,
@@ -355,9 +363,9 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "text for a section": (
         'model = "mlp"\n' + DATA + OPTIMIZER,
-        "model = 'mlp': is no table; write its keys under [model]",
+        "model = 'mlp': is not a table; write its keys under [model]",
     ),
-    "a number for the budget": ("budget = 5\n" + SMALL, "budget = 5: is no table; write its keys under [budget]"),
+    "a number for the budget": ("budget = 5\n" + SMALL, "budget = 5: is not a table; write its keys under [budget]"),
     "a budget of nothing": (
         SMALL + "[budget]\ntrials = 0",
         "budget.trials = 0: input should be greater than or equal to 1",
@@ -368,7 +376,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a timeout that is none": (
         SMALL + '[budget]\ntimeout = "30x"',
-        "budget.timeout: '30x' is no duration; write it like 90s, 30m or 1h30m",
+        "budget.timeout: '30x' is not a duration; write it like 90s, 30m or 1h30m",
     ),
     "a date": (
         DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 2020-01-01',
@@ -395,7 +403,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a missing option": (DATA + MODEL + '[optimizer]\nname = "sgd"', "optimizer.lr: optimizer sgd needs 'lr'; add it"),
     "a doubled option": (
         SMALL + "[optimizer.sgd]\nlr = 0.5",
-        "optimizer.sgd.lr: optimizer.lr is given as well; keep one of the two",
+        "optimizer.sgd.lr: optimizer.lr is given too; keep one of the two",
     ),
     "a table under training": (
         SMALL + "[training]\nepochs = { lo = 1, hi = 3 }",
@@ -404,7 +412,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a child under no choice": (
         SMALL + "[optimizer.adam]\nbeta1 = 0.5",
-        "optimizer.adam: its table stands under no choice: optimizer.name is 'sgd'; add 'adam' to the choices of "
+        "optimizer.adam: no choice has this name: optimizer.name is 'sgd'; add 'adam' to the choices of "
         "optimizer.name or remove [optimizer.adam]; a range is { low = ..., high = ... }, a choice is { choices = [...] }",
     ),
     "a search over data": (
@@ -444,7 +452,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "tables for a section": (
         '[[model]]\nname = "mlp"\n' + DATA + OPTIMIZER,
-        "model = [{ name = 'mlp' }]: is no table; write its keys under [model]",
+        "model = [{ name = 'mlp' }]: is not a table; write its keys under [model]",
     ),
     "neither of several types": (
         '[data]\nname = "digits"\nclasses = [1, 2.5]\n' + MODEL + OPTIMIZER,
@@ -465,24 +473,24 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "params without an objective": (
         SMALL + "[params]\nx = 1",
-        "params: goes with an objective of your own; write the values into their sections",
+        "params: belongs to an objective of your own; write the values into their sections",
     ),
     "a rule that is none": (
         'value = "mean"\n' + SMALL,
-        "value: 'mean' is no rule; use 'last', 'best' or 'mean of last 3'",
+        "value: 'mean' is not a rule; use 'last', 'best' or 'mean of last 3'",
     ),
-    "an empty name": ('name = ""\n' + SMALL, "name = '': is no name for a study; use 1 to 200 printable characters"),
+    "an empty name": ('name = ""\n' + SMALL, "name = '': is not a name for a study; use 1 to 200 printable characters"),
     "a name with a control character": (
         'name = "a\\u0000"\n' + SMALL,
-        "name = 'a\\x00': is no name for a study; use 1 to 200 printable characters",
+        "name = 'a\\x00': is not a name for a study; use 1 to 200 printable characters",
     ),
     "a name that looks like an option": (
         'name = "-x"\n' + SMALL,
-        "name = '-x': a command would take it for an option or a file; choose another name",
+        "name = '-x': a command would read it as an option or a file; choose another name",
     ),
     "a name that looks like a file": (
         'name = "a.toml"\n' + SMALL,
-        "name = 'a.toml': a command would take it for an option or a file; choose another name",
+        "name = 'a.toml': a command would read it as an option or a file; choose another name",
     ),
     "an empty objective": ('objective = ""\n' + SMALL, "objective = '': string should have at least 1 character"),
     "broken TOML": ("a = = 3", "not TOML: Invalid value (at line 1, column 5)"),

@@ -46,7 +46,7 @@ def test_a_config_and_its_training_are_frozen() -> None:
         (
             "optimizer",
             {"name": "sgd", "lr": 1, "sgd": {"lr": 2}},
-            "optimizer.sgd.lr: optimizer.lr is given as well; keep one of the two",
+            "optimizer.sgd.lr: optimizer.lr is given too; keep one of the two",
         ),
         ("training", {"epochs": 0}, "training.epochs = 0: input should be greater than or equal to 1"),
         ("training", {"epochs": True}, "training.epochs = true: input should be a valid integer"),

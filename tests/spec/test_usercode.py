@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_code_that_means_our_models_or_data_is_told_their_new_names(folder: Path
     code = 'try: usercode.load("mine.py:f", folder, "data.name")\nexcept Exception as error: print(error)'
     assert as_installed(code, folder) == (
         "data.name: importing mine.py failed: ModuleNotFoundError: No module named 'data' "
-        f"({folder}/mine.py:1); hpo's own is imported as `hpo.data`"
+        f"({folder}/mine.py:1); import hpo's own as `hpo.data`"
     )
 
 
@@ -116,7 +117,7 @@ def test_a_missing_function_is_named_with_the_nearest_one(folder: Path) -> None:
     assert fails("mine.py:objektive", folder) == (
         "objective = 'mine.py:objektive': mine.py has no 'objektive' (did you mean 'objective'?)"
     )
-    assert fails("mine.py:NUMBER", folder) == "objective = 'mine.py:NUMBER': is no function, but of type int"
+    assert fails("mine.py:NUMBER", folder) == "objective = 'mine.py:NUMBER': has type int; name a function"
 
 
 @pytest.mark.parametrize(
@@ -156,16 +157,25 @@ def test_the_digest_changes_with_the_file_and_with_nothing_else(folder: Path) ->
     file = folder / "mine.py"
     file.write_text("def f(): pass\ndef g(): pass\n")
     before = usercode.digest(["mine.py:f"], folder)
-    assert len(before) == 64
+    assert [len(one) for one in before.split(" ")] == [64, 64]
     assert usercode.digest(["mine.py:g", "mine.py:f"], folder) == before
     (folder / "other.py").write_text("x = 1\n")
     assert usercode.digest(["mine.py:f"], folder) == before
     both = usercode.digest(["mine.py:f", "other.py:x"], folder)
     assert both != before
     assert usercode.digest(["other.py:x", "mine.py:f"], folder) == both
-    file.write_text("def f(): pass\ndef g(): pass \n")
-    assert usercode.digest(["mine.py:f"], folder) != before
+    file.write_text("def f(): pass\ndef g(): pass  # words\n")
+    after = usercode.digest(["mine.py:f"], folder)
+    assert [one == other for one, other in zip(after.split(" "), before.split(" "), strict=True)] == [True, False]
     assert usercode.digest([], folder) == ""
+
+
+def test_an_earlier_version_recorded_the_digest_of_the_text(folder: Path) -> None:
+    (folder / "mine.py").write_text("def f(): pass  # words\n")
+    (folder / "w.pt").write_bytes(b"weights")
+    parts = [hashlib.sha256((folder / name).read_bytes()).digest() for name in ("mine.py", "w.pt")]
+    found = usercode.digest(["mine.py:f"], folder, [folder / "w.pt", folder / "missing.pt"])
+    assert found.split(" ")[1] == hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def test_a_module_and_its_file_have_one_digest(folder: Path) -> None:
@@ -177,4 +187,5 @@ def test_a_module_and_its_file_have_one_digest(folder: Path) -> None:
 def test_built_in_code_has_no_digest_and_is_refused(folder: Path) -> None:
     with pytest.raises(SpecError) as caught:
         usercode.digest(["sys:exit"], folder)
-    assert str(caught.value) == "sys: has no file of its own (it is built in, or a folder without __init__.py)"
+    said = "it is built in, or a folder without __init__.py: name a Python module"
+    assert str(caught.value) == f"sys: has no file of its own; {said}"

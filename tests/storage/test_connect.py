@@ -32,6 +32,14 @@ def url(bare_url: str) -> str:
     return bare_url
 
 
+@pytest.fixture
+def place(url: str) -> Iterator[Storage]:
+    """A storage that was made just now."""
+    opened = connect(url, create=True)
+    yield opened
+    opened.close()
+
+
 def fault(url: str, *, create: bool = True) -> str:
     with pytest.raises(StorageError) as caught:
         connect(url, create=create)
@@ -84,9 +92,9 @@ def test_a_password_in_the_query_is_not_shown_either() -> None:
         ),
         (
             "sqlite:////x.db?mode=ro",
-            "storage: 'sqlite:////x.db?mode=ro' has more to it than a file; use sqlite:///FILE",
+            "storage: 'sqlite:////x.db?mode=ro' names more than a file; use sqlite:///FILE",
         ),
-        ("sqlite:////x\0.db", "storage: 'sqlite:////x%00.db' has more to it than a file; use sqlite:///FILE"),
+        ("sqlite:////x\0.db", "storage: 'sqlite:////x%00.db' names more than a file; use sqlite:///FILE"),
     ],
 )
 def test_what_is_no_storage_is_refused(url: str, message: str) -> None:
@@ -179,7 +187,7 @@ def test_postgres_gets_a_small_pool(postgres_url: str) -> None:
     place = connect(postgres_url, create=True)
     pool = place.engine.pool
     assert isinstance(pool, sa.pool.QueuePool)
-    assert (pool.size(), pool._max_overflow, pool._recycle) == (2, 0, 1800)
+    assert (pool.size(), pool._max_overflow, pool._recycle) == (2, 1, 1800)
     assert not place.is_sqlite
     place.close()
 

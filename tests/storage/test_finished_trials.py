@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.storage import sql, trial_rows
+from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.finished_trials import STANDING, FinishedTrials, GrowingArray
 from hpo.storage.optuna_storage import OptunaStorage
@@ -391,7 +391,7 @@ def test_more_open_trials_than_fit_into_one_statement(processes: tuple[OptunaSto
     study_id = acting.create_new_study(MAXIMIZE, "s")
     other = acting.create_new_study(MAXIMIZE, "other")
     acting.create_new_trial(other, finished(9.0))
-    count = 2 * trial_rows.CHUNK + 200
+    count = 2 * sql.CHUNK + 200
     with sql.writing(acting.engine) as connection:
         connection.execute(
             trials.insert(),

@@ -34,10 +34,10 @@ from optuna.testing.pytest_samplers import (
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search import pruners, samplers
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, plain_url
+from hpo.strategy import pruners, samplers
 from tests.support import emptied
 
 # --- the storage ----------------------------------------------------------------------------------------------------

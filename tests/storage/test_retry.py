@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from hpo.storage.connect import OUTAGES, Storage, connect
 from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.retry import Retry, within
 from tests.support.trials import MakeStudy, begin, finish_claim
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE, wait_for
 
 ATTRIBUTE = "INSERT INTO trial_user_attributes"  # somewhere in the statement
 MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
@@ -191,7 +192,7 @@ def test_retry_waits_only_between_two_tries() -> None:
     thread.start()
     wait_for(lambda: retry.is_waiting)
     failing.set()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not retry.is_waiting
     assert set(seen) == {False}
 
@@ -221,18 +222,48 @@ def test_an_error_in_time_is_raised(error: BaseException) -> None:
     assert raised.value is error
 
 
+def test_calls_one_after_the_other_share_threads() -> None:
+    assert len({within(20.0, threading.current_thread) for _ in range(20)}) < 20
+
+
+def test_a_call_beside_one_that_hangs_has_a_thread_of_its_own() -> None:
+    answer, threads = threading.Event(), []
+
+    def hang() -> None:
+        threads.append(threading.current_thread())
+        answer.wait(PATIENCE)
+
+    with pytest.raises(NoAnswer):
+        within(0.1, hang)
+    assert within(20.0, threading.current_thread) is not threads[0]
+    answer.set()
+
+
+def test_a_forked_child_calls_in_a_thread_of_its_own() -> None:
+    """Its parent's threads are not in it."""
+    within(20.0, threading.current_thread)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = within(20.0, lambda: 0)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_no_answer_in_time_is_an_outage_and_the_action_may_still_be_done() -> None:
     answer, done = threading.Event(), threading.Event()
 
     def slow() -> None:
-        answer.wait(20)
+        answer.wait(PATIENCE)
         done.set()
 
     with pytest.raises(NoAnswer, match=r"no answer from the storage for 0\.1 s"):
         within(0.1, slow)
     assert not done.is_set()
     answer.set()
-    assert done.wait(20)
+    assert done.wait(PATIENCE)
     assert NoAnswer in OUTAGES
 
 
@@ -241,13 +272,13 @@ def test_an_error_after_the_time_disturbs_nobody() -> None:
 
     def late() -> None:
         threads.append(threading.current_thread())
-        answer.wait(20)
+        answer.wait(PATIENCE)
         raise ValueError("too late")
 
     with pytest.raises(NoAnswer):
         within(0.1, late)
     answer.set()
-    threads[0].join(20)  # what a thread raises unheard is an error of every test here
+    threads[0].join(PATIENCE)  # what a thread raises unheard is an error of every test here
 
 
 # --- Optuna's storage -------------------------------------------------------------------------------------------------

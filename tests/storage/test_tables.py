@@ -37,7 +37,8 @@ NEW = [
 
 @pytest.fixture
 def url(bare_url: str) -> str:
-    """The URL of a database of the test's own: these tests change tables."""
+    """The URL of a database of the test's own, with all tables: these tests change them."""
+    connect(bare_url, create=True).close()
     return bare_url
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.queue import claiming, reaper
+from hpo.queue import reaper
 from hpo.queue.claiming import Idle
 from hpo.queue.models import Commands
 from hpo.spec.failures import Failure, Kind
@@ -19,7 +19,7 @@ from hpo.storage import sql
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, begin, finish_claim, trial_of
+from tests.support.trials import MakeStudy, begin, claim_one, finish_claim, trial_of
 
 pytestmark = pytest.mark.both  # each order locks rows of ours and of Optuna's
 
@@ -84,7 +84,7 @@ def test_a_stopped_study_starts_nothing_and_finishes_what_is_open(make_study: Ma
     ledger, claim, _ = begin(study)
     assert claim.number == PARKED
     finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
-    assert claiming.claim(ledger) is Idle.WAIT  # for the one that runs
+    assert claim_one(ledger) is Idle.WAIT  # for the one that runs
 
 
 def test_stopping_twice_keeps_the_first_reason(make_study: MakeStudy) -> None:
@@ -134,10 +134,10 @@ def test_a_running_trial_is_asked_and_hears_it(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, trial = begin(study)
     trial.report(0.5, 1)
-    assert ledger.commands(claim) == GO_ON
+    assert ledger.commands_of([claim])[claim] == GO_ON
     assert control.stop(study, now=True) == 1
-    assert ledger.commands(claim) == Commands(lost=False, stop=True, park=False)
-    trial.end_as_stopped()
+    assert ledger.commands_of([claim])[claim] == Commands(lost=False, stop=True, park=False)
+    trial.client.end_as_stopped(trial.lease)
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.PRUNED, 0.5)
     assert control.stop(study, now=True) == 0
 
@@ -161,7 +161,7 @@ def test_a_trial_asked_to_end_ends_though_let_go(way: str, make_study: MakeStudy
 
 def test_a_trial_whose_worker_is_gone_is_asked_like_one_that_runs(make_study: MakeStudy) -> None:
     study = make_study()
-    claiming.claim(study.ledger("dead", lease_seconds=-1.0))
+    claim_one(study.ledger("dead", lease_seconds=-1.0))
     assert control.stop(study, now=True) == 1
     assert row_of(study, 0).stop_requested
 
@@ -249,9 +249,9 @@ def test_what_runs_in_a_paused_study_is_to_be_parked(make_study: MakeStudy) -> N
     control.pause(study)
     control.pause(study)
     assert standing(study) == (None, Hold.PAUSED)
-    assert ledger.commands(claim) == Commands(lost=False, stop=False, park=True)
+    assert ledger.commands_of([claim])[claim] == Commands(lost=False, stop=False, park=True)
     ledger.park(claim)
-    assert claiming.claim(ledger) is Idle.WAIT
+    assert claim_one(ledger) is Idle.WAIT
     assert trial_of(study, 0).state == TrialState.RUNNING
 
 
@@ -261,14 +261,14 @@ def test_resuming_takes_a_pause_back(make_study: MakeStudy) -> None:
     control.pause(study)
     assert control.resume(study) == "paused"
     assert standing(study) == (None, None)
-    assert ledger.commands(claim) == GO_ON
+    assert ledger.commands_of([claim])[claim] == GO_ON
     assert control.resume(study) is None
 
 
 def test_resuming_takes_a_stop_back_and_tells_its_reason(make_study: MakeStudy) -> None:
     study = make_study()
     control.stop(study)
-    assert claiming.claim(study.ledger("w")) is Idle.DONE
+    assert claim_one(study.ledger("w")) is Idle.DONE
     assert control.resume(study) == f"stopped: {BY_HAND}"
     assert begin(study)[1].number == 0
 

@@ -14,22 +14,23 @@ import tomli_w
 import torch
 from optuna.trial import TrialState
 
+import hpo
 from hpo.errors import CheckpointError, MismatchError, SpecError, StudyError
 from hpo.final import openings, user_objective
 from hpo.final import train as final
-from hpo.queue import claiming
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url
 from hpo.storage.tables import hpo_test_openings
-from hpo.study import export, resolve, results
+from hpo.study import export, resolve, results, trial_history
 from hpo.study import study as studies
+from hpo.study.interval import wilson
 from hpo.study.study import Study
 from hpo.train import checkpoint, loop
 from hpo.worker import loop as worker_loop
 from hpo.worker.objective import declared
 from hpo.worker.signals import StopSignal
 from tests.support.declared import DOCUMENT, nothing, quiet
-from tests.support.trials import finish_claim
+from tests.support.trials import claim_one, finish_claim
 
 TRIALS = 5
 
@@ -42,7 +43,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "budget": {"trials": TRIALS}}), folder)
     study = studies.create_or_join(place, spec, code_folder=folder, code_digest="")
     ledger = study.ledger("w")
-    failed = claiming.claim(ledger)
+    failed = claim_one(ledger)
     finish_claim(ledger, failed, TrialState.FAIL, None, outcome="exception", reason="boom")
     worker_loop.work(study, declared(study, folder), study.ledger("w"), StopSignal())
     return study
@@ -50,7 +51,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture
 def best_file(searched: Study, tmp_path: Path) -> Path:
-    return export.export(searched, tmp_path / "best.toml")[0]
+    (path,) = export.export(searched, tmp_path / "best.toml")
+    return path
 
 
 def test_the_best_trial_s_file_holds_its_values_and_only_its_branches(searched: Study, best_file: Path) -> None:
@@ -66,11 +68,16 @@ def test_the_best_trial_s_file_holds_its_values_and_only_its_branches(searched: 
     assert document["receipt"]["trial"] == winner.number
     assert document["receipt"]["value"] == winner.value
     assert document["receipt"]["seed"] == winner.receipt["seed"]
+    known = wilson(winner.value, 270)
+    assert winner.interval == known
+    assert document["receipt"]["validation_images"] == 270
+    assert document["receipt"]["value_interval"] == [known.low, known.high]
     assert document["receipt"]["curves"]["validation_loss"] == winner.curves["validation_loss"]
 
 
 def test_the_same_trial_is_exported_to_the_same_bytes(searched: Study, best_file: Path, tmp_path: Path) -> None:
-    assert export.export(searched, tmp_path / "again.toml")[0].read_bytes() == best_file.read_bytes()
+    (again,) = export.export(searched, tmp_path / "again.toml")
+    assert again.read_bytes() == best_file.read_bytes()
 
 
 def test_the_top_k_get_their_rank_in_the_name(searched: Study, tmp_path: Path) -> None:
@@ -183,12 +190,23 @@ def test_every_opening_is_recorded_first(searched: Study, best_file: Path) -> No
         assert {row.trial_number for row in rows} == {results.best(searched)[0].number}
         return [row.metrics and json.loads(row.metrics)["test_accuracy"] for row in rows]
 
-    for accuracy, after in ((0.5, [0.5]), (0.75, [0.5, 0.75])):
-        assert openings.announce(spec, Path("run"), url) is None
+    assert spec.receipt["test_split"] == "sealed"
+    folders = [str(Path(name).absolute()) for name in ("run", "other")]
+    for folder, accuracy, after in (("run", 0.5, [0.5]), ("other", 0.75, [0.5, 0.75])):
+        assert openings.announce(spec, Path(folder), url) is None
         assert results_of_openings() == [*after[:-1], None]
         for _ in range(2):  # said again when the finished training is asked for: changes nothing
-            openings.complete(spec, Path("run"), url, {"test_accuracy": accuracy, "test_loss": 1.0})
+            told = openings.complete(spec, Path(folder), url, {"test_accuracy": accuracy, "test_loss": 1.0})
+            assert told == folders[: len(after)]
         assert results_of_openings() == after
+    number = results.best(searched)[0].number
+    assert trial_history.history(searched, number).tested == folders
+    assert trial_history.history(searched, number - 1).tested == []
+    for exported, count in ((number, 2), (1 + number % (TRIALS - 1), 0)):
+        (again,) = export.export(searched, best_file, number=exported)
+        assert (
+            StudySpec.load(again).receipt["test_split"] == f"openings in this study: 2, {count} of them for this trial"
+        )
     assert "no such file" in (openings.announce(spec, Path("run"), "sqlite:////nowhere/x.db") or "")
 
 
@@ -240,15 +258,33 @@ def test_an_own_objective_s_winner_is_exported_and_run_again(make_study: Callabl
     )
     study = make_study(trials=3)
     finish_claim(
-        study.ledger("w"), claiming.claim(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
+        study.ledger("w"), claim_one(study.ledger("w")), TrialState.FAIL, None, outcome="exception"
     )  # the best is not 0
     worker_loop.work(study, worker_loop.build_objective(study, tmp_path), study.ledger("w"), StopSignal())
     (path,) = export.export(study, tmp_path / "best.toml")
     spec = final.load_pinned(path)
     assert not {"data", "model", "training", "metric"} & tomllib.loads(path.read_text()).keys()
     assert spec.params == results.best(study)[0].params
-    assert user_objective.run(spec, path, final.find_code_folder(spec, path)) == results.best(study)[0].value
-    assert spec.receipt["test_split"] == "the user's own promise"
+    assert user_objective.run(spec, path, final.find_code_folder(spec, path)).value == results.best(study)[0].value
+    assert spec.receipt["test_split"] == "unknown: hpo does not see which data your objective reads"
+
+
+@pytest.mark.parametrize(("reports", "where"), [(True, "best.objects"), (False, "objects")])
+def test_an_own_loop_s_winner_says_where_its_weights_are(
+    make_study: Callable[..., Study], tmp_path: Path, reports: bool, where: str
+) -> None:
+    def objective(trial: Any) -> float:
+        for epoch in hpo.epochs(trial, 3, model=torch.nn.Linear(1, 1)):
+            if reports:
+                trial.report(abs(epoch - 1), epoch)
+        return 0.0
+
+    study = make_study(trials=1)
+    worker_loop.work(study, objective, study.ledger("w"), StopSignal())
+    (path,) = export.export(study, tmp_path / "best.toml")
+    receipt = final.load_pinned(path).receipt
+    assert receipt["checkpoint"] == results.best(study)[0].checkpoint
+    assert (receipt["weights"], receipt.get("best_step")) == (where, 1 if reports else None)
 
 
 @pytest.mark.parametrize(("returned", "value"), [("np.float32(0.5)", 0.5), ("'0.25'", 0.25), ("1", 1.0)])
@@ -256,7 +292,7 @@ def test_an_own_objective_s_number_is_what_a_search_takes_for_one(tmp_path: Path
     (tmp_path / "mine.py").write_text(f"import numpy as np\ndef objective(trial):\n    return {returned}\n")
     path = tmp_path / "best.toml"
     path.write_text('objective = "mine.py:objective"\ndirection = "minimize"\n[params]\ny = 1.0\n')
-    assert user_objective.run(final.load_pinned(path), path, tmp_path) == value
+    assert user_objective.run(final.load_pinned(path), path, tmp_path).value == value
 
 
 def test_an_own_objective_s_value_must_be_finite(tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ def test_a_finished_trial_shows_its_seconds_and_its_parameters_in_order(demo: St
 
 def test_a_trials_seconds_are_those_in_training_if_its_epochs_were_timed(demo: Study) -> None:
     ledger, claim, trial = begin(demo)
-    trial.report_epoch(1, 0.5, {"seconds": 1.25})
-    trial.lease.flush()
+    trial.write(trial.reporting(1, 0.5, {"seconds": 1.25}))
+    trial.client.flush()
     ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="p", digest="d"))
     ledger.park(claim)
     _, _, trial = begin(demo)
-    trial.report_epoch(2, 0.6, {"seconds": 0.5})
+    trial.write(trial.reporting(2, 0.6, {"seconds": 0.5}))
     end_trial(trial, TrialState.COMPLETE, 0.6)
     set_times(demo, 0, START, START + 593)
     (told,) = Teller(demo)()

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.storage import trial_rows
+from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.study.results import best
 from hpo.study.study import Study
@@ -24,8 +24,8 @@ def test_the_best_ones_come_first_and_ties_go_to_the_lower_number(demo: Study) -
 
 def test_a_result_carries_curves_receipt_and_attempt(demo: Study) -> None:
     ledger, claim, trial = begin(demo)
-    trial.report_epoch(1, 0.5, {"accuracy": 0.5, "loss": math.nan})
-    trial.report_epoch(2, 0.7, {"accuracy": 0.7, "loss": 1.25})
+    trial.write(trial.reporting(1, 0.5, {"accuracy": 0.5, "loss": math.nan}))
+    trial.write(trial.reporting(2, 0.7, {"accuracy": 0.7, "loss": 1.25}))
     record_receipt(ledger, claim, {"seed": 3})
     end_trial(trial, TrialState.COMPLETE, 0.7)
     (result,) = best(demo)
@@ -100,8 +100,8 @@ def test_more_trials_than_fit_into_one_statement_are_read_in_pieces(
     for value in (0.1, 0.2, 0.3):
         _, _, trial = begin(demo)
         trial.suggest_float("x", value, value)
-        trial.report_epoch(1, value, {"accuracy": value})
+        trial.write(trial.reporting(1, value, {"accuracy": value}))
         end_trial(trial, TrialState.COMPLETE, value)
-    monkeypatch.setattr(trial_rows, "CHUNK", 2)
+    monkeypatch.setattr(sql, "CHUNK", 2)
     assert [result.params for result in best(demo, 3)] == [{"x": 0.3}, {"x": 0.2}, {"x": 0.1}]
     assert [result.curves for result in best(demo, 3)] == [{"accuracy": [value]} for value in (0.3, 0.2, 0.1)]

@@ -48,8 +48,8 @@ def test_of_this_attempt_and_those_before_only_what_is_to_be_kept_stays(tmp_path
 
 def test_what_killed_workers_were_writing_goes(tmp_path: Path) -> None:
     """What killed workers were writing goes and what a later attempt is writing stays."""
-    unfinished = [f".{file_name(n, 5, 1)}.0123abcd.tmp" for n in (1, 2, 3)]
-    notes = [f".attempt-{n}-handover.4711.part" for n in (1, 2, 3)]
+    unfinished = [f".attempt-{n}-epoch-5-1.0123abcd.pt" for n in (1, 2, 3)]
+    notes = [f".attempt-{n}-handover.0123abcd.json" for n in (1, 2, 3)]
     touched(tmp_path, *unfinished, *notes)
     tidy(tmp_path, 2, keep=[])
     assert left(tmp_path) == {unfinished[2], notes[2]}
@@ -71,10 +71,10 @@ def test_the_files_that_are_written_are_those_that_are_tidied(
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", kill)
         with pytest.raises(KeyboardInterrupt):
-            pending_reports.leave(folder, trial, found, [])
+            pending_reports.leave(folder, trial, found)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
-    note = pending_reports.leave(folder, trial, found, [])
+    note = pending_reports.leave(folder, trial, found)
     checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
     assert len(killed) == 2
     touched(folder, *killed)
@@ -155,7 +155,7 @@ def test_only_complete_trials_take_a_place_among_the_best(make_study: MakeStudy)
 
 def with_folders(study: Study, *numbers: int) -> None:
     for number in numbers:
-        touched(study.trial_folder(number), file_name(1, 1, 1), ".attempt-1-epoch-2-1.pt.0123abcd.tmp")
+        touched(study.trial_folder(number), file_name(1, 1, 1), ".attempt-1-epoch-2-1.0123abcd.pt")
 
 
 def names(study: Study, *numbers: int) -> set[str]:
@@ -175,7 +175,7 @@ def test_which_folders_are_deleted(make_study: MakeStudy) -> None:
     assert [folder.name for folder in stale(study)] == sorted(names(study, 0, 2, 3))
     assert [folder.name for folder in delete_stale(study)] == sorted(names(study, 0, 2, 3))
     assert left(study.checkpoints) == names(study, 1, 4, 5, 6, 7) | {"study.uid"}
-    assert left(study.trial_folder(1)) == {file_name(1, 1, 1), ".attempt-1-epoch-2-1.pt.0123abcd.tmp"}
+    assert left(study.trial_folder(1)) == {file_name(1, 1, 1), ".attempt-1-epoch-2-1.0123abcd.pt"}
     assert delete_stale(study) == []
 
 

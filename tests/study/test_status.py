@@ -15,19 +15,29 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, StudyError
-from hpo.queue import reaper
+from hpo.queue import reaper, workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.connect import Storage
-from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, trials
+from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, hpo_workers, trials
 from hpo.study import control, query, status
+from hpo.study.interval import IMAGES_KEY, wilson
 from hpo.study.plain import statuses
 from hpo.study.status import Best, FailureCount, ParkedTrial, read, summarize
 from hpo.study.study import Study
+from hpo.worker import attempt
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import START, begin, end_trial, finish_claim, make, run, set_times
+from tests.support.trials import START, begin, end_trial, finish_claim, make, record_receipt, run, set_times
+
+DECLARED: dict[str, Any] = {
+    "objective": None,
+    "direction": None,
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "widths": {"choices": [[32], [64, 32]]}},
+    "optimizer": {"name": "sgd", "lr": 0.1},
+}
 
 
 def expire(demo: Study, number: int) -> None:
@@ -68,7 +78,7 @@ def test_a_trial_whose_lease_ran_out_is_parked(demo: Study) -> None:
     expire(demo, 0)
     summary = summarize(demo)
     assert (summary.counts["running"], summary.counts["parked"]) == (0, 1)
-    assert summary.parked == [ParkedTrial(number=0, epoch=0)]
+    assert summary.parked == [ParkedTrial(number=0, epoch=0, unit="step")]
 
 
 def test_a_parked_trial_goes_on_from_its_checkpoint(demo: Study) -> None:
@@ -77,7 +87,7 @@ def test_a_parked_trial_goes_on_from_its_checkpoint(demo: Study) -> None:
         trial.report(0.1, step)
     ledger.record_checkpoint(claim, Checkpoint(epoch=2, path="p", digest="d"))
     ledger.park(claim)
-    assert summarize(demo).parked == [ParkedTrial(number=0, epoch=2)]
+    assert summarize(demo).parked == [ParkedTrial(number=0, epoch=2, unit="step", has_checkpoint=True)]
 
 
 def test_a_running_trial_shows_its_worker_attempt_and_curve(demo: Study) -> None:
@@ -104,6 +114,43 @@ def test_which_trial_is_the_best(demo: Study) -> None:
     run(demo, 0.7)
     run(demo, 0.9, state=TrialState.PRUNED)
     assert summarize(demo).best == Best(number=1, value=0.7)
+
+
+def validated(study: Study, right: int, images: int | None = 30, state: TrialState = TrialState.COMPLETE) -> None:
+    """Run a trial whose value is the share of so many images."""
+    ledger, claim, trial = begin(study)
+    record_receipt(ledger, claim, {IMAGES_KEY: images} if images else {})
+    end_trial(trial, state, right / 30)
+
+
+def test_the_best_share_has_an_interval_and_rivals(place: Storage, tmp_path: Path) -> None:
+    """14 of 30 images are below the interval of 20 of 30, 0.4878 to 0.8077; 15 of 30 are in it."""
+    study = make(place, tmp_path, **DECLARED)
+    validated(study, 15)
+    validated(study, 14)
+    first = read(study)
+    assert first.summary.best == Best(number=0, value=0.5, interval=wilson(0.5, 30), rivals=1)
+    validated(study, 20)
+    validated(study, 20)
+    validated(study, 19, state=TrialState.PRUNED)
+    again = read(study, first.past)
+    assert again.summary.best == Best(number=2, value=20 / 30, interval=wilson(20 / 30, 30), rivals=2)
+    assert (again.summary.metric, again.summary.value_rule) == ("accuracy", "best")
+    assert again == read(study, first.past)
+    assert again.summary == summarize(study)
+    validated(study, 21, images=None)  # by an earlier hpo
+    assert summarize(study).best == Best(number=5, value=0.7)
+
+
+@pytest.mark.parametrize(
+    ("document", "metric"), [({**DECLARED, "metric": "loss"}, "loss"), ({"direction": "maximize"}, None)]
+)
+def test_a_value_that_is_no_share_has_no_interval(
+    place: Storage, tmp_path: Path, document: dict[str, Any], metric: str | None
+) -> None:
+    study = make(place, tmp_path, **document)
+    validated(study, 20)
+    assert (summarize(study).best, summarize(study).metric) == (Best(number=0, value=20 / 30), metric)
 
 
 def test_the_best_trial_of_a_study_that_minimizes_is_the_lowest(place: Storage, tmp_path: Path) -> None:
@@ -136,7 +183,7 @@ def test_a_raised_budget_and_a_stop_are_seen_by_a_study_opened_before(demo: Stud
         connection.execute(hpo_studies.update().values(trials=20, imported=3))
     demo.ledger("w").stop("enough")
     summary = summarize(demo)
-    assert (summary.budget, summary.stop_reason) == (23, "enough")
+    assert (summary.budget, summary.own_budget, summary.stop_reason) == (23, 20, "enough")
 
 
 def test_when_a_study_s_time_passes(demo: Study) -> None:
@@ -146,6 +193,47 @@ def test_when_a_study_s_time_passes(demo: Study) -> None:
     assert summarize(demo, clock=lambda: START + 999).seconds == 10
     begin(demo)
     assert summarize(demo, clock=lambda: START + 999).seconds == 999
+
+
+def live(demo: Study, worker: str, *times: float | None, clock: str | None = "another") -> None:
+    """Write down a process that started, was seen last and left at these times, by the clock of this name."""
+    workers.register(demo.ledger(worker))
+    with sql.writing(demo.storage.engine) as connection:
+        of_worker = hpo_workers.update().where(hpo_workers.c.worker == worker)
+        told = zip(("started_at", "seen_at", "left_at"), times, strict=True)
+        connection.execute(of_worker.values(**dict(told), clock=clock))
+
+
+def test_pauses_between_runs_do_not_count_as_time(demo: Study) -> None:
+    """Time is what the workers' lives cover; launchers train nothing."""
+    run(demo, 0.5)
+    set_times(demo, 0, START, START + 9000)  # it was parked over the pause
+    live(demo, "a", 100.0, 110.0, 110.0)
+    live(demo, "b", 105.0, 120.0, 120.0)
+    live(demo, "c", 9000.0, 9010.0, 9010.0)
+    live(demo, "d", 100.0, 103.0, None, clock="of a machine that is gone")  # killed
+    live(demo, "launcher:e", 0.0, 9999.0, 9999.0)
+    assert summarize(demo).seconds == 20 + 10 + 3
+
+
+@pytest.mark.both
+def test_time_does_not_run_backwards_when_workers_leave(demo: Study) -> None:
+    """Time goes on while a worker lives, and stands still once it has left or is overdue."""
+    ledger, claim, _ = begin(demo)
+    workers.register(ledger)
+    shown = [summarize(demo).seconds, summarize(demo).seconds]
+    ledger.park(claim)
+    shown.append(summarize(demo).seconds)
+    workers.unregister(ledger)
+    shown += [summarize(demo).seconds, summarize(demo).seconds]
+    assert shown == sorted(shown)
+    assert 0 < shown[0] < shown[1] < shown[2] < shown[3] == shown[4]
+    with sql.writing(demo.storage.engine) as connection:
+        connection.execute(
+            hpo_workers.update().values(started_at=hpo_workers.c.seen_at - 600, seen_at=hpo_workers.c.seen_at - 500)
+        )
+        connection.execute(hpo_workers.update().values(left_at=None))
+    assert summarize(demo).seconds == pytest.approx(100 + 10)  # killed: up to its next stamp, a sixth of a lease later
 
 
 def test_the_time_left_is_unknown_until_two_trials_have_finished(demo: Study) -> None:
@@ -242,13 +330,13 @@ def test_a_refresh_reads_what_is_new_or_open_however_much_has_finished(place: St
         past = read(demo).past
         run(demo, 0.5, 0.6, 0.7)
         # our row; the open trial, the new one; what the new one says of constraints, as an objective of the user's own may;
-        # the open one's curve and its seconds; how many failures there are
+        # the open one's curve and its seconds; the workers; how many failures there are
         with traffic(demo) as refresh:
             read(demo, past)
-        assert refresh == [1, 1, 1, 0, 1, 1, 1]
+        assert refresh == [1, 1, 1, 0, 1, 1, 0, 1]
         with traffic(demo) as first:
             read(demo)
-        assert first == [1, finished + 2, 0, 1, 1, 1, 1]
+        assert first == [1, finished + 2, 0, 1, 1, 0, 1, 1]
 
 
 def test_failures_are_read_again_only_when_there_is_another(demo: Study) -> None:
@@ -257,11 +345,11 @@ def test_failures_are_read_again_only_when_there_is_another(demo: Study) -> None
     past = read(demo).past
     with traffic(demo) as idle:
         read(demo, past)
-    assert idle == [1, 0, 1]
+    assert idle == [1, 0, 0, 1]
     run(demo, 0.5, kind=Kind.EXCEPTION)
     with traffic(demo) as another:
         read(demo, past)
-    assert another == [1, 1, 1, 2]  # one row a kind
+    assert another == [1, 1, 0, 1, 2]  # one row a kind
 
 
 class History:
@@ -313,7 +401,7 @@ class History:
 
     def fail(self) -> None:
         kind = self.random.choice([Kind.EXCEPTION, Kind.DIVERGED, Kind.CUDA_ERROR])
-        self.any_held()[2].fail(Failure(kind=kind, message=f"number {self.random.random()}"))
+        attempt.fail(self.any_held()[2], Failure(kind=kind, message=f"number {self.random.random()}"))
 
     def park(self) -> None:
         ledger, claim, _ = self.any_held()
@@ -367,7 +455,7 @@ def test_a_reading_shows_what_a_fresh_one_shows(
     document = {"direction": direction, "budget": {"trials": 1000}, "failures": {"in_a_row": 1000}}
     demo, other = make(place, tmp_path, **document), make(place, tmp_path, name="other", **document)
     history, past, told = History(demo, other, seed), None, Counter[int]()
-    for _ in range(60):
+    for _ in range(40):
         history.step()
         if history.random.random() < 0.3:
             continue  # several things happen between two looks
@@ -416,9 +504,9 @@ def test_a_running_trial_s_seconds_are_those_in_training(demo: Study) -> None:
     """A running trial's seconds are those in training if its epochs were timed."""
     _, _, trial = begin(demo)
     set_times(demo, 0, START)
-    trial.report_epoch(1, 0.5, {"seconds": 1.25})
-    trial.report_epoch(2, 0.5, {"seconds": 0.5})
-    trial.lease.flush()  # raw metrics wait for more of them for a second
+    trial.write(trial.reporting(1, 0.5, {"seconds": 1.25}))
+    trial.write(trial.reporting(2, 0.5, {"seconds": 0.5}))
+    trial.client.flush()  # raw metrics wait for more of them for a second
     (running,) = summarize(demo, clock=lambda: START + 593).running
     assert running.seconds == 1.75
 
@@ -435,6 +523,7 @@ def test_trials_that_a_fork_brought_along_took_no_time(demo: Study) -> None:
     add_finished(demo, 3)
     summary = summarize(demo)
     assert (summary.finished, summary.budget, summary.is_over) == (3, 13, False)
+    assert (summary.own_finished, summary.own_budget, summary.imported) == (0, 10, 3)
     assert (summary.seconds, summary.seconds_per_trial, summary.seconds_left) == (0.0, None, None)
     for number in (3, 4):
         run(demo, 0.5)

@@ -8,15 +8,15 @@ import optuna
 import pytest
 
 from hpo.errors import MismatchError, StudyError
-from hpo.queue import claiming
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
+from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
 from hpo.storage.tables import UID_KEY
 from hpo.study import study as studies
 from hpo.study.study import PROBE_FILE, Study
 from tests.conftest import OWN_OBJECTIVE
 from tests.support import racing
-from tests.support.trials import MakeStudy
+from tests.support.trials import MakeStudy, claim_one
 
 pytestmark = pytest.mark.both
 
@@ -100,7 +100,7 @@ def test_a_storage_without_our_tables_is_said_to_hold_no_study(bare_url: str) ->
 
 def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_study: MakeStudy) -> None:
     made = make_study()
-    claiming.claim(made.ledger("w"))
+    claim_one(made.ledger("w"))
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="b" * 64)
     join_again(made, made.spec, code_digest="b" * 64, allow_code_change=True)
@@ -108,10 +108,22 @@ def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_stud
     join_again(made, made.spec, code_digest="")
 
 
+@pytest.mark.parametrize("recorded", ["syntax text", "text"], ids=["now", "by an earlier version"])
+def test_a_study_takes_its_code_by_syntax_or_by_text(make_study: MakeStudy, recorded: str) -> None:
+    made = make_study()
+    join_again(made, made.spec, code_digest=recorded)
+    claim_one(made.ledger("w"))
+    join_again(made, made.spec, code_digest="syntax text")
+    if recorded != "text":
+        join_again(made, made.spec, code_digest="syntax comment")
+    with pytest.raises(MismatchError, match=r"\((syntax|text) is now another\)"):
+        join_again(made, made.spec, code_digest="another comment")
+
+
 def test_code_that_no_trial_has_run_may_still_be_mended(make_study: MakeStudy) -> None:
     made = make_study()
     join_again(made, made.spec, code_digest="b" * 64)
-    claiming.claim(made.ledger("w"))
+    claim_one(made.ledger("w"))
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="")
 
@@ -152,7 +164,7 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_told(place: Storage, tmp_pat
 
 def test_a_study_of_plain_optuna_in_the_other_direction_is_not_adopted(place: Storage, make_study: MakeStudy) -> None:
     optuna.create_study(study_name="own", storage=place.optuna, direction="maximize")
-    with pytest.raises(MismatchError, match="is to maximize"):
+    with pytest.raises(MismatchError, match="other directions: maximize"):
         make_study()
 
 
@@ -166,9 +178,9 @@ def test_study_stop_is_allowed_only_inside_our_loop_and_is_seen(make_study: Make
     made = make_study()
     with pytest.raises(RuntimeError):
         made.optuna.stop()
-    with studies.as_in_optimize(made.optuna):
+    with as_in_optimize(made.optuna):
         made.optuna.stop()
-    assert studies.stop_was_requested(made.optuna)
+    assert stop_was_requested(made.optuna)
 
 
 def test_names_lists_only_studies_of_ours(make_study: MakeStudy, place: Storage) -> None:

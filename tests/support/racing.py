@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect
 from hpo.study import study as studies
+from tests.support.waiting import PATIENCE
 
-WAIT_SECONDS = 60.0  # for the other processes; those that fail to come break the barrier
 together: Barrier  # of the processes of one race
 
 
@@ -61,7 +61,7 @@ def _meet_at(barrier: Barrier) -> None:
 def make_study(url: str, document: dict[str, Any]) -> str:
     """Make a storage and a study in it, at the same moment as the others; return the study's uid."""
     spec = StudySpec.from_document(document)
-    together.wait(WAIT_SECONDS)
+    together.wait(PATIENCE)
     place = connect(url, create=True)
     try:
         return studies.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
@@ -72,7 +72,7 @@ def make_study(url: str, document: dict[str, Any]) -> str:
 def create(url: str, kind: str, study_id: int, templates: Sequence[FrozenTrial | None]) -> list[tuple[int, int]]:
     """Create a trial of each template; return their ids and numbers."""
     with opened(url, kind) as place:
-        together.wait(WAIT_SECONDS)
+        together.wait(PATIENCE)
         ids = [place.create_new_trial(study_id, template) for template in templates]
         return [(trial_id, place.get_trial_number_from_id(trial_id)) for trial_id in ids]
 
@@ -82,7 +82,7 @@ def pop(url: str, kind: str, trial_ids: Sequence[int]) -> list[int]:
     got = []
     with opened(url, kind) as place:
         for trial_id in trial_ids:
-            together.wait(WAIT_SECONDS)
+            together.wait(PATIENCE)
             if place.set_trial_state_values(trial_id, TrialState.RUNNING):
                 got.append(trial_id)
     return got

@@ -51,7 +51,7 @@ class Trial:
     lr: float = 0.05
     schedule: Callable[[int], Schedule] = constant
     seed: int = 0
-    epochs: int = 26
+    epochs: int = 8
     batch_size: int = 20  # 4 steps an epoch
     dtype: torch.dtype = torch.float64
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # further ones of Run

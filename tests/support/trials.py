@@ -21,10 +21,12 @@ from hpo.spec.failures import Failure, Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import Storage
+from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials, trials
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.worker.client import Lease
+from hpo.worker import attempt
+from hpo.worker.client import Lease, QueueClient
 from hpo.worker.trial import LeasedTrial, Taken
 
 MakeStudy = Callable[..., Study]  # what the fixture make_study is
@@ -38,16 +40,28 @@ def make(place: Storage, tmp_path: Path, **document: Any) -> Study:
     return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
 
 
+def claim_one(ledger: Ledger) -> Claim | claiming.Idle:
+    """Take up a trial."""
+    found = claiming.claim_many(ledger, 1)
+    return found if isinstance(found, claiming.Idle) else found[0]
+
+
 def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
     ledger = demo.ledger(worker)
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     demo.optuna.get_trials(deepcopy=False)
-    return ledger, claim, LeasedTrial(demo.optuna, Lease(ledger, claim), None)
+    return ledger, claim, LeasedTrial(demo.optuna, *held(ledger, claim), None)
+
+
+def held(ledger: Ledger, claim: Claim, retry: Retry | None = None) -> tuple[QueueClient, Lease]:
+    """Hold a claim by a client of its own, as a worker does that trains one trial at a time."""
+    client = QueueClient(ledger, retry)
+    return client, client.hold(claim)
 
 
 def taken(ledger: Ledger) -> Claim:
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     return claim
 
@@ -87,14 +101,14 @@ def run(
     for step, value in enumerate(curve, start=1):
         trial.report(value, step)
     if kind is not None:
-        trial.fail(Failure(kind=kind, message=reason))
+        attempt.fail(trial, Failure(kind=kind, message=reason))
     else:
         end_trial(trial, state, curve[-1], reason=reason or None)
 
 
 def end_trial(trial: LeasedTrial, state: TrialState, value: float | None, *, reason: str | None = None) -> None:
     """End a trial as its worker does; LostLease if it is in other hands."""
-    write_end(trial.lease.ledger, trial.ending(state, value, reason=reason))
+    write_end(trial.client.ledger, attempt.ending(trial, state, value, reason=reason))
 
 
 def finish_claim(
@@ -124,7 +138,7 @@ def record_receipt(ledger: Ledger, claim: Claim, receipt: dict[str, Any], stack_
 def suggested(trial: LeasedTrial, take: Callable[[LeasedTrial], Taken]) -> Taken:
     """Let a trial be given parameters as a declared one is, and write them; LostLease if it is in other hands."""
     taken, given = trial.suggested(take)
-    if trial.lease.ledger.write_suggested([given]):
+    if trial.client.ledger.write_suggested([given]):
         raise LostLease(f"trial {trial.number}")
     return taken
 

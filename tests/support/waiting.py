@@ -6,8 +6,11 @@ import subprocess
 import time
 from collections.abc import Callable
 
+#: Seconds after which a test gives up on something. A busy machine may be ten times slower than an idle one.
+PATIENCE = 300.0
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "gave up waiting"
@@ -22,5 +25,5 @@ def heard(process: subprocess.Popen[str]) -> str:
 
 def ended(process: subprocess.Popen[str]) -> int:
     """Wait for a process's end and return its exit code."""
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     return process.returncode

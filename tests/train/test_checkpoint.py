@@ -74,7 +74,7 @@ def test_a_missing_file_is_named_with_what_to_check(tmp_path: Path) -> None:
 def test_another_digest_is_refused(tmp_path: Path) -> None:
     digest = checkpoint.save(tmp_path / "a.pt", {"epoch": 1})
     checkpoint.save(tmp_path / "a.pt", {"epoch": 2})
-    with pytest.raises(CheckpointError, match=f"recorded is {digest}.*epoch 0"):
+    with pytest.raises(CheckpointError, match=f"but {digest} is recorded.*epoch 0"):
         checkpoint.load(tmp_path / "a.pt", digest)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hpo.errors import SpecError
-from hpo.search import pruners, samplers
-from hpo.search.lint import lint
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import STOPPING_RULES, Stopping, TrainConfig
+from hpo.strategy import pruners, samplers
+from hpo.strategy.lint import lint
 from hpo.train import early_stopping
 from hpo.train.early_stopping import generalisation_loss, last_improvement, overfits_since, training_progress, verdict
 
@@ -151,9 +151,12 @@ def test_what_overfitting_is(training: list[float], validation: list[float], sin
     [
         ({"patience": 0}, "stopping.patience = 0: input should be greater than or equal to 1"),
         ({"patiance": 3}, "stopping.patiance: stopping takes no 'patiance' (did you mean 'patience'?)"),
-        ({"min_epochs": 3}, "stopping: has no rule to stop by; add one of patience, gl, pq, up, max_seconds"),
-        ({"gl": 5.0, "min_delta": 0.1}, "stopping.min_delta = 0.1: goes with stopping.patience; add that or remove"),
-        ({"gl": 5.0, "strip": 3}, "stopping.strip = 3: goes with stopping.pq or stopping.up; add that or remove"),
+        ({"min_epochs": 3}, "stopping: has no rule; add one of patience, gl, pq, up, max_seconds"),
+        (
+            {"gl": 5.0, "min_delta": 0.1},
+            "stopping.min_delta = 0.1: needs stopping.patience; add it or remove min_delta",
+        ),
+        ({"gl": 5.0, "strip": 3}, "stopping.strip = 3: needs stopping.pq or stopping.up; add it or remove strip"),
         ({"up": 2, "strip": 1}, "stopping.strip = 1: input should be greater than or equal to 2"),
         ({"gl": 0}, "stopping.gl = 0: input should be greater than 0"),
         ({"patience": 2, "monitor": "acuracy"}, "there is no such metric (did you mean 'accuracy'?)"),
@@ -189,15 +192,15 @@ def test_a_file_without_the_section_has_the_fingerprint_that_it_had() -> None:
     ("changes", "start"),
     [
         ({"stopping": {"patience": 7}}, None),
-        ({"stopping": {"patience": 8}}, "stopping.patience = 8: stops nothing before epoch 9 of 9; lower it"),
+        ({"stopping": {"patience": 8}}, "stopping.patience = 8: stops no trial before epoch 9 of 9; lower it"),
         ({"stopping": {"patience": {"low": 3, "high": 30}}}, None),
-        ({"stopping": {"up": 2, "strip": 3}}, "stopping.up = 2: stops nothing before epoch 9 of 9"),
+        ({"stopping": {"up": 2, "strip": 3}}, "stopping.up = 2: stops no trial before epoch 9 of 9"),
         ({"stopping": {"up": 1, "strip": 3}}, None),
-        ({"stopping": {"pq": 1.0, "strip": 9}}, "stopping.pq = 1.0: stops nothing before epoch 9 of 9"),
+        ({"stopping": {"pq": 1.0, "strip": 9}}, "stopping.pq = 1.0: stops no trial before epoch 9 of 9"),
         ({"stopping": {"gl": 1.0, "min_epochs": 9}}, "stopping.min_epochs = 9"),
         (
             {"stopping": {"patience": 5}, "pruner": {"name": "patient", "patience": 3}},
-            "pruner.patience = 3 and stopping.patience = 5: one and the same rule",
+            "pruner.patience = 3 and stopping.patience = 5: the same rule twice",
         ),
     ],
 )

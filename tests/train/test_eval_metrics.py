@@ -85,7 +85,7 @@ def test_every_metric_has_a_direction_and_fills_the_study_s(name: str) -> None:
     spec = StudySpec.from_document({**BASE, "metric": name})
     assert spec.direction == ("minimize" if name in ("loss", "calibration_error") else "maximize")
     assert spec.watch == ({} if name in metrics.ALWAYS else {"metrics": [name]})
-    with pytest.raises(SpecError, match=rf"{name} is to be"):
+    with pytest.raises(SpecError, match=rf"{name} must be"):
         StudySpec.from_document(
             {**BASE, "metric": name, "direction": "minimize" if spec.direction == "maximize" else "maximize"}
         )
@@ -96,7 +96,7 @@ def test_every_metric_has_a_direction_and_fills_the_study_s(name: str) -> None:
     [
         (
             {"metric": "auc"},
-            "metric = 'auc': there is no such metric (did you mean 'auroc'?); top_K_accuracy goes with any K",
+            "metric = 'auc': there is no such metric (did you mean 'auroc'?); top_K_accuracy takes any K",
         ),
         ({"metric": "top_0_accuracy"}, "there is no such metric (did you mean 'top_3_accuracy'?)"),
         ({"watch": {"metrics": ["f1"]}}, "watch.metrics.0 = 'f1': there is no such metric"),
@@ -116,7 +116,7 @@ def test_what_a_file_says_wrongly_of_metrics_is_told_with_the_mend(
 def test_a_k_that_every_model_reaches_is_refused() -> None:
     eval_metrics.check(["top_2_accuracy", "auroc"], 3)
     with pytest.raises(
-        SpecError, match="top_3_accuracy: is 1 for every model, the data has 3 classes; use a K below 3"
+        SpecError, match="top_3_accuracy: is 1 for every model, since the data has 3 classes; use a K below 3"
     ):
         eval_metrics.check(["top_3_accuracy"], 3)
 

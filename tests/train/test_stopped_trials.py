@@ -128,7 +128,9 @@ def test_a_rung_prunes_before_a_rule_stops(make_digits: MakeStudy, how: dict[str
         at_rungs = {key for key in trial.system_attrs if key.startswith("completed_rung")}
         assert at_rungs == {"completed_rung_0"}
         is_own = trial.state.name == "COMPLETE"
-        assert (reason or "").startswith("stopped after epoch 2 by stopping.patience = 1" if is_own else "epoch 1")
+        assert (reason or "").startswith(
+            "stopped after epoch 2 by stopping.patience = 1" if is_own else "by the pruner"
+        )
 
 
 @pytest.mark.parametrize(("asked_from", "end"), [(2, ("PRUNED", 2)), (3, ("COMPLETE", 8))])
@@ -244,7 +246,7 @@ def test_a_study_is_judged_by_any_metric(make_digits: MakeStudy, how: dict[str, 
 
 def test_a_k_that_says_nothing_is_refused_before_any_trial(make_digits: MakeStudy) -> None:
     study = make_digits(1, metric="top_10_accuracy")
-    with pytest.raises(SpecError, match="top_10_accuracy: is 1 for every model, the data has 10 classes"):
+    with pytest.raises(SpecError, match="top_10_accuracy: is 1 for every model, since the data has 10 classes"):
         work(study)
     assert study.optuna.trials == []
 
@@ -357,6 +359,8 @@ def test_a_stopped_final_training_goes_on_to_the_same_end(pinned: Path, tmp_path
     gap = last["validation_loss"] - last["train_loss"]
     assert by_epoch["generalisation_gap"][-1] == (3, pytest.approx(gap))
     assert by_epoch["overfitting"][-1] == (3, 0.0)
+    steps = [(epoch, epoch) for epoch in (1, 2, 3)]
+    assert [tag for tag, found in by_epoch.items() if found == steps] == []  # each card shows something by epoch
     assert by_epoch["gradient_norm"][0][1] == pytest.approx(
         sum(value for _, value in left["step/gradient_norm"][:19]) / 19
     )

@@ -210,7 +210,7 @@ def test_check_finds_what_an_average_does_not_use_and_nothing_else(tmp_path: Pat
     for averaging in (slow, late):
         [warning] = examine(tmp_path, **averaging).unused
         assert warning.startswith("averaging.")
-        assert warning.endswith("makes no difference to a training; nothing uses it, remove it")
+        assert warning.endswith("has no effect on a training; nothing uses it, remove it")
 
 
 @pytest.mark.parametrize("executor", ["loop", "stack"])

@@ -14,22 +14,26 @@ from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import Fault, StudyError
-from hpo.queue import claiming
 from hpo.queue.models import Claim
 from hpo.spec.study_file import StudySpec
-from hpo.storage.connect import Storage, plain_url
+from hpo.storage.connect import Storage, connect, plain_url
 from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import Study
+from hpo.study.trial_history import history
 from hpo.view import dashboard
+from hpo.view import read_only as pages
 from hpo.view.compressed import App
-from hpo.worker.client import Lease
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import end_trial
+from tests.support.trials import claim_one, end_trial, held
+from tests.support.waiting import PATIENCE
+
+COMPLETE = TrialState.COMPLETE
 
 
 @pytest.fixture
@@ -45,10 +49,10 @@ def demo(place: Storage, tmp_path: Path) -> Study:
     claims = []
     for _ in range(3):
         ledger = made.ledger("w")
-        claim = claiming.claim(ledger)
+        claim = claim_one(ledger)
         assert isinstance(claim, Claim)
         made.optuna.get_trials(deepcopy=False)
-        trial = LeasedTrial(made.optuna, Lease(ledger, claim), None)
+        trial = LeasedTrial(made.optuna, *held(ledger, claim), None)
         trial.suggest_float("x", 0, 1)
         trial.report(0.25, 1)
         trial.report(0.5, 2)
@@ -131,7 +135,7 @@ def test_whatever_may_change_something_is_forbidden_and_changes_nothing(
     before = summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")
     status, answer = read_only(method, path, body)
     assert status == 403
-    assert json.loads(answer) == {"reason": "the dashboard is read-only; `hpo dashboard --write` lets changes in"}
+    assert json.loads(answer) == {"reason": "the dashboard is read-only; `hpo dashboard --write` allows changes"}
     assert (summarize(demo, clock=lambda: 0.0), read_only("GET", "/api/studies/1")) == before
 
 
@@ -142,9 +146,52 @@ def test_looking_on_disturbs_neither_lease_nor_ledger(read_only: Call, demo: Stu
     assert summarize(demo, clock=lambda: 0.0) == before
 
 
-def test_with_write_a_trial_is_told(writable: Call, demo: Study) -> None:
-    assert writable("POST", "/api/trials/2/tell", {"state": "Fail"})[0] == 204
-    assert summarize(demo).counts["fail"] == 1
+@pytest.mark.parametrize("number", [1, 2])
+def test_with_write_a_trial_is_failed_by_a_person(writable: Call, demo: Study, number: int) -> None:
+    """Trial 1 runs, trial 2 is parked. The worker that has it records no failure of its own."""
+    told = {"state": "Fail"}
+    assert writable("POST", f"/api/trials/{number + 1}/tell", told) == (204, b"")
+    found = history(demo, number)
+    assert (found.state, found.outcome, found.reason) == ("fail", "stopped", "ended by a person, in the dashboard")
+    demo.ledger("w").drop(Claim(trial_id=number + 1, number=number, attempt=1), "gone")
+    assert (history(demo, number).failures, summarize(demo).counts["fail"]) == ([], 1)
+    again = {"reason": "the trial has ended already: it is failed"}
+    assert writable("POST", f"/api/trials/{number + 1}/tell", told) == (409, json.dumps(again).encode())
+
+
+def test_a_trial_that_has_ended_or_is_unknown_cannot_be_failed(writable: Call, demo: Study) -> None:
+    status, answer = writable("POST", "/api/trials/1/tell", {"state": "Fail"})
+    assert (status, json.loads(answer)["reason"]) == (409, "the trial has ended already: it is complete")
+    assert writable("POST", "/api/trials/9/tell", {"state": "Fail"})[0] == 404
+    assert writable("POST", "/api/trials/2/tell", {"state": "Odd"})[0] == 400
+    assert writable("POST", "/api/trials/2/tell", {"state": "Complete", "values": [1.0]})[0] == 204
+    assert [trial.state for trial in demo.optuna.trials] == [COMPLETE, COMPLETE, TrialState.RUNNING]
+
+
+def test_a_trial_of_optuna_s_own_is_failed_too(place: Storage, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/theirs.db"
+    theirs = optuna.create_study(storage=url)
+    theirs.ask()
+    theirs.enqueue_trial({})
+    writable = caller(dashboard.app(connect(url), write=True))
+    for trial_id in (1, 2):
+        assert writable("POST", f"/api/trials/{trial_id}/tell", {"state": "Fail"})[0] == 204
+    assert [trial.state for trial in theirs.trials] == [TrialState.FAIL] * 2
+
+
+def test_a_read_only_page_has_no_buttons_that_change_something(read_only: Call, writable: Call) -> None:
+    """The names are those of the optuna-dashboard that is installed."""
+    page, whole = read_only("GET", "/dashboard/studies/1")[1], writable("GET", "/dashboard/studies/1")[1]
+    style = page[page.index(b"<style>button:has(svg") : page.index(b"</head>")]
+    assert page.replace(style, b"") == whole
+    script = read_only("GET", "/static/bundle.js")[1].decode()
+    for name in pages.NAMES:
+        assert f'"aria-label":"{name}"' in script
+        assert f'button[aria-label="{name}"]' in style.decode()
+    for icon in pages.ICONS:
+        assert f'"{icon}")' in script
+        assert f'data-testid="{icon}Icon"' in style.decode()
+    assert pages.NOTICE in style.decode()
 
 
 @pytest.mark.both
@@ -203,8 +250,6 @@ SERVE = """
 import sys
 from hpo.storage.connect import connect
 from hpo.view import dashboard
-from hpo.view.compressed import App
-from tests.support.trials import end_trial
 dashboard.serve(connect(sys.argv[1]), host=sys.argv[2], port=0)
 """
 
@@ -218,14 +263,17 @@ def test_a_served_dashboard_answers_and_ends(place: Storage, demo: Study, host: 
         assert served.stdout is not None
         line = served.stdout.readline()
         url = next(word for word in line.split() if word.startswith("http://"))
-        with urllib.request.urlopen(url.replace("0.0.0.0", "127.0.0.1") + "api/studies", timeout=60) as answer:
+        with urllib.request.urlopen(url.replace("0.0.0.0", "127.0.0.1") + "api/studies", timeout=PATIENCE) as answer:
             assert json.load(answer)["study_summaries"][0]["study_name"] == demo.name
         request = urllib.request.Request(url.replace("0.0.0.0", "127.0.0.1") + "api/studies/1", method="DELETE")
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(request, timeout=60)
+            urllib.request.urlopen(request, timeout=PATIENCE)
     finally:
         os.kill(served.pid, signal.SIGINT)
-        _, errors = served.communicate(timeout=60)
+        try:
+            _, errors = served.communicate(timeout=PATIENCE)
+        finally:
+            served.kill()  # it did not hear the signal
     assert served.returncode == 0
     assert ("the dashboard has no login" in errors) == warns
     assert "read-only" in line

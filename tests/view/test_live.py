@@ -6,15 +6,19 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
+from hpo.study.details import BestTrial, Details, RunningDetails
 from hpo.study.status import Best, FailureCount, ParkedTrial, RunningTrial, Summary
 from hpo.study.trial_history import FinishedTrial
-from hpo.view import live
+from hpo.view import live, picture
 from hpo.view.live import LiveView
+from hpo.view.picture import Around
 
 COUNTS = dict.fromkeys(("complete", "pruned", "fail", "running", "parked", "foreign", "waiting"), 0)
 
@@ -42,9 +46,15 @@ def summary(**changes: Any) -> Summary:
     return Summary(**(base | changes))
 
 
-def running(number: int, curve: list[float], attempt: int = 1) -> RunningTrial:
+def running(number: int, curve: list[float], attempt: int = 1, failed: int = 0) -> RunningTrial:
     return RunningTrial(
-        number=number, epochs=len(curve), worker="box:41:1f2e", attempt=attempt, curve=curve, seconds=2.0
+        number=number,
+        epochs=len(curve),
+        worker="box:41:1f2e",
+        attempt=attempt,
+        failed=failed,
+        curve=curve,
+        seconds=2.0,
     )
 
 
@@ -62,9 +72,9 @@ def ended(number: int, **changes: Any) -> FinishedTrial:
     return FinishedTrial(**(base | changes))
 
 
-def drawn(one: Summary, width: int) -> list[str]:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(live.render(one, width))
+def drawn(one: Summary, width: int, height: int = 40, around: Around | None = None) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
+    console.print(picture.render(one, width, height, around))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -80,7 +90,8 @@ def test_what_the_picture_shows() -> None:
         "3 complete · 1 running",
         "best 0.9741 by trial 2",
         "",
-        "3  epoch 3  1.0000  ▁▅█  2.0 s  box:41",
+        "trial  epoch   value  ▁ 0.5000  █ 1.0000   time  parameters",
+        "    3      3  1.0000  ▁▅█                 2.0 s",
     ]
 
 
@@ -105,9 +116,85 @@ def test_no_line_of_the_picture_is_wider_than_the_terminal(width: int) -> None:
         failures=[FailureCount(kind="exception", count=1, retried=0, message="x" * 500)],
         stop_reason="y" * 500,
     )
-    lines = drawn(one, width)
-    assert max(map(len, lines)) <= width
-    assert lines[-1].strip() == f"and {100 - live.RUNNING_SHOWN} more running"
+    params = {"optimizer.lr": 0.1, "model.widths": [64] * 99}
+    more = [RunningDetails(number=number, params=params, epochs=300) for number in range(100)]
+    best = [BestTrial(number=number, value=0.5, params=params) for number in range(5)]
+    for height in (24, 40):
+        lines = drawn(one, width, height, Around(details=Details(best=best, running=more), machine="z" * 500))
+        assert max(map(len, lines)) <= width
+        assert len(lines) == height - 1  # the cursor takes one
+        table = [line for line in lines if line.startswith("tr")]
+        shown = len(lines) - lines.index(table[0]) - 2
+        assert lines[-1].strip() == f"and {100 - shown} more running"
+
+
+def test_running_trials_are_shown_with_epochs_to_go_raw_curves_and_parameters() -> None:
+    """The number is the best so far; the curve is the raw one, whose last values are worse."""
+    params = {"optimizer.name": "sgd", "optimizer.lr": 0.05, "schedule.name": "cosine", "model.widths": [64, 32]}
+    more = RunningDetails(number=3, params=params, raw=[0.5, 1.0, 0.5], epochs=40)
+    one = summary(running=[running(3, [0.5, 1.0, 1.0])], value_rule="best", metric="accuracy")
+    lines = drawn(one, 120, around=Around(details=Details(running=[more])))
+    assert lines[0].startswith("digits  maximize accuracy · tpe · median  ")
+    assert lines[-2].split() == ["trial", "epoch", "best", "▁", "0.5000", "█", "1.0000", "time", "parameters"]
+    shown = ["3", "3/40", "1.0000", "▁█▁", "2.0", "s", "optimizer=sgd", "lr=0.05", "schedule=cosine", "widths=[64,32]"]
+    assert lines[-1].split() == shown
+
+
+def test_all_curves_have_one_scale() -> None:
+    """The worst trial does not look the fullest, and one that diverges does not flatten the others."""
+    curves = [[0.0, 0.1, 0.2], [0.8, 0.9, 1.0]]
+    one = summary(running=[running(number, curve) for number, curve in enumerate(curves)], direction="maximize")
+    assert [line.split()[3] for line in drawn(one, 80)[-2:]] == ["▁▁▂", "▇██"]
+    losses = [[1.0, 0.5, 0.0], [1.0] * 7, [1e9]]
+    one = summary(running=[running(number, curve) for number, curve in enumerate(losses)], direction="minimize")
+    assert [line.split()[3] for line in drawn(one, 80)[-3:]] == ["█▅▁", "███████", "█"]
+
+
+def test_attempts_that_lost_nothing_are_not_shown() -> None:
+    """A trial is taken up again whenever it has waited for a stack; only failures are worth a word."""
+    waited, failed = running(3, [0.5], attempt=7), running(4, [0.5], attempt=3, failed=2)
+    lines = drawn(summary(running=[waited, failed], counts={"parked": 2}), 80)
+    assert "attempt" not in "".join(lines)
+    assert [line.split()[6:] for line in lines[-2:]] == [[], ["failed", "2", "times", "before"]]
+    assert lines[2].startswith("3 complete · 1 running · 2 parked (parked ones wait for a worker or a stack)")
+
+
+def test_the_five_best_trials_are_shown_with_their_parameters() -> None:
+    best = [BestTrial(number=9 - place, value=0.9 - place / 10, params={"lr": 0.1}) for place in range(5)]
+    lines = drawn(summary(), 80, around=Around(details=Details(best=best), machine="2 workers on the CPU"))
+    start = lines.index(next(line for line in lines if line.startswith("best   value")))
+    assert [line.split() for line in lines[start + 1 : start + 6]] == [
+        [f"{9 - place}", f"{0.9 - place / 10:.4f}", "lr=0.1"] for place in range(5)
+    ]
+    assert lines[3].rstrip() == "2 workers on the CPU"
+
+
+def test_the_terminal_s_echo_of_ctrl_c_has_room_behind_the_picture() -> None:
+    """Else it wraps, and the next picture begins a line too low."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, height=24, _environ={"TERM": "xterm-256color"})
+    with LiveView(console=console) as view:
+        view.update(summary(), [], Around(details=Details(running=[RunningDetails(number=3, params={"a": "b" * 99})])))
+    lines = [Text.from_ansi(line).cell_len for line in file.getvalue().split("\n")]
+    assert max(lines) == 80 - 2
+
+
+def test_nothing_is_left_of_the_picture_after_a_resize() -> None:
+    """A terminal wraps lines anew, so the old picture may take any number of lines; what was said stays."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, _environ={"TERM": "xterm-256color"})
+    console.size = (80, 24)
+    with LiveView(console=console) as view:
+        view.say("a word")
+        view.update(summary(), [])
+        file.truncate(0)
+        for size, cleared in (((80, 24), 0), ((40, 24), 1), ((40, 24), 0), ((80, 30), 1)):
+            console.size = size
+            view.update(summary(), [])
+            said = file.getvalue()
+            assert said.count("\x1b[2J\x1b[H") == said.count("a word") == cleared
+            assert said.count("\x1b[1A") == len(drawn(summary(), size[0])) - 1
+            file.truncate(0)
 
 
 def test_the_bar_is_full_when_the_budget_is_spent_or_overspent() -> None:
@@ -139,28 +226,67 @@ def test_a_stopped_study_is_told_as_done_once_nothing_is_open() -> None:
     assert "done" not in drawn(summary(counts={"running": 1}, **stopped), 60)[0]
 
 
+def test_what_workers_do_that_train_nothing_yet_is_shown() -> None:
+    waiting = summary(counts=COUNTS, spent=0, best=None, running=[])
+    console = Console(file=io.StringIO(), width=60, force_terminal=False)
+    console.print(picture.render(waiting, 60, 40, Around(doing={"preparing the data: digits": 2, "x" * 99: 1})))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[-3:-1] == ["2 workers: preparing the data: digits", f"1 worker: {'x' * 49}…"]
+
+
+def test_a_run_says_at_once_what_it_waits_for(tmp_path: Path) -> None:
+    """Here it waits for the import of an objective; what it says is wiped off once there is something to tell."""
+    (tmp_path / "own.toml").write_text('name = "own"\nobjective = "mine.py:objective"\ndirection = "minimize"\n')
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, time\n"
+        "while not pathlib.Path(__file__).with_name('go').exists():\n    time.sleep(0.02)\n"
+        "raise ImportError('enough')\n"
+    )
+    terminal, its_side = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "hpo", "run", "own.toml"],
+        stdout=its_side,
+        stderr=its_side,
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(its_side)
+    with process, open(terminal, "rb", buffering=0) as screen:
+        seen = b""
+        while b"own: loading your objective" not in seen:
+            seen += screen.read(4096)
+        assert b"reading own.toml" in seen
+        (tmp_path / "go").touch()
+        while b"enough" not in seen:
+            seen += screen.read(4096)
+        assert b"\x1b[2K" in seen.partition(b"your objective")[2].partition(b"error:")[0]
+        assert process.wait() == 2
+
+
 # --- sparklines -------------------------------------------------------------------------------------------------------
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_value() -> None:
-    assert live.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert live.sparkline([7.0, 0.0], 8) == "█▁"
+    assert picture.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert picture.sparkline([7.0, 0.0], 8) == "█▁"
 
 
 def test_a_sparkline_marks_what_is_no_number() -> None:
-    assert live.sparkline([0.0, math.nan, 1.0], 8) == "▁×█"
-    assert live.sparkline([0.0, math.inf, 1.0, -math.inf], 8) == "▁██▁"
-    assert live.sparkline([math.nan, math.nan], 8) == "××"
+    assert picture.sparkline([0.0, math.nan, 1.0], 8) == "▁×█"
+    assert picture.sparkline([0.0, math.inf, 1.0, -math.inf], 8) == "▁██▁"
+    assert picture.sparkline([math.nan, math.nan], 8) == "××"
 
 
 def test_a_flat_or_empty_curve_has_a_sparkline() -> None:
-    assert live.sparkline([0.5, 0.5], 8) == "▄▄"
-    assert live.sparkline([], 8) == ""
+    assert picture.sparkline([0.5, 0.5], 8) == "▄▄"
+    assert picture.sparkline([], 8) == ""
 
 
 def test_a_long_curve_is_squeezed_into_the_width() -> None:
-    assert live.sparkline([0.0, 0.0, 1.0, 1.0], 2) == "▁█"
-    assert len(live.sparkline([float(step) for step in range(1000)], 37)) == 37
+    assert picture.sparkline([0.0, 0.0, 1.0, 1.0], 2) == "▁█"
+    assert len(picture.sparkline([float(step) for step in range(1000)], 37)) == 37
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -188,6 +314,7 @@ def test_without_a_terminal_each_finished_trial_is_one_plain_line() -> None:
 UNREAD = """
 import sys
 from rich.console import Console
+from rich.text import Text
 from hpo.view.live import LiveView
 from tests.view.test_live import ended, summary
 
@@ -199,6 +326,20 @@ with LiveView(console=Console(file=sys.stdout, force_terminal={drawn})) as view:
 print("no reader", flush=True)
 print("the search went on", file=sys.stderr)
 """
+
+
+def test_stderr_of_the_caller_is_not_silenced() -> None:
+    """A search from Python shows its progress there."""
+    code = """
+import os, sys
+from hpo.view import notebook
+with notebook.view(is_quiet=False) as view:
+    view.say("lost")
+assert view.is_quiet
+assert os.readlink("/proc/self/fd/2") == "/dev/full"
+"""
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stderr=full, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -235,7 +376,7 @@ def test_once_unheard_the_view_stays_silent() -> None:
 
 
 def test_json_keeps_the_view_silent() -> None:
-    view, file = plain_view(json=True)
+    view, file = plain_view(is_quiet=True)
     with view:
         view.update(summary(), [ended(1)])
         view.say("stopping")
@@ -244,7 +385,7 @@ def test_json_keeps_the_view_silent() -> None:
 
 def test_json_keeps_the_view_silent_in_a_terminal_too() -> None:
     file = io.StringIO()
-    with LiveView(json=True, console=Console(file=file, force_terminal=True)) as view:
+    with LiveView(is_quiet=True, console=Console(file=file, force_terminal=True)) as view:
         view.update(summary(), [ended(1)])
     assert file.getvalue() == ""
 
@@ -267,8 +408,13 @@ def test_in_a_terminal_the_picture_is_drawn_and_the_cursor_given_back() -> None:
 def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
     one = summary(
         counts={"parked": 1, "pruned": 1},
-        parked=[ParkedTrial(number=5, epoch=4)],
-        running=[running(3, [0.5], attempt=2)],
+        parked=[
+            ParkedTrial(number=5, epoch=4, has_checkpoint=True),
+            ParkedTrial(number=6, epoch=0, has_checkpoint=True),
+            ParkedTrial(number=7, epoch=0),
+            ParkedTrial(number=8, epoch=3, unit="step", has_checkpoint=True),
+        ],
+        running=[running(3, [0.5], attempt=3, failed=1)],
         failures=[FailureCount(kind="diverged", count=1, retried=0, message="")],
         stop_reason="enough",
     )
@@ -279,9 +425,30 @@ def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
         "time     12.0 s · about 18.0 s left",
         "stopped  enough",
         "failures 1 × diverged, the last: no reason given",
-        "running  trial 3, epoch 1, 0.5000, 2.0 s, box:41:1f2e, attempt 2",
-        "parked   trial 5, goes on after epoch 4",
+        "running  trial 3, epoch 1, 0.5000, 2.0 s, box:41:1f2e, failed 1 time before",
+        "parked   trial 5, continues after epoch 4",
+        "parked   trial 6, continues within its first epoch",
+        "parked   trial 7, starts again, with its parameters",
+        "parked   trial 8, continues from its checkpoint",
     ]
+
+
+def test_trials_that_a_fork_brought_along_are_not_told_as_a_part_of_the_budget() -> None:
+    """`--trials 22` after a fork that took 20 along ends with 22 of 22."""
+    one = summary(counts={"complete": 42, "running": 0}, budget=42, spent=42, running=[], imported=20)
+    states = "42 complete · 20 of these taken along by the fork"
+    assert live.status_text(one).splitlines()[1] == f"trials   22 of 22 finished: {states}"
+    assert live.status_table([one]).splitlines()[1].split()[:2] == ["digits", "22/22"]
+    assert drawn(one, 60)[1].endswith("━ 22 of 22")
+    assert live.finished_line(ended(41, count=22), one).endswith("  22/22")
+
+
+def test_a_budget_below_what_has_finished_is_told_as_such() -> None:
+    one = summary(counts={"complete": 24, "running": 0}, budget=10, spent=24, running=[])
+    assert live.status_text(one).splitlines()[1] == "trials   24 finished, more than the budget of 10: 24 complete"
+    assert live.status_table([one]).splitlines()[1].startswith("digits  24, budget 10  0.9741")
+    assert drawn(one, 60)[1].endswith("━ 24, budget 10")
+    assert live.finished_line(ended(23), one).endswith("  24, budget 10")
 
 
 def test_the_status_of_all_studies_is_a_table_in_columns() -> None:
@@ -298,7 +465,7 @@ def test_a_summary_in_json_has_null_for_what_is_no_number() -> None:
     plain = live.to_json(summary(running=[running(3, [math.nan, 0.5, math.inf])]))
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["running"][0]["curve"] == [None, 0.5, None]
-    assert plain["best"] == {"number": 2, "value": 0.97411}
+    assert plain["best"] == {"number": 2, "value": 0.97411, "interval": None, "rivals": None}
     assert plain["counts"]["complete"] == 3
 
 

@@ -25,8 +25,8 @@ from hpo.study.study import Study
 from hpo.worker import client
 from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
-from tests.support.trials import AN_OUTAGE, MakeStudy, begin, finish_claim, refused, said
-from tests.support.waiting import wait_for
+from tests.support.trials import AN_OUTAGE, MakeStudy, finish_claim, refused, said
+from tests.support.waiting import PATIENCE, wait_for
 
 
 def opened(study: Study, count: int, *, retry: float = 60.0, **ledger: Any) -> tuple[QueueClient, list[Lease]]:
@@ -38,7 +38,7 @@ def opened(study: Study, count: int, *, retry: float = 60.0, **ledger: Any) -> t
 def more(queue_client: QueueClient, count: int) -> list[Lease]:
     claims = claiming.claim_many(queue_client.ledger, count)
     assert not isinstance(claims, claiming.Idle)
-    return [Lease(queue_client.ledger, claim, client=queue_client) for claim in claims]
+    return [queue_client.hold(claim) for claim in claims]
 
 
 def epoch(leases: Sequence[Lease], step: int) -> list[Report]:
@@ -50,8 +50,8 @@ def seen(study: Study) -> list[list[int]]:
     return [sorted(trial.intermediate_values) for trial in study.optuna.get_trials(deepcopy=False)]
 
 
-def curves(leases: Sequence[Lease]) -> list[list[float]]:
-    return [lease.ledger.curve(lease.claim, "value") for lease in leases]
+def curves(queue_client: QueueClient, leases: Sequence[Lease]) -> list[list[float]]:
+    return [queue_client.curve(lease, "value") for lease in leases]
 
 
 def until(study: Study) -> list[float | None]:
@@ -68,13 +68,13 @@ def lose(study: Study, *leases: Lease) -> None:
     assert {claim.trial_id for claim in claims} == {lease.claim.trial_id for lease in leases}
 
 
-def is_lost(lease: Lease) -> bool:
+def is_lost(queue_client: QueueClient, lease: Lease) -> bool:
     try:
         lease.check()
     except LostLease:
-        assert lease.must_end()
+        assert queue_client.must_end(lease)
         return True
-    return lease.must_end()
+    return queue_client.must_end(lease)
 
 
 class Noted:
@@ -103,7 +103,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     def hanging(ledger: Ledger, reports: Sequence[Report], **settings: Any) -> ReportResult:
         calls[0] += 1
         if calls[0] == 1:
-            assert answer.wait(60)
+            assert answer.wait(PATIENCE)
         try:
             return report(ledger, reports, **settings)
         finally:
@@ -129,14 +129,14 @@ def test_an_epoch_of_many_trials_is_one_report(make_study: MakeStudy, monkeypatc
     assert reports.sizes == [16, 16, 16]
     assert seen(study) == [[1, 2, 3]] * 16
     assert queue_client.finished == 0
-    assert curves(leases) == [[]] * 16
+    assert curves(queue_client, leases) == [[]] * 16
     metrics = Noted(monkeypatch, "write_metrics")
     queue_client.send_metrics()  # as the heartbeat does at every tick
     assert metrics.sizes == []
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.0)
     queue_client.send_metrics()
     assert metrics.sizes == [48]
-    assert curves(leases) == [[1.0, 2.0, 3.0]] * 16
+    assert curves(queue_client, leases) == [[1.0, 2.0, 3.0]] * 16
     queue_client.flush()
     assert metrics.sizes == [48]
 
@@ -152,7 +152,7 @@ def test_raw_metrics_of_very_many_reports_are_written_in_parts(
     monkeypatch.setattr(client, "METRICS_AT_ONCE", 30)
     queue_client.flush()
     assert metrics.sizes == [30, 30, 20]
-    assert curves(leases) == [[float(step) for step in range(1, 11)]] * 8
+    assert curves(queue_client, leases) == [[float(step) for step in range(1, 11)]] * 8
 
 
 @pytest.mark.both
@@ -163,16 +163,16 @@ def test_those_that_were_lost_learn_of_it_and_the_others_do_not(make_study: Make
     lose(study, leases[1], leases[4])
     study.optuna.tell(5, state=TrialState.FAIL)
     queue_client.report(epoch(leases, 2))
-    assert [is_lost(lease) for lease in leases] == [False, True, False, False, True, True]
+    assert [is_lost(queue_client, lease) for lease in leases] == [False, True, False, False, True, True]
     assert seen(study) == [[1, 2], [], [1, 2], [1, 2], [], [1]]
     queue_client.flush()
-    assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0], [1.0, 2.0], [], []]
+    assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0], [1.0, 2.0], [], []]
     for lease in (leases[1], leases[4], leases[5]):
         queue_client.remove(lease)
     kept = [leases[0], leases[2], leases[3]]
     queue_client.report(epoch(kept, 3))
     queue_client.flush()
-    assert curves(kept) == [[1.0, 2.0, 3.0]] * 3
+    assert curves(queue_client, kept) == [[1.0, 2.0, 3.0]] * 3
 
 
 def test_trials_lost_before_their_raw_metrics_learn_of_it(make_study: MakeStudy) -> None:
@@ -182,8 +182,8 @@ def test_trials_lost_before_their_raw_metrics_learn_of_it(make_study: MakeStudy)
     queue_client.report(epoch(leases, 1))
     lose(study, leases[2])
     queue_client.flush()
-    assert [is_lost(lease) for lease in leases] == [False, False, True, False]
-    assert curves(leases) == [[1.0], [1.0], [], [1.0]]
+    assert [is_lost(queue_client, lease) for lease in leases] == [False, False, True, False]
+    assert curves(queue_client, leases) == [[1.0], [1.0], [], [1.0]]
 
 
 def test_a_report_of_many_renews_their_leases(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_a_trial_that_is_not_held_cannot_report(make_study: MakeStudy) -> None:
     study = make_study(trials=4)
     queue_client, leases = opened(study, 3)
     queue_client.remove(leases[1])
-    with pytest.raises(KeyError, match="trial 1, attempt 1, is not held here"):
+    with pytest.raises(RuntimeError, match="trial 1 is not held here any more; report before its objective returns"):
         queue_client.report(epoch(leases, 1))
     queue_client.flush()
     assert seen(study) == [[], [], []]
@@ -242,11 +242,11 @@ def test_a_refused_report_is_its_own_trial_s_affair(make_study: MakeStudy, monke
                 with pytest.raises(sa.exc.DataError, match="integer out of range"):
                     lease.check()
             lease.check()  # it is told once
-            assert not lease.must_end()
+            assert not queue_client.must_end(lease)
     assert not queue_client.is_cut_off
     queue_client.flush()
     assert seen(study) == [[1, 2, 3], [1, 3]] * 2
-    assert curves(leases) == [[1.0, 2.0, 3.0], [1.0, 3.0]] * 2
+    assert curves(queue_client, leases) == [[1.0, 2.0, 3.0], [1.0, 3.0]] * 2
 
 
 def test_refused_raw_metrics_cost_the_others_none(
@@ -259,7 +259,7 @@ def test_refused_raw_metrics_cost_the_others_none(
     for step in (1, 2):
         queue_client.report(epoch(leases, step))
     queue_client.flush()
-    assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
+    assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0]]
     assert caplog.text.count("raw metrics cannot be written: integer out of range") == 1
     assert "trial 1: raw metrics cannot be written" in caplog.text
 
@@ -303,7 +303,7 @@ def test_reports_of_many_in_an_outage_go_in_few_statements(
         for step in range(1, 21):
             queue_client.report(epoch(leases, step))
         assert queue_client.is_cut_off
-        assert not leases[3].record_checkpoint(Checkpoint(epoch=1, path="/c.pt", digest="d"))
+        assert not queue_client.record_checkpoint(leases[3], Checkpoint(epoch=1, path="/c.pt", digest="d"))
     assert caplog.text.count("the storage fails, training goes on") == 1
     reports = Noted(monkeypatch, "report")
     queue_client.send()
@@ -312,7 +312,7 @@ def test_reports_of_many_in_an_outage_go_in_few_statements(
     assert sent == [(step, number) for step in range(1, 21) for number in range(16)]
     assert not queue_client.is_cut_off
     queue_client.flush()
-    assert curves(leases) == [[float(step) for step in range(1, 21)]] * 16
+    assert curves(queue_client, leases) == [[float(step) for step in range(1, 21)]] * 16
 
 
 def test_a_trial_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,10 +324,10 @@ def test_a_trial_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkey
         queue_client.report(epoch(leases, 1))
     lose(study, leases[0])
     queue_client.report(epoch(leases, 2))
-    assert not any(map(is_lost, leases))
+    assert not any(is_lost(queue_client, lease) for lease in leases)
     queue_client.flush()
-    assert [is_lost(lease) for lease in leases] == [True, False, False]
-    assert curves(leases) == [[], [1.0, 2.0], [1.0, 2.0]]
+    assert [is_lost(queue_client, lease) for lease in leases] == [True, False, False]
+    assert curves(queue_client, leases) == [[], [1.0, 2.0], [1.0, 2.0]]
 
 
 def test_an_outage_that_lasts_ends_every_trial_and_one_that_ends_none(
@@ -337,14 +337,14 @@ def test_an_outage_that_lasts_ends_every_trial_and_one_that_ends_none(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         queue_client.report(epoch(leases, 1))
-    assert not any(lease.must_end() for lease in leases)
+    assert not any(queue_client.must_end(lease) for lease in leases)
     time.sleep(0.35)
     for lease in leases:
         with pytest.raises(Outage, match="the storage has failed for 0 s"):
-            lease.let_go()
+            queue_client.let_go(lease)
         assert lease.keeps_its_place
     queue_client.send()
-    assert not any(lease.must_end() for lease in leases)
+    assert not any(queue_client.must_end(lease) for lease in leases)
 
 
 def test_what_is_removed_leaves_nothing_behind(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +359,7 @@ def test_what_is_removed_leaves_nothing_behind(make_study: MakeStudy, monkeypatc
     assert queue_client.leases == [leases[0], leases[2]]
     queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]
-    assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
+    assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0]]
     renewed = Noted(monkeypatch, "renew_all")
     queue_client.renew()
     assert renewed.sizes == [2]
@@ -383,7 +383,7 @@ def test_what_is_removed_while_a_sender_hangs_leaves_nothing_behind(
     wait_for(lambda: not queue_client.is_cut_off)
     queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]  # what was under way then arrived: the claim stands
-    assert curves(leases) == [[1.0, 2.0], [], [1.0, 2.0]]
+    assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0]]
 
 
 def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
@@ -399,8 +399,8 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
         queue_client.remove(lease)
     (lease,) = more(queue_client, 1)
     assert not queue_client.is_cut_off
-    lease.let_go()
-    lease.report(said(lease, 1))
+    queue_client.let_go(lease)
+    queue_client.report([said(lease, 1)])
     assert seen(study) == [[], [], [1]]
 
 
@@ -434,16 +434,16 @@ def test_orders_reach_the_trial_that_they_are_for(make_study: MakeStudy) -> None
     queue_client, leases = opened(study, 3)
     control.stop_trial(study, 1)
     queue_client.poll_commands()
-    assert [lease.must_end() for lease in leases] == [False, True, False]
+    assert [queue_client.must_end(lease) for lease in leases] == [False, True, False]
     assert [lease.keeps_its_place for lease in leases] == [True, False, True]
     with pytest.raises(Stopped):
-        leases[1].let_go()
+        queue_client.let_go(leases[1])
     control.pause(study)
     queue_client.poll_commands()
-    assert all(lease.must_end() for lease in leases)
+    assert all(queue_client.must_end(lease) for lease in leases)
     control.resume(study)
     queue_client.poll_commands()
-    assert [lease.must_end() for lease in leases] == [False, True, False]
+    assert [queue_client.must_end(lease) for lease in leases] == [False, True, False]
 
 
 @pytest.mark.parametrize("seen_by", ["renew", "poll_commands"])
@@ -456,7 +456,7 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     asked = Noted(monkeypatch, "renew_all" if seen_by == "renew" else "commands_of")
     for _ in range(2):
         getattr(queue_client, seen_by)()
-        assert [is_lost(lease) for lease in leases] == [False, False, True]
+        assert [is_lost(queue_client, lease) for lease in leases] == [False, False, True]
     assert asked.sizes == [3, 2]
 
 
@@ -467,15 +467,15 @@ def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeSt
     queue_client.report(epoch([stale, other], 1))
     queue_client.ledger.park(stale.claim)  # as a reaper does, while the worker is frozen
     (again,) = more(queue_client, 1)
-    assert [is_lost(lease) for lease in (stale, again, other)] == [True, False, False]
+    assert [is_lost(queue_client, lease) for lease in (stale, again, other)] == [True, False, False]
     queue_client.report(epoch([stale, again, other], 2))
     queue_client.flush()
     assert seen(study) == [[2], [1, 2]]
-    assert curves([again, other]) == [[2.0], [1.0, 2.0]]
+    assert curves(queue_client, [again, other]) == [[2.0], [1.0, 2.0]]
     queue_client.remove(stale)
     assert queue_client.leases == [other, again]
     queue_client.renew()
-    assert not is_lost(again)
+    assert not is_lost(queue_client, again)
 
 
 # --- the heartbeat ----------------------------------------------------------------------------------------------------
@@ -485,8 +485,7 @@ def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeSt
 def test_leases_that_come_and_go_are_each_kept_while_they_are_here(make_study: MakeStudy) -> None:
     study = make_study(trials=6)
     queue_client, leases = opened(study, 3, lease_seconds=0.6)
-    with Heartbeat(queue_client.ledger) as keeping:
-        keeping.hold(queue_client)
+    with Heartbeat(queue_client):
         first = until(study)
         leases += more(queue_client, 3)
         gone = leases[1]
@@ -510,8 +509,7 @@ def test_a_trial_whose_time_is_up_is_told_apart_from_those_beside_it(make_study:
         called.append(lease.claim.number)
         raise RuntimeError("it may raise")
 
-    with Heartbeat(queue_client.ledger, overdue=overdue) as keeping:
-        keeping.hold(queue_client)
+    with Heartbeat(queue_client, overdue=overdue):
         wait_for(lambda: len(called) >= 3)
     assert set(called) == {1}
 
@@ -531,15 +529,14 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     at: dict[Lease, int] = {}
     ended: list[Lease] = []
     stolen: list[Claim] = []
-    with Heartbeat(queue_client.ledger) as keeping:
-        keeping.hold(queue_client)
+    with Heartbeat(queue_client):
         while True:
             claims = claiming.claim_many(queue_client.ledger, 8 - len(at), stack_key="any") if len(at) < 8 else []
             if isinstance(claims, claiming.Idle):
                 if not at:
                     break
                 claims = []
-            at |= {Lease(queue_client.ledger, claim, client=queue_client): 0 for claim in claims}
+            at |= {queue_client.hold(claim): 0 for claim in claims}
             at = {lease: step + 1 for lease, step in at.items()}
             queue_client.report([said(lease, step) for lease, step in at.items()])
             time.sleep(0.005)
@@ -550,15 +547,15 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
                 assert not isinstance(taken, claiming.Idle)
                 stolen += taken
             for lease, step in list(at.items()):
-                if not is_lost(lease) and step < 5 + lease.claim.number % 7:
+                if not is_lost(queue_client, lease) and step < 5 + lease.claim.number % 7:
                     continue
                 del at[lease]
                 try:
-                    lease.flush()
-                    finish_claim(lease.ledger, lease.claim, TrialState.COMPLETE, 1.0, outcome="complete")
+                    queue_client.flush(lease)
+                    finish_claim(queue_client.ledger, lease.claim, TrialState.COMPLETE, 1.0, outcome="complete")
                     ended.append(lease)
                 except LostLease:
-                    lease.ledger.drop(lease.claim, "lost")
+                    queue_client.ledger.drop(lease.claim, "lost")
                 queue_client.remove(lease)
     assert queue_client.leases == []
     assert len(stolen) == 10
@@ -567,7 +564,7 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     for lease in ended:
         wanted = list(range(1, 6 + lease.claim.number % 7))
         assert sorted(trials[lease.claim.number].intermediate_values) == wanted
-        assert lease.ledger.curve(lease.claim, "value") == [float(step) for step in wanted]
+        assert queue_client.ledger.curve(lease.claim, "value") == [float(step) for step in wanted]
     for claim in stolen:
         assert trials[claim.number].intermediate_values == {}
         assert thief.curve(claim, "value") == []
@@ -587,11 +584,3 @@ def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable
         return answer
 
     return method
-
-
-def test_a_lease_without_a_client_has_one_of_its_own(make_study: MakeStudy) -> None:
-    study = make_study(trials=2)
-    (_, _, one), (_, _, other) = begin(study), begin(study)
-    assert one.lease.client is not other.lease.client
-    assert one.lease.client.leases == [one.lease]
-    assert one.lease.retry is one.lease.client.retry

@@ -9,18 +9,17 @@ import pytest
 import sqlalchemy as sa
 
 from hpo.errors import Parked, Stopped
-from hpo.queue import claiming, reaper, workers
+from hpo.queue import reaper, workers
 from hpo.queue.ledger import Ledger
-from hpo.queue.models import Claim
-from hpo.queue.report import Report
+from hpo.queue.models import Claim, Commands
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import heartbeat
-from hpo.worker.client import Lease
+from hpo.worker.client import QueueClient
 from hpo.worker.heartbeat import Heartbeat
-from tests.support.trials import MakeStudy, taken
+from tests.support.trials import MakeStudy, claim_one, held, said, taken
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("fast_ticks")
@@ -50,13 +49,13 @@ def worked_for_hours(ledger: Ledger) -> None:
 def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_study: MakeStudy) -> None:
     study = make_study()
     ledger = study.ledger("w", lease_seconds=0.3)
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     first = until(study)
-    with Heartbeat(ledger, leave=never) as keeping:
-        keeping.hold(Lease(ledger, claim))
+    client, lease = held(ledger, claim)
+    with Heartbeat(client, leave=never):
         wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
-        keeping.hold(None)
+        client.remove(lease)
     wait_for(lambda: reaped(study) == 1)
 
 
@@ -65,7 +64,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 ) -> None:
     study = make_study()
     ledger = study.ledger("w", lease_seconds=2.0)
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     renew, failures = Ledger.renew_all, iter(range(100))
 
@@ -76,17 +75,41 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
 
     monkeypatch.setattr(Ledger, "renew_all", failing_at_first)
     first = until(study)
-    with Heartbeat(ledger, leave=never) as keeping:
-        keeping.hold(Lease(ledger, claim))
+    with Heartbeat(held(ledger, claim)[0], leave=never):
         wait_for(lambda: (until(study) or 0) > (first or 0))
     assert "renew failed, trying again: " in caplog.text
     assert caplog.text.count("renew failed") == 1  # told once, not at every tick
 
 
+def test_a_renewal_that_failed_is_tried_again_at_the_next_tick_only(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    ledger = study.ledger("w", lease_seconds=0.6)
+    claim = claim_one(ledger)
+    assert isinstance(claim, Claim)
+    duties: list[str] = []
+
+    def failing(self: Ledger, claims: Collection[Claim]) -> set[Claim]:
+        duties.append("renew")
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    def commands_of(self: Ledger, claims: Collection[Claim]) -> dict[Claim, Commands]:
+        duties.append("commands")
+        return {}
+
+    monkeypatch.setattr(Ledger, "renew_all", failing)
+    monkeypatch.setattr(Ledger, "commands_of", commands_of)
+    with Heartbeat(held(ledger, claim)[0], leave=never):
+        wait_for(lambda: duties.count("renew") >= 3)
+    began = duties.index("renew")
+    assert duties[began : began + 4] == ["renew", "commands"] * 2
+
+
 def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     noticed: list[bool] = []
     parent = os.getppid()
-    with Heartbeat(make_study().ledger("w"), parent=parent, leave=lambda: noticed.append(True)):
+    with Heartbeat(QueueClient(make_study().ledger("w")), parent=parent, leave=lambda: noticed.append(True)):
         assert noticed == []
         monkeypatch.setattr(os, "getppid", lambda: 1)
         wait_for(lambda: bool(noticed))
@@ -95,7 +118,7 @@ def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytes
 
 def test_a_parent_that_died_before_the_heartbeat_began_is_noticed_at_once(make_study: MakeStudy) -> None:
     noticed: list[bool] = []
-    with Heartbeat(make_study().ledger("w"), parent=-1, leave=lambda: noticed.append(True)):
+    with Heartbeat(QueueClient(make_study().ledger("w")), parent=-1, leave=lambda: noticed.append(True)):
         assert noticed == [True]
 
 
@@ -105,7 +128,7 @@ def test_a_heartbeat_parks_what_another_worker_lost(
     """A trial that another worker has lost is parked without anybody asking for a trial."""
     study = make_study(trials=1)
     dead = taken(study.ledger("dead", lease_seconds=0.1))
-    with Heartbeat(study.ledger("living", lease_seconds=0.3)):
+    with Heartbeat(QueueClient(study.ledger("living", lease_seconds=0.3))):
         wait_for(lambda: until(study) is None)
     again = taken(study.ledger("next"))
     assert (again.trial_id, again.attempt) == (dead.trial_id, 2)
@@ -119,7 +142,7 @@ def test_a_heartbeat_takes_what_is_expired_before_its_first_tick(
     study = make_study(trials=1)
     taken(study.ledger("dead", lease_seconds=-1.0))
     worked_for_hours(study.ledger("another"))
-    with Heartbeat(study.ledger("living")):
+    with Heartbeat(QueueClient(study.ledger("living"))):
         assert until(study) is None
 
 
@@ -129,46 +152,44 @@ def test_a_heartbeat_takes_nothing_after_an_outage_yet(make_study: MakeStudy, mo
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
     workers.register(study.ledger("as new"))  # says nothing of the time before
-    with Heartbeat(study.ledger("living")):
+    with Heartbeat(QueueClient(study.ledger("living"))):
         assert until(study) is not None
 
 
 def test_orders_of_people_reach_the_trial_at_hand(make_study: MakeStudy) -> None:
     study = make_study(trials=2)
     ledger = study.ledger("w")
-    lease = Lease(ledger, taken(ledger))
-    with Heartbeat(ledger) as keeping:
-        keeping.hold(lease)
+    client, lease = held(ledger, taken(ledger))
+    with Heartbeat(client):
         control.pause(study)
-        wait_for(lease.must_end)
+        wait_for(lambda: client.must_end(lease))
         with pytest.raises(Parked):
-            lease.let_go()
+            client.let_go(lease)
         control.resume(study)
-        wait_for(lambda: not lease.must_end())
+        wait_for(lambda: not client.must_end(lease))
         assert not control.stop_trial(study, 0)
-        wait_for(lease.must_end)
+        wait_for(lambda: client.must_end(lease))
         with pytest.raises(Stopped):
-            lease.let_go()
+            client.let_go(lease)
 
 
 def test_reports_of_an_outage_are_sent_in_order(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was reported while the storage was away is sent in order once it is back."""
     study = make_study()
     ledger = study.ledger("w")
-    lease = Lease(ledger, taken(ledger))
+    client, lease = held(ledger, taken(ledger))
 
     def refused(*arguments: object, **settings: object) -> list[Claim]:
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
-    with Heartbeat(ledger) as keeping:
-        keeping.hold(lease)
+    with Heartbeat(client):
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused)
             patched.setattr(Ledger, "renew_all", refused)
             for step in (1, 2, 3):
-                lease.report(Report(claim=lease.claim, step=step, value=float(step), metrics={"value": float(step)}))
-            assert lease.is_cut_off
-        wait_for(lambda: not lease.is_cut_off)
+                client.report([said(lease, step)])
+            assert client.is_cut_off
+        wait_for(lambda: not client.is_cut_off)
     assert study.optuna.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
-    lease.flush()  # the raw metrics wait for more of them
+    client.flush()  # the raw metrics wait for more of them
     assert ledger.curve(lease.claim, "value") == [1.0, 2.0, 3.0]

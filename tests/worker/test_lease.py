@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, NoAnswer, Outage, Parked, Signal, Stopped, TimeUp
-from hpo.queue import claiming
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report, ReportResult
@@ -22,21 +22,35 @@ from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import client
-from hpo.worker.client import Lease
-from tests.support.trials import AN_OUTAGE, MakeStudy, refused, said
-from tests.support.waiting import wait_for
+from hpo.worker.client import QueueClient
+from hpo.worker.signals import StopSignal
+from tests.support.trials import AN_OUTAGE, MakeStudy, claim_one, refused, said
+from tests.support.waiting import PATIENCE, wait_for
 
 
-def held(study: Study, worker: str = "w", **settings: Any) -> Lease:
-    ledger = study.ledger(worker)
-    claim = claiming.claim(ledger)
+class Holding:
+    """A trial that a client of its own holds."""
+
+    def __init__(self, client: QueueClient, claim: Claim) -> None:
+        self.client = client
+        self.lease = client.hold(claim)
+
+    def tell(self, step: int) -> None:
+        """Report as a trial does."""
+        self.client.report([said(self.lease, step)])
+        self.lease.check()
+
+
+def held(study: Study, worker: str = "w", **settings: Any) -> Holding:
+    client = QueueClient(study.ledger(worker), **settings)
+    claim = claim_one(client.ledger)
     assert isinstance(claim, Claim)
-    return Lease(ledger, claim, **settings)
+    return Holding(client, claim)
 
 
-def stored(lease: Lease, study: Study) -> list[float]:
+def stored(holding: Holding, study: Study) -> list[float]:
     """Return what both tables hold of the trial's reports, in order of steps."""
-    curve = lease.ledger.curve(lease.claim, "value")
+    curve = holding.client.ledger.curve(holding.lease.claim, "value")
     assert study.optuna.get_trials(deepcopy=False)[0].intermediate_values == {int(step): step for step in curve}
     return curve
 
@@ -52,12 +66,13 @@ def recorded(study: Study) -> tuple[int | None, str | None]:
         return row.checkpoint_epoch, row.checkpoint_path
 
 
-def lose(lease: Lease) -> None:
+def lose(holding: Holding) -> None:
     """Let another worker have the trial."""
-    lease.ledger.park(lease.claim)
-    taken = claiming.claim(Ledger(**{**vars(lease.ledger), "worker": "thief"}))
+    ledger, claim = holding.client.ledger, holding.lease.claim
+    ledger.park(claim)
+    taken = claim_one(replace(ledger, worker="thief"))
     assert isinstance(taken, Claim)
-    assert taken.trial_id == lease.claim.trial_id
+    assert taken.trial_id == claim.trial_id
 
 
 def at(epoch: int) -> Checkpoint:
@@ -76,7 +91,7 @@ class Hanging:
         def method(ledger: Ledger, *arguments: object, **settings: object) -> object:
             self.entered += 1
             if self.entered <= calls:
-                assert self.answer.wait(60)
+                assert self.answer.wait(PATIENCE)
             try:
                 return real(ledger, *arguments, **settings)
             finally:
@@ -107,9 +122,9 @@ def test_reports_reach_the_database_as_they_are_made(make_study: MakeStudy) -> N
     study = make_study()
     holding = held(study)
     for step in (1, 2, 3):
-        holding.report(said(holding, step))
+        holding.tell(step)
         assert seen(study) == {n: float(n) for n in range(1, step + 1)}
-    assert not holding.is_cut_off
+    assert not holding.client.is_cut_off
 
 
 def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
@@ -118,19 +133,19 @@ def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
     study = make_study()
     holding = held(study)
     for step in (1, 2, 3):
-        holding.report(said(holding, step))
+        holding.tell(step)
     holding.client.send_metrics()  # as the heartbeat does at every tick
-    assert holding.ledger.curve(holding.claim, "value") == []
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == []
     with monkeypatch.context() as patched:
         patched.setattr(client, "METRICS_SECONDS", 0.0)
         holding.client.send_metrics()
-        assert holding.ledger.curve(holding.claim, "value") == [1.0, 2.0, 3.0]
-    holding.report(said(holding, 4))
-    holding.report(said(holding, 5))
-    assert holding.record_checkpoint(at(5))
+        assert holding.client.ledger.curve(holding.lease.claim, "value") == [1.0, 2.0, 3.0]
+    holding.tell(4)
+    holding.tell(5)
+    assert holding.client.record_checkpoint(holding.lease, at(5))
     assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0, 5.0]
-    holding.report(said(holding, 6))
-    holding.flush()
+    holding.tell(6)
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
@@ -138,11 +153,11 @@ def test_raw_metrics_of_a_trial_that_was_lost_are_not_written(make_study: MakeSt
     study = make_study()
     holding = held(study)
     for step in (1, 2):
-        holding.report(said(holding, step))
+        holding.tell(step)
     lose(holding)
     with pytest.raises(LostLease):
-        holding.flush()
-    assert holding.ledger.curve(holding.claim, "value") == []  # the other attempt began at epoch 0
+        holding.client.flush(holding.lease)
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == []  # the other attempt began at epoch 0
 
 
 def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
@@ -161,7 +176,7 @@ def test_a_report_renews_the_lease_once_a_third_of_it_has_gone(
     now = clock.awake_or_asleep()
     for step, later in enumerate((0.0, 19.0, 20.5, 21.0, 41.0), start=1):  # of a lease of 60 s
         monkeypatch.setattr(clock, "awake_or_asleep", lambda later=later: now + later)
-        holding.report(said(holding, step))
+        holding.tell(step)
     assert renewals == [False, False, True, False, True]
 
 
@@ -179,13 +194,13 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
     for step in range(1, 10):
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
-            if holding.is_cut_off and step % 3 == 1:
+            if holding.client.is_cut_off and step % 3 == 1:
                 holding.client.send()  # as the heartbeat does
-            holding.report(said(holding, step))
-            assert holding.is_cut_off == (step % 3 != 1)
+            holding.tell(step)
+            assert holding.client.is_cut_off == (step % 3 != 1)
     monkeypatch.setattr(Ledger, "report", noting)
-    holding.flush()
-    assert not holding.is_cut_off
+    holding.client.flush(holding.lease)
+    assert not holding.client.is_cut_off
     assert written == list(range(1, 10))
     assert stored(holding, study) == [float(n) for n in range(1, 10)]
 
@@ -202,7 +217,7 @@ def test_a_failing_storage_is_asked_once_and_not_for_every_report(
 
     monkeypatch.setattr(Ledger, "report", failing)
     for step in (1, 2, 3):
-        holding.report(said(holding, step))
+        holding.tell(step)
     assert asked == [1]
     assert caplog.text.count("the storage fails, training goes on: the server closed the connection") == 1
     with pytest.raises(sa.exc.OperationalError):  # to the heartbeat they are raised
@@ -225,10 +240,10 @@ def test_a_report_whose_answer_was_lost_is_in_the_database_once(
         return lost
 
     monkeypatch.setattr(Ledger, "report", unheard)
-    holding.report(said(holding, 1))
-    assert holding.is_cut_off
-    holding.report(said(holding, 2))
-    holding.flush()
+    holding.tell(1)
+    assert holding.client.is_cut_off
+    holding.tell(2)
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0, 2.0]
 
 
@@ -238,19 +253,19 @@ def test_a_storage_that_hangs_gets_everything_once(make_study: MakeStudy, hang: 
     holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
     started = time.monotonic()
-    holding.report(said(holding, 1))
-    assert holding.is_cut_off
-    holding.report(said(holding, 2))
-    holding.report(said(holding, 3))
+    holding.tell(1)
+    assert holding.client.is_cut_off
+    holding.tell(2)
+    holding.tell(3)
     assert time.monotonic() - started < 10
     assert hanging.entered == 1
     hanging.answer.set()
-    wait_for(lambda: not holding.is_cut_off)
+    wait_for(lambda: not holding.client.is_cut_off)
     assert seen(study) == {1: 1.0, 2: 2.0, 3: 3.0}
-    holding.report(said(holding, 4))
+    holding.tell(4)
     assert hanging.left == 3
     assert seen(study) == {n: float(n) for n in (1, 2, 3, 4)}
-    holding.flush()
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0, 2.0, 3.0, 4.0]
     assert hanging.entered == 3
 
@@ -260,12 +275,12 @@ def test_two_senders_write_once(make_study: MakeStudy, hang: Callable[[str], Han
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
-    holding.report(said(holding, 1))
+    holding.tell(1)
     with pytest.raises(NoAnswer):
         holding.client.send()
     assert hanging.entered == 1
     hanging.answer.set()
-    wait_for(lambda: not holding.is_cut_off)
+    wait_for(lambda: not holding.client.is_cut_off)
     holding.client.send()
     assert hanging.entered == 1  # nothing was left to send
     assert seen(study) == {1: 1.0}
@@ -275,10 +290,10 @@ def test_flushing_waits_for_a_sender_that_hangs(make_study: MakeStudy, hang: Cal
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("report")
-    holding.report(said(holding, 1))
-    holding.report(said(holding, 2))
+    holding.tell(1)
+    holding.tell(2)
     threading.Timer(0.3, hanging.answer.set).start()
-    holding.flush()
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0, 2.0]
 
 
@@ -289,10 +304,10 @@ def test_flushing_a_storage_that_stays_away_is_an_outage(
     holding = held(study, retry=Retry(0.2))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        holding.report(said(holding, 1))
+        holding.tell(1)
         with pytest.raises(Outage, match="the server closed the connection"):
-            holding.flush()
-    holding.flush()
+            holding.client.flush(holding.lease)
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0]
 
 
@@ -314,13 +329,13 @@ def test_a_report_refused_for_good_is_raised(make_study: MakeStudy, monkeypatch:
     study = make_study()
     holding = held(study)
     refusing(monkeypatch, 2)
-    holding.report(said(holding, 1))
+    holding.tell(1)
     with pytest.raises(sa.exc.DataError):
-        holding.report(said(holding, 2))
-    assert not holding.is_cut_off
-    holding.report(said(holding, 3))
-    holding.flush()
-    assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
+        holding.tell(2)
+    assert not holding.client.is_cut_off
+    holding.tell(3)
+    holding.client.flush(holding.lease)
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == [1.0, 3.0]
 
 
 def test_what_was_kept_beside_a_refused_report_is_written(
@@ -332,13 +347,13 @@ def test_what_was_kept_beside_a_refused_report_is_written(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         for step in (1, 2, 3):
-            holding.report(said(holding, step))
+            holding.tell(step)
     refusing(monkeypatch, 2)
     holding.client.send()
     with pytest.raises(sa.exc.DataError):  # whoever sent it, the trial learns of it, once
-        holding.check()
-    holding.flush()
-    assert holding.ledger.curve(holding.claim, "value") == [1.0, 3.0]
+        holding.lease.check()
+    holding.client.flush(holding.lease)
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == [1.0, 3.0]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -350,12 +365,12 @@ def test_a_checkpoint_is_recorded_after_its_reports(make_study: MakeStudy, monke
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        holding.report(said(holding, 1))
-        assert not holding.record_checkpoint(at(1))
+        holding.tell(1)
+        assert not holding.client.record_checkpoint(holding.lease, at(1))
     assert recorded(study) == (None, None)
-    assert not holding.record_checkpoint(at(1))  # the heartbeat did not get through yet
+    assert not holding.client.record_checkpoint(holding.lease, at(1))  # the heartbeat did not get through yet
     holding.client.send()
-    assert holding.record_checkpoint(at(1))
+    assert holding.client.record_checkpoint(holding.lease, at(1))
     assert recorded(study) == (1, "/epoch-1.pt")
     assert stored(holding, study) == [1.0]
 
@@ -367,11 +382,11 @@ def test_a_storage_that_fails_at_a_checkpoint_is_a_storage_that_fails(
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "record_checkpoint", refused)
-        assert not holding.record_checkpoint(at(1))
-    assert holding.is_cut_off
+        assert not holding.client.record_checkpoint(holding.lease, at(1))
+    assert holding.client.is_cut_off
     holding.client.send()  # nothing to send: it renews the lease, and so finds the storage back
-    assert not holding.is_cut_off
-    assert holding.record_checkpoint(at(1))
+    assert not holding.client.is_cut_off
+    assert holding.client.record_checkpoint(holding.lease, at(1))
 
 
 def test_a_checkpoint_of_a_lost_trial_is_not_recorded(make_study: MakeStudy) -> None:
@@ -379,7 +394,7 @@ def test_a_checkpoint_of_a_lost_trial_is_not_recorded(make_study: MakeStudy) -> 
     holding = held(study)
     lose(holding)
     with pytest.raises(LostLease):
-        holding.record_checkpoint(at(1))
+        holding.client.record_checkpoint(holding.lease, at(1))
     assert recorded(study) == (None, None)
 
 
@@ -390,10 +405,10 @@ def test_a_checkpoint_that_hung_replaces_no_later_one(
     study = make_study()
     holding = held(study, retry=Retry(60.0))
     hanging = hang("record_checkpoint")
-    assert not holding.record_checkpoint(at(5))
+    assert not holding.client.record_checkpoint(holding.lease, at(5))
     monkeypatch.setattr(client, "ANSWER_SECONDS", 10.0)
     holding.client.send()  # over another connection the storage answers
-    assert holding.record_checkpoint(at(8))
+    assert holding.client.record_checkpoint(holding.lease, at(8))
     hanging.answer.set()
     wait_for(lambda: hanging.left == 2)
     assert recorded(study) == (8, "/epoch-8.pt")  # the file of epoch 5 was removed when that of epoch 8 was recorded
@@ -402,14 +417,14 @@ def test_a_checkpoint_that_hung_replaces_no_later_one(
 # --- why a trial must let go ------------------------------------------------------------------------------------------
 
 
-def raised_by(holding: Lease) -> type[Signal] | None:
+def raised_by(holding: Holding) -> type[Signal] | None:
     """Return the kind of Signal that tells the trial to let go."""
     try:
-        holding.let_go()
+        holding.client.let_go(holding.lease)
     except Signal as signal:
-        assert holding.must_end()
+        assert holding.client.must_end(holding.lease)
         return type(signal)
-    assert not holding.must_end()
+    assert not holding.client.must_end(holding.lease)
     return None
 
 
@@ -417,9 +432,9 @@ def test_a_trial_that_nobody_wants_anything_of_goes_on(make_study: MakeStudy) ->
     holding = held(make_study())
     holding.client.poll_commands()
     holding.client.renew()
-    holding.check()
+    holding.lease.check()
     assert raised_by(holding) is None
-    assert holding.keeps_its_place
+    assert holding.lease.keeps_its_place
 
 
 def test_of_several_reasons_to_let_go_the_gravest_counts(
@@ -429,35 +444,35 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     holding = held(study, retry=Retry(0.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        holding.report(said(holding, 1))
+        holding.tell(1)
     assert raised_by(holding) is Outage
-    holding.seconds_left = -1.0
+    holding.lease.seconds_left = -1.0
     assert raised_by(holding) is TimeUp
     control.pause(study)
     holding.client.poll_commands()
     assert raised_by(holding) is Parked
-    assert holding.keeps_its_place
+    assert holding.lease.keeps_its_place
     assert not control.stop_trial(study, 0)
     holding.client.poll_commands()
     assert raised_by(holding) is Stopped
-    assert not holding.keeps_its_place
-    holding.check()
+    assert not holding.lease.keeps_its_place
+    holding.lease.check()
     study.optuna.tell(0, state=TrialState.FAIL)
     holding.client.renew()
     assert raised_by(holding) is LostLease
-    assert not holding.keeps_its_place
+    assert not holding.lease.keeps_its_place
 
 
 def test_a_worker_asked_to_stop_parks_first(make_study: MakeStudy) -> None:
     """A worker that was asked to stop parks its trial before anything but its end."""
     study = make_study()
-    asked: list[bool] = []
-    holding = held(study, stopping=lambda: bool(asked))
-    holding.seconds_left = -1.0
+    stopping = StopSignal()
+    holding = held(study, stopping=stopping)
+    holding.lease.seconds_left = -1.0
     assert raised_by(holding) is TimeUp
-    asked.append(True)
+    stopping.request()
     assert raised_by(holding) is Parked
-    assert holding.keeps_its_place
+    assert holding.lease.keeps_its_place
     assert not control.stop_trial(study, 0)
     holding.client.poll_commands()
     assert raised_by(holding) is Stopped
@@ -468,11 +483,11 @@ def test_when_an_outage_ends_a_trial(make_study: MakeStudy, monkeypatch: pytest.
     holding = held(make_study(), retry=Retry(0.3))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        holding.report(said(holding, 1))
+        holding.tell(1)
     assert raised_by(holding) is None
     time.sleep(0.35)
     assert raised_by(holding) is Outage
-    assert holding.keeps_its_place
+    assert holding.lease.keeps_its_place
     holding.client.send()  # it came back just in time
     assert raised_by(holding) is None
 
@@ -482,32 +497,37 @@ def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_s
     study = make_study(trials=1)
     holding = held(study)
     lose(holding)
-    holding.check()  # nobody has told it yet
+    holding.lease.check()  # nobody has told it yet
     if seen_by == "report":
         with pytest.raises(LostLease):
-            holding.report(said(holding, 1))
+            holding.tell(1)
     else:
         getattr(holding.client, seen_by)()
-    for look in (holding.check, holding.let_go, holding.flush, lambda: holding.report(said(holding, 2))):
-        with pytest.raises(LostLease, match="trial 0: another worker has taken it up"):
+    for look in (
+        holding.lease.check,
+        lambda: holding.client.let_go(holding.lease),
+        lambda: holding.client.flush(holding.lease),
+        lambda: holding.tell(2),
+    ):
+        with pytest.raises(LostLease, match="trial 0: another process has claimed or ended it"):
             look()
-    assert holding.must_end()
-    assert not holding.keeps_its_place
-    assert holding.ledger.curve(holding.claim, "value") == []
+    assert holding.client.must_end(holding.lease)
+    assert not holding.lease.keeps_its_place
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == []
 
 
 def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     holding = held(study)
     other = study.ledger("other")
-    holding.ledger.park(holding.claim)
+    holding.client.ledger.park(holding.lease.claim)
     holding.client.renew()
-    taken = claiming.claim(other)
+    taken = claim_one(other)
     assert isinstance(taken, Claim)
     other.park(taken)
     holding.client.poll_commands()
     with pytest.raises(LostLease):
-        holding.check()
+        holding.lease.check()
 
 
 @pytest.mark.both
@@ -517,13 +537,13 @@ def test_a_lease_lost_during_an_outage_is_found_so(make_study: MakeStudy, monkey
     holding = held(study, retry=Retry(60.0))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
-        holding.report(said(holding, 1))
+        holding.tell(1)
     lose(holding)
-    holding.report(said(holding, 2))
+    holding.tell(2)
     holding.client.send()
     with pytest.raises(LostLease):
-        holding.check()
-    assert holding.ledger.curve(holding.claim, "value") == []
+        holding.lease.check()
+    assert holding.client.ledger.curve(holding.lease.claim, "value") == []
 
 
 def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: MakeStudy) -> None:
@@ -531,6 +551,6 @@ def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: Ma
     holding = held(study)
     assert not control.stop_trial(study, 0)
     holding.client.poll_commands()
-    holding.report(said(holding, 1))
-    holding.flush()
+    holding.tell(1)
+    holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0]

@@ -14,21 +14,22 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StorageError
-from hpo.queue import claiming, reaper
+from hpo.queue import reaper
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
-from hpo.search import samplers
 from hpo.storage import sql
 from hpo.storage.tables import hpo_trials
+from hpo.strategy import samplers
 from hpo.study.study import Study
 from hpo.study.study import join as join_study
+from hpo.study.trial_history import history
+from hpo.view.live import history_text
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
-from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import MakeStudy, end_trial, finish_claim
+from tests.support.trials import MakeStudy, claim_one, end_trial, finish_claim, held
 
 
 def work(study: Study, objective: worker_loop.Objective, stopping: StopSignal | None = None) -> int:
@@ -91,7 +92,7 @@ def test_a_system_exit_fails_the_trial(make_study: MakeStudy) -> None:
     assert [trial.state.name for trial in trials(study)] == ["FAIL", "COMPLETE"]
 
 
-@pytest.mark.parametrize("returned", [None, "a word", (1.0, 2.0), [1.0]])
+@pytest.mark.parametrize("returned", [None, "a word", (1.0, 2.0), []])
 def test_what_is_no_number_never_becomes_a_value(make_study: MakeStudy, returned: Any) -> None:
     study = make_study(trials=1)
     work(study, lambda trial: returned)
@@ -149,6 +150,7 @@ def test_pruning_with_no_report_or_with_nan_leaves_no_value(make_study: MakeStud
 
     work(study, objective)
     assert [(trial.state.name, trial.value) for trial in trials(study)] == [("PRUNED", None)] * 2
+    assert outcomes(study) == [("pruned", "the objective raised TrialPruned without the pruner's word")] * 2
 
 
 @pytest.mark.both
@@ -165,6 +167,10 @@ def test_the_pruner_of_the_study_decides_on_the_reported_curve(make_study: MakeS
     work(join_study(study.storage, study.name), objective)
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE"] * 3 + ["PRUNED"] * 3
     assert [len(trial.intermediate_values) for trial in trials(study)] == [3, 3, 3, 1, 1, 1]
+    assert [reason for _, reason in outcomes(study)] == [None] * 3 + [
+        f"by the pruner median at step 1, with {value}.0000" for value in (31, 41, 51)
+    ]
+    assert "reason   by the pruner median at step 1, with 31.0000" in history_text(history(study, 3)).splitlines()
 
 
 def test_steps_are_stored_as_they_are_reported(make_study: MakeStudy) -> None:
@@ -261,7 +267,7 @@ def test_a_trial_taken_meanwhile_is_dropped(make_study: MakeStudy) -> None:
             with sql.writing(study.storage.engine) as connection:
                 connection.execute(hpo_trials.update().values(lease_until=0.0))
                 reaper.reap(connection, thief)
-            stolen.append(claiming.claim(thief))
+            stolen.append(claim_one(thief))
             trial.report(1.0, 1)
             pytest.fail("a report under a lost lease must end the trial")
         if len(stolen) == 1:  # now our worker has the second trial: the thief ends the first one
@@ -283,7 +289,7 @@ def test_an_objective_may_stop_the_study(make_study: MakeStudy) -> None:
 
     assert work(study, objective) == 0
     assert len(trials(study)) == 3
-    assert claiming.claim(study.ledger("other")) is Idle.DONE
+    assert claim_one(study.ledger("other")) is Idle.DONE
     assert "study.stop()" in (join_study(study.storage, study.name).stop_reason or "")
 
 
@@ -312,25 +318,25 @@ def test_a_queued_trial_beside_a_grid(make_study: MakeStudy) -> None:
 
     assert work(study, objective) == 0
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2, 3, 9]
-    assert claiming.claim(study.ledger("other")) is Idle.DONE
+    assert claim_one(study.ledger("other")) is Idle.DONE
 
 
 def test_a_grid_point_of_another_worker_is_waited_for(make_study: MakeStudy) -> None:
     """A grid point that another worker runs is waited for and not run twice."""
     study = make_study(trials=50, sampler={"name": "grid", "search_space": {"x": [1, 2]}})
     slow, quick = study.ledger("slow"), study.ledger("quick")
-    claims = [claiming.claim(slow), claiming.claim(quick)]
-    assert claiming.claim(quick) is Idle.WAIT  # both points are dealt out, if not drawn yet
+    claims = [claim_one(slow), claim_one(quick)]
+    assert claim_one(quick) is Idle.WAIT  # both points are dealt out, if not drawn yet
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
         study.optuna.sampler = samplers.build(study.spec, claim.number)
         study.optuna.get_trials(deepcopy=False)
-        open_trial(study, Lease(ledger, claim)).suggest_int("x", 1, 2)
-    assert claiming.claim(quick) is Idle.WAIT
+        open_trial(study, *held(ledger, claim)).suggest_int("x", 1, 2)
+    assert claim_one(quick) is Idle.WAIT
     for claim, ledger in zip(claims, (slow, quick), strict=True):
         assert isinstance(claim, Claim)
         finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
-    assert claiming.claim(quick) is Idle.DONE  # though nobody told the study to stop
+    assert claim_one(quick) is Idle.DONE  # though nobody told the study to stop
     assert join_study(study.storage, study.name).stop_reason == "every point of the grid was tried"
     assert sorted(trial.params["x"] for trial in trials(study)) == [1, 2]
 
@@ -359,13 +365,13 @@ def test_qmc_gives_no_point_twice_to_workers_that_ask_at_once(make_study: MakeSt
     ledger = study.ledger("w")
     drawn = []
     for start in range(0, 12, 4):
-        claims = [claiming.claim(ledger) for _ in range(4)]
+        claims = [claim_one(ledger) for _ in range(4)]
         opened = []
         for claim in claims:
             assert isinstance(claim, Claim)
             study.optuna.sampler = samplers.build(study.spec, claim.number)
             study.optuna.get_trials(deepcopy=False)
-            opened.append(open_trial(study, Lease(ledger, claim)))
+            opened.append(open_trial(study, *held(ledger, claim)))
             drawn.append((opened[-1].suggest_float("x", 0, 1), opened[-1].suggest_float("y", 0, 1)))
         for trial in opened:
             end_trial(trial, TrialState.COMPLETE, float(start))
@@ -451,3 +457,16 @@ def test_a_worker_s_suggestions_are_optuna_s(make_study: MakeStudy, sampler: dic
         trial = plain.ask()
         drawn(trial)
         assert trial.params == made[number].params, number
+
+
+def test_a_crash_of_the_worker_counts_for_the_trial_at_hand(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ledger: Ledger, ends: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    study = make_study(trials=1)
+    monkeypatch.setattr(Ledger, "finish_all", broken)
+    with pytest.raises(RuntimeError, match="new thread"):
+        work(study, lambda trial: 0.5)
+    assert reaper.fail_leases_of(study.ledger("w"), "w", "its worker died") == 1  # it still holds the lease

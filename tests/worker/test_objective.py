@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, MismatchError, SpecError, StorageError
-from hpo.queue import claiming, reaper
+from hpo.queue import reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.spec import space
@@ -28,11 +28,10 @@ from hpo.train.build import assemble
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
 from hpo.worker.checkpoints import CheckpointManager
-from hpo.worker.client import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.support.declared import DOCUMENT, made, work
-from tests.support.trials import end_trial
+from tests.support.trials import claim_one, end_trial, held
 
 
 @pytest.fixture
@@ -188,10 +187,10 @@ def test_a_worker_that_slept_leaves_the_new_checkpoint(make_digits: Callable[...
     old, new = study.ledger("old"), study.ledger("new")
 
     def open_at(ledger: Ledger) -> LeasedTrial:
-        claim = claiming.claim(ledger)
+        claim = claim_one(ledger)
         assert isinstance(claim, Claim)
         study.optuna.get_trials(deepcopy=False)
-        return open_trial(study, Lease(ledger, claim))
+        return open_trial(study, *held(ledger, claim))
 
     config = TrainConfig.from_tree(space.middle(study.spec.tree, {}))
     splits = assemble.load_splits(config, 0, tmp_path, torch.device("cpu"))
@@ -284,10 +283,10 @@ def test_time_trained_before_a_pause_counts_towards_the_limit(make_digits: Calla
             return bool(study.optuna.trials and study.optuna.trials[0].intermediate_values)
 
     work(study, AfterAnEpoch())
-    claim = claiming.claim(study.ledger("w"))
+    claim = claim_one(study.ledger("w"))
     assert isinstance(claim, Claim)
     study.optuna.get_trials(deepcopy=False)
-    left = open_trial(study, Lease(study.ledger("w"), claim)).lease.seconds_left
+    left = open_trial(study, *held(study.ledger("w"), claim)).lease.seconds_left
     assert left is not None
     assert 0.0 < left < 10.0
 
@@ -324,13 +323,13 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
 
     def attempt(study: Study, values: list[float], first: int) -> tuple[Ledger, LeasedTrial, list[bool]]:
         ledger = study.ledger("w")
-        claim = claiming.claim(ledger)
+        claim = claim_one(ledger)
         assert isinstance(claim, Claim)
         study.optuna.get_trials(deepcopy=False)
-        trial = open_trial(study, Lease(ledger, claim))
+        trial = open_trial(study, *held(ledger, claim))
         decisions = []
         for step, value in enumerate(values, start=first):
-            trial.report_epoch(step, value, {"validation_accuracy": value})
+            trial.write(trial.reporting(step, value, {"validation_accuracy": value}))
             decisions.append(trial.pruner_says_stop())
         return ledger, trial, decisions
 
@@ -345,9 +344,9 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_judged_by_no_value_after_it(
     _, _, unbroken = attempt(with_history("unbroken"), curve, 1)
     broken = with_history("broken")
     ledger, lost, before = attempt(broken, curve[:2], 1)
-    assert lost.lease.record_checkpoint(Checkpoint(epoch=2, path="/c.pt", digest="d"))
+    assert lost.client.record_checkpoint(lost.lease, Checkpoint(epoch=2, path="/c.pt", digest="d"))
     for step in (3, 4, 5, 6, 7):  # values that would have passed every rung
-        lost.report_epoch(step, 0.99, {"validation_accuracy": 0.99})
+        lost.write(lost.reporting(step, 0.99, {"validation_accuracy": 0.99}))
         lost.pruner_says_stop()
     reaper.fail_leases_of(ledger, "w", "killed")
     _, trial, after = attempt(broken, curve[2:], 3)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import LostLease, StorageError
-from hpo.queue import claiming, reaper
+from hpo.queue import reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report, ReportResult
@@ -30,12 +30,12 @@ from hpo.train.run import Run
 from hpo.worker import loop as worker_loop
 from hpo.worker import pending_reports
 from hpo.worker.attempt import open_trial
-from hpo.worker.client import Lease
+from hpo.worker.client import QueueClient
 from hpo.worker.signals import StopSignal
 from hpo.worker.stacked_runner import StackedRunner
 from hpo.worker.trial import LeasedTrial
 from tests.support.declared import DOCUMENT, made, work
-from tests.support.trials import MakeStudy
+from tests.support.trials import MakeStudy, claim_one, held
 
 EPOCHS = 8
 OF_NOTHING = hashlib.sha256(b"").hexdigest()
@@ -212,7 +212,7 @@ def test_an_attempt_killed_in_an_outage_goes_on(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(Lease, "must_end", lambda lease: kill())
+        patched.setattr(QueueClient, "must_end", lambda client, lease: kill())
         patched.setattr(StackedRunner, "_break_up", die)
         with pytest.raises(Killed):
             work(broken)
@@ -298,9 +298,9 @@ def test_a_damaged_file_beside_a_note_costs_little(make_digits: MakeStudy, weath
 def opened(study: Study, worker_name: str = "w") -> LeasedTrial:
     """Take a trial up as a worker does."""
     ledger = study.ledger(worker_name)
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
-    return open_trial(study, Lease(ledger, claim))
+    return open_trial(study, *held(ledger, claim))
 
 
 def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:
@@ -313,11 +313,12 @@ def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:
     first = epoch - len(values) + 1
     since = [Report(claim=claim, step=first + n, value=v, metrics={"value": v}) for n, v in enumerate(values)]
     trial.curve.extend(values)
-    return pending_reports.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING), since)
+    trial.lease.unrecorded = since
+    return pending_reports.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING))
 
 
 def park(trial: LeasedTrial) -> None:
-    trial.lease.ledger.park(trial.lease.claim)
+    trial.client.ledger.park(trial.lease.claim)
 
 
 def reached(trial: LeasedTrial) -> tuple[int, list[float]]:
@@ -334,7 +335,7 @@ def test_a_note_is_taken_up_with_all_it_holds(make_study: MakeStudy) -> None:
     trial = opened(study)
     assert reached(trial) == (2, [0.5, 0.25])
     assert study.optuna.get_trials()[0].intermediate_values == {1: 0.5, 2: 0.25}
-    assert trial.lease.ledger.curve(trial.lease.claim, "value") == [0.5, 0.25]
+    assert trial.client.ledger.curve(trial.lease.claim, "value") == [0.5, 0.25]
     row = row_of(study)
     assert (row.checkpoint_epoch, row.checkpoint_digest, row.attempt) == (2, OF_NOTHING, 2)
     assert not note.exists()
@@ -354,7 +355,7 @@ def test_values_that_are_no_finite_numbers_survive_a_note(make_study: MakeStudy)
     assert [repr(value) for value in trial.curve] == [repr(value) for value in values]
     stored = study.optuna.get_trials()[0].intermediate_values
     assert [repr(stored[step]) for step in (1, 2, 3, 4)] == [repr(value) for value in values]
-    raw = trial.lease.ledger.curve(trial.lease.claim, "value")
+    raw = trial.client.ledger.curve(trial.lease.claim, "value")
     assert [repr(value) for value in raw] == [repr(value) for value in values]
 
 
@@ -363,11 +364,21 @@ def test_a_curve_over_an_outage_is_one(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     first = opened(study)
     first.report(0.5, 1)
-    assert first.lease.record_checkpoint(Checkpoint(epoch=1, path="/c.pt", digest="d"))
+    assert first.client.record_checkpoint(first.lease, Checkpoint(epoch=1, path="/c.pt", digest="d"))
     leave(study, first, 3, 0.25, 0.125)
     park(first)
     assert reached(opened(study)) == (3, [0.5, 0.25, 0.125])
     assert study.optuna.get_trials()[0].intermediate_values == {1: 0.5, 2: 0.25, 3: 0.125}
+
+
+def test_a_note_from_before_any_report_is_taken(make_study: MakeStudy) -> None:
+    """A user's own loop may train epochs before it reports."""
+    study = make_study(trials=1)
+    note = leave(study, first := opened(study), -1)
+    park(first)
+    assert reached(opened(study)) == (-1, [])
+    assert row_of(study).checkpoint_epoch == -1
+    assert not note.exists()
 
 
 def test_a_note_of_the_recorded_epoch_is_taken(make_study: MakeStudy) -> None:
@@ -375,7 +386,7 @@ def test_a_note_of_the_recorded_epoch_is_taken(make_study: MakeStudy) -> None:
     study = make_study(trials=1)
     first = opened(study)
     first.report(0.5, 1)
-    assert first.lease.record_checkpoint(Checkpoint(epoch=1, path="/c.pt", digest="d"))
+    assert first.client.record_checkpoint(first.lease, Checkpoint(epoch=1, path="/c.pt", digest="d"))
     note = leave(study, first, 1)
     park(first)
     trial = opened(study)
@@ -389,7 +400,7 @@ def test_a_note_of_an_attempt_two_before_is_taken(make_study: MakeStudy) -> None
     study = make_study(trials=1)
     note = leave(study, first := opened(study), 2, 0.5, 0.25)
     park(first)
-    second = claiming.claim(study.ledger("killed before it opened the trial"))
+    second = claim_one(study.ledger("killed before it opened the trial"))
     assert isinstance(second, Claim)
     assert reaper.fail_leases_of(study.ledger("launcher"), "killed before it opened the trial", "killed") == 1
     trial = opened(study)
@@ -404,7 +415,7 @@ def test_of_several_notes_the_newest_that_is_of_use_is_taken(usable: str, make_s
     leave(study, first := opened(study), 1, 0.5)
     park(first)
     for _ in range(9):  # to an attempt of two digits, which comes before "9" by its name
-        claim = claiming.claim(study.ledger("w"))
+        claim = claim_one(study.ledger("w"))
         assert isinstance(claim, Claim)
         study.ledger("w").park(claim)
     newest = study.trial_folder(0) / "attempt-10-handover.json"
@@ -420,7 +431,7 @@ def test_of_several_notes_the_newest_that_is_of_use_is_taken(usable: str, make_s
 
 def with_another_accumulation(study: Study, trial: LeasedTrial, note: Path) -> None:
     out = Failure(kind=Kind.OUT_OF_MEMORY, message="CUDA out of memory")
-    trial.lease.ledger.fail(trial.lease.claim, out, accumulation=2)
+    trial.client.ledger.fail(trial.lease.claim, out, accumulation=2)
 
 
 def without_its_file(study: Study, trial: LeasedTrial, note: Path) -> None:
@@ -431,7 +442,7 @@ def without_its_file(study: Study, trial: LeasedTrial, note: Path) -> None:
 def older_than_what_is_recorded(study: Study, trial: LeasedTrial, note: Path) -> None:
     for step, value in enumerate((0.5, 0.25, 0.125), start=1):
         trial.report(value, step)
-    assert trial.lease.record_checkpoint(Checkpoint(epoch=3, path="/c.pt", digest="d"))
+    assert trial.client.record_checkpoint(trial.lease, Checkpoint(epoch=3, path="/c.pt", digest="d"))
     park(trial)
 
 
@@ -482,7 +493,7 @@ def test_a_note_that_is_of_no_use_is_passed_over(
     first.curve.clear()
     trial = opened(study)
     assert reached(trial) == expected
-    assert trial.lease.ledger.curve(trial.lease.claim, "value") == expected[1]
+    assert trial.client.ledger.curve(trial.lease.claim, "value") == expected[1]
 
 
 def test_a_note_is_no_reason_to_fail_a_trial(make_study: MakeStudy) -> None:

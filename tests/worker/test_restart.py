@@ -20,7 +20,7 @@ from hpo.spec.study_file import Recovery
 from hpo.worker import restart
 from hpo.worker.restart import MIB, RestartPolicy
 from hpo.worker.signals import ASKING
-from tests.support.waiting import ended, heard
+from tests.support.waiting import PATIENCE, ended, heard
 
 # --- when to restart --------------------------------------------------------------------------------------------------
 
@@ -84,6 +84,20 @@ def test_the_size_of_this_process_is_that_of_what_it_holds() -> None:
     assert len(held) == 64 * MIB
 
 
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["-m", "hpo", "worker", "digits"], ["-m", "hpo", "worker", "--as", "me", "digits"]),
+        (["-m", "hpo", "worker", "--", "-odd"], ["-m", "hpo", "worker", "--as", "me", "--", "-odd"]),
+        (["-m", "hpo", "worker", "digits", "--as", "you"], ["-m", "hpo", "worker", "digits", "--as", "you"]),
+        (["program.py"], ["program.py"]),
+    ],
+)
+def test_a_worker_that_starts_afresh_keeps_its_name(command: list[str], again: list[str]) -> None:
+    assert restart.named(command, "me") == again
+    assert restart.named(command, None) == command
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 BEGIN = """
@@ -135,7 +149,7 @@ class Program:
         self.running.append(process)
         return process
 
-    def run(self, text: str, *arguments: str, code: int = 0, seconds: float = 60.0) -> str:
+    def run(self, text: str, *arguments: str, code: int = 0, seconds: float = PATIENCE) -> str:
         """Run a program to its end and return what it said."""
         said, errors = (process := self.start(text, *arguments)).communicate(timeout=seconds)
         assert process.returncode == code, said + errors
@@ -244,7 +258,7 @@ if len(lives()) < 3:
 
 def test_a_process_is_replaced_without_a_word(program: Program) -> None:
     process = program.start("live()\nif len(lives()) < 6:\n    start_afresh(stopping)")
-    assert process.communicate(timeout=60) == ("", "")
+    assert process.communicate(timeout=PATIENCE) == ("", "")
     assert len(program.lives) == 6
 
 
@@ -443,7 +457,7 @@ live(child=child.pid)
 """
     process = program.start(text)
     try:
-        assert process.wait(timeout=20) == 7
+        assert process.wait(timeout=PATIENCE) == 7
     finally:
         child = program.lives[0]["child"]
         if not is_dead(child):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from hpo.worker.signals import ASKING, StopSignal
-from tests.support.waiting import ended, heard
+from tests.support.waiting import PATIENCE, ended, heard
 
 PROGRAM = """
 import sys, time
@@ -80,7 +80,7 @@ def start(*arguments: str, program: str = PROGRAM) -> subprocess.Popen[str]:
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
     """Return the exit code, the lines said since, and the errors."""
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, output.splitlines(), errors
 
 
@@ -111,7 +111,7 @@ be_stuck_in_c()
     process.send_signal(number)
     code, lines, errors = outcome(process)
     assert (code, lines) == (128 + number, ["asked", "last act"])
-    assert errors.count("did not come to an end within 1 s") == 1
+    assert errors.count("did not exit within 1 s") == 1
 
 
 def test_the_second_signal_ends_a_process_stuck_in_c_within_its_grace() -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hpo.final import train as final
 from hpo.queue import claiming, reaper
 from hpo.queue.finish import End
 from hpo.queue.ledger import Ledger
-from hpo.spec import space
+from hpo.spec import seeds, space
 from hpo.spec.training import TrainConfig
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials
@@ -34,17 +35,19 @@ from hpo.train.build import assemble, executor
 from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
+from hpo.train.run import Run
 from hpo.train.stack import architecture, select
 from hpo.train.stack.stack import Stack
+from hpo.worker import attempt as attempts
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import Attempt
 from hpo.worker.client import QueueClient
-from hpo.worker.objective import Declared, trial_seed
+from hpo.worker.objective import Declared
 from hpo.worker.signals import StopSignal
 from hpo.worker.stacked_runner import StackedRunner
 from hpo.worker.trial import LeasedTrial
 from tests.support.declared import DOCUMENT, made, work
-from tests.support.trials import AN_OUTAGE, MakeStudy
+from tests.support.trials import AN_OUTAGE, MakeStudy, refused
 
 CPU = torch.device("cpu")
 
@@ -261,6 +264,32 @@ def test_a_stack_that_runs_out_of_memory_is_made_smaller_for_good(
     assert [results.best(study, number=n)[0].receipt["accumulation"] for n in range(6)] == [1] * 6
 
 
+def test_models_of_trials_that_wait_are_dropped_at_once(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials of other shapes are built, and parked; meanwhile only one of their models is there beside the stack's."""
+    living: weakref.WeakSet[Run] = weakref.WeakSet()
+    most = 0
+    real = Declared.build
+
+    def build(trainer: Declared, attempt: Attempt) -> None:
+        nonlocal most
+        real(trainer, attempt)
+        living.add(attempt.run)
+        most = max(most, len(living))
+
+    monkeypatch.setattr(Declared, "build", build)
+    widths = [[width] for width in range(3, 8)]
+    shapes = {"model": {"name": "mlp", "widths": {"choices": widths}, "dropout": 0.1}}
+    study = make_digits(5, slots=5, training={**DOCUMENT["training"], "epochs": 1}, **shapes)
+    for width in widths:
+        study.optuna.enqueue_trial({"model.widths": width})
+    assert work(study) == 0
+    assert len({row.stack_key for row in rows(study)}) == 5
+    assert most <= 3  # the stack's, the one that is built, and the one before
+    assert states(study) == ["COMPLETE"] * 5
+
+
 def test_the_guilty_trial_of_a_step_is_found(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """After another exception amid a step the guilty trial is found alone."""
     real = Stack.train_epoch
@@ -279,7 +308,7 @@ def test_the_guilty_trial_of_a_step_is_found(make_digits: MakeStudy, monkeypatch
     monkeypatch.setattr(Stack, "train_epoch", train_epoch)
     monkeypatch.setattr(Loop, "train_epoch", train_alone)
     study = make_digits(4)
-    guilty = trial_seed(study.spec.seed, 2)
+    guilty = seeds.of_trial(study.spec.seed, 2)
     assert work(study) == 0
     assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert [failure.kind for failure in failures(study)] == ["exception"]
@@ -386,12 +415,12 @@ def test_trials_opened_together_get_the_suggestions_of_a_look_each(
 ) -> None:
     """One look at the study and one write for all of them, or for each: what TPE's liar knows of the others is the same."""
     sampler = {"name": "tpe", "n_startup_trials": 4, "group": True}
-    one = make_digits(24, slots=6, name="one", sampler=sampler)
+    one = make_digits(12, slots=6, name="one", sampler=sampler)
     work(one)
     real = StackedRunner.take
     with monkeypatch.context() as patched:
-        patched.setattr(StackedRunner, "take", lambda runner, claims: [real(runner, [claim]) for claim in claims])
-        each = make_digits(24, slots=6, name="each", sampler=sampler)
+        patched.setattr(StackedRunner, "take", lambda runner, leases: [real(runner, [lease]) for lease in leases])
+        each = make_digits(12, slots=6, name="each", sampler=sampler)
         work(each)
     assert [t.params for t in one.optuna.trials] == [t.params for t in each.optuna.trials]
 
@@ -402,7 +431,7 @@ def test_a_finished_trial_of_a_dead_worker_is_not_trained_on(
 ) -> None:
     """A trial whose worker was gone before it could say that it has finished is not trained on."""
     study = make_digits(2, executor=executor)
-    real, gone = LeasedTrial.ending, []
+    real, gone = attempts.ending, []
 
     def ending(trial: LeasedTrial, *arguments: Any, **settings: Any) -> End:
         if not gone:
@@ -410,7 +439,7 @@ def test_a_finished_trial_of_a_dead_worker_is_not_trained_on(
             raise Parked("as if the worker had been killed here")
         return real(trial, *arguments, **settings)
 
-    monkeypatch.setattr(LeasedTrial, "ending", ending)
+    monkeypatch.setattr(attempts, "ending", ending)
     assert work(study) == 0
     assert gone
     assert states(study) == ["COMPLETE"] * 2
@@ -430,6 +459,8 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
 
     def train_epoch(stack: Stack, stop: Callable[[], bool] = never) -> list[EpochResult]:
         if len(stack.runs) == 4 and stack.runs[0].epoch == 3:
+            for write in ("report", "renew_all"):  # the heartbeat must not find the storage back
+                patched.setattr(Ledger, write, refused)
             clients[0]._failing_since = time.monotonic() - 1e6
         return real(stack, stop)
 
@@ -477,7 +508,7 @@ def test_a_spoiled_process_claims_nothing_more(make_digits: MakeStudy, monkeypat
         built.append(1)
         raise RuntimeError("CUDA error: uncorrectable ECC error")
 
-    monkeypatch.setattr(Declared, "_build", build)
+    monkeypatch.setattr(Declared, "_run_of", build)
     study = make_digits(40)
     assert work(study) == worker_loop.RECYCLE
     assert len(built) == 1
@@ -501,14 +532,14 @@ def test_no_memory_for_a_stack_is_no_trial_s_fault(make_digits: MakeStudy, monke
 
 
 def test_after_a_request_to_stop_no_trial_is_begun(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopping, built, real = StopSignal(), [], Declared._build
+    stopping, built, real = StopSignal(), [], Declared._run_of
 
     def build(training: Declared, *arguments: Any, **settings: Any) -> Any:
         built.append(1)
         stopping.request()
         return real(training, *arguments, **settings)
 
-    monkeypatch.setattr(Declared, "_build", build)
+    monkeypatch.setattr(Declared, "_run_of", build)
     study = make_digits(40, slots=16)
     assert work(study, stopping) == 128 + signal.SIGTERM
     assert (len(built), len(states(study))) == (1, 1)
@@ -577,9 +608,9 @@ def test_a_free_slot_does_not_ask_each_epoch(make_digits: MakeStudy, monkeypatch
         return real(*arguments, **settings)
 
     monkeypatch.setattr(claiming, "claim_many", claim_many)
-    study = make_digits(2, slots=4, training={"epochs": 150, "batch_size": 64})
+    study = make_digits(2, slots=4, training={"epochs": 80, "batch_size": 64})
     assert work(study) == 0
-    assert len(asked) < 30  # of 150 epochs
+    assert len(asked) < 30  # of 80 epochs
 
 
 def test_an_outage_as_a_slot_is_filled_costs_no_place(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +619,7 @@ def test_an_outage_as_a_slot_is_filled_costs_no_place(make_digits: MakeStudy, mo
     study = make_digits(6, training=epochs, recovery={"checkpoint_every": "1h"})
     real = Attempt.open
 
-    def open_attempt(attempt: Attempt) -> LeasedTrial | None:
+    def open_attempt(attempt: Attempt) -> bool:
         if attempt.lease.claim.number == 5:
             raise Outage("the storage has failed for 600 s")
         return real(attempt)
@@ -647,13 +678,13 @@ def test_one_lost_before_it_is_written_is_dropped(make_digits: MakeStudy, monkey
             take_over(study, 2)
             seen.append(study.optuna.trials[2].params)
 
-    built, real = [], Declared.seat
+    built, real = [], Declared.build
 
-    def seat(training: Declared, attempt: Attempt, trial: LeasedTrial, pinned: Any) -> Any:
-        built.append((trial.number, attempt.lease.claim.attempt))
-        return real(training, attempt, trial, pinned)
+    def build(training: Declared, attempt: Attempt) -> None:
+        built.append((attempt.number, attempt.lease.claim.attempt))
+        real(training, attempt)
 
-    monkeypatch.setattr(Declared, "seat", seat)
+    monkeypatch.setattr(Declared, "build", build)
     before(monkeypatch, "write_suggested", steal)
     assert work(study) == 0
     assert seen == [{}]
@@ -678,17 +709,16 @@ def test_one_whose_suggestions_the_database_refuses_fails_alone(
     assert len(failures(study)) == 1
 
 
-@pytest.mark.parametrize("part", ["propose", "seat", "receipt_of"])
+@pytest.mark.parametrize("part", ["propose", "build", "receipt_of"])
 def test_one_of_several_that_cannot_be_begun_fails_alone(
     make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     real = getattr(Declared, part)
 
-    def broken(training: Declared, *arguments: Any) -> Any:
-        found = next(one for one in arguments if hasattr(one, "lease"))
-        if found.lease.claim.number == 2:
+    def broken(training: Declared, attempt: Attempt) -> Any:
+        if attempt.number == 2:
             raise ValueError("not this one")
-        return real(training, *arguments)
+        return real(training, attempt)
 
     monkeypatch.setattr(Declared, part, broken)
     study = make_digits(6)

@@ -21,19 +21,19 @@ from hpo.queue import claiming, reaper
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report
-from hpo.search import samplers
 from hpo.storage.tables import hpo_failures, hpo_studies, hpo_trials
+from hpo.strategy import samplers
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.worker import attempt
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Lease
+from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import MakeStudy, finish_claim
-from tests.support.waiting import wait_for
+from tests.support.trials import MakeStudy, claim_one, finish_claim
+from tests.support.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("fast_ticks")
 
@@ -81,8 +81,8 @@ def opening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[LeasedTrial]
     open_trial = attempt.open_trial
 
     def let(act: Callable[[LeasedTrial], object]) -> None:
-        def opened(study: Study, lease: Lease) -> LeasedTrial:
-            trial = open_trial(study, lease)
+        def opened(study: Study, client: QueueClient, lease: Lease) -> LeasedTrial:
+            trial = open_trial(study, client, lease)
             act(trial)
             return trial
 
@@ -99,7 +99,7 @@ def test_a_trial_ended_before_its_objective_starts(make_study: MakeStudy, openin
     def stop_the_second(trial: LeasedTrial) -> None:
         if trial.number == 1:
             assert not control.stop_trial(study, 1)
-            wait_for(trial.lease.must_end)
+            wait_for(lambda: trial.client.must_end(trial.lease))
 
     def objective(trial: LeasedTrial) -> float:
         begun.append(trial.number)
@@ -126,7 +126,7 @@ def test_a_trial_ended_while_its_sampler_works(make_study: MakeStudy, monkeypatc
     def objective(trial: LeasedTrial) -> float:
         trial.report(0.5, 1)
         x = trial.suggest_float("x", 0, 1)
-        wait_for(lambda: trial.number > 0 or trial.lease.must_end())
+        wait_for(lambda: trial.number > 0 or trial.client.must_end(trial.lease))
         trial.should_prune()
         return x
 
@@ -140,7 +140,7 @@ def test_a_trial_ended_by_a_person_keeps_its_last_value(make_study: MakeStudy, o
     """A trial that went on after it was ended by a person keeps its last value."""
     study = make_study(trials=1)
     ledger = study.ledger("w")
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     ledger.report([Report(claim=claim, step=1, value=0.5, metrics={"value": 0.5})])
     ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="/c.pt", digest="d"))
@@ -148,7 +148,7 @@ def test_a_trial_ended_by_a_person_keeps_its_last_value(make_study: MakeStudy, o
 
     def stop(trial: LeasedTrial) -> None:
         assert not control.stop_trial(study, 0)
-        wait_for(trial.lease.must_end)
+        wait_for(lambda: trial.client.must_end(trial.lease))
 
     opening(stop)
     assert work(study, one) == 0
@@ -160,7 +160,7 @@ def test_a_trial_without_time_left_is_ended_first(then: str, make_study: MakeStu
     """A trial whose time was spent before is ended before its objective starts."""
     study = make_study(trials=2, budget={"trials": 2, "trial_timeout": "10s"}, failures={"time_limit": {"then": then}})
     ledger = study.ledger("w")
-    claim = claiming.claim(ledger)
+    claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     for step in (1, 2):
         metrics = {"value": 0.5, "seconds": 6.0}
@@ -202,10 +202,10 @@ def test_a_trial_that_was_lost_before_its_objective_started_is_dropped(
         if stolen:
             return
         reaper.release_leases_of(thief, "w")
-        taken = claiming.claim(thief)
+        taken = claim_one(thief)
         assert isinstance(taken, Claim)
         stolen.append(taken)
-        wait_for(trial.lease.must_end)
+        wait_for(lambda: trial.client.must_end(trial.lease))
 
     def objective(trial: LeasedTrial) -> float:
         assert trial.number == 1
@@ -270,7 +270,7 @@ def test_an_error_on_the_way_out_of_a_lost_trial_fails_nothing(
 
     def steal() -> None:
         reaper.release_leases_of(thief, "w")
-        stolen.append(claiming.claim(thief))
+        stolen.append(claim_one(thief))
         control.stop(study)  # so that the worker does not wait for the thief
 
     def finish_for_the_thief() -> None:
@@ -295,7 +295,7 @@ def test_an_error_on_the_way_out_of_an_outage_fails_nothing(
         raise sa.exc.OperationalError("UPDATE", {}, Exception("the server closed the connection"))
 
     def objective(trial: LeasedTrial) -> float:
-        return way(trial, lambda: wait_for(trial.lease.must_end))
+        return way(trial, lambda: wait_for(lambda: trial.client.must_end(trial.lease)))
 
     with monkeypatch.context() as patched:
         for name in ("report", "renew_all"):
@@ -316,7 +316,7 @@ def test_an_error_on_the_way_out_leaves_a_trial_ended(way: Callable[..., float],
     def objective(trial: LeasedTrial) -> float:
         def stop() -> None:
             assert not control.stop_trial(study, 0)
-            wait_for(trial.lease.must_end)
+            wait_for(lambda: trial.client.must_end(trial.lease))
 
         return way(trial, stop)
 
@@ -432,7 +432,7 @@ def test_a_resumed_study_is_not_stopped_again(make_study: MakeStudy) -> None:
     """A stop by an objective is not passed on again after a person resumed the study."""
     study = make_study(trials=4)
     other = study.ledger("other")
-    held = claiming.claim(other)  # trial 0: while it is open, our worker waits instead of leaving
+    held = claim_one(other)  # trial 0: while it is open, our worker waits instead of leaving
     assert isinstance(held, Claim)
 
     def resume_when_stopped() -> None:
@@ -598,7 +598,7 @@ def test_a_stop_whose_answer_was_lost_ends_its_trial_once(
     def objective(trial: LeasedTrial) -> float:
         trial.report(0.5, 1)
         assert not control.stop_trial(study, 0)
-        wait_for(trial.lease.must_end)
+        wait_for(lambda: trial.client.must_end(trial.lease))
         trial.should_prune()
         return 1.0
 
@@ -632,7 +632,7 @@ def test_a_claim_whose_answer_was_lost_costs_nothing(
         study.optuna.enqueue_trial({"x": 0.5})
     if whose == "parked":
         ledger = study.ledger("before")
-        claim = claiming.claim(ledger)
+        claim = claim_one(ledger)
         assert isinstance(claim, Claim)
         ledger.park(claim)
     begun: list[int] = []
@@ -669,7 +669,7 @@ def test_a_trial_taken_up_after_a_lost_answer_stays_there(
     def unheard(ledger: Ledger, *arguments: Any, **settings: Any) -> object:
         verdict = fail(ledger, *arguments, **settings)
         if not taken:
-            taken.append(claiming.claim(study.ledger("other")))  # the trial was parked for another attempt
+            taken.append(claim_one(study.ledger("other")))  # the trial was parked for another attempt
             control.stop(study)
             raise sa.exc.OperationalError("COMMIT", {}, Exception("the server closed the connection"))
         return verdict
@@ -731,11 +731,11 @@ def test_a_second_signal_does_not_end_a_worker_of_a_fleet(
         of_a_fleet.send_signal(second)
     time.sleep(0.3)
     assert of_a_fleet.poll() is None
-    of_a_fleet.communicate("that is all\n", timeout=60)
+    of_a_fleet.communicate("that is all\n", timeout=PATIENCE)
     assert of_a_fleet.returncode == 143  # by the first
 
 
 def test_an_orphan_s_heartbeat_asks_as_a_first_signal_does(make_study: MakeStudy) -> None:
     stopping = StopSignal()
-    with Heartbeat(make_study().ledger("w"), parent=-1, leave=stopping.request):
+    with Heartbeat(QueueClient(make_study().ledger("w")), parent=-1, leave=stopping.request):
         assert stopping.exit_code == 143

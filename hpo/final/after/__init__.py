@@ -1,4 +1,4 @@
-"""What is done with a model after its training: quantify doubt, fold, prune, quantise, export.
+"""Work on a trained model: fold, prune, quantise, export, and estimate its uncertainty.
 
-Each step makes a variant that is scored on the validation part. The test part stays closed.
+Each recipe makes a variant of the model, which is scored on the validation part. The test split is not opened.
 """

@@ -1,4 +1,4 @@
-"""A trained model with the normalisation in front of it: what leaves the house takes images as they are stored."""
+"""A trained model together with its normalisation. Exported models take raw images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hpo.train.precision import number_type
 
 
 class Deployed(nn.Module):
-    """Raw images [B, C, H, W] to logits [B, classes], float32.
+    """Maps raw images [B, C, H, W] to logits [B, classes], float32.
 
-    Images are pixels as the data source gives them, uint8; floats of the same range do as well. They are normalised in
-    float32 by the training part's mean and std, as in training, and then brought to the model's own number type.
+    Images are uint8 pixels as the data source gives them, or floats of the same range. They are normalised in float32 with mean
+    and std of the training part, then cast to the model's number type.
     """
 
     mean: Tensor
@@ -26,10 +26,10 @@ class Deployed(nn.Module):
         self.register_buffer("scale", 1.0 / std.float().view(-1, 1, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return what the model itself is shown."""
+        """Return the normalised images in the model's number type."""
         return images.to(torch.float32).sub(self.mean).mul(self.scale).to(self.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of raw images."""
+        """Return the logits [B, classes] of raw images [B, C, H, W]."""
         logits: Tensor = self.model(self.normalised(images))
         return logits.to(torch.float32)

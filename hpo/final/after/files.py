@@ -1,10 +1,9 @@
-"""A model as a file that others read: torch.export's .pt2 and ONNX, each loaded back and held against the model."""
+"""Export of models to torch.export's .pt2 and to ONNX. Each file is loaded again and compared with the model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,27 +20,29 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from hpo.errors import StudyError
+from hpo.files import atomic_write
 from hpo.final.after import onnxrun
 from hpo.final.after.deployed import Deployed
-from hpo.final.after.extras import need, quietly
+from hpo.final.after.extras import quietly
+from hpo.final.after.steps import refuse_missing
 
-RECEIPT = "hpo_receipt"  # the key under which a file carries what it was made from
+RECEIPT = "hpo_receipt"  # the key of the receipt in a file
 INPUT, OUTPUT = "images", "logits"
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in messages of torch's
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in torch's messages
 TOLERANCE = 1e-4  # of the largest logit, for a model in float32
-COARSE_TOLERANCE = 5e-2  # in 16 and 8 bits, where another order of sums moves a value by a whole step
+COARSE_TOLERANCE = 5e-2  # for 16 and 8 bits, where another order of sums changes a value by a whole step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that was written and found to give the model's own logits."""
+    """An exported file whose logits agree with the model's."""
 
     file: str
     format: str
     bytes: int
     sha256: str
-    images: int  # that it was compared on
-    largest_difference: float  # of a logit
+    images: int  # number of images it was compared on
+    largest_difference: float  # of all logits
 
 
 Receipt = Mapping[str, Any]
@@ -50,14 +51,14 @@ Write = Callable[[ExportedProgram, Path, Receipt, Batches], Batches]
 
 
 def pt2(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
-    """Write `torch.export.save`'s archive, the receipt beside the program; return what the file makes of the batches."""
+    """Write a `torch.export.save` archive with the receipt. Return the logits of the loaded file for each batch."""
     torch.export.save(program, path, extra_files={RECEIPT: json.dumps(receipt)})
     loaded = torch.export.load(path).module()
     return [loaded(images) for images in batches]
 
 
 def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
-    """Write ONNX with the batch size free and the receipt as metadata; return what onnxruntime makes of the batches."""
+    """Write ONNX with a dynamic batch size and the receipt as metadata. Return onnxruntime's logits for each batch."""
     made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert made is not None
     made.model.metadata_props[RECEIPT] = json.dumps(receipt)
@@ -66,7 +67,7 @@ def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batche
 
 
 def _run_by_onnxruntime(path: Path, batches: Batches) -> Batches:
-    """Return the logits of each batch, found in a process of its own; RuntimeError if that fails or crashes."""
+    """Return the logits of each batch, computed in another process; RuntimeError if it fails or crashes."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = f"{folder}/given.npz", f"{folder}/found.npz"
         arrays: dict[str, Any] = {str(index): images.numpy() for index, images in enumerate(batches)}
@@ -87,37 +88,32 @@ EXTRA_OF = {"onnx": "onnx"}  # format -> the extra of ours that it needs
 
 @torch.no_grad()
 def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_coarse: bool) -> Exported:
-    """Write the model, which is on the CPU, in the format that the path's suffix names, and compare it on raw images.
+    """Write the model in the format of the path's suffix and compare the file with the model.
 
-    The graph takes any number of images. Raises StudyError if torch cannot export the model, if the format lacks one of its
-    operations, or if the file gives other logits; nothing is left at the path then.
+    The exported graph takes any batch size.
 
     Args:
-        images: raw, at least 2, on the CPU.
-        is_coarse: the model does not compute in float32 alone.
+        model: the model, on the CPU.
+        images: raw images [N, C, H, W] with N >= 2, on the CPU.
+        path: the file to write.
+        receipt: stored in the file.
+        is_coarse: whether the model computes in 16 or 8 bits.
+
+    Raises StudyError if the format's extra is not installed, if torch cannot export the model, if the format lacks an operation,
+    or if the logits differ. No file is left then.
     """
     kind = path.suffix[1:]
-    part = path.with_name(f"part.{os.getpid()}.{path.name}")
-    try:
-        with quietly():
-            program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
-            # A batch of one as well: a graph may have taken the size of its example for a constant.
-            found = torch.cat(list(FORMATS[kind](program, part, receipt, [images[:1], images[1:]])))
-    except Exception as error:  # torch.export, the exporter and the runtimes tell in many types what they lack
-        part.unlink(missing_ok=True)
-        told = _told(error).replace(str(part), path.name)
-        raise StudyError(
-            f"{path.name}: {kind} cannot hold this model: {told}; export it in another format or number type"
-        ) from error
-    expected = model(images)
-    difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-    allowed = (COARSE_TOLERANCE if is_coarse else TOLERANCE) * max(1.0, largest)
-    if not difference <= allowed:
-        part.unlink()
-        raise StudyError(
-            f"{path.name}: gives logits that differ by {difference:.3g} from the model's, more than {allowed:.3g}; not kept"
-        )
-    os.replace(part, path)
+    refuse_missing(EXTRA_OF.get(kind), f"--export {kind}")
+    with atomic_write(path) as part:
+        found = _written(kind, model, images, part, path.name, receipt)
+        expected = model(images)
+        difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+        allowed = (COARSE_TOLERANCE if is_coarse else TOLERANCE) * max(1.0, largest)
+        if not difference <= allowed:
+            raise StudyError(
+                f"{path.name}: its logits differ from the model's by {difference:.3g}, more than {allowed:.3g}; the file was "
+                "removed; export it in another format or number type"
+            )
     return Exported(
         file=path.name,
         format=kind,
@@ -128,15 +124,31 @@ def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_
     )
 
 
-def check(formats: list[str]) -> None:
-    """Raise Fault if a format needs packages that are not here."""
-    for one in formats:
-        if one in EXTRA_OF:
-            need(EXTRA_OF[one], f"--export {one}")
+def _written(kind: str, model: Deployed, images: Tensor, part: Path, name: str, receipt: Receipt) -> Tensor:
+    """Write the model to the file `part`, and return the file's logits.
+
+    Args:
+        kind: the format.
+        model: the model, on the CPU.
+        images: raw images.
+        part: the temporary file.
+        name: the final file name, for messages.
+        receipt: stored in the file.
+    """
+    try:
+        with quietly():
+            program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
+            # A batch of one is tried too, since a graph may treat the example's batch size as a constant.
+            return torch.cat(list(FORMATS[kind](program, part, receipt, [images[:1], images[1:]])))
+    except Exception as error:  # torch.export, the exporter and the runtimes raise many types
+        told = _told(error).replace(str(part), name)
+        raise StudyError(
+            f"{name}: {kind} cannot hold this model: {told}; export it in another format or number type"
+        ) from error
 
 
 def _told(error: BaseException) -> str:
-    """Return what is at the bottom of an exception, in a line: torch's exporters wrap it in pages of advice."""
+    """Return the root cause of an exception in one line. torch's exporters wrap it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines()]

@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it: the same function in fewer steps, exact but for rounding."""
+"""Folding of batch norms into the layers before them. The function is the same up to rounding."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from hpo.final.after.extras import quietly
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-TOLERANCE = 1e-3  # of the largest logit; rounding of float32 stays far below
+TOLERANCE = 1e-3  # of the largest logit; float32 rounding stays far below
 
 
 @torch.no_grad()
 def fold(model: nn.Module, images: Tensor) -> nn.Module:
     """Fold each batch norm into the linear layer or convolution right before it (Jacob et al. 2018, section 3.2).
 
-    In eval mode a batch norm is x * g + b with fixed g and b, so it fits into the weights and the bias of the layer whose
-    output goes nowhere else. Raises StudyError if the model cannot be traced, has no such pair, or comes out as another
-    function.
+    In eval mode a batch norm is x * g + b with constant g and b. So it can be merged into the weight and bias of the layer, if
+    nothing else uses the layer's output. Raises StudyError if the model cannot be traced, has no such pair, or computes another
+    function afterwards.
     """
     try:
         with quietly():
             traced = fx.symbolic_trace(copy.deepcopy(model))
-    except Exception as error:  # whatever a forward does that a trace cannot follow
+    except Exception as error:  # a forward may do anything that a trace cannot follow
         raise StudyError(f"fold: the model cannot be traced: {type(error).__name__}: {error}") from error
     folded = sum(_fold_into_layer(traced, node) for node in list(traced.graph.nodes))
     if not folded:
-        raise StudyError("fold: no batch norm stands right behind a linear layer or a convolution; leave it out")
+        raise StudyError("fold: no batch norm directly follows a linear layer or convolution; remove fold")
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
@@ -41,7 +41,7 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _fold_into_layer(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Fold this node if it is a batch norm behind a layer that nothing else uses; say whether it was."""
+    """Fold this node if it is a batch norm after a layer that nothing else uses. Return whether it was folded."""
     norm = _called(traced, node)
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return False
@@ -51,7 +51,7 @@ def _fold_into_layer(traced: fx.GraphModule, node: fx.Node) -> bool:
     layer = _called(traced, before)
     if not isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
         return False
-    # Without affine parameters torch's function for linear layers fails.
+    # torch's function for linear layers fails without affine parameters.
     gain = norm.weight if norm.weight is not None else torch.ones_like(norm.running_mean)
     shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_mean)
     statistics = (norm.running_mean, norm.running_var, norm.eps, gain, shift)
@@ -59,7 +59,7 @@ def _fold_into_layer(traced: fx.GraphModule, node: fx.Node) -> bool:
         layer.weight, layer.bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
     else:
         if isinstance(layer, TRANSPOSED) and layer.groups > 1:
-            return False  # its weight holds the outputs by group, which torch's function does not know
+            return False  # torch's function does not support a weight with outputs by group
         transposed = isinstance(layer, TRANSPOSED)
         layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=transposed)
     node.replace_all_uses_with(before)
@@ -72,7 +72,7 @@ def _called(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _calls(traced: fx.GraphModule, node: fx.Node) -> int:
-    """Return how often the node's module is called, under whatever name; its weights would be folded for all."""
+    """Return how often the node's module is called under any name, since folding changes its weights for all calls."""
     module = _called(traced, node)
     return sum(_called(traced, other) is module for other in traced.graph.nodes if other.op == "call_module")
 
@@ -82,6 +82,6 @@ def _check(model: nn.Module, folded: nn.Module, images: Tensor) -> None:
     difference, largest = (before - after).abs().max().item(), before.abs().max().item()
     if not difference <= TOLERANCE * max(1.0, largest):
         raise StudyError(
-            f"fold: the folded model's logits differ by {difference:.3g} from the trained one's, of at most {largest:.3g}; "
-            "leave it out"
+            f"fold: the folded model's logits differ from the trained model's by {difference:.3g}, at logits of at most "
+            f"{largest:.3g}; remove fold"
         )

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: how sure a model is of a class, by asking it many times with dropout on (Gal & Ghahramani 2016)."""
+"""Monte Carlo dropout: estimates a model's uncertainty from many passes with active dropout (Gal & Ghahramani 2016)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from hpo.spec.seeds import derive
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Doubt:
-    """What many passes say of N images, in float64; entropies in nats, from 0 to log(classes)."""
+    """The uncertainty of a model on N images, in float64. Entropies are in nats, from 0 to log(classes)."""
 
     passes: int
-    mean: Tensor  # [N, classes], of the passes' class probabilities
-    spread: Tensor  # [N, classes], their standard deviation over the passes, by n - 1
-    entropy: Tensor  # [N], of the mean: all doubt
-    mutual_information: Tensor  # [N], entropy less the passes' mean entropy: the doubt that more data would take away
+    mean: Tensor  # [N, classes], mean class probabilities over the passes
+    spread: Tensor  # [N, classes], their standard deviation over the passes, with n - 1
+    entropy: Tensor  # [N], of the mean: total uncertainty
+    mutual_information: Tensor  # [N], entropy minus the passes' mean entropy: the uncertainty that more data can reduce
 
     def summary(self, labels: Tensor) -> dict[str, float]:
-        """Return what a report says of all images: of the mean probabilities accuracy and loss, of the rest the means."""
+        """Return means over all images, and accuracy and loss of the mean probabilities, for a report."""
         right = self.mean.argmax(1) == labels
         return {
             "passes": self.passes,
@@ -48,15 +48,23 @@ class Doubt:
 
 @torch.no_grad()
 def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int, batch: int) -> Doubt:
-    """Ask a model `passes` times (at least 2) with its dropout on and all else in eval mode.
+    """Run a model `passes` times with active dropout. All other modules are in eval mode.
 
-    Memory does not grow with the passes. Draws depend on the seed, and on `batch`. Raises StudyError if no module of the
-    model drops anything.
+    The memory does not grow with the number of passes. The random numbers depend on the seed and on `batch`.
+
+    Args:
+        model: the model, which takes raw images.
+        images: raw images [N, C, H, W].
+        passes: the number of passes, at least 2.
+        seed: the seed of the dropout masks.
+        batch: the number of images at once.
+
+    Raises StudyError if the model has no dropout with p above 0.
     """
     drops = [module for module in model.modules() if isinstance(module, Dropout | _DropoutNd) and module.p > 0]
     if not drops:
         raise StudyError(
-            "--mc-dropout: the model has no dropout module with p above 0; train one with dropout, or leave it out"
+            "--mc-dropout: the model has no dropout module with p above 0; train one with dropout, or remove --mc-dropout"
         )
     model.eval()
     for module in drops:
@@ -77,7 +85,7 @@ def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int,
 
 
 def _of_batch(model: nn.Module, images: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return mean, spread, entropy of the mean, and mean entropy; one pass at a time (Welford 1962)."""
+    """Return mean, spread, entropy of the mean, and mean entropy, accumulated pass by pass (Welford 1962)."""
     mean = squares = expected = torch.zeros((), dtype=torch.float64, device=images.device)
     for count in range(1, passes + 1):
         probabilities = model(images).double().softmax(1)
@@ -98,7 +106,7 @@ def _mean(values: Tensor) -> float:
 
 
 def write(path: Path, doubt: Doubt, part: data.Split) -> None:
-    """Write a CSV file with a row for each image: classes, entropies, and each class's mean and spread."""
+    """Write a CSV file with one row per image: label, predicted class, entropies, and mean and spread of each class."""
     classes = range(doubt.mean.shape[1])
     heads = ["image", "label", "predicted", "entropy", "mutual_information"]
     heads += [f"{what}_{one}" for what in ("mean", "spread") for one in classes]

@@ -1,4 +1,4 @@
-"""Run as a script: an ONNX file asked for its logits by onnxruntime, in a process of its own, since that may crash on a file.
+"""A script that runs an ONNX file in onnxruntime. It is a separate process, since onnxruntime may crash on a file.
 
 python onnxrun.py MODEL.onnx BATCHES.npz LOGITS.npz
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Write the logits of each batch of images under the batch's name."""
+    """Write the logits of each batch of images under the name of the batch."""
     import onnxruntime
 
     model, given, found = sys.argv[1:]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def bf16(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001  (a step's signature)
-    """Bring weights, norms and arithmetic to bfloat16: float32's range, 8 bits of precision (Kalamkar et al. 2019)."""
+    """Convert weights, norms and arithmetic to bfloat16: the range of float32, 8 bits of precision (Kalamkar et al. 2019)."""
     return model.to(torch.bfloat16)
 
 
 def fp16(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001
-    """Bring weights, norms and arithmetic to float16: 11 bits of precision, nothing above 65,504 (IEEE 754)."""
+    """Convert weights, norms and arithmetic to float16: 11 bits of precision, largest number 65,504 (IEEE 754)."""
     return model.to(torch.float16)

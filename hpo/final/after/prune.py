@@ -1,4 +1,6 @@
-"""Weights set to zero by magnitude. Shapes stay: what zeros save shows in a compressed file or on hardware for them."""
+"""Magnitude pruning: sets weights to zero. Shapes stay the same. Zeros save space in compressed files and time on hardware for
+sparse weights.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ Share = Annotated[float, Gt(0), Lt(1)]
 
 
 def prune(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:  # noqa: ARG001  (a step's signature)
-    """Zero this share of the weights of linear layers, convolutions and attention, the smallest of all of them together.
+    """Set the smallest weights of linear layers, convolutions and attention to zero (Han et al. 2015).
 
-    Biases and norms stay (Han et al. 2015).
+    Weights are ranked over the whole model. Biases and norms are left out.
+
+    Args:
+        share: the share of the weights.
     """
     weights = [(module, name) for module in model.modules() for name in _weights(module)]
     if not weights:
-        raise StudyError("prune: the model has no linear layer, convolution or attention; leave it out")
+        raise StudyError("prune: the model has no linear layer, convolution or attention; remove prune")
     pruning.global_unstructured(weights, pruning_method=pruning.L1Unstructured, amount=share)
     for module, name in weights:
         pruning.remove(module, name)  # type: ignore[no-untyped-call]
@@ -31,7 +36,7 @@ def prune(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:  # no
 
 
 def _weights(module: nn.Module) -> list[str]:
-    """Return the names of the weights that a module multiplies by, biases aside."""
+    """Return the names of a module's weights, without biases."""
     if isinstance(module, nn.MultiheadAttention):
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
         return [name for name in names if getattr(module, name) is not None]
@@ -40,14 +45,17 @@ def _weights(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def channels(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:
-    """Zero whole channels and neurons: in each layer but the last this share of its outputs, those of smallest 2-norm.
+    """Set whole channels and neurons with the smallest 2-norm to zero, in each layer but the last (Li et al. 2017).
 
-    A layer keeps at least one output. The bias goes along, so that the output is 0 (Li et al. 2017); a batch norm behind
-    the layer would make a constant of it, so fold first.
+    Each layer keeps at least one output. The bias of an output is set to zero too, so the output is 0. A batch norm after the
+    layer would turn the 0 into a constant, so fold first.
+
+    Args:
+        share: the share of each layer's outputs.
     """
     layers = _called(model, images)[:-1]
     if not layers:
-        raise StudyError("channels: the model has no layer before its last one; leave it out")
+        raise StudyError("channels: the model has no layer before its last one; remove channels")
     for layer in layers:
         dim = 1 if isinstance(layer, _ConvTransposeNd) else 0
         outputs = layer.weight.shape[dim]
@@ -56,13 +64,14 @@ def channels(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:
         mask: Tensor = layer.get_buffer("weight_mask")
         dead = mask.transpose(0, dim).flatten(1).sum(1) == 0
         pruning.remove(layer, "weight")  # type: ignore[no-untyped-call]
-        if layer.bias is not None and len(dead) == len(layer.bias):  # grouped and transposed: another order
+        # Grouped transposed convolutions order their outputs otherwise.
+        if layer.bias is not None and len(dead) == len(layer.bias):
             layer.bias[dead] = 0.0
     return model
 
 
 def _called(model: nn.Module, images: Tensor) -> list[Layer]:
-    """Return the linear layers and convolutions in the order in which a forward pass calls them."""
+    """Return the linear layers and convolutions in the order of a forward pass."""
     called: dict[Layer, None] = {}
 
     def note(layer: nn.Module, _given: object, _out: object) -> None:

@@ -1,4 +1,4 @@
-"""Weights, and what flows between layers, in 8 bits, by torchao."""
+"""Quantisation of weights and activations to 8 bits with torchao."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ CALIBRATION_BATCH = 64  # images
 
 
 def int8(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001  (a step's signature)
-    """Quantise linear layers: weights to int8 for each output, activations for each image as it comes (torchao)."""
+    """Quantise linear layers to int8: weights per output, activations dynamically per image (torchao)."""
     return _linear(model, "int8", "Int8DynamicActivationInt8WeightConfig")
 
 
 def int8_weights(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001
-    """Quantise the weights of linear layers alone to int8, one scale for each output (torchao)."""
+    """Quantise only the weights of linear layers to int8, with one scale per output (torchao)."""
     return _linear(model, "int8_weights", "Int8WeightOnlyConfig")
 
 
 @torch.no_grad()
 def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
-    """Quantise convolutions and linear layers, weights and activations, by ranges seen on 256 training images.
+    """Quantise weights and activations of convolutions and linear layers to int8, calibrated on 256 training images.
 
-    Through torchao's PT2E with the quantiser for x86; batch norms are folded on the way (Jacob et al. 2018). For CPUs.
+    Uses PT2E of torchao with the quantiser for x86, for CPUs. Batch norms are folded (Jacob et al. 2018).
     """
     flow = module("torchao.quantization.pt2e.quantize_pt2e")
     x86 = module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     try:
         with quietly():
             batch = {0: torch.export.Dim("batch")}
-            # strict: torch before 2.15 tells the quantiser which layer an operation comes from only then.
+            # strict: only then torch before 2.15 records the layer of each operation, which the quantiser needs.
             graph = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,), strict=True).module()
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
@@ -42,17 +42,17 @@ def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
             for some in torch.split(images, CALIBRATION_BATCH):
                 observed(some)
             quantised: fx.GraphModule = flow.convert_pt2e(observed)
-    except Exception as error:  # what torch.export and torchao do not know of a model, they tell in many types
-        raise StudyError(f"int8_static: cannot be done with this model: {type(error).__name__}: {error}") from error
+    except Exception as error:  # torch.export and torchao raise many types
+        raise StudyError(f"int8_static: does not support this model: {type(error).__name__}: {error}") from error
     if not any(buffer.dtype == torch.int8 for buffer in quantised.buffers()):
         raise StudyError(
-            "int8_static: torchao found no convolution and no linear layer in this model to quantise; leave it out"
+            "int8_static: torchao found no convolution and no linear layer to quantise; remove int8_static"
         )
     return _without_floats(quantised)
 
 
 def _without_floats(graph: fx.GraphModule) -> nn.Module:
-    """Remove the parameters that the graph no longer reads: the weights as they were before."""
+    """Remove the parameters that the graph no longer reads: the float weights."""
     read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name, _ in list(graph.named_parameters()):
         if name not in read:
@@ -69,5 +69,5 @@ def _linear(model: nn.Module, step: str, config: str) -> nn.Module:
         with quietly():
             torchao.quantize_(model, getattr(torchao, config)())
     except Exception as error:
-        raise StudyError(f"{step}: cannot be done with this model: {type(error).__name__}: {error}") from error
+        raise StudyError(f"{step}: does not support this model: {type(error).__name__}: {error}") from error
     return model

@@ -1,4 +1,4 @@
-"""Images as the source has them, resident or in store, brought to the device some at a time."""
+"""Batches of raw images on the device, from a tensor or from stored images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpo.data import Stored
 
 
 def batches(images: Tensor | Stored, size: int) -> Iterator[Tensor]:
-    """Yield all images in order, `size` at a time, on the device where they are used."""
+    """Yield all images in order, in batches [size, C, H, W], on the device."""
     if isinstance(images, Tensor):
         yield from torch.split(images, size)
     else:
@@ -20,5 +20,5 @@ def batches(images: Tensor | Stored, size: int) -> Iterator[Tensor]:
 
 
 def first(images: Tensor | Stored, count: int) -> Tensor:
-    """Return the first images, all of them if there are fewer."""
+    """Return the first `count` images, or all if there are fewer."""
     return next(batches(images, count))

@@ -1,4 +1,4 @@
-"""All that `hpo after` does with a training: every recipe scored on the validation part, doubt measured, files written."""
+"""The work of `hpo after`: scores each recipe on the validation part, estimates uncertainty, writes files."""
 
 from __future__ import annotations
 
@@ -21,51 +21,62 @@ from hpo.final.after.scores import Score, logits, score
 from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
 from hpo.receipt import receipt
+from hpo.study.interval import Interval, wilson
 from hpo.train.build import assemble
 
 REPORT = "after.json"
 DOUBT = "mc_dropout.csv"
-COMPARED = 256  # validation images that a file is held against the model on
+COMPARED = 256  # validation images on which a file is compared with the model
 AS_TRAINED = Recipe(name="trained", steps=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The trained model after a recipe: how good it is, and the files it was written to."""
+    """The trained model after a recipe: its score and its files."""
 
     name: str
     score: Score
+    interval: Interval  # of the accuracy
     files: list[Exported] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  # why a file could not be written, for each that was wanted
+    refused: list[str] = field(default_factory=list)  # the reasons why files could not be written
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantReport:
-    """The trained model first, then each recipe as it was asked for; `mc_dropout` is of the trained model."""
+    """The report of `hpo after`: the trained model first, then the recipes in order. `mc_dropout` is of the trained model."""
 
     folder: str
     validation_images: int
     variants: list[Variant]
     mc_dropout: dict[str, float] | None
-    unfit: list[str]  # why a recipe, or the measuring of doubt, does not go with the model
+    unfit: list[str]  # why a recipe or Monte Carlo dropout is missing
     receipt: dict[str, Any]
 
     @property
     def refused(self) -> list[str]:
-        """Why something that was wanted is not there."""
-        return [*self.unfit, *(why for variant in self.variants for why in variant.refused)]
+        """The reasons for all results that are missing, each once."""
+        return [*dict.fromkeys([*self.unfit, *(why for variant in self.variants for why in variant.refused)])]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the report in plain JSON types."""
         return asdict(self)
 
 
 def make(
     trained: Trained, recipes: Sequence[Recipe], output: Path, *, passes: int | None, formats: Sequence[str]
 ) -> VariantReport:
-    """Do all that was asked for, leave it in `output` with a report, and return the report.
+    """Make, score and export the variants. Write all files and the report to `output`, and return the report.
 
-    What does not go with the model, and a format that cannot hold a variant, are told in the report beside the rest.
+    Recipes and formats that are not supported or not installed are listed in the report; the others still run.
+
+    Args:
+        trained: the trained model.
+        recipes: the variants to make.
+        output: the output folder.
+        passes: the number of passes of Monte Carlo dropout; None for no estimate.
+        formats: the export formats.
+
+    Raises StudyError if the folder cannot be written.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +95,7 @@ def make(
             unfit.append(str(error))
             continue
         scored = score(model, logits(model, part.images, trained.batch), reference, part)
-        variant = Variant(name=recipe.name, score=scored)
+        variant = Variant(name=recipe.name, score=scored, interval=wilson(scored.accuracy, len(part.labels)))
         for one in formats:
             try:
                 variant.files.append(_export(model, shown, output / f"{recipe.name}.{one}", made_from, recipe))

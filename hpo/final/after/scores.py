@@ -1,4 +1,4 @@
-"""How good a model is on the validation part, and how large it is."""
+"""The score of a model on the validation part, and its size."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ from hpo.final.after.raw import batches
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One model on the validation part."""
+    """The score and size of one model."""
 
     accuracy: float  # share of images, 0..1
     loss: float  # mean cross-entropy in nats
-    agreement: float  # share of images that get the class which the trained model gives them
-    parameters: int  # weights and biases, and what stands for them in a quantised model
+    agreement: float  # share of images with the same predicted class as the trained model
+    parameters: int  # weights and biases, or their quantised values
     zeros: float  # share of the parameters that are 0
     bytes: int  # of parameters and buffers in memory
 
 
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor | Stored, batch: int) -> Tensor:
-    """Return the logits [N, classes] of raw images, `batch` at a time."""
+    """Return the logits [N, classes] of raw images [N, C, H, W], computed in batches."""
     return torch.cat([model(some) for some in batches(images, batch)])
 
 
 def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split) -> Score:
-    """Return the score of a model whose logits on this part were found, beside the trained model's."""
+    """Return the score of a model.
+
+    Args:
+        model: the model.
+        found: its logits [N, classes] on the part.
+        reference: the trained model's logits [N, classes].
+        part: the images and labels.
+    """
     classes = found.argmax(1)
     values = [_values(tensor) for tensor in _weights(model)]
     parameters = sum(value.numel() for value in values)
@@ -53,7 +60,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters; a model quantised as a graph keeps its weights as int8 buffers instead."""
+    """Yield the parameters and int8 buffers. A model quantised as a graph keeps its weights in int8 buffers."""
     yield from model.parameters()
     yield from (buffer for buffer in model.buffers() if buffer.dtype == torch.int8)
 
@@ -63,7 +70,7 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Return what a tensor takes; one of torchao's holds integers, scales and zero points in several."""
+    """Return the bytes of a tensor. A tensor of torchao consists of several: integers, scales and zero points."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_bytes(getattr(tensor, name)) for name in names)

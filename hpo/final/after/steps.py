@@ -1,7 +1,7 @@
-"""What can be done to a trained model, by name, and recipes of it: `fold+prune=0.5+int8`.
+"""Steps on a trained model by name, and recipes of steps: `fold+prune=0.5+int8`.
 
-A step is a function of the model and of normalised training images [N, C, H, W]; it returns the changed model and may
-write into the one that it is given. Its one keyword-only parameter, if any, is what stands behind the `=`.
+A step is a function of the model and of normalised training images [N, C, H, W]. It returns the changed model and may modify
+the given one. A value after `=` is its only keyword-only parameter.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hpo.errors import SpecError, StudyError, nearest
-from hpo.final.after.extras import need
 from hpo.final.after.fold import fold
 from hpo.final.after.precision import bf16, fp16
 from hpo.final.after.prune import channels, prune
 from hpo.final.after.quantize import int8, int8_static, int8_weights
-from hpo.spec import options
+from hpo.spec import extras, options
 
 STEPS: dict[str, Callable[..., nn.Module]] = {
     "fold": fold,
@@ -31,13 +30,13 @@ STEPS: dict[str, Callable[..., nn.Module]] = {
     "int8_weights": int8_weights,
     "int8_static": int8_static,
 }
-EXTRA_OF = dict.fromkeys(("int8", "int8_weights", "int8_static"), "int8")  # step -> the extra of ours that it needs
-GIVEN = 2  # arguments that a step gets from us
+EXTRA_OF = dict.fromkeys(("int8", "int8_weights", "int8_static"), "int8")  # step -> the extra that it needs
+GIVEN = 2  # positional arguments of a step: model and images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step with its option."""
+    """A step with its options."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -45,25 +44,29 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Steps that are taken one after the other."""
+    """Steps that are applied one after the other."""
 
     name: str
     steps: Sequence[Step]
 
     def apply(self, model: nn.Module, images: Tensor) -> nn.Module:
-        """Return the model after the steps, in eval mode; StudyError names the step that it does not bear."""
+        """Return the model after all steps, in eval mode.
+
+        Raises StudyError that names a step which does not support the model, or whose extra is not installed.
+        """
         for step in self.steps:
             try:
+                refuse_missing(EXTRA_OF.get(step.name), step.name)
                 model = STEPS[step.name](model, images, **step.options)
             except StudyError as error:
                 raise StudyError(f"{self.name}: {error}" if len(self.steps) > 1 else str(error)) from error
-            except RuntimeError as error:  # an operation that a device or a number type lacks
+            except RuntimeError as error:  # a device or number type may lack an operation
                 raise StudyError(f"{self.name}: {step.name}: {error}") from error
         return model
 
 
 def read(text: str) -> Recipe:
-    """Read a recipe such as `fold+prune=0.5`; SpecError names the step that there is not, or its wrong option."""
+    """Read a recipe such as `fold+prune=0.5`; SpecError names an unknown step or a wrong value."""
     return Recipe(name=text, steps=[_step(piece.strip(), text) for piece in text.split("+")])
 
 
@@ -75,7 +78,7 @@ def _step(piece: str, text: str) -> Step:
     if not takes and equals:
         raise SpecError(f"{text}: {name} takes no value; write {name}")
     if takes and not value:
-        raise SpecError(f"{text}: {name} needs its {takes[0]}; write {name}=0.5, say")
+        raise SpecError(f"{text}: {name} needs its {takes[0]}; write {name}=0.5, for example")
     given = {takes[0]: _value(value)} if takes else {}
     options.check("after", name, STEPS[name], GIVEN, given, dict.fromkeys(given, name))
     return Step(name=name, options=given)
@@ -90,8 +93,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def check(recipes: Sequence[Recipe]) -> None:
-    """Raise Fault if a step needs packages that are not here."""
-    for step in [step for recipe in recipes for step in recipe.steps]:
-        if step.name in EXTRA_OF:
-            need(EXTRA_OF[step.name], step.name)
+def refuse_missing(extra: str | None, purpose: str) -> None:
+    """Raise StudyError with the command that installs an extra, unless all of it is there."""
+    if extra and (why := extras.missing(extra)):
+        raise StudyError(f"{purpose}: {why}")

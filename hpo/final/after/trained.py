@@ -1,4 +1,4 @@
-"""What `hpo train` left in its folder, taken up again: the model with its weights and its data; the test part stays shut."""
+"""Loads the output folder of `hpo train`: the model with its weights, and its data without the test split."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hpo.models import use_generator
 from hpo.text import command, quoted
 from hpo.train import checkpoint, validation
 
-CALIBRATION = 256  # training images that a step may look at
+CALIBRATION = 256  # training images that a step gets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training of a folder: its model in eval mode, on the device that this process trains on."""
+    """A finished training. Its model is in eval mode, on the device of this process."""
 
     folder: Path
     training: FinalTraining
@@ -37,11 +37,11 @@ class Trained:
 
     @property
     def batch(self) -> int:
-        """How many images the model is shown at once, as in training's validation."""
+        """The batch size, as in the validation of the training."""
         return validation.batch_size(self.training.accumulation)
 
     def copy(self) -> nn.Module:
-        """Return a model of one's own to change."""
+        """Return a copy of the model that may be modified."""
         return copy.deepcopy(self.model)
 
     def deployed(self, model: nn.Module) -> Deployed:
@@ -50,16 +50,19 @@ class Trained:
         return Deployed(model, splits.mean, splits.std)
 
     def calibration(self) -> Tensor:
-        """Return normalised images of the training part, for steps that must see some."""
+        """Return normalised training images [N, C, H, W] for the steps, N = 256 at most."""
         images = first(self.training.splits.train.images, CALIBRATION)
         return self.deployed(self.model).to(images.device).normalised(images)
 
 
 def load(folder: Path, code_folder: Path | None = None) -> Trained:
-    """Take up a folder that `hpo train` has finished.
+    """Load a folder of a finished `hpo train`.
 
-    Raises StudyError if there is no such training, if it is not finished, or if data or code are no longer the ones that it
-    was trained with.
+    Args:
+        folder: the output folder of `hpo train`.
+        code_folder: the folder of the user's code; found as in `hpo train` by default.
+
+    Raises StudyError if the folder holds no finished training, or if its data or code have changed.
     """
     metrics = _metrics(folder)
     training = final.prepare(folder / final.CONFIG, seed=metrics["receipt"]["seed"], code_folder=code_folder)
@@ -67,7 +70,7 @@ def load(folder: Path, code_folder: Path | None = None) -> Trained:
         raise StudyError(f"{folder / final.CONFIG}: is not the config that {folder / final.METRICS} was made from")
     if metrics["receipt"]["data_digest"] != training.splits.digest:
         raise StudyError(
-            f"{folder}: {training.config.data.name} gives other images than it was trained on; train again"
+            f"{folder}: the images of {training.config.data.name} have changed since the training; train again"
         )
     weights = folder / final.WEIGHTS
     model = training.run().model
@@ -75,7 +78,7 @@ def load(folder: Path, code_folder: Path | None = None) -> Trained:
         model.load_state_dict(checkpoint.load(weights))
     except RuntimeError as error:
         raise StudyError(f"{weights}: does not fit the model that its config builds now: {error}") from None
-    use_generator(model, None)  # a generator cannot be copied, and an evaluated model draws nothing
+    use_generator(model, None)  # a generator cannot be copied, and a model in eval mode draws nothing
     return Trained(
         folder=folder,
         training=training,
@@ -90,19 +93,23 @@ def _metrics(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{folder}: no such folder; `hpo train best.toml -o {quoted(folder)}` makes one")
     if (folder / final.CHECKPOINT).exists():
         again = command("train", folder / final.CONFIG, options=f"-o {quoted(folder)}")
-        raise StudyError(f"{folder}: its training is not finished; `{again}` goes on")
+        raise StudyError(f"{folder}: its training is not finished; `{again}` continues it")
     if not (folder / final.METRICS).exists():
-        raise StudyError(f"{folder}: holds no training of `hpo train`, for it has no {final.METRICS}")
+        raise StudyError(f"{folder}: holds no training of `hpo train`, since it has no {final.METRICS}")
     if not (folder / final.WEIGHTS).is_file():
-        raise StudyError(f"{folder}: has no {final.WEIGHTS}; an objective of your own leaves none to go on with")
+        raise StudyError(
+            f"{folder}: has no {final.WEIGHTS}; an objective of your own saves none, so `hpo after` cannot use it"
+        )
     metrics = read_json(folder / final.METRICS)
     made = metrics.get("receipt")
     if "identity" not in metrics or not isinstance(made, dict) or not {"seed", "data_digest"} <= made.keys():
-        raise StudyError(f"{folder / final.METRICS}: is not as `hpo train` wrote it; restore it, or train again")
+        raise StudyError(
+            f"{folder / final.METRICS}: was changed after `hpo train` wrote it; restore it, or train again"
+        )
     return metrics
 
 
 def on_cpu(model: Deployed) -> Deployed:
-    """Return a copy on the CPU, so that an exported file does not ask for the GPU that it was made on."""
-    with quietly():  # a graph's copy, in torch 2.11
+    """Return a copy on the CPU, so that an exported file does not need the GPU of the training."""
+    with quietly():  # torch 2.11 warns when it copies a graph
         return copy.deepcopy(model).to(torch.device("cpu"))

@@ -1,5 +1,5 @@
-"""A pinned config becomes a run: parts by name, data, model, optimizer, executor.
+"""Builds a run from a pinned config: parts by name, data, model, optimizer, executor.
 
-Here also live the costs of a model before training, what was measured on this machine, and the dry run of `hpo check`.
-Nothing here trains a run to its end or writes a trial.
+It also measures a model's costs before training, keeps measurements of this machine, and does the dry run of `hpo
+check`. It does not train a run to its end and does not write trials.
 """

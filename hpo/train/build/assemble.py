@@ -1,6 +1,6 @@
-"""A pinned config put together: its data loaded, its model, optimizer and schedule built, ready to train.
+"""Builds a run from a pinned config: loads its data and builds its model, optimizer and schedule.
 
-The search, the final training, the replay and `hpo check` all come through here, so one config means one thing.
+The search, the final training, the replay and `hpo check` all use this module, so a config means the same everywhere.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 
 RGB = 3  # channels
-PREPARING_BATCH = 128  # images that a model is fitted to before it is trained: lsuv, an autoencoder's step
+PREPARING_BATCH = 128  # images per batch of a model's preparation: lsuv, or a step of the autoencoder
 
 
 def pick_device() -> torch.device:
-    """Return the GPU that this process may see, else the CPU."""
+    """Return the GPU that this process may use, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device's own name, for a receipt."""
+    """Return the device's name, for a receipt."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
-    """Return the config's training and validation data on the device; the test part stays shut."""
+    """Return the training and validation split of the config's data on the device. The test split stays sealed."""
     return split(config, load_source(config, folder), split_seed, device)
 
 
 def load_source(config: TrainConfig, folder: Path) -> data.Source:
-    """Return the config's data before it is parted."""
+    """Return the config's data before the split."""
     return registry.call("data", config.data, folder)  # type: ignore[no-any-return]
 
 
 def split(config: TrainConfig, source: data.Source, split_seed: int, device: torch.device) -> data.Splits:
-    """Return the training and validation part of a config's source; SpecError if it cannot be parted."""
+    """Return the training and validation split of a config's source; SpecError if it cannot be split."""
     try:
         return data.load(source, split_seed=split_seed, device=device)
     except ValueError as error:
@@ -60,23 +60,23 @@ def split(config: TrainConfig, source: data.Source, split_seed: int, device: tor
 
 
 def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Split:
-    """Return the test part: for `hpo.final` alone."""
+    """Return the test split. Only `hpo.final` may call this."""
     return data.load_test(load_source(config, folder), split_seed=split_seed, device=device)
 
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:
-    """Raise SpecError if a config asks for what cannot be done to such images."""
+    """Raise SpecError if the config's augmentation does not fit the images."""
     channels, *sides = splits.train.images.shape[1:]
     if config.augment.crop >= min(sides):
         raise SpecError(
-            f"augment.crop = {config.augment.crop}: moves images of {sides[0]}x{sides[1]} pixels out of sight; "
-            f"give at most {min(sides) - 1}, rather a few pixels"
+            f"augment.crop = {config.augment.crop}: moves images of {sides[0]}x{sides[1]} pixels out of view; "
+            f"give at most {min(sides) - 1}, better a few pixels"
         )
     for name in ("saturation", "hue"):
         value = getattr(config.augment, name)
         if value and channels != RGB:
             raise SpecError(
-                f"augment.{name} = {value}: the images have {channels} channel{'s' if channels > 1 else ''}, and only those "
+                f"augment.{name} = {value}: the images have {channels} channel{'s' if channels > 1 else ''}, but only images "
                 f"with {RGB} have colours; remove it"
             )
 
@@ -92,13 +92,16 @@ def build_run(
     dtype: torch.dtype | None = None,
     by_step: bool = False,
 ) -> Run:
-    """Return the run of a config under a trial's seed, at epoch 0, each batch in so many micro-batches.
-
-    Raises SpecError if it cannot be built, or does not go with the images.
+    """Return the run of a config at epoch 0; SpecError if it cannot be built or does not fit the images.
 
     Args:
-        dtype: the number type of the weights, if it is not to be the model's own.
-        by_step: measures the norms of parameters and gradients, and keeps those of every step for `Run.monitor`.
+        splits: training and validation data.
+        seed: the trial's seed.
+        folder: folder of the study file.
+        device: device of the model.
+        accumulation: micro-batches per batch.
+        dtype: number type of the weights; None: the model's own.
+        by_step: whether loss and norms of every step are kept in `Run.monitor`.
     """
     check_images(config, splits)
     training = config.training
@@ -137,7 +140,7 @@ def build_run(
 
 
 def _watch(config: TrainConfig, *, by_step: bool) -> Watch:
-    """Return what a config's run measures: what it asks for, and what its own rules of stopping look at."""
+    """Return what a config's run measures: what `watch` names, and what its stopping rules need."""
     watch = config.watch
     return Watch(
         metrics=tuple(metrics.further(watch.metrics)),
@@ -149,7 +152,11 @@ def _watch(config: TrainConfig, *, by_step: bool) -> Watch:
 
 
 def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
-    """Return the config's schedule, behind its warm-up if it has one, with so many steps in an epoch."""
+    """Return the config's schedule, after its warm-up if it has one.
+
+    Args:
+        steps: optimizer steps per epoch.
+    """
     length = steps * (config.training.schedule_epochs or config.training.epochs)
     if config.warmup is None:
         return registry.call("schedule", config.schedule, folder, length)  # type: ignore[no-any-return]
@@ -162,17 +169,18 @@ def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
 
 
 def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> Loss:
-    """Return a loss by name for so many classes, tried out; SpecError if it is none."""
+    """Return a loss by name for this number of classes, tested on two images; SpecError if it is not a loss."""
     loss = registry.call("loss", part, folder)
     try:
         return losses.try_out(loss, classes, device)
-    except Exception as error:  # whatever the user's own does with logits
+    except Exception as error:  # a user's own loss may raise anything
         raise SpecError(f"loss {part.name}: {type(error).__name__}: {error}") from error
 
 
 def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
-    """Raise SpecError for what a file asks for and this data, or any model or loss that may be chosen, cannot do: known
-    before it costs a trial.
+    """Raise SpecError if an augmentation, model or loss in the search space does not work with this data.
+
+    So the fault is found before it costs a trial.
     """
     for variant in space.variants(tree):
         check_images(TrainConfig.from_tree(variant), splits)
@@ -181,8 +189,10 @@ def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device)
 
 
 def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
-    """Build every model of ours at each end of the space, without memory for its weights; SpecError lists what cannot be:
-    for images too small, widths that do not fit or would take terabytes, weights that are not there.
+    """Build every one of our models at each end of the space, without memory for its weights.
+
+    SpecError lists the models that cannot be built. Reasons are images that are too small, widths that do not fit or
+    would need terabytes, and missing files of weights.
     """
     problems: dict[str, None] = {}
     shape = tuple(splits.train.images.shape[1:])
@@ -199,7 +209,7 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
 
 
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
-    """Raise SpecError if some loss that may be chosen from a study's sections is none for this data."""
+    """Raise SpecError if a loss in the search space does not work with this data."""
     for variant in space.variants({key: tree[key] for key in tree.keys() & {"loss"}}):
         for section, part in variant.items():
             build_loss(Part.from_tree(section, part), splits.num_classes, folder, device)

@@ -1,6 +1,6 @@
-"""What a study file will do, before it does it: its space, its model, one measured epoch, what the budget will cost.
+"""Preview of a study file for `hpo check`: its space, its model, one measured epoch, the cost of the budget.
 
-Also the one lint that needs torch: a parameter that changes nothing, found by training a few steps at both of its ends.
+It also has the one lint that needs torch. It trains a few steps at both ends of a parameter to find one without effect.
 """
 
 from __future__ import annotations
@@ -27,38 +27,41 @@ from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
 from hpo.train.optim.schedules import CurveSchedule
 
-STEPS = 100  # in an epoch of which a schedule's rates are looked at
-ACTS_LATER = {"model.unfreeze_every"}  # between epochs, of which not one is tried
-TRIED_STEPS = 3  # momentum acts on the weights from the second step on
+STEPS = 100  # steps per epoch when the rates of schedules are compared
+ACTS_LATER = {"model.unfreeze_every"}  # acts between epochs, but a test has only one epoch
+TRIED_STEPS = 3  # steps of a test; momentum acts from the second on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What `hpo check` tells of a declared study file."""
+    """The results of `hpo check` for a study file."""
 
     parameters: dict[str, Parameter]
     data: data.Overview
     model: str  # torchinfo's table
-    weights: str | None  # what of the model was taken over from where; None if nothing
-    epoch: EpochResult  # the measured one, in the middle of the space
+    weights: str | None  # which pre-trained weights the model has; None if none
+    epoch: EpochResult  # the measured epoch, in the middle of the space
     device: str
     longest_trial_epochs: int
-    choice: Choice  # of executor and slots, in the middle of the space
-    untyped: list[str]  # a line for each range that goes by how its numbers are written, for no annotation tells
-    unused: list[str]  # a line for each parameter that changes nothing
-    costs: dict[str, float]  # by which trials are judged, in the middle of the space
+    choice: Choice  # executor and slots, in the middle of the space
+    untyped: list[str]  # a line for each range whose option has no annotated type, so that its notation decides
+    unused: list[str]  # a line for each parameter without effect
+    costs: dict[str, float]  # costs that are objectives or bounds, in the middle of the space
 
     def budget_seconds(self, trials: int, workers: int) -> float:
-        """Return the wall clock of the whole budget without pruning, one trial after the other in each worker."""
+        """Return the wall-clock seconds of the budget without pruning, one trial after the other in each worker."""
         return trials * self.longest_trial_epochs * self.epoch.seconds / workers
 
 
 def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None = None) -> Findings:
-    """Look at the data, build the middle of the space, train one epoch of it, choose its executor, and look for unused
-    parameters.
+    """Load the data, train one epoch in the middle of the space, choose its executor, and find unused parameters.
+
+    SpecError if the study cannot run.
 
     Args:
-        sheet: a PNG file to write, with training images of each class.
+        folder: folder of the study file.
+        workers: number of workers that will share the budget.
+        sheet: PNG file to write, with training images of each class.
     """
     tree = spec.tree
     device = assemble.pick_device()
@@ -74,7 +77,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     shape = splits.train.images.shape[1:]
     taken_over = reuse(run.model)
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
-    run = assemble.build_run(config, splits, seed, folder, device)  # torchinfo ran the other one forward
+    run = assemble.build_run(config, splits, seed, folder, device)  # a new one, since torchinfo ran the first forward
     measured = costs.measure(
         spec.goals.costs,
         run,
@@ -100,9 +103,10 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
 
 
 def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: torch.device) -> Iterator[str]:
-    """Yield a line for each parameter of a part whose ends train to the very same weights: nothing uses it.
+    """Yield a line for each parameter of a part whose two ends train to the same weights.
 
-    In the middle of the space, and then with each choice of the part's own: a slope has a use with one activation alone.
+    It is tested in the middle of the space, and then with each choice of the part's other parameters. For
+    example, a slope has an effect with one activation only.
     """
     for path, parameter in space.parameters(tree):
         section, *inside = path.split(".")
@@ -124,11 +128,11 @@ def unused(tree: Tree, splits: data.Splits, seed: int, folder: Path, device: tor
             return bool(marks[0] == marks[1])
 
         if is_idle(branch) and all(is_idle(branch | other) for other in _choices_beside(tree, section, path)):
-            yield f"{path} = {parameter}: makes no difference to a training; nothing uses it, remove it"
+            yield f"{path} = {parameter}: has no effect on a training; nothing uses it, remove it"
 
 
 def _choices_beside(tree: Tree, section: str, path: str) -> Iterator[dict[str, Any]]:
-    """Yield each choice of the section's other parameters, but for the name."""
+    """Yield each choice of the section's other parameters except the name."""
     for other, parameter in space.parameters({section: tree[section]}):
         if isinstance(parameter, Choices) and other not in (path, f"{section}.name"):
             yield from ({other: option} for option in parameter.options)
@@ -137,8 +141,10 @@ def _choices_beside(tree: Tree, section: str, path: str) -> Iterator[dict[str, A
 def _mark(
     config: TrainConfig, section: str, splits: data.Splits, seed: int, folder: Path, device: torch.device
 ) -> list[Any]:
-    """Return what a parameter of this section must change: a schedule or warm-up its rates, or its options where only a curve
-    would show, an averaging what it takes, anything else the trained weights.
+    """Return what a parameter of this section must change to have an effect.
+
+    For a schedule or warm-up these are the rates, or the options if the rates depend on a curve. For an averaging it is
+    which weights are taken, and their shares. For all other sections these are the trained weights.
     """
     if section in ("schedule", "warmup"):
         schedule = assemble.schedule_of(config, STEPS, folder)

@@ -1,7 +1,8 @@
-"""What a model costs once it is trained, known before it is: for objectives and bounds beside the curve.
+"""The costs of using a model, measured before it is trained, for objectives and bounds beside the curve.
 
-All three are of using the model, one image at a time in eval mode under the study's precision, and not of training it, where
-several trials may share a step. Weights are of no account, so a trial is measured before its first epoch.
+All three describe inference: one image at a time, in eval mode, under the study's precision. They do not describe
+training, where several trials may share a step. They do not depend on the values of weights, so a trial is measured
+before its first epoch.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from hpo.train.run import Run
 from hpo.train.stack import architecture
 
 WARM_UP_PASSES = 5
-PASSES = 50  # timed, at most, and three at least
-SECONDS = 0.2  # of timed passes, likewise
+PASSES = 50  # most timed passes; at least three are timed
+SECONDS = 0.2  # timed seconds after which no further pass is timed
 MEGABYTE = 2**20
 Forward = Callable[[], object]
 
 
-def params(model: nn.Module, forward: Forward) -> float:  # noqa: ARG001  (all are asked alike)
-    """Count the elements of all parameters, trained or frozen; buffers are none."""
+def params(model: nn.Module, forward: Forward) -> float:  # noqa: ARG001  (all measures have the same arguments)
+    """Return the number of elements of all parameters, trained or frozen. Buffers do not count."""
     return float(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def latency_ms(model: nn.Module, forward: Forward) -> float:
-    """Measure the milliseconds of one image's forward pass on the device: the fastest of up to 50 passes after 5 others.
+    """Return the milliseconds of one image's forward pass: the fastest of up to 50 passes after 5 for warm-up.
 
-    The fastest is the one that nothing else disturbed, of all that runs on this machine beside it. On a GPU each pass is
-    waited for.
+    The fastest pass is the one least disturbed by other processes. On a GPU the device is synchronized around each
+    pass.
     """
     device = next(iter(model.parameters())).device
     for _ in range(WARM_UP_PASSES):
@@ -62,10 +63,10 @@ def _timed(forward: Forward, device: torch.device) -> float:
 
 
 def memory_mb(model: nn.Module, forward: Forward) -> float:
-    """Count the MiB of weights and buffers, and of the most that lives beside them at once in one image's forward pass.
+    """Return the MiB of parameters and buffers plus the peak of all other tensors in one image's forward pass.
 
-    It is counted tensor by tensor and so the same on every device: without what a kernel takes for itself, and without what
-    an allocator rounds up to.
+    Tensors are counted one by one, so the result is the same on every device. It does not include workspaces of kernels
+    nor the rounding of an allocator.
     """
     held = {_address(tensor): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with _Peak(held) as peak:
@@ -82,13 +83,13 @@ def _address(tensor: Tensor) -> int:
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that operations make, for as long as each lives."""
+    """Tracks the peak of the bytes of living tensors that operations make."""
 
     def __init__(self, known: Iterable[int]) -> None:
-        """Begin with nothing.
+        """Start at 0 bytes.
 
         Args:
-            known: addresses of storages that count elsewhere.
+            known: addresses of storages that are not counted here.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
@@ -122,19 +123,20 @@ MEASURES: dict[str, Callable[[nn.Module, Forward], float]] = {
     "latency_ms": latency_ms,
     "memory_mb": memory_mb,
 }
-TIMED = ("latency_ms",)  # no two measurements of these are the same
+TIMED = ("latency_ms",)  # measures that vary from one measurement to the next
 
 
 def measure(names: Iterable[str], run: Run, *, threads: int, device: str, code: str) -> dict[str, float]:
-    """Return what the model of a run costs, by name; the model is left in train mode, its weights as they were.
+    """Return the costs of a run's model by name. The model is left in train mode with unchanged weights.
 
-    What is timed is timed once for each architecture on a machine and remembered by `measurement_cache.py`. Trials that differ
-    in their weights alone must cost the same, or each would beat the others by chance.
+    A latency is measured once for each architecture on a machine and kept by `measurement_cache.py`. Trials that differ
+    only in weights must cost the same, or one would beat the other by chance.
 
     Args:
-        threads: of the CPU.
-        device: its name.
-        code: a digest of the user's own code, which may run the same layers otherwise.
+        names: keys of MEASURES.
+        threads: number of CPU threads.
+        device: name of the device.
+        code: digest of the user's own code, which may run the same layers differently.
     """
     with _at_rest(run.model, threads):
         forward = _forward(run.model, run.splits.train.images.shape[1:], run.device, run.precision)

@@ -1,9 +1,13 @@
-"""Which executor trains the runs of one kind here, how many at once, and why: measured at the first, remembered then."""
+"""Choice of the executor for runs of one kind on this machine, and of the number of runs that it trains together.
+
+The choice is measured once and then remembered.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -29,20 +33,21 @@ from hpo.train.stack.row_optimizers import order_of
 from hpo.train.stack.select import Make
 from hpo.train.stack.stack import Stack
 
-ENDLESS = 10**6  # epochs of a run that is only tried
-TAME_RATE = 0.01  # its learning rate at most: one that diverges tells nothing
-MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2", "nsga3")  # samplers that learn from what has finished
-GENERATIONS = 4  # into which such a sampler's budget is divided at least: from what is asked at once, nothing is learnt
+log = logging.getLogger(__name__)
+ENDLESS = 10**6  # epochs of a run that is only measured
+TAME_RATE = 0.01  # largest learning rate of a measured run, since a diverging run shows nothing
+MODEL_BASED = ("tpe", "gp", "cmaes", "nsga2", "nsga3")  # samplers that learn from finished trials
+GENERATIONS = 4  # fewest rounds of such a sampler's budget: trials suggested together do not learn from each other
 Executor = Loop | Stack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An executor and how many runs it trains together."""
+    """An executor and the number of runs that it trains together."""
 
     executor: str  # "loop", "stack" or "vmap"
     slots: int
-    why: str  # in words, a line
+    why: str  # the reason, one line of text
 
     def build(self, like: Run) -> Executor:
         """Return an empty executor for runs like this one."""
@@ -51,15 +56,17 @@ class Choice:
         return Stack(select.of(self.executor, like), like, self.slots)
 
     def limited(self, most: int, because: str) -> Choice:
-        """Return this choice with no more slots than these."""
+        """Return this choice with at most `most` slots; `because` completes the reason."""
         if self.slots <= most:
             return self
         executor = self.executor if most > 1 else "loop"
-        return replace(self, executor=executor, slots=most, why=f"{self.why}; no more than {most} {because}")
+        return replace(
+            self, executor=executor, slots=most, why=f"no more than {most} {because}; without this limit: {self.why}"
+        )
 
 
 def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[EpochResult]:
-    """Train one run on by itself, one result per epoch, to its end or until `stop` says so."""
+    """Train one run alone, yielding one result per epoch, to its end or until `stop` returns true."""
     executor.put(run)
     while not run.finished:
         results = executor.train_epoch(stop)
@@ -69,8 +76,10 @@ def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[Ep
 
 
 def stack_key_of(run: Run, training: Training) -> str:
-    """Return what runs must have in common to be trained together; optimizer and schedule, seed and epochs may differ, as
-    long as the optimizers own the same parameters in the same order, and the loss as long as it is ours.
+    """Return the stack key: runs with the same key can be trained in one stack.
+
+    Schedule, seed, epochs and our own losses may differ. Optimizers may differ if they own the same parameters in the
+    same order.
     """
     trained = order_of(run.optimizer, {parameter: name for name, parameter in run.model.named_parameters()})
     common = (trained, run.batch_size, run.accumulation, training.precision, training.threads, run.alone)
@@ -79,17 +88,18 @@ def stack_key_of(run: Run, training: Training) -> str:
 
 
 def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device) -> Choice:
-    """Return how runs like this config's are trained on this device, as its spec wishes and as was measured.
+    """Return how runs of this config are trained on this device, by the spec's options and by measurement.
 
-    The first time that takes some seconds: what a stack can hold is checked against the model alone, then measured.
+    The first call for a kind of run takes some seconds: stacks are checked against single runs, then measured.
     """
     if spec.executor == "loop" or spec.slots == 1:
         why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
         return Choice(executor="loop", slots=1, why=f"the study says {why}")
     make = partial(_made, config, folder, device)
     key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
-    with contextlib.suppress(TypeError):  # there is nothing, or of another version
+    with contextlib.suppress(TypeError):  # nothing is remembered, or it has the format of another version
         return Choice(**measurement_cache.recall(key))
+    log.info("measuring how many trials are best trained together, once on this machine")
     choice = _measure(spec, make, splits, config.training.batch_size)
     measurement_cache.keep(key, asdict(choice))
     return choice
@@ -110,8 +120,9 @@ def _made(
 
 
 def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> str:
-    """Return under what a choice is remembered on this machine: code counts too, the user's own and ours, since a model of
-    the same layers may run them otherwise.
+    """Return the key under which a choice is remembered on this machine.
+
+    It contains digests of the user's code and of ours, since the same layers may be run differently.
     """
     known = (torch.__version__, processor(), assemble.device_name(device), _our_code())
     described = repr((*known, usercode.digest(spec.code_references, folder), stack_key, spec.executor, spec.slots))
@@ -119,7 +130,7 @@ def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) 
 
 
 def code_files() -> list[Path]:
-    """Return our files on which speed and equality may depend: all of `hpo.models` and `hpo.train`, lest one be forgotten."""
+    """Return our files on which speed and equality may depend. These are all of `hpo.models` and `hpo.train`, to miss none."""
     packages = (Path(models.__file__).parent, Path(__file__).parents[1])
     return [file for package in packages for file in sorted(package.rglob("*.py"))]
 
@@ -134,7 +145,7 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
     step = sizing.step_alone(make(0, splits, None)) if measures else 0.0
     if spec.executor == "auto" and step > sizing.SLOW_STEP_SECONDS:
         return Choice(
-            executor="loop", slots=1, why=f"a step takes {step:.2f} s, beside which no call's overhead counts"
+            executor="loop", slots=1, why=f"a step takes {step:.2f} s, so the overhead of calls does not matter"
         )
     try:
         forward = select.find(make, splits, batch_size)
@@ -152,13 +163,19 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
 
 
 def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choice:
-    """Leave other workers their share of the budget, and a sampler that learns something to learn from."""
-    most = -(-budget // fleet)
+    """Limit the slots, so that other workers get their share of the budget and a sampler can learn between rounds.
+
+    Args:
+        budget: trials that are left.
+        fleet: number of workers.
+    """
+    most, learns = -(-budget // fleet), ""
     if spec.slots == "auto" and spec.sampler["name"] in MODEL_BASED:
         most = max(1, most // GENERATIONS)
-    return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}")
+        learns = f", since {spec.sampler['name']} learns from finished trials"
+    return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}{learns}")
 
 
 def remember(choice: Choice, spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> None:
-    """Choose so from now on for runs of this stack key, in every process on this machine."""
+    """Remember a choice for runs of this stack key, for every process on this machine."""
     measurement_cache.keep(key_of(spec, stack_key, folder, device), asdict(choice))

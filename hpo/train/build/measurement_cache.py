@@ -1,7 +1,7 @@
-"""What was measured on this machine, kept between processes: a small file of JSON in the user's cache folder.
+"""Measurements of this machine, kept between processes in a small JSON file in the user's cache folder.
 
-It is a cache: what cannot be read is measured again, what cannot be written is not kept, and of two processes that write at
-once one's entry may be lost.
+It is only a cache. An unreadable entry is measured again, and a failed write is ignored. If two processes write at the
+same time, one entry may be lost.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ log = logging.getLogger(__name__)
 
 
 def home() -> Path:
-    """Return the file: in HPO_CACHE, else in XDG_CACHE_HOME/hpo, else in ~/.cache/hpo."""
+    """Return the path of the file: in HPO_CACHE, else in XDG_CACHE_HOME/hpo, else in ~/.cache/hpo."""
     folder = os.environ.get("HPO_CACHE")
     base = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"
     return base / "measured.json"
 
 
 def recall(key: str) -> Any:
-    """Return what was kept under a key, None if there is nothing."""
+    """Return the value that is kept under a key, or None."""
     return _read().get(key)
 
 
 def keep(key: str, value: Any) -> None:
-    """Keep a plain value under a key."""
+    """Keep a value of plain Python types under a key. A failed write is only logged."""
     file = home()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {**_read(), key: value})
     except OSError as error:
-        log.info("%s cannot be written (%s); it is measured again next time", file, error)
+        log.info("%s cannot be written (%s); the measurement is repeated next time", file, error)
 
 
 def _read() -> dict[str, Any]:

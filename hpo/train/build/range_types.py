@@ -1,4 +1,4 @@
-"""Of which numbers a range or a choice is: the annotated type of its option decides, not how its ends are written."""
+"""The number type of a range or choice: the annotated type of its option decides, not the notation of its ends."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hpo.errors import Mistakes, SpecError
 from hpo.spec import options, space
 from hpo.spec.space import Choices, Parameter, Range, Tree
 
-#: Of a section and a part's name: the model of the options that the part takes.
+#: Maps a section and a part's name to the pydantic model of the part's options.
 ModelOf = Callable[[str, str], type[pydantic.BaseModel]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Searched:
-    """A parameter of the space, and as what each part that may get it takes its numbers."""
+    """A parameter of the space, and the number types that the parts accept for it."""
 
-    tables: tuple[str, ...]  # the section, and the branch if it stands in one
+    tables: tuple[str, ...]  # the section, and the branch if the parameter is in one
     key: str
     parameter: Parameter
-    types: dict[str, set[type]]  # by the part's name: `options.number_types`
+    types: dict[str, set[type]]  # `options.number_types` by the part's name
 
     def first(self, *types: type) -> str | None:
-        """Return the first part that takes the numbers as these types and no other; None if there is none."""
+        """Return the first part that accepts exactly these types; None if there is none."""
         return next((name for name, found in self.types.items() if found == set(types)), None)
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ def _of_table(tables: tuple[str, ...], table: Tree, names: list[str], model_of: 
 
 
 def typed(tree: Tree, model_of: ModelOf) -> Tree:
-    """Return the tree with each range and choice of a real option in real numbers; SpecError where both may be meant."""
+    """Return the tree with real numbers in each range and choice of a real option; SpecError for ambiguous ranges."""
     found: Tree = {
         section: {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
         for section, table in tree.items()
@@ -68,13 +68,13 @@ def typed(tree: Tree, model_of: ModelOf) -> Tree:
 
 
 def _mistake(one: _Searched, given: Range) -> str | None:
-    """Say why a range may mean integers or real numbers, and how to write either; None if it may not."""
+    """Return why a range may mean integers or real numbers, and how to write both; None if it is clear."""
     if not given.integer:
         return None
     counting, real, both, silent = one.first(int), one.first(float), one.first(int, float), one.first()
     if both:
         return (
-            f"may mean integers or real numbers, for {both} takes both; write {given.real} for real numbers, "
+            f"may mean integers or real numbers, since {both} takes both; write {given.real} for real numbers, "
             "{ choices = [...] } for integers"
         )
     if real and counting:
@@ -92,12 +92,12 @@ def _apart(one: _Searched, *names: str) -> str:
 
 
 def untyped(tree: Tree, model_of: ModelOf) -> Iterator[str]:
-    """Yield a line for each range with whole ends of which some part does not say what type its option has."""
+    """Yield a line for each range with whole ends whose option has no annotated number type in some part."""
     for one in _searched(tree, model_of):
         silent, given = one.first(), one.parameter
         if silent is not None and isinstance(given, Range) and given.has_whole_ends:
             searched = "integers, as its ends are" if given.integer else "real numbers, as its step is"
             yield (
-                f"{one}: is searched over {searched}, for {silent} does not say of what type {one.key} is; "
+                f"{one}: is searched over {searched}, since {silent} does not say of what type {one.key} is; "
                 f"annotate it, or write {given.real} for real numbers"
             )

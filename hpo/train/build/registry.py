@@ -1,12 +1,10 @@
-"""The parts of a training by name: data sources, models, losses, optimizers, schedules, averagings; ours
-from their dicts or the user's own.
+"""The parts of a training by name, ours or the user's own: data, models, losses, optimizers, schedules and so on.
 
-Here a study file's values get their meaning: every range end and every choice is checked against the part that takes it.
+This module checks a study file's values: every range end and every choice is checked against the part that takes it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from hpo.errors import Mistakes, SpecError, nearest, shown
 from hpo.models import MODELS
 from hpo.models.blocks import TooLarge
 from hpo.models.transfer import FILE_OR_NAME, is_file
-from hpo.spec import options, space, usercode
+from hpo.spec import extras, options, space, usercode
 from hpo.spec.options import Function
 from hpo.spec.space import Choices, Range, Tree
 from hpo.spec.study_file import StudySpec, check_path
@@ -42,21 +40,17 @@ from hpo.train.optim.warmup import WARMUPS
 
 @dataclass(frozen=True, kw_only=True)
 class PartKind:
-    """One kind of part: its functions by name, how many leading arguments we give them, and what they return.
+    """One kind of part, such as models or optimizers."""
 
-    `common`, if there is one, takes what such a function returned, with options that all of them have, and returns the like;
-    `prepare`, with such options, takes what we have and returns what such a function is given.
-    """
-
-    functions: Mapping[str, Function]
-    given: int
+    functions: Mapping[str, Function]  # by name
+    given: int  # number of leading arguments that we pass
     returns: Any  # a class, or Callable
-    common: Function | None = None
-    prepare: Function | None = None
+    common: Function | None = None  # maps a function's result to a result of the same type, by options that all share
+    prepare: Function | None = None  # makes a function's argument from what we have, by options that all share
 
     @property
     def shared(self) -> Function | None:
-        """The function whose options all of them have; its first argument is ours."""
+        """The function with the options that all share. We pass its first argument."""
         return self.common or self.prepare
 
 
@@ -64,19 +58,19 @@ KINDS = {
     "data": PartKind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": PartKind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
     "loss": PartKind(functions=LOSSES, given=0, returns=Callable),
-    # groups, made of a model
+    # parameter groups, made from a model
     "optimizer": PartKind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=param_groups.split),
     "schedule": PartKind(functions=SCHEDULES, given=1, returns=Callable),  # length in optimizer steps
-    # its length in steps, made of the schedule's and an epoch's
+    # length in steps, made from the lengths of the schedule and of an epoch
     "warmup": PartKind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
     "averaging": PartKind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
-SIZES = ("widths", "channels", "depth", "width")  # options that make a model of ours large
-MAX_PARAMETERS = 250 * 10**9  # a terabyte of weights
-#: Layers, and their sizes, that make no model of ours anywhere near MAX_PARAMETERS; such a model need not be tried.
+SIZES = ("widths", "channels", "depth", "width")  # options that can make our models large
+MAX_PARAMETERS = 250 * 10**9  # one terabyte of weights
+#: Models with no more layers, and no larger layers, are far below MAX_PARAMETERS and are not checked.
 FEW_LAYERS, SMALL_SIZE = 100, 255
-STAND_IN = (3, 32, 32)  # an image's shape, where the data is not known yet
-#: Sections in which nothing may be searched, and why.
+STAND_IN = (3, 32, 32)  # image shape while the data is not known
+#: Sections in which nothing may be searched, with the reason.
 UNSEARCHED = {
     "data": "trials are compared on the same data",
     "watch": "what is watched changes no training",
@@ -84,7 +78,7 @@ UNSEARCHED = {
 
 
 def function(section: str, name: str, folder: Path) -> Function:
-    """Return the function behind a part's name; SpecError if there is none."""
+    """Return the function of a part's name; SpecError if there is none."""
     known = KINDS[section].functions
     if usercode.is_reference(name):
         return usercode.load(name, folder, f"{section}.name")  # type: ignore[no-any-return]
@@ -95,7 +89,7 @@ def function(section: str, name: str, folder: Path) -> Function:
 
 
 def option_models(folder: Path) -> range_types.ModelOf:
-    """Return what tells the model of the options that a part of a section takes."""
+    """Return a function that returns the model of a part's options, given section and name."""
 
     def model_of(section: str, name: str) -> type[pydantic.BaseModel]:
         if section in TABLES:
@@ -107,7 +101,12 @@ def option_models(folder: Path) -> range_types.ModelOf:
 
 
 def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
-    """Build a part: call its function with our arguments and its options; SpecError if it refuses them."""
+    """Build a part: call its function with our arguments and its options; SpecError if that fails.
+
+    Args:
+        folder: folder of the study file.
+        given: our arguments.
+    """
     kind, found = KINDS[section], function(section, part.name, folder)
     with _in_file(section, part):
         own, shared = _divided(kind, found, part)
@@ -122,7 +121,7 @@ def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
 
 
 def prepared(section: str, part: Part, folder: Path, given: Any) -> Any:
-    """Return what a part's function is given, made of what we have; SpecError if the options are refused."""
+    """Return the argument that `prepare` makes for a part's function; SpecError if it refuses the options."""
     kind, found = KINDS[section], function(section, part.name, folder)
     assert kind.prepare is not None
     with _in_file(section, part):
@@ -131,11 +130,11 @@ def prepared(section: str, part: Part, folder: Path, given: Any) -> Any:
 
 @contextmanager
 def _in_file(section: str, part: Part) -> Iterator[None]:
-    """Raise what goes wrong as a SpecError that names the part."""
+    """Turn errors into SpecErrors that name the part."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise  # no fault of the file's
+        raise  # not a fault of the study file
     except Exception as error:
         of_ours = part.name in KINDS[section].functions and isinstance(error, ValueError | BadFile)
         said = str(error) if of_ours else f"{type(error).__name__}: {error}"
@@ -144,7 +143,7 @@ def _in_file(section: str, part: Part) -> Iterator[None]:
 
 
 def _divided(kind: PartKind, found: Function, part: Part) -> tuple[Tree, Tree]:
-    """Return a part's options: those for its own function, and those that every function of its kind has."""
+    """Divide a part's options into those of its own function and those that all functions of its kind share."""
     shared = options.names(kind.shared, 1) - options.names(found, kind.given) if kind.shared else set()
     return (
         {key: value for key, value in part.options.items() if key not in shared},
@@ -153,7 +152,7 @@ def _divided(kind: PartKind, found: Function, part: Part) -> tuple[Tree, Tree]:
 
 
 def _located(kind: PartKind, found: Function, given: Tree, folder: Path) -> Tree:
-    """Return options with the files that they name looked up beside the study file."""
+    """Return options with relative paths of files resolved against the folder of the study file."""
     named = options.marked(found, kind.given, data.FILE)
     perhaps = options.marked(found, kind.given, FILE_OR_NAME)
     full = {key: folder / Path(given[key]).expanduser() for key in given.keys() & (named | perhaps)}
@@ -161,19 +160,28 @@ def _located(kind: PartKind, found: Function, given: Tree, folder: Path) -> Tree
 
 
 def files(spec: StudySpec) -> list[str]:
-    """Return the files that a spec's data and weights are read from, as it names them; of parts of ours only."""
+    """Return the files of data and weights that a spec names, as it writes them. Only our own parts are known."""
     return _named(spec, "data", data.FILE) + weights(spec)
 
 
+def refuse_missing_data(spec: StudySpec, folder: Path) -> None:
+    """Raise SpecError if a file or folder that [data] names does not exist."""
+    named = _named(spec, "data", data.FILE)
+    if missing := [name for name in named if not (folder / Path(name).expanduser()).exists()]:
+        where = f"a relative path starts at {folder}"
+        raise SpecError(*(f"data: {name!r} does not exist; correct the path, {where}" for name in missing))
+
+
 def weights(spec: StudySpec) -> list[str]:
-    """Return the files that weights of a spec's models are read from, as it names them."""
+    """Return the files of weights that a spec's models name, as it writes them."""
     return [name for name in _named(spec, "model", FILE_OR_NAME) if is_file(name)]
 
 
 def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
-    """Return the texts that options with this mark may have, each once."""
+    """Return the possible texts of options with this mark, each once."""
     found: dict[str, None] = {}
-    for variant in space.variants({section: spec.tree[section]} if section in spec.tree else {}):
+    tree = spec.tree if spec.is_declared else {}
+    for variant in space.variants({section: tree[section]} if section in tree else {}):
         if section in variant:
             part, kind = Part.from_tree(section, variant[section]), KINDS[section]
             known = kind.functions.get(part.name)
@@ -183,14 +191,14 @@ def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
 
 
 def read(tree: Tree, folder: Path) -> TrainConfig:
-    """Return the config of a pinned tree; SpecError lists what is wrong of its sections, or else of their going together."""
+    """Return the config of a pinned tree; SpecError lists the faults of its sections, else their contradictions."""
     refuse_wrong_sections(tree, folder)
     refuse_huge_models(tree, folder)
     return _together(tree)
 
 
 def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
-    """Raise SpecError that lists what is wrong of each section by itself, at some end of a range or some choice."""
+    """Raise SpecError that lists the faults of each section, at all ends of ranges and all choices."""
     mistakes = Mistakes()
     for section, table in tree.items():
         for variant in space.variants({section: table}):
@@ -201,16 +209,16 @@ def refuse_wrong_sections(tree: Tree, folder: Path) -> None:
 
 
 def _explain_real_steps(tree: Tree, mistakes: Mistakes) -> None:
-    """Add how a range with whole ends is mended whose values are refused because its step makes real numbers of them."""
+    """Add a mend for ranges with whole ends whose values are refused because their step makes them real numbers."""
     for path, given in space.parameters(tree):
         is_refused = any(line.startswith(f"{path} = ") and "valid integer" in line for line in mistakes.lines)
         if is_refused and isinstance(given, Range) and given.step and given.has_whole_ends and not given.integer:
             step = int(given.step) if given.step.is_integer() else 1
-            mistakes.add(SpecError(f"{path} = {given}: its real step makes real numbers of it; write step = {step}"))
+            mistakes.add(SpecError(f"{path} = {given}: its real step gives real numbers; write step = {step}"))
 
 
 def _check_section(section: str, table: Tree, folder: Path) -> None:
-    """Raise SpecError if a pinned section is none, or its part does not take its options."""
+    """Raise SpecError if a pinned section is wrong, or if its part does not take its options."""
     part = read_section(section, table)
     if not isinstance(part, Part):
         return
@@ -223,22 +231,20 @@ def _check_section(section: str, table: Tree, folder: Path) -> None:
 
 
 def _together(tree: Tree) -> TrainConfig:
-    """Return the config of a pinned tree whose sections are right; SpecError if they do not go together."""
+    """Return the config of a pinned tree whose sections are valid; SpecError if sections contradict each other."""
     config = TrainConfig.from_tree(tree)
     _refuse_a_cycle_without_momentum(config)
     return config
 
 
 def _refuse_a_missing_package(optimizer: Part) -> None:
-    package, extra = NEEDS.get(optimizer.name, (None, ""))
-    if package and importlib.util.find_spec(package) is None:
-        raise SpecError(
-            f"optimizer.name = {optimizer.name!r}: needs the package {package}; `pip install 'hpo[{extra}]'` or choose another"
-        )
+    extra = NEEDS.get(optimizer.name)
+    if extra and (why := extras.missing(extra)):
+        raise SpecError(f"optimizer.name = {optimizer.name!r}: {why}; or choose another optimizer")
 
 
 def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
-    known = OPTIMIZERS.get(config.optimizer.name)  # what the user's own optimizer has shows when it is built
+    known = OPTIMIZERS.get(config.optimizer.name)  # a user's own optimizer is checked when it is built
     if not config.schedule.options.get("cycle_momentum") or known is None:
         return
     if not {"momentum", "beta1"} & inspect.signature(known).parameters.keys():
@@ -249,9 +255,9 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
 
 
 def refuse_huge_models(tree: Tree, folder: Path) -> None:
-    """Raise SpecError for models of ours that no machine could hold, at some end of the space, whatever the data is.
+    """Raise SpecError if one of our models is too large for any machine at some end of the space, for any data.
 
-    What else is wrong of a model is told once the data is known: the shape that stands in for it may not fit.
+    Other faults of a model are reported when the data is known, since the image shape is only a stand-in here.
     """
     mistakes = Mistakes()
     for variant in space.variants({"model": tree["model"]}):
@@ -273,7 +279,7 @@ def _has_large_numbers(part: Part) -> bool:
 
 
 def without_memory(part: Part, folder: Path, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build a model of ours without memory for its weights; SpecError if that cannot be, or if no machine could hold them."""
+    """Build one of our models without memory for its weights; SpecError if that fails or the model is too large."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model: nn.Module = call("model", part, folder, shape, classes)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -285,13 +291,13 @@ def without_memory(part: Part, folder: Path, shape: tuple[int, ...], classes: in
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
-    """Return the spec with every part's defaults filled, all its values checked; SpecError lists what is wrong."""
+    """Return the spec with the defaults of every part filled in and all values checked; SpecError lists the faults."""
     tree, mistakes = spec.tree, Mistakes()
     with mistakes.collect():
         refuse_searches(spec)
     with mistakes.collect():
         refuse_wrong_sections(tree, folder)
-    mistakes.raise_if_any()  # how sections go together is asked of those that are right by themselves
+    mistakes.raise_if_any()  # contradictions are only looked for between valid sections
     _refuse_a_warmup_without_end(tree)
     for variant in space.variants(tree):
         with mistakes.collect():
@@ -309,7 +315,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 
 
 def refuse_searches(spec: StudySpec) -> None:
-    """Raise SpecError that lists what cannot be searched."""
+    """Raise SpecError that lists the ranges and choices that are not allowed."""
     mistakes = Mistakes()
     for section, why in UNSEARCHED.items():
         for path, parameter in space.parameters({section: spec.tree.get(section, {})}):
@@ -320,7 +326,10 @@ def refuse_searches(spec: StudySpec) -> None:
 
 
 def _refuse_values_in_several_measures(spec: StudySpec) -> None:
-    """Losses of trials tell which is better only where all are one function; label smoothing is no part of it."""
+    """Raise SpecError if the loss is searched and trials are compared by it: different losses cannot be compared.
+
+    Label smoothing of our losses is allowed, since validation does not use it.
+    """
     if spec.metric != "loss" or "loss" not in spec.tree:
         return
     for path, parameter in space.parameters({"loss": spec.tree["loss"]}):
@@ -344,9 +353,9 @@ def _refuse_a_warmup_without_end(tree: Tree) -> None:
 
 
 def _filled(tree: Tree, folder: Path) -> Tree:
-    """Return the tree with the defaults of every part that can be taken, each under its own choice."""
+    """Return the tree with the defaults of every part that may be chosen, each under its own choice."""
     cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
-    left_out = {"momentum", "beta1"} if cycles else set()  # the schedule owns these then
+    left_out = {"momentum", "beta1"} if cycles else set()  # in this case the schedule sets them
     return {
         section: _filled_part(section, dict(part), folder, left_out)
         if section in KINDS
@@ -376,7 +385,7 @@ def _filled_part(section: str, part: Tree, folder: Path, left_out: set[str]) -> 
 
 
 def _filled_once(kind: PartKind, part: Tree, functions: list[Function]) -> Tree:
-    """Return the missing defaults that all choices share, unless one of them has the option in its branch or by itself."""
+    """Return the missing defaults that all choices share, unless a choice has the option in its branch or as its own."""
     if kind.prepare is None:
         return {}
     apart = {key for branch in space.branches(part).values() for key in branch}

@@ -1,6 +1,7 @@
-"""Averages of weights over training by name: validation, the best checkpoint and what is kept in the end are the average's.
+"""Averages of weights over training, by name.
 
-The optimizer goes on from the weights themselves, which the average does not touch.
+Validation, the best checkpoint and the final weights use the average. The optimizer continues from the weights
+themselves, which the average does not change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SLOWNESS = 10  # of the decay's warm-up: what is forgotten of an average of n is 9 / (10 + n) then
+SLOWNESS = 10  # of the decay's warm-up: an average of n weights forgets at least 9 / (10 + n) of itself
 
 
 def _all(_count: int) -> float:
@@ -26,28 +27,32 @@ def _all(_count: int) -> float:
 class Averaging:
     """Which weights are averaged, and how much each counts."""
 
-    every: Literal["step", "epoch"] | None = None  # None: no average is made
-    share: Callable[[int], float] = _all  # of the newest in an average of so many, from 1, of which it is all
-    start: float = 0.0  # share of the run's epochs before the first is taken
-    fresh_statistics: bool = False  # batch norm's are computed anew for the average, not averaged
+    every: Literal["step", "epoch"] | None = None  # None: no average
+    share: Callable[[int], float] = _all  # count of averaged weights, from 1 -> share of the newest in the average
+    start: float = 0.0  # share of the run's epochs before the first weights are taken
+    fresh_statistics: bool = False  # whether batch norm's statistics are computed anew instead of averaged
 
     def has_begun(self, epoch: int, epochs: int) -> bool:
-        """Return whether the weights of an epoch, from 1, of so many are taken."""
+        """Return whether the weights of this epoch, from 1, of a run of `epochs` epochs are taken."""
         return epoch > self.start * epochs
 
 
 def none() -> Averaging:
-    """Build no average: the weights are judged as they are trained."""
+    """Build no average: validation uses the trained weights."""
     return Averaging()
 
 
 def ema(*, decay: Annotated[float, Ge(0), Lt(1)] = 0.999, warm_up: bool = True) -> Averaging:
     """Build the exponential moving average of the weights after each step (Polyak & Juditsky 1992; Tarvainen & Valpola 2017).
 
-    Each step, decay of the average is kept and the weights give the rest; the first ones are taken whole. With warm_up,
-    after so many weights it is at most (1 + count) / (10 + count), as TensorFlow's ExponentialMovingAverage has it, so that the
-    early ones are forgotten soon. Buffers of real numbers, such as batch norm's running statistics, are averaged
-    alike; others, such as counters, are those of the newest weights.
+    After each step: average = decay * average + (1 - decay) * weights. It starts with the weights after the first step.
+    Floating-point buffers, such as batch norm's running statistics, are averaged too. Other buffers, such as counters,
+    are copied from the newest weights.
+
+    Args:
+        decay: share of the average that a step keeps.
+        warm_up: whether the decay is at most (1 + n) / (10 + n) after n weights, as in TensorFlow's
+            ExponentialMovingAverage. So the average soon forgets early weights.
     """
 
     def share(count: int) -> float:
@@ -59,10 +64,12 @@ def ema(*, decay: Annotated[float, Ge(0), Lt(1)] = 0.999, warm_up: bool = True) 
 
 
 def swa(*, start: Annotated[float, Ge(0), Lt(1)] = 0.75) -> Averaging:
-    """Build stochastic weight averaging (Izmailov et al. 2018): the plain mean of the weights at the ends of epochs.
+    """Build stochastic weight averaging (Izmailov et al. 2018): the mean of the weights at the ends of epochs.
 
-    Epochs count from this share of all of them on; before, the weights are judged as they are. Batch norm's statistics
-    are computed anew for the average, by one pass over the epoch's batches, without augmentation, each epoch.
+    After each epoch one pass over its batches, without augmentation, computes batch norm's statistics for the average.
+
+    Args:
+        start: share of the run's epochs before the average begins. Until then validation uses the trained weights.
     """
     return Averaging(every="epoch", share=lambda count: 1 / count, start=start, fresh_statistics=True)
 
@@ -73,11 +80,11 @@ NONE = none()
 
 @dataclass(frozen=True)
 class Pairs:
-    """Averages, and beside each what it is the average of."""
+    """Averages, each with the tensor that it averages."""
 
     averages: list[Tensor]
     newest: list[Tensor]
-    copies: list[Tensor]  # of what has no mean
+    copies: list[Tensor]  # copies of the tensors that are not floating-point
     originals: list[Tensor]
 
     @classmethod
@@ -90,7 +97,7 @@ class Pairs:
 
     @torch.no_grad()
     def take(self, share: float) -> None:
-        """Take the newest into the averages, of which it is then this share."""
+        """Move the averages by this share towards the newest tensors, and update the copies."""
         if self.averages:
             torch._foreach_lerp_(self.averages, self.newest, share)
         if self.copies:
@@ -102,32 +109,32 @@ class Average:
 
     def __init__(self, averaging: Averaging, model: nn.Module, epochs: int) -> None:
         self.averaging = averaging
-        self.count = 0  # weights that were taken
+        self.count = 0  # number of weights in the average
         self.values = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
         self.norms_anew = averaging.fresh_statistics and any(map(_has_statistics, model.modules()))
         self._epochs = epochs
 
     def pairs(self, model: nn.Module) -> Pairs:
-        """Return what `take` takes, for as long as neither the model's tensors nor these are exchanged."""
+        """Return the pairs for `take`. They stay valid while the model and this average keep their tensors."""
         newest = _tensors(model)
         return Pairs.of((average, newest[name]) for name, average in self.values.items())
 
     def takes_step(self, epoch: int) -> bool:
-        """Return whether the weights after a step of an epoch, from 1, are taken."""
+        """Return whether the weights after each step of this epoch, from 1, are taken."""
         return self.averaging.every == "step" and self.averaging.has_begun(epoch, self._epochs)
 
     def takes_epoch(self, epoch: int) -> bool:
-        """Return whether the weights at the end of an epoch, from 1, are taken."""
+        """Return whether the weights at the end of this epoch, from 1, are taken."""
         return self.averaging.every == "epoch" and self.averaging.has_begun(epoch, self._epochs)
 
     def take(self, pairs: Pairs) -> None:
-        """Take the newest weights."""
+        """Take the newest weights into the average."""
         self.count += 1
         pairs.take(self.averaging.share(self.count))
 
     @contextmanager
     def shown_in(self, model: nn.Module) -> Iterator[None]:
-        """Let a model have the average for a while, if there is one."""
+        """Put the average into a model during the context. Nothing changes before the first weights are taken."""
         if not self.count:
             yield
             return
@@ -140,15 +147,20 @@ class Average:
 
     @torch.no_grad()
     def compute_statistics(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Compute batch norm's statistics for the average, which the model, in train mode, has just now, from batches of images.
+        """Compute batch norm's statistics for the average from batches of images.
 
-        As torch.optim.swa_utils.update_bn does, which puts norms that are kept in eval mode, frozen ones, back into train mode.
+        Call it within `shown_in`, with the model in train mode. Unlike torch.optim.swa_utils.update_bn it leaves frozen
+        norms in eval mode.
+
+        Args:
+            model: the model, which holds the average.
+            batches: normalised images [B, C, H, W].
         """
         moving = {module: module.momentum for module in model.modules() if _has_statistics(module) and module.training}
         try:
             for module in moving:
                 module.reset_running_stats()
-                module.momentum = None  # the mean over all batches
+                module.momentum = None  # None: the mean over all batches
             for images in batches:
                 model(images)
         finally:
@@ -158,25 +170,25 @@ class Average:
             self.values[name].copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return count and values; the tensors are the average's own."""
+        """Return count and values. The tensors are not copied."""
         return {"count": self.count, "values": dict(self.values)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state, which is copied."""
+        """Copy a state into this average."""
         self.count = state["count"]
         for name, value in self.values.items():
             value.copy_(state["values"][name])
 
 
 def judged_weights(model: nn.Module, average: Average | None) -> dict[str, Tensor]:
-    """Return a model's state dict with the average, if there is one, in the place of what it is the average of."""
+    """Return a model's state dict, with the average's tensors if there is an average."""
     state: dict[str, Tensor] = dict(model.state_dict())
     if average is None or not average.count:
         return state
     names = {tensor: name for name, tensor in _tensors(model).items()}
     for name, tensor in _tensors(model, remove_duplicate=False).items():
-        if name in state:  # some buffers are not kept
+        if name in state:  # some buffers are not persistent
             state[name] = average.values[names[tensor]]
     return state
 

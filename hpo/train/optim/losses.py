@@ -1,11 +1,11 @@
-"""Losses by name; every keyword-only parameter of a function is an option of the loss.
+"""Losses by name. The keyword-only parameters of a function are the options of the loss.
 
-A loss maps logits [B, classes] and labels [B] to the loss of each image [B], so that a batch's mean, a mixture of two labels'
-losses and an evaluation are all made of it. A user's own is such a function too, made by a function or a class without
-arguments but options: `torch.nn:CrossEntropyLoss` with reduction = "none" is one.
+A loss maps logits [B, classes] and labels [B] to the loss of each image [B]. The mean of a batch, the loss of mixed
+labels and the evaluation are made from it. A user's own loss is made by a function or class that takes nothing but
+options, such as `torch.nn:CrossEntropyLoss` with reduction = "none".
 
-Validation is the mean of the chosen loss without label smoothing, which belongs to training alone: values of trials that
-differ in it can be compared.
+The validation loss is the mean of the chosen loss without label smoothing. So the values of trials with different label
+smoothing can be compared.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Smoothing = Annotated[float, Ge(0), Lt(1)]
-#: Logits [N, classes, ...], labels [N, ...] and the labels' smoothing, a number or [N, 1, ...], to losses [N, ...].
+#: Maps logits [N, classes, ...], labels [N, ...] and label smoothing (a number or [N, 1, ...]) to losses [N, ...].
 Formula = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 
-IGNORED = -100  # the label of images that fill up a batch: their loss is 0
+IGNORED = -100  # label of filler images in a batch; their loss is 0
 
 
 @dataclass(frozen=True)
 class KnownLoss:
-    """A loss of ours, which a stack may take for several runs at once."""
+    """One of our losses. A stack can compute it for several runs at once."""
 
     formula: Formula
     label_smoothing: float = 0.0
@@ -39,27 +39,31 @@ class KnownLoss:
 
 
 def cross_entropy(*, label_smoothing: Smoothing = 0.0) -> Loss:
-    """Build the cross-entropy of softmax in nats; torch's `cross_entropy`.
+    """Build the cross-entropy of softmax in nats, torch's `cross_entropy`.
 
-    Label smoothing (Szegedy et al. 2016) moves this share of a label's weight to all classes alike.
+    Args:
+        label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016).
     """
     return KnownLoss(_cross_entropy, label_smoothing)
 
 
 def bce_with_logits(*, label_smoothing: Smoothing = 0.0) -> Loss:
-    """Build the mean over the classes of each one's binary cross-entropy in nats, one class against the rest; torch's
-    `binary_cross_entropy_with_logits` on one-hot targets (Wightman et al. 2021, "ResNet strikes back").
+    """Build the binary cross-entropy in nats of each class against the rest, averaged over the classes.
 
-    Label smoothing moves this share of the target to all classes alike.
+    It is torch's `binary_cross_entropy_with_logits` on one-hot targets (Wightman et al. 2021, "ResNet strikes back").
+
+    Args:
+        label_smoothing: share of the target that is spread evenly over all classes.
     """
     return KnownLoss(_bce_with_logits, label_smoothing)
 
 
 def mse(*, of: Literal["softmax", "logits"] = "softmax", label_smoothing: Smoothing = 0.0) -> Loss:
-    """Build the mean over the classes of the squared distance to the one-hot target, of the probabilities (Brier 1950) or of
-    the bare logits (Hui & Belkin 2021); torch's `mse_loss`.
+    """Build the squared error to the one-hot target, averaged over the classes, torch's `mse_loss`.
 
-    Label smoothing moves this share of the target to all classes alike.
+    Args:
+        of: what is compared with the target: softmax probabilities (Brier 1950) or bare logits (Hui & Belkin 2021).
+        label_smoothing: share of the target that is spread evenly over all classes.
     """
     return KnownLoss(_mse_of_softmax if of == "softmax" else _mse_of_logits, label_smoothing)
 
@@ -72,7 +76,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 
 
 def reduced(loss: Loss, logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-    """Return the mean or sum of the images' losses; of cross-entropy, torch's own, to the last bit."""
+    """Return the mean or the sum of the images' losses. For cross-entropy it equals torch's own to the last bit."""
     if isinstance(loss, KnownLoss) and loss.formula is _cross_entropy:
         smoothing = loss.label_smoothing
         return F.cross_entropy(_wide(logits), labels, reduction=reduction, label_smoothing=smoothing)
@@ -81,12 +85,12 @@ def reduced(loss: Loss, logits: Tensor, labels: Tensor, reduction: Literal["mean
 
 
 def judging(loss: Loss) -> Loss:
-    """Return what validation takes for a loss: the same without label smoothing."""
+    """Return the loss for validation: the same without label smoothing."""
     return replace(loss, label_smoothing=0.0) if isinstance(loss, KnownLoss) else loss
 
 
 def own_kind(loss: Loss) -> str:
-    """Return the name of a user's loss, "" of ours: runs of a stack are alike in it."""
+    """Return the name of a user's loss, or "" for ours. All runs of a stack have the same."""
     if isinstance(loss, KnownLoss):
         return ""
     named = loss if hasattr(loss, "__qualname__") else type(loss)
@@ -94,10 +98,10 @@ def own_kind(loss: Loss) -> str:
 
 
 def try_out(loss: Loss, classes: int, device: torch.device) -> Loss:
-    """Return a loss on this device; ValueError if it does not give each image a loss that can be differentiated."""
+    """Move a loss to this device and return it; ValueError if it does not return a differentiable loss for each image."""
     if isinstance(loss, nn.Module):
         if any(parameter.requires_grad for parameter in loss.parameters()):
-            raise ValueError("has parameters, which nothing trains: the optimizer knows the model's; make them buffers")
+            raise ValueError("has parameters, but the optimizer trains only those of the model; make them buffers")
         loss = loss.to(device)
     logits = torch.zeros((2, classes), device=device, requires_grad=True)
     found = loss(logits, torch.tensor([0, classes - 1], device=device))
@@ -105,12 +109,12 @@ def try_out(loss: Loss, classes: int, device: torch.device) -> Loss:
         got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(f'gave {got} for 2 images, not one loss for each; leave the mean to us (reduction = "none")')
     if not found.requires_grad:
-        raise ValueError("gave losses that do not depend on the logits by torch's operations")
+        raise ValueError("gave losses without a gradient to the logits; compute them with torch's operations")
     return loss
 
 
 class RowLosses:
-    """The losses of K runs at once, each by its own function: all of ours, or all of one kind of a user's."""
+    """The losses of K runs at once. All are ours, possibly different ones, or all are of one kind of a user's."""
 
     def __init__(self, losses: Sequence[Loss], device: torch.device) -> None:
         self._own = [] if isinstance(losses[0], KnownLoss) else list(losses)
@@ -120,17 +124,19 @@ class RowLosses:
             groups.setdefault((loss.formula, loss.label_smoothing > 0), [False] * len(known))[row] = True
         smoothing = torch.tensor([loss.label_smoothing for loss in known], dtype=torch.float64, device=device)
         self._smoothing = smoothing.view(-1, 1, 1)
-        #: Formula, whether labels are smoothed, which rows [K, 1, 1]; rows of other formulas are kept out of each.
+        #: Formula, whether labels are smoothed, bool mask [K, 1, 1] of the rows that use this formula.
         self._groups = [
             (formula, is_smoothed, torch.tensor(rows, device=device).view(-1, 1, 1))
             for (formula, is_smoothed), rows in groups.items()
         ]
 
     def __call__(self, logits: Tensor, labels: Tensor, filling: int = 0) -> Tensor:
-        """Return the losses [K, B] of logits [K, classes, B] with labels [K, B].
+        """Return the losses [K, B].
 
         Args:
-            filling: how many images at the end of the batch have IGNORED for a label, and no loss.
+            logits: [K, classes, B].
+            labels: [K, B].
+            filling: number of filler images at the end of the batch, with label IGNORED and loss 0.
         """
         logits = _wide(logits)
         if self._own:
@@ -141,13 +147,13 @@ class RowLosses:
             return formula(logits, labels, smoothing if is_smoothed else 0.0)
         total = torch.zeros_like(logits[:, 0])
         for formula, is_smoothed, rows in self._groups:
-            # Zeros for the others before and after: a number that is none must reach nobody through the gradient.
+            # Other rows are 0 before and after the formula: a NaN in one row must not reach the gradient of another.
             losses = formula(torch.where(rows, logits, 0.0), labels, smoothing if is_smoothed else 0.0)
             total = total + torch.where(rows[:, 0], losses, 0.0)
         return total
 
     def _by_own(self, logits: Tensor, labels: Tensor, taken: int) -> Tensor:
-        """Call the user's functions row by row, each with what one run alone would give it."""
+        """Call the user's functions row by row, each with the tensors that a single run would pass to it."""
         rows = [
             loss(of_run[:, :taken].t(), its[:taken])
             for loss, of_run, its in zip(self._own, logits.unbind(0), labels.unbind(0), strict=True)
@@ -181,7 +187,7 @@ def _mse_of_logits(logits: Tensor, labels: Tensor, smoothing: float | Tensor) ->
 
 
 def _targets(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tensor:
-    """Return smoothed one-hot targets of the logits' shape."""
+    """Return smoothed one-hot targets in the shape of the logits."""
     hot = torch.zeros_like(logits).scatter_(1, labels.clamp(min=0).unsqueeze(1), 1.0)
     return hot * (1 - smoothing) + smoothing / logits.shape[1]
 
@@ -191,7 +197,7 @@ def _without_ignored(losses: Tensor, labels: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """Return logits of at least 32 bits: losses lose too much in less."""
+    """Return logits with at least 32 bits: losses in 16 bits are too inexact."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 

@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for all else, as one optimizer."""
+"""Muon for matrices and AdamW for all other parameters, as one optimizer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from hpo.train.optim.param_groups import Group
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon, which takes two-dimensional parameters alone, with torch.optim.AdamW for the others.
+    """torch.optim.Muon for two-dimensional parameters, the only ones that it takes, and torch.optim.AdamW for the others.
 
-    The two share this optimizer's groups and state, so that schedules, `state_dict` and `load_state_dict` see one.
+    Both share this optimizer's groups and state. So schedules, `state_dict` and `load_state_dict` see one optimizer.
     """
 
     def __init__(self, groups: list[Group], muon: dict[str, Any], adamw: dict[str, Any]) -> None:
-        """Make groups of what is in these groups, those for Muon first.
+        """Split the groups into those of Muon, which come first, and those of AdamW; ValueError if no parameter is a matrix.
 
         Args:
+            groups: parameter groups.
             muon: options of torch.optim.Muon.
             adamw: options of torch.optim.AdamW.
-
-        Raises ValueError if no parameter is a matrix.
         """
         matrices, others = (_only(groups, wanted) for wanted in (True, False))
         if not matrices:
             raise ValueError("no parameter of the model has two dimensions; choose adamw")
         self._muon = torch.optim.Muon(matrices, **muon)
         self._adamw = AdamW(others, **adamw) if others else None
-        self._matrices = len(matrices)  # groups
+        self._matrices = len(matrices)  # number of Muon's groups
         super().__init__([*self._muon.param_groups, *(self._adamw.param_groups if self._adamw else [])], {})
         self._share()
 
@@ -42,12 +41,12 @@ class MuonWithAdamW(Optimizer):
             self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[self._matrices :]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state, for both."""
+        """Load the state of both optimizers."""
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step of both, after the closure if there is one."""
+        """Run the closure if there is one, then one step of both optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -59,7 +58,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def _only(groups: list[Group], matrices: bool) -> list[Group]:
-    """Return the groups with their matrices, or with all else, alone; those that are empty then are left out."""
+    """Return the groups with only their matrices, or only their other parameters, without empty groups."""
 
     def wanted(parameter: nn.Parameter) -> bool:
         return (parameter.ndim == 2) == matrices

@@ -1,10 +1,11 @@
-"""Optimizers by name; every keyword-only parameter of a function is an option of the optimizer.
+"""Optimizers by name. The keyword-only parameters of a function are the options of the optimizer.
 
-Each takes parameters or groups of them, see `param_groups.py`. Each is torch's own where torch has it. It takes
-the fused form where this torch has one for the parameters, else the foreach form. Torch's default on a CPU is a Python loop.
+Each function takes parameters or parameter groups, see `param_groups.py`. It builds torch's own optimizer where torch
+has one. It uses the fused form if this torch has one for the parameters, else the foreach form. Torch's default on a
+CPU is a Python loop.
 
-Weight decay is coupled where nothing is said: it is added to the gradient. Decoupled, each step shrinks weights by
-lr * weight_decay instead, past gradient and momentum (Loshchilov & Hutter 2019).
+Weight decay is coupled by default: it is added to the gradient. Decoupled weight decay multiplies the weights by
+1 - lr * weight_decay in each step, and changes neither gradient nor momentum (Loshchilov & Hutter 2019).
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ def sgd(
     nesterov: bool = False,
     decoupled: bool = False,
 ) -> Optimizer:
-    """Build stochastic gradient descent with momentum (Sutskever et al. 2013); nesterov is idle while
-    momentum is 0.
+    """Build stochastic gradient descent with momentum (Sutskever et al. 2013).
+
+    Args:
+        nesterov: whether Nesterov's momentum is used. It has no effect while momentum is 0.
+        decoupled: whether weight decay is decoupled.
     """
     optimizer = _fastest(SGDW if decoupled else SGD, params, lr=lr, weight_decay=weight_decay, momentum=momentum)
-    # Not through the constructor: it refuses momentum 0, where a schedule may yet cycle the momentum.
+    # The constructor would refuse nesterov with momentum 0, but a schedule may still cycle the momentum.
     for group in optimizer.param_groups:
         group["nesterov"] = nesterov
     return optimizer
@@ -53,7 +57,11 @@ def rmsprop(
     alpha: Annotated[float, Ge(0), Lt(1)] = 0.99,
     eps: Annotated[float, Gt(0)] = 1e-8,
 ) -> Optimizer:
-    """Build RMSprop (Tieleman & Hinton 2012); alpha is the decay of the mean square."""
+    """Build RMSprop (Tieleman & Hinton 2012).
+
+    Args:
+        alpha: decay of the mean square.
+    """
     return _fastest(RMSprop, params, lr=lr, weight_decay=weight_decay, momentum=momentum, alpha=alpha, eps=eps)
 
 
@@ -67,7 +75,11 @@ def adam(
     eps: Annotated[float, Gt(0)] = 1e-8,
     decoupled: bool = False,
 ) -> Optimizer:
-    """Build Adam (Kingma & Ba 2015); decoupled, it is AdamW with Adam's defaults."""
+    """Build Adam (Kingma & Ba 2015).
+
+    Args:
+        decoupled: whether weight decay is decoupled: AdamW with Adam's defaults.
+    """
     return _fastest(
         AdamW if decoupled else Adam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps
     )
@@ -82,9 +94,7 @@ def adamw(
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
     eps: Annotated[float, Gt(0)] = 1e-8,
 ) -> Optimizer:
-    """Build Adam with decoupled weight decay (Loshchilov & Hutter 2019): each step shrinks weights by lr *
-    weight_decay.
-    """
+    """Build Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     return _fastest(AdamW, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps)
 
 
@@ -108,7 +118,7 @@ def adamax(
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
     eps: Annotated[float, Gt(0)] = 1e-8,
 ) -> Optimizer:
-    """Build Adamax, which is Adam with the largest gradient of late in place of the mean square (Kingma & Ba 2015)."""
+    """Build Adamax: Adam with an exponentially weighted maximum in place of the mean square (Kingma & Ba 2015)."""
     return _fastest(Adamax, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps)
 
 
@@ -123,8 +133,11 @@ def nadam(
     momentum_decay: Annotated[float, Ge(0)] = 4e-3,
     decoupled: bool = False,
 ) -> Optimizer:
-    """Build NAdam, which is Adam with Nesterov's momentum (Dozat 2016); momentum grows to beta1, the faster the larger
-    momentum_decay is.
+    """Build NAdam: Adam with Nesterov's momentum (Dozat 2016).
+
+    Args:
+        momentum_decay: how fast momentum grows to beta1.
+        decoupled: whether weight decay is decoupled.
     """
     own: dict[str, Any] = {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled}
     return _fastest(NAdam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps, **own)
@@ -140,7 +153,11 @@ def radam(
     eps: Annotated[float, Gt(0)] = 1e-8,
     decoupled: bool = False,
 ) -> Optimizer:
-    """Build RAdam, which is Adam without an adaptive rate until its variance is known (Liu et al. 2020)."""
+    """Build RAdam: Adam without an adaptive rate until the variance of that rate is tractable (Liu et al. 2020).
+
+    Args:
+        decoupled: whether weight decay is decoupled.
+    """
     own: dict[str, Any] = {"decoupled_weight_decay": decoupled}
     return _fastest(RAdam, params, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2), eps=eps, **own)
 
@@ -158,11 +175,18 @@ def muon(
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999,
     eps: Annotated[float, Gt(0)] = 1e-8,
 ) -> Optimizer:
-    """Build Muon, whose steps are orthogonal matrices (Jordan et al. 2024), for parameters of two dimensions, and AdamW, by
-    beta1, beta2 and eps, for the others, convolutions among them.
+    """Build Muon for two-dimensional parameters (Jordan et al. 2024), and AdamW for all others, such as convolutions.
 
-    Both have one learning rate and one decoupled weight decay. With "match_rms_adamw" the steps of both are of one size (Liu
-    et al. 2025, "Muon is Scalable"), so a learning rate for AdamW serves; with "original" they are not.
+    Muon's steps are orthogonal matrices. Both share learning rate and decoupled weight decay. ValueError if no
+    parameter has two dimensions.
+
+    Args:
+        ns_steps: Newton-Schulz iterations per step.
+        adjust_lr_fn: scale of Muon's steps. `match_rms_adamw`: as large as AdamW's, so a learning rate for AdamW fits
+            (Liu et al. 2025, "Muon is Scalable"). `original`: Jordan's scale, for which it does not.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        eps: of AdamW.
     """
     both = {"lr": lr, "weight_decay": weight_decay}
     own = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
@@ -182,12 +206,15 @@ def soap(
     precondition_frequency: Annotated[int, Ge(1)] = 10,
     max_precondition_dim: Annotated[int, Ge(1)] = 10_000,
 ) -> Optimizer:
-    """Build SOAP, which is Adam in the eigenbases of Shampoo's preconditioners (Vyas et al. 2024), from pytorch-optimizer.
+    """Build pytorch-optimizer's SOAP: Adam in the eigenbases of Shampoo's preconditioners (Vyas et al. 2024).
 
-    The bases are brought up to date every precondition_frequency steps, those of dimensions up to max_precondition_dim. The
-    first step only gathers. Weight decay is decoupled.
+    The first step only collects statistics and changes no weight. Weight decay is decoupled.
+
+    Args:
+        precondition_frequency: steps between two updates of the eigenbases.
+        max_precondition_dim: largest dimension of a parameter that gets an eigenbasis.
     """
-    from pytorch_optimizer import SOAP  # an extra, and a package of a hundred optimizers
+    from pytorch_optimizer import SOAP  # here, since the package is an extra and has a hundred optimizers
 
     return SOAP(
         _groups(params, weight_decay),
@@ -212,11 +239,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "muon": muon,
     "soap": soap,
 }
-NEEDS = {
-    "soap": ("pytorch_optimizer", "soap")
-}  # by optimizer: the package that it needs, and the extra that installs it
-#: Why a run of such an optimizer is not trained together with others, by the optimizer's class.
-ALONE = {"SOAP": "soap's eigenbases of matrices that are not of full rank turn on the last bit"}
+NEEDS = {"soap": "soap"}  # optimizer -> the extra that it needs
+#: By class of an optimizer: why its runs are not trained in a stack.
+ALONE = {"SOAP": "soap's eigenbases of matrices without full rank depend on the last bit"}
 
 
 def _fastest(
@@ -234,34 +259,35 @@ def _groups(params: Params, weight_decay: float) -> list[Group]:
 def _fastest_form(kind: Callable[..., Optimizer], groups: list[Group]) -> Literal["fused", "foreach"]:
     parameters = [parameter for group in groups for parameter in group["params"]]
     if kind in (SGD, SGDW) and not all(parameter.requires_grad for parameter in parameters):
-        return "foreach"  # the fused form wants momenta of all or of none, and layers that are thawed have none yet
+        return "foreach"  # the fused form needs a momentum for all parameters or none; unfrozen layers have none yet
     return "fused" if all(_has_fused(kind, p.device.type, p.dtype) for p in parameters) else "foreach"
 
 
 @cache
 def _has_fused(kind: Callable[..., Optimizer], device_type: str, dtype: torch.dtype) -> bool:
-    """Ask torch by taking one step: kernels differ between versions, devices and number types."""
+    """Return whether torch has a fused kernel, by taking one step: kernels differ by version, device and dtype."""
     probe = nn.Parameter(torch.zeros(1, device=device_type, dtype=dtype))
     probe.grad = torch.zeros_like(probe)
     try:
         optimizer = kind([probe], lr=1.0, fused=True)
         with torch.no_grad():
-            inspect.unwrap(type(optimizer).step)(optimizer)  # as the step that is wrapped loads the compiler, see below
-    except (TypeError, RuntimeError):  # no such argument; no such kernel
+            inspect.unwrap(type(optimizer).step)(optimizer)  # the wrapped step would load the compiler, see below
+    except (TypeError, RuntimeError):  # no such argument, or no such kernel
         return False
     return True
 
 
 def load_compiler() -> None:
-    """Load what an optimizer's own step loads at its first time, so that no epoch is charged with that."""
+    """Load torch's compiler, which an optimizer's first step would load, so that no epoch's time includes it."""
     importlib.import_module("torch._dynamo")
 
 
 def _spare_the_compiler() -> None:
-    """Let no optimizer load torch's compiler as it is made, which takes more than a second: it would only be told there to
-    leave these methods alone. A stack's steps do without it.
+    """Keep optimizers from loading torch's compiler when they are built, which takes more than a second.
 
-    Torch keeps what it is told in this attribute. Where it does not, the compiler is loaded as ever.
+    An optimizer loads the compiler only to exclude these methods from compilation. torch keeps the excluded form of a
+    method in this attribute, so the methods are their own excluded form here. If a version of torch does not read the
+    attribute, the compiler is loaded as usual. A stack's steps do not need the compiler.
     """
     for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict, Optimizer.zero_grad):
         plain = inspect.unwrap(method)

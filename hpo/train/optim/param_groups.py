@@ -1,7 +1,7 @@
-"""A model's parameters as the groups of an optimizer: what weight decay leaves alone, and what learns at a rate of its own.
+"""Parameter groups of an optimizer: which parameters have no weight decay, and which have their own learning rate.
 
-Groups are made here alone, in torch's own form, so that any optimizer takes them. A parameter says its share of the learning
-rate by an attribute, `parameter.lr_factor = 0.1`; one that says nothing has all of it.
+Only this module makes groups, in torch's own form, so that any optimizer takes them. A parameter's attribute
+`lr_factor`, as in `parameter.lr_factor = 0.1`, is its learning-rate multiplier. Without the attribute it is 1.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from torch.optim import Optimizer
 FACTOR = "lr_factor"
 
 Group = dict[str, Any]
-Params = Iterable[nn.Parameter] | Iterable[Group]  # what an optimizer is made of
+Params = Iterable[nn.Parameter] | Iterable[Group]  # the first argument of an optimizer
 
 
 def split(model: nn.Module, *, decay: Literal["weights", "all"] = "weights") -> list[Group]:
-    """Return the groups of a model's parameters, frozen ones among them.
+    """Return the groups of a model's parameters, including frozen ones.
 
-    With decay = "weights", weight decay leaves biases, the scales and shifts of norms and the slopes of activations alone:
-    all that has fewer than two dimensions (He et al. 2019, "Bag of Tricks", no bias decay). With "all" it leaves
-    nothing alone.
+    Parameters with the same learning rate follow each other, weights first, for both values of `decay`. So runs that
+    differ in `decay` have the same layout in the rows of a stack. Parameters with multiplier 1 come first, since a run
+    reports the learning rate of the first group.
 
-    Parameters of one learning rate follow one another, weights first, whatever is decayed: so runs that differ in decay
-    lie alike in the rows of a stack. Those of the whole rate come first, as it is the first group's that a run reports.
+    Args:
+        decay: which parameters have weight decay. `weights`: those of two or more dimensions, so not biases, scales and
+            shifts of norms, and slopes of activations (He et al. 2019, "Bag of Tricks", no bias decay). `all`: all.
     """
     parameters = list(model.parameters())
     factors = sorted(dict.fromkeys(map(_factor, parameters)), key=lambda factor: factor != 1.0)
@@ -40,13 +41,16 @@ def split(model: nn.Module, *, decay: Literal["weights", "all"] = "weights") -> 
 
 
 def grouped(params: Params) -> list[Group]:
-    """Return parameters or groups as groups."""
+    """Return parameters or groups as a list of groups."""
     given: list[Any] = list(params)
     return given if given and isinstance(given[0], dict) else [{"params": given}]
 
 
 def joined(params: Params) -> list[Group]:
-    """Return parameters or groups as groups, those as one that differ in weight decay alone: for when there is none."""
+    """Return parameters or groups as a list of groups, merging those that differ only in weight decay.
+
+    Use it where the weight decay is 0.
+    """
     one: dict[tuple[tuple[str, Any], ...], Group] = {}
     for group in grouped(params):
         options = {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
@@ -55,7 +59,7 @@ def joined(params: Params) -> list[Group]:
 
 
 def set_rates(optimizer: Optimizer) -> None:
-    """Give each group of a fresh optimizer its share of the learning rate."""
+    """Multiply the learning rate of each group of a new optimizer by the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] *= group.get(FACTOR, 1.0)
 

@@ -1,6 +1,6 @@
-"""What keeps weights small: penalties on the loss, and a bound on the norm of what comes into each unit.
+"""L1 and L2 penalties on the loss, and a bound on the norm of each unit's incoming weights.
 
-Weights are parameters of two dimensions or more: biases, and the scales and shifts of norms, are left alone.
+They act on weights, the parameters of two or more dimensions, but not on biases nor on scales and shifts of norms.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """How weights are kept small.
+    """The strengths of the penalties and the bound.
 
-    The penalties are `l1 * sum |w| + l2 / 2 * sum w**2` over all weights w: what l2 adds to the gradient is what coupled weight
-    decay of the same number adds. Losses are told without them; the gradient has them before it is clipped.
+    The penalties are `l1 * sum |w| + l2 / 2 * sum w**2` over all weights w. So l2 adds the same to the gradient as
+    coupled weight decay of this value. They are added to the gradient before it is clipped. Reported losses do not
+    include them.
 
-    `max_norm` is the most that the 2-norm of a unit's incoming weights may be; after each step longer ones are scaled
-    down to it (Srivastava et al. 2014). Units are outputs of linear layers and channels of convolutions.
+    `max_norm` bounds the 2-norm of a unit's incoming weights. After each step longer ones are scaled down to it
+    (Srivastava et al. 2014). Units are the outputs of linear layers and the output channels of convolutions.
     """
 
     l1: float = 0.0
@@ -32,14 +33,19 @@ class Penalties:
     max_norm: float | None = None
 
     def targets(self, model: nn.Module, trained: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, int]]]:
-        """Return which of a model's trained parameters `add_to_gradients` and `bound` are given; none where they do nothing."""
-        weights = weights_of(model, trained) if self != NONE else {}  # told by walking over all modules
+        """Return the arguments of `add_to_gradients` and of `bound` for a model, empty where they would do nothing.
+
+        Args:
+            model: the model.
+            trained: the parameters that the optimizer trains.
+        """
+        weights = weights_of(model, trained) if self != NONE else {}  # spares a walk over all modules
         units = units_of(model, trained) if self.max_norm is not None else {}
         return list(weights.values()), [(weights[name], dimension) for name, dimension in units.items()]
 
     @torch.no_grad()
     def add_to_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Add the penalties' gradient to that of weights; those without one are left alone."""
+        """Add the gradient of the penalties to the weights' gradients. Weights without a gradient are skipped."""
         if not (self.l1 or self.l2):
             return
         pairs = [(weight, weight.grad) for weight in weights if weight.grad is not None]
@@ -53,7 +59,11 @@ class Penalties:
 
     @torch.no_grad()
     def bound(self, units: Iterable[tuple[Tensor, int]]) -> None:
-        """Scale long units of weights down, each weight with the dimension of its units."""
+        """Scale units that are longer than `max_norm` down to it.
+
+        Args:
+            units: pairs of a weight and the dimension that counts its units.
+        """
         if self.max_norm is not None:
             for weight, dimension in units:
                 weight.renorm_(2, dimension, self.max_norm)
@@ -63,7 +73,7 @@ NONE = Penalties()
 
 
 def weights_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, nn.Parameter]:
-    """Return by name those of a model's trained parameters that are weights."""
+    """Return the weights among a model's trained parameters, by name."""
     owned = set(trained)
     of_norms = {p for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     known = model.named_parameters()
@@ -71,7 +81,7 @@ def weights_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, nn.Para
 
 
 def units_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, int]:
-    """Return by name of those weights that have units the dimension along which these lie: embeddings and tokens have none."""
+    """Return the dimension that counts the units of a weight, by name. Embeddings and tokens have no units."""
     found = {}
     for name in weights_of(model, trained):
         owner, _, own = name.rpartition(".")

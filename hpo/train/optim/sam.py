@@ -1,7 +1,7 @@
 """Sharpness-aware minimisation around any optimizer (SAM, Foret et al. 2021).
 
-The gradient that a step takes is not that of where the weights are but of where, within `rho`, the loss of the batch is about
-the largest: w + rho * g / |g|, by the batch's gradient g.
+A step uses the gradient at w + rho * g / |g|, where g is the batch's gradient at the weights w. There the batch's loss
+is approximately the largest within a distance of rho.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-TINY = 1e-12  # added to a gradient's length, which may be 0
+TINY = 1e-12  # added to the norm of a gradient, which may be 0
 
 Piece = TypeVar("Piece")
 
@@ -27,15 +27,19 @@ def passes(
     dropout: torch.Generator,
     loss_sum: Tensor,
 ) -> Iterator[Piece]:
-    """Yield a batch's micro-batches twice, for the caller to add the gradients of each to `parameters`.
+    """Yield a batch's micro-batches twice. The caller adds the gradients of each to `parameters`.
 
-    Between the two passes the weights are moved uphill and the gradients cleared, after them the weights are what they were,
-    bit for bit. The second pass draws the masks of the first, leaves running statistics alone, and its losses are not
-    counted.
+    Between the two passes the weights are moved uphill and the gradients cleared. At the end the weights are restored
+    bit for bit. The second pass draws the same masks as the first and does not change running statistics. Its losses
+    are not counted.
 
     Args:
-        dropout: the generator of the model's masks.
-        loss_sum: where the caller counts losses.
+        batch: micro-batches.
+        model: the model in training.
+        parameters: the parameters that the optimizer trains.
+        rho: distance of the uphill move, the 2-norm over all parameters.
+        dropout: generator of the model's masks.
+        loss_sum: tensor in which the caller sums losses.
     """
     masks, others = dropout.get_state(), _global_states(dropout.device)
     yield from batch
@@ -53,7 +57,7 @@ def passes(
 
 
 def _global_states(device: torch.device) -> dict[torch.Generator, Tensor]:
-    """Return the states of torch's own generators, from which a user's model may draw."""
+    """Return the states of torch's global generators, from which a user's model may draw."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(
@@ -73,7 +77,7 @@ def _climb(parameters: Sequence[Tensor], rho: float) -> None:
 
 @contextmanager
 def _still_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms as they are."""
+    """Keep the running statistics of batch norms unchanged during the context."""
     moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for module in moving:
         module.track_running_stats = False

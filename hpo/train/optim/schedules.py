@@ -1,10 +1,8 @@
-"""Learning-rate schedules as pure functions of the step; every keyword-only parameter is an option of the
-schedule.
+"""Learning-rate schedules as pure functions of the step, by name. Keyword-only parameters are their options.
 
-A schedule has no state to save: step 0 is the first optimizer step, `length` the number of steps of the whole
-schedule, and past its length it stays at its last value. One that depends on the validation losses as well is a pure
-function of these, which the run keeps. Momentum is touched by `onecycle` with
-`cycle_momentum` alone.
+A schedule has no state. Step 0 is the first optimizer step, and `length` is the number of steps of the whole schedule.
+After that it stays at its last value. A schedule that depends on validation losses is a pure function of the losses,
+which the run keeps. Only `onecycle` with `cycle_momentum` changes the momentum.
 """
 
 from __future__ import annotations
@@ -21,10 +19,10 @@ from torch.optim import Optimizer
 
 
 class Rate(NamedTuple):
-    """What a schedule asks of one step."""
+    """The learning rate and the momentum of one step."""
 
-    factor: float  # of the sampled learning rate
-    momentum: float | None = None  # in place of the optimizer's momentum or beta1; None leaves it alone
+    factor: float  # multiplier on the base learning rate
+    momentum: float | None = None  # replaces the optimizer's momentum or beta1; None keeps it
 
 
 Schedule = Callable[[int], Rate]
@@ -32,30 +30,32 @@ Schedule = Callable[[int], Rate]
 
 @dataclass(frozen=True)
 class CurveSchedule:
-    """A schedule that depends on the validation losses so far, one of each finished epoch."""
+    """A schedule that depends on the validation losses of all finished epochs."""
 
     after: Callable[[Sequence[float]], Schedule]
 
     def __call__(self, step: int) -> Rate:
-        """Return what is asked before the end of any epoch."""
+        """Return the rate of a step of the first epoch."""
         return self.after(())(step)
 
 
 def after(schedule: Schedule, losses: Sequence[float]) -> Schedule:
-    """Return a schedule as it is for the epoch that follows these validation losses."""
+    """Return the schedule for the epoch after these validation losses, one per finished epoch."""
     return schedule.after(losses) if isinstance(schedule, CurveSchedule) else schedule
 
 
 def constant(length: int) -> Schedule:
-    """Keep the learning rate."""
+    """Keep the learning rate constant."""
     _check_length(length)
     rate = Rate(1.0)
     return lambda _step: rate
 
 
 def cosine(length: int, *, final_factor: Annotated[float, Ge(0), Le(1)] = 0.0) -> Schedule:
-    """Fall along half a cosine to `final_factor`, reached at step `length` (Loshchilov & Hutter 2017, without
-    restarts).
+    """Decay along half a cosine (Loshchilov & Hutter 2017, without restarts).
+
+    Args:
+        final_factor: multiplier on the learning rate at the end.
     """
     _check_length(length)
 
@@ -76,16 +76,20 @@ def onecycle(
     base_momentum: Annotated[float, Ge(0), Lt(1)] = 0.85,
     max_momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
 ) -> Schedule:
-    """Rise to the learning rate over `pct_start` of the steps, then fall far below the start (Smith & Topin
-    2018).
+    """Rise to the learning rate, then decay far below the start (1cycle, Smith & Topin 2018).
 
-    The first step has 1 / div_factor of the learning rate, the last 1 / (div_factor * final_div_factor). With
-    `cycle_momentum`, momentum (or beta1) runs the other way, from max_momentum to base_momentum and back.
+    Args:
+        pct_start: share of the steps in which the learning rate rises.
+        div_factor: the first step has 1 / div_factor of the learning rate.
+        final_div_factor: the last step has 1 / (div_factor * final_div_factor) of the learning rate.
+        cycle_momentum: whether momentum, or beta1, falls from max_momentum to base_momentum and rises again.
+        base_momentum: lowest momentum.
+        max_momentum: highest momentum.
     """
     _check_length(length)
     first = 1.0 / div_factor
     last = first / final_div_factor
-    top = pct_start * length - 1.0  # the step with the highest learning rate, a fraction as in torch
+    top = pct_start * length - 1.0  # step with the highest learning rate, possibly fractional, as in torch
     end = length - 1.0
 
     def schedule(step: int) -> Rate:
@@ -103,7 +107,12 @@ def onecycle(
 
 
 def step(length: int, *, drops: Annotated[int, Ge(1)] = 2, gamma: Annotated[float, Gt(0), Le(1)] = 0.1) -> Schedule:
-    """Multiply the learning rate by gamma at each of `drops` equally spaced steps."""
+    """Drop the learning rate at equally spaced steps.
+
+    Args:
+        drops: number of drops.
+        gamma: multiplier of each drop.
+    """
     _check_length(length)
 
     def schedule(step: int) -> Rate:
@@ -113,7 +122,11 @@ def step(length: int, *, drops: Annotated[int, Ge(1)] = 2, gamma: Annotated[floa
 
 
 def exponential(length: int, *, final_factor: Annotated[float, Gt(0), Le(1)] = 0.01) -> Schedule:
-    """Shrink the learning rate by one ratio every step, so that step `length` reaches `final_factor`."""
+    """Decay the learning rate by the same ratio at every step.
+
+    Args:
+        final_factor: multiplier on the learning rate at the end.
+    """
     _check_length(length)
     return lambda step: Rate(final_factor ** (min(step, length) / length))
 
@@ -121,8 +134,11 @@ def exponential(length: int, *, final_factor: Annotated[float, Gt(0), Le(1)] = 0
 def polynomial(
     length: int, *, power: Annotated[float, Gt(0)] = 1.0, final_factor: Annotated[float, Ge(0), Le(1)] = 0.0
 ) -> Schedule:
-    """Fall to `final_factor`, reached at step `length`, as a power of what is left of the steps: in a straight line if power
-    is 1 (Liu et al. 2015, "ParseNet", where it is called poly).
+    """Decay as a power of the remaining share of the steps (Liu et al. 2015, "ParseNet", there named poly).
+
+    Args:
+        power: exponent; 1 is linear.
+        final_factor: multiplier on the learning rate at the end.
     """
     _check_length(length)
     return lambda step: Rate(final_factor + (1.0 - final_factor) * (1.0 - min(step, length) / length) ** power)
@@ -135,8 +151,12 @@ def warm_restarts(
     t_mult: Annotated[int, Ge(1), Le(10)] = 2,
     final_factor: Annotated[float, Ge(0), Le(1)] = 0.0,
 ) -> Schedule:
-    """Fall along half a cosine towards `final_factor` and start afresh, in `cycles` cycles, each `t_mult` times as long as the
-    one before (SGDR, Loshchilov & Hutter 2017); at step `length` stands the end of the last one.
+    """Decay along half a cosine in several cycles, each from the full learning rate (SGDR, Loshchilov & Hutter 2017).
+
+    Args:
+        cycles: number of cycles.
+        t_mult: ratio of the lengths of a cycle and the one before.
+        final_factor: multiplier on the learning rate at the end of a cycle.
     """
     _check_length(length)
     lengths = [length * t_mult**cycle / sum(t_mult**c for c in range(cycles)) for cycle in range(cycles)]
@@ -159,11 +179,16 @@ def plateau(
     cooldown: Annotated[int, Ge(0)] = 0,
     min_factor: Annotated[float, Ge(0), Le(1)] = 0.0,
 ) -> CurveSchedule:
-    """Multiply the learning rate by `factor`, down to `min_factor`, whenever the validation loss has not fallen for more than
-    `patience` epochs, as torch.optim.lr_scheduler.ReduceLROnPlateau does.
+    """Reduce the learning rate when the validation loss stops falling, as torch.optim.lr_scheduler.ReduceLROnPlateau does.
 
-    A loss has fallen if it is below the lowest by more than its share `threshold`. The `cooldown` epochs after a reduction do
-    not count. There is no end to reach: the length is not asked for.
+    It does not depend on the length of the training.
+
+    Args:
+        factor: multiplier of each reduction.
+        patience: epochs without a lower loss that are allowed; the next one reduces the learning rate.
+        threshold: a loss counts as lower if it is below (1 - threshold) times the lowest loss so far.
+        cooldown: epochs after a reduction that do not count as epochs without a lower loss.
+        min_factor: smallest multiplier on the learning rate.
     """
     _check_length(length)
 
@@ -200,10 +225,12 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def apply(optimizer: Optimizer, base_lrs: Sequence[float], rate: Rate) -> None:
-    """Set each parameter group to its base learning rate times the factor, and to the momentum if one is
-    asked.
+    """Set the learning rate of each parameter group to its base times the factor, and the momentum if `rate` has one.
 
-    ValueError if a momentum is asked of an optimizer that has neither momentum nor betas.
+    ValueError if `rate` has a momentum, but the optimizer has neither momentum nor betas.
+
+    Args:
+        base_lrs: base learning rate of each group.
     """
     factor, momentum = rate
     for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -216,7 +243,7 @@ def apply(optimizer: Optimizer, base_lrs: Sequence[float], rate: Rate) -> None:
             group["betas"] = (momentum, group["betas"][1])
         else:
             raise ValueError(
-                f"cycle_momentum = true asks for a momentum of {momentum}, but {type(optimizer).__name__} "
+                f"cycle_momentum = true sets a momentum of {momentum}, but {type(optimizer).__name__} "
                 "has none; set it to false or choose another optimizer"
             )
 
@@ -227,4 +254,4 @@ def _anneal(start: float, end: float, share: float) -> float:
 
 def _check_length(length: int) -> None:
     if length < 1:
-        raise ValueError(f"a schedule over {length} steps; give the number of optimizer steps, at least 1")
+        raise ValueError(f"a schedule cannot have {length} steps; give the number of optimizer steps, at least 1")

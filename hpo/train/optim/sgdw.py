@@ -1,4 +1,4 @@
-"""SGD with decoupled weight decay, which torch lacks."""
+"""SGD with decoupled weight decay, which torch does not have."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from torch.optim import SGD
 
 
 class SGDW(SGD):
-    """SGD whose every step first shrinks the weights by lr * weight_decay, past gradient and momentum (Loshchilov & Hutter
-    2019, algorithm 1).
-    """
+    """SGD that multiplies the weights by 1 - lr * weight_decay before each step (Loshchilov & Hutter 2019, algorithm 1)."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

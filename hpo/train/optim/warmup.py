@@ -1,6 +1,6 @@
-"""Warm-ups by name, which come before any schedule; every keyword-only parameter of a function is an option of the warm-up.
+"""Warm-ups by name, which run before any schedule. The keyword-only parameters of a function are its options.
 
-A warm-up is a pure function of the step: the share of what the schedule asks of its own first step.
+A warm-up is a pure function of the step. It returns a multiplier on the learning rate of the schedule's first step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Warmup = Callable[[int], float]
 
 
 class Lengths(NamedTuple):
-    """Steps of a schedule, the warm-up before it among them, and of an epoch."""
+    """Number of steps of a schedule, including the warm-up, and of an epoch."""
 
     schedule: int
     epoch: int
@@ -28,10 +28,13 @@ def steps(
     share: Annotated[float, Ge(0), Lt(1)] | None = None,
     epochs: Annotated[float, Ge(0)] | None = None,
 ) -> int:
-    """Return the steps that a warm-up takes of a schedule's, none if its length is 0: a share of the schedule, or epochs,
-    whole ones or not; 0.05 of the schedule if nothing is said.
+    """Return the number of warm-up steps (default: 0.05 of the schedule).
 
-    ValueError if both are said, or if nothing is left of the schedule.
+    ValueError if both options are given, or if the warm-up is as long as the schedule.
+
+    Args:
+        share: length as a share of the schedule; 0 for no warm-up.
+        epochs: length in epochs, also fractions; 0 for no warm-up.
     """
     if share is not None and epochs is not None:
         raise ValueError(f"share = {share} and epochs = {epochs}; keep one of the two")
@@ -39,12 +42,16 @@ def steps(
         epochs * lengths.epoch if epochs is not None else (0.05 if share is None else share) * lengths.schedule
     )
     if length >= lengths.schedule:
-        raise ValueError(f"{length} steps of warm-up leave nothing of a schedule of {lengths.schedule}; shorten it")
+        raise ValueError(f"{length} warm-up steps leave nothing of a schedule of {lengths.schedule} steps; shorten it")
     return length
 
 
 def linear(length: int, *, start_factor: Annotated[float, Gt(0), Le(1)] = 0.01) -> Warmup:
-    """Rise in a straight line from `start_factor` at the first step to all at step `length` (Goyal et al. 2017)."""
+    """Rise linearly to the learning rate of the schedule's first step (Goyal et al. 2017).
+
+    Args:
+        start_factor: multiplier at the first step.
+    """
     return lambda step: start_factor + (1.0 - start_factor) * step / length
 
 
@@ -52,7 +59,7 @@ WARMUPS: dict[str, Callable[..., Warmup]] = {"linear": linear}
 
 
 def before(schedule: Schedule, length: int, warmup: Warmup) -> Schedule:
-    """Return a schedule that comes after so many steps of a warm-up."""
+    """Return a schedule with a warm-up of `length` steps in front of it."""
 
     def behind(then: Schedule) -> Schedule:
         first = then(0)

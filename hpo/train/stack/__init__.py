@@ -1,4 +1,4 @@
 """K runs trained as one model: stacked layers, flat parameters in rows, optimizers on rows.
 
-What a single run does is in `hpo.train`. Which executor a study gets is chosen in `hpo.train.build`.
+The training of a single run is in `hpo.train`. `hpo.train.build` chooses the executor of a study.
 """

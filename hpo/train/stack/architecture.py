@@ -1,6 +1,6 @@
-"""What must be equal of models for one stack to hold them: all that their forward pass may depend on, but the weights.
+"""The digest of an architecture: models of one stack must be equal in all that a forward pass depends on, except weights.
 
-Dropout's p is left out, since a stack keeps it per model.
+Dropout's p is left out, since a stack keeps one for each model.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from torch import nn
 from hpo.models import Dropout
 from hpo.models.drawing import DRAWING
 
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps itself
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # torch's own attributes of a module
 
 
 def digest(model: nn.Module, *more: object) -> str:
-    """Return a digest of a model's architecture and of whatever else must be equal.
+    """Return a digest of a model's architecture and of further values.
 
-    Two models of equal digest have the same modules under the same names, with the same attributes, and parameters and buffers
-    of the same shapes and types. Attributes count by their repr, so where that names an address each model has a digest of
-    its own.
+    Two models of equal digest have the same modules, with the same names and attributes, and parameters and buffers of
+    the same shapes and types. Attributes are compared by their repr. If a repr contains an address, each model has a
+    different digest.
+
+    Args:
+        more: values that must be equal too, compared by their repr.
     """
     lines = [*_described(model), *map(repr, more)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -37,10 +40,10 @@ def _described(model: nn.Module) -> Iterator[str]:
 
 
 def _kind(module: nn.Module) -> str:
-    """Return a module's type by its name; ours without `hpo.`, since parked trials of older versions have stored it so."""
+    """Return the name of a module's type. Ours has no `hpo.` in front, as in parked trials of older versions."""
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     if name.startswith("models."):
-        return f"user:{name}"  # a file `models.py` of the user's own, which is no longer taken for ours
+        return f"user:{name}"  # a user's own `models.py`, kept apart from our `hpo.models`
     return name.removeprefix("hpo.") if name.startswith("hpo.models.") else name
 
 

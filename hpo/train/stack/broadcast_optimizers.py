@@ -1,12 +1,12 @@
-"""One step of all runs' optimizers at once: for devices where a call costs more than what it computes.
+"""One step of all runs' optimizers at once, for devices on which a call costs more than its computation.
 
-Rows whose optimizers are of one kind are stepped together by torch's formulas, elementwise over [rows, span], each row with
-numbers of its own. The host works these out in float64 before every step, from what the optimizers' groups say and from
-the steps taken, and sends them in one copy. It reads nothing back and waits for nothing, so that the device's part of a
-step, which reads the numbers from one place, could be captured as a graph.
+Rows whose optimizers are of one kind are stepped together by torch's formulas, elementwise over [rows, span]. Each row
+has its own scalars, such as the learning rate. Before every step the host computes them in float64 from the optimizers'
+groups and step counts, and sends them in one copy. It reads nothing back and does not wait. So the device's part of a
+step, which reads the scalars from one place, could be captured as a graph.
 
-Which operations a step has depends on what the rows ask for together, what each row comes to does not: an operation that a
-row has no use for leaves its finite numbers as they are, bit for bit.
+The operations of a step depend on all its rows, but the result of a row does not. An operation that a row does not need
+leaves its finite values unchanged, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMS
 
 from hpo.train.optim.sgdw import SGDW
 from hpo.train.stack.flat_parameters import FlatParameters
-from hpo.train.stack.row_optimizers import KINDS, Group, Span, move_in, spans_of, torchs_own, trained
+from hpo.train.stack.row_optimizers import ROW_OPTIMIZERS, Group, Span, move_in, spans_of, torchs_own, trained
 
-Numbers = tuple[float, ...]  # of one row in one step
+Numbers = tuple[float, ...]  # the scalars of one row in one step
 
 
 @dataclass(frozen=True, eq=False)
 class Scalars:
-    """One of the numbers of a step, of every row."""
+    """One of the scalars of a step, for every row."""
 
-    known: tuple[float, ...]  # as the host knows it
+    known: tuple[float, ...]  # on the host
     sent: Tensor  # [n, 1] on the device
 
     def is_all(self, number: float) -> bool:
-        """Return whether it is the same in every row."""
+        """Return whether the scalar is this number in every row."""
         return self.known.count(number) == len(self.known)
 
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """What a step works on, all [n, size of a span]."""
+    """The tensors of a step, each [n, size of a span]."""
 
     value: Tensor
     gradient: Tensor
     moments: Sequence[Tensor]
 
 
-# --- the formulas: of each kind, what the host works out and what the device does with it --------------------------------
+# --- the formulas of each kind: the host's part, which computes scalars, and the device's part ---------------------------
 
 
 def _sgd_numbers(group: Group, span: Span, _step: int) -> Numbers:
@@ -88,7 +88,7 @@ def _adamw(block: RowBlock, shrinkage: Scalars, *moments: Scalars) -> None:
 
 def _moment_numbers(group: Group, step: int) -> Numbers:
     beta1, beta2 = group["betas"]
-    root = math.sqrt(1 - beta2**step)  # of the correction: on eps and the rate, where torch has it on the denominator
+    root = math.sqrt(1 - beta2**step)  # bias correction of eps and the rate; torch corrects the denominator
     return 1 - beta1, beta2, 1 - beta2, group["eps"] * root, -group["lr"] * root / (1 - beta1**step)
 
 
@@ -143,7 +143,7 @@ def _nadam_numbers(group: Group, span: Span, step: int) -> Numbers:
     beta1, beta2 = group["betas"]
     decoupled = group["decoupled_weight_decay"]
     mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** ((step + later) * group["momentum_decay"])) for later in (0, 1))
-    product = span.products.mul_(mu)[0].item()  # rounded as torch rounds it, in a tensor of the host
+    product = span.products.mul_(mu)[0].item()  # in a tensor on the host, to round as torch does
     root = math.sqrt(1 - beta2**step)
     rate = -group["lr"] * root
     return (
@@ -179,7 +179,7 @@ def _nadam(
 
 
 def _shrinkage(group: Group) -> float:
-    """Return by what decoupled weight decay multiplies."""
+    """Return the factor by which decoupled weight decay multiplies the weights."""
     decay: float = group["weight_decay"]
     return 1 - group["lr"] * decay if decay else 1.0  # 1 for an infinite rate as well
 
@@ -195,14 +195,14 @@ def _decayed(block: RowBlock, decay: Scalars) -> Tensor:
 
 
 def _average_square(square: Tensor, gradient: Tensor, kept: Scalars, added: Scalars) -> None:
-    """Let a mean of squares move on; not by lerp, which is not a number once a square has overflowed."""
+    """Update a running mean of squares. Not by lerp, which gives NaN once a square has overflowed."""
     square.mul_(kept.sent).addcmul_(gradient * added.sent, gradient)
 
 
 def _momentum_numbers(group: Group, span: Span) -> Numbers:
     lr, momentum = group["lr"], group["momentum"]
     if not span.has(momentum):
-        return 1.0, 0.0, -lr, 0.0  # the buffer stays as it is, for a momentum that comes later
+        return 1.0, 0.0, -lr, 0.0  # the buffer is kept for a later momentum
     if group.get("nesterov"):
         return momentum, 1.0, -lr, -lr * momentum
     return momentum, 1.0, 0.0, -lr
@@ -211,13 +211,9 @@ def _momentum_numbers(group: Group, span: Span) -> Numbers:
 def _descend(
     block: RowBlock, direction: Tensor, buffer: Tensor, kept: Scalars, added: Scalars, direct: Scalars, through: Scalars
 ) -> None:
-    """Take a step with momentum, or without.
+    """Take a step with or without momentum.
 
-    Args:
-        kept: by what the buffer is multiplied.
-        added: by what the direction is multiplied before it is added to the buffer.
-        direct: what of the direction is added to the value.
-        through: what of the buffer is added to the value.
+    The new buffer is kept * buffer + added * direction. The new value is value + direct * direction + through * buffer.
     """
     if not added.is_all(0.0):
         fresh = direction if added.is_all(1.0) else direction * added.sent
@@ -230,10 +226,10 @@ def _descend(
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A kind of optimizer as steps of many rows."""
+    """The step of one kind of optimizer on many rows."""
 
-    numbers: Callable[[Group, Span, int], Numbers]  # of one row, given the step's number, from 1
-    step: Callable[..., None]  # of a block, given a column of each of the numbers
+    numbers: Callable[[Group, Span, int], Numbers]  # scalars of one row; the step's number counts from 1
+    step: Callable[..., None]  # takes a block and a column of each scalar
 
 
 FORMS: dict[type[Optimizer], Form] = {
@@ -248,7 +244,7 @@ FORMS: dict[type[Optimizer], Form] = {
 }
 
 
-# --- who is stepped with whom --------------------------------------------------------------------------------------------
+# --- which groups are stepped together -----------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -257,18 +253,18 @@ class Member:
 
     row: int
     optimizer: Optimizer
-    place: int  # of the group; asked anew in every step, as the optimizer may have got others by loading a state
+    place: int  # index of the group; looked up in every step, since loading a state replaces the optimizer's groups
     span: Span
-    columns: slice  # of the row, that the group owns
-    taken: int  # steps
+    columns: slice  # part of the row that the group owns
+    taken: int  # number of steps
 
     @property
     def likeness(self) -> tuple[Any, ...]:
-        """What members have in common that are stepped together."""
+        """A key: members with equal keys are stepped together."""
         return type(self.optimizer), self.columns.start, self.columns.stop
 
     def numbers(self) -> Numbers:
-        """Count a step and return its numbers."""
+        """Count a step and return its scalars."""
         self.taken += 1
         group = self.optimizer.param_groups[self.place]
         return FORMS[type(self.optimizer)].numbers(group, self.span, self.taken)
@@ -281,19 +277,20 @@ class MemberGroup:
         kind, columns = type(members[0].optimizer), members[0].columns
         self._members = members
         self._step = FORMS[kind].step
-        tensors = [rows.values, rows.gradients, *rows.moments[: len(KINDS[kind].moments)]]
+        tensors = [rows.values, rows.gradients, *rows.moments[: len(ROW_OPTIMIZERS[kind].moments)]]
         self._wholes = [tensor[:, columns] for tensor in tensors]
         self._index = _index([member.row for member in members], rows.values.device)
 
     def numbers(self) -> list[Numbers]:
-        """Return each number of the step to come, of all members."""
+        """Return each scalar of the next step, for all members."""
         return list(zip(*(member.numbers() for member in self._members), strict=True))
 
     def step(self, numbers: Sequence[Numbers], sent: Tensor) -> None:
-        """Take the step.
+        """Step all members.
 
         Args:
-            sent: the numbers, on the device, [numbers * members].
+            numbers: the scalars, as `numbers` returned them.
+            sent: the same scalars on the device, [scalars * members].
         """
         places = sent.view(len(numbers), len(self._members), 1)
         columns = [Scalars(known, place) for known, place in zip(numbers, places.unbind(0), strict=True)]
@@ -316,11 +313,11 @@ class Plan:
     rows: tuple[int, ...]
     parts: list[MemberGroup]
     others: list[Callable[[], None]]  # torch's own steps
-    counts: list[tuple[Tensor, Tensor]]  # of steps, with what is added to them
+    counts: list[tuple[Tensor, Tensor]]  # step counts [rows, parameters], and what each step adds to them [rows, 1]
 
 
 class Broadcast:
-    """The steps of all rows' optimizers, those of one kind together."""
+    """Steps the optimizers of all rows, those of one kind together."""
 
     def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
@@ -328,10 +325,10 @@ class Broadcast:
         self._others: dict[int, Callable[[], None]] = {}
         self._counts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._plan: Plan | None = None
-        self._sent = rows.values.new_empty(0)  # numbers of the step, on the device
+        self._sent = rows.values.new_empty(0)  # scalars of the step, on the device
 
     def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
-        """Take up an optimizer whose parameters, of these names, lie in a row; its state moves into the row."""
+        """Add an optimizer whose parameters lie in a row, with their names. Its state moves into the row."""
         self._plan = None
         spans = spans_of(optimizer, names, self._rows)
         if spans is None:
@@ -345,13 +342,13 @@ class Broadcast:
         ]
 
     def remove(self, row: int) -> None:
-        """Let a row's optimizer go; its state stays where it is."""
+        """Remove a row's optimizer. Its state stays in the row."""
         self._plan = None
         self._members.pop(row, None)
         self._others.pop(row, None)
 
     def take(self, rows: Sequence[int]) -> None:
-        """Step the optimizers of these rows, ascending, and no others."""
+        """Step the optimizers of these rows, which must be ascending."""
         if self._plan is None or self._plan.rows != tuple(rows):
             self._plan = self._planned(rows)
         plan = self._plan
@@ -366,11 +363,11 @@ class Broadcast:
             step()
 
     def _counts_of(self, optimizer: Optimizer, row: int) -> list[Tensor] | None:
-        """Return where a row's parameters count their steps, by group: in one tensor for all rows, where torch has it.
+        """Return the step counts of a row's parameters by group; None if the optimizer keeps no counts.
 
-        None if they do not count.
+        They are views of one tensor for all rows, on the device and of the type that torch uses.
         """
-        if not KINDS[type(optimizer)].counts:
+        if not ROW_OPTIMIZERS[type(optimizer)].counts:
             return None
         groups = optimizer.param_groups
         bounds = list(accumulate((len(trained(group)) for group in groups), initial=0))
@@ -398,9 +395,9 @@ class Broadcast:
         )
 
     def _send(self, numbers: Sequence[float]) -> Tensor:
-        """Copy numbers to the device, without waiting for it; they stay in one place while the plan stays.
+        """Copy scalars to the device without waiting. They stay at one address as long as their number stays the same.
 
-        The pinned memory is new in every step, since the copy may be later than we are: torch keeps it until then.
+        The pinned memory is new in every step, since the copy may still be pending. torch keeps the memory until then.
         """
         if len(self._sent) != len(numbers):
             self._sent = self._sent.new_empty(len(numbers))
@@ -410,6 +407,6 @@ class Broadcast:
 
 
 def _index(rows: Sequence[int], device: torch.device) -> slice | Tensor:
-    """Return what picks these rows, ascending: a slice, which copies nothing, if they follow one another."""
+    """Return an index of these ascending rows: a slice, which copies nothing, if they are contiguous."""
     first, last = rows[0], rows[-1]
     return slice(first, last + 1) if last - first + 1 == len(rows) else torch.tensor(rows, device=device)

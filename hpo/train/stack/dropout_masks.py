@@ -1,4 +1,4 @@
-"""The dropout masks of K runs: each run's own generator draws the very masks that it would draw alone."""
+"""The dropout masks of K runs. Each run's generator draws the same masks as if the run were alone."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ HALF = LEVELS // 2
 
 
 class DropoutMasks:
-    """What the dropout layers of a stack multiply by, drawn by `models.dropout`'s rule, each row from its own run."""
+    """The factors of a stack's dropout layers, drawn by the rule in `models.dropout`, each row from its run's generator."""
 
     def __init__(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
         self.count = count
         self._device = device
         self._dtype = dtype
-        self._generators: list[torch.Generator | None] = [None] * count  # None draws nothing
-        self._kept: dict[str, list[int]] = {}  # by the layer's name: levels of 2**16 that keep an element
+        self._generators: list[torch.Generator | None] = [None] * count  # None: nothing is drawn
+        self._kept: dict[str, list[int]] = {}  # by layer name: for each row, how many of 2**16 draws keep an element
         self._thresholds: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, row: int, run: Run) -> None:
-        """Let a row draw for a run from now on."""
+        """Set the dropout probabilities of a row to those of a run."""
         for name, module in run.model.named_modules():
             if isinstance(module, Dropout):
                 self._kept.setdefault(name, [LEVELS] * self.count)[row] = kept_levels(module.p)
         self._thresholds = {}
 
     def draw_for(self, runs: Sequence[Run | None]) -> None:
-        """Draw for these runs, by row, in the steps to come; a row without one keeps its generator as it is."""
+        """Set the runs, by row, that draw in the next steps. No generator moves for a row without a run."""
         self._generators = [None if run is None else run.randomness.dropout for run in runs]
 
     def factors(self, name: str, elements: int) -> Tensor | None:
-        """Return what a layer's elements are multiplied by [K, elements], in the order in which one run alone draws
-        them: 0 where dropped, else 1 / the share that is kept. None if no row drops anything.
+        """Draw the factors of a layer's elements [K, elements], in the order in which a single run draws them.
+
+        A factor is 0 where an element is dropped, else 1 / keep probability. None if no row drops anything.
         """
         kept = self._kept.get(name)
         if kept is None or min(kept) == LEVELS:
@@ -52,10 +53,10 @@ class DropoutMasks:
         return factors.mul_(scale)
 
     def _thresholds_of(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return by row the highest draw that keeps an element, and what kept ones are multiplied by."""
+        """Return by row [K, 1] the highest draw that keeps an element, and the factor of kept elements."""
         if name not in self._thresholds:
             kept = self._kept[name]
-            highest = [max(levels - 1, 0) - HALF for levels in kept]  # that of p = 1 keeps some, times 0
+            highest = [max(levels - 1, 0) - HALF for levels in kept]  # with p = 1 some are kept, but their factor is 0
             scale = [LEVELS / levels if levels else 0.0 for levels in kept]
             self._thresholds[name] = (
                 torch.tensor(highest, dtype=torch.int16, device=self._device).unsqueeze(1),

@@ -1,8 +1,8 @@
-"""The weights of K models of one architecture, each model's in one row.
+"""The parameters of K models of one architecture, each model's in one row.
 
-A row holds a model's parameters one after the other, so that a stack reads each parameter of all models as one tensor
-[K, ...] and an optimizer sees all of a model's as one tensor [size]. The models' own parameters and buffers are views of
-their rows while they are here: what a stack trains, `model.state_dict()` shows.
+A row holds all parameters of a model one after the other. So a stack sees one parameter of all models as one tensor
+[K, ...], and an optimizer sees all parameters of a model as one tensor [size]. Meanwhile the models' own parameters and
+buffers are views of their rows, so `model.state_dict()` shows the trained values.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-ALIGNMENT = (
-    16  # elements; every parameter of every row starts at the same place of a cache line, as kernels round by it
-)
-MOMENTS = 2  # tensors of a row's size that an optimizer keeps, at most: two for all that we know
+# Elements. Every parameter of every row starts at the same place of a cache line, since kernels round depending on it.
+ALIGNMENT = 16
+MOMENTS = 2  # most tensors of a row's size that one of our known optimizers keeps
 
 
 class FlatParameters:
     """Parameters, gradients, moments and buffers of K models."""
 
     def __init__(self, model: nn.Module, trained: Sequence[str], count: int) -> None:
-        """Make room for `count` models like this one.
+        """Allocate rows for `count` models like this one.
 
         Args:
-            trained: the names of the parameters that are trained, as they follow one another in a row. The others
-                lie behind them, where there are no gradients.
+            trained: names of the trained parameters, in their order in a row. The others follow, without gradients.
         """
         self.count = count
         known = dict(model.named_parameters())
@@ -42,7 +40,7 @@ class FlatParameters:
         self.leaves = [self.parameters[name].requires_grad_() for name in trained]
         self.leaf_gradients = [self.stacked(self.gradients, name) for name in trained]
         self.buffers = {name: buffer.new_zeros((count, *buffer.shape)) for name, buffer in model.named_buffers()}
-        # A tensor under two names is one: by each of its names, the first.
+        # A shared tensor has several names. These map each name to the first.
         self.names = _first_names(model.named_parameters(remove_duplicate=False))
         self.buffer_names = _first_names(model.named_buffers(remove_duplicate=False))
         self.parameters |= {name: self.parameters[first] for name, first in self.names.items()}
@@ -55,20 +53,20 @@ class FlatParameters:
         return size
 
     def stacked(self, rows: Tensor, name: str) -> Tensor:
-        """Return one parameter of all rows [K, ...]."""
+        """Return one parameter of all rows, as a view [K, ...]."""
         start, end = self.spans[name]
         return rows[:, start:end].view(self.count, *self.shapes[name])
 
     def of(self, rows: Tensor, row: int, name: str) -> Tensor:
-        """Return one parameter of one row, in its own shape."""
+        """Return one parameter of one row, as a view in its own shape."""
         start, end = self.spans[name]
         return rows[row, start:end].view(self.shapes[name])
 
     @torch.no_grad()
     def adopt(self, row: int, model: nn.Module) -> None:
-        """Bring a model into a row: its values are copied, its parameters and buffers become views of the row."""
+        """Move a model into a row: its values are copied, and its parameters and buffers become views of the row."""
         for rows in (self.values, self.gradients):
-            rows[row].zero_()  # what lies between parameters as well
+            rows[row].zero_()  # also the gaps between parameters
         for name, parameter in model.named_parameters():
             place = self.of(self.values, row, name)
             place.copy_(parameter)
@@ -81,19 +79,19 @@ class FlatParameters:
 
     @torch.no_grad()
     def snapshot(self, row: int) -> dict[str, Tensor]:
-        """Return a copy of a row's buffers, which training moves whether the row is to be trained or not."""
+        """Return a copy of a row's buffers. A training step changes them even if the row is not trained."""
         return {name: buffer[row].clone() for name, buffer in self.buffers.items()}
 
     @torch.no_grad()
     def restore(self, row: int, buffers: dict[str, Tensor]) -> None:
-        """Bring a row's buffers back to a snapshot."""
+        """Set a row's buffers to those of a snapshot."""
         for name, buffer in buffers.items():
             self.buffers[name][row].copy_(buffer)
 
 
 @torch.no_grad()
 def own_tensors(model: nn.Module) -> None:
-    """Give a model that lies in a row tensors of its own again."""
+    """Give a model in a row its own tensors again, as copies."""
     for parameter in model.parameters():
         parameter.data = parameter.detach().clone()
         parameter.grad = None
@@ -103,11 +101,11 @@ def own_tensors(model: nn.Module) -> None:
 def _exchange_buffers(model: nn.Module, others: dict[Tensor, Tensor]) -> None:
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
         owner, _, attribute = name.rpartition(".")
-        if buffer in others:  # a module that stands in two places has it already
+        if buffer in others:  # a module used in two places has the new one already
             model.get_submodule(owner)._buffers[attribute] = others[buffer]
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Return of each name of a tensor the first one that it has."""
+    """Return for each name of a tensor the tensor's first name."""
     first: dict[Tensor, str] = {}
     return {name: first.setdefault(tensor, name) for name, tensor in named}

@@ -1,7 +1,7 @@
 """The forward pass of K models of one architecture as one model.
 
-A model is traced by torch.fx into layers and functions, each of which has a stacked form (`layers.py`). What it is made of
-beyond these is told by Unstackable, and the model is trained another way.
+torch.fx traces a model into layers and functions, each with a stacked form (`layers.py`). If one has no stacked form,
+Unstackable names it, and the model is trained by another executor.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class StackedForward:
     """Maps images of K models to logits [K, classes, B]."""
 
     name = "stack"
-    lanes = 16  # numbers that a CPU takes at once, at most: the last ones of a tensor, fewer, may be rounded otherwise
+    lanes = 16  # widest vector of a CPU, in numbers: the incomplete last vector of a tensor may be rounded differently
 
     def __init__(self, model: nn.Module) -> None:
-        """Trace a model; Unstackable says what of it has no stacked form."""
+        """Trace a model; Unstackable if it has a part without a stacked form."""
         try:
             graph = Tracer().trace(model)
-        except Exception as error:  # whatever a user's forward does with a traced value
+        except Exception as error:  # a user's forward may do anything with a traced value
             raise Unstackable(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
         self._names = _names(model)
         self._steps: list[tuple[str, Callable[..., Tensor], tuple[Any, ...]]] = []
@@ -40,7 +40,7 @@ class StackedForward:
             self._add(node, modules)
 
     def __call__(self, at: Pass, images: Tensor) -> Tensor:
-        """Return the logits [K, classes, B] of images [K, B, C, H, W], or of [B, C, H, W], which all models see."""
+        """Return the logits [K, classes, B] of images [K, B, C, H, W], or of images [B, C, H, W] for all models."""
         values: dict[str, Tensor] = {"": images}
         for name, operation, arguments in self._steps:
             found = [values[argument.name] if isinstance(argument, _Value) else argument for argument in arguments]
@@ -62,7 +62,7 @@ class StackedForward:
         elif node.op == "output":
             self._end(node.args[0])
         else:
-            _refuse(node, "is read outside of a layer")
+            _refuse(node, "is used outside of a layer")
 
     def _add_module(self, node: fx.Node, module: nn.Module) -> None:
         rule = RULES.get(type(module))
@@ -74,10 +74,10 @@ class StackedForward:
 
     def _add_function(self, node: fx.Node) -> None:
         if not node.args:
-            _refuse(node, "is given its value by name")
+            _refuse(node, "gets its value by keyword")
         if node.target in (torch.flatten, "flatten"):
             if {"start_dim": 0, "end_dim": -1, **dict(zip(DIMS, node.args[1:], strict=False)), **node.kwargs} != BEHIND:
-                _refuse(node, "flattens other dimensions than all behind the first")
+                _refuse(node, "flattens other dimensions than all after the first")
             source = self._value(node.args[0])
             operation, layout = flatten(None, "", self._layouts[source.name])
             self._step(node, operation, (source,), layout)
@@ -90,13 +90,13 @@ class StackedForward:
                 _refuse(node, "takes a computed value where a constant is needed")
             layout = self._layouts[source.name]
             if function in SPATIAL and layout != "images":
-                _refuse(node, "pools what is no image")
+                _refuse(node, "pools values that are not images")
             self._step(node, lambda _at, x: function(x, *rest, **options), (source,), layout)
         else:
             _refuse(node, "has no stacked form")
 
     def _add_together(self, node: fx.Node, function: Callable[..., Tensor]) -> None:
-        """Add an operation of two values, or of one and a number."""
+        """Add an operation on two values, or on a value and a number."""
         if len(node.args) != 2 or node.kwargs:
             _refuse(node, "takes more than two values")
         arguments = tuple(
@@ -114,11 +114,11 @@ class StackedForward:
 
     def _value(self, argument: Any) -> _Value:
         if not isinstance(argument, fx.Node):
-            raise Unstackable(f"{argument!r} stands where a computed value is expected")
+            raise Unstackable(f"{argument!r} is used where a computed value is expected")
         return _Value(argument.name)
 
     def _as_images(self, argument: Any) -> _Value:
-        """Return a value of which the input, as it comes, has been laid out as images."""
+        """Return a value; the model's raw input is laid out as images first."""
         value = self._value(argument)
         if self._layouts[value.name] != "input":
             return value
@@ -137,20 +137,20 @@ class StackedForward:
 
 @dataclass(frozen=True)
 class _Value:
-    """A value computed before, by name."""
+    """The name of a value that is computed by an earlier step."""
 
     name: str
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, which looks no deeper than the layers that we know."""
+    """torch.fx's tracer, which does not trace into layers that we know."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in RULES or isinstance(m, DRAWING) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _names(model: nn.Module) -> dict[str, str]:
-    """Return of each name of a layer the one under which its parameters are listed: a layer may stand in two places."""
+    """Return for each name of a layer its first name, under which its parameters are listed."""
     first: dict[nn.Module, str] = {}
     return {name: first.setdefault(module, name) for name, module in model.named_modules(remove_duplicate=False)}
 
@@ -186,7 +186,7 @@ FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
-#: Of two values that lie alike, or of one and a number.
+#: Operations on two values of the same layout, or on a value and a number.
 TOGETHER: dict[Any, Callable[..., Tensor]] = {
     operator.add: operator.add,
     operator.iadd: operator.add,

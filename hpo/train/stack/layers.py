@@ -1,8 +1,9 @@
-"""Layers of K models as one layer: by type of module, what it does to K models' values at once.
+"""Layers of K models as one layer, by type of module.
 
-Two layouts. *Images* [B, K*C, H, W]: a convolution of K models is one of K times as many groups. *Dense* [K, F, B], the
-batch last: a linear layer of K models is one batched product with the bias added, and batch norm and cross-entropy read
-what it gives without a copy (HFTA, Wang et al., MLSys 2021, stacks with the batch in front).
+There are two layouts. *Images* are [B, K*C, H, W]: a convolution of K models is one convolution with K times as many
+groups. *Dense* values are [K, F, B], with the batch last: a linear layer of K models is one batched product with the
+bias added, and batch norm and cross-entropy read its output without a copy. HFTA (Wang et al., MLSys 2021) stacks with
+the batch in front.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ from hpo.train.stack.flat_parameters import ALIGNMENT
 
 Layout = Literal["input", "images", "dense"]
 
-FEW_CHANNELS = 7  # that a convolution in all may have to take the CPU's kernel for first layers
+FEW_CHANNELS = 7  # most input channels of a convolution for which the CPU uses its kernel for first layers
 
 
 class Unstackable(Exception):
-    """Says why K models of this architecture cannot be trained as one."""
+    """Raised if K models of this architecture cannot be trained as one, with the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What a forward pass of K models works with."""
+    """The inputs of a forward pass of K models, except the images."""
 
     count: int  # K
     parameters: Mapping[str, Tensor]  # [K, ...]
     buffers: Mapping[str, Tensor]  # [K, ...]
     training: bool
     noise: DropoutMasks
-    filling: int = 0  # images at the end of each batch that nothing may depend on
+    filling: int = 0  # filler images at the end of each batch; no result may depend on them
 
     def flat(self, name: str) -> Tensor:
-        """Return a parameter with the models along its first dimension [K * n, ...]."""
+        """Return a parameter of all models, concatenated along the first dimension [K * n, ...]."""
         return self.parameters[name].flatten(0, 1)
 
 
 Operation = Callable[[Pass, Tensor], Tensor]
-Rule = Callable[[Any, str, Layout], tuple[Operation, Layout]]  # a layer, its name, how its input lies
+Rule = Callable[[Any, str, Layout], tuple[Operation, Layout]]  # layer, its name, layout of its input
 
 
 def laid_out(at: Pass, images: Tensor) -> Tensor:
@@ -58,9 +59,9 @@ def laid_out(at: Pass, images: Tensor) -> Tensor:
 
 
 def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Operation, Layout]:
-    """Flatten all behind the first dimension; module is None where a function does it."""
+    """Flatten all dimensions after the first. `module` is None if the model calls a function."""
     if module is not None and (module.start_dim, module.end_dim) != (1, -1):
-        raise Unstackable(f"{module} flattens other dimensions than all behind the first")
+        raise Unstackable(f"{module} flattens other dimensions than all after the first")
 
     def from_input(at: Pass, x: Tensor) -> Tensor:
         if x.ndim == 4:
@@ -79,10 +80,10 @@ def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Oper
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return dense values [K, F, B] that lie in memory with F before B.
+    """Return dense values [K, F, B] that are contiguous unless F is a multiple of ALIGNMENT.
 
-    Where each model's values fill whole cache lines, that does not matter. Else the CPU's product for a gradient rounds by the
-    line on which its result begins, which differs from row to row.
+    Without it the rounding of the CPU's product for a gradient depends on the place in a cache line where its result
+    begins. That place differs between rows unless each model's values fill whole cache lines.
     """
     return x if x.shape[1] % ALIGNMENT == 0 else x.contiguous()
 
@@ -99,7 +100,7 @@ def _linear(module: nn.Linear, name: str, layout: Layout) -> tuple[Operation, La
 
 
 def filled(x: Tensor, dim: int, more: int, value: float = 0.0) -> Tensor:
-    """Return x with so many more along a dimension."""
+    """Return x with `more` entries of this value added at the end of a dimension."""
     return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, more), value=value) if more else x
 
 
@@ -108,8 +109,8 @@ def _conv2d(module: nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, La
     if module.padding_mode != "zeros":
         raise Unstackable(f"{module} pads by {module.padding_mode}")
     has_bias = module.bias is not None
-    # The CPU's kernel for less than 8 input channels rounds otherwise than the one for more: such layers keep to the first
-    # whatever K is, two models or more at a time. (It is for 8 * n output channels; others have one kernel for all K.)
+    # The CPU's kernel for less than 8 input channels rounds differently from the one for more. Such layers use the
+    # first for any K, with two or more models at a time. It exists for 8 * n output channels; others have one kernel.
     together = FEW_CHANNELS // module.in_channels // 2 * 2 if module.out_channels // module.groups % 8 == 0 else 0
 
     def conv2d(at: Pass, x: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def _layer_norm(module: nn.LayerNorm, name: str, layout: Layout) -> tuple[Operat
     _expect(module, layout, "dense" if len(shape) == 1 else "images" if len(shape) == 3 else "input")
 
     def layer_norm(at: Pass, x: Tensor) -> Tensor:
-        # Either way the models come first or second, and what is normalised last.
+        # In both layouts the models are the first or second dimension, and the normalised dimensions are the last.
         split = x.transpose(1, 2) if layout == "dense" else x.reshape(len(x), at.count, -1, *x.shape[2:])
         y = F.layer_norm(split, shape, None, None, module.eps)
         if module.elementwise_affine:
@@ -225,7 +226,7 @@ def _stochastic_depth(_module: StochasticDepth, name: str, layout: Layout) -> tu
 
 
 def _by_model(at: Pass, images: Tensor) -> Tensor:
-    """Return images of K models with these apart [B, K, C, H, W]."""
+    """Return images [B, K*C, H, W] as [B, K, C, H, W]."""
     return images.reshape(len(images), at.count, -1, *images.shape[2:])
 
 

@@ -1,4 +1,4 @@
-"""The averages of K runs' weights, each in a row as the weights themselves are, so that a stack validates them as one model."""
+"""The averages of K runs' weights, each in a row like the weights, so that a stack validates them as one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpo.train.stack.flat_parameters import FlatParameters
 
 
 class RowAverages:
-    """Averages beside the rows of a stack; they take no memory until some run has one."""
+    """The averages of the runs in a stack. They take no memory until a run has one."""
 
     def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
@@ -22,12 +22,12 @@ class RowAverages:
 
     @torch.no_grad()
     def put(self, row: int, average: Average | None, model: nn.Module) -> None:
-        """Bring the average of a run, whose model lies in this row, into its row; None: it has none."""
+        """Move the average of the run in this row, if it has one, into the row."""
         if average is None:
             return
         self._make_room()
         assert self._values is not None
-        self._values[row].zero_()  # what lies between parameters as well
+        self._values[row].zero_()  # also the gaps between parameters
         buffers = {name for name, _ in model.named_buffers()}
         for name, value in average.values.items():
             place = self._buffers[name][row] if name in buffers else self._rows.of(self._values, row, name)
@@ -40,27 +40,27 @@ class RowAverages:
         return bool(self._averages)
 
     def remove(self, row: int) -> None:
-        """Let a row's average go, with tensors of its own."""
+        """Remove a row's average and give it its own tensors."""
         if row in self._averages:
             average, _ = self._averages.pop(row)
             average.values = {name: value.clone() for name, value in average.values.items()}
 
     def take_step(self, rows: Sequence[int], epoch_of: Mapping[int, int]) -> None:
-        """Take the weights of these rows after a step; epochs, by row, count from 1."""
+        """Take the weights of these rows after a step, where an average wants them. Epochs, by row, count from 1."""
         for row in self._averages.keys() & set(rows):
             average, pairs = self._averages[row]
             if average.takes_step(epoch_of[row]):
                 average.take(pairs)
 
     def take_epoch(self, epoch_of: Mapping[int, int]) -> None:
-        """Take the weights of all rows at the end of their epochs, likewise."""
+        """Take the weights of all rows at the end of their epochs, where an average wants them."""
         for row, (average, pairs) in self._averages.items():
             if average.takes_epoch(epoch_of[row]):
                 average.take(pairs)
 
     @torch.no_grad()
     def judged(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the parameters [K, ...] and buffers [K, ...] by which runs are judged: averages where there are any."""
+        """Return the parameters [K, ...] and buffers [K, ...] for validation: averages where runs have one, else weights."""
         rows = self._rows
         if self._values is None or not any(average.count for average, _ in self._averages.values()):
             return rows.parameters, rows.buffers

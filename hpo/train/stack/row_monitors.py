@@ -1,4 +1,4 @@
-"""What is watched of the steps of K runs in a stack: as `monitors.StepMonitor` measures one run's, for all of them at once."""
+"""The step monitors of K runs in a stack: the measurements of `monitors.StepMonitor` for all runs at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpo.train.stack.flat_parameters import FlatParameters
 
 
 class RowMonitors:
-    """The monitors of the runs whose weights lie in rows: while a run is trained here, its monitor's sums are a view."""
+    """The monitors of the runs in rows. While a run is trained here, its monitor's sums are a view of ours."""
 
     def __init__(self, rows: FlatParameters, watch: Watch) -> None:
         self.watch = watch
@@ -22,12 +22,12 @@ class RowMonitors:
         self._before = torch.zeros_like(rows.gradients) if watch.noise else None
 
     def begin(self) -> None:
-        """Begin an epoch, or go on amid it: no row has a gradient before its first step here."""
+        """Begin or continue an epoch. No row has a previous gradient before its first step here."""
         if self._before is not None:
             self._before.zero_()
 
     def enter(self, row: int, run: Run) -> None:
-        """Go on with a run's monitor in its row."""
+        """Move a run's monitor into its row."""
         run.monitor.keep_in(self._sums[row])
         if self._before is not None:
             for name, gradient in run.monitor.before.items():
@@ -35,23 +35,23 @@ class RowMonitors:
             run.monitor.before = {}
 
     def leave(self, row: int, run: Run) -> None:
-        """Let a run's monitor go amid an epoch, with tensors of its own."""
+        """Release a run's monitor within an epoch, with its own tensors."""
         self.let_go(run)
         if self._before is not None:
             names = [name for name, parameter in run.monitor.parameters.items() if parameter.requires_grad]
             run.monitor.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
 
     def let_go(self, run: Run) -> None:
-        """Give a run's monitor sums of its own."""
+        """Give a run's monitor its own sums, set to 0."""
         run.monitor.keep_in(torch.zeros_like(self._sums[0]))
 
     @torch.no_grad()
     def take(self, active: Sequence[Run | None], losses: Tensor) -> None:
-        """Measure a step of all rows, between the backward pass and whatever is done to the gradients.
+        """Measure a step of all rows, between the backward pass and clipping.
 
         Args:
-            active: by row, the runs in training.
-            losses: the sums of the epoch's losses so far [K].
+            active: the runs in training, by row.
+            losses: sums of the epoch's losses so far [K].
         """
         gradients = self._rows.gradients
         norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
@@ -74,6 +74,6 @@ class RowMonitors:
         return norms
 
     def measured(self) -> list[list[float]]:
-        """Return by row the epoch's sums and the norm of the parameters [K][SUMS + 1]."""
+        """Return the epoch's sums and the norm of the parameters of each row, [K][SUMS + 1]."""
         found: list[list[float]] = torch.cat([self._sums, self.parameter_norms()[:, None]], dim=1).tolist()
         return found

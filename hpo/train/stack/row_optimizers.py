@@ -1,7 +1,7 @@
-"""One step of a run's optimizer on its row: the run's own torch optimizer, done without torch's loop over parameters.
+"""One step of a run's own torch optimizer on its row, without torch's loop over parameters.
 
-The state stays in the optimizer, as views of the row's moments, under torch's names: a state dict of a run in a stack is one
-of the same run alone. Kinds that are not known here, or are asked for something unusual, take torch's own step.
+The state stays in the optimizer under torch's names, as views of the row's moments. So the state dict is the same in a
+stack and alone. Other kinds of optimizers, and unusual options, use torch's own step.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class Span:
     value: Tensor
     gradient: Tensor
     moments: tuple[Tensor, ...]
-    steps: Tensor  # steps taken: torch keeps a count for each parameter [n], all the same
-    products: Tensor  # NAdam's product of momenta, likewise
-    late: list[tuple[dict[str, Any], Tensor]]  # states that hold no momentum yet, with theirs
+    steps: Tensor  # number of steps; torch keeps one for each parameter [n], all equal
+    products: Tensor  # NAdam's product of momenta; torch keeps one for each parameter [n], all equal
+    late: list[tuple[dict[str, Any], Tensor]]  # states without a momentum buffer yet, each with its place in the row
 
     def count(self) -> Tensor:
-        """Count a step and return how many there are."""
+        """Count a step and return the number of steps."""
         self.steps.add_(1)
         return self.steps[0]
 
     def has(self, momentum: float) -> bool:
-        """Return whether there is momentum; the states hold it from then on, as torch's do."""
+        """Return whether momentum is not 0. From then on the states hold a momentum buffer, as torch's do."""
         while momentum and self.late:
             state, place = self.late.pop()
             state[MOMENTUM] = place
         return momentum != 0
 
 
-# Optimizers whose torch has a fused kernel for this device are called as torch calls it; the others are torch's formulas.
+# Where torch has a fused kernel, it is called as torch calls it. The other steps are torch's formulas.
 
 
 def _sgd(span: Span, group: Group) -> None:
@@ -65,14 +65,14 @@ def _descend(span: Span, group: Group, decay: float) -> None:
     torch._fused_sgd_(
         [span.value],
         [span.gradient],
-        [span.moments[0]] if has_momentum else [],  # the kernel wants no buffer where there is no momentum
+        [span.moments[0]] if has_momentum else [],  # the kernel takes no buffer without momentum
         weight_decay=decay,
         momentum=momentum,
         lr=group["lr"],
         dampening=0.0,
         nesterov=group["nesterov"] and has_momentum,
         maximize=False,
-        is_first_step=False,  # a buffer of zeros makes the first step what torch makes it
+        is_first_step=False,  # with a buffer of zeros the first step is the same as torch's
     )
 
 
@@ -159,7 +159,7 @@ def _couple(span: Span, group: Group) -> None:
 
 
 def _shrink(span: Span, group: Group) -> None:
-    """Take decoupled weight decay off the value."""
+    """Apply decoupled weight decay to the value."""
     if decay := group["weight_decay"]:
         span.value.mul_(1 - group["lr"] * decay)
 
@@ -172,19 +172,19 @@ def _decayed(span: Span, group: Group) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptimizer:
-    """An optimizer that we can step on a row."""
+    """How a kind of optimizer is stepped on a row."""
 
     step: Step
-    moments: tuple[str, ...]  # torch's names of what we keep in the row's moments
-    counts: bool = True  # torch keeps a count of steps
+    moments: tuple[str, ...]  # torch's names of the tensors that are kept in the row's moments
+    counts: bool = True  # whether torch keeps a count of steps
     usual: Mapping[str, Any]  # options that must have these values
-    # By itself, so that groups that differ in it alone are stepped as one; None if they are not.
+    # Weight decay as a separate step, so that groups that differ only in it are stepped as one. None: no such step.
     decay: Step | None = _couple
 
 
-NUMBER_TYPES = (torch.float32, torch.float64)  # in others, numbers of a step would lose what torch's kernels keep
+NUMBER_TYPES = (torch.float32, torch.float64)  # in others, a step's scalars would be less exact than in torch's kernels
 PLAIN = {"maximize": False, "differentiable": False}
-KINDS: dict[type[Optimizer], RowOptimizer] = {
+ROW_OPTIMIZERS: dict[type[Optimizer], RowOptimizer] = {
     SGD: RowOptimizer(step=_sgd, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}),
     SGDW: RowOptimizer(step=_sgdw, moments=(MOMENTUM,), counts=False, usual={**PLAIN, "dampening": 0}, decay=_shrink),
     Adam: RowOptimizer(
@@ -215,17 +215,17 @@ class Steps(Protocol):
     """The steps of all optimizers whose parameters lie in rows."""
 
     def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
-        """Take up an optimizer whose parameters, of these names, lie in a row; its state moves into the row."""
+        """Add an optimizer whose parameters lie in a row, with their names. Its state moves into the row."""
 
     def remove(self, row: int) -> None:
-        """Let a row's optimizer go; its state stays where it is, see `own_state`."""
+        """Remove a row's optimizer. Its state stays in the row, see `own_state`."""
 
     def take(self, rows: Sequence[int]) -> None:
-        """Step the optimizers of these rows, ascending, and no others."""
+        """Step the optimizers of these rows, which must be ascending."""
 
 
 class RowByRow:
-    """Each row's step by itself: the fastest where a call costs little, as on a CPU."""
+    """Steps each row by itself. This is fastest where a call costs little, as on a CPU."""
 
     def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
@@ -243,17 +243,17 @@ class RowByRow:
 
 
 def order_of(optimizer: Optimizer, names: Mapping[Tensor, str]) -> list[str]:
-    """Return the names of the parameters that an optimizer steps, group by group: so each group is one span of a row."""
+    """Return the names of the parameters that an optimizer steps, group by group. In this order a group is one span."""
     return [names[parameter] for group in optimizer.param_groups for parameter in trained(group)]
 
 
 def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParameters, row: int) -> Callable[[], None]:
-    """Return one step of an optimizer whose parameters lie in a row; its state moves into the row.
+    """Return a function that steps an optimizer whose parameters lie in a row. Its state moves into the row.
 
     Args:
-        names: of the parameters that lie in the row.
+        names: names of the parameters.
     """
-    kind = KINDS.get(type(optimizer))
+    kind = ROW_OPTIMIZERS.get(type(optimizer))
     spans = spans_of(optimizer, names, rows)
     if kind is None or spans is None or rows.values.device.type != "cpu":
         return torchs_own(optimizer, names, rows, row)
@@ -271,7 +271,7 @@ def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParamet
 
 
 def _differ_in_decay_alone(groups: Sequence[Group]) -> bool:
-    """Return whether several groups are to be stepped alike, but for their decay: schedules move their rates together."""
+    """Return whether there are several groups that differ only in weight decay. Schedules change all rates alike."""
 
     def others(group: Group) -> dict[str, Any]:
         return {option: value for option, value in group.items() if option not in ("params", "weight_decay")}
@@ -289,8 +289,9 @@ def _step_as_one(
     spans: Sequence[slice],
     span: slice,
 ) -> Callable[[], None]:
-    """Return a step in which each group is decayed and all are stepped by one call: a call costs more than the numbers of a
-    small model.
+    """Return a step that decays each group and then steps all groups in one call.
+
+    For a small model a call costs more than its computation.
     """
     sizes = [len(trained(group)) for group in optimizer.param_groups]
     counts = torch.zeros(sum(sizes))
@@ -314,8 +315,8 @@ def _step_as_one(
 
 
 def spans_of(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParameters) -> list[slice] | None:
-    """Return the part of a row that each group of an optimizer owns; None if only torch's own step will do."""
-    kind = KINDS.get(type(optimizer))
+    """Return the part of a row that each group of an optimizer owns; None if torch's own step is needed."""
+    kind = ROW_OPTIMIZERS.get(type(optimizer))
     groups = optimizer.param_groups
     spans = [_span_of([names[parameter] for parameter in trained(group)], rows) for group in groups]
     if (
@@ -338,11 +339,12 @@ def move_in(
     spans: Sequence[slice],
     counts: Sequence[Tensor] | None = None,
 ) -> list[Span]:
-    """Copy an optimizer's state into a row and let the optimizer keep views of it; return what each group owns.
+    """Move an optimizer's state into a row, so that the optimizer keeps views of it; return the span of each group.
 
     Args:
-        spans: of the groups, as `spans_of` returns them.
-        counts: where each group's parameters [n] are to count their steps; None makes room for each.
+        names: names of the parameters.
+        spans: parts of the row, as `spans_of` returns them.
+        counts: step counts [n] for each group's n parameters; None: new tensors.
     """
     groups = optimizer.param_groups
     counts = counts or [torch.zeros(len(trained(group))) for group in groups]
@@ -353,18 +355,18 @@ def move_in(
 
 
 def own_state(optimizer: Optimizer) -> None:
-    """Give an optimizer whose state lies in a row tensors of its own again."""
+    """Give an optimizer whose state lies in a row its own tensors again, as copies."""
     for state in optimizer.state.values():
         state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
 
 
 def trained(group: Group) -> list[Tensor]:
-    """Return those of a group's parameters that are trained."""
+    """Return the trained parameters of a group."""
     return [parameter for parameter in group["params"] if parameter.requires_grad]
 
 
 def _span_of(names: list[str], rows: FlatParameters) -> tuple[int, int] | None:
-    """Return from where to where these parameters lie in a row, None if they do not follow one another."""
+    """Return start and end of these parameters in a row; None if they are not contiguous."""
     if not names:
         return 0, 0
     order = list(rows.spans)
@@ -387,8 +389,8 @@ def _move_in(
     span: slice,
     counts: Tensor,
 ) -> Span:
-    """Do for the parameters of one group what `move_in` does."""
-    kind = KINDS[type(optimizer)]
+    """Do what `move_in` does for the parameters of one group."""
+    kind = ROW_OPTIMIZERS[type(optimizer)]
     moments = tuple(moment[row, span].zero_() for moment in rows.moments)
     counts.zero_()
     products = torch.ones(len(parameters))
@@ -420,7 +422,7 @@ def torchs_own(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatPara
     ]
 
     def take() -> None:
-        for parameter, gradient in gradients:  # anew, since a step may end in `zero_grad`
+        for parameter, gradient in gradients:  # in every step, since a step may end with `zero_grad`
             parameter.grad = gradient
         optimizer.step()
 

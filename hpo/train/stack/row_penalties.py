@@ -1,4 +1,4 @@
-"""Penalties on the weights of K runs, each run's in a row, and a bound on the norms of its units."""
+"""Penalties on the weights of K runs in rows, and bounds on the norms of their units."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from hpo.train.optim.penalties import Penalties, units_of, weights_of
 from hpo.train.stack.flat_parameters import FlatParameters
 
-EPS = 1e-7  # as torch.renorm has it
+EPS = 1e-7  # as in torch.renorm
 
 
 class RowPenalties:
-    """Penalties of K runs whose weights lie in rows, each run's by itself."""
+    """Applies penalties and bounds to K runs whose weights lie in rows, each with its own strengths."""
 
     def __init__(self, rows: FlatParameters, model: nn.Module) -> None:
         self._rows = rows
@@ -26,7 +26,7 @@ class RowPenalties:
         self._units = units_of(model, trained)
 
     def add_to_gradient(self, row: int, penalties: Penalties) -> None:
-        """Add one run's penalties to its gradient."""
+        """Add the gradient of one run's penalties to its gradient."""
         if not (penalties.l1 or penalties.l2):
             return
         weights = self._rows.values[row, : self._moving] * self._is_weight
@@ -36,7 +36,7 @@ class RowPenalties:
             self._rows.gradients[row].add_(weights.sign(), alpha=penalties.l1)
 
     def limits(self, penalties: Mapping[int, Penalties]) -> Tensor | None:
-        """Return by row the most that a unit's norm may be, for `bound`; None if none of these rows has a bound."""
+        """Return the largest norm of a unit by row [K, 1], infinite without a bound; None if no row has a bound."""
         bounds = {row: one.max_norm for row, one in penalties.items() if one.max_norm is not None}
         values = self._rows.values
         most = [bounds.get(row, torch.inf) for row in range(len(values))]
@@ -44,7 +44,7 @@ class RowPenalties:
 
     @torch.no_grad()
     def bound(self, limits: Tensor) -> None:
-        """Scale long units down in all rows at once, by their limits [K, 1]; a row without one is multiplied by 1."""
+        """Scale units that are longer than their row's limit [K, 1] down to it, in all rows at once."""
         for name, dimension in self._units.items():
             weight = self._rows.parameters[name].movedim(dimension + 1, 1)  # [K, units, ...]
             norms = torch.linalg.vector_norm(weight.flatten(2), dim=2)

@@ -1,4 +1,4 @@
-"""Which forward pass trains K models as one: the hand-stacked, else vmap's; each is checked before it is trusted."""
+"""Choice of the forward pass for K models: the hand-stacked one, else vmap's. Each is checked before it is used."""
 
 from __future__ import annotations
 
@@ -16,18 +16,15 @@ from hpo.train.stack import forward, vmap_forward
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Forward, Stack
 
-STEPS = 3  # of the check, each an epoch; momentum and running statistics show from the second on
-IMAGES = 16  # in a batch of the check, at most
-TOLERANCE = 1e-10  # in float64: what remains is the order of additions
+STEPS = 3  # steps of the check, each an epoch; momentum and running statistics matter from the second on
+IMAGES = 16  # most images in a batch of the check
+TOLERANCE = 1e-10  # in float64, where only the order of additions may differ
 
-Make = Callable[[int, Splits, torch.dtype | None], Run]  # a fresh run by seed, data and number type
+Make = Callable[[int, Splits, torch.dtype | None], Run]  # makes a new run from seed, data and number type
 
 
 def find(make: Make, splits: Splits, batch_size: int) -> Forward:
-    """Return a forward pass for models as `make` builds them, checked against each of them alone.
-
-    Raises Unstackable with the reasons if there is none.
-    """
+    """Return a forward pass for runs that `make` builds, checked against single runs; Unstackable if there is none."""
     reasons = []
     for build in (_by_hand, _by_vmap):
         try:
@@ -37,7 +34,7 @@ def find(make: Make, splits: Splits, batch_size: int) -> Forward:
             reasons.append(str(reason))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a user's model does in a stack: alone it may be well
+        except Exception as error:  # a user's model may fail in any way in a stack, and still be fine alone
             reasons.append(f"{type(error).__name__}: {error}")
     raise Unstackable("; ".join(dict.fromkeys(reasons)))
 
@@ -54,12 +51,12 @@ BUILDERS: dict[str, Callable[[Run], Forward]] = {"stack": _by_hand, "vmap": _by_
 
 
 def of(name: str, run: Run) -> Forward:
-    """Return the forward pass of this name, which has been found good for such runs before."""
+    """Return the forward pass of this name, without a check: `find` must have chosen it for such runs before."""
     return BUILDERS[name](run)
 
 
 def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_size: int) -> None:
-    """Train two runs for STEPS epochs of one step in float64, alone and together; Unstackable if that is not the same."""
+    """Train two runs for STEPS epochs of one step in float64, alone and together; Unstackable if their losses differ."""
     size = min(batch_size, IMAGES, len(splits.train.labels))
     few = dataclasses.replace(splits, train=_first(splits.train, size), validation=_first(splits.validation, size))
     alone = [list(islice(train(make(seed, few, torch.float64)), STEPS)) for seed in (1, 2)]
@@ -75,7 +72,7 @@ def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_siz
         ):
             if not math.isclose(alone_loss, together_loss, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
                 raise Unstackable(
-                    f"two models trained as one come to a {kind} loss of {together_loss!r}, alone to {alone_loss!r}"
+                    f"two models trained together reach a {kind} loss of {together_loss!r}, but alone {alone_loss!r}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""How many runs a stack is best made of here: measured by doubling K for as long as all of them together go faster."""
+"""The best number K of runs in a stack on this machine, measured by doubling K while throughput grows."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.train.stack.stack import Forward, Stack
 
-GAIN = 1.08  # by which twice as many must be faster to be worth it
-MISSES = 2  # in a row that end the climb: one may be noise
+GAIN = 1.08  # smallest gain in throughput over the best K so far that makes a larger K worth it
+MISSES = 2  # misses in a row that end the search; a single one may be noise
 MOST = 64
-MEMORY_BYTES = 2 * 2**30  # that the rows of a stack may take, and that this process may grow by while it measures
-SLOW_STEP_SECONDS = 0.25  # of one run alone: no call's overhead counts beside such a step
-STEPS = 12  # measured, at most, and two at least
-SECONDS = 0.15  # of measured steps, likewise
+MEMORY_BYTES = 2 * 2**30  # limit of the rows of a stack, and of this process's growth during the measurement
+SLOW_STEP_SECONDS = 0.25  # step of a single run beside which the overhead of calls does not matter
+STEPS = 12  # most measured steps; at least two are measured
+SECONDS = 0.15  # measured time after which no further step is taken
 WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """The best number of runs in a stack, and what was measured."""
+    """The best number of runs in a stack, and the measured rates."""
 
-    slots: int  # 1: the loop
-    rates: dict[int, float]  # training images a second, of all runs together, by K; 1 is the loop
+    slots: int  # 1: the loop is best
+    rates: dict[int, float]  # training images per second of all runs together, by K; 1 is the loop
 
 
 def step_alone(run: Run) -> float:
-    """Return the seconds that a step of one run takes in the loop."""
+    """Return the seconds per step of one run in the loop."""
     executor = Loop()
     executor.put(run)
     return _step_seconds(executor.train_epoch, run.device)
 
 
 def measure(forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool = True) -> Size:
-    """Measure stacks of 2, 4, 8, ... runs, which `make` builds by seed, against the loop.
+    """Measure stacks of 2, 4, 8, ... runs against the loop and return the best size.
 
     Args:
-        step: seconds of a step in the loop.
-        may_lose: whether the loop may win; else only the best of the stacks is looked for.
+        forward: the forward pass of the stack.
+        make: makes a new run from a seed.
+        step: seconds per step in the loop.
+        may_lose: whether the loop may win. If false, the result is the best stack.
     """
     runs = [make(0)]
     batch = runs[0].batch_size
@@ -57,7 +59,7 @@ def measure(forward: Forward, make: Callable[[int], Run], step: float, *, may_lo
         runs += [make(seed) for seed in range(len(runs), slots)]
         try:
             rates[slots] = slots * batch / _stacked_step(forward, runs)
-        except RuntimeError as error:  # as the CPU's allocator says it, too
+        except RuntimeError as error:  # the CPU's allocator raises a plain RuntimeError
             if kind_of(error) is not Kind.OUT_OF_MEMORY:
                 raise
             break
@@ -77,7 +79,7 @@ def _stacked_step(forward: Forward, runs: list[Run]) -> float:
 
 
 def _step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: torch.device) -> float:
-    """Return the median seconds of a step, from when the executor asks whether to stop, which it does before each."""
+    """Return the median seconds per step, measured between the calls of `stop`, which come before each step."""
     asked: list[float] = []
 
     def stop() -> bool:
@@ -94,10 +96,10 @@ def _step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: t
 
 
 def _peak_bytes() -> int:
-    """Return the most memory of the machine that this process has had at once."""
+    """Return the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _bytes(run: Run, slots: int) -> int:
-    """Return what the rows of a stack take: values, gradients and two moments, and averages if there are any."""
+    """Return the bytes of a stack's rows: values, gradients, two moments, and averages if runs have them."""
     return (4 if run.average is None else 5) * slots * sum(p.numel() * p.element_size() for p in run.model.parameters())

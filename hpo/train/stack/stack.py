@@ -1,7 +1,7 @@
-"""K runs of one architecture trained as one model: the executor that makes small models keep a machine busy.
+"""The executor that trains K runs of one architecture as one model, so that small models use the whole machine.
 
-Each run keeps its own learning rate, weight decay, dropout, schedule, loss, penalties, averages, batches, randomness and
-epochs; what it trains to does not depend on who else is in the stack, nor on its row. Runs come and go between epochs.
+Each run has its own learning rate, weight decay, dropout, schedule, loss, penalties, averages, batches, randomness and
+epochs. Its result does not depend on the other runs in the stack, nor on its row. Runs come and go between epochs.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ from hpo.train.stack.row_monitors import RowMonitors
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
 
-EVALUATION_BATCH = 256  # images at a time, of every run; the same for every K, so that no result depends on it
-ROWS = 2  # of which there are a multiple: a convolution in one group takes another kernel than one in several, and two
-# rows of 16 numbers are what a CPU takes at once
-STEPS: dict[str, Callable[[FlatParameters], Steps]] = {
-    "cpu": RowByRow
-}  # by type of device; Broadcast where nothing is said
+EVALUATION_BATCH = 256  # images per batch of validation, for every run and every K, so that no result depends on it
+# The number of rows is a multiple of this. A convolution in one group uses another kernel than one in several groups,
+# and a CPU takes two rows of 16 numbers at once.
+ROWS = 2
+STEPS: dict[str, Callable[[FlatParameters], Steps]] = {"cpu": RowByRow}  # by type of device; Broadcast for others
 
 
 class Forward(Protocol):
-    """The forward pass of K models: images [K, B, C, H, W], or [B, C, H, W] for all of them, to logits [K, classes, B]."""
+    """The forward pass of K models: images [K, B, C, H, W], or [B, C, H, W] for all models, to logits [K, classes, B]."""
 
     name: str
-    # lanes: int, if there is such: batches are filled up to a multiple of it, see `Pass.filling`
+    # Optional: lanes: int. On a CPU batches are filled up to a multiple of it, see `Pass.filling`.
 
     def __call__(self, at: Pass, images: Tensor) -> Tensor: ...
 
 
 class Stack:
-    """Up to `slots` runs in training together."""
+    """Trains up to `slots` runs together."""
 
     def __init__(
         self, forward: Forward, first: Run, slots: int, steps: Callable[[FlatParameters], Steps] | None = None
     ) -> None:
-        """Make an empty stack for runs like `first`, which is left as it is; Unstackable says why there can be none.
+        """Make an empty stack for runs like `first`; Unstackable if such runs cannot be stacked.
 
         Args:
-            steps: how the optimizers are stepped; None takes what suits the device.
+            forward: the forward pass.
+            first: a run, which is not changed.
+            slots: most runs in the stack.
+            steps: how optimizers are stepped; None: `RowByRow` on a CPU, `Broadcast` on other devices.
         """
         self.name = forward.name
         self.slots = slots
@@ -70,9 +72,9 @@ class Stack:
         if len({parameter.dtype for parameter in first.model.parameters()}) > 1:
             raise Unstackable("the model's parameters are of several number types")
         if first.accumulation > 1:
-            raise Unstackable("batches are taken in micro-batches")
+            raise Unstackable("batches are split into micro-batches")
         if first.computes_statistics:
-            raise Unstackable("averaging swa computes batch norm's statistics anew, model by model")
+            raise Unstackable("averaging swa computes batch norm's statistics anew for each model")
         self._lanes = getattr(forward, "lanes", 1) if first.device.type == "cpu" else 1
         self._make_room(first, _even(slots))
         self._refuse_unused(first)
@@ -91,18 +93,21 @@ class Stack:
 
     @property
     def runs(self) -> list[Run]:
-        """The runs in training."""
+        """The runs in the stack, by row."""
         return [run for run in self._places if run is not None]
 
     def put(self, run: Run) -> None:
-        """Take up a run, between epochs, in a free slot: its tensors move into the stack."""
+        """Add a run between epochs. Its tensors move into the stack.
+
+        ValueError if the stack is full. Unstackable if the run differs from the others in what they must share.
+        """
         if len(self.runs) == self.slots:
-            raise ValueError(f"a stack of {self.slots} slots is full; wait until a run has ended")
+            raise ValueError(f"a stack of {self.slots} slots is full; remove a run first")
         others = [what for what, value in _shared(run).items() if value != self._shared[what]]
         if others:
             raise Unstackable(f"the run differs from those of the stack: {', '.join(others)}")
         if None not in self._places:
-            self._move(self.runs, _even(self.slots))  # what was closed is open again
+            self._move(self.runs, _even(self.slots))  # reopens the slots that `compact` closed
         row = self._places.index(None)
         names = _names(run)
         self._rows.adopt(row, run.model)
@@ -113,7 +118,7 @@ class Stack:
         run.note_executor(self.name)
 
     def remove(self, run: Run) -> None:
-        """Let a run go, with tensors of its own."""
+        """Remove a run and give it its own tensors."""
         row = self._places.index(run)
         self._places[row] = None
         self._steps.remove(row)
@@ -125,7 +130,7 @@ class Stack:
             self._monitors.let_go(run)
 
     def compact(self) -> None:
-        """Close the gaps, when nobody is to fill them: empty slots cost time as full ones do."""
+        """Remove empty slots if no further run will come: an empty slot costs as much time as a full one."""
         runs = self.runs
         rows = _even(len(runs))
         if runs and rows < len(self._places):
@@ -139,8 +144,8 @@ class Stack:
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
         """Train every run to the end of its epoch and return the results in the order of `runs`.
 
-        Empty if `stop`, asked before every batch, said so; the runs are left amid the epoch. A run that was left amid an
-        epoch elsewhere waits until the others have come to its batch.
+        The result is empty if `stop`, which is called before every batch, returned true. The runs then keep their place
+        in the epoch. A run that was stopped within an epoch elsewhere waits until the others reach its batch.
         """
         started = time.perf_counter()
         runs = self.runs
@@ -183,23 +188,23 @@ class Stack:
         return True
 
     def _commands(self, some: Run) -> Tensor:
-        """Return the rows of all batches [K, steps, B]; an empty slot takes another's."""
+        """Return the image rows of all batches [K, steps, B]. An empty slot gets those of another run."""
         commands = [(run or some).order() for run in self._places]
         return torch.stack(commands).view(len(commands), some.steps_per_epoch, some.batch_size)
 
     def _augmentation(self, some: Run) -> Augmentation | None:
-        """Return what becomes of the images of all runs; None if nobody augments."""
+        """Return the augmentation of all runs in this epoch; None if no run augments."""
         drawn = [None if run is None else run.drawn() for run in self._places]
         if not any(drawn):
             return None
         return Augmentation(drawn, some.batch_size, self._filling(some.batch_size), some.tone, some.device)
 
     def _filling(self, size: int) -> int:
-        """Return by how many images a batch is filled up."""
+        """Return the number of filler images for a batch of this size."""
         return -size % self._lanes
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
-        """Say who is in the steps to come: all but those that wait."""
+        """Prepare the next steps for all runs except those that wait."""
         active = [run if run is not None and run not in waiting else None for run in self._places]
         self._enter_for(active, self.runs[0])
         for row, run in enumerate(active):
@@ -209,7 +214,7 @@ class Stack:
                     self._monitors.enter(row, run)
 
     def _enter_for(self, active: list[Run | None], some: Run) -> None:
-        """Prepare steps of these runs, by row; a row without one does as another's, and is not stepped."""
+        """Prepare the next steps for these runs, by row. A row without a run computes another's loss and is not stepped."""
         self._active = active
         self._noise.draw_for(active)
         self._loss_of = RowLosses([(run or some).loss for run in active], some.device)
@@ -226,23 +231,24 @@ class Stack:
         for run in runs:
             if run in waiting:
                 self._rows.restore(self._places.index(run), waiting[run])
-            run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # its place counts on, should it wait here
+            run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # the row's sum would grow while the run waits
             if self._monitors is not None and run not in waiting:
                 self._monitors.leave(self._places.index(run), run)
             run.leave_epoch(max(run.batch, batch))
 
     def _shown(self, batches: Tensor) -> Tensor:
-        """Return the rows of the images that a step takes for batches [K, B], one after the other, filled up."""
+        """Return the flat image rows that a step reads for batches [K, B], each batch filled up."""
         return filled(batches, 1, self._filling(batches.shape[1])).reshape(-1)
 
     def _losses(
         self, some: Run, batches: Tensor, images: Tensor, augmentation: Augmentation | None = None, batch: int = 0
     ) -> Tensor:
-        """Return each model's mean loss [K] over its batch, given as rows of the training images [K, B].
+        """Return each model's mean loss over its batch [K].
 
         Args:
-            images: those that `_shown` names, which are written to.
-            batch: which one of the epoch, for the augmentation.
+            batches: rows of the training images [K, B].
+            images: the images that `_shown` names. They may be overwritten.
+            batch: number of the batch in the epoch, from 0, for the augmentation.
         """
         size = batches.shape[1]
         filling = self._filling(size)
@@ -260,7 +266,7 @@ class Stack:
             return losses.sum(1) / size
 
     def _refuse_unused(self, first: Run) -> None:
-        """Differentiate once, before any run is here: an optimizer of torch leaves alone what has no gradient."""
+        """Raise Unstackable if the loss has no gradient for a parameter: torch's optimizers would skip it, a row's cannot."""
         batches = torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device)
         losses = self._losses(first, batches, first.images.take(self._shown(batches)))
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves, allow_unused=True)
@@ -291,7 +297,7 @@ class Stack:
             self._averages.take_step(active, self._epochs())
 
     def _epochs(self) -> dict[int, int]:
-        """Return by row the epoch that a run is in, from 1."""
+        """Return the current epoch of each run by row, from 1."""
         return {row: run.epoch + 1 for row, run in enumerate(self._places) if run is not None}
 
     def _pass(self, filling: int) -> Pass:
@@ -299,20 +305,20 @@ class Stack:
         return Pass(rows.count, rows.parameters, rows.buffers, True, self._noise, filling)
 
     def _clip(self, row: int, run: Run) -> None:
-        """Clip one run's gradient by itself: a norm over all would couple them."""
+        """Clip one run's gradient. A norm over all runs would couple them."""
         if run.clip_value is not None:
             self._rows.gradients[row].clamp_(-run.clip_value, run.clip_value)
         if run.clip_norm is not None:
             gradient = self._rows.gradients[row]
             norm = torch.linalg.vector_norm(gradient)
-            gradient.mul_(torch.clamp(run.clip_norm / (norm + 1e-6), max=1.0))  # as torch.nn.utils.clip_grad_norm_
+            gradient.mul_(torch.clamp(run.clip_norm / (norm + 1e-6), max=1.0))  # as in torch.nn.utils.clip_grad_norm_
 
     @torch.no_grad()
     def _measure(self, logits_too: list[Tensor] | None = None) -> Tensor:
-        """Return by slot the training loss and the validation part's loss and accuracy, float64 [K, 3] on the device.
+        """Return training loss, validation loss and validation accuracy by row, float64 [K, 3] on the device.
 
         Args:
-            logits_too: takes each part's logits [K, classes, B], if it is given.
+            logits_too: gets the logits [K, classes, B] of each batch appended, if given.
         """
         some = self.runs[0]
         self._averages.take_epoch(self._epochs())
@@ -335,7 +341,7 @@ class Stack:
 
     @torch.no_grad()
     def _watched(self, logits: list[Tensor] | None) -> list[dict[str, float]]:
-        """Return by slot what the runs want to know beside losses and accuracies."""
+        """Return the further metrics and the gradient statistics that each run watches, by row."""
         found: list[dict[str, float]] = [{} for _ in self._places]
         whole = torch.cat(logits, dim=2).transpose(1, 2) if logits else None
         sums = self._monitors.measured() if self._monitors is not None else None
@@ -350,17 +356,17 @@ class Stack:
 
 
 def _even(slots: int) -> int:
-    """Return how many rows so many slots take."""
+    """Return the number of rows for this number of slots."""
     return -(-slots // ROWS) * ROWS
 
 
 def _names(run: Run) -> dict[Tensor, str]:
-    """Return a run's parameters with their names."""
+    """Return the names of a run's parameters."""
     return {parameter: name for name, parameter in run.model.named_parameters()}
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """Return, by what it is called, what all runs of a stack have in common."""
+    """Return what all runs of a stack must share, by a name for messages."""
     return {
         "shapes of parameters": {name: parameter.shape for name, parameter in run.model.named_parameters()},
         "trained parameters": set(order_of(run.optimizer, _names(run))),
@@ -370,6 +376,6 @@ def _shared(run: Run) -> dict[str, Any]:
         "micro-batches": run.accumulation,
         "loss": own_kind(run.loss),
         "batch norm": run.computes_statistics,
-        "what stands against a stack": run.alone,
-        "what is watched": run.watch,
+        "reason against a stack": run.alone,
+        "watched values": run.watch,
     }

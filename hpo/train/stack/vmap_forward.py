@@ -1,11 +1,11 @@
-"""The forward pass of K models as torch.func.vmap of one: for models that are made of more than `forward.py` knows.
+"""The forward pass of K models by torch.func.vmap, for models with parts that `forward.py` does not know.
 
-The model is copied without its weights; vmap runs the copy on the weights of all K models at once, and ordinary autograd
-differentiates through it to the stacked parameters. What vmap cannot do, or would do otherwise than K models alone, is
-told by Unstackable, from a look at the model and a trial of a few passes.
+The model is copied without its weights. vmap runs the copy on the weights of all K models at once, and autograd
+differentiates through it to the stacked parameters. An inspection of the model and a few trial passes find what vmap
+cannot do, or would do differently from K single models. Unstackable then names it.
 
-Two models in one stack must differ in nothing but parameters, buffers and dropout's p: all other settings are the first
-one's. vmap takes the operations that it has no rule for one model after the other, which is right but no faster.
+Models in one stack may differ only in parameters, buffers and dropout's p. All other settings are those of the first
+model. vmap runs operations without a batching rule model by model, which is correct but not faster.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from hpo.models.activations import RReLU
 from hpo.train.stack.architecture import OF_EVERY_MODULE
 from hpo.train.stack.layers import Pass, Unstackable
 
-COUNTER = "num_batches_tracked"  # buffers of this name are counted up by the stack itself, once a step
+COUNTER = "num_batches_tracked"  # the stack itself increments buffers of this name, once per step
 TRIED = 2  # models in the trial passes
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (bool, int, float, str, tuple, type(None))  # settings that are compared by value
 
-Call = tuple[str, torch.Size]  # a Dropout layer's name and the shape of what it is called with, for one model
+Call = tuple[str, torch.Size]  # name of a Dropout layer and shape of its input, for one model
 
 
 class VmapForward:
-    """Maps images of K models to logits [K, classes, B]; the model that it is made from is left as it is."""
+    """Maps images of K models to logits [K, classes, B]. The model that it is made from is not changed."""
 
     name = "vmap"
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        """Copy the model and try the copy out; Unstackable says what stands against it.
+        """Copy the model and run trial passes on the copy; Unstackable if the model does not fit vmap.
 
         Args:
-            images: a few of them, normalised, [B, C, H, W], on the model's device.
+            images: a few normalised images [B, C, H, W] on the model's device.
         """
         _refuse_by_looks(model)
         self._masks = _Masks()
@@ -55,32 +55,32 @@ class VmapForward:
             raise Unstackable(f"the model cannot be copied: {_told(error)}") from error
         self._has_dropout = any(isinstance(module, _GivenDropout) for module in self._copy.modules())
         self._ndim = images.ndim
-        self._calls: dict[torch.Size, list[Call]] = {}  # of one training pass, by the images' shape
-        self._parameters = [name for name, _ in model.named_parameters()]  # a tensor in several places has one name
+        self._calls: dict[torch.Size, list[Call]] = {}  # calls of one training pass, by shape of the images
+        self._parameters = [name for name, _ in model.named_parameters()]  # a shared tensor is listed once
         self._buffers = [name for name, _ in model.named_buffers()]
         self._places = _places(model, self._copy, [*self._parameters, *self._buffers])
         self._try_out(model, images)
 
     def __call__(self, at: Pass, images: Tensor) -> Tensor:
-        """Return the logits [K, classes, B] of images [K, B, C, H, W], or of [B, C, H, W], which all models see."""
+        """Return the logits [K, classes, B] of images [K, B, C, H, W], or of images [B, C, H, W] for all models."""
         state = self._state(at.parameters, at.buffers)
         calls: list[Call] = []
         factors: dict[int, Tensor] = {}
         if at.training and self._has_dropout:
             calls = self._calls_for(state, images)
-            drawn = [at.noise.factors(name, shape.numel()) for name, shape in calls]  # in the order of one run alone
+            drawn = [at.noise.factors(name, shape.numel()) for name, shape in calls]  # in the order of a single run
             factors = {index: factor for index, factor in enumerate(drawn) if factor is not None}
         logits = self._run(state, images, factors, training=at.training)
         if self._masks.calls != calls:
             raise RuntimeError(
-                "the model called other Dropout layers than in the pass before, with images of one shape"
+                "the model called other Dropout layers than in the pass before, for images of the same shape"
             )
         return logits.transpose(1, 2)
 
     # --- a pass -------------------------------------------------------------------------------------------------------
 
     def _state(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return what the copy works on [K, ...]; counters as copies, since the stack counts by itself."""
+        """Return the tensors for the copy [K, ...]. Counters are cloned, since the stack increments them itself."""
         kept = (buffers[name] for name in self._buffers)
         counted = (b.clone() if _is_counter(n) else b for n, b in zip(self._buffers, kept, strict=True))
         return [*(parameters[name] for name in self._parameters), *counted]
@@ -89,7 +89,7 @@ class VmapForward:
         """Return the logits [K, B, classes].
 
         Args:
-            factors: by number of the call [K, elements]; a call without them drops nothing.
+            factors: dropout factors [K, elements] by number of the call; a call without factors drops nothing.
         """
         if self._copy.training != training:
             self._copy.train(training)
@@ -100,10 +100,10 @@ class VmapForward:
         return logits
 
     def _run_one(self, state: list[Tensor], images: Tensor, factors: dict[int, Tensor]) -> Tensor:
-        """Return one model's logits [B, classes]; vmap calls this once for all.
+        """Return one model's logits [B, classes]. vmap calls this once for all models.
 
-        As torch.func.functional_call, which looks every name up each time: 330 µs for the 122 tensors of resnet18, this 14
-        (one thread of an AMD EPYC, torch 2.15).
+        It does what torch.func.functional_call does, which looks up every name in each call. For the 122 tensors of
+        resnet18 that takes 330 µs, and this 14 µs (one thread of an AMD EPYC, torch 2.15).
         """
         self._masks.begin(factors)
         blank = [holder[key] for holder, key, _ in self._places]
@@ -113,7 +113,7 @@ class VmapForward:
             logits = self._copy(images)
             for holder, key, index in self._places:
                 if holder[key] is not state[index]:
-                    raise Unstackable(f"the model's forward puts another tensor in place of {self._name(index)}")
+                    raise Unstackable(f"the model's forward replaces the tensor {self._name(index)}")
         finally:
             for (holder, key, _), tensor in zip(self._places, blank, strict=True):
                 holder[key] = tensor
@@ -126,7 +126,7 @@ class VmapForward:
         return [*self._parameters, *self._buffers][index]
 
     def _calls_for(self, state: list[Tensor], images: Tensor) -> list[Call]:
-        """Return the calls of Dropout layers in a training pass, in order; found with one model once for a shape."""
+        """Return the calls of Dropout layers in a training pass, in order. They are found once per shape, with one model."""
         shape = images.shape[-self._ndim :]
         if shape not in self._calls:
             first = [tensor[:1].clone() for tensor in state]  # clones, since batch norm writes to its buffers
@@ -137,10 +137,10 @@ class VmapForward:
     # --- the trial ----------------------------------------------------------------------------------------------------
 
     def _try_out(self, model: nn.Module, images: Tensor) -> None:
-        """Run the copy as a stack would, in training and evaluation; Unstackable if anything goes wrong or amiss."""
+        """Run the copy as a stack would, in train and eval mode; Unstackable if it fails or changes what it must not."""
         drawn = random.getstate()
         try:
-            for training in (True, False):  # from a known mode of every layer, whatever the model was left in
+            for training in (True, False):  # sets the mode of every layer, whatever modes the model had
                 self._copy.train(training)
                 self._try_pass(model, images, training=training)
             settings = _settings(self._copy)
@@ -148,18 +148,18 @@ class VmapForward:
             self._try_pass(model, images, training=False)
         except Unstackable:
             raise
-        except Exception as error:  # whatever a user's forward does with a tensor of vmap
+        except Exception as error:  # a user's forward may do anything with a tensor of vmap
             raise Unstackable(_why_vmap_failed(error)) from error
         _refuse_hidden_tensors(self._copy)
         made = sorted(set(_registered(self._copy)) ^ {*self._parameters, *self._buffers})
         if made:
-            raise Unstackable(f"the model's forward makes or drops {', '.join(made)}")
+            raise Unstackable(f"the model's forward adds or removes {', '.join(made)}")
         changed = sorted(key for key, value in _settings(self._copy).items() if settings.get(key) != value)
         if changed:
-            raise Unstackable(f"the model's forward changes {', '.join(changed)}, which K models would change together")
+            raise Unstackable(f"the model's forward changes {', '.join(changed)}, which K models would share")
         if random.getstate() != drawn:
             random.setstate(drawn)
-            raise Unstackable("the model draws from Python's random, once for K models")
+            raise Unstackable("the model draws from Python's random, which K models would share")
 
     def _try_pass(self, model: nn.Module, images: Tensor, *, training: bool) -> None:
         parameters, buffers = (
@@ -171,7 +171,7 @@ class VmapForward:
             logits = self._run(state, _repeated(images) if training else images, {}, training=training)
         for name, now in zip(self._buffers, state[len(parameters) :], strict=True):
             if _is_counter(name) and not torch.equal(now, buffers[name] + int(training)):
-                raise Unstackable(f"{name} is not counted up once in a training pass, as the stack counts it")
+                raise Unstackable(f"{name} does not grow by 1 in a training pass, as the stack assumes")
         if training:
             self._calls[images.shape] = self._masks.calls
             self._refuse_unused(logits, parameters)
@@ -190,23 +190,23 @@ class VmapForward:
 
 
 class _Masks:
-    """Hands the Dropout layers of a pass their factors, in the order in which they are called, and takes note of it."""
+    """Applies dropout factors in a pass, in the order of the calls, and records the calls."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []  # in the pass under way, or the last one
+        self.calls: list[Call] = []  # of the current or the last pass
         self._factors: dict[int, Tensor] = {}
 
     def begin(self, factors: dict[int, Tensor]) -> None:
         """Begin a pass.
 
         Args:
-            factors: by number of the call, flat; a call without them multiplies by nothing.
+            factors: flat factors by number of the call; a call without factors returns its input.
         """
         self.calls = []
         self._factors = factors
 
     def apply(self, name: str, x: Tensor) -> Tensor:
-        """Return a layer's output."""
+        """Return the output of a Dropout layer."""
         factors = self._factors.get(len(self.calls))
         self.calls.append((name, x.shape))
         if factors is None:
@@ -216,7 +216,7 @@ class _Masks:
 
 
 class _GivenDropout(nn.Module):
-    """Stands for a Dropout layer in the copy. It has no p, so that a model that reads it there is found out."""
+    """Replaces a Dropout layer in the copy. It has no p, so a model that reads p fails in the trial passes."""
 
     def __init__(self, name: str, masks: _Masks) -> None:
         super().__init__()
@@ -231,9 +231,9 @@ class _GivenDropout(nn.Module):
 
 
 def _copy_without_weights(model: nn.Module, masks: _Masks) -> nn.Module:
-    """Return a copy whose parameters and buffers have no values, and whose Dropout layers are given their factors.
+    """Return a copy whose parameters and buffers have no values, and whose Dropout layers get their factors from `masks`.
 
-    What stands in several places of the model stands in the same places of the copy.
+    Shared modules and tensors stay shared in the copy.
     """
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
     for parameter in model.parameters():
@@ -248,9 +248,9 @@ def _copy_without_weights(model: nn.Module, masks: _Masks) -> nn.Module:
 def _places(
     model: nn.Module, other: nn.Module, names: Sequence[str]
 ) -> list[tuple[dict[str, Tensor | None], str, int]]:
-    """Return where the copy keeps its parameters and buffers, and the number of the name that each is listed under.
+    """Return the places of the copy's parameters and buffers: dict, key, and index of the tensor's name in `names`.
 
-    A tensor that stands in several places has one name and one number.
+    A shared tensor has one index and several places.
     """
     number = {name: index for index, name in enumerate(names)}
     known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -270,7 +270,7 @@ def _registered(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _repeated(tensor: Tensor) -> Tensor:
-    """Return a tensor once for each model that is tried [TRIED, ...]."""
+    """Return copies of a tensor for the models of the trial passes [TRIED, ...]."""
     return tensor.expand(TRIED, *tensor.shape).clone().requires_grad_(tensor.requires_grad)
 
 
@@ -280,7 +280,7 @@ def _is_counter(name: str) -> bool:
 
 @contextmanager
 def _without_warnings_of_fallbacks() -> Iterator[None]:
-    """Keep vmap from warning of each operation that it takes one model after the other: nobody here can mend it."""
+    """Silence vmap's warnings about operations without a batching rule: a user cannot act on them."""
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
         yield
@@ -292,15 +292,15 @@ def _without_warnings_of_fallbacks() -> Iterator[None]:
 
 
 def _refuse_by_looks(model: nn.Module) -> None:
-    """Refuse what would fail with a message that helps nobody, or would pass and be wrong."""
+    """Raise Unstackable for what would fail with an unclear message, or would run and give wrong results."""
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(parameter):
-            raise Unstackable(f"{name} gets its shape in the first pass only")
+            raise Unstackable(f"{name} has no shape before the first pass")
     _refuse_hidden_tensors(model)
     for name, module in model.named_modules():
         layer = f"layer {name} ({type(module).__name__})" if name else "the model"
         if any(getattr(module, hooks) for hooks in HOOKS):
-            raise Unstackable(f"{layer} has hooks, which may hold on to the model that they were made for")
+            raise Unstackable(f"{layer} has hooks, which may refer to the model that they were made for")
         if isinstance(module, RReLU):
             raise Unstackable(f"{layer} draws a slope for each element from one generator, which K models would share")
         if isinstance(module, _DropoutNd):
@@ -310,7 +310,7 @@ def _refuse_by_looks(model: nn.Module) -> None:
 
 
 def _refuse_hidden_tensors(model: nn.Module) -> None:
-    """Refuse tensors and layers that the model keeps otherwise than registered: K models would share the first one's."""
+    """Raise Unstackable for tensors and layers that are not registered: K models would share those of the first."""
     registered = set(model.modules())
 
     def is_hidden(value: Any) -> bool:
@@ -328,7 +328,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield a value, or what lists, tuples, sets and dicts are made of."""
+    """Yield a value, or the elements of lists, tuples, sets and dicts, at any depth."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple | set):
@@ -339,7 +339,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of all layers."""
+    """Return the plain attributes of all layers by name."""
     return {
         f"{name}.{key}".removeprefix("."): value
         for name, module in model.named_modules()
@@ -350,7 +350,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 def _why_vmap_failed(error: Exception) -> str:
     if "randomness error mode" in str(error):
-        return "the model draws random numbers otherwise than by nn.Dropout layers, which K models would share"
+        return "the model draws random numbers outside of nn.Dropout layers, which K models would share"
     return f"torch.func.vmap cannot run the model: {_told(error)}"
 
 

@@ -119,3 +119,14 @@ def test_a_choice_with_one_slot_is_the_loop() -> None:
     assert (wide.limited(4, "x").executor, wide.limited(4, "x").slots) == ("vmap", 4)
     assert (wide.limited(1, "x").executor, wide.limited(1, "x").slots) == ("loop", 1)
     assert wide.limited(16, "x") == wide
+
+
+def test_why_a_small_budget_is_trained_one_by_one_is_told_first(tmp_path: Path) -> None:
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "slots": "auto", "sampler": {"name": "tpe"}}), tmp_path)
+    wide = Choice(executor="stack", slots=4, why="4 together train 1.9 times as fast as one")
+    found = executor.spread(wide, spec, budget=10, fleet=2)
+    assert (found.executor, found.slots) == ("loop", 1)
+    assert found.why == (
+        "no more than 1 at once of 10 trials in 2 workers, since tpe learns from finished trials; "
+        "without this limit: 4 together train 1.9 times as fast as one"
+    )

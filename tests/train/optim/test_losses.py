@@ -145,8 +145,8 @@ WRONG: dict[str, tuple[Loss, str]] = {
     "a mean": (nn.CrossEntropyLoss(), r'gave shape \[\] for 2 images, .* \(reduction = "none"\)'),
     "by class": (lambda logits, labels: logits.square(), r"gave shape \[2, 4\] for 2 images"),
     "no tensor": (lambda logits, labels: cast(Tensor, 1.0), "gave a float for 2 images"),
-    "learning": (Learning(), "has parameters, which nothing trains"),
-    "cut off": (lambda logits, labels: logits.detach().sum(1), "do not depend on the logits"),
+    "learning": (Learning(), "has parameters, but the optimizer"),
+    "cut off": (lambda logits, labels: logits.detach().sum(1), "without a gradient to the logits"),
 }
 
 

@@ -21,7 +21,7 @@ from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.param_groups import joined, set_rates, split
 from hpo.train.optim.schedules import cosine
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.stack.row_optimizers import KINDS, RowOptimizer
+from hpo.train.stack.row_optimizers import ROW_OPTIMIZERS, RowOptimizer
 from tests.support import stacks
 from tests.support.stacks import Trial, apart, numbers, stack_of, train, weights
 
@@ -186,13 +186,13 @@ def test_a_rate_of_its_own_holds_in_a_stack_and_is_another_stack_key(splits: Spl
 def test_groups_that_differ_in_decay_alone_are_stepped_by_one_call(splits: Splits, monkeypatch: Any, name: str) -> None:
     for slow, calls in ((1.0, 1), (0.1, 3)):
         run = Trial(splits=splits, optimizer=ours(name, slow=slow, weight_decay=0.1), lr=0.01, epochs=1).run()
-        kind, called = KINDS[type(run.optimizer)], []
+        kind, called = ROW_OPTIMIZERS[type(run.optimizer)], []
 
         def step(*given: Any, kind: RowOptimizer = kind, called: list[Any] = called) -> None:
             called.append(given)
             kind.step(*given)
 
-        monkeypatch.setitem(KINDS, type(run.optimizer), replace(kind, step=step))
+        monkeypatch.setitem(ROW_OPTIMIZERS, type(run.optimizer), replace(kind, step=step))
         train(stack_of([run]))
         assert len(called) == calls * run.steps_per_epoch
         monkeypatch.undo()

@@ -124,7 +124,7 @@ def test_it_is_trained_alone_and_says_why(splits: Splits) -> None:
     with pytest.raises(Unstackable, match=why):
         Stack(StackedForward(sharp.model), sharp, 2)
     stack = Stack(StackedForward(plain.model), plain, 2)
-    with pytest.raises(Unstackable, match="what stands against a stack"):
+    with pytest.raises(Unstackable, match="reason against a stack"):
         stack.put(sharp)
     assert executor.stack_key_of(sharp, Training()) != executor.stack_key_of(plain, Training())
 

@@ -169,7 +169,7 @@ def test_past_its_length_a_schedule_stays_at_its_last_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_a_schedule_over_no_steps_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="over 0 steps"):
+    with pytest.raises(ValueError, match="cannot have 0 steps"):
         SCHEDULES[name](0)
 
 

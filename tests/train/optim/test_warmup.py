@@ -80,7 +80,7 @@ def test_its_length_is_a_share_or_epochs(said: dict[str, float], steps: int) -> 
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"epochs": 10}, "100 steps of warm-up leave nothing of a schedule of 100"),
+        ({"epochs": 10}, "100 warm-up steps leave nothing of a schedule of 100 steps"),
         ({"epochs": 2, "share": 0.1}, "share = 0.1 and epochs = 2; keep one of the two"),
     ],
 )

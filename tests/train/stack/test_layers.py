@@ -1,4 +1,4 @@
-"""Every layer of K models as one does what K layers do: 104 steps in float64 against torch.nn and torch.optim."""
+"""Every layer of K models as one does what K layers do: 12 steps in float64 against torch.nn and torch.optim."""
 
 from __future__ import annotations
 
@@ -254,11 +254,11 @@ MODELS = (
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_in_a_stack_train_as_each_alone(splits: Splits, name: str) -> None:
-    trial = Trial(splits=splits, build=MODELS[name], optimizer=_adamw, lr=0.01, epochs=8)
+    trial = Trial(splits=splits, build=MODELS[name], optimizer=_adamw, lr=0.01, epochs=3)
     trials = trial.several(2)
     expected = [trial.by_plain_torch() for trial in trials]
     assert apart(together(trials), expected) <= EQUAL
-    assert min(abs(curve[-1][0] - curve[0][0]) for curve in expected) > 1e-3  # something was trained
+    assert min(abs(curve[-1][0] - curve[0][0]) for curve in expected) > 1e-4  # something was trained
 
 
 def _adamw(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "x.mean": (lambda: Forwards(lambda m, x: m.layer(x.mean((2, 3)))), "mean .* has no stacked form"),
     "a parameter used directly": (
         lambda: Forwards(lambda m, x: m.layer(x.flatten(1)) * m.scale),
-        r"scale \(at scale\) is read outside of a layer",
+        r"scale \(at scale\) is used outside of a layer",
     ),
     "two inputs": (lambda: TwoInputs(64, CLASSES), "takes more than images"),
     "a shape that decides": (
@@ -335,10 +335,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Dropout2d": (lambda: images(nn.Dropout2d(0.2)), r"layer 1 \(Dropout2d\) has no stacked form"),
     "RReLU": (lambda: dense(RReLU()), r"layer 2 \(RReLU\) has no stacked form"),
     "PReLU": (lambda: dense(nn.PReLU()), r"layer 2 \(PReLU\) has no stacked form"),
-    "a subclass": (lambda: dense(type("Mine", (nn.Linear,), {})(12, 12)), "is read outside of a layer"),
+    "a subclass": (lambda: dense(type("Mine", (nn.Linear,), {})(12, 12)), "is used outside of a layer"),
     "a parametrization": (
         lambda: dense(nn.utils.parametrizations.weight_norm(nn.Linear(12, 12))),
-        "has no stacked form|is read outside|cannot trace",
+        "has no stacked form|is used outside|cannot trace",
     ),
     "softmax": (lambda: dense(nn.Softmax(1)), "Softmax"),
     "images returned": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3)), "does not return flat logits"),
@@ -350,13 +350,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "pool of flat features": (lambda: dense(nn.MaxPool2d(2)), "is applied to flat features"),
     "F.max_pool2d of flat features": (
         lambda: Forwards(lambda m, x: m.layer(F.avg_pool2d(x.flatten(1), 1))),
-        "pools what is no image",
+        "pools values that are not images",
     ),
     "layer norm of rows": (lambda: images(nn.LayerNorm([8, 8])), "is applied to images"),
     "indices": (lambda: nn.Sequential(nn.MaxPool2d(2, return_indices=True), *dense()), "returns indices too"),
     "flattened from the second": (lambda: nn.Sequential(nn.Flatten(2), *dense()), "flattens other dimensions"),
     "flattened as a whole": (lambda: Forwards(lambda m, x: m.layer(torch.flatten(x))), "flattens other dimensions"),
-    "a named argument": (lambda: Forwards(lambda m, x: m.layer(torch.relu(input=x.flatten(1)))), "by name"),
+    "a named argument": (lambda: Forwards(lambda m, x: m.layer(torch.relu(input=x.flatten(1)))), "by keyword"),
     "a layer's named argument": (lambda: Forwards(lambda m, x: m.layer(input=x.flatten(1))), "has no stacked form"),
     "images and features added": (
         lambda: Forwards(lambda m, x: x + m.layer(x.flatten(1))),
@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a tensor of the model's own": (
         lambda: Forwards(lambda m, x: m.layer(x.flatten(1)) + torch.ones(CLASSES)),
-        "is read outside of a layer",
+        "is used outside of a layer",
     ),
 }
 

@@ -125,8 +125,8 @@ def test_schedules(splits: Splits, name: str, kind: Callable[..., optim.Optimize
         replace(trial, seed=9, schedule=schedules.cosine),
         replace(trial, seed=8, epochs=7, schedule=schedules.step),  # leaves before the others
     ]
-    assert apart(together(trials[:3]), [trial.by_plain_torch() for trial in trials[:3]]) <= EQUAL
-    assert apart(together(trials)[3], trials[3].by_plain_torch()) <= EQUAL
+    for curve, trial in zip(together(trials), trials, strict=True):
+        assert apart(curve, trial.by_plain_torch()) <= EQUAL
 
 
 def test_a_plateau_is_each_runs_own(splits: Splits) -> None:
@@ -174,7 +174,7 @@ def test_what_the_optimizer_was_not_given_stays_and_counts_in_no_norm(splits: Sp
 def test_runs_come_and_go_and_gaps_are_closed(splits: Splits) -> None:
     """Refill and compaction: seven trials of different lengths through three slots, each as alone."""
     trial = Trial(splits=splits, optimizer=adamw, lr=0.01, schedule=schedules.cosine)
-    lengths = [26, 5, 9, 26, 3, 27, 26]
+    lengths = [9, 5, 6, 9, 3, 10, 9]
     trials = [replace(t, epochs=epochs) for t, epochs in zip(trial.several(7), lengths, strict=True)]
     waiting = [trial.run() for trial in trials]
     runs, stack, results = (
@@ -324,7 +324,8 @@ def check_any_place(trial: Trial, places: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("name", BITWISE)
 def test_a_slot_is_bit_for_bit_the_same_trial_in_a_stack_of_one(splits: Splits, name: str) -> None:
-    check_any_place(bitwise(splits, BITWISE[name]), [(2, 1), (3, 2), (4, 0), (4, 3), (8, 5), (32, 31)])
+    many = [(4, 0), (32, 31)] if name in ("mlp", "cnn", "norms") else []
+    check_any_place(bitwise(splits, BITWISE[name]), [(2, 1), (3, 2), (4, 3), (8, 5), *many])
 
 
 @pytest.mark.parametrize("name", LARGER)

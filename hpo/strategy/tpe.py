@@ -1,0 +1,247 @@
+"""Optuna's TPE on numpy columns: bit-identical suggestions without an object per trial.
+
+Optuna's TPESampler reads the whole history in Python once per group of parameters. It infers the space, splits good trials
+from bad ones and collects their values. Here numpy does these three steps on `hpo.storage.finished_trials`. The estimators and
+the drawing are Optuna's (5.0). Optuna's own code runs for other storages, several objectives and constraints. With several
+objectives that code fails at a pruned trial, since Optuna never prunes there; see `FirstJudged`.
+
+The private parts of Optuna that this uses are in `hpo.storage.optuna_private`. A test of equality detects changes in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.storage.finished_trials import FinishedTrials
+from hpo.storage.optuna_private import ExtensibleTPE, SearchSpaceGroup, id_of, storage_of, trial_id_of
+from hpo.storage.optuna_storage import OptunaStorage
+from hpo.storage.trial_rows import TrialRow
+
+Space = dict[str, BaseDistribution]
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.intp]  # places in columns
+MOST_GOOD = 25
+GIVEN_KEY = "tpe:relative_params"  # prefix of the system attributes in which Optuna's TPE stores a trial's parameters
+
+
+def count_good(trials: int) -> int:
+    """Return how many of the finished trials count as good: Optuna's default gamma."""
+    return min(math.ceil(0.1 * trials), MOST_GOOD)
+
+
+class RankedTrials:
+    """The COMPLETE and PRUNED trials of a study in order of their numbers, from one read."""
+
+    def __init__(self, columns: FinishedTrials, direction: StudyDirection) -> None:
+        self._columns = columns
+        self._sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+        counting = np.flatnonzero(np.isin(columns.states, (TrialState.COMPLETE.value, TrialState.PRUNED.value)))
+        self._positions = counting[np.argsort(columns.numbers[counting])]
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    # --- spaces -----------------------------------------------------------------------------------------------------
+
+    def intersection(self) -> Space:
+        """Return the parameters that every trial has with the same distribution."""
+        indices = self._columns.space_indices[self._positions]
+        if not len(indices):
+            return {}
+        others = [self._columns.spaces[index] for index in np.unique(indices)]
+        last = self._columns.spaces[indices[-1]]  # of equal distributions Optuna returns the last trial's object
+        return {name: found for name, found in last.items() if all(other.get(name) == found for other in others)}
+
+    def groups(self) -> SearchSpaceGroup:
+        """Return the parameters in groups. A trial has all parameters of a group or none.
+
+        The first trial of each set of names is enough. After a set was added, each group lies inside or outside of it, and
+        groups are only divided further. So the same set divides no group a second time. A parameter keeps the distribution of
+        the first trial that has it, and that trial's set of names was new.
+        """
+        indices, firsts = np.unique(self._columns.space_indices[self._positions], return_index=True)
+        by_names: dict[frozenset[str], Space] = {}
+        for index in indices[np.argsort(firsts)]:
+            space = self._columns.spaces[index]
+            by_names.setdefault(frozenset(space), space)
+        found = SearchSpaceGroup()
+        for space in by_names.values():
+            found.add_distributions(space)
+        return found
+
+    # --- good and bad -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _ranking(self) -> Positions:
+        """The trials' places, best first. Of equal trials the lower number comes first.
+
+        COMPLETE trials come first, by value. PRUNED trials follow, by last step (later is better), then by the value there
+        (NaN is worst). A PRUNED trial without reports has last step -1 and comes last.
+        """
+        at, columns = self._positions, self._columns
+        pruned = columns.states[at] == TrialState.PRUNED.value
+        scores = self._sign * np.where(pruned, columns.last_values[at], columns.values[at])
+        scores[np.isnan(scores)] = math.inf
+        return np.lexsort((scores, np.where(pruned, -columns.last_steps[at], 0), pruned))
+
+    def split(self, good: int) -> tuple[Positions, Positions]:
+        """Return the positions in the columns of the best `good` trials and of all others, both in order of number."""
+        is_good = np.zeros(len(self), dtype=bool)
+        is_good[self._ranking[:good]] = True
+        return self._positions[is_good], self._positions[~is_good]
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def observations(self, at: Positions, space: Space) -> tuple[npt.NDArray[np.int64], dict[str, Floats]]:
+        """Return the trials at these positions that have all parameters of a space.
+
+        Returns their numbers [N] and, by parameter, their internal values [N].
+        """
+        found = {name: self._values(name, distribution)[at] for name, distribution in space.items()}
+        has_all = ~np.isnan(list(found.values())).any(axis=0)
+        return self._columns.numbers[at[has_all]], {name: values[has_all] for name, values in found.items()}
+
+    def _values(self, name: str, distribution: BaseDistribution) -> Floats:
+        """Return a parameter's column as Optuna's samplers see it: converted to external values and back.
+
+        The conversion changes only fractions, which an enqueued trial may have given to an integer parameter. All trials of a
+        study have the same kind of distribution, scale and choices for a parameter, since Optuna refuses others.
+        """
+        column = self._columns.params(name)
+        return np.trunc(column) if isinstance(distribution, IntDistribution) else column
+
+
+@dataclass(frozen=True)
+class Look:
+    """The input of a trial's sampler: the finished trials, and the parameters of other running trials by ascending number."""
+
+    history: RankedTrials
+    running: dict[int, dict[str, Any]]
+
+    def good_and_bad(self, good: int, space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the internal values of the best `good` trials and of the others, by parameter.
+
+        Running trials count as others, so that parallel workers do not all try the same point (constant liar: Ginsbourger et
+        al., 2010).
+        """
+        below, above = self.history.split(good)
+        numbers, values = self.history.observations(above, space)
+        running = {number: params for number, params in self.running.items() if space.keys() <= params.keys()}
+        places = np.searchsorted(numbers, list(running))
+        for name, distribution in space.items():
+            lies = [distribution.to_internal_repr(params[name]) for params in running.values()]
+            values[name] = np.insert(values[name], places, lies)
+        return self.history.observations(below, space)[1], values
+
+
+class FirstJudged(optuna.Study):
+    """A study with several objectives whose `direction` is that of the first objective.
+
+    Optuna's TPE ranks pruned trials by their last reported value and needs the study's direction for this. A study with several
+    objectives has none. Trials report the first objective.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.__dict__ = study.__dict__  # the same study, its caches too
+
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
+
+
+class ArrayTPE(ExtensibleTPE):
+    """Optuna's TPESampler, faster on an OptunaStorage."""
+
+    _seen: tuple[int, Look | None] | None = None  # the trial's id and its look
+    _look: Look | None = None  # for the relative parameters of one trial; None: Optuna's own code draws them
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Space:
+        self._look = self._look_at(study, trial) if self.draws_together(study) else None
+        if self._look is None:
+            return super().infer_relative_search_space(study, trial)
+        if self.is_grouped:
+            groups = self._look.history.groups()
+            self.keep_groups(groups)
+            spaces = groups.search_spaces
+        else:
+            spaces = [self._look.history.intersection()]
+        return {name: found for space in spaces for name, found in sorted(space.items()) if not found.single()}
+
+    def sample_group(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        """Sample one group of parameters."""
+        if self._look is None or not search_space:
+            return super().sample_group(study, trial, search_space)
+        if len(self._look.history) < self.startup_trials:
+            return {}
+        return self._draw_from(self._look, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        look = None if self.warns_of_independent else self._look_at(study, trial)
+        if look is None:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        if len(look.history) < self.startup_trials:
+            return self.sample_at_random(study, trial, param_name, param_distribution)
+        return self._draw_from(look, {param_name: param_distribution})[param_name]
+
+    def sample_from_history(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        """Sample by Optuna's own code."""
+        judged = FirstJudged(study) if len(study.directions) > 1 else study
+        return super().sample_from_history(judged, trial, search_space)
+
+    def _look_at(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
+        """Return the look for a trial, None if Optuna's own code must run. All parameters of a trial share one look.
+
+        Hyperband passes a study that is filtered to one bracket. Optuna's TPE ignores the filter too, since its `_get_trials`
+        reads the whole study.
+        """
+        trial_id = trial_id_of(trial)
+        if self._seen is None or self._seen[0] != trial_id:
+            self._seen = trial_id, self._look_anew(study, trial)
+        return self._seen[1]
+
+    def _look_anew(self, study: optuna.Study, trial: FrozenTrial) -> Look | None:
+        storage = storage_of(study)
+        if not isinstance(storage, OptunaStorage) or len(study.directions) > 1:
+            return None
+        columns, unfinished = storage.view(id_of(study))
+        if columns.has_constraints:
+            return None
+        running = [row for row in unfinished if row.state == TrialState.RUNNING and row.number != trial.number]
+        liars = sorted(running, key=lambda row: row.number) if self.has_liars else []
+        return Look(
+            history=RankedTrials(columns, study.direction),
+            running={row.number: self._params_of(row, study) for row in liars},
+        )
+
+    def _params_of(self, row: TrialRow, study: optuna.Study) -> dict[str, Any]:
+        """Return the parameters of a running trial, as Optuna's `_get_params` does without a FrozenTrial.
+
+        They include parameters that were suggested and that the objective has not asked for yet.
+        """
+        parts: list[str] = []
+        while self.draws_together(study) and (text := row.system_attributes.get(f"{GIVEN_KEY}:{len(parts)}")):
+            parts.append(json.loads(text))
+        with contextlib.suppress(json.JSONDecodeError):  # another process may be writing them at the moment
+            return {**(json.loads("".join(parts)) if parts else {}), **row.external}
+        return row.external
+
+    def _draw_from(self, look: Look, search_space: Space) -> dict[str, Any]:
+        """Draw a group of parameters from a look."""
+        finished = len(look.history)
+        chosen = self.count_good(finished)
+        good, bad = look.good_and_bad(count_good(finished) if chosen is None else chosen, search_space)
+        return self.draw(good, bad, search_space)

@@ -1,0 +1,110 @@
+"""Deletes a study: its rows in Optuna's tables and in ours, and its folder of checkpoints and logs."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hpo.errors import StudyError
+from hpo.storage import sql, study_rows
+from hpo.study import query
+from hpo.study.study import PROBE_FILE, Study
+from hpo.text import command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """What a study consists of."""
+
+    trials: int
+    openings: int  # records of openings of the test split
+    folder: Path | None  # of checkpoints and logs; None if it is not this study's, or not seen from here
+    checkpoints: int = 0
+    logs: int = 0
+    size: int = 0  # bytes of the folder
+
+    @property
+    def text(self) -> str:
+        """The holdings in words."""
+        rows = _counted(self.trials, "trial")
+        if self.openings:
+            rows += f", {_counted(self.openings, 'record')} of an opened test split"
+        if self.folder is None:
+            return f"{rows}; no folder of it is seen from here"
+        files = f"{_counted(self.checkpoints, 'checkpoint')} and {_counted(self.logs, 'log')}"
+        return f"{rows}; {files} in {self.folder} ({self.size / 2**20:.1f} MiB)"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def holdings(study: Study) -> Holdings:
+    """Return what a study consists of."""
+    with study.storage.engine.connect() as connection:
+        trials = study_rows.count_trials(connection, study.study_id)
+        openings = query.count_openings(connection, study)
+    if not _is_ours(study):
+        return Holdings(trials=trials, openings=openings, folder=None)
+    files = [file for file in study.checkpoints.rglob("*") if file.is_file()]
+    return Holdings(
+        trials=trials,
+        openings=openings,
+        folder=study.checkpoints,
+        checkpoints=sum(file.suffix == ".pt" for file in files),
+        logs=sum(file.parent == study.logs for file in files),
+        size=sum(file.stat().st_size for file in files),
+    )
+
+
+def _is_ours(study: Study) -> bool:
+    try:
+        return (study.checkpoints / PROBE_FILE).read_text() == study.uid
+    except OSError:
+        return False
+
+
+def refuse_if_at_work(study: Study, connection: sql.Connection | None = None) -> None:
+    """Raise StudyError if workers are at work on the study."""
+    if connection is None:
+        with study.storage.engine.connect() as opened:
+            return refuse_if_at_work(study, opened)
+    working = [row for row in query.living_workers(connection, study) if not _is_dead_here(row.host, row.pid)]
+    if working:
+        raise StudyError(
+            f"study {study.name!r}: {len(working)} of its workers are alive, such as {working[0].worker}; "
+            f"end them by Ctrl-C, or by `{command('stop', study.name, options='--now')}`. One on another machine that is gone "
+            f"counts for {study.spec.recovery.lease} more"
+        )
+    for held in query.held_elsewhere(study):  # on SQLite this machine cannot see whether such a worker lives
+        raise StudyError(
+            f"study {study.name!r}: trial {held.number} is held by {held.worker} on another machine; end that worker, or if "
+            f"it is gone: `{command('doctor', study.name, options=f'--release {held.number}')}`"
+        )
+    return None
+
+
+def _is_dead_here(host: str, pid: int) -> bool:
+    return host == platform.node() and not psutil.pid_exists(pid)
+
+
+def delete(study: Study) -> None:
+    """Delete a study for good. Raises StudyError if workers are at work on it or the folder cannot be removed."""
+    with sql.writing(study.storage.engine) as connection:
+        row = study_rows.lock_and_read(connection, study.study_id)
+        if row is None or row.uid != study.uid:
+            raise StudyError(f"study {study.name!r} was deleted")
+        refuse_if_at_work(study, connection)
+        study_rows.delete(connection, study.study_id)
+        study_rows.delete_ours(connection, study.uid)
+    if _is_ours(study):
+        try:
+            shutil.rmtree(study.checkpoints)
+        except OSError as error:
+            raise StudyError(
+                f"study {study.name!r} is deleted, but its folder is not: {error.strerror}; remove {study.checkpoints}"
+            ) from None

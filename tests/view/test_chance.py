@@ -1,0 +1,191 @@
+"""What is said of a value chosen as the best of many, of its test, and of a validation part with few images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpo.data import Overview
+from hpo.spec.study_file import StudySpec
+from hpo.study.interval import wilson
+from hpo.study.status import Best, Summary
+from hpo.view import live
+from hpo.view.chance import choice_lines, outcome_lines
+from hpo.view.checked import small_part_warnings
+from tests.study.test_interval import PARTS
+from tests.view.test_live import drawn, summary
+
+BEST = Best(number=21, value=20 / 30, interval=wilson(20 / 30, 30), rivals=11)
+SHOWN = "0.6667 (0.4878 to 0.8077, n = 30)"
+
+
+def searched(**changes: Any) -> Summary:
+    known: dict[str, Any] = {"counts": {"complete": 13, "pruned": 17}, "metric": "accuracy", "value_rule": "last"}
+    return summary(**({"best": BEST} | known | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            {},
+            [
+                "chance   the best of 30 trials is optimistic: part of its lead is luck",
+                "         11 other complete trials lie within its interval: 30 images do not tell them apart",
+            ],
+        ),
+        (
+            {"value_rule": "best", "best": Best(number=1, value=1.0, interval=wilson(1.0, 30), rivals=1)},
+            [
+                "chance   the best of 30 trials, each at its best epoch, is optimistic: part of its lead is luck",
+                "         1 other complete trial lies within its interval: 30 images do not tell them apart",
+            ],
+        ),
+        (
+            {"best": Best(number=1, value=1.0, interval=wilson(1.0, 30), rivals=0)},
+            [
+                "chance   the best of 30 trials is optimistic: part of its lead is luck",
+                "         no other complete trial lies within its interval",
+            ],
+        ),
+        (
+            {"best": Best(number=1, value=0.5)},
+            [
+                "chance   the best of 30 trials is optimistic: part of its lead is luck",
+                "         no interval: the trial does not say on how many images it was validated",
+            ],
+        ),
+        (
+            {"best": Best(number=1, value=0.5), "metric": "loss"},
+            [
+                "chance   the best of 30 trials is optimistic: part of its lead is luck",
+                "         no interval for loss: its values on single images are not recorded",
+            ],
+        ),
+        ({"metric": None}, []),  # several objectives, or one of the user's own, which may be exact
+        ({"counts": {"complete": 1, "pruned": 0}}, []),
+        ({"best": None}, []),
+    ],
+)
+def test_what_the_best_of_many_is_worth(changes: dict[str, Any], lines: list[str]) -> None:
+    assert choice_lines(searched(**changes)) == lines
+
+
+def test_the_best_value_is_shown_with_its_interval() -> None:
+    one = searched()
+    assert f"best     {SHOWN} by trial 21" in live.status_text(one).splitlines()
+    assert f"best {SHOWN} by trial 21" in [line.rstrip() for line in drawn(one, 80)]
+    assert "  0.6667 (0.4878 to 0.8077)  " in live.status_table([one])
+    assert live.to_json(one)["best"]["interval"] == {"low": BEST.interval.low, "high": BEST.interval.high, "images": 30}
+
+
+def trained(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "value": 20 / 30,
+        "epoch": 2,
+        "history": [{"validation_accuracy": 0.5}, {"validation_accuracy": 20 / 30}],
+        "overfits_since": None,
+        "test_accuracy": 15 / 30,
+        "test_images": 30,
+        "validation_images": 30,
+    }
+    return found | changes
+
+
+VALIDATED = f"validation accuracy {SHOWN}, with the weights of epoch 2"
+OUTSIDE = "lies outside the interval of validation accuracy, 0.4878 to 0.8077"
+
+
+@pytest.mark.parametrize(
+    ("changes", "tried", "lines"),
+    [
+        ({}, 30, [VALIDATED, "test accuracy 0.5000 (0.3315 to 0.6685, n = 30)"]),
+        (
+            {"test_accuracy": 9 / 30, "overfits_since": 4},
+            30,
+            [
+                VALIDATED,
+                "overfits since epoch 4: the validation loss rose while the training loss fell",
+                "test accuracy 0.3000 (0.1666 to 0.4788, n = 30)",
+                f"test accuracy 0.3000 {OUTSIDE}: the best of 30 trials was partly luck, or the two parts differ; "
+                "expect the test value",
+            ],
+        ),
+        (
+            {"test_accuracy": 0.3},
+            0,
+            [
+                VALIDATED,
+                "test accuracy 0.3000 (0.1666 to 0.4788, n = 30)",
+                f"test accuracy 0.3000 {OUTSIDE}: by chance, or the two parts differ; expect the test value",
+            ],
+        ),
+        (
+            {"test_accuracy": 0.9},
+            30,
+            [
+                VALIDATED,
+                "test accuracy 0.9000 (0.7438 to 0.9654, n = 30)",
+                f"test accuracy 0.9000 {OUTSIDE}: by chance, or because the two parts differ",
+            ],
+        ),
+    ],
+)
+def test_what_a_test_says_of_the_validation(changes: dict[str, Any], tried: int, lines: list[str]) -> None:
+    assert outcome_lines(trained(**changes), "accuracy", tried=tried) == lines
+
+
+def test_a_loss_has_no_interval_and_its_accuracy_is_compared() -> None:
+    assert outcome_lines(trained(value=1.25, test_accuracy=0.3), "loss", tried=1) == [
+        "validation loss 1.2500, with the weights of epoch 2",
+        "test accuracy 0.3000 (0.1666 to 0.4788, n = 30)",
+        f"test accuracy 0.3000 {OUTSIDE}: by chance, or the two parts differ; expect the test value",
+    ]
+
+
+def test_a_training_of_an_earlier_hpo_does_not_know_its_validation_images() -> None:
+    found = {key: value for key, value in trained(test_accuracy=0.3).items() if key != "validation_images"}
+    assert outcome_lines(found, "accuracy", tried=30) == [
+        "validation accuracy 0.6667, with the weights of epoch 2",
+        "test accuracy 0.3000 (0.1666 to 0.4788, n = 30)",
+    ]
+
+
+# --- hpo check --------------------------------------------------------------------------------------------------------
+
+
+def overview(train: int, validation: int, **changes: Any) -> Overview:
+    found: dict[str, Any] = {
+        "shape": [1, 8, 8],
+        "classes": ["a", "b"],
+        "counts": {"train": [train - 1, 1], "validation": [validation - 1, 1], "test": [1, 1]},
+        "shipped": [],
+        "notes": [],
+        "copies": 0,
+        "examples": [],
+    }
+    return Overview(**(found | changes))
+
+
+@pytest.mark.parametrize(
+    ("data", "value", "shipped", "mend"),
+    [
+        (
+            {},
+            "best",
+            [],
+            'add images, or use folds = 2 and fold = 0 in [data] (about 85 images), or use value = "mean of last 3"',
+        ),
+        ({}, "mean of last 2", [], "add images, or use folds = 2 and fold = 0 in [data] (about 85 images)"),
+        ({"folds": 5, "fold": 0}, "last", [], 'add images, or use value = "mean of last 3"'),
+        ({}, "mean of last 3", ["validation"], "add images"),
+    ],
+)
+def test_few_validation_images_are_warned_of(data: dict[str, Any], value: str, shipped: list[str], mend: str) -> None:
+    spec = StudySpec.from_document({"name": "s", **PARTS, "data": {"name": "digits", **data}, "value": value})
+    assert small_part_warnings(spec, overview(140, 30, shipped=shipped)) == [
+        "data: 30 validation images are few: an accuracy of 0.5 on them may be 0.3315 to 0.6685 (95 %), so small differences "
+        f"between trials are chance; {mend}"
+    ]
+    assert small_part_warnings(spec, overview(140, 93, shipped=shipped)) == []

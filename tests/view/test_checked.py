@@ -1,0 +1,23 @@
+"""The pages of `hpo check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo.spec.study_file import StudySpec
+from hpo.study import resolve
+from hpo.view import checked
+from tests.support.declared import DOCUMENT
+
+
+def constants(folder: Path, data: dict[str, object]) -> list[str]:
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "data": data}), folder)
+    return [line.strip() for line in checked.spec_text(spec).splitlines() if line.startswith("  data.")]
+
+
+def test_the_reading_is_shown_where_it_is_not_the_usual_one(tmp_path: Path) -> None:
+    table = {"name": "csv", "images": "images.csv", "labels": "labels.csv", "shape": [8, 8]}
+    usual = constants(tmp_path, table)
+    assert usual[0] == 'data.name = "csv"'
+    assert [line for line in usual if "reading" in line] == []
+    assert "data.reading = 1" in constants(tmp_path, {**table, "reading": 1})
