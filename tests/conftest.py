@@ -6,6 +6,7 @@ starts in a second. A test finds the one database in it empty, or gets a databas
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies
 from hpo.study.study import Study
-from hpo.worker import heartbeat
+from hpo.worker import descendants, heartbeat
 from tests.support import emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -51,6 +52,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test measures, and what it makes a machine remember, from every other."""
     monkeypatch.setenv("HPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HPO_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """Let this process adopt orphans, as `hpo` does. Only for one test: it would be the parent of later tests' orphans."""
+    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from hpo.launch.local import Fleet, last_words
 from hpo.storage.connect import Storage
 from hpo.worker import descendants
 from hpo.worker import loop as worker_loop
+from hpo.worker.descendants import is_alive
 from hpo.worker.signals import SAME_SECONDS, StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.cases.test_exit_codes import run_fleet
@@ -62,14 +62,7 @@ def shell(tmp_path: Path, url: str) -> Iterator[Shell]:
 def left(folder: Path) -> tuple[int, list[int]]:
     """Return how many processes there were, and those that still are."""
     pids = [int(pid) for pid in (folder / "pids").read_text().split()]
-    return len(pids), [pid for pid in pids if psutil.pid_exists(pid) and is_alive(pid)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return len(pids), [pid for pid in pids if is_alive(pid)]
 
 
 @pytest.mark.parametrize("recycled_after", [100, pytest.param(1, marks=pytest.mark.soak)])
@@ -148,14 +141,6 @@ def objective(trial):
         trial.report(1.0, step)
         time.sleep(0.01)
 """
-
-
-@pytest.fixture
-def adopting() -> Iterator[None]:
-    """Let this process adopt orphans, as `hpo` does."""
-    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    yield
-    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.mark.usefixtures("adopting")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 import sqlalchemy as sa
 import torch
@@ -19,6 +18,7 @@ from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
 from hpo.study.study import Study
+from hpo.worker import descendants
 from tests.integration.digits import alone, assert_finished_once
 from tests.integration.processes import WorkerProcesses, curves, failures, reported, rows, trials_of
 from tests.integration.shell import Shell
@@ -137,7 +137,7 @@ def test_the_run_is_killed_and_its_workers_park_and_leave(shell: Shell, place: S
     wait_for(lambda: bool(begun(shell, 0)) and bool(begun(shell, 1)))
     workers = begun(shell, 0) + begun(shell, 1)
     run.kill()
-    wait_for(lambda: not any(psutil.pid_exists(worker) for worker in workers))
+    wait_for(lambda: not any(map(descendants.is_alive, workers)))
     study = shell.study(place)
     assert leases(study) == [None] * len(trials_of(study))
     assert [trial.state for trial in trials_of(study)].count(TrialState.RUNNING) == 2

@@ -305,25 +305,18 @@ def row_of_only(study: Study) -> Any:
     return row_of(study, claim)
 
 
+@pytest.mark.usefixtures("adopting")
 def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(make: Callable[..., Study], tmp_path: Path) -> None:
     """Its children too, also one that has left its group."""
     script = (
         "trap '' TERM; (setsid sleep 100 & echo $! >> $SEEN); sleep 100 & echo $! >> $SEEN; echo epoch 1 loss 9; wait"
     )
     study = make(script, recovery={"grace": "1s"}, **THRESHOLD)
-    descendants_are_adopted()
     work(study)
     assert only(study).state is TrialState.PRUNED
     pids = [int(line) for line in seen(tmp_path)]
     assert len(pids) == 2
     wait_for(lambda: not any(map(descendants.is_alive, pids)))
-
-
-def descendants_are_adopted() -> None:
-    """Be the parent of orphans, as `hpo` is."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(descendants.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @pytest.mark.parametrize("before", [[], ["timeout", "1000"]], ids=["plain", "in a group of its own"])
