@@ -6,6 +6,9 @@ BIN := .venv/bin
 # Nothing is compiled beforehand: Python compiles what is imported, a small part of the files.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 DEMO := examples/digits.toml
+# Images for containers often forbid it. Then every process compiles torch anew, for 3 s and more.
+unexport PYTHONDONTWRITEBYTECODE
+MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs reference clean
@@ -52,8 +55,13 @@ check: .venv/test.stamp docs
 docs: .venv/test.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# mypy has one core. On another one everything is compiled meanwhile, which each test process would do for itself.
+.venv/compiled.stamp: .venv/test.stamp
+	@$(BIN)/pytest --collect-only -qq > .venv/collected.log || { cat .venv/collected.log; exit 1; }
+	@touch $@
+
 # Some tests wait for a process or a lease, so there is one test process more than cores.
-test: check
+test: check .venv/compiled.stamp
 	@$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(PYTEST)
 
 reference: .venv/run.stamp

@@ -36,6 +36,8 @@ torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's `&` ignores it, and processes of tests inherit that
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process of a test compiles torch anew, in 3 s
+sys.dont_write_bytecode = False
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # and what processes that tests start compute
 
 OWN_OBJECTIVE = {
