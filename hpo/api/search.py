@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo import text
 from hpo.api.borders import called
+from hpo.api.settings import document
 from hpo.api.study import Study
 from hpo.errors import SpecError, StudyError, located
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 CALL = Path("hpo.search")  # in messages, in the place of a study file
 STORAGE = 'a URL, such as "sqlite:///studies.db"'
-PARTS = ("sampler", "pruner")  # settings that may be a name alone
+_opening = threading.Lock()  # user code is imported by one search at a time
 
 
 def search(
@@ -75,11 +78,11 @@ def search(
     optuna_calls.check_not_importing()
     limit = _seconds(timeout)
     _refuse_no_text("storage", storage, STORAGE)
-    _refuse_count("workers", workers, least=0)
-    _refuse_count("trials", trials, least=1)
+    workers = _count("workers", workers, least=0)
+    trials = _count("trials", trials, least=1)
     view = notebook.view(is_quiet=not progress)
     folder: Path | None  # of the code
-    with tempfile.TemporaryDirectory(prefix="hpo-") as pickles, view, user_path.borrowed():
+    with tempfile.TemporaryDirectory(prefix="hpo-") as pickles, view, _opening, user_path.borrowed():
         if callable(what):
             _refuse_beside_a_function(settings, code)
             file = CALL
@@ -163,9 +166,17 @@ def _refuse_no_text(key: str, value: object, mend: str) -> None:
         raise TypeError(f"{key} = {value!r}: has type {type(value).__name__}; give {mend}")
 
 
-def _refuse_count(key: str, value: int | None, *, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+def _count(key: str, value: int | None, *, least: int) -> int | None:
+    """Return a number of things. Whole numbers of NumPy count, True does not."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
         raise SpecError(f"{key} = {value!r}: give a whole number from {least} on")
+    return number
 
 
 def _of_function(
@@ -181,9 +192,7 @@ def _of_function(
 
     if name is None:
         raise SpecError('hpo.search: name: missing; a function\'s study needs one, such as name="mine"')
-    given = {
-        key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in settings.items()
-    }
+    given = document(settings)
     with located(CALL):
         found = usercode.reference_of(function)
         reference = found.reference if found else pickled.write(function, pickles)

@@ -185,10 +185,12 @@ def train_own(
     from hpo.final import program_site, user_objective
     from hpo.receipt import receipt
     from hpo.storage.connect import storage_url
-    from hpo.study.study import holds_files
+    from hpo.study import program_folder
 
     if seed is not None:
         raise SpecError(f"--seed {seed}: an objective of your own gets the seed of its trial; remove --seed")
+    if not replaying and (output / "metrics.json").exists():
+        raise StudyError(f"{output}: holds the result of an earlier run; remove it, or name another folder with -o")
     earlier, why_none = user_objective.earlier_trials(spec, storage_url(storage, seen(spec.receipt.get("storage"))))
     if why_none:
         text.say(f"note: trial.study holds no other trial: {why_none}", to=sys.stderr)
@@ -204,7 +206,7 @@ def train_own(
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made = receipt(folder=folder, device=f"of the {own_word(spec)}'s choice", threads=None)
     write_json(output / "metrics.json", {"value": done.value, "params": spec.params or spec.space, "receipt": made})
-    has_saved = site is not None and holds_files(site.folder)
+    has_saved = site is not None and program_folder.holds_files(site.folder)
     text.say(f"in {output}: metrics.json{', checkpoint/' if has_saved else ''}")
     return 0
 

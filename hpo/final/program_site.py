@@ -58,6 +58,9 @@ class ShownProgram:
     def start_over(self) -> None:
         """Do nothing: there is no earlier attempt."""
 
+    def note_unread(self, last: int, first: int) -> None:
+        """Do nothing: there is no earlier attempt."""
+
     def record(self) -> None:
         """Do nothing: there is no later attempt."""
 

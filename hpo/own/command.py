@@ -56,6 +56,9 @@ class Site(Protocol):
     def start_over(self) -> None:
         """Forget the values of earlier attempts, since the program begins again at its first epoch."""
 
+    def note_unread(self, last: int, first: int) -> None:
+        """Note that the program saved epochs whose values nobody read. They lie between these two."""
+
     def record(self) -> None:
         """Note that the program can go on after the epochs that are reported."""
 
@@ -200,28 +203,22 @@ class Curve:
             self._warn_of_another(epoch, found.value)
             return False
         if not self._has_new:
-            self._warn_of_a_gap(epoch)
+            self._note_unread_before(epoch)
         self.last, self._has_new = found.value, True
         self._trial.report(found.value, epoch)
         if found.epoch is not None:
             self._site.record()
         return True
 
-    def _warn_of_a_gap(self, epoch: int) -> None:
-        """Warn if values are missing between the earlier attempts and this one's first new epoch.
+    def _note_unread_before(self, epoch: int) -> None:
+        """Note if values are missing between the earlier attempts and this one's first new epoch.
 
         The program may have trained on while its worker was stopped, and saved epochs that nobody read.
         """
         known = sorted(self._earlier)
         strides = [after - before for before, after in itertools.pairwise(known)]
         if strides and epoch - known[-1] > max(strides):
-            log.warning(
-                "trial %d: no value is known between epoch %d of an earlier attempt and epoch %d: the program saved epochs "
-                "that no worker read",
-                self._trial.number,
-                known[-1],
-                epoch,
-            )
+            self._site.note_unread(known[-1], epoch)
 
     def _warn_of_another(self, epoch: int, value: float) -> None:
         if not _is_same(self._earlier[epoch], value):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 HEAD_BYTES = 256 * 2**10  # kept of the beginning
 TAIL_BYTES = 384 * 2**10  # in each of the two files that hold the end; together 1 MiB is kept
+ALL_BYTES = 2**30  # of all trials of a study; the oldest files are deleted first
 LEFT_OUT = b"\n[hpo left out output here: it keeps the first 256 KiB and at least the last 384 KiB of a trial]\n"
 
 HEADING = re.compile(r"--- attempt (\d+), ")
@@ -25,6 +27,21 @@ def tail(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:06d}.tail.log"
 
 
+def delete_oldest(folder: Path) -> None:
+    """Delete the oldest output of trials until at most ALL_BYTES are left."""
+    files = []
+    for file in folder.glob("trial-*.log*"):
+        with suppress(FileNotFoundError):  # another worker has deleted it just now
+            found = file.stat()
+            files.append((found.st_mtime, found.st_size, file))
+    left = sum(size for _, size, _ in files) - ALL_BYTES
+    for _, size, file in sorted(files):
+        if left <= 0:
+            break
+        file.unlink(missing_ok=True)
+        left -= size
+
+
 class KeptOutput:
     """Writes one trial's output. A disk that takes nothing more does not end the program."""
 
@@ -35,7 +52,8 @@ class KeptOutput:
         self._is_failing = False
 
     def begin(self, attempt: int) -> None:
-        """Write the line with which an attempt begins."""
+        """Write the line with which an attempt begins, and delete the oldest output of the study if there is too much."""
+        delete_oldest(self._head.parent)
         self.write(f"--- attempt {attempt}, {datetime.now():%Y-%m-%d %H:%M:%S} ---\n".encode())
 
     def write(self, chunk: bytes) -> None:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 SCHEMA = 2
 UID_KEY = "hpo:uid"  # the user attribute with the study's uid
 CONSTRAINTS = "constraints"  # prefix of Optuna's system attributes with a trial's constraints
+UNREAD_KEY = "hpo:unread_epochs"  # user attribute of a command's trial: pairs of the epochs around a gap in its curve
 COST_PREFIX = "hpo:cost:"  # prefix of user attributes with costs, known before a trial's first epoch
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")  # the states of trials that have ended, by name
 

@@ -12,7 +12,7 @@ import psutil
 from hpo.errors import StudyError
 from hpo.storage import sql, study_rows
 from hpo.study import query
-from hpo.study.study import PROBE_FILE, Study
+from hpo.study.study import Study
 from hpo.text import command
 
 
@@ -48,7 +48,7 @@ def holdings(study: Study) -> Holdings:
     with study.storage.engine.connect() as connection:
         trials = study_rows.count_trials(connection, study.study_id)
         openings = query.count_openings(connection, study)
-    if not _is_ours(study):
+    if not study.sees_checkpoints:
         return Holdings(trials=trials, openings=openings, folder=None)
     files = [file for file in study.checkpoints.rglob("*") if file.is_file()]
     return Holdings(
@@ -59,13 +59,6 @@ def holdings(study: Study) -> Holdings:
         logs=sum(file.parent == study.logs for file in files),
         size=sum(file.stat().st_size for file in files),
     )
-
-
-def _is_ours(study: Study) -> bool:
-    try:
-        return (study.checkpoints / PROBE_FILE).read_text() == study.uid
-    except OSError:
-        return False
 
 
 def refuse_if_at_work(study: Study, connection: sql.Connection | None = None) -> None:
@@ -101,7 +94,7 @@ def delete(study: Study) -> None:
         refuse_if_at_work(study, connection)
         study_rows.delete(connection, study.study_id)
         study_rows.delete_ours(connection, study.uid)
-    if _is_ours(study):
+    if study.sees_checkpoints:
         try:
             shutil.rmtree(study.checkpoints)
         except OSError as error:

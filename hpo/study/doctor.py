@@ -21,7 +21,7 @@ from hpo.study import plain, query, resolve, retention
 from hpo.study import study as studies
 from hpo.study.plain import PlainStudy
 from hpo.study.status import summarize
-from hpo.study.study import PROBE_FILE, Study
+from hpo.study.study import Study
 from hpo.text import command, page, short
 
 MAX_SKEW_SECONDS = 2.0  # between a worker's clock and the database's, or before and after a change of one clock
@@ -279,8 +279,7 @@ def _differences(usual: dict[str, str], found: dict[str, str]) -> str:
 
 def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
     """Check the checkpoint folder: that it is visible, has room, and holds no stale checkpoints."""
-    probe = study.checkpoints / PROBE_FILE
-    if not probe.is_file() or probe.read_text() != study.uid:
+    if not study.sees_checkpoints:
         yield Finding(
             where=study.name,
             what=f"this machine does not see the study's checkpoints in {study.checkpoints}",

@@ -40,7 +40,8 @@ from hpo.storage.tables import (
     trial_values,
     trials,
 )
-from hpo.study.study import PROGRAM_FOLDER, Study, holds_files
+from hpo.study import program_folder
+from hpo.study.study import Study
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -642,8 +643,8 @@ def checkpoint_of(study: Study, row: Any) -> str | None:
         return None
     if not study.spec.command:
         return path
-    folder = Path(path).with_name(PROGRAM_FOLDER)
-    return str(folder) if holds_files(folder) else None
+    folder = program_folder.newest(Path(path).parent)
+    return str(folder) if program_folder.holds_files(folder) else None
 
 
 def state_of(row: Any) -> str:

@@ -35,7 +35,6 @@ METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute with the na
 MOST_NAMES = 20  # of studies in a message
 CODE_FOLDER = "code"  # in the checkpoint folder; holds a folder for each pickled function, named by its digest
 PROBE_FILE = "study.uid"  # in the checkpoint folder; a machine that cannot read it does not share that folder
-PROGRAM_FOLDER = "checkpoint"  # in the folder of a command's trial; what the program saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,14 @@ class Study:
     def logs(self) -> Path:
         """Where the workers that `hpo run` starts write what they and user code print."""
         return self.checkpoints / "logs"
+
+    @property
+    def sees_checkpoints(self) -> bool:
+        """Whether this machine sees the study's checkpoint folder, and not an empty folder in its place."""
+        try:
+            return (self.checkpoints / PROBE_FILE).read_text() == self.uid
+        except OSError:
+            return False
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial's checkpoints. It need not exist."""
@@ -221,8 +228,7 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
             _check_identity(row, mine)
         _check_schema(connection, row, study.name)
         _check_code(connection, row, code_digest, allow_code_change, study.code_folder)
-    probe = study.checkpoints / PROBE_FILE
-    if not probe.is_file() or probe.read_text() != study.uid:
+    if not study.sees_checkpoints:
         raise MismatchError(
             f"checkpoints {study.checkpoints}: this machine does not see the study's own folder there; "
             "mount it, or make the study with `checkpoints = PATH` on a path that every worker can read"
@@ -383,8 +389,3 @@ def _check_code(connection: sql.Connection, row: Any, digest: str, allow_change:
             "start a new study with --name, or join with --allow-code-change, which is recorded"
         )
     study_rows.update(connection, row.uid, code_changes=json.dumps([*json.loads(row.code_changes), now]), **moved)
-
-
-def holds_files(folder: Path) -> bool:
-    """Return whether a program has saved something in its folder."""
-    return folder.is_dir() and any(folder.iterdir())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpo.storage import study_rows
-from hpo.storage.tables import COST_PREFIX
+from hpo.storage.tables import COST_PREFIX, UNREAD_KEY
 from hpo.study import query
 from hpo.study.study import Study
 from hpo.train.early_stopping import overfits_since
@@ -50,6 +50,7 @@ class TrialHistory:
     constraints: dict[str, float] = field(default_factory=dict)  # by name; one above 0 is violated
     attributes: dict[str, Any] = field(default_factory=dict)  # what the objective set with `trial.set_user_attr`
     curve: dict[int, float] = field(default_factory=dict)  # by step, as reported to Optuna
+    unread: list[list[int]] = field(default_factory=list)  # pairs of the epochs around a gap in a command's curve
     reports: int | None = None  # of an objective of the user's own, whose last step is in `epochs`
     tested: list[str] = field(default_factory=list)  # folders of `hpo train`, one for each opening of the test split
 
@@ -98,8 +99,15 @@ def history(study: Study, number: int) -> TrialHistory:
         constraints=judged.constraints,
         attributes={key: value for key, value in attributes.items() if not key.startswith(OURS)},
         curve=dict(sorted(curve.items())),
+        unread=[gap for gap in attributes.get(UNREAD_KEY, []) if _is_between(gap, curve)],
         tested=[folder for trial, folder in opened if trial == number],
     )
+
+
+def _is_between(gap: list[int], curve: Mapping[int, float]) -> bool:
+    """Return whether a gap is still one. If a trial has started over since, its new curve may hold the epochs."""
+    last, first = gap
+    return last in curve and first in curve and not any(last < step < first for step in curve)
 
 
 # --- in a line --------------------------------------------------------------------------------------------------------

@@ -262,6 +262,8 @@ def history_text(history: TrialHistory) -> str:
     lines += [f"measured {name} = {value_text(value)}" for name, value in found.metrics.items()]
     if history.curve:
         lines.append(f"curve    {_curve_text(history.curve)}")
+    for last, first in found.unread:
+        lines.append(f"gap      between epochs {last} and {first}: the program saved epochs that no worker read")
     lines += [f"set      {name} = {text.short(value)}" for name, value in found.attributes.items()]
     if found.overfits_since is not None:
         lines.append(

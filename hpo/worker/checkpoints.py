@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from hpo.errors import CheckpointError
 from hpo.queue.models import Checkpoint
 from hpo.study import retention
-from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.train import checkpoint
 from hpo.worker import pending_reports
@@ -64,7 +63,7 @@ class CheckpointManager:
 
     def _is_missing(self, error: OSError) -> bool:
         """Return whether the file is missing although the checkpoint folder is there."""
-        return isinstance(error, FileNotFoundError) and (self.study.checkpoints / studies.PROBE_FILE).is_file()
+        return isinstance(error, FileNotFoundError) and self.study.sees_checkpoints
 
     @property
     def is_due(self) -> bool:

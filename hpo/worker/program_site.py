@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 
 from hpo.files import atomic_write
 from hpo.own.output import KeptOutput
 from hpo.queue.models import Checkpoint
-from hpo.study import retention
-from hpo.study.study import PROGRAM_FOLDER, Study, holds_files
+from hpo.storage.tables import UNREAD_KEY
+from hpo.study import program_folder, retention
+from hpo.study.study import Study
 from hpo.worker import descendants, pending_reports
 from hpo.worker.signals import LAST_ACT_SECONDS
 from hpo.worker.trial import LeasedTrial
@@ -31,9 +32,10 @@ class ProgramSite:
 
     def __init__(self, study: Study, trial: LeasedTrial) -> None:
         recovery, attempt = study.spec.recovery, trial.lease.claim.attempt
+        self._study = study
         self._trial = trial
         self._home = study.trial_folder(trial.number)
-        self.folder = self._home / PROGRAM_FOLDER
+        self.folder = program_folder.of_attempt(self._home, attempt)
         self.reports = self._home / f"attempt-{attempt}-reports.jsonl"
         self.grace = GRACE_SHARE * (recovery.grace_seconds - min(LAST_ACT_SECONDS, recovery.grace_seconds / 2))
         self._output = KeptOutput(study.logs, trial.number)
@@ -45,18 +47,30 @@ class ProgramSite:
 
         Raises OSError if the disk fails.
         """
-        if self._trial.lease.claim.checkpoint is not None and not holds_files(self.folder):
-            log.warning("trial %d starts again: its folder %s holds no files", self._trial.number, self.folder)
-            self._trial.start_over()
+        attempt = self._trial.lease.claim.attempt
+        if self._trial.lease.claim.checkpoint is not None:
+            self._go_on(attempt)
         if not self.known():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            program_folder.delete(self._home, attempt)
         self.folder.mkdir(parents=True, exist_ok=True)
-        retention.tidy(self._home, self._trial.lease.claim.attempt, keep=())
+        retention.tidy(self._home, attempt, keep=())
         self._write_command(words)
         self._trial.lease.unrecorded = []
         self._trial.parks_in_reports = False  # the program may save first
         self._others = descendants.children()
-        self._output.begin(self._trial.lease.claim.attempt)
+        self._output.begin(attempt)
+
+    def _go_on(self, attempt: int) -> None:
+        """Take over what the last attempt has saved. Without that, forget the curve and start again."""
+        program_folder.take_over(self._home, attempt)
+        if program_folder.holds_files(self.folder):
+            return
+        if not self._study.sees_checkpoints:
+            raise FileNotFoundError(
+                errno.ENOENT, "the study's checkpoint folder is not there; mount its disk", str(self._study.checkpoints)
+            )
+        log.warning("trial %d starts again: its folder %s holds no files", self._trial.number, self.folder)
+        self._trial.start_over()
 
     def _write_command(self, words: Sequence[str]) -> None:
         content = json.dumps(list(words)).encode()
@@ -79,6 +93,19 @@ class ProgramSite:
     def start_over(self) -> None:
         """Forget the values of earlier attempts, since the program begins again at its first epoch."""
         self._trial.start_over()
+
+    def note_unread(self, last: int, first: int) -> None:
+        """Note at the trial that the program saved epochs whose values no worker read. They lie between these two."""
+        trial = self._trial
+        log.warning(
+            "trial %d: no value is known between epoch %d of an earlier attempt and epoch %d: the program saved epochs that "
+            "no worker read",
+            trial.number,
+            last,
+            first,
+        )
+        known = trial.user_attrs.get(UNREAD_KEY, [])
+        trial.client.ask_optuna(lambda: trial.set_user_attr(UNREAD_KEY, [*known, [last, first]]))
 
     def record(self) -> None:
         """Record that the trial goes on after its last epoch. If the storage fails, leave that to the next attempt."""

@@ -17,10 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
 import hpo
+from hpo.api.borders import called
 from hpo.storage.connect import connect
 from hpo.study.study import join
 from tests.support.cells import SLOW
@@ -133,6 +135,35 @@ def test_outside_the_main_thread_and_with_a_time_limit(here: Path) -> None:
     assert repr(study).endswith("0 of 4 trials finished>")
 
 
+def test_values_of_numpy_and_tuples_mean_what_they_mean_in_python(here: Path, mine: ModuleType) -> None:
+    hpo.search(
+        mine.train,
+        name="m",
+        direction=optuna.study.StudyDirection.MINIMIZE,
+        trials=np.int64(2),
+        workers=np.int64(0),
+        seed=np.int64(3),
+        sampler={"name": "random"},
+        space={"x": {"low": np.float32(0.5), "high": np.float64(1)}, "n": {"choices": (1, 2)}, "s": (3, 4)},
+    )
+    made = join(connect("sqlite:///studies.db"), "m")
+    assert (made.spec.seed, made.budget, made.spec.direction) == (3, 2, "minimize")
+    assert made.spec.document["space"] == {"x": {"low": 0.5, "high": 1.0}, "n": {"choices": [1, 2]}, "s": [3, 4]}
+
+
+def test_calls_at_a_time_leave_the_caller_s_settings_as_they_were() -> None:
+    """Such as searches in two threads. The first call ends while the second one goes on."""
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    before, first, second = surroundings(), called(), called()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+    second.__exit__(None, None, None)
+    assert surroundings() == before
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def test_a_stopped_study_starts_nothing_until_it_is_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = hpo.search("own.toml", workers=0)
     assert study.stop() == 0
@@ -204,6 +235,16 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"what": "objective", "name": "m", "direction": "minimize", "sead": 1},
         hpo.SpecError,
         "hpo.search: sead: a study file takes no 'sead' (did you mean 'seed'?)",
+    ),
+    "what Optuna calls otherwise": (
+        {"what": "objective", "name": "m", "direction": "minimize", "n_trials": 3},
+        hpo.SpecError,
+        "hpo.search: n_trials: hpo does not take it; write trials=N",
+    ),
+    "a sampler of Optuna": (
+        {"what": "objective", "name": "m", "direction": "minimize", "sampler": optuna.samplers.RandomSampler()},
+        hpo.SpecError,
+        "each worker makes the sampler itself; give its name, such as sampler='tpe'",
     ),
     "no direction": ({"what": "objective", "name": "m"}, hpo.SpecError, "hpo.search: direction: needed"),
 }

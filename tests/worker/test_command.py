@@ -23,6 +23,7 @@ from hpo.final import user_objective
 from hpo.final.program_site import ShownProgram
 from hpo.launch.logs import Tail
 from hpo.own import command as own_command
+from hpo.own import output
 from hpo.own.process import OutOfMemoryCount
 from hpo.queue import reaper
 from hpo.queue.ledger import Ledger
@@ -33,6 +34,7 @@ from hpo.storage.tables import hpo_trials, intermediate_values
 from hpo.study import control
 from hpo.study.study import Study, join
 from hpo.study.trial_history import history
+from hpo.view.live import history_text
 from hpo.worker import descendants
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
@@ -398,8 +400,17 @@ def test_a_parked_program_saves_and_goes_on_from_there(
     assert seen(tmp_path) == ["from 0", "from 3"]
     assert failures(study) == []
     saved = history(study, 0).checkpoint
-    assert saved == str(study.trial_folder(0) / "checkpoint")
+    assert saved == str(study.trial_folder(0) / "checkpoint-2")
     assert Path(saved, "epoch").read_text() == "5\n"  # the best trial's folder is kept
+
+
+def test_the_output_of_all_trials_is_bounded(make: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "ALL_BYTES", 25_000)
+    study = make("head -c 10000 /dev/zero | tr '\\0' x; echo; echo epoch 1 loss 1", trials=4)
+    work(study)
+    kept = [number for number in range(4) if output.head(study.logs, number).exists()]
+    assert kept == [1, 2, 3]  # at the start of trial 3 there were 30,000 bytes
+    assert [trial.value for trial in study.optuna.get_trials(deepcopy=False)] == [1.0] * 4
 
 
 #: In a script: wait until the test has seen the reports, then kill the worker.
@@ -447,6 +458,37 @@ def test_after_a_kill_of_the_worker_nothing_runs_on_and_the_trial_resumes(
     assert only(study).intermediate_values == WHOLE
     assert seen(tmp_path) == ["from 0", "from 2"]
     assert [row.kind for row in failures(study)] == ["lost_worker"]
+
+
+def test_a_program_that_outlives_its_attempt_reaches_no_file_of_the_next(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose worker was stopped for longer than the lease. Here it has left the group that is killed."""
+    late = "exec 2>&-; until [ -e $SEEN.go ]; do sleep 0.02; done; echo 9 > $HPO_CHECKPOINT_DIR/epoch; echo $? > $SEEN.tried"
+    first = f"[ $epoch != 3 ] || [ -e $SEEN.pids ] || {{ setsid sh -c '{late}' & {KILL}; }}"
+    second = "[ $epoch != 4 ] || { touch $SEEN.go; until [ -e $SEEN.tried ]; do sleep 0.02; done; cat epoch >> $SEEN; }"
+    monkeypatch.setenv("BEFORE", f"{first}; {second}")
+    study = make(RESUMES)
+    killed(study, tmp_path, 2)
+    work(study)
+    assert seen(tmp_path) == ["from 0", "from 2", "3"]
+    assert (tmp_path / "seen.tried").read_text() != "0\n"
+    assert only(study).intermediate_values == WHOLE
+
+
+def test_a_disk_that_is_not_mounted_is_no_empty_folder(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt fails. The trial does not start over."""
+    monkeypatch.setenv("BEFORE", f"[ $epoch != 3 ] || [ -e $SEEN.pids ] || {{ {KILL}; }}")
+    study = make(RESUMES)
+    killed(study, tmp_path, 2)
+    study.checkpoints.rename(tmp_path / "elsewhere")
+    study.checkpoints.mkdir()  # the mount point
+    work(study)
+    assert {(row.kind, "mount its disk" in row.message) for row in failures(study)[1:]} == {("data_error", True)}
+    assert seen(tmp_path) == ["from 0"]
+    assert only(study).intermediate_values == {1: 0.8, 2: 0.7}
 
 
 @pytest.mark.parametrize(
@@ -510,14 +552,17 @@ def test_epochs_that_nobody_read_are_told(
     )
     study = make(script)
     killed(study, tmp_path, 3)
-    with caplog.at_level(logging.WARNING, logger="hpo.own.command"):
+    with caplog.at_level(logging.WARNING, logger="hpo.worker.program_site"):
         work(study)
     assert [*only(study).intermediate_values] == [1, 3, 5, 11, 13]
     said = (
         "trial 0: no value is known between epoch 5 of an earlier attempt and epoch 11: the program saved epochs that no "
         "worker read"
     )
-    assert [record.getMessage() for record in caplog.records if record.name == "hpo.own.command"] == [said]
+    assert [record.getMessage() for record in caplog.records if record.name == "hpo.worker.program_site"] == [said]
+    found = history(study, 0)
+    assert found.unread == [[5, 11]]
+    assert "gap      between epochs 5 and 11: the program saved epochs that no worker read" in history_text(found)
 
 
 def test_an_outage_that_lasts_too_long_costs_no_value(make: Callable[..., Study], tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The settings of `hpo.search` for a function, as a study file would say them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from hpo.errors import SpecError
+
+PARTS = {"sampler": "tpe", "pruner": "median"}  # settings that may be a name alone, with such a name
+#: What users of Optuna write, and what they write here.
+OF_OPTUNA = {
+    "n_trials": "write trials=N",
+    "n_jobs": "write workers=N; each worker is a process",
+    "study_name": 'write name="..."',
+    "directions": 'write objectives={"loss": "minimize", "size": "minimize"}',
+    "load_if_exists": "leave it out; a study that exists is joined",
+    "show_progress_bar": "write progress=True or progress=False",
+    "catch": 'leave it out; a failed trial does not end the search, and failures={"exception": {"retries": 1}} tries it again',
+    "callbacks": "leave it out; hpo.open(name).stop() ends a search from elsewhere",
+    "gc_after_trial": 'leave it out; recovery={"recycle_trials": 1} starts a new process for each trial',
+}
+
+
+def document(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with plain values: NumPy's numbers become Python's, a tuple or an array becomes a list.
+
+    Raises SpecError for a setting of Optuna that has another name here, and for a sampler or pruner that is an object.
+    """
+    for key in settings.keys() & OF_OPTUNA.keys():
+        raise SpecError(f"hpo.search: {key}: hpo does not take it; {OF_OPTUNA[key]}")
+    return {key: _part(key, value) if key in PARTS else plain(value) for key, value in settings.items()}
+
+
+def _part(key: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping):
+        return plain(value)
+    raise SpecError(
+        f"hpo.search: {key} = {value!r}: each worker makes the {key} itself; give its name, such as {key}={PARTS[key]!r}, or "
+        f'a dict with "name" and its options'
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return a value as a study file could hold it. What it cannot hold is returned as it is, and refused later."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):  # optuna.study.StudyDirection
+        return value.name.lower()
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
