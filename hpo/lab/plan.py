@@ -1,0 +1,110 @@
+"""What is to be replayed: the table, the sampler, the pruner, the workers and the budget."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpo.errors import SpecError, StudyError, nearest
+from hpo.lab.table import Ending, Table
+from hpo.spec.study_file import StudySpec
+from hpo.strategy import pruners, samplers
+
+RECORDED = "recorded"  # the sampler that keeps the recorded order
+FULL_TRIALS = 40  # of the default budget
+SECTIONS = ("sampler", "pruner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A replay, to be done with several seeds."""
+
+    table: Table
+    spec: StudySpec  # the table's, with the sampler and the pruner of the replay
+    keeps_order: bool  # the recorded trials begin in their order; no sampler is asked
+    workers: int
+    epochs: int | None  # the budget over all workers; None: all recorded trials
+    most_cut: float  # largest share of trials whose curve may be cut off where it is asked for
+
+    @property
+    def sampler(self) -> str:
+        return RECORDED if self.keeps_order else str(self.spec.sampler["name"])
+
+
+def make(
+    table: Table,
+    *,
+    sampler: str,
+    pruner: str,
+    settings: Sequence[str] = (),
+    workers: int = 8,
+    epochs: int | None = None,
+    most_cut: float = 0.1,
+) -> Plan:
+    """Return the checked plan of a replay.
+
+    Args:
+        table: the recorded trials.
+        sampler: a sampler's name, or "recorded".
+        pruner: a pruner's name.
+        settings: options of the two as KEY=VALUE, such as "pruner.reduction_factor=4".
+        workers: the number of simulated workers.
+        epochs: the budget; by default that of FULL_TRIALS full trials, or all trials in the recorded order.
+        most_cut: the largest share of trials whose curve may be cut off where it is asked for.
+
+    Raises SpecError for a wrong name or option, StudyError if too many curves are cut off.
+    """
+    keeps_order = sampler == RECORDED
+    for kind, name, known in (
+        ("sampler", sampler, [*samplers.SAMPLERS, RECORDED]),
+        ("pruner", pruner, pruners.PRUNERS),
+    ):
+        if name not in known:
+            raise SpecError(f"--{kind} {name}: there is no such {kind}{nearest(name, known)}")
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for setting in settings:
+        section, key, value = _read(setting)
+        chosen[section][key] = value
+    if keeps_order and chosen["sampler"]:
+        key = next(iter(chosen["sampler"]))
+        raise SpecError(f"--set sampler.{key}: the recorded order takes no options; remove it")
+    if pruner == "hyperband" and not table.spec.is_declared:
+        chosen["pruner"].setdefault("max_resource", max(table.last_step, 1))
+    tables = {
+        "sampler": {"name": "random" if keeps_order else sampler, **chosen["sampler"]},
+        "pruner": {"name": pruner, **chosen["pruner"]},
+    }
+    spec = pruners.resolve(samplers.resolve(table.spec.model_copy(update=tables)))
+    if not keeps_order:
+        _refuse_cut_rows(table, most_cut)
+        epochs = epochs or FULL_TRIALS * table.longest
+    return Plan(table=table, spec=spec, keeps_order=keeps_order, workers=workers, epochs=epochs, most_cut=most_cut)
+
+
+def _read(setting: str) -> tuple[str, str, Any]:
+    """Read one KEY=VALUE. A value is written as in a study file. A bare word is text."""
+    path, is_given, written = setting.partition("=")
+    section, _, key = path.strip().partition(".")
+    if not is_given or section not in SECTIONS or not key:
+        raise SpecError(f"--set {setting}: is not an option; write --set sampler.KEY=VALUE or --set pruner.KEY=VALUE")
+    try:
+        return section, key, tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, key, written.strip()
+
+
+def _refuse_cut_rows(table: Table, most: float) -> None:
+    """Raise StudyError if so many trials were cut off that those left are a selection."""
+    cut, whole = table.count(Ending.CUT), len(table.whole)
+    if cut > most * (cut + whole):
+        raise too_many_cut(f"{cut} of {cut + whole} trials", most)
+
+
+def too_many_cut(which: str, most: float) -> StudyError:
+    """Return the error for too many curves that end before the replay does."""
+    return StudyError(
+        f"{which} were cut off by a pruner or a person before the replay is through with them, more than {most:.0%}; what they "
+        'would have become is unknown; record the study again with pruner = "none", or allow more with --most-cut'
+    )

@@ -1,0 +1,271 @@
+"""One replay: workers of different speeds train recorded trials in simulated seconds.
+
+A study in memory holds what a worker's study would hold. Each simulated worker has one trial. After each report the pruner
+decides, as in a worker. When a trial ends, the worker begins the next one, whose parameters the sampler proposes. The nearest
+unused row of the table stands for the proposal, and the study gets the row's own parameters.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.trial import TrialState
+
+from hpo.lab.asking import Asking
+from hpo.lab.plan import Plan
+from hpo.lab.pool import Match, Pool
+from hpo.lab.table import Ending, Row
+from hpo.queue import start
+from hpo.queue.models import Claim
+from hpo.queue.start import SuggestedParams
+from hpo.spec import seeds
+from hpo.storage import memory, sql
+from hpo.storage.optuna_private import (
+    ExtensibleTrial,
+    as_in_optimize,
+    bracket_of,
+    id_of,
+    look_anew,
+    stop_was_requested,
+)
+from hpo.storage.tables import utc
+from hpo.storage.trial_rows import TrialRow
+from hpo.strategy import array_pruners, pruners, samplers
+from hpo.strategy.samplers import Sampler
+
+SPEEDS = (0.5, 2.0)  # of workers, relative to the recorded seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A new best value in a replay."""
+
+    epochs: int  # trained by all workers
+    seconds: float  # simulated
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """How a replayed trial ended."""
+
+    number: int  # of the row
+    state: TrialState
+    epochs: int  # trained
+    is_unknown: bool = False  # the pruner kept it beyond the end of its curve, which was cut off
+
+
+@dataclass(kw_only=True)
+class Course:
+    """What happened in a replay."""
+
+    epochs: int = 0  # trained by all workers
+    seconds: float = 0.0  # simulated
+    bests: list[Moment] = field(default_factory=list)
+    ends: list[TrialEnd] = field(default_factory=list)  # in the order in which trials ended
+    distances: list[float] = field(default_factory=list)  # from each proposal to its row
+    strays: int = 0  # proposals whose branch had no unused row
+    sampler_seconds: float = 0.0  # CPU time
+    pruner_seconds: float = 0.0  # CPU time
+
+
+@dataclass(eq=False, kw_only=True)
+class _Running:
+    """A trial that a simulated worker trains."""
+
+    trial: ExtensibleTrial
+    row: Row
+    sampler: Sampler
+    epochs: int = 0
+
+
+def run(plan: Plan, seed: int) -> Course:
+    """Replay once.
+
+    Args:
+        plan: what to replay.
+        seed: of the sampler and of the workers' speeds.
+    """
+    return _Replay(plan, seed).run()
+
+
+class _Replay:
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self._plan = plan
+        self._table = plan.table
+        # Derived, so that no replay draws the numbers with which the table was recorded.
+        self._spec = plan.spec.model_copy(update={"seed": seeds.derive(seed, "replay")})
+        self._storage = memory.storage()
+        self._study = optuna.create_study(
+            storage=self._storage,
+            study_name=plan.table.name
+            if plan.keeps_order
+            else f"{plan.table.name}-{seed}",  # Hyperband's brackets hang on it
+            direction=plan.spec.direction,
+            sampler=samplers.build(self._spec, 0),
+            pruner=pruners.build(self._spec),
+        )
+        self._study_id = id_of(self._study)
+        draw = random.Random(seeds.derive(seed, "speeds"))
+        low, high = map(math.log, SPEEDS)
+        self._speeds = [math.exp(draw.uniform(low, high)) for _ in range(plan.workers)]
+        self._pool = Pool(plan.table, plan.table.whole)
+        self._asking = Asking(plan.table)
+        self._begun = 0
+        self._course = Course()
+
+    def run(self) -> Course:
+        """Let all workers train until the budget is spent or no trial is left."""
+        running: dict[int, _Running] = {}
+        queue = [(0.0, worker) for worker in range(self._plan.workers)]  # the next moment of each worker
+        while queue and not self._is_spent:
+            now, worker = heapq.heappop(queue)
+            self._course.seconds = now
+            current = running.pop(worker, None)
+            if current is not None and self._trains_on(current):
+                running[worker] = current
+            elif (following := self._next()) is not None:
+                running[worker] = following
+            if worker in running:
+                heapq.heappush(queue, (now + running[worker].row.seconds / self._speeds[worker], worker))
+        return self._course
+
+    @property
+    def _is_spent(self) -> bool:
+        return self._plan.epochs is not None and self._course.epochs >= self._plan.epochs
+
+    # --- a trial begins ---------------------------------------------------------------------------------------------
+
+    def _next(self) -> _Running | None:
+        """Begin the next trial that trains; None if there is none. Recorded trials without a curve end at once."""
+        while self._has_more:
+            begun = self._begin()
+            if begun.row.curve:
+                return begun
+            self._end(begun, TrialState.FAIL if begun.row.ending is Ending.FAILED else TrialState.COMPLETE)
+        return None
+
+    @property
+    def _has_more(self) -> bool:
+        if self._plan.keeps_order:
+            return self._begun < len(self._table.rows)
+        return bool(len(self._pool)) and not stop_was_requested(self._study)
+
+    def _begin(self) -> _Running:
+        number, self._begun = self._begun, self._begun + 1
+        trial_id = self._storage.create_new_trial(self._study_id)
+        self._storage.prime(
+            self._study_id, TrialRow(trial_id, number, TrialState.RUNNING, started=utc(), completed=None)
+        )
+        sampler = samplers.build(self._spec, number)
+        with self._timed_sampler(sampler), self._storage.deferred_writes(trial_id) as given:
+            trial = ExtensibleTrial(self._study, trial_id)
+            row = self._table.rows[number] if self._plan.keeps_order else self._proposed(trial)
+        attributes = [] if self._plan.keeps_order else list(given.attributes.values())
+        told = SuggestedParams(
+            claim=Claim(trial_id=trial_id, number=number, attempt=1), params=_params(row), attributes=attributes
+        )
+        with sql.writing(self._storage.engine) as connection:
+            start.write_suggested(connection, [told])
+        trial.cached.params, trial.cached.distributions = row.external, dict(row.space)
+        return _Running(trial=trial, row=row, sampler=sampler)
+
+    def _proposed(self, trial: ExtensibleTrial) -> Row:
+        """Return the row that stands for what the sampler proposes."""
+        match: Match = self._pool.take(self._asking.ask(trial, trial.cached))
+        self._course.distances.append(match.distance)
+        self._course.strays += not match.is_of_branch
+        return self._table.rows[match.place]
+
+    @contextmanager
+    def _timed_sampler(self, sampler: Sampler) -> Iterator[None]:
+        """Give the study a trial's sampler, as a worker does, and count its CPU time."""
+        began = time.process_time()
+        self._study.sampler = sampler
+        with as_in_optimize(self._study):
+            yield
+        self._course.sampler_seconds += time.process_time() - began
+
+    # --- an epoch ---------------------------------------------------------------------------------------------------
+
+    def _trains_on(self, running: _Running) -> bool:
+        """Report the next value of a trial. Return False if the trial has ended."""
+        row, place = running.row, running.epochs
+        running.epochs += 1
+        self._course.epochs += 1
+        step, value = row.steps[place], row.curve[place]
+        self._storage.set_trial_intermediate_value(running.trial.own_id, step, value)
+        running.trial.cached.intermediate_values[step] = value
+        self._note(value)
+        is_last = running.epochs == len(row.curve)
+        if (
+            is_last and row.is_whole and self._spec.is_declared
+        ):  # a worker does not ask about a trial that has just ended
+            return self._end(running, _own_state(row))
+        if self._prunes(running):
+            return self._end(running, TrialState.PRUNED)
+        if not is_last:
+            return True
+        return self._end(running, _own_state(row), is_unknown=row.ending is Ending.CUT)
+
+    def _prunes(self, running: _Running) -> bool:
+        began = time.process_time()
+        self._storage.set_known_finished(self._study_id, len(self._course.ends))
+        (is_pruned,) = array_pruners.decide(self._study, [running.trial.cached])
+        self._course.pruner_seconds += time.process_time() - began
+        return is_pruned
+
+    def _note(self, value: float) -> None:
+        """Note a value that is better than all before."""
+        course, sign = self._course, self._table.sign
+        if math.isfinite(value) and (not course.bests or sign * value > sign * course.bests[-1].value):
+            course.bests.append(Moment(epochs=course.epochs, seconds=course.seconds, value=value))
+
+    # --- a trial ends -----------------------------------------------------------------------------------------------
+
+    def _end(self, running: _Running, state: TrialState, *, is_unknown: bool = False) -> bool:
+        """End a trial as a worker does. Return False: it does not train on."""
+        value = self._value(running, state)
+        values = None if value is None else [value]
+        trial = running.trial
+        with self._timed_sampler(running.sampler):
+            frozen = trial.read_anew()
+            look_anew(self._study)
+            running.sampler.after_trial(bracket_of(self._study, frozen), frozen, state, values)
+        self._storage.set_trial_state_values(trial.own_id, state, values)
+        if value is not None and state == TrialState.COMPLETE:
+            self._note(value)
+        self._course.ends.append(
+            TrialEnd(number=running.row.number, state=state, epochs=running.epochs, is_unknown=is_unknown)
+        )
+        return False
+
+    @staticmethod
+    def _value(running: _Running, state: TrialState) -> float | None:
+        """Return the value with which a trial ends: its own if it is COMPLETE, the last finite report if it is PRUNED."""
+        if state == TrialState.PRUNED:
+            told = reversed(running.row.curve[: running.epochs])
+            return next((value for value in told if math.isfinite(value)), None)
+        return running.row.value if state == TrialState.COMPLETE else None
+
+
+def _own_state(row: Row) -> TrialState:
+    """Return the state in which a trial ends at the end of its curve. One that was cut off ends as PRUNED."""
+    of_ending = {Ending.COMPLETE: TrialState.COMPLETE, Ending.FAILED: TrialState.FAIL}
+    return of_ending.get(row.ending, TrialState.PRUNED)
+
+
+def _params(row: Row) -> list[dict[str, object]]:
+    """Return a row's parameters as rows of Optuna's table."""
+    return [
+        {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
+        for (name, distribution), value in zip(row.space.items(), row.params, strict=True)
+    ]

@@ -1,0 +1,210 @@
+"""Replays with many seeds, and what they show together."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean, median
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from hpo.lab import plan as plans
+from hpo.lab import replay
+from hpo.lab.plan import Plan
+from hpo.lab.replay import Course, TrialEnd
+from hpo.lab.table import Ending, Table
+from hpo.strategy.quiet import quiet_warnings
+
+TOP = 0.01  # share of the COMPLETE rows that are the goal
+BUDGET_SHARES = (0.25, 0.5, 1.0)  # at which the regret is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quartiles:
+    """The median of replays between their quartiles. Each is a replay's own number, and infinite if that missed the goal."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Quartiles:
+        low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75], method="inverted_cdf").tolist()
+        return cls(low=low, median=middle, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFacts:
+    """What a table holds."""
+
+    name: str
+    metric: str
+    direction: str
+    rows: int  # that are whole; a sampler is replayed on these
+    longest: int  # epochs of the longest row
+    diverged: int
+    cut: int
+    failed: int
+    best: float
+    goal: float
+    at_goal: int  # COMPLETE rows at the goal or better
+
+    @classmethod
+    def of(cls, table: Table) -> TableFacts:
+        goal = table.goal(TOP)
+        values = [table.sign * (table.rows[place].value or 0.0) for place in table.complete]
+        return cls(
+            name=table.name,
+            metric=table.spec.metric if table.spec.is_declared else "value",
+            direction=str(table.spec.direction),
+            rows=len(table.whole),
+            longest=table.longest,
+            diverged=table.count(Ending.DIVERGED),
+            cut=table.count(Ending.CUT),
+            failed=table.count(Ending.FAILED),
+            best=table.best,
+            goal=goal,
+            at_goal=sum(value >= table.sign * goal for value in values),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """What became of the table's best trial in replays of the recorded order."""
+
+    number: int
+    value: float
+    epochs: int  # of its curve
+    ended: int  # replays in which it ended
+    pruned_after: tuple[int, ...]  # its epochs in each replay that pruned it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """How far the rows lie from the proposals that they stand for."""
+
+    median: float
+    high: float  # nine proposals in ten are nearer
+    strays: float  # share of the proposals whose branch had no unused row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What replays with many seeds show together."""
+
+    table: TableFacts
+    sampler: str
+    pruner: str
+    workers: int
+    seeds: int
+    epochs: float  # of a replay, the median
+    reached_after: tuple[float, ...]  # epochs to the goal by seed; infinite if a replay missed it
+    reach_epochs: Quartiles
+    reach_seconds: Quartiles  # simulated
+    missed: float  # share of the replays that never reached the goal
+    regrets: dict[float, Quartiles]  # by share of the budget; infinite before the first report
+    trials: float  # that ended in a replay, the mean
+    complete: float  # of these, the mean
+    pruned: float  # likewise
+    unknown: float  # likewise; kept by the pruner beyond the end of a curve that was cut off
+    sampler_seconds: float  # CPU time of a replay, the median
+    suggestion_seconds: float  # CPU time of a suggestion, the median over the replays
+    pruner_seconds: float  # CPU time of a replay, the median
+    mapping: Mapping | None  # None in the recorded order
+    winner: Winner | None  # only in the recorded order
+
+
+def replay_all(plan: Plan, seeds: int, processes: int) -> Report:
+    """Replay with the seeds 0, 1, ... in several processes, and summarize.
+
+    The recorded order with one worker is the same for each seed, so it is replayed once. Raises StudyError if too many curves
+    were cut off where they were asked for.
+    """
+    wanted = range(1 if plan.keeps_order and plan.workers == 1 else seeds)
+    report = summarize(plan, _courses(plan, wanted, min(processes, len(wanted))))
+    if report.unknown > plan.most_cut * report.trials:
+        raise plans.too_many_cut(f"{report.unknown:.0f} of {report.trials:.0f} trials", plan.most_cut)
+    return report
+
+
+def _courses(plan: Plan, seeds: Sequence[int], processes: int) -> list[Course]:
+    once = partial(replay.run, plan)
+    if processes == 1:
+        return list(map(once, seeds))
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
+        return list(pool.map(once, seeds))
+
+
+def _quiet() -> None:
+    quiet_warnings()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def summarize(plan: Plan, courses: Sequence[Course]) -> Report:
+    """Return what the courses of a plan's replays show together."""
+    table = plan.table
+    goal = table.goal(TOP)
+    reached = [_reached(course, goal, table.sign) for course in courses]
+    epochs = tuple(epochs for epochs, _ in reached)
+    return Report(
+        table=TableFacts.of(table),
+        sampler=plan.sampler,
+        pruner=str(plan.spec.pruner["name"]),
+        workers=plan.workers,
+        seeds=len(courses),
+        epochs=median(course.epochs for course in courses),
+        reached_after=epochs,
+        reach_epochs=Quartiles.of(epochs),
+        reach_seconds=Quartiles.of([seconds for _, seconds in reached]),
+        missed=sum(map(math.isinf, epochs)) / len(courses),
+        regrets={
+            share: Quartiles.of([_regret(course, share * (plan.epochs or course.epochs), table) for course in courses])
+            for share in BUDGET_SHARES
+        },
+        trials=fmean(len(course.ends) for course in courses),
+        complete=_mean_count(courses, lambda end: end.state == TrialState.COMPLETE),
+        pruned=_mean_count(courses, lambda end: end.state == TrialState.PRUNED),
+        unknown=_mean_count(courses, lambda end: end.is_unknown),
+        sampler_seconds=median(course.sampler_seconds for course in courses),
+        suggestion_seconds=median(course.sampler_seconds / max(len(course.distances), 1) for course in courses),
+        pruner_seconds=median(course.pruner_seconds for course in courses),
+        mapping=None if plan.keeps_order else _mapping(courses),
+        winner=_winner(table, courses) if plan.keeps_order else None,
+    )
+
+
+def _mean_count(courses: Sequence[Course], counts: Callable[[TrialEnd], bool]) -> float:
+    return fmean(sum(map(counts, course.ends)) for course in courses)
+
+
+def _reached(course: Course, goal: float, sign: float) -> tuple[float, float]:
+    """Return the epochs and the seconds after which a replay first saw a value as good as the goal; infinite if never."""
+    found = next((moment for moment in course.bests if sign * moment.value >= sign * goal), None)
+    return (math.inf, math.inf) if found is None else (found.epochs, found.seconds)
+
+
+def _regret(course: Course, epochs: float, table: Table) -> float:
+    """Return by how much the best value seen within so many epochs misses the table's best; infinite before any value."""
+    seen = [moment.value for moment in course.bests if moment.epochs <= epochs]
+    return table.sign * (table.best - seen[-1]) if seen else math.inf
+
+
+def _mapping(courses: Sequence[Course]) -> Mapping:
+    distances = [distance for course in courses for distance in course.distances]
+    middle, high = np.quantile(distances, [0.5, 0.9]).tolist()
+    return Mapping(median=middle, high=high, strays=sum(course.strays for course in courses) / len(distances))
+
+
+def _winner(table: Table, courses: Sequence[Course]) -> Winner:
+    row = table.rows[table.complete[0]]
+    assert row.value is not None
+    ends = [end for course in courses for end in course.ends if end.number == row.number]
+    pruned = tuple(end.epochs for end in ends if end.state == TrialState.PRUNED)
+    return Winner(number=row.number, value=row.value, epochs=len(row.curve), ended=len(ends), pruned_after=pruned)

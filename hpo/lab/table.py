@@ -1,0 +1,209 @@
+"""A table of recorded trials, each with its parameters and its curve, and its file.
+
+A curve holds what the pruner saw at each report. A row is *whole* if its trial ended by itself: COMPLETE, or diverged. The
+values of any other row beyond its last report are unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, distribution_to_json
+
+from hpo.errors import StudyError
+from hpo.files import atomic_write
+from hpo.spec.study_file import StudySpec, as_meant
+from hpo.storage.trial_rows import space_of
+
+VERSION = 1  # of the file
+SUFFIX = ".npz"
+
+
+class Ending(StrEnum):
+    """How a recorded trial ended."""
+
+    COMPLETE = "complete"
+    DIVERGED = "diverged"  #: by itself, since its loss was not finite
+    CUT = "cut"  #: by a pruner or a person, or it still runs: the rest of its curve is unknown
+    FAILED = "failed"  #: by an error, or it has not begun: it has no result
+
+
+ENDINGS = tuple(Ending)  # their places are stored in files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One recorded trial."""
+
+    number: int
+    space: dict[str, BaseDistribution]  # in the order of suggestion
+    params: tuple[float, ...]  # in Optuna's internal representation, in the order of `space`
+    steps: tuple[int, ...]  # ascending; at which a value was reported
+    curve: tuple[float, ...]  # the values reported there
+    value: float | None  # the trial's value, None without one
+    ending: Ending
+    seconds: float  # of one epoch
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the trial reported values and ended by itself."""
+        return bool(self.curve) and self.ending in (Ending.COMPLETE, Ending.DIVERGED)
+
+    @property
+    def external(self) -> dict[str, Any]:
+        """The parameters by name, as an objective sees them."""
+        named = zip(self.space.items(), self.params, strict=True)
+        return {name: distribution.to_external_repr(value) for (name, distribution), value in named}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The recorded trials of one study, by number."""
+
+    document: Mapping[str, Any]  # the study's spec, without how it was run
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def spec(self) -> StudySpec:
+        """The study's spec."""
+        return StudySpec.from_document(as_meant(self.document))
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def sign(self) -> float:
+        """The factor, 1 or -1, after which higher values are better."""
+        return 1.0 if self.spec.direction == "maximize" else -1.0
+
+    @cached_property
+    def whole(self) -> tuple[int, ...]:
+        """The places of the whole rows."""
+        return tuple(place for place, row in enumerate(self.rows) if row.is_whole)
+
+    @cached_property
+    def complete(self) -> tuple[int, ...]:
+        """The places of the COMPLETE rows that have a value, best first. Of equal ones the lower number comes first."""
+        found = [
+            place for place, row in enumerate(self.rows) if row.ending is Ending.COMPLETE and row.value is not None
+        ]
+        return tuple(sorted(found, key=lambda place: -self.sign * (self.rows[place].value or 0.0)))
+
+    @property
+    def longest(self) -> int:
+        """The largest number of reports of a row."""
+        return max((len(row.curve) for row in self.rows), default=0)
+
+    @property
+    def last_step(self) -> int:
+        """The largest step of a row."""
+        return max((row.steps[-1] for row in self.rows if row.steps), default=0)
+
+    def count(self, ending: Ending) -> int:
+        """Return the number of rows that ended so."""
+        return sum(row.ending is ending for row in self.rows)
+
+    def goal(self, share: float) -> float:
+        """Return the value of the last row within the best share of the COMPLETE rows, at least one."""
+        place = self.complete[max(math.ceil(share * len(self.complete)), 1) - 1]
+        value = self.rows[place].value
+        assert value is not None
+        return value
+
+    @cached_property
+    def best(self) -> float:
+        """The best value of a COMPLETE row, at its end or at any report."""
+        found = [self.sign * value for place in self.complete for value in self._values(self.rows[place])]
+        return self.sign * max(value for value in found if math.isfinite(value))
+
+    @staticmethod
+    def _values(row: Row) -> Sequence[float]:
+        return row.curve if row.value is None else (*row.curve, row.value)
+
+
+# --- its file ---------------------------------------------------------------------------------------------------------
+
+
+def save(table: Table, path: Path) -> None:
+    """Write a table as compressed numpy arrays. Curves, values and seconds are rounded to 32 bits."""
+    spaces: dict[tuple[tuple[str, str], ...], int] = {}
+    place_of = [spaces.setdefault(_described(row.space), len(spaces)) for row in table.rows]
+    steps = sorted({step for row in table.rows for step in row.steps})
+    column = {step: place for place, step in enumerate(steps)}
+    curves = np.full((len(table.rows), len(steps)), np.nan, np.float32)
+    is_reported = np.zeros(curves.shape, bool)  # a reported value may be NaN
+    params = np.full((len(table.rows), max((len(row.params) for row in table.rows), default=0)), np.nan)
+    for place, row in enumerate(table.rows):
+        at = [column[step] for step in row.steps]
+        curves[place, at], is_reported[place, at] = row.curve, True
+        params[place, : len(row.params)] = row.params
+    header = {"version": VERSION, "document": table.document, "spaces": list(spaces)}
+    arrays: dict[str, Any] = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "numbers": np.array([row.number for row in table.rows], np.int32),
+        "spaces": np.array(place_of, np.int32),
+        "params": params,
+        "steps": np.array(steps, np.int32),
+        "curves": curves,
+        "is_reported": is_reported,
+        "values": np.array([math.nan if row.value is None else row.value for row in table.rows], np.float32),
+        "endings": np.array([ENDINGS.index(row.ending) for row in table.rows], np.uint8),
+        "seconds": np.array([row.seconds for row in table.rows], np.float32),
+    }
+    try:
+        with atomic_write(path) as part:
+            np.savez_compressed(part, **arrays)
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with --save") from None
+
+
+def load(path: Path) -> Table:
+    """Read a table. Raises StudyError if the file is missing or not one of ours."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(bytes(arrays["header"]))
+        version = header["version"]
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file; `hpo replay STUDY --save {path}` writes one") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise StudyError(
+            f"{path}: is not a table of recorded trials; `hpo replay STUDY --save FILE` writes one"
+        ) from None
+    if version != VERSION:
+        raise StudyError(f"{path}: has version {version}, this hpo reads version {VERSION}; update hpo here")
+    spaces = [space_of(tuple((name, text) for name, text in one)) for one in header["spaces"]]
+    return Table(
+        document=header["document"],
+        rows=tuple(_row(arrays, place, spaces) for place in range(len(arrays["numbers"]))),
+    )
+
+
+def _described(space: Mapping[str, BaseDistribution]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, distribution_to_json(distribution)) for name, distribution in space.items())
+
+
+def _row(arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseDistribution]]) -> Row:
+    space = spaces[arrays["spaces"][place]]
+    is_reported = arrays["is_reported"][place]
+    value = float(arrays["values"][place])
+    return Row(
+        number=int(arrays["numbers"][place]),
+        space=space,
+        params=tuple(arrays["params"][place, : len(space)].tolist()),
+        steps=tuple(arrays["steps"][is_reported].tolist()),
+        curve=tuple(arrays["curves"][place, is_reported].tolist()),
+        value=None if math.isnan(value) else value,
+        ending=ENDINGS[arrays["endings"][place]],
+        seconds=float(arrays["seconds"][place]),
+    )

@@ -1,0 +1,186 @@
+"""A replay decides as the live study did: the same pruner, the same sampler, on what really happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from hpo.lab import plan as plans
+from hpo.lab import recording, replay
+from hpo.lab.plan import Plan
+from hpo.lab.replay import TrialEnd
+from hpo.lab.table import Ending, Table
+from hpo.spec import seeds
+from hpo.study.study import Study
+from hpo.worker import loop as worker_loop
+from hpo.worker.signals import StopSignal
+from tests.support.tables import DECLARED, falling, row, table
+from tests.support.trials import MakeStudy
+
+EPOCHS = 9
+PRUNERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "median": {"n_startup_trials": 3},
+    "percentile": {"percentile": 40.0, "n_warmup_steps": 2, "interval_steps": 2},
+    "successive_halving": {"reduction_factor": 2},
+    "hyperband": {"max_resource": EPOCHS},
+    "patient": {"patience": 2, "wrapped": "median"},
+    "threshold": {"upper": 1.5},
+}
+
+
+def objective(trial: optuna.Trial) -> float:
+    """Train one of two made-up models, whose curves cross."""
+    rate = trial.suggest_float("rate", 1e-3, 1.0, log=True)
+    bumpy = trial.suggest_categorical("model", ["smooth", "bumpy"]) == "bumpy"
+    width = trial.suggest_int("width", 1, 8) if bumpy else 0
+    value = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        value = abs(math.log(rate) + 3) * (1 / epoch + 0.1) + (0.3 * math.sin(width * epoch) if bumpy else 0.0)
+        trial.report(value, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    if trial.number % 11 == 7:
+        raise RuntimeError("fails at its end")
+    return value
+
+
+def work(study: Study) -> Table:
+    """Let one worker run a study, and return its table."""
+    assert worker_loop.work(study, objective, study.ledger("w"), StopSignal()) == 0
+    return recording.record(study)
+
+
+def lived(study: Study) -> list[tuple[TrialState, int]]:
+    """Return the state and the epochs of each trial."""
+    return [(trial.state, len(trial.intermediate_values)) for trial in study.optuna.get_trials(deepcopy=False)]
+
+
+def replayed(plan: Plan, seed: int = 0) -> list[tuple[TrialState, int]]:
+    ends = sorted(replay.run(plan, seed).ends, key=lambda end: end.number)
+    return [(end.state, end.epochs) for end in ends]
+
+
+def plan_of(found: Table, pruner: str, sampler: str = plans.RECORDED, workers: int = 1) -> Plan:
+    settings = [f"pruner.{key}={value}" for key, value in PRUNERS[pruner].items()]
+    return plans.make(found, sampler=sampler, pruner=pruner, settings=settings, workers=workers)
+
+
+@pytest.fixture
+def storage_kind() -> str:
+    return "sqlite"
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_the_recorded_order_and_pruner_give_the_live_decisions(make_study: MakeStudy, pruner: str) -> None:
+    """From the curves that this pruner has cut off, and from the whole curves of the same trials."""
+    pruned = make_study(trials=30, pruner={"name": pruner, **PRUNERS[pruner]}, failures={"in_a_row": 99})
+    of_pruned = work(pruned)
+    whole = work(make_study(trials=30, name="whole", failures={"in_a_row": 99}))
+    states = {state for state, _ in lived(pruned)}
+    assert (TrialState.COMPLETE in states, TrialState.PRUNED in states) == (True, pruner != "none")
+    assert replayed(plan_of(of_pruned, pruner)) == lived(pruned)
+    same_name = dataclasses.replace(whole, document={**whole.document, "name": pruned.name})  # Hyperband's brackets
+    assert replayed(plan_of(same_name, pruner)) == lived(pruned)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_sampler_proposes_the_trials_of_its_own_study_again(make_study: MakeStudy, sampler: str) -> None:
+    """One worker and the same seed: each proposal is a recorded trial bit for bit, in the recorded order."""
+    settings = {"name": sampler} | ({"n_startup_trials": 5, "group": True} if sampler == "tpe" else {})
+    live = make_study(
+        trials=25,
+        sampler=settings,
+        seed=seeds.derive(0, "replay"),
+        failures={"in_a_row": 99, "exception": {"retries": 0, "then": "prune"}},
+    )
+    found = work(live)
+    whole = dataclasses.replace(
+        found, rows=tuple(dataclasses.replace(one, ending=Ending.COMPLETE, value=one.curve[-1]) for one in found.rows)
+    )
+    options = [f"sampler.{key}={str(value).lower()}" for key, value in settings.items() if key != "name"]
+    course = replay.run(plans.make(whole, sampler=sampler, pruner="none", settings=options, workers=1), 0)
+    assert [end.number for end in course.ends] == list(range(25))
+    assert (course.distances, course.strays) == ([0.0] * 25, 0)
+
+
+# --- workers and time -------------------------------------------------------------------------------------------------
+
+
+def test_each_worker_trains_one_trial_and_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "SPEEDS", (1.0, 1.0))
+    course = replay.run(plans.make(table(*falling(5)), sampler="recorded", pruner="none", workers=2), 0)
+    assert (course.epochs, course.seconds) == (20, 12.0)  # trials 0 and 1, 2 and 3, then 4 alone
+    assert [end.number for end in course.ends] == [0, 1, 2, 3, 4]
+    assert [(moment.epochs, moment.seconds, moment.value) for moment in course.bests] == [
+        (1, 1.0, 100.0),
+        (3, 2.0, 99.0),
+        (5, 3.0, 98.0),
+        (7, 4.0, 97.0),
+    ]
+
+
+def test_a_slower_row_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "SPEEDS", (2.0, 2.0))
+    slow = row(0, [3.0, 2.0], seconds=5.0)
+    course = replay.run(plans.make(table(slow, row(1, [3.0, 1.0])), sampler="recorded", pruner="none", workers=2), 0)
+    assert (course.seconds, [end.number for end in course.ends]) == (5.0, [1, 0])
+
+
+def test_workers_have_speeds_of_their_own_by_the_seed() -> None:
+    plan = plans.make(table(*falling(40)), sampler="recorded", pruner="none", workers=3)
+    seconds = [replay.run(plan, seed).seconds for seed in (1, 1, 2)]
+    assert seconds[0] == seconds[1] != seconds[2]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsga2", "qmc"])
+def test_a_sampler_uses_each_row_once_until_the_budget_or_the_rows_are_spent(sampler: str) -> None:
+    plan = plans.make(table(*falling(12)), sampler=sampler, pruner="none", workers=3, epochs=30)
+    course = replay.run(plan, 0)
+    assert course.epochs == 30
+    ended = [end.number for end in replay.run(dataclasses.replace(plan, epochs=1000), 0).ends]
+    assert sorted(ended) == list(range(12))
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+THRESHOLD = ["pruner.upper=5"]
+
+
+def ends(found: Table, *settings: str, pruner: str = "none") -> list[TrialEnd]:
+    plan = plans.make(found, sampler="recorded", pruner=pruner, settings=settings, workers=1)
+    return replay.run(plan, 0).ends
+
+
+def test_a_cut_curve_is_unknown_beyond_its_end() -> None:
+    found = table(row(0, [4.0, 4.0]), row(1, [4.0], Ending.CUT), row(2, [4.0, 9.0], Ending.CUT))
+    assert [(end.state.name, end.epochs, end.is_unknown) for end in ends(found, *THRESHOLD, pruner="threshold")] == [
+        ("COMPLETE", 2, False),
+        ("PRUNED", 1, True),
+        ("PRUNED", 2, False),  # the pruner ends it where it was cut
+    ]
+
+
+def test_trials_end_as_they_did_where_no_pruner_ends_them() -> None:
+    found = table(
+        row(0, [1.0]), row(1, [1.0, math.nan], Ending.DIVERGED), row(2, [], Ending.FAILED), row(3, [1.0], Ending.FAILED)
+    )
+    assert [(end.state.name, end.epochs, end.is_unknown) for end in ends(found)] == [
+        ("COMPLETE", 1, False),
+        ("PRUNED", 2, False),
+        ("FAIL", 0, False),
+        ("FAIL", 1, False),
+    ]
+
+
+def test_a_declared_trial_that_has_ended_is_not_judged() -> None:
+    """A worker does not ask the pruner about it. An objective of the user's own asks after its last report, too."""
+    rows = row(0, [4.0, 9.0]), row(1, [9.0, 4.0])
+    assert [end.state.name for end in ends(table(*rows), *THRESHOLD, pruner="threshold")] == ["PRUNED", "PRUNED"]
+    declared = ends(table(*rows, document=DECLARED), *THRESHOLD, pruner="threshold")
+    assert [end.state.name for end in declared] == ["COMPLETE", "PRUNED"]

@@ -1,0 +1,174 @@
+"""What replays with many seeds show together, and the command that prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpo import cli
+from hpo.errors import SpecError, StudyError
+from hpo.lab import plan as plans
+from hpo.lab import replay, report
+from hpo.lab import table as tables
+from hpo.lab.plan import Plan
+from hpo.lab.report import Quartiles
+from hpo.lab.table import Ending, Table
+from tests.support.tables import falling, row, table
+
+
+def plan(found: Table, pruner: str = "none", workers: int = 1, **settings: float) -> Plan:
+    return plans.make(found, sampler="recorded", pruner=pruner, workers=workers, **settings)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_goal_the_regrets_and_the_share_that_missed() -> None:
+    """Trial 1 of three is the best: 8 of 12 epochs are over when it ends, and half of the budget is over at epoch 6."""
+    found = table(row(0, [9.0, 8.0, 7.0, 6.0]), row(1, [5.0, 4.0, 3.0, 2.0]), row(2, [9.0] * 4))
+    shown = report.replay_all(plan(found), seeds=30, processes=1)
+    assert (shown.seeds, shown.epochs, shown.reached_after, shown.missed) == (1, 12, (8.0,), 0.0)
+    assert {share: regret.median for share, regret in shown.regrets.items()} == {0.25: 5.0, 0.5: 2.0, 1.0: 0.0}
+    assert (shown.table.best, shown.table.goal, shown.table.at_goal, shown.complete) == (2.0, 2.0, 1, 3)
+    short = report.replay_all(dataclasses.replace(plan(found), epochs=6), seeds=30, processes=1)
+    assert (short.reached_after, short.missed, short.regrets[1.0].median) == ((math.inf,), 1.0, 2.0)
+
+
+def test_quartiles_are_numbers_of_replays() -> None:
+    assert Quartiles.of([4.0, 1.0, 3.0, 2.0, math.inf]) == Quartiles(low=2.0, median=3.0, high=4.0)
+    assert Quartiles.of([1.0, math.inf, math.inf]).median == math.inf
+
+
+def test_processes_change_nothing() -> None:
+    once = plans.make(table(*falling(30)), sampler="random", pruner="none", workers=3, epochs=1000)
+    shown = [report.replay_all(once, seeds=3, processes=count) for count in (1, 2)]
+    times = dict.fromkeys(("sampler_seconds", "suggestion_seconds", "pruner_seconds"), 0.0)
+    assert dataclasses.replace(shown[0], **times) == dataclasses.replace(shown[1], **times)
+    assert len(set(shown[0].reached_after)) > 1
+
+
+# --- would this pruner have killed my winner? -------------------------------------------------------------------------
+
+LATE = [row(0, [5.0, 4.0, 3.0]), row(1, [6.0, 3.0, 2.0]), row(2, [9.0, 8.0, 1.0])]  # the last wins by its last epoch
+
+
+def test_the_winner_s_fate() -> None:
+    killed = report.replay_all(plan(table(*LATE), "successive_halving"), seeds=9, processes=1).winner
+    kept = report.replay_all(plan(table(*LATE), "median"), seeds=9, processes=1).winner
+    assert killed == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=(1,))
+    assert kept == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=())
+
+
+# --- cut curves -------------------------------------------------------------------------------------------------------
+
+CUT = [*falling(8), row(8, [1.0], Ending.CUT), row(9, [1.0, 1.0], Ending.CUT)]
+
+
+def test_too_many_cut_curves_are_refused() -> None:
+    with pytest.raises(StudyError, match=r"^2 of 10 trials were cut off .* more than 10%; .* pruner = \"none\""):
+        report.replay_all(plan(table(*CUT)), seeds=1, processes=1)
+    with pytest.raises(StudyError, match=r"^2 of 10 trials were cut off"):
+        plans.make(table(*CUT), sampler="random", pruner="none")
+    assert report.replay_all(plan(table(*CUT), most_cut=0.2), seeds=1, processes=1).unknown == 2
+
+
+def test_a_sampler_is_given_no_cut_curve() -> None:
+    course = replay.run(plans.make(table(*CUT), sampler="random", pruner="none", most_cut=0.2, epochs=1000), 0)
+    assert sorted(end.number for end in course.ends) == list(range(8))
+
+
+def test_a_cut_curve_that_the_pruner_ends_earlier_is_known() -> None:
+    found = plan(table(*falling(8), row(8, [900.0] * 3, Ending.CUT), row(9, [900.0] * 3, Ending.CUT)), "median")
+    assert report.replay_all(found, seeds=1, processes=1).unknown == 0
+
+
+# --- names and options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sampler": "tp"}, r"--sampler tp: there is no such sampler \(did you mean 'tpe'\?\)"),
+        ({"sampler": "x"}, r"--sampler x: there is no such sampler \(known: cmaes, .*, qmc, random, recorded, tpe\)"),
+        ({"pruner": "asha"}, r"--pruner asha: there is no such pruner \(known: hyperband, "),
+        ({"settings": ["pruner.interval_steps=x"]}, r"pruner\.interval_steps = 'x': input should be a valid integer"),
+        (
+            {"settings": ["interval_steps=3"]},
+            r"--set interval_steps=3: is not an option; write --set sampler\.KEY=VALUE",
+        ),
+        (
+            {"sampler": "recorded", "settings": ["sampler.x=1"]},
+            r"--set sampler\.x: the recorded order takes no options",
+        ),
+    ],
+)
+def test_wrong_names_and_options_are_refused(given: dict[str, list[str] | str], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        plans.make(table(*falling(3)), **{"sampler": "tpe", "pruner": "median", **given})
+
+
+def test_options_are_those_of_a_study_file() -> None:
+    settings = ["sampler.n_startup_trials=3", "pruner.reduction_factor=4"]
+    spec = plans.make(table(*falling(3, epochs=7)), sampler="tpe", pruner="hyperband", settings=settings).spec
+    assert (spec.sampler["n_startup_trials"], spec.sampler["multivariate"]) == (3, True)
+    assert spec.pruner == {"name": "hyperband", "min_resource": 1, "max_resource": 7, "reduction_factor": 4}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+Hpo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hpo:
+    """Run `hpo replay` in a folder with the table made.npz; return its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HPO_STORAGE", raising=False)
+    tables.save(table(*LATE), tmp_path / "made.npz")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hpo", "replay", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+def test_the_command_answers_in_one_sentence(hpo: Hpo) -> None:
+    code, out, err = hpo("made.npz", "--sampler", "recorded", "--pruner", "successive_halving", "--workers", "1")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert (
+        lines[0] == "table    made: 3 whole curves of up to 3 epochs; minimize value, best 1.0000, top 1 % from 1.0000"
+    )
+    assert lines[1] == "replay   sampler recorded, pruner successive_halving, 1 worker, 1 replay of 5 epochs"
+    assert lines[2] == "top 1 %  never (never to never) epochs, never simulated; missed by 1 of 1 (100%)"
+    assert lines[-1] == (
+        "winner   would successive_halving have ended the winner, trial 2 (1.0000)? Yes, in 1 of 1 replay, after epoch 1 of 3"
+    )
+
+
+def test_the_command_prints_json(hpo: Hpo) -> None:
+    code, out, _ = hpo(
+        "made.npz", "--sampler", "random", "--pruner", "none", "--seeds", "2", "--processes", "1", "--json"
+    )
+    found = json.loads(out)
+    assert (code, found["seeds"], found["epochs"], found["table"]["goal"], found["winner"]) == (0, 2, 9, 1.0, None)
+
+
+def test_the_command_says_what_is_wrong(hpo: Hpo) -> None:
+    assert hpo("other.npz") == (
+        2,
+        "",
+        "error: other.npz: no such file; `hpo replay STUDY --save other.npz` writes one\n",
+    )
+    code, _, err = hpo("digits")
+    assert (code, "studies.db: no such file" in err) == (2, True)

@@ -1,0 +1,139 @@
+"""Tables: what is read from a study, what a file keeps, and which row stands for a proposal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hpo.errors import StudyError
+from hpo.lab import recording
+from hpo.lab import table as tables
+from hpo.lab.pool import Pool
+from hpo.lab.table import Ending
+from hpo.study import resolve
+from tests.support.paths import ROOT
+from tests.support.tables import DECLARED, X, falling, row, table
+from tests.support.trials import MakeStudy
+
+KIND = CategoricalDistribution(["a", "b"])
+
+
+@pytest.fixture
+def storage_kind() -> str:
+    return "sqlite"
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_without_curves_and_one_with_several_objectives_are_refused(make_study: MakeStudy) -> None:
+    empty = make_study(name="empty")
+    with pytest.raises(StudyError, match=r"study 'empty': has no complete trial"):
+        recording.record(empty)
+    empty.optuna.tell(empty.optuna.ask(), 1.0)
+    with pytest.raises(StudyError, match=r"study 'empty': has no curves"):
+        recording.record(empty)
+    several = make_study(name="several", direction=None, objectives={"loss": "minimize", "size": "minimize"})
+    with pytest.raises(StudyError, match=r"study 'several' has several objectives; a replay supports one"):
+        recording.record(several)
+
+
+# --- its file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
+    kept = table(
+        row(0, [0.1, math.nan], steps=(1, 5), seconds=0.3),
+        row(1, [math.inf], Ending.DIVERGED, space={"kind": KIND, "x": X}, params=(1.0, 1 / 3)),
+        row(2, [], Ending.FAILED, space={}, params=()),
+        document=DECLARED,
+    )
+    tables.save(kept, tmp_path / "made.npz")
+    found = tables.load(tmp_path / "made.npz")
+    assert found.document == DECLARED
+    assert [one.params for one in found.rows] == [(0.0,), (1.0, 1 / 3), ()]
+    assert [one.space for one in found.rows] == [{"x": X}, {"kind": KIND, "x": X}, {}]
+    assert [one.steps for one in found.rows] == [(1, 5), (1,), ()]
+    assert repr([one.curve for one in found.rows]) == repr([(float(np.float32(0.1)), math.nan), (math.inf,), ()])
+    assert [one.value for one in found.rows] == [None, None, None]  # a COMPLETE trial's value is never NaN
+    assert [one.ending for one in found.rows] == [Ending.COMPLETE, Ending.DIVERGED, Ending.FAILED]
+    assert found.rows[0].seconds == float(np.float32(0.3))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    missing, text, other, later = (tmp_path / f"{name}.npz" for name in ("missing", "text", "other", "later"))
+    text.write_text("no table")
+    np.savez(other, x=np.zeros(3))
+    tables.save(table(*falling(2)), later)
+    arrays = dict(np.load(later))
+    header = json.loads(bytes(arrays["header"])) | {"version": 99}
+    np.savez(later, **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    for file, said in (
+        (missing, "no such file"),
+        (text, "is not a table of recorded trials"),
+        (other, "is not a table of recorded trials"),
+        (later, "has version 99, this hpo reads version 1"),
+    ):
+        with pytest.raises(StudyError, match=said):
+            tables.load(file)
+
+
+# --- what is best -----------------------------------------------------------------------------------------------------
+
+
+def test_the_goal_is_the_worst_value_within_the_best_share() -> None:
+    found = table(*falling(200))  # final values 97 to 296
+    assert [found.goal(share) for share in (0.001, 0.01, 0.5)] == [97.0, 98.0, 196.0]
+    assert found.best == 97.0
+    turned = dataclasses.replace(found, document={**found.document, "direction": "maximize"})
+    assert (turned.goal(0.01), turned.best) == (295.0, 299.0)  # the best of all reports is a first one
+
+
+# --- the nearest row --------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_unused_row_stands_for_a_proposal() -> None:
+    pool = Pool(table(*falling(5)), range(5))  # x is 0, 0.01, ... 0.04
+    found = [pool.take({"x": (X, 0.018)}) for _ in range(5)]
+    assert [match.place for match in found] == [2, 1, 3, 0, 4]
+    assert [round(match.distance, 6) for match in found] == [0.002, 0.008, 0.012, 0.018, 0.022]
+    assert (len(pool), all(match.is_of_branch for match in found)) == (0, True)
+
+
+def test_distances_are_shares_of_the_ranges() -> None:
+    rate, width = FloatDistribution(1e-4, 1.0, log=True), IntDistribution(0, 10)
+    space = {"rate": rate, "width": width, "kind": KIND}
+    rows = [row(0, [1.0], space=space, params=(1e-2, 5.0, 0.0)), row(1, [1.0], space=space, params=(1.0, 5.0, 0.0))]
+    pool = Pool(table(*rows), range(2))
+    match = pool.take({"rate": (rate, 1e-4), "width": (width, 5.0), "kind": (KIND, 1.0)})
+    assert (match.place, round(match.distance, 6)) == (0, round(math.sqrt((0.5**2 + 0 + 1) / 3), 6))
+
+
+def test_a_row_of_another_branch_is_taken_only_if_the_own_branch_has_none_left() -> None:
+    branch = {"x": X, "kind": KIND}
+    rows = [row(0, [1.0], space=branch, params=(0.9, 0.0)), row(1, [1.0]), row(2, [1.0])]  # x is 0.01 and 0.02
+    pool = Pool(table(*rows), range(3))
+    proposal = {"x": (X, 0.02), "kind": (KIND, 0.0)}
+    found = [pool.take(proposal) for _ in range(3)]
+    assert [(match.place, match.is_of_branch) for match in found] == [(0, True), (2, False), (1, False)]
+    assert found[1].distance == math.sqrt(1 / 2)
+
+
+# --- the tables of this repository ------------------------------------------------------------------------------------
+
+TABLES = sorted((ROOT / "benchmarks" / "tables").glob("*.npz"))
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
+def test_a_table_of_ours_is_small_and_was_recorded_with_the_file_beside_it(file: Path) -> None:
+    found, recorded_with = tables.load(file), resolve.read(file.with_suffix(".toml")).spec
+    assert file.stat().st_size < 500_000
+    assert found.document == {"format": recorded_with.format, **recorded_with.identity}
+    assert (recorded_with.sampler["name"], recorded_with.pruner["name"]) == ("random", "none")
+    assert (len(found.rows), found.count(Ending.CUT)) == (recorded_with.budget.trials, 0)
