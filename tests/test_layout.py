@@ -131,7 +131,7 @@ def test_only_assembly_and_the_final_training_name_the_test_split() -> None:
 
 
 def test_only_these_rename_and_sync_files() -> None:
-    """A file that must appear whole is written by `hpo.files.atomic_write`; the cache of data renames whole folders."""
+    """A file that must appear whole is written by `hpo.files.atomic_write`; two modules rename whole folders."""
     asked = ("fsync", "replace", "rename", "renames", "NamedTemporaryFile", "mkstemp")
     found = {
         module
@@ -140,7 +140,7 @@ def test_only_these_rename_and_sync_files() -> None:
         if isinstance(node, ast.Attribute) and node.attr in asked and isinstance(node.value, ast.Name)
         if node.value.id in ("os", "tempfile", "shutil") or node.attr in ("fsync", "rename")
     }
-    assert found == {"hpo.files", "hpo.data.cache"}
+    assert found == {"hpo.files", "hpo.data.cache", "hpo.study.program_folder"}
 
 
 def test_the_readers_of_a_study_write_nothing() -> None:
