@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo import text
 from hpo.api.borders import called
-from hpo.api.settings import document
+from hpo.api.settings import WAYS, document
 from hpo.api.study import Study
 from hpo.errors import SpecError, StudyError, located
 
@@ -198,6 +198,8 @@ def _of_function(
         reference = found.reference if found else pickled.write(function, pickles)
         kind = "train" if "space" in settings else "objective"
         spec = StudySpec.from_document({"name": name, kind: reference, **given})
+        if kind == "train" and spec.is_pinned:
+            raise SpecError(f"space: has no range or choices to search; {WAYS}")
     return spec, found.folder if found else pickles
 
 

@@ -22,36 +22,49 @@ OF_OPTUNA = {
     "gc_after_trial": 'leave it out; recovery={"recycle_trials": 1} starts a new process for each trial',
 }
 
+WAYS = 'a range is {"low": 0.0, "high": 1.0}, choices are {"choices": ["a", "b"]}'
+
 
 def document(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with plain values: NumPy's numbers become Python's, a tuple or an array becomes a list.
 
-    Raises SpecError for a setting of Optuna that has another name here, and for a sampler or pruner that is an object.
+    Raises SpecError for a setting of Optuna that has another name here, and for an object that no file could hold.
     """
     for key in settings.keys() & OF_OPTUNA.keys():
         raise SpecError(f"hpo.search: {key}: hpo does not take it; {OF_OPTUNA[key]}")
-    return {key: _part(key, value) if key in PARTS else plain(value) for key, value in settings.items()}
+    return {key: _part(key, value) if key in PARTS else plain(value, key) for key, value in settings.items()}
 
 
 def _part(key: str, value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Mapping):
-        return plain(value)
+        return plain(value, key)
     raise SpecError(
         f"hpo.search: {key} = {value!r}: each worker makes the {key} itself; give its name, such as {key}={PARTS[key]!r}, or "
         f'a dict with "name" and its options'
     )
 
 
-def plain(value: Any) -> Any:
-    """Return a value as a study file could hold it. What it cannot hold is returned as it is, and refused later."""
+def plain(value: Any, path: str) -> Any:
+    """Return a value as a study file could hold it.
+
+    Args:
+        value: the value.
+        path: where it stands, for the message.
+
+    Raises SpecError for any other object.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return plain(value.tolist(), path)
+    if isinstance(value, bool | int | float | str | None):
+        return value
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Enum):  # optuna.study.StudyDirection
         return value.name.lower()
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return value.tolist()
-    return value
+    raise SpecError(
+        f"hpo.search: {path} = {value!r}: has type {type(value).__name__}; give a number, a text, a list or a dict; {WAYS}"
+    )

@@ -1,7 +1,7 @@
 """Starts local workers by forking a server that has imported torch once. So N workers start in the time of one.
 
-The server is multiprocessing's forkserver. It opens no GPU, no connection and no file, and runs no user code. It ends with the
-process that started it.
+The server is a forkserver of multiprocessing, apart from the one that user code may start. It opens no GPU, no connection and no
+file, and runs no user code. It ends with the process that started it. On Linux it adopts what killed workers leave running.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, util
@@ -20,9 +21,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
+from hpo.worker import descendants
 from hpo.worker.signals import ORDER
 
 CONTEXT = multiprocessing.get_context("forkserver")
+SERVER = forkserver.ForkServer()
+_starting = threading.Lock()  # held while a worker starts, so that no worker is taken for an orphan
+_started: set[int] = set()  # ids of all workers
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
 #: Preloaded for a declared study only. A user's own objective may set options of torch before it imports torch.
 DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection"]
@@ -42,9 +47,9 @@ def warm_up(executor: str | None) -> None:
         executor: the `executor` of a declared study; None for a user's own objective.
     """
     declared = [] if executor is None else DECLARED + COMPILER if executor == "loop" else DECLARED
-    CONTEXT.set_forkserver_preload(ANY + declared)
+    SERVER.set_forkserver_preload(ANY + declared)
     with _as_the_server_needs_it():
-        forkserver.ensure_running()
+        SERVER.ensure_running()
 
 
 @contextmanager
@@ -72,6 +77,17 @@ def _as_the_server_needs_it() -> Iterator[None]:
 
 
 @contextmanager
+def _from_our_server() -> Iterator[None]:
+    """Start processes from our server. multiprocessing knows one server, which belongs to user code."""
+    theirs = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = SERVER.connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = theirs
+
+
+@contextmanager
 def _without_the_script() -> Iterator[None]:
     """Hide the script that this process runs. multiprocessing would run it once more in each worker."""
     script = sys.modules["__main__"]
@@ -88,28 +104,39 @@ def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -
     A killed server is started again. Raises EOFError or OSError if the server is killed during the call.
     """
     worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], {**environment}, str(log), os.getcwd()))
-    with _as_the_server_needs_it(), _without_the_script():
+    with _starting, _as_the_server_needs_it(), _from_our_server(), _without_the_script():
         worker.start()
+        _started.add(pid_of(worker))
     return worker
+
+
+def pid_of(worker: BaseProcess) -> int:
+    assert worker.pid is not None
+    return worker.pid
 
 
 def ask(worker: BaseProcess) -> None:
     """Ask a worker to park its trials and leave."""
-    assert worker.pid is not None
     with suppress(ProcessLookupError):
-        os.kill(worker.pid, ORDER)
+        os.kill(pid_of(worker), ORDER)
 
 
 def kill(worker: BaseProcess) -> None:
     """Kill a worker. By its process id, since multiprocessing cannot signal a worker whose server is gone."""
-    assert worker.pid is not None
     with suppress(ProcessLookupError):
-        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(pid_of(worker), signal.SIGKILL)
+
+
+def end_orphans() -> None:
+    """Kill what the server has adopted, with its descendants. It began in workers that were killed."""
+    with _starting:
+        for server in ids():
+            descendants.end(of=server, but=_started)
 
 
 def ids() -> frozenset[int]:
     """Return the process id of the server as a set, empty without a server."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server = SERVER._forkserver_pid  # type: ignore[attr-defined]
     return frozenset() if server is None else frozenset({server})
 
 

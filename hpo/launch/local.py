@@ -286,6 +286,7 @@ class Fleet:
         workers = {
             slot.pid for slot in self.slots if slot.process is not None
         }  # our own children if their server is gone
+        fork_server.end_orphans()
         descendants.end_orphans(but=self._own_children | fork_server.ids() | workers)
 
     def end(self) -> None:

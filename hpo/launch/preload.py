@@ -1,4 +1,4 @@
-"""The first module that the fork server imports. It blocks signals in the server.
+"""The first module that the fork server imports. It blocks signals in the server, and lets it adopt orphans.
 
 A terminal or Slurm signals every process of a group. The server must survive this, since it reports how its workers ended. A
 signal to a new worker stays pending until the worker's `StopSignal` is installed.
@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 import time
+import warnings
 
+from hpo.worker import descendants
 from hpo.worker.signals import HEARD
 
 STARTER_SECONDS = 1.0  # for the starter to end after its pipe was closed
@@ -25,6 +27,8 @@ def _tidy(server: int, starter: int, folder: str) -> None:
         time.sleep(0.01)
 
 
+descendants.adopt_orphans()
+warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")  # of an orphan
 signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
 if (folder := os.environ.get("HPO_SERVER_FOLDER")) is not None:
     atexit.register(_tidy, os.getpid(), os.getppid(), folder)

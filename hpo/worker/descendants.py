@@ -28,9 +28,14 @@ GONE_SECONDS = 1.0  # for which killed processes are waited for
 
 def adopt() -> None:
     """Adopt orphaned descendants from now on, and end all descendants when this process ends."""
+    adopt_orphans()
+    atexit.register(_end_of, os.getpid())  # registered before user code's own, so it runs last
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all below this process whose parent ends. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    atexit.register(_end_of, os.getpid())  # registered before user code's own, so it runs last
 
 
 def _end_of(process: int) -> None:
@@ -38,19 +43,20 @@ def _end_of(process: int) -> None:
         end()
 
 
-def end(*, but: Collection[int] = ()) -> None:
-    """Kill all descendants of this process and wait up to GONE_SECONDS until they are gone.
+def end(*, of: int | None = None, but: Collection[int] = ()) -> None:
+    """Kill all descendants of a process and wait up to GONE_SECONDS until they are gone.
 
     Args:
+        of: the id of the process. By default it is this one.
         but: ids of children to spare, with their own descendants.
     """
-    if not _has_children():
+    if of is None and not _has_children():
         return
     import psutil
 
     deadline = time.monotonic() + GONE_SECONDS
     # In a loop, because a process may start another one just before it is killed.
-    while (found := _beneath(but)) and time.monotonic() < deadline:
+    while (found := _beneath(of, but)) and time.monotonic() < deadline:
         for process in found:
             with suppress(psutil.Error):
                 process.kill()
@@ -156,7 +162,7 @@ def _has_children() -> bool:
     return True
 
 
-def _beneath(but: Collection[int]) -> list[psutil.Process]:
+def _beneath(top: int | None, but: Collection[int]) -> list[psutil.Process]:
     import psutil
 
     spared = {*but}
@@ -165,7 +171,7 @@ def _beneath(but: Collection[int]) -> list[psutil.Process]:
         spared.add(tracker._resource_tracker._pid)
     found: list[psutil.Process] = []
     with suppress(psutil.Error):
-        for child in psutil.Process().children():
+        for child in psutil.Process(top).children():
             if child.pid not in spared:
                 found.append(child)
                 with suppress(psutil.Error):

@@ -13,6 +13,7 @@ import threading
 import tomllib
 import warnings
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,7 @@ def surroundings() -> dict[str, Any]:
         "verbosity": optuna.logging.get_verbosity(),
         "logging": list(logging.getLogger().handlers),
         "method": multiprocessing.get_start_method(allow_none=True),
+        "server": forkserver._forkserver._forkserver_pid,  # type: ignore[attr-defined]  # multiprocessing's own
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
     }
 
@@ -245,6 +247,21 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"what": "objective", "name": "m", "direction": "minimize", "sampler": optuna.samplers.RandomSampler()},
         hpo.SpecError,
         "each worker makes the sampler itself; give its name, such as sampler='tpe'",
+    ),
+    "a distribution of Optuna": (
+        {
+            "what": "objective",
+            "name": "m",
+            "direction": "minimize",
+            "space": {"x": optuna.distributions.FloatDistribution(0, 1)},
+        },
+        hpo.SpecError,
+        "hpo.search: space.x = FloatDistribution(high=1.0, log=False, low=0.0, step=None): has type FloatDistribution; give",
+    ),
+    "a space without a range": (
+        {"what": "objective", "name": "m", "direction": "minimize", "space": {"x": (0.0, 1.0)}},
+        hpo.SpecError,
+        'hpo.search: space: has no range or choices to search; a range is {"low": 0.0, "high": 1.0}, choices are',
     ),
     "no direction": ({"what": "objective", "name": "m"}, hpo.SpecError, "hpo.search: direction: needed"),
 }

@@ -73,6 +73,14 @@ def test_children_end_with_their_worker(make_study: MakeStudy, recycled_after: i
     assert left(study.code_folder) == (8, [])
 
 
+def test_children_of_a_killed_worker_end_while_the_process_that_started_it_goes_on(make_study: MakeStudy) -> None:
+    """Such as a script that calls `hpo.search`. It adopts nothing itself. Two attempts of the trial are killed."""
+    study = make_study(trials=1, failures={"lost_worker": {"retries": 1}})
+    run_fleet(study, LEAVING.replace("END", "os.kill(os.getpid(), signal.SIGKILL)"))
+    assert [trial.state.name for trial in study.optuna.trials] == ["FAIL"]
+    assert left(study.code_folder) == (8, [])
+
+
 def test_a_pool_of_joblib_does_not_hold_its_worker_up(make_study: MakeStudy) -> None:
     """scikit-learn's `n_jobs` makes one, whose idle processes wait for minutes and are not quite multiprocessing's."""
     code = "from joblib import Parallel, delayed\ndef objective(trial): return sum(Parallel(2)([delayed(abs)(-3.0)] * 2))\n"

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 
+from hpo.launch import fork_server
 from hpo.storage.connect import plain_url
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_curves, hpo_failures, hpo_trials, intermediate_values, trials
@@ -54,6 +56,7 @@ def main(arguments: list[str], environment: dict[str, str], log: str, busy_secon
         busy_seconds: how long SQLite waits for a lock, if otherwise than usual.
     """
     os.environ.update(environment)
+    fork_server.SERVER = forkserver._forkserver  # the one that this process comes from
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

@@ -244,7 +244,6 @@ def objective(trial):
 
 def test_a_signal_to_the_group_leaves_the_server(make_study: MakeStudy) -> None:
     """A signal to the whole group leaves the server that workers are forked from."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test's, in which nothing of ours is loaded
     study = make_study(trials=2)
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
@@ -260,7 +259,8 @@ def test_a_signal_to_the_group_leaves_the_server(make_study: MakeStudy) -> None:
 
 
 def server_of_workers() -> int:
-    return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+    (server,) = fork_server.ids()
+    return server
 
 
 def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +312,6 @@ def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pyt
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(current_process(), "_config", {**vars(current_process())["_config"], "tempdir": None})
-    monkeypatch.setattr(forkserver, "ensure_running", forkserver.ForkServer().ensure_running)
+    monkeypatch.setattr(fork_server, "SERVER", forkserver.ForkServer())
     fork_server.warm_up(None)
     assert tempfile.gettempdir() == str(long)
