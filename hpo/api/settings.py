@@ -55,6 +55,8 @@ def plain(value: Any, path: str) -> Any:
 
     Raises SpecError for any other object.
     """
+    if isinstance(value, Enum):  # such as optuna.study.StudyDirection, which is also an int
+        return value.name.lower()
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return plain(value.tolist(), path)
     if isinstance(value, bool | int | float | str | None):
@@ -63,8 +65,6 @@ def plain(value: Any, path: str) -> Any:
         return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Enum):  # optuna.study.StudyDirection
-        return value.name.lower()
     raise SpecError(
         f"hpo.search: {path} = {value!r}: has type {type(value).__name__}; give a number, a text, a list or a dict; {WAYS}"
     )
