@@ -57,14 +57,13 @@ def table_text(table: TableFacts) -> str:
 
 def winner_text(winner: Winner, pruner: str) -> str:
     """Return in one sentence whether the pruner would have ended the recorded winner."""
-    of = f"{winner.ended} replays" if winner.ended > 1 else f"{winner.ended} replay"
     asked = f"would {pruner} have ended the winner, trial {winner.number} ({value_text(winner.value)})?"
     if not winner.ended:
         return f"{asked} Unknown: it did not end within the budget"
     if not winner.pruned_after:
-        return f"{asked} No, in none of {of}"
-    after = median(winner.pruned_after)
-    return f"{asked} Yes, in {len(winner.pruned_after)} of {of}, after epoch {after:g} of {winner.epochs}"
+        return f"{asked} No" + (f", in none of {winner.ended} replays" if winner.ended > 1 else "")
+    of = f", in {len(winner.pruned_after)} of {winner.ended} replays" if winner.ended > 1 else ""
+    return f"{asked} Yes{of}, after epoch {median(winner.pruned_after):g} of {winner.epochs}"
 
 
 def to_json(report: Report) -> dict[str, Any]:

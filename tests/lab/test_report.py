@@ -19,6 +19,7 @@ from hpo.lab import table as tables
 from hpo.lab.plan import Plan
 from hpo.lab.report import Quartiles
 from hpo.lab.table import Ending, Table
+from hpo.view import replays
 from tests.support.tables import falling, row, table
 
 
@@ -63,6 +64,21 @@ def test_the_winner_s_fate() -> None:
     kept = report.replay_all(plan(table(*LATE), "median"), seeds=9, processes=1).winner
     assert killed == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=(1,))
     assert kept == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=())
+
+
+@pytest.mark.parametrize(
+    ("ended", "pruned_after", "said"),
+    [
+        (0, (), "Unknown: it did not end within the budget"),
+        (1, (), "No"),
+        (9, (), "No, in none of 9 replays"),
+        (9, (1, 3), "Yes, in 2 of 9 replays, after epoch 2 of 8"),
+    ],
+)
+def test_the_winner_s_fate_in_a_sentence(ended: int, pruned_after: tuple[int, ...], said: str) -> None:
+    winner = report.Winner(number=4, value=0.5, epochs=8, ended=ended, pruned_after=pruned_after)
+    asked = "would median have ended the winner, trial 4 (0.5000)? "
+    assert replays.winner_text(winner, "median") == asked + said
 
 
 # --- cut curves -------------------------------------------------------------------------------------------------------
@@ -152,7 +168,7 @@ def test_the_command_answers_in_one_sentence(hpo: Hpo) -> None:
     assert lines[1] == "replay   sampler recorded, pruner successive_halving, 1 worker, 1 replay of 5 epochs"
     assert lines[2] == "top 1 %  never (never to never) epochs, never simulated; missed by 1 of 1 (100%)"
     assert lines[-1] == (
-        "winner   would successive_halving have ended the winner, trial 2 (1.0000)? Yes, in 1 of 1 replay, after epoch 1 of 3"
+        "winner   would successive_halving have ended the winner, trial 2 (1.0000)? Yes, after epoch 1 of 3"
     )
 
 

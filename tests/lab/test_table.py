@@ -6,14 +6,17 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpo.errors import StudyError
 from hpo.lab import recording
 from hpo.lab import table as tables
+from hpo.lab.asking import Asking
 from hpo.lab.pool import Pool
 from hpo.lab.table import Ending
 from hpo.study import resolve
@@ -123,6 +126,17 @@ def test_a_row_of_another_branch_is_taken_only_if_the_own_branch_has_none_left()
     found = [pool.take(proposal) for _ in range(3)]
     assert [(match.place, match.is_of_branch) for match in found] == [(0, True), (2, False), (1, False)]
     assert found[1].distance == math.sqrt(1 / 2)
+
+
+def test_an_own_objective_is_asked_as_its_nearest_trials_were() -> None:
+    """The number of layers decides whether there is a width. Nothing but the trials says so."""
+    layers = IntDistribution(1, 2)
+    one = [row(number, [1.0], space={"layers": layers}, params=(1.0,)) for number in range(3)]
+    two = [row(number, [1.0], space={"layers": layers, "width": X}, params=(2.0, 0.5)) for number in range(3, 6)]
+    asking = Asking(table(*one, *two))
+    for values in ({"layers": 1}, {"layers": 2, "width": 0.25}):
+        trial: Any = optuna.trial.FixedTrial(values)
+        assert {name: value for name, (_, value) in asking.ask(trial, trial).items()} == values
 
 
 # --- the tables of this repository ------------------------------------------------------------------------------------
