@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,8 @@ from hpo.storage.trial_rows import space_of
 
 VERSION = 1  # of the file
 SUFFIX = ".npz"
+#: What reading a file raises that is damaged or that another program wrote.
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 class Ending(StrEnum):
@@ -173,20 +176,21 @@ def load(path: Path) -> Table:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(bytes(arrays["header"]))
-        version = header["version"]
+        if header["version"] == VERSION:
+            return _table(header, arrays)
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file; `hpo replay STUDY --save {path}` writes one") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except UNREADABLE:
         raise StudyError(
             f"{path}: is not a table of recorded trials; `hpo replay STUDY --save FILE` writes one"
         ) from None
-    if version != VERSION:
-        raise StudyError(f"{path}: has version {version}, this hpo reads version {VERSION}; update hpo here")
+    raise StudyError(f"{path}: has version {header['version']}, this hpo reads version {VERSION}; update hpo here")
+
+
+def _table(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Table:
     spaces = [space_of(tuple((name, text) for name, text in one)) for one in header["spaces"]]
-    return Table(
-        document=header["document"],
-        rows=tuple(_row(arrays, place, spaces) for place in range(len(arrays["numbers"]))),
-    )
+    rows = tuple(_row(arrays, place, spaces) for place in range(len(arrays["numbers"])))
+    return Table(document=header["document"], rows=rows)
 
 
 def _described(space: Mapping[str, BaseDistribution]) -> tuple[tuple[str, str], ...]:

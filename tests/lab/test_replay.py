@@ -147,6 +147,12 @@ def test_a_sampler_uses_each_row_once_until_the_budget_or_the_rows_are_spent(sam
     assert sorted(ended) == list(range(12))
 
 
+def test_a_grid_ends_the_replay_after_its_last_point() -> None:
+    found = table(*falling(9), document={**DECLARED, "optimizer": {"name": "sgd", "lr": {"choices": [0.1, 0.2, 0.3]}}})
+    course = replay.run(plans.make(found, sampler="grid", pruner="none", workers=1, epochs=1000), 0)
+    assert (len(course.ends), course.strays) == (3, 3)  # the rows have another parameter
+
+
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 THRESHOLD = ["pruner.upper=5"]

@@ -70,17 +70,26 @@ def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    missing, text, other, later = (tmp_path / f"{name}.npz" for name in ("missing", "text", "other", "later"))
+    names = ("missing", "text", "empty", "other", "later", "damaged", "part")
+    missing, text, empty, other, later, damaged, part = (tmp_path / f"{name}.npz" for name in names)
     text.write_text("no table")
+    empty.touch()
     np.savez(other, x=np.zeros(3))
     tables.save(table(*falling(2)), later)
     arrays = dict(np.load(later))
+    whole = bytearray(later.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    damaged.write_bytes(whole)
+    np.savez(part, **{name: array for name, array in arrays.items() if name != "curves"})
     header = json.loads(bytes(arrays["header"])) | {"version": 99}
     np.savez(later, **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
     for file, said in (
         (missing, "no such file"),
         (text, "is not a table of recorded trials"),
+        (empty, "is not a table of recorded trials"),
         (other, "is not a table of recorded trials"),
+        (damaged, "is not a table of recorded trials"),
+        (part, "is not a table of recorded trials"),
         (later, "has version 99, this hpo reads version 1"),
     ):
         with pytest.raises(StudyError, match=said):
