@@ -27,6 +27,7 @@ from hpo.spec.captures import is_importable
 from hpo.text import quoted
 
 OURS = ("models", "data")  # parts that earlier versions imported without `hpo.`
+MOST_CODE_BYTES = 2**20  # of a file; a longer one is not looked at as Python source
 FORMS = '"file.py:function" or "package.module:function"'
 GUARD = 'put code that is only for the command line below `if __name__ == "__main__":`'
 NOT_THEIRS = (
@@ -296,12 +297,14 @@ def digest(references: Iterable[str], folder: Path, others: Iterable[Path] = ())
     files += sorted({other for other in others if other.is_file()})
     if not files:
         return ""
-    contents = [file.read_bytes() for file in files]
-    return " ".join(_sha256(b"\0".join(map(one, contents))).hex() for one in (syntax.digest, _sha256))
+    return " ".join(hashlib.sha256(b"\0".join(found)).hexdigest() for found in zip(*map(_digests, files), strict=True))
 
 
-def _sha256(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def _digests(file: Path) -> tuple[bytes, bytes]:
+    """Return the digest of a file's syntax and that of its content. A file of weights may be larger than the memory."""
+    with file.open("rb") as opened:
+        content = hashlib.file_digest(opened, "sha256").digest()
+    return content if file.stat().st_size > MOST_CODE_BYTES else syntax.digest(file.read_bytes()), content
 
 
 def _source(location: str, folder: Path) -> Path:

@@ -178,6 +178,17 @@ def test_an_earlier_version_recorded_the_digest_of_the_text(folder: Path) -> Non
     assert found.split(" ")[1] == hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
+def test_a_large_file_is_no_source(folder: Path) -> None:
+    """So weights larger than the memory are not read at once."""
+    (folder / "mine.py").write_text("x = 1  # words\n")
+    syntax, text = usercode.digest([], folder, [folder / "mine.py"]).split(" ")
+    assert syntax != text
+    with (folder / "mine.py").open("a") as file:
+        file.write("\n" * 2**20)
+    syntax, text = usercode.digest([], folder, [folder / "mine.py"]).split(" ")
+    assert syntax == text
+
+
 def test_a_module_and_its_file_have_one_digest(folder: Path) -> None:
     (folder / "user_mod_b.py").write_text("def f(): pass\n")
     usercode.load("user_mod_b:f", folder, "objective")

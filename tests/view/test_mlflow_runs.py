@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from hpo import cli
 from hpo.errors import Fault, SpecError
 from hpo.spec import extras
+from hpo.storage.connect import plain_url
 from hpo.study.study import Study
 from hpo.view.mlflow_runs import Exporter
 from tests.support.trials import MakeStudy
@@ -101,6 +102,26 @@ def test_each_trial_is_one_run_within_the_study_s_and_a_second_export_updates(ma
 def test_a_store_that_mlflow_refuses_is_named(make_study: MakeStudy, tmp_path: Path) -> None:
     with pytest.raises(Fault, match=r"MLflow at \S+: The filesystem tracking backend"):
         Exporter(make_study(), f"file://{tmp_path}/runs")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_following_ends_with_the_study(
+    make_study: MakeStudy, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, states = make_study(trials=2), []
+
+    def work_meanwhile(_: float) -> None:
+        states.append({name: run.info.status for name, run in runs(uri, study).items()})
+        work(study, lambda trial: trial.suggest_float("x", 0.0, 1.0))
+
+    monkeypatch.setattr("hpo.cli.results.time.sleep", work_meanwhile)
+    cli.app(
+        ["mlflow", study.name, "--to", uri, "--follow", "--storage", plain_url(study.storage.url)],
+        standalone_mode=False,
+    )
+    assert states == [{study.name: "RUNNING"}]
+    assert {run.info.status for run in runs(uri, study).values()} == {"FINISHED"}
+    assert f"wrote 2 trials of {study.name!r} to " in capsys.readouterr().out
 
 
 def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
