@@ -373,7 +373,7 @@ class OurWorker:
 
     def claim(self) -> attempt.Attempt:
         """Claim a trial and return the attempt at it."""
-        client = QueueClient(self.ledger, self.retry)
+        client = QueueClient(self.ledger, self.retry, StopSignal())
         leases = client.claim(ClaimRequest(count=1))
         assert not isinstance(leases, claiming.Idle)
         return attempt.Attempt(self.study, client, leases[0])
@@ -483,7 +483,7 @@ def run_side_by_side(our: OurWorker) -> None:
     """Run AT_ONCE trials in step, as a worker does that trains them as one model: what is suggested, reported and decided in
     an epoch, and how they end, is written for all at once.
     """
-    study, client = our.study, QueueClient(our.ledger, our.retry)
+    study, client = our.study, QueueClient(our.ledger, our.retry, StopSignal())
     leases = client.claim(ClaimRequest(count=AT_ONCE))
     assert not isinstance(leases, claiming.Idle)
     with as_in_optimize(study.optuna):

@@ -143,6 +143,21 @@ def test_only_these_rename_and_sync_files() -> None:
     assert found == {"hpo.files", "hpo.data.cache", "hpo.study.program_folder"}
 
 
+def test_what_is_written_at_once_is_written_atomically() -> None:
+    found = set()
+    for module, file in MODULES.items():
+        tree = ast.parse(file.read_text())
+        items = [item for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+        parts = {
+            ast.unparse(one.optional_vars) for one in items if one.optional_vars and "atomic_write(" in ast.unparse(one)
+        }
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        writes = [node for node in calls if node.attr in ("write_text", "write_bytes")]
+        found |= {module for node in writes if ast.unparse(node.value) not in parts}
+    # A folder that is renamed whole, a log, and a mark that is only read under its writer's lock.
+    assert found == {"hpo.data.cache", "hpo.own.output", "hpo.integrations.transformers"}
+
+
 def test_the_readers_of_a_study_write_nothing() -> None:
     """Who shows a study neither writes nor locks, so the one file of SQL above the queue does neither."""
     tree = ast.parse(MODULES["hpo.study.query"].read_text())

@@ -42,6 +42,7 @@ def test_one_module_names_what_is_private_to_optuna() -> None:
         ("def id_of(study):\n    return study._study_id", "_study_id"),
         ("class A:\n    def of(self):\n        return self.study._storage", "_storage"),
         ("def id_of(trial):\n    return trial._trial_id", "_trial_id"),
+        ("def id_of(trial):\n    return getattr(trial, '_trial_id', None)", "_trial_id"),
         ("def fits(distribution, value):\n    return distribution._contains(value)", "_contains"),
         ("class A(optuna.samplers.TPESampler):\n    def f(self):\n        return self._rng", "_rng"),
         ("class A(LeasedTrial):\n    def _suggest(self, name, distribution): ...", "_suggest"),

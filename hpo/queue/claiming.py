@@ -163,7 +163,6 @@ def _taken(row: Any) -> Claim:
         attempt=row.attempt + 1,
         checkpoint=checkpoint,
         accumulation=row.accumulation,
-        stack_key=row.stack_key,
         alone=row.alone,
     )
 

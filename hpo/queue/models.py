@@ -32,7 +32,6 @@ class Claim:
     attempt: int
     checkpoint: Checkpoint | None = None
     accumulation: int = 1  # micro-batches per batch; more than 1 after memory ran out
-    stack_key: str | None = None  # the kind of stack that it trains in; None if not known yet
     alone: bool = False  # trained alone, because one more failure that counts for all trials of a worker ends it
     #: The start of the trial in UTC, if this claim created it. Then the trial is empty.
     began: datetime | None = field(default=None, compare=False)

@@ -78,11 +78,6 @@ class Storage:
         """The environment variables with which another process opens the same storage. They hold the password."""
         return {"HPO_STORAGE": plain_url(self.url)} | (self.file.handed_on if self.file else {})
 
-    @property
-    def is_read_only(self) -> bool:
-        """Whether it was opened only for reading, since the file or its folder may not be written."""
-        return self.file is not None and self.file.is_read_only
-
     def check(self) -> None:
         """Raise StorageGone if the SQLite file is no longer at its path."""
         with self.engine.connect():

@@ -90,10 +90,6 @@ class OptunaStorage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(sa.create_engine(state["url"], **engine.arguments(state["url"])))  # type: ignore[misc]
 
-    def with_retry(self, retry: RetryCall) -> OptunaStorage:
-        """Return a new storage on the same engine that retries in another way."""
-        return OptunaStorage(self.engine, retry)
-
     def _reading(self, read: Callable[[sa.Connection], Result]) -> Result:
         def action() -> Result:
             with sql.reading(self.engine) as connection:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.errors import MismatchError, SpecError, StudyError, nearest
+from hpo.files import atomic_write
 from hpo.queue import workers
 from hpo.spec import pickled, study_file
 from hpo.spec.objectives import Goals
@@ -315,7 +316,8 @@ def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
 
 def _place_probe_file(study: Study) -> None:
     study.checkpoints.mkdir(parents=True, exist_ok=True)
-    (study.checkpoints / PROBE_FILE).write_text(study.uid)
+    with atomic_write(study.checkpoints / PROBE_FILE) as part:  # a worker may read it at any time
+        part.write_text(study.uid)
 
 
 def _check_identity(row: Any, wanted: StudySpec) -> None:

@@ -118,7 +118,7 @@ class Lease:
 class QueueClient:
     """A worker's access to the database, for all trials that it holds."""
 
-    def __init__(self, ledger: Ledger, retry: Retry | None = None, stopping: StopSignal | None = None) -> None:
+    def __init__(self, ledger: Ledger, retry: Retry, stopping: StopSignal) -> None:
         """Start without a trial.
 
         Args:
@@ -126,8 +126,8 @@ class QueueClient:
             stopping: whether the worker was asked to stop, and whether by its parent.
         """
         self.ledger = ledger
-        self.retry = retry or Retry(0.0)
-        self.stopping = stopping or StopSignal()
+        self.retry = retry
+        self.stopping = stopping
         self.has_unheard_claims = False  # trials may be leased to this worker by a claim whose answer was lost
         self.gone: StorageGone | None = None  # set when the storage is known to be gone for good
         self.finished: int | None = None  # how many trials of the study had finished at the last report

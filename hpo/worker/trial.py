@@ -50,10 +50,10 @@ class LeasedTrial(ExtensibleTrial):
         client: QueueClient,
         lease: Lease,
         rule: ValueRule | None,
-        curve: list[float] | None = None,
-        goals: Goals | None = None,
+        curve: Sequence[float],
+        goals: Goals,
         *,
-        shifts: bool = False,
+        shifts: bool,
     ) -> None:
         """Open a claimed trial.
 
@@ -64,13 +64,13 @@ class LeasedTrial(ExtensibleTrial):
             shifts: count all steps from 1 if the first one is 0, as in studies of format 1.
         """
         super().__init__(study, lease.claim.trial_id)
-        self.goals = goals if goals is not None and (goals.are_several or goals.bounds) else None
+        self.goals = goals if goals.are_several or goals.bounds else None
         #: What is known of the trial's end, by its costs or by what a user's own objective returned.
         self.known: KnownCosts | None = None
         self.client = client
         self.lease = lease
         self.rule = rule
-        self.curve = list(curve or [])  # raw values of the judged metric, in the order of the steps
+        self.curve = [*curve]  # raw values of the judged metric, in the order of the steps
         self._had_params = frozenset(self.cached.params)  # the names from before this attempt
         self._shift = None if shifts else 0  # None until the first report
         self.pruned_at: int | None = None  # the last step at which `should_prune` was true

@@ -143,7 +143,8 @@ def test_who_goes_on_reading_sees_what_is_written_later(folder: Path) -> None:
             with place.engine.connect() as connection:
                 return connection.execute(select(func.count()).select_from(trials)).scalar_one()
 
-        assert (place.is_read_only, count()) == (True, 0)
+        assert place.file is not None
+        assert (place.file.is_read_only, count()) == (True, 0)
     for expected in (1, 2):
         add_trial(folder)
         with as_another_user():

@@ -23,7 +23,7 @@ from hpo.storage.tables import trials
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import begin, claim_one, held, make, suggested
+from tests.support.trials import begin, claim_one, held, make, opened, suggested
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.both
@@ -71,7 +71,7 @@ def test_parameters_of_two_owners_are_not_mixed(place: Storage, tmp_path: Path) 
         other = elsewhere.ledger("other")
         taken = claim_one(other)
         assert isinstance(taken, Claim)
-        owner = LeasedTrial(elsewhere.optuna, *held(other, taken), None)
+        owner = opened(elsewhere, other, taken)
         return suggested(owner, lambda trial: trial.suggest_float("x", 0, 1))
 
     def suggest(trial: LeasedTrial) -> None:

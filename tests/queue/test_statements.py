@@ -26,7 +26,7 @@ from hpo.worker.attempt import Attempt, ending, open_trial
 from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import claim_one, finish_claim, held, make, suggested
+from tests.support.trials import claim_one, client_of, finish_claim, held, make, suggested
 
 pytestmark = pytest.mark.both
 
@@ -120,7 +120,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
 
 def stack_of(study: Study, count: int) -> tuple[QueueClient, list[Lease]]:
     """Return a worker's client and the leases of so many new trials, claimed at once."""
-    client = QueueClient(study.ledger("w"), Retry(60.0))
+    client = client_of(study.ledger("w"), Retry(60.0))
     claims = claiming.claim_many(client.ledger, count)
     assert not isinstance(claims, claiming.Idle)
     assert len(claims) == count

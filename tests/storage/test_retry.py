@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -339,7 +340,7 @@ def test_every_call_of_a_storage_is_under_retry(place: Storage, name: str) -> No
     study_id = place.optuna.create_new_study([MAXIMIZE], "demo")
     trial_id = place.optuna.create_new_trial(study_id)
     with cut(place, "", lambda n: n == 1) as tried:
-        found = CALLS[name](place.optuna.with_retry(Retry(60.0)), study_id, trial_id)
+        found = CALLS[name](replace(place, retry=Retry(60.0)).optuna, study_id, trial_id)
     assert len(tried) > 1  # the first was cut off
     if name.startswith("get_") and name != "get_all_studies":
         assert found == CALLS[name](place.optuna, study_id, trial_id)
@@ -353,7 +354,7 @@ def test_the_calls_under_retry_are_all_that_a_storage_has() -> None:
 
 @pytest.mark.both
 def test_a_patient_storage_passes_values_both_ways(place: Storage) -> None:
-    wrapped = place.optuna.with_retry(Retry(60.0))
+    wrapped = replace(place, retry=Retry(60.0)).optuna
     study_id = wrapped.create_new_study([optuna.study.StudyDirection.MAXIMIZE], study_name="demo")
     trial_id = wrapped.create_new_trial(study_id, template_trial=None)
     wrapped.set_trial_param(trial_id, "x", 0.25, FLOAT)
@@ -378,7 +379,7 @@ def test_an_outage_is_borne_by_a_storage_that_has_retry(make_study: MakeStudy) -
     with cut(study.storage, ATTRIBUTE, lambda n: n == 1), pytest.raises(sa.exc.OperationalError):
         study.storage.optuna.set_trial_user_attr(claim.trial_id, "key", "value")  # so it looks without patience
     with cut(study.storage, ATTRIBUTE, lambda n: n <= 3) as tried:
-        study.storage.optuna.with_retry(Retry(60.0)).set_trial_user_attr(claim.trial_id, "key", "value")
+        replace(study.storage, retry=Retry(60.0)).optuna.set_trial_user_attr(claim.trial_id, "key", "value")
     assert len(tried) == 4
     assert study.optuna.trials[0].user_attrs == {"key": "value"}
 
@@ -386,7 +387,7 @@ def test_an_outage_is_borne_by_a_storage_that_has_retry(make_study: MakeStudy) -
 def test_an_outage_that_lasts_ends_retry_with_the_driver_s_words(make_study: MakeStudy) -> None:
     study = make_study()
     _, claim, _ = begin(study)
-    wrapped = study.storage.optuna.with_retry(Retry(0.1))
+    wrapped = replace(study.storage, retry=Retry(0.1)).optuna
     with (
         cut(study.storage, ATTRIBUTE, lambda n: True),
         pytest.raises(Outage, match=r"^the server closed the connection$"),
@@ -398,14 +399,14 @@ def test_a_read_that_fails_is_borne_as_well(make_study: MakeStudy) -> None:
     study = make_study()
     begin(study)
     with cut(study.storage, "SELECT", lambda n: n <= 2):
-        (trial,) = study.storage.optuna.with_retry(Retry(60.0)).get_all_trials(study.study_id)
+        (trial,) = replace(study.storage, retry=Retry(60.0)).optuna.get_all_trials(study.study_id)
     assert trial.state == TrialState.RUNNING
 
 
 def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> None:
     place = connect(postgres_url, create=True)
     try:
-        wrapped = place.optuna.with_retry(Retry(3600.0))
+        wrapped = replace(place, retry=Retry(3600.0)).optuna
         study_id = wrapped.create_new_study([optuna.study.StudyDirection.MINIMIZE])
         trial_id = wrapped.create_new_trial(study_id)
         with cut(place, ATTRIBUTE, lambda n: False) as tried, pytest.raises(sa.exc.DataError):
@@ -420,7 +421,7 @@ def test_what_postgres_refuses_for_good_is_raised_at_once(postgres_url: str) -> 
 def test_what_optuna_itself_refuses_is_raised_at_once(make_study: MakeStudy) -> None:
     study = make_study()
     ledger, claim, _ = begin(study)
-    wrapped = study.storage.optuna.with_retry(Retry(3600.0))
+    wrapped = replace(study.storage, retry=Retry(3600.0)).optuna
     with pytest.raises(KeyError):
         wrapped.get_trial(10**6)
     finish_claim(ledger, claim, TrialState.COMPLETE, 1.0, outcome="complete")
@@ -443,7 +444,7 @@ def test_a_write_whose_answer_was_lost_is_made_again_and_stands_once(name: str, 
 
     retry = Retry(60.0)
     value = (0.25, FLOAT) if name == "set_trial_param" else ("value",)
-    with_retry = study.storage.optuna.with_retry(lambda action: retry(lambda: unheard(action)))
+    with_retry = replace(study.storage, retry=lambda action: retry(lambda: unheard(action))).optuna
     getattr(with_retry, name)(claim.trial_id, "key", *value)
     assert len(answers) == 2
     (trial,) = study.optuna.get_trials()

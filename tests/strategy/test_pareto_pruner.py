@@ -17,7 +17,7 @@ from hpo.strategy import array_pruners
 from hpo.study.study import Study
 from hpo.worker.trial import LeasedTrial
 from tests.support import trials
-from tests.support.trials import MakeStudy, claim_one, end_trial, held
+from tests.support.trials import MakeStudy, claim_one, end_trial, opened
 
 MEDIAN = {"name": "median", "n_startup_trials": 1, "n_min_trials": 1}
 HALVING = {"name": "successive_halving", "reduction_factor": 2}
@@ -39,7 +39,7 @@ def begin(study: Study, costs: Costs = None) -> LeasedTrial:
     claimed = claim_one(ledger)
     assert isinstance(claimed, Claim)
     study.optuna.get_trials(deepcopy=False)
-    trial = LeasedTrial(study.optuna, *held(ledger, claimed), None, goals=study.spec.goals)
+    trial = opened(study, ledger, claimed)
     told = () if costs is None else costs if isinstance(costs, tuple) else (costs,)
     for name, cost in zip(study.spec.goals.costs, told, strict=False):
         trial.set_user_attr(COST_PREFIX + name, cost)

@@ -76,8 +76,9 @@ def _is_self(node: ast.expr) -> bool:
 class Reaches(ast.NodeVisitor):
     """What modules name of a package's private things.
 
-    That is an import of a private name or from a private module; an attribute of that name of any object but `self`; and,
-    in a class that derives from one of the package's, through however many of ours, an attribute of `self` or a method.
+    That is an import of a private name or from a private module; an attribute of that name of any object but `self`, also
+    by `getattr`; and, in a class that derives from one of the package's, through however many of ours, an attribute of `self`
+    or a method.
     """
 
     def __init__(self, package: str, theirs: Names, ours: Iterable[ast.AST]) -> None:
@@ -123,6 +124,12 @@ class Reaches(ast.NodeVisitor):
         if is_private(node.attr):
             known = self._derived[-1] if _is_self(node.value) else self._theirs.everywhere
             self._found |= {node.attr} & known
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr", "hasattr", "delattr"):
+            texts = {one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+            self._found |= {name for name in texts & self._theirs.everywhere if is_private(name)}
         self.generic_visit(node)
 
     def _inherited(self, cls: str) -> set[str]:

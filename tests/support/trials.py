@@ -27,6 +27,7 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt
 from hpo.worker.client import Lease, QueueClient
+from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial, Taken
 
 MakeStudy = Callable[..., Study]  # what the fixture make_study is
@@ -51,12 +52,22 @@ def begin(demo: Study, worker: str = "w") -> tuple[Ledger, Claim, LeasedTrial]:
     claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     demo.optuna.get_trials(deepcopy=False)
-    return ledger, claim, LeasedTrial(demo.optuna, *held(ledger, claim), None)
+    return ledger, claim, opened(demo, ledger, claim)
+
+
+def opened(study: Study, ledger: Ledger, claim: Claim) -> LeasedTrial:
+    """Return a claimed trial that has reported nothing and that Optuna sees as it reports."""
+    return LeasedTrial(study.optuna, *held(ledger, claim), None, [], study.spec.goals, shifts=False)
+
+
+def client_of(ledger: Ledger, retry: Retry | None = None, stopping: StopSignal | None = None) -> QueueClient:
+    """Return the client of a worker that retries nothing and is not asked to stop, where nothing else is given."""
+    return QueueClient(ledger, retry or Retry(0.0), stopping or StopSignal())
 
 
 def held(ledger: Ledger, claim: Claim, retry: Retry | None = None) -> tuple[QueueClient, Lease]:
     """Hold a claim by a client of its own, as a worker does that trains one trial at a time."""
-    client = QueueClient(ledger, retry)
+    client = client_of(ledger, retry)
     return client, client.hold(claim)
 
 

@@ -29,8 +29,7 @@ from hpo.study.trial_history import history
 from hpo.view import dashboard
 from hpo.view import read_only as pages
 from hpo.view.compressed import App
-from hpo.worker.trial import LeasedTrial
-from tests.support.trials import claim_one, end_trial, held
+from tests.support.trials import claim_one, end_trial, opened
 from tests.support.waiting import PATIENCE
 
 COMPLETE = TrialState.COMPLETE
@@ -52,7 +51,7 @@ def demo(place: Storage, tmp_path: Path) -> Study:
         claim = claim_one(ledger)
         assert isinstance(claim, Claim)
         made.optuna.get_trials(deepcopy=False)
-        trial = LeasedTrial(made.optuna, *held(ledger, claim), None)
+        trial = opened(made, ledger, claim)
         trial.suggest_float("x", 0, 1)
         trial.report(0.25, 1)
         trial.report(0.5, 2)

@@ -25,13 +25,13 @@ from hpo.study.study import Study
 from hpo.worker import client
 from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
-from tests.support.trials import AN_OUTAGE, MakeStudy, finish_claim, refused, said
+from tests.support.trials import AN_OUTAGE, MakeStudy, client_of, finish_claim, refused, said
 from tests.support.waiting import PATIENCE, wait_for
 
 
 def opened(study: Study, count: int, *, retry: float = 60.0, **ledger: Any) -> tuple[QueueClient, list[Lease]]:
     """Return a client and so many leases in it."""
-    queue_client = QueueClient(study.ledger("w", **ledger), Retry(retry))
+    queue_client = client_of(study.ledger("w", **ledger), Retry(retry))
     return queue_client, more(queue_client, count)
 
 
@@ -407,7 +407,7 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
 def test_a_client_without_trials_asks_the_database_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue_client = QueueClient(make_study().ledger("w"))
+    queue_client = client_of(make_study().ledger("w"))
 
     def pick(*_: object, **__: object) -> Any:
         pytest.fail("nobody is here to ask for")
@@ -525,7 +525,7 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     for name in ("report", "renew_all", "commands_of", "write_metrics"):
         monkeypatch.setattr(Ledger, name, failing_at_times(getattr(Ledger, name), faults))
     monkeypatch.setattr(client, "METRICS_SECONDS", 0.05)
-    queue_client, thief = QueueClient(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")
+    queue_client, thief = client_of(study.ledger("w", lease_seconds=30.0), Retry(60.0)), study.ledger("thief")
     at: dict[Lease, int] = {}
     ended: list[Lease] = []
     stolen: list[Claim] = []

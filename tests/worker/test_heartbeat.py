@@ -17,9 +17,8 @@ from hpo.storage.tables import hpo_trials, hpo_workers
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import heartbeat
-from hpo.worker.client import QueueClient
 from hpo.worker.heartbeat import Heartbeat
-from tests.support.trials import MakeStudy, claim_one, held, said, taken
+from tests.support.trials import MakeStudy, claim_one, client_of, held, said, taken
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("fast_ticks")
@@ -109,7 +108,7 @@ def test_a_renewal_that_failed_is_tried_again_at_the_next_tick_only(
 def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     noticed: list[bool] = []
     parent = os.getppid()
-    with Heartbeat(QueueClient(make_study().ledger("w")), parent=parent, leave=lambda: noticed.append(True)):
+    with Heartbeat(client_of(make_study().ledger("w")), parent=parent, leave=lambda: noticed.append(True)):
         assert noticed == []
         monkeypatch.setattr(os, "getppid", lambda: 1)
         wait_for(lambda: bool(noticed))
@@ -118,7 +117,7 @@ def test_a_dead_parent_is_noticed_once(make_study: MakeStudy, monkeypatch: pytes
 
 def test_a_parent_that_died_before_the_heartbeat_began_is_noticed_at_once(make_study: MakeStudy) -> None:
     noticed: list[bool] = []
-    with Heartbeat(QueueClient(make_study().ledger("w")), parent=-1, leave=lambda: noticed.append(True)):
+    with Heartbeat(client_of(make_study().ledger("w")), parent=-1, leave=lambda: noticed.append(True)):
         assert noticed == [True]
 
 
@@ -128,7 +127,7 @@ def test_a_heartbeat_parks_what_another_worker_lost(
     """A trial that another worker has lost is parked without anybody asking for a trial."""
     study = make_study(trials=1)
     dead = taken(study.ledger("dead", lease_seconds=0.1))
-    with Heartbeat(QueueClient(study.ledger("living", lease_seconds=0.3))):
+    with Heartbeat(client_of(study.ledger("living", lease_seconds=0.3))):
         wait_for(lambda: until(study) is None)
     again = taken(study.ledger("next"))
     assert (again.trial_id, again.attempt) == (dead.trial_id, 2)
@@ -142,7 +141,7 @@ def test_a_heartbeat_takes_what_is_expired_before_its_first_tick(
     study = make_study(trials=1)
     taken(study.ledger("dead", lease_seconds=-1.0))
     worked_for_hours(study.ledger("another"))
-    with Heartbeat(QueueClient(study.ledger("living"))):
+    with Heartbeat(client_of(study.ledger("living"))):
         assert until(study) is None
 
 
@@ -152,7 +151,7 @@ def test_a_heartbeat_takes_nothing_after_an_outage_yet(make_study: MakeStudy, mo
     study = make_study(trials=1)
     taken(study.ledger("away", lease_seconds=-1.0))
     workers.register(study.ledger("as new"))  # says nothing of the time before
-    with Heartbeat(QueueClient(study.ledger("living"))):
+    with Heartbeat(client_of(study.ledger("living"))):
         assert until(study) is not None
 
 

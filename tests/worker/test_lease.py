@@ -24,7 +24,7 @@ from hpo.study.study import Study
 from hpo.worker import client
 from hpo.worker.client import QueueClient
 from hpo.worker.signals import StopSignal
-from tests.support.trials import AN_OUTAGE, MakeStudy, claim_one, refused, said
+from tests.support.trials import AN_OUTAGE, MakeStudy, claim_one, client_of, refused, said
 from tests.support.waiting import PATIENCE, wait_for
 
 
@@ -42,7 +42,7 @@ class Holding:
 
 
 def held(study: Study, worker: str = "w", **settings: Any) -> Holding:
-    client = QueueClient(study.ledger(worker), **settings)
+    client = client_of(study.ledger(worker), **settings)
     claim = claim_one(client.ledger)
     assert isinstance(claim, Claim)
     return Holding(client, claim)

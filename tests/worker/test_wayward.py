@@ -32,7 +32,7 @@ from hpo.worker.client import Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
-from tests.support.trials import MakeStudy, claim_one, finish_claim
+from tests.support.trials import MakeStudy, claim_one, client_of, finish_claim
 from tests.support.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.usefixtures("fast_ticks")
@@ -737,5 +737,5 @@ def test_a_second_signal_does_not_end_a_worker_of_a_fleet(
 
 def test_an_orphan_s_heartbeat_asks_as_a_first_signal_does(make_study: MakeStudy) -> None:
     stopping = StopSignal()
-    with Heartbeat(QueueClient(make_study().ledger("w")), parent=-1, leave=stopping.request):
+    with Heartbeat(client_of(make_study().ledger("w")), parent=-1, leave=stopping.request):
         assert stopping.exit_code == 143

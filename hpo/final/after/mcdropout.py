@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from hpo import data
 from hpo.data import Stored
 from hpo.errors import StudyError
+from hpo.files import atomic_write
 from hpo.final.after.raw import batches
 from hpo.models import Dropout, use_generator
 from hpo.spec.seeds import derive
@@ -110,7 +111,7 @@ def write(path: Path, doubt: Doubt, part: data.Split) -> None:
     classes = range(doubt.mean.shape[1])
     heads = ["image", "label", "predicted", "entropy", "mutual_information"]
     heads += [f"{what}_{one}" for what in ("mean", "spread") for one in classes]
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as written, written.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(heads)
         writer.writerows(_rows(doubt, part))
