@@ -166,10 +166,10 @@ def test_what_the_program_is_told(make: Callable[..., Study], tmp_path: Path, mo
     seed = str(seeds.of_trial(5, 0) % 2**31)
     folder = study.trial_folder(0)
     assert seen(tmp_path) == [
-        *("0.5", "--n=4", "{true}", "a b", "[1, 2]", seed, f"{folder}/checkpoint"),
+        *("0.5", "--n=4", "{true}", "a b", "[1, 2]", seed, f"{folder}/checkpoint-1"),
         "CUDA_VISIBLE_DEVICES=3",
         f"HPO_CACHE={os.environ['HPO_CACHE']}",
-        f"HPO_CHECKPOINT_DIR={folder}/checkpoint",
+        f"HPO_CHECKPOINT_DIR={folder}/checkpoint-1",
         f"HPO_DATA_DIR={os.environ['HPO_DATA_DIR']}",
         f"HPO_REPORTS={folder}/attempt-1-reports.jsonl",
         f"HPO_SEED={seed}",
