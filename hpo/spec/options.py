@@ -142,6 +142,7 @@ def check(
     options: Mapping[str, Any],
     paths: Mapping[str, str],
     common: Function | None = None,
+    gives: str = "",
 ) -> None:
     """Raise SpecError if a part does not accept these options.
 
@@ -153,25 +154,45 @@ def check(
         options: the values to check.
         paths: the dotted path of each option in the file, for the message.
         common: a function whose options belong to every part of the section.
+        gives: the leading arguments in words, for the message.
     """
     owner = f"{section} {name}"
     try:
         model = model_of(function, given, common)
     except Exception as error:  # reading the user's own annotations may raise anything
-        raise SpecError(f"{owner}: its parameters cannot be read: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}{passed_first(gives)}"
+        raise SpecError(f"{owner}: its parameters cannot be read: {said}") from error
     paths = {key: f"{section}.{key}" for key in model.model_fields} | dict(paths)
     try:
         model.model_validate(dict(options))
     except pydantic.ValidationError as error:
-        raise SpecError(*explain(error, paths, owner, model)) from None
+        leading = list(inspect.signature(function).parameters)[:given]
+        lines = explain(error, paths, owner, model, dict.fromkeys(leading, passed_first(gives)))
+        raise SpecError(*lines) from None
+
+
+def passed_first(gives: str) -> str:
+    """Return '; hpo calls it with ...' for the leading arguments of a part in words, "" for none."""
+    return gives and f"; hpo calls it with {gives} before its options"
 
 
 def explain(
-    error: pydantic.ValidationError, paths: Mapping[str, str], owner: str, model: type[pydantic.BaseModel]
+    error: pydantic.ValidationError,
+    paths: Mapping[str, str],
+    owner: str,
+    model: type[pydantic.BaseModel],
+    leading: Mapping[str, str] = types.MappingProxyType({}),
 ) -> list[str]:
     """Return one line for each error of pydantic: path, value and what is allowed.
 
     A needed option that was misspelt has one line, the one on the misspelt key.
+
+    Args:
+        error: pydantic's errors.
+        paths: the dotted path of each option in the file.
+        owner: the part or section.
+        model: what pydantic has checked against.
+        leading: the names of a part's arguments that are not options, each with what the message then adds.
     """
     lines = []
     unknown = [
@@ -189,7 +210,8 @@ def explain(
             where = path.rpartition(".")[0]
             lines.append(f"{path}: {where} takes no {inside[-1]!r}{nearest(inside[-1], section.model_fields)}")
         elif found["type"] == "extra_forbidden":
-            lines.append(f"{path}: {owner} takes no {key!r}{nearest(key, model.model_fields)}")
+            why = leading.get(key) or nearest(key, model.model_fields)
+            lines.append(f"{path}: {owner} takes no {key!r}{why}")
         elif found["type"] == "missing":
             if inside or key not in meant:
                 lines.append(f"{path}: {owner} needs {key!r}; add it")

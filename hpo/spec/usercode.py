@@ -31,8 +31,7 @@ MOST_CODE_BYTES = 2**20  # of a file; a longer one is not looked at as Python so
 FORMS = '"file.py:function" or "package.module:function"'
 GUARD = 'put code that is only for the command line below `if __name__ == "__main__":`'
 NOT_THEIRS = (
-    __file__,
-    optuna_calls.__file__,
+    f"{Path(__file__).parents[1]}/",
     *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")),
 )
 POSITIONAL = (
@@ -203,7 +202,7 @@ def _unpickled(folder: Path, path: str) -> Any:
         except SpecError:
             raise
         except Exception as error:  # mostly an import, in a class of the user's
-            said = f"{type(error).__name__}: {error}{_where(error)}"
+            said = f"{type(error).__name__}: {error}{where(error)}"
             raise SpecError(f"loading the pickled function failed: {said}") from error
 
 
@@ -235,7 +234,7 @@ def _imported(location: str, file: Path | None) -> ModuleType:
     except optuna_calls.Refused as error:
         raise SpecError(f"{location}: {error}; nothing was run; {GUARD}") from None
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}{_where(error)}{_mend(error, file)}"
+        said = f"{type(error).__name__}: {error}{where(error)}{_mend(error, file)}"
         raise SpecError(f"importing {location} failed: {said}") from error
 
 
@@ -252,7 +251,7 @@ def _mend(error: BaseException, file: Path | None) -> str:
     return ""
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """Return ' (file:line)' of the failing line of user code, "" if the failure is elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith(("<", *NOT_THEIRS))]

@@ -45,9 +45,9 @@ def declared(study: Study, folder: Path) -> Declared:
         log.warning("data: %s", note, extra={"action": "data"})
     log.info("trying out the model and its parts")
     assemble.try_out(study.spec.tree, splits, folder, device)
-    assemble.build_run(
-        first, splits, seed=0, folder=folder, device=device
-    )  # a model that cannot be built must not fail a trial
+    # A model that cannot be built or applied must not fail a trial.
+    run = assemble.build_run(first, splits, seed=0, folder=folder, device=device)
+    assemble.try_own_model(run, first.model.name)
     return Declared(study, splits, folder, device)
 
 

@@ -117,6 +117,18 @@ def test_a_function_that_cannot_be_read_is_told_as_a_fault_of_the_file() -> None
     assert faults(int, 2, {})[0].startswith(f"{start}ValueError: no signature found for builtin type")
 
 
+def test_an_argument_that_hpo_passes_is_told_to_be_no_option() -> None:
+    def net(num_classes: int, width: int = 8, *, p: float = 0.0) -> None:
+        del num_classes, width, p
+
+    with pytest.raises(SpecError) as caught:
+        options.check("model", "net.py:net", net, 2, {"width": 4, "q": 1}, {}, gives="a shape and a number")
+    assert caught.value.lines == [
+        "width: model net.py:net takes no 'width'; hpo calls it with a shape and a number before its options",
+        "q: model net.py:net takes no 'q' (known: p)",
+    ]
+
+
 def test_a_return_type_that_only_a_type_checker_knows_is_no_option() -> None:
     namespace: dict[str, Any] = {}
     exec(

@@ -12,7 +12,7 @@ from torch import nn
 
 from hpo import data, models
 from hpo.errors import SpecError
-from hpo.spec import metrics, space
+from hpo.spec import metrics, space, usercode
 from hpo.spec.space import Tree
 from hpo.spec.training import Part, TrainConfig
 from hpo.train import eval_metrics
@@ -206,6 +206,39 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
             problems |= dict.fromkeys(error.lines)
     if problems:
         raise SpecError(*problems)
+
+
+def try_own_model(run: Run, name: str) -> None:
+    """Raise SpecError if a user's own model fails on two images of this data, or its loss fails on the model's output.
+
+    The run is not to be trained afterwards: the forward pass may have changed its model.
+
+    Args:
+        run: a new run.
+        name: the model's name.
+    """
+    if name in models.MODELS:
+        return
+    images, classes = next(run.validation_images.split(2)), run.splits.num_classes
+    labels = torch.full((len(images),), classes - 1, device=run.device)
+    shape = list(images.shape[1:])
+    try:
+        with torch.no_grad():
+            output = run.model.eval()(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        said = f"{type(error).__name__}: {error}{usercode.where(error)}"
+        raise SpecError(f"model {name}: fails on images of {shape} ([channels, height, width]): {said}") from error
+    try:
+        run.loss(output, labels)
+    except Exception as error:  # likewise
+        got = f"a tensor {list(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        raise SpecError(
+            f"model {name}: returns {got} for {len(images)} images, on which the loss fails: {said}; "
+            f"return a tensor {[len(images), classes]}, one number for each image and class"
+        ) from error
 
 
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:

@@ -76,6 +76,8 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     run = assemble.build_run(config, splits, seed, folder, device)
     shape = splits.train.images.shape[1:]
     taken_over = reuse(run.model)
+    assemble.try_own_model(run, config.model.name)
+    run = assemble.build_run(config, splits, seed, folder, device)
     table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
     run = assemble.build_run(config, splits, seed, folder, device)  # a new one, since torchinfo ran the first forward
     measured = costs.measure(

@@ -44,6 +44,7 @@ class PartKind:
 
     functions: Mapping[str, Function]  # by name
     given: int  # number of leading arguments that we pass
+    gives: str = ""  # what they are, in words
     returns: Any  # a class, or Callable
     common: Function | None = None  # maps a function's result to a result of the same type, by options that all share
     prepare: Function | None = None  # makes a function's argument from what we have, by options that all share
@@ -56,7 +57,7 @@ class PartKind:
 
 KINDS = {
     "data": PartKind(functions=SOURCES, given=0, returns=Source, common=data.select),
-    "model": PartKind(functions=MODELS, given=2, returns=nn.Module),  # input_shape, num_classes
+    "model": PartKind(functions=MODELS, given=2, gives="the image shape and the number of classes", returns=nn.Module),
     "loss": PartKind(functions=LOSSES, given=0, returns=Callable),
     # parameter groups, made from a model
     "optimizer": PartKind(functions=OPTIMIZERS, given=1, returns=Optimizer, prepare=param_groups.split),
@@ -138,6 +139,8 @@ def _in_file(section: str, part: Part) -> Iterator[None]:
     except Exception as error:
         of_ours = part.name in KINDS[section].functions and isinstance(error, ValueError | BadFile)
         said = str(error) if of_ours else f"{type(error).__name__}: {error}"
+        if isinstance(error, TypeError) and not of_ours:  # perhaps it wanted other arguments
+            said += options.passed_first(KINDS[section].gives)
         first, *more = error.lines if of_ours and isinstance(error, BadFile) else [said]
         raise SpecError(f"{section} {part.name}: {first}", *more) from error
 
@@ -223,7 +226,7 @@ def _check_section(section: str, table: Tree, folder: Path) -> None:
     if not isinstance(part, Part):
         return
     kind, found = KINDS[section], function(section, part.name, folder)
-    options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared)
+    options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared, gives=kind.gives)
     for key in options.marked(found, kind.given, data.FILE) | options.marked(found, kind.given, FILE_OR_NAME):
         check_path(part.options.get(key), part.paths.get(key, key))
     if section == "optimizer":

@@ -17,6 +17,19 @@ from hpo.train.build import check
 OWN_MODEL = """
 from torch import nn
 
+class Fixed(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images.flatten(1)), images
+
+def coloured(shape, classes):
+    return nn.Conv2d(3, classes, 8)
+
+def narrow(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+def paired(shape, classes):
+    return Fixed(nn.Linear(64, classes))
+
 def net(shape, classes, *, width: int = 4, ignored: float = 0.0):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))
 """
@@ -74,6 +87,25 @@ def test_options_of_schedules_warm_ups_and_decay_are_known_to_be_used(tmp_path: 
     )
     assert found.unused == []
     assert found.choice.executor == "loop"
+
+
+OWN_FAULTS = {
+    "coloured": "fails on images of [1, 8, 8] ([channels, height, width]): RuntimeError: Given groups=1, weight of size "
+    "[10, 3, 8, 8], expected input[2, 1, 8, 8] to have 3 channels, but got 1 channels instead",
+    "narrow": "returns a tensor [2, 5] for 2 images, on which the loss fails: IndexError: Target 9 is out of bounds; "
+    "return a tensor [2, 10], one number for each image and class",
+    "paired": "returns a tuple for 2 images, on which the loss fails: AttributeError: 'tuple' object has no attribute "
+    "'dtype'; return a tensor [2, 10], one number for each image and class",
+}
+
+
+@pytest.mark.parametrize("name", OWN_FAULTS)
+def test_an_own_model_that_does_not_fit_the_data_is_told_without_a_traceback(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        examine(
+            tmp_path, f'[model]\nname = "mine.py:{name}"\n[optimizer]\nname = "sgd"\nlr = {{ low = 0.1, high = 1.0 }}\n'
+        )
+    assert str(caught.value) == f"model mine.py:{name}: {OWN_FAULTS[name]}"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_the_users_own_part_has_its_options_checked_as_ours_are(tmp_path: Path) 
         "model.width = 0: input should be greater than or equal to 1"
     ]
     assert fault(tmp_path, model=own | {"shape": 3}) == [
-        "model.shape: model mine.py:net takes no 'shape' (known: deep, width)"
+        "model.shape: model mine.py:net takes no 'shape'; "
+        "hpo calls it with the image shape and the number of classes before its options"
     ]
 
 
@@ -140,6 +141,12 @@ def test_a_shared_option_must_fit_every_choice(tmp_path: Path) -> None:
     ("section", "source", "message"),
     [
         ("model", "def f(s, c): raise ValueError('too deep')", "model mine.py:f: ValueError: too deep"),
+        (
+            "model",
+            "def f(classes, width=3): return len(width)",
+            "model mine.py:f: TypeError: object of type 'NoneType' has no len(); "
+            "hpo calls it with the image shape and the number of classes before its options",
+        ),
         ("model", "def f(s, c): return 3", "model mine.py:f: returned a int, not a Module"),
         ("data", "def f(): return [1]", "data mine.py:f: returned a list, not a Source"),
         (
