@@ -293,6 +293,23 @@ def test_the_readme_is_short_and_names_the_two_commands_of_a_new_machine() -> No
     ]
 
 
+@of_each_page
+def test_every_module_that_a_page_names_is_there(page: Path) -> None:
+    """Paths stand from the top of the repository or from `hpo/`."""
+    assert [
+        name for name in modules_in(page.read_text()) if not any((ROOT / top / name).exists() for top in ("", "hpo"))
+    ] == []
+
+
+def modules_in(text: str) -> set[str]:
+    return set(re.findall(r"`(\w+(?:/\w+)+\.py)`", text))
+
+
+def test_the_way_of_one_trial_is_as_short_as_its_page_says() -> None:
+    way, _, rest = PAGES["docs/architecture.md"].read_text().partition("\nOnce a trial:\n")[2].partition("\nThese are ")
+    assert len(modules_in(way)) == int(rest.split()[0]) <= 20
+
+
 def test_the_pages_are_in_short_sentences() -> None:
     _, words, semicolons = prose.measure("\n\n".join(page.read_text() for page in PAGES.values()))
     assert (words <= 16, semicolons <= 0.1) == (True, True), (words, semicolons)
