@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.errors import SpecError, StudyError, nearest
+from hpo.errors import SpecError, StudyError
 from hpo.lab.table import Ending, Table
 from hpo.spec.study_file import StudySpec
 from hpo.strategy import pruners, samplers
@@ -62,7 +62,7 @@ def make(
         ("pruner", pruner, pruners.PRUNERS),
     ):
         if name not in known:
-            raise SpecError(f"--{kind} {name}: there is no such {kind}{nearest(name, known)}")
+            raise SpecError(f"--{kind} {name}: there is no such {kind}; known: {', '.join(sorted(known))}")
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for setting in settings:
         section, key, value = _read(setting)
