@@ -51,7 +51,7 @@ class TableFacts:
     diverged: int
     cut: int
     failed: int
-    best: float
+    best: float  # of all reports
     goal: float
     at_goal: int  # COMPLETE rows at the goal or better
 
@@ -193,7 +193,7 @@ def _reached(course: Course, goal: float, sign: float) -> tuple[float, float]:
 def _regret(course: Course, epochs: float, table: Table) -> float:
     """Return by how much the best value seen within so many epochs misses the table's best; infinite before any value."""
     seen = [moment.value for moment in course.bests if moment.epochs <= epochs]
-    return table.sign * (table.best - seen[-1]) if seen else math.inf
+    return abs(table.best - seen[-1]) if seen else math.inf  # none is better than the table's best
 
 
 def _mapping(courses: Sequence[Course]) -> Mapping:

@@ -125,8 +125,8 @@ class Table:
 
     @cached_property
     def best(self) -> float:
-        """The best value of a COMPLETE row, at its end or at any report."""
-        found = [self.sign * value for place in self.complete for value in self._values(self.rows[place])]
+        """The best value of all rows, at their ends or at any report."""
+        found = [self.sign * value for row in self.rows for value in self._values(row)]
         return self.sign * max(value for value in found if math.isfinite(value))
 
     @staticmethod
