@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpo.api.borders import called
 from hpo.errors import HpoError, StudyError
@@ -121,6 +121,12 @@ class Study:
             from hpo.study import control
 
             control.resume(self._joined())
+
+    if not TYPE_CHECKING:  # else a type checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Tell where Optuna's attributes are, such as `best_value`."""
+            raise AttributeError(f"hpo.Study has no {name!r}; Optuna's study is at .optuna, the best trial at .best")
 
     def __repr__(self) -> str:
         return f"<hpo.Study {self.name!r} in {self.storage}: {self._told(_in_a_line)}>"

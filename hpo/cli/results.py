@@ -17,7 +17,6 @@ from hpo.cli.app import (
     again_option,
     app,
     examples,
-    open_to_read,
     quiet_optuna,
     study_of,
     users_folder,
@@ -38,7 +37,7 @@ MLFLOW_SECONDS = 5.0  # between two exports
     epilog=examples("hpo export digits -o best.toml", "hpo export digits --top 3", "hpo export digits --trial 11")
 )
 def export(
-    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path("best.toml"),
     trial: Annotated[int | None, typer.Option("--trial", min=0, help="Export this trial instead of the best.")] = None,
     top: Annotated[
@@ -65,7 +64,8 @@ def export(
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} cannot be combined; remove one")
     quiet_optuna()
-    opened = plain.open_any(open_to_read(storage), study)
+    name, place = study_of(study, storage)
+    opened = plain.open_any(place, name)
     before = {*output.parent.iterdir()} if output.parent.is_dir() else set()
     written = exporting.export(opened, output, number=trial, top=top, whole_front=front)
     for path, result in written.items():

@@ -16,7 +16,7 @@ from hpo.storage.connect import Storage
 from hpo.study import results, status, trial_history
 from hpo.study import study as studies
 from hpo.study.results import TrialResult
-from hpo.study.status import Best, FrontTrial, Summary, with_foreign
+from hpo.study.status import Best, FrontTrial, Summary, with_unrecorded
 from hpo.study.study import METRIC_NAMES_KEY, Study
 from hpo.study.trial_history import TrialHistory
 
@@ -119,7 +119,7 @@ def _summary(study: PlainStudy) -> PlainSummary:
         hold=None,
         running=[],
         parked=[],
-        failures=with_foreign([], counts["fail"]),
+        failures=with_unrecorded([], foreign=counts["fail"]),
         seconds=max(0.0, (max(ends) - min(starts)).total_seconds()) if starts and ends else 0.0,
         seconds_per_trial=None,
         seconds_left=None,

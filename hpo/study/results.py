@@ -68,7 +68,13 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
             f"`{command('export', study.name, options='--trial N')}` takes one all the same"
         )
     if not found:
-        told = ", ".join(counted(summarize(study).counts).values())
+        summary = summarize(study)
+        told = ", ".join(counted(summary.counts).values())
+        if summary.is_over:
+            raise StudyError(
+                f"study {study.name!r} has no result: none of its trials is complete ({told}), and none is left to train; "
+                f"`{command('status', study.name)}` says why, `hpo run FILE --trials N` adds trials"
+            )
         raise StudyError(
             f"study {study.name!r} has no finished trial yet ({told or 'no trial at all'}); "
             f"let `hpo run` finish one, `{command('status', study.name)}` shows how far it is"

@@ -17,6 +17,7 @@ from heapq import nlargest, nsmallest
 from typing import Any
 
 from hpo.errors import StudyError
+from hpo.queue.finish import STOPPED
 from hpo.spec import metrics
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, Hold
@@ -107,6 +108,7 @@ class Summary:
     imported: int = 0  # finished trials that a fork copied; also in `counts`, `budget` and `spent`
     metric: str | None = None  # the only objective of a declared training
     value_rule: str | None = None  # which epochs of the metric's curve are a trial's value
+    code_changes: int = 0  # changes of the user's own code that `--allow-code-change` has accepted
 
     @property
     def searched_by(self) -> str:
@@ -154,6 +156,7 @@ class Tally:
 
     states: Counter[str] = field(default_factory=Counter)  # how many trials are in each, by name
     foreign_fails: int = 0  # FAIL trials without an outcome of ours
+    stopped_fails: int = 0  # FAIL trials that a person ended before they had a value
     first_start: datetime | None = None  # UTC, without a zone
     last_end: datetime | None = None  # likewise
     best: Best | None = None
@@ -178,6 +181,7 @@ class Tally:
         return Tally(
             states=self.states + Counter(row.state for row in found),
             foreign_fails=self.foreign_fails + sum(row.state == "FAIL" and row.outcome is None for row in found),
+            stopped_fails=self.stopped_fails + sum(row.state == "FAIL" and row.outcome == STOPPED for row in found),
             first_start=min(filter(None, [self.first_start, *(row.datetime_start for row in ran)]), default=None),
             last_end=max(filter(None, [self.last_end, *(row.datetime_complete for row in ran)]), default=None),
             best=_best(self.best, feasible, str(study.spec.direction)),
@@ -268,7 +272,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
             for trial in live
         ],
         parked=[_parked(study, trial) for trial in parked],
-        failures=with_foreign(failures, tally.foreign_fails),
+        failures=with_unrecorded(failures, foreign=tally.foreign_fails, stopped=tally.stopped_fails),
         seconds=_worked(lives) if lives else _elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
@@ -281,6 +285,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         logs=str(study.logs),
         metric=interval.metric_of(study.spec),
         value_rule=study.spec.value,
+        code_changes=len(json.loads(row.code_changes)),
     )
     after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
     return Reading(
@@ -394,9 +399,17 @@ def _failures(found: Sequence[Any]) -> list[FailureCount]:
     ]
 
 
-def with_foreign(failures: Sequence[FailureCount], foreign: int) -> list[FailureCount]:
-    """Return the failures, the most frequent first, with the FAIL trials of other programs as the kind "foreign"."""
+def with_unrecorded(failures: Sequence[FailureCount], *, foreign: int, stopped: int = 0) -> list[FailureCount]:
+    """Return the failures, the most frequent first, with the FAIL trials for which no failed attempt is recorded.
+
+    Args:
+        failures: the recorded failures.
+        foreign: how many FAIL trials are of other programs.
+        stopped: how many FAIL trials a person has ended.
+    """
     found = [*failures]
+    if stopped:
+        found.append(FailureCount(kind=STOPPED, count=stopped, retried=0, message="ended by a person"))
     if foreign:
         found.append(FailureCount(kind="foreign", count=foreign, retried=0, message=""))
     return sorted(found, key=lambda failure: (-failure.count, failure.kind))

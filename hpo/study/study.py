@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import MismatchError, SpecError, StudyError, nearest
+from hpo.errors import MismatchError, SpecError, StudyError, closest
 from hpo.files import atomic_write
 from hpo.queue import workers
 from hpo.spec import pickled, study_file
@@ -165,9 +165,10 @@ def join(place: Storage, name: str) -> Study:
     if row is None and not (known := all_names(place)):
         raise StudyError(f"there is no study of hpo in {place.shown}; `hpo run FILE` makes one")
     if row is None:
-        why = f"there is no study {name!r} in {place.shown}{nearest(name, known)}"
+        meant = closest(name, known) or ""
+        why = f"there is no study {name!r} in {place.shown}{meant and f' (did you mean {meant!r}?)'}"
         further = f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
-        raise StudyError(why, *([f"  studies: {', '.join(known[:MOST_NAMES])}{further}"] if len(known) > 1 else []))
+        raise StudyError(why, *([f"  studies: {', '.join(known[:MOST_NAMES])}{further}"] if known != [meant] else []))
     if (row.schema or 1) > SCHEMA:
         raise StudyError(
             f"study {name!r} was worked on by a later hpo: its schema is {row.schema}, here {SCHEMA}; update hpo here"

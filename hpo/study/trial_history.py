@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpo.spec.metrics import column
 from hpo.storage import study_rows
 from hpo.storage.tables import COST_PREFIX, UNREAD_KEY
 from hpo.study import query
@@ -50,6 +51,7 @@ class TrialHistory:
     constraints: dict[str, float] = field(default_factory=dict)  # by name; one above 0 is violated
     attributes: dict[str, Any] = field(default_factory=dict)  # what the objective set with `trial.set_user_attr`
     curve: dict[int, float] = field(default_factory=dict)  # by step, as reported to Optuna
+    raw: list[float] = field(default_factory=list)  # the metric by epoch, of a declared training with one objective
     unread: list[list[int]] = field(default_factory=list)  # pairs of the epochs around a gap in a command's curve
     reports: int | None = None  # of an objective of the user's own, whose last step is in `epochs`
     tested: list[str] = field(default_factory=list)  # folders of `hpo train`, one for each opening of the test split
@@ -99,6 +101,7 @@ def history(study: Study, number: int) -> TrialHistory:
         constraints=judged.constraints,
         attributes={key: value for key, value in attributes.items() if not key.startswith(OURS)},
         curve=dict(sorted(curve.items())),
+        raw=curves.get(column(study.spec.metric), []) if study.spec.is_declared and not study.spec.objectives else [],
         unread=[gap for gap in attributes.get(UNREAD_KEY, []) if _is_between(gap, curve)],
         tested=[folder for trial, folder in opened if trial == number],
     )

@@ -208,6 +208,9 @@ def status_text(found: Summary) -> str:
             f"running  trial {trial.number}, {trial.unit} {trial.epochs}, {value}, {duration(trial.seconds)}, "
             f"{trial.worker}{again}"
         )
+    if summary.code_changes:
+        changes = f"{summary.code_changes} change{'s' if summary.code_changes > 1 else ''} of your code"
+        lines.append(f"code     {changes} accepted by --allow-code-change; trials of different code are compared")
     if summary.logs:
         lines.append(f"logs     {summary.logs}")
     for parked in summary.parked:
@@ -260,8 +263,13 @@ def history_text(history: TrialHistory) -> str:
         lines.append(f"bound    {name}: {f'violated by {violation:.1%}' if violation > 0 else 'kept'}")
     lines += [f"param    {name} = {words.param(value)}" for name, value in found.params.items()]
     lines += [f"measured {name} = {value_text(value)}" for name, value in found.metrics.items()]
-    if history.curve:
-        lines.append(f"curve    {_curve_text(history.curve)}")
+    shown = history.curve
+    if len(history.raw) == len(shown):  # raw metrics follow some seconds late
+        shown = dict(zip(shown, history.raw, strict=True))
+    if shown:
+        lines.append(f"curve    {_curve_text(shown)}")
+    if shown != history.curve:
+        lines.append(f"judged   {_curve_text(history.curve)}")
     for last, first in found.unread:
         lines.append(f"gap      between epochs {last} and {first}: the program saved epochs that no worker read")
     lines += [f"set      {name} = {text.short(value)}" for name, value in found.attributes.items()]

@@ -303,6 +303,8 @@ def test_what_is_missing_when_a_study_is_opened(here: Path) -> None:
         hpo.open("oww")
     with pytest.raises(hpo.StudyError, match="has no finished trial yet"):
         _ = hpo.open("own").best
+    with pytest.raises(AttributeError, match=r"hpo.Study has no 'best_value'; Optuna's study is at .optuna"):
+        _ = hpo.open("own").best_value  # type: ignore[attr-defined]
 
 
 def test_a_study_that_optuna_made_is_read_and_not_written(here: Path) -> None:

@@ -329,6 +329,9 @@ def test_the_studies_are_listed_where_a_name_is_wrong_or_missing(hpo: Hpo, tmp_p
         assert (code, out) == (2, "")
         assert err.splitlines()[0].endswith("studies.db (did you mean 'own'?)")
         assert err.splitlines()[1:] == ["  studies: digits, own"]
+        code, out, err = hpo(command, "other")
+        assert (code, out) == (2, "")
+        assert err == f"error: there is no study 'other' in sqlite:///{tmp_path}/studies.db\n  studies: digits, own\n"
         code, out, err = hpo(command)
         assert (code, out) == (2, "")
         assert err.endswith(hpo("status")[1])
@@ -343,6 +346,7 @@ def test_a_study_file_stands_for_its_study(hpo: Hpo, tmp_path: Path) -> None:
     with contextlib.chdir("elsewhere"):
         assert hpo("status", "../own.toml") == shown
         assert hpo("logs", "../own.toml")[2].startswith("error: study 'own': no log")
+        assert hpo("export", "../own.toml")[2].startswith("error: study 'own' has no finished trial yet")
         assert hpo("status", "own.toml")[:2] == (2, "")
 
 

@@ -69,6 +69,17 @@ def test_a_study_without_a_finished_trial_has_no_best(demo: Study) -> None:
     )
 
 
+def test_a_study_that_is_over_without_a_complete_trial_says_so(place: Storage, tmp_path: Path) -> None:
+    demo = make(place, tmp_path, budget={"trials": 1})
+    run(demo, 0.5, state=TrialState.FAIL)
+    with pytest.raises(StudyError) as raised:
+        best(demo)
+    assert str(raised.value) == (
+        "study 'demo' has no result: none of its trials is complete (1 failed), and none is left to train; "
+        "`hpo status demo` says why, `hpo run FILE --trials N` adds trials"
+    )
+
+
 @pytest.mark.both
 def test_a_number_that_is_no_finished_trial_is_refused(demo: Study) -> None:
     with pytest.raises(StudyError, match="has no trial 3; it has none yet"):

@@ -13,7 +13,9 @@ from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
 from hpo.storage.tables import UID_KEY
 from hpo.study import study as studies
+from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
+from hpo.view.live import status_text
 from tests.conftest import OWN_OBJECTIVE
 from tests.support import racing
 from tests.support.trials import MakeStudy, claim_one
@@ -103,7 +105,10 @@ def test_changed_code_is_refused_until_it_is_allowed_and_then_recorded(make_stud
     claim_one(made.ledger("w"))
     with pytest.raises(MismatchError, match="--allow-code-change"):
         join_again(made, made.spec, code_digest="b" * 64)
+    assert summarize(made).code_changes == 0
     join_again(made, made.spec, code_digest="b" * 64, allow_code_change=True)
+    told = "code     1 change of your code accepted by --allow-code-change; trials of different code are compared"
+    assert told in status_text(summarize(made)).splitlines()
     join_again(made, made.spec, code_digest="b" * 64)  # recorded: no longer unknown
     join_again(made, made.spec, code_digest="")
 

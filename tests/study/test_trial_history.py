@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,27 @@ def test_a_checkpoint_is_named_while_its_file_is_there(make_study: MakeStudy, tm
     file.unlink()
     found = history(study, 0)
     assert (found.checkpoint, "saved" in history_text(found)) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (
+            [0.5, 0.75, 0.25],
+            [
+                "curve    ▅█▁  0.5000 at step 1 to 0.2500 at step 3",
+                "judged   ▁██  0.5000 at step 1 to 0.7500 at step 3",
+            ],
+        ),
+        ([0.5, 0.75], ["curve    ▁██  0.5000 at step 1 to 0.7500 at step 3"]),  # the last value is not written yet
+        ([], ["curve    ▁██  0.5000 at step 1 to 0.7500 at step 3"]),
+    ],
+)
+def test_the_raw_curve_is_told_beside_the_one_that_is_judged(
+    make_study: MakeStudy, raw: list[float], told: list[str]
+) -> None:
+    _, _, trial = begin(study := make_study())
+    for step, value in ((1, 0.5), (2, 0.75), (3, 0.75)):
+        trial.report(value, step)
+    page = history_text(replace(history(study, 0), raw=raw)).splitlines()
+    assert [line for line in page if line.startswith(("curve", "judged"))] == told

@@ -227,6 +227,7 @@ def test_status_shows_why_a_trial_stopped_and_what_was_measured(make_digits: Mak
     } <= found.metrics.keys()
     raw = curves(study, 0)
     assert f"measured validation_auroc = {raw['validation_auroc'][-1]:.4f}" in text
+    assert found.raw == raw["validation_accuracy"]
     assert to_json(found)["overfits_since"] is None
 
 

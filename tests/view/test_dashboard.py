@@ -23,7 +23,7 @@ from hpo.queue.models import Claim
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, plain_url
 from hpo.study import study as studies
-from hpo.study.status import summarize
+from hpo.study.status import FailureCount, summarize
 from hpo.study.study import Study
 from hpo.study.trial_history import history
 from hpo.view import dashboard
@@ -154,6 +154,7 @@ def test_with_write_a_trial_is_failed_by_a_person(writable: Call, demo: Study, n
     assert (found.state, found.outcome, found.reason) == ("fail", "stopped", "ended by a person, in the dashboard")
     demo.ledger("w").drop(Claim(trial_id=number + 1, number=number, attempt=1), "gone")
     assert (history(demo, number).failures, summarize(demo).counts["fail"]) == ([], 1)
+    assert summarize(demo).failures == [FailureCount(kind="stopped", count=1, retried=0, message="ended by a person")]
     again = {"reason": "the trial has ended already: it is failed"}
     assert writable("POST", f"/api/trials/{number + 1}/tell", told) == (409, json.dumps(again).encode())
 
