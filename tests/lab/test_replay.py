@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,9 +17,11 @@ from hpo.lab.plan import Plan
 from hpo.lab.replay import TrialEnd
 from hpo.lab.table import Ending, Table
 from hpo.spec import seeds
+from hpo.storage.connect import Storage
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
+from tests.support import declared
 from tests.support.tables import DECLARED, falling, row, table
 from tests.support.trials import MakeStudy
 
@@ -66,9 +69,9 @@ def replayed(plan: Plan, seed: int = 0) -> list[tuple[TrialState, int]]:
     return [(end.state, end.epochs) for end in ends]
 
 
-def plan_of(found: Table, pruner: str, sampler: str = plans.RECORDED, workers: int = 1) -> Plan:
-    settings = [f"pruner.{key}={value}" for key, value in PRUNERS[pruner].items()]
-    return plans.make(found, sampler=sampler, pruner=pruner, settings=settings, workers=workers)
+def plan_of(found: Table, pruner: str, options: dict[str, Any]) -> Plan:
+    settings = [f"pruner.{key}={value}" for key, value in options.items()]
+    return plans.make(found, sampler=plans.RECORDED, pruner=pruner, settings=settings, workers=1)
 
 
 @pytest.fixture
@@ -84,9 +87,20 @@ def test_the_recorded_order_and_pruner_give_the_live_decisions(make_study: MakeS
     whole = work(make_study(trials=30, name="whole", failures={"in_a_row": 99}))
     states = {state for state, _ in lived(pruned)}
     assert (TrialState.COMPLETE in states, TrialState.PRUNED in states) == (True, pruner != "none")
-    assert replayed(plan_of(of_pruned, pruner)) == lived(pruned)
+    assert replayed(plan_of(of_pruned, pruner, PRUNERS[pruner])) == lived(pruned)
     same_name = dataclasses.replace(whole, document={**whole.document, "name": pruned.name})  # Hyperband's brackets
-    assert replayed(plan_of(same_name, pruner)) == lived(pruned)
+    assert replayed(plan_of(same_name, pruner, PRUNERS[pruner])) == lived(pruned)
+
+
+def test_a_declared_study_gives_its_live_decisions(lite: Storage, tmp_path: Path) -> None:
+    """Some of its trials diverge. The pruner is not asked about these, nor about trials that have just trained to their end."""
+    optimizer = {"name": "sgd", "lr": {"choices": [0.01, 0.1, 1e30]}, "momentum": {"low": 0.0, "high": 0.9}}
+    changes = {"optimizer": optimizer, "pruner": {"name": "successive_halving"}, "sampler": {"name": "tpe"}}
+    live = declared.made(lite, tmp_path, declared.DOCUMENT | changes | {"budget": {"trials": 16}})
+    assert declared.work(live) == 0
+    found = recording.record(live)
+    assert {one.ending for one in found.rows} == {Ending.COMPLETE, Ending.DIVERGED, Ending.CUT}
+    assert replayed(plan_of(found, "successive_halving", {})) == lived(live)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
@@ -188,5 +202,5 @@ def test_a_declared_trial_that_has_ended_is_not_judged() -> None:
     """A worker does not ask the pruner about it. An objective of the user's own asks after its last report, too."""
     rows = row(0, [4.0, 9.0]), row(1, [9.0, 4.0])
     assert [end.state.name for end in ends(table(*rows), *THRESHOLD, pruner="threshold")] == ["PRUNED", "PRUNED"]
-    declared = ends(table(*rows, document=DECLARED), *THRESHOLD, pruner="threshold")
-    assert [end.state.name for end in declared] == ["COMPLETE", "PRUNED"]
+    of_declared = ends(table(*rows, document=DECLARED), *THRESHOLD, pruner="threshold")
+    assert [end.state.name for end in of_declared] == ["COMPLETE", "PRUNED"]
