@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from hpo.errors import CheckpointError
@@ -96,8 +97,15 @@ def refuse_objects(value: object, where: str = "state") -> None:
     elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN:
         raise CheckpointError(
             f"{where} is {value!r} of type {type(value).__name__}; "
-            "a checkpoint holds tensors and plain Python values only"
+            f"a checkpoint holds tensors and plain Python values only{_instead(value)}"
         )
+
+
+def _instead(value: object) -> str:
+    """Return what to write in the place of a number or array of NumPy."""
+    if isinstance(value, np.ndarray):
+        return "; write torch.from_numpy(...)"
+    return "; write .item()" if isinstance(value, np.generic) else ""
 
 
 def on_cpu(state: Any) -> Any:

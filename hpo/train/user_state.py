@@ -8,14 +8,15 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from hpo.errors import CheckpointError, MismatchError
 from hpo.spec.curve import Direction, is_better
@@ -66,13 +67,14 @@ class UserState:
             self.best = {"step": step, "value": value, "objects": checkpoint.on_cpu(weights)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state; tensors are the objects' own, not copies."""
-        state = {
-            "epoch": self.epoch,
-            "has_ended": self.has_ended,
-            "random": _random_states(),
-            "objects": {name: _state_of(value) for name, value in self.objects.items()},
-        }
+        """Return the state; tensors are the objects' own, not copies. The global random numbers stay as they are."""
+        with _unchanged_random() as random_states:
+            state = {
+                "epoch": self.epoch,
+                "has_ended": self.has_ended,
+                "random": random_states,
+                "objects": {name: _state_of(value) for name, value in self.objects.items()},
+            }
         return state if self._direction is None else {**state, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,7 +122,11 @@ def can_be_saved(value: object) -> bool:
     """Return whether a value is an object with a state of its own, such as a module, an optimizer or a generator."""
     with suppress(Exception):  # an object of the user's may raise anything when it is asked
         pair = None if isinstance(value, type) else _pair(value)
-        return pair is not None and (pair == PAIRS[1] or bool(getattr(value, pair[0])()))
+        if pair is None or pair == PAIRS[1]:
+            return pair is not None
+        return isinstance(value, DataLoader) or bool(
+            getattr(value, pair[0])()
+        )  # a loader begins to read when it is asked
     return False
 
 
@@ -173,6 +179,17 @@ def _random_states() -> dict[str, Any]:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
+
+
+@contextmanager
+def _unchanged_random() -> Iterator[dict[str, Any]]:
+    """Yield the states of the global generators, and set them again at the end.
+
+    Some objects draw random numbers when they are asked for their state. A StatefulDataLoader does, since it begins to read.
+    """
+    states = _random_states()
+    yield states
+    _restore_random(states)
 
 
 def _restore_random(states: Mapping[str, Any]) -> None:

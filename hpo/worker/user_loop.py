@@ -29,6 +29,7 @@ class UserLoop:
         self._trial = trial
         self._checkpoints: CheckpointManager | None = None
         self._final: Checkpoint | None = None  # of the last epoch; recorded once the objective has returned
+        self._final_best: dict[str, Any] | None = None  # what `UserState.best` was when that file was written
 
     def epochs(self, count: int, objects: Mapping[str, Any]) -> Iterator[int]:
         """Yield the epochs that are left, counted from 0.
@@ -45,6 +46,8 @@ class UserLoop:
             for epoch in range(start, count):
                 yield epoch
                 variables.warn_of_carried()
+                if epoch == start:
+                    self.refuse_objects()  # what the first epoch has put into them, before more epochs are spent
                 self.end_epoch(epoch + 1, is_last=epoch + 1 == count)
         finally:
             self._trial.parks_in_reports = True
@@ -74,7 +77,6 @@ class UserLoop:
 
         goals = self._study.spec.goals
         state = UserState(objects, None if goals.are_several else goals.directions[goals.first])
-        checkpoint.refuse_objects(state.state_dict())  # now, and not when the first checkpoint is due
         self._checkpoints = CheckpointManager(self._study, state, self._trial)
         try:
             self._checkpoints.resume()
@@ -82,6 +84,7 @@ class UserLoop:
             if self._study.spec.failures.exception.retries:
                 self._trial.start_over()  # the next attempt begins at epoch 0
             raise
+        checkpoint.refuse_objects(state.state_dict())  # now, and not when the first checkpoint is due
         if state.has_ended:
             self._start_over("is from the loop's end")
         self._trial.user_state = state
@@ -106,13 +109,18 @@ class UserLoop:
         variables. If the storage fails, this waits for it. Otherwise the next attempt would find the loop at its end.
         """
         state = self._trial.user_state
-        if state is None or (found := self._final or self._write_final(state)) is None:
+        if state is None:
+            return
+        if self._final is None or state.best is not self._final_best:  # a report after the loop was the best
+            self._write_final(state)
+        if (found := self._final) is None:
             return
         client, lease, checkpoints = self._trial.client, self._trial.lease, self._saved_by()
         client.flush(lease)
         checkpoints.record(found)
-        if state.best is not None and checkpoints.recorded == Path(found.path):
-            client.record_receipts([TrialReceipt(claim=lease.claim, receipt={BEST_STEP: state.best["step"]})])
+        if self._final_best is not None and checkpoints.recorded == Path(found.path):
+            step = {BEST_STEP: self._final_best["step"]}
+            client.record_receipts([TrialReceipt(claim=lease.claim, receipt=step)])
 
     # --- for loops that a library runs ------------------------------------------------------------------------------------
 
@@ -125,7 +133,7 @@ class UserLoop:
         assert state is not None
         state.epoch = epoch
         if is_last:
-            self._final = self._write_final(state)
+            self._write_final(state)
             self._trial.parks_in_reports = True
             return
         try:
@@ -163,9 +171,12 @@ class UserLoop:
         found.mkdir(parents=True)
         return found
 
-    def _write_final(self, state: UserState) -> Checkpoint | None:
+    def _write_final(self, state: UserState) -> None:
+        """Write the state of the loop's end, to be recorded later. If the disk does not take it, a file before it stays."""
         state.has_ended = True
-        return self._saved_by().write(self._trial.last_step)
+        found = self._saved_by().write(self._trial.last_step)
+        if found is not None:
+            self._final, self._final_best = found, state.best
 
     def _start_over(self, why: str) -> None:
         """Let the next attempt begin at epoch 0: nothing is left to train, but the code after the loop has not run."""

@@ -55,7 +55,8 @@ def test_a_failed_save_leaves_the_older_file_and_no_rest(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"value": np.float64(0.5)}, r"state\['value'\] is .*float64"),
+        ({"value": np.float64(0.5)}, r"state\['value'\] is .*float64.*; write \.item\(\)$"),
+        ({"value": np.zeros(2)}, r"state\['value'\] is .*ndarray.*; write torch\.from_numpy\(\.\.\.\)$"),
         ({"a": [1, {"b": Path("x")}]}, r"state\['a'\]\[1\]\['b'\] is .*Path"),
         ({"a": {Path("x"): 1}}, "has the key .*Path"),
     ],

@@ -181,6 +181,23 @@ def test_a_break_at_the_best_epoch_keeps_the_weights_from_before_it(make_study: 
     assert in_use(study)["model"] == 1.0
 
 
+def test_the_best_report_may_come_after_the_loop(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+
+    def objective(trial: optuna.Trial) -> float:
+        model = nn.Linear(2, 1, bias=False)
+        for epoch in hpo.epochs(trial, 2, model=model):
+            nn.init.constant_(model.weight, float(epoch))
+            trial.report(5.0 + epoch, epoch)
+        nn.init.constant_(model.weight, 9.0)
+        trial.report(1.0, 2)
+        return 1.0
+
+    work(study, objective)
+    assert (best(study)[0].receipt, kept(study)["best"]["step"]) == ({"best_step": 2}, 2)
+    assert in_use(study) == {"model": 9.0}
+
+
 @contextmanager
 def full_disk(largest: int) -> Iterator[None]:
     """Let the disk take no file of more than so many bytes."""

@@ -101,7 +101,7 @@ def reason(study: Study) -> str:
 @pytest.mark.parametrize(
     ("metric", "script", "curve"),
     [
-        (BY_EPOCH, "echo epoch 0 loss 3; echo noise; echo epoch 2 loss 1.5", {0: 3.0, 2: 1.5}),
+        (BY_EPOCH, "echo epoch 2 loss 1.5; echo noise; echo epoch 0 loss 3", {0: 3.0, 2: 1.5}),
         (BY_EPOCH, "printf 'epoch 1 loss 2\\repoch 2 loss 1\\r\\nepoch 3 loss 0.5'", {1: 2.0, 2: 1.0, 3: 0.5}),
         (BY_EPOCH, "printf '\\377\\376 epoch 1 loss 2 \\200\\n'; echo epoch 2 loss 1e-3 >&2", {1: 2.0, 2: 0.001}),
         (BY_EPOCH, "echo epoch 1 loss 2; echo epoch 1 loss 2.0; echo epoch 2 loss nan; echo epoch 3 loss 1", None),

@@ -16,6 +16,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import hpo
 from hpo.errors import StorageError
@@ -157,6 +158,37 @@ def test_a_trial_parks_after_the_epoch_in_which_its_worker_is_told_to_stop(make_
     assert seen[4:] == [2, "whole", 3, "whole", 4, "whole"]
     assert trials(study)[0].intermediate_values == {epoch: float(epoch) for epoch in range(5)}
     assert failures(study) == []
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_a_loader_and_a_scaler_with_a_state_of_their_own_resume(make_study: MakeStudy, stop_at: int) -> None:
+    """The loader draws from the global random numbers when it is asked for its state."""
+
+    def objective(trial: Any, stop_at: int | None = None) -> float:
+        parts = small(trial)
+        model, optimizer = parts["model"], parts["optimizer"]
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        loader = StatefulDataLoader(TensorDataset(torch.randn(16, 2)), batch_size=4, shuffle=True)
+        for epoch in hpo.epochs(trial, 4, **parts, scaler=scaler, loader=loader):
+            for (batch,) in loader:
+                optimizer.zero_grad()
+                loss = model(batch).square().mean()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            if epoch == stop_at:
+                trial.client.stopping.request()
+            trial.report(float(loss.detach()) + scaler.get_scale() + torch.rand(()).item(), epoch)
+        return 0.0
+
+    undisturbed, study = make_study(name="undisturbed", trials=1), make_study(trials=1)
+    work(undisturbed, objective)
+    work(study, lambda trial: objective(trial, stop_at))
+    assert len(trials(study)[0].intermediate_values) == stop_at + 1
+    work(study, objective)
+    assert record(study) == record(undisturbed)
+    assert rows(study)[0].attempt == 2
 
 
 def test_resume_and_save_are_the_same_by_hand(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -343,6 +375,23 @@ def test_wrong_use_fails_the_trial_at_once(
     study = make_study(trials=1)
     work(study, use)
     assert said in failures(study)[0].message
+
+
+def test_what_needs_pickle_after_the_first_epoch_costs_no_second_one(make_study: MakeStudy) -> None:
+    study, seen = make_study(trials=1, recovery={"checkpoint_every": "1h"}), []
+
+    def objective(trial: optuna.Trial) -> float:
+        state: dict[str, Any] = {"best": 0.0}
+        for epoch in hpo.epochs(trial, 3, **small(trial), state=state):
+            seen.append(epoch)
+            state["best"] = np.mean([1.0, 2.0])
+        return 0.0
+
+    work(study, objective)
+    assert seen == [0]
+    assert failures(study)[0].message.startswith(
+        "state['objects']['state']['best'] is np.float64(1.5) of type float64;"
+    )
 
 
 def test_a_report_outside_of_its_trial_fails_the_trial_that_makes_it(make_study: MakeStudy) -> None:
