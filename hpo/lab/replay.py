@@ -104,11 +104,10 @@ class _Replay:
         # Derived, so that no replay draws the numbers with which the table was recorded.
         self._spec = plan.spec.model_copy(update={"seed": seeds.derive(seed, "replay")})
         self._storage = memory.storage()
+        name = plan.table.name if plan.keeps_order else f"{plan.table.name}-{seed}"  # it decides Hyperband's brackets
         self._study = optuna.create_study(
             storage=self._storage,
-            study_name=plan.table.name
-            if plan.keeps_order
-            else f"{plan.table.name}-{seed}",  # Hyperband's brackets hang on it
+            study_name=name,
             direction=plan.spec.direction,
             sampler=samplers.build(self._spec, 0),
             pruner=pruners.build(self._spec),
@@ -150,7 +149,7 @@ class _Replay:
             begun = self._begin()
             if begun.row.curve:
                 return begun
-            self._end(begun, TrialState.FAIL if begun.row.ending is Ending.FAILED else TrialState.COMPLETE)
+            self._end(begun, _own_state(begun.row))
         return None
 
     @property
@@ -192,7 +191,8 @@ class _Replay:
         self._study.sampler = sampler
         with as_in_optimize(self._study):
             yield
-        self._course.sampler_seconds += time.process_time() - began
+        if not self._plan.keeps_order:
+            self._course.sampler_seconds += time.process_time() - began
 
     # --- an epoch ---------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Report:
     complete: float  # of these, the mean
     pruned: float  # likewise
     unknown: float  # likewise; kept by the pruner beyond the end of a curve that was cut off
-    sampler_seconds: float  # CPU time of a replay, the median
+    sampler_seconds: float  # CPU time of a replay, the median; 0 in the recorded order
     suggestion_seconds: float  # CPU time of a suggestion, the median over the replays
     pruner_seconds: float  # CPU time of a replay, the median
     mapping: Mapping | None  # None in the recorded order

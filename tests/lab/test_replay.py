@@ -188,13 +188,18 @@ def test_a_cut_curve_is_unknown_beyond_its_end() -> None:
 
 def test_trials_end_as_they_did_where_no_pruner_ends_them() -> None:
     found = table(
-        row(0, [1.0]), row(1, [1.0, math.nan], Ending.DIVERGED), row(2, [], Ending.FAILED), row(3, [1.0], Ending.FAILED)
+        row(0, [1.0]),
+        row(1, [1.0, math.nan], Ending.DIVERGED),
+        row(2, [], Ending.FAILED),
+        row(3, [1.0], Ending.FAILED),
+        row(4, [], Ending.DIVERGED),
     )
     assert [(end.state.name, end.epochs, end.is_unknown) for end in ends(found)] == [
         ("COMPLETE", 1, False),
         ("PRUNED", 2, False),
         ("FAIL", 0, False),
         ("FAIL", 1, False),
+        ("PRUNED", 0, False),
     ]
 
 
