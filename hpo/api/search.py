@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import os
 import signal
@@ -156,9 +157,9 @@ def _seconds(timeout: str | float | None) -> float | None:
 
     if isinstance(timeout, str):
         return seconds(timeout, "timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not timeout > 0):
         raise SpecError(f'timeout = {timeout!r}: is no time; give seconds above 0, or a text such as "30m"')
-    return timeout
+    return None if timeout is None else float(timeout)
 
 
 def _refuse_no_text(key: str, value: object, mend: str) -> None:

@@ -55,10 +55,7 @@ def plain(value: Any, path: str) -> Any:
 
     Raises SpecError for any other object.
     """
-    if isinstance(value, Enum):  # such as optuna.study.StudyDirection, which is also an int
-        return value.name.lower()
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return plain(value.tolist(), path)
+    value = _of_python(value)
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, Mapping):
@@ -68,3 +65,13 @@ def plain(value: Any, path: str) -> Any:
     raise SpecError(
         f"hpo.search: {path} = {value!r}: has type {type(value).__name__}; give a number, a text, a list or a dict; {WAYS}"
     )
+
+
+def _of_python(value: Any) -> Any:
+    """Return Python's own value for one of NumPy, and for a member of an enum that is a number or a text."""
+    package = type(value).__module__.partition(".")[0]
+    if isinstance(value, Enum):
+        if package == "optuna":  # StudyDirection, whose numbers mean nothing to a user
+            return value.name.lower()
+        return value.value if isinstance(value, int | float | str) else value
+    return value.tolist() if package == "numpy" and hasattr(value, "tolist") else value

@@ -26,8 +26,9 @@ from hpo.worker.signals import ORDER
 
 CONTEXT = multiprocessing.get_context("forkserver")
 SERVER = forkserver.ForkServer()
-_starting = threading.Lock()  # held while a worker starts, so that no worker is taken for an orphan
-_started: set[int] = set()  # ids of all workers
+#: Held while a worker starts, so that it is not taken for an orphan, and so that one call at a time changes this process.
+_starting = threading.Lock()
+_workers: set[int] = set()  # process ids
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
 #: Preloaded for a declared study only. A user's own objective may set options of torch before it imports torch.
 DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection"]
@@ -48,7 +49,7 @@ def warm_up(executor: str | None) -> None:
     """
     declared = [] if executor is None else DECLARED + COMPILER if executor == "loop" else DECLARED
     SERVER.set_forkserver_preload(ANY + declared)
-    with _as_the_server_needs_it():
+    with _starting, _as_the_server_needs_it():
         SERVER.ensure_running()
 
 
@@ -98,16 +99,26 @@ def _without_the_script() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
+def start(arguments: Sequence[str], own: Mapping[str, str], log: Path) -> BaseProcess:
     """Start `hpo worker ARGUMENTS` in a new session. Its output is appended to the log.
 
     A killed server is started again. Raises EOFError or OSError if the server is killed during the call.
+
+    Args:
+        own: what the worker's environment has beside that of this process, or in its place.
     """
-    worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], {**environment}, str(log), os.getcwd()))
-    with _starting, _as_the_server_needs_it(), _from_our_server(), _without_the_script():
-        worker.start()
-        _started.add(pid_of(worker))
+    with _starting:
+        environment = {**os.environ, **own}
+        worker = CONTEXT.Process(target=_be_a_worker, args=([*arguments], environment, str(log), os.getcwd()))
+        with _as_the_server_needs_it(), _from_our_server(), _without_the_script():
+            worker.start()
+        _workers.add(pid_of(worker))
     return worker
+
+
+def forget(worker: BaseProcess) -> None:
+    """Take note that a worker has ended. Another process may get its id."""
+    _workers.discard(pid_of(worker))
 
 
 def pid_of(worker: BaseProcess) -> int:
@@ -127,11 +138,19 @@ def kill(worker: BaseProcess) -> None:
         os.kill(pid_of(worker), signal.SIGKILL)
 
 
-def end_orphans() -> None:
-    """Kill what the server has adopted, with its descendants. It began in workers that were killed."""
-    with _starting:
+def end_orphans(*, may_wait: bool = True) -> None:
+    """Kill what the server has adopted, with its descendants. It began in workers that were killed.
+
+    Args:
+        may_wait: wait while a worker starts. Else nothing is done then.
+    """
+    if not _starting.acquire(blocking=may_wait):
+        return
+    try:
         for server in ids():
-            descendants.end(of=server, but=_started)
+            descendants.end(of=server, but=_workers)
+    finally:
+        _starting.release()
 
 
 def ids() -> frozenset[int]:

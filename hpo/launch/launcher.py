@@ -59,7 +59,7 @@ class Interrupt:
         self.received.append(number)
         self._received_at = time.monotonic()
         if len(self.received) > 2 and self.may_exit:
-            self.fleet.end_orphans()
+            self.fleet.end_orphans(may_wait=False)  # the server may take seconds, or be stopped
             os._exit(128 + number)  # works even while a statement waits for the database
         if len(self.received) > 1 or self.fleet.stop_asked_at is not None:
             self.fleet.kill_processes()

@@ -71,8 +71,7 @@ class Slot:
     @property
     def pid(self) -> int:
         assert self.process is not None
-        assert self.process.pid is not None
-        return self.process.pid
+        return fork_server.pid_of(self.process)
 
     @property
     def mark(self) -> Path:
@@ -160,7 +159,7 @@ class Fleet:
         own |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if slot.gpu is not None:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpu  # must be set before CUDA is opened
-        return {**os.environ, **own}
+        return own
 
     def tend(self) -> int:
         """Look after each slot once. Return the number of workers that are alive or will be restarted."""
@@ -196,6 +195,7 @@ class Fleet:
         slot.word = last_word(slot.mark)
         code = int(slot.word) if slot.word.isdecimal() else slot.process.exitcode
         assert code is not None
+        fork_server.forget(slot.process)
         slot.process = None
         slot.exit_codes.append(code)
         slot.mark.unlink(missing_ok=True)
@@ -281,12 +281,16 @@ class Fleet:
             if process is not None:
                 fork_server.kill(process)
 
-    def end_orphans(self) -> None:
-        """End processes that dead workers have left running."""
+    def end_orphans(self, *, may_wait: bool = True) -> None:
+        """End processes that dead workers have left running.
+
+        Args:
+            may_wait: wait while a worker starts. Else those that the server has adopted are left then.
+        """
         workers = {
             slot.pid for slot in self.slots if slot.process is not None
         }  # our own children if their server is gone
-        fork_server.end_orphans()
+        fork_server.end_orphans(may_wait=may_wait)
         descendants.end_orphans(but=self._own_children | fork_server.ids() | workers)
 
     def end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 HEAD_BYTES = 256 * 2**10  # kept of the beginning
 TAIL_BYTES = 384 * 2**10  # in each of the two files that hold the end; together 1 MiB is kept
-ALL_BYTES = 2**30  # of all trials of a study; the oldest files are deleted first
+ALL_BYTES = 2**30  # of all trials of a study
 LEFT_OUT = b"\n[hpo left out output here: it keeps the first 256 KiB and at least the last 384 KiB of a trial]\n"
 
 HEADING = re.compile(r"--- attempt (\d+), ")
@@ -28,18 +29,26 @@ def tail(folder: Path, number: int) -> Path:
 
 
 def delete_oldest(folder: Path) -> None:
-    """Delete the oldest output of trials until at most ALL_BYTES are left."""
-    files = []
+    """Delete the output of trials until at most ALL_BYTES are left. What was printed the longest ago goes first.
+
+    All files of a trial go together: a running one would print on into the place of its beginning.
+    """
+    files: dict[str, list[Path]] = defaultdict(list)
+    printed_at: dict[str, float] = defaultdict(float)
+    sizes: dict[str, int] = defaultdict(int)
     for file in folder.glob("trial-*.log*"):
         with suppress(FileNotFoundError):  # another worker has deleted it just now
-            found = file.stat()
-            files.append((found.st_mtime, found.st_size, file))
-    left = sum(size for _, size, _ in files) - ALL_BYTES
-    for _, size, file in sorted(files):
-        if left <= 0:
-            break
-        file.unlink(missing_ok=True)
-        left -= size
+            found, trial = file.stat(), file.name.partition(".")[0]
+            files[trial].append(file)
+            printed_at[trial] = max(printed_at[trial], found.st_mtime)
+            sizes[trial] += found.st_size
+    left = sum(sizes.values())
+    for trial in sorted(files, key=lambda trial: printed_at[trial]):
+        if left <= ALL_BYTES:
+            return
+        for file in files[trial]:
+            file.unlink(missing_ok=True)
+        left -= sizes[trial]
 
 
 class KeptOutput:
@@ -53,7 +62,10 @@ class KeptOutput:
 
     def begin(self, attempt: int) -> None:
         """Write the line with which an attempt begins, and delete the oldest output of the study if there is too much."""
-        delete_oldest(self._head.parent)
+        try:
+            delete_oldest(self._head.parent)
+        except OSError as error:
+            log.warning("trial %d: the oldest output of the study cannot be deleted: %s", self._number, error)
         self.write(f"--- attempt {attempt}, {datetime.now():%Y-%m-%d %H:%M:%S} ---\n".encode())
 
     def write(self, chunk: bytes) -> None:

@@ -22,10 +22,14 @@ def newest(trial_folder: Path, *, up_to: int | None = None) -> Path | None:
         trial_folder: the folder of the trial.
         up_to: the last attempt that counts. By default all count.
     """
+    attempts = [attempt for attempt in _attempts(trial_folder) if up_to is None or attempt <= up_to]
+    return of_attempt(trial_folder, max(attempts)) if attempts else None
+
+
+def _attempts(trial_folder: Path) -> list[int]:
+    """Return the attempts that have a folder."""
     names = [file.name for file in trial_folder.iterdir()] if trial_folder.is_dir() else []
-    attempts = [int(match[1]) for name in names if (match := OF_ATTEMPT.fullmatch(name))]
-    counted = [attempt for attempt in attempts if up_to is None or attempt <= up_to]
-    return of_attempt(trial_folder, max(counted)) if counted else None
+    return [int(match[1]) for name in names if (match := OF_ATTEMPT.fullmatch(name))]
 
 
 def take_over(trial_folder: Path, attempt: int) -> None:
@@ -41,9 +45,13 @@ def take_over(trial_folder: Path, attempt: int) -> None:
 
 
 def delete(trial_folder: Path, attempt: int) -> None:
-    """Delete the folders of this and of earlier attempts."""
-    while found := newest(trial_folder, up_to=attempt):
-        shutil.rmtree(found)
+    """Delete the folders of this and of earlier attempts.
+
+    A program of an earlier attempt may still save there. Then something may stay, which no later attempt reads.
+    """
+    for found in _attempts(trial_folder):
+        if found <= attempt:
+            shutil.rmtree(of_attempt(trial_folder, found), ignore_errors=True)
 
 
 def holds_files(folder: Path | None) -> bool:

@@ -47,6 +47,10 @@ class ProgramSite:
 
         Raises OSError if the disk fails.
         """
+        if not self._study.sees_checkpoints:
+            raise FileNotFoundError(
+                errno.ENOENT, "the study's checkpoint folder is not there; mount its disk", str(self._study.checkpoints)
+            )
         attempt = self._trial.lease.claim.attempt
         if self._trial.lease.claim.checkpoint is not None:
             self._go_on(attempt)
@@ -63,14 +67,9 @@ class ProgramSite:
     def _go_on(self, attempt: int) -> None:
         """Take over what the last attempt has saved. Without that, forget the curve and start again."""
         program_folder.take_over(self._home, attempt)
-        if program_folder.holds_files(self.folder):
-            return
-        if not self._study.sees_checkpoints:
-            raise FileNotFoundError(
-                errno.ENOENT, "the study's checkpoint folder is not there; mount its disk", str(self._study.checkpoints)
-            )
-        log.warning("trial %d starts again: its folder %s holds no files", self._trial.number, self.folder)
-        self._trial.start_over()
+        if not program_folder.holds_files(self.folder):
+            log.warning("trial %d starts again: its folder %s holds no files", self._trial.number, self.folder)
+            self._trial.start_over()
 
     def _write_command(self, words: Sequence[str]) -> None:
         content = json.dumps(list(words)).encode()
@@ -105,7 +104,8 @@ class ProgramSite:
             first,
         )
         known = trial.user_attrs.get(UNREAD_KEY, [])
-        trial.client.ask_optuna(lambda: trial.set_user_attr(UNREAD_KEY, [*known, [last, first]]))
+        if [last, first] not in known:  # else the last attempt was killed after it had noted this
+            trial.client.ask_optuna(lambda: trial.set_user_attr(UNREAD_KEY, [*known, [last, first]]))
 
     def record(self) -> None:
         """Record that the trial goes on after its last epoch. If the storage fails, leave that to the next attempt."""

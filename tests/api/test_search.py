@@ -13,6 +13,7 @@ import threading
 import tomllib
 import warnings
 from datetime import timedelta
+from enum import Enum, IntEnum
 from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,18 @@ from hpo.storage.connect import connect
 from hpo.study.study import join
 from tests.support.cells import SLOW
 from tests.support.waiting import PATIENCE, wait_for
+
+
+class Size(IntEnum):
+    """Its members are numbers to a user."""
+
+    LARGE = 2
+
+
+class Shade(Enum):
+    """Its members are neither numbers nor texts."""
+
+    DARK = 2
 
 
 def surroundings() -> dict[str, Any]:
@@ -144,9 +157,10 @@ def test_values_of_numpy_and_tuples_mean_what_they_mean_in_python(here: Path, mi
         direction=optuna.study.StudyDirection.MINIMIZE,
         trials=np.int64(2),
         workers=np.int64(0),
+        timeout=np.int64(60),
         seed=np.int64(3),
         sampler={"name": "random"},
-        space={"x": {"low": np.float32(0.5), "high": np.float64(1)}, "n": {"choices": (1, 2)}, "s": (3, 4)},
+        space={"x": {"low": np.float32(0.5), "high": np.float64(1)}, "n": {"choices": (1, Size.LARGE)}, "s": (3, 4)},
     )
     made = join(connect("sqlite:///studies.db"), "m")
     assert (made.spec.seed, made.budget, made.spec.direction) == (3, 2, "minimize")
@@ -257,6 +271,16 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         },
         hpo.SpecError,
         "hpo.search: space.x = FloatDistribution(high=1.0, log=False, low=0.0, step=None): has type FloatDistribution; give",
+    ),
+    "an enum": (
+        {"what": "objective", "name": "m", "direction": "minimize", "space": {"x": {"choices": [Shade.DARK]}}},
+        hpo.SpecError,
+        "hpo.search: space.x.choices[0] = <Shade.DARK: 2>: has type Shade; give a number",
+    ),
+    "a number that Python has not": (
+        {"what": "objective", "name": "m", "direction": "minimize", "space": {"x": np.longdouble(1)}},
+        hpo.SpecError,
+        "hpo.search: space.x = np.longdouble('1.0'): has type longdouble; give a number",
     ),
     "a space without a range": (
         {"what": "objective", "name": "m", "direction": "minimize", "space": {"x": (0.0, 1.0)}},

@@ -282,6 +282,37 @@ def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pyt
     assert "PYTHONSAFEPATH" not in os.environ
 
 
+def test_searches_in_two_threads_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins while the first one starts the server, and would end after it."""
+    before, entered, second = dict(os.environ), list[str](), threading.Event()
+    first_ended = threading.Event()
+
+    def ensure_running() -> None:
+        entered.append(threading.current_thread().name)
+        if len(entered) == 1:
+            other.start()
+            second.wait(0.3)  # in vain, if one call at a time changes the environment
+        else:
+            second.set()
+            first_ended.wait(PATIENCE)
+
+    monkeypatch.setattr(fork_server.SERVER, "ensure_running", ensure_running)
+    other = threading.Thread(target=fork_server.warm_up, args=[None], name="other")
+    fork_server.warm_up(None)
+    first_ended.set()
+    other.join()
+    assert entered == [threading.current_thread().name, "other"]
+    assert dict(os.environ) == before
+
+
+@pytest.mark.timeout(60)
+def test_orphans_are_left_if_a_worker_s_start_would_have_to_be_waited_for(make_study: MakeStudy) -> None:
+    """The third Ctrl-C ends `hpo run` at once, also while the server loads torch."""
+    fleet = Fleet(make_study(), 1, code_folder=Path())
+    with fork_server._starting:
+        fleet.end_orphans(may_wait=False)
+
+
 def test_the_server_loads_modules_that_exist() -> None:
     """multiprocessing passes over a module that cannot be imported, and each worker would load it by itself."""
     for name in fork_server.ANY + fork_server.DECLARED + fork_server.COMPILER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,33 @@ def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     kept.write(b"one\n")
     kept.write(b"two\n")
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["trial 3"]
+
+
+def test_the_trial_that_printed_the_longest_ago_loses_all_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 is still running. Its beginning is the oldest file."""
+    monkeypatch.setattr(output, "HEAD_BYTES", 1000)
+    monkeypatch.setattr(output, "ALL_BYTES", 4000)
+    for number, seconds in ((0, 1), (1, 2), (2, 3)):
+        KeptOutput(tmp_path, number).write(b"x" * 1500)
+        for file in tmp_path.glob(f"trial-{number:06d}*"):
+            os.utime(file, (seconds, seconds))
+    os.utime(output.tail(tmp_path, 0), (4, 4))
+    output.delete_oldest(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "trial-000000.log",
+        "trial-000000.tail.log",
+        "trial-000002.log",
+        "trial-000002.tail.log",
+    ]
+
+
+def test_output_that_cannot_be_deleted_does_not_end_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(output, "ALL_BYTES", 0)
+    (tmp_path / "trial-000001.log").mkdir()
+    KeptOutput(tmp_path, 2).begin(1)
+    assert ["cannot be deleted" in record.getMessage() for record in caplog.records] == [True]
+    assert output.head(tmp_path, 2).read_text().startswith("--- attempt 1, ")

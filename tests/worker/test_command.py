@@ -30,16 +30,17 @@ from hpo.queue.ledger import Ledger
 from hpo.spec import seeds
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import connect, plain_url
-from hpo.storage.tables import hpo_trials, intermediate_values
+from hpo.storage.tables import UNREAD_KEY, hpo_trials, intermediate_values
 from hpo.study import control
 from hpo.study.study import Study, join
 from hpo.study.trial_history import history
 from hpo.view.live import history_text
 from hpo.worker import descendants
 from hpo.worker import loop as worker_loop
+from hpo.worker.program_site import ProgramSite
 from hpo.worker.signals import StopSignal
 from tests.integration.processes import failures
-from tests.support.trials import MakeStudy, refused, row_of
+from tests.support.trials import MakeStudy, begin, refused, row_of
 from tests.support.waiting import wait_for
 
 BY_EPOCH = r"epoch (?P<epoch>\d+) loss (?P<value>\S+)"
@@ -481,14 +482,15 @@ def test_a_disk_that_is_not_mounted_is_no_empty_folder(
 ) -> None:
     """The attempt fails. The trial does not start over."""
     monkeypatch.setenv("BEFORE", f"[ $epoch != 3 ] || [ -e $SEEN.pids ] || {{ {KILL}; }}")
-    study = make(RESUMES)
+    study = make(RESUMES, trials=2)
     killed(study, tmp_path, 2)
     study.checkpoints.rename(tmp_path / "elsewhere")
     study.checkpoints.mkdir()  # the mount point
     work(study)
     assert {(row.kind, "mount its disk" in row.message) for row in failures(study)[1:]} == {("data_error", True)}
     assert seen(tmp_path) == ["from 0"]
-    assert only(study).intermediate_values == {1: 0.8, 2: 0.7}
+    assert [trial.intermediate_values for trial in study.optuna.trials] == [{1: 0.8, 2: 0.7}, {}]
+    assert list(study.checkpoints.glob("trial-*")) == []  # the second trial has saved nothing there either
 
 
 @pytest.mark.parametrize(
@@ -563,6 +565,15 @@ def test_epochs_that_nobody_read_are_told(
     found = history(study, 0)
     assert found.unread == [[5, 11]]
     assert "gap      between epochs 5 and 11: the program saved epochs that no worker read" in history_text(found)
+
+
+def test_a_gap_is_noted_once(make: Callable[..., Study]) -> None:
+    """The worker may be killed after it has noted the gap and before it has reported the epoch after it."""
+    study = make("true")
+    site = ProgramSite(study, begin(study)[2])
+    for first in (7, 7, 9):
+        site.note_unread(3, first)
+    assert only(study).user_attrs[UNREAD_KEY] == [[3, 7], [3, 9]]
 
 
 def test_an_outage_that_lasts_too_long_costs_no_value(make: Callable[..., Study], tmp_path: Path) -> None:
