@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, distribution_to_json
 
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.files import atomic_write
 from hpo.spec.study_file import StudySpec, as_meant
 from hpo.storage.trial_rows import space_of
@@ -138,7 +138,12 @@ class Table:
 
 
 def save(table: Table, path: Path) -> None:
-    """Write a table as compressed numpy arrays. Curves, values and seconds are rounded to 32 bits."""
+    """Write a table as compressed numpy arrays. Curves, values and seconds are rounded to 32 bits.
+
+    Raises SpecError for a name by which `hpo replay` would not know a table, StudyError if the disk does not take the file.
+    """
+    if path.suffix != SUFFIX:
+        raise SpecError(f"--save {path}: a table's name ends in {SUFFIX}; write --save {path}{SUFFIX}")
     spaces: dict[tuple[tuple[str, str], ...], int] = {}
     place_of = [spaces.setdefault(_described(row.space), len(spaces)) for row in table.rows]
     steps = sorted({step for row in table.rows for step in row.steps})

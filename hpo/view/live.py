@@ -266,10 +266,8 @@ def history_text(history: TrialHistory) -> str:
     shown = history.curve
     if len(history.raw) == len(shown):  # raw metrics follow some seconds late
         shown = dict(zip(shown, history.raw, strict=True))
-    if shown:
-        lines.append(f"curve    {_curve_text(shown)}")
-    if shown != history.curve:
-        lines.append(f"judged   {_curve_text(history.curve)}")
+    curves = dict.fromkeys(_curve_text(curve) for curve in (shown, history.curve) if curve)  # as texts: NaN equals NaN
+    lines += [f"{word:<8} {curve}" for word, curve in zip(("curve", "judged"), curves, strict=False)]
     for last, first in found.unread:
         lines.append(f"gap      between epochs {last} and {first}: the program saved epochs that no worker read")
     lines += [f"set      {name} = {text.short(value)}" for name, value in found.attributes.items()]

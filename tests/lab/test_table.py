@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpo.errors import StudyError
+from hpo.errors import SpecError, StudyError
 from hpo.lab import recording
 from hpo.lab import table as tables
 from hpo.lab.asking import Asking
@@ -67,6 +67,14 @@ def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     assert [one.value for one in found.rows] == [None, None, None]  # a COMPLETE trial's value is never NaN
     assert [one.ending for one in found.rows] == [Ending.COMPLETE, Ending.DIVERGED, Ending.FAILED]
     assert found.rows[0].seconds == float(np.float32(0.3))
+
+
+def test_a_name_by_which_a_table_would_not_be_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        SpecError, match=r"--save .*/made\.dat: a table's name ends in \.npz; write --save .*/made\.dat\.npz"
+    ):
+        tables.save(table(*falling(2)), tmp_path / "made.dat")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,11 @@ def test_the_raw_curve_is_told_beside_the_one_that_is_judged(
         trial.report(value, step)
     page = history_text(replace(history(study, 0), raw=raw)).splitlines()
     assert [line for line in page if line.startswith(("curve", "judged"))] == told
+
+
+def test_a_curve_that_ends_in_nan_is_told_once(make_study: MakeStudy) -> None:
+    _, _, trial = begin(study := make_study())
+    for step, value in ((1, 0.5), (2, math.nan)):
+        trial.report(value, step)
+    page = history_text(replace(history(study, 0), raw=[0.5, math.nan])).splitlines()
+    assert [line.split()[0] for line in page if line.startswith(("curve", "judged"))] == ["curve"]
