@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import optuna
@@ -11,19 +12,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-pytest.importorskip("transformers")
-
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-
 import hpo
-from hpo.integrations.transformers import OWNER, HpoCallback
 from hpo.study.results import best
 from hpo.worker.signals import StopSignal
 from tests.integration.processes import failures, rows
@@ -31,71 +20,21 @@ from tests.support.trials import MakeStudy
 from tests.support.user_loops import EVERY_EPOCH, killed, once, record, trials, work
 
 EPOCHS = 5
-Hook = Callable[[int, int], None]
 
 
-def data(count: int) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(count)
-    words = torch.randint(0, 32, (count, 6), generator=generator)
-    return [{"input_ids": row, "labels": int(row.sum()) % 3} for row in words]
+@pytest.fixture(scope="module", autouse=True)
+def training() -> ModuleType:
+    """The training, imported before a worker is forked."""
+    pytest.importorskip("transformers")
+    from tests.callbacks import transformers_training
+
+    return transformers_training
 
 
-def tiny() -> BertForSequenceClassification:
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=32, max_position_embeddings=8, hidden_dropout_prob=0.3, **sizes)
-    config.num_labels = 3
-    return BertForSequenceClassification(config)
+def objective(folder: Path, **options: Any) -> Callable[[optuna.Trial], float]:
+    from tests.callbacks import transformers_training
 
-
-class At(TrainerCallback):
-    """Calls a function after each evaluation within the training."""
-
-    def __init__(self, number: int, hook: Hook) -> None:
-        self.number, self.hook = number, hook
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.hook(self.number, state.global_step)
-
-
-def objective(
-    folder: Path,
-    *,
-    hook: Hook = lambda number, step: None,
-    monitor: str = "loss",
-    patience: int | None = None,
-    with_checkpoint: bool = True,
-    own_folder: bool = True,
-    **options: Any,
-) -> Callable[[optuna.Trial], float]:
-    def train(trial: optuna.Trial) -> float:
-        callback = HpoCallback(trial, monitor)
-        args = TrainingArguments(
-            output_dir=str(folder / str(trial.number) if own_folder else folder),
-            learning_rate=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
-            lr_scheduler_type="cosine",
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=8,
-            seed=trial.number,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            **{"eval_strategy": "epoch", "save_strategy": "no", **options},
-        )
-        stoppers = [] if patience is None else [EarlyStoppingCallback(patience)]
-        callbacks = [callback, *stoppers, At(trial.number, hook)]
-        trainer = Trainer(
-            tiny(),
-            args,
-            train_dataset=data(32),
-            eval_dataset=data(16),
-            compute_metrics=lambda _: {"number": float(trial.number)},
-            callbacks=callbacks,
-        )
-        trainer.train(resume_from_checkpoint=callback.checkpoint if with_checkpoint else None)
-        return min(log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log)
-
-    return train
+    return transformers_training.objective(folder, **options)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +92,9 @@ def test_a_trial_parks_after_the_evaluation_in_which_its_worker_is_told_to_stop(
     assert [*tmp_path.glob("[0-9]*/*")] == []  # the checkpoints in between are not left to the user
 
 
-def test_the_pruner_ends_a_trial_and_the_best_weights_are_kept(make_study: MakeStudy, tmp_path: Path) -> None:
+def test_the_pruner_ends_a_trial_and_the_best_weights_are_kept(
+    make_study: MakeStudy, tmp_path: Path, training: ModuleType
+) -> None:
     pruner = {"name": "threshold", "upper": 0.5, "n_warmup_steps": 2}
     study = make_study(trials=2, recovery={"keep_checkpoints": 1}, pruner=pruner)
     work(study, objective(tmp_path, monitor="number"))
@@ -166,7 +107,7 @@ def test_the_pruner_ends_a_trial_and_the_best_weights_are_kept(make_study: MakeS
     state, weights = torch.load(found.checkpoint, weights_only=True), hpo.load_weights(found.checkpoint)["transformers"]
     assert (state["epoch"], state["best"]["step"]) == (EPOCHS, 0)  # of equal values the first is the best
     assert state["objects"]["transformers"].keys() == weights.keys()
-    tiny().load_state_dict(weights)
+    training.tiny().load_state_dict(weights)
 
 
 def test_the_same_objective_runs_under_plain_optuna(tmp_path: Path) -> None:
@@ -202,6 +143,8 @@ def test_wrong_use_fails_the_trial(make_study: MakeStudy, tmp_path: Path, option
 
 
 def test_a_folder_of_another_trial_is_refused(make_study: MakeStudy, tmp_path: Path) -> None:
+    from hpo.integrations.transformers import OWNER
+
     study = make_study(trials=2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / OWNER).touch()  # as a kill amid its write leaves it

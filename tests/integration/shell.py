@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hpo.storage.connect import Storage
@@ -31,11 +32,21 @@ name = "none"
 """
 
 
-def forked(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], code: int) -> str:
-    """Run a command in a fork of the workers' server and return what it said."""
+def forked(
+    arguments: tuple[str, ...],
+    folder: Path,
+    environment: dict[str, str],
+    code: int,
+    prepare: Callable[[], object] = bool,
+) -> str:
+    """Run a command in a fork of the workers' server and return what it said.
+
+    Args:
+        prepare: is called in the fork before the command, in its folder.
+    """
     with tempfile.TemporaryDirectory() as elsewhere:
         log = Path(elsewhere) / "said"
-        process = processes.fork(_be, list(arguments), folder, environment, str(log))
+        process = processes.fork(_be, list(arguments), folder, environment, str(log), prepare)
         process.join(PATIENCE)
         process.kill()
         process.join()
@@ -44,10 +55,13 @@ def forked(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]
     return said
 
 
-def _be(arguments: list[str], folder: Path, environment: dict[str, str], log: str) -> None:
+def _be(
+    arguments: list[str], folder: Path, environment: dict[str, str], log: str, prepare: Callable[[], object]
+) -> None:
     """Be `hpo ARGUMENTS` in this folder, with nothing of the server's environment."""
     os.chdir(folder)
     os.environ.clear()
+    prepare()
     processes.main(arguments, environment, log)
 
 

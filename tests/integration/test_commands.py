@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -76,9 +77,9 @@ class Shell:
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out + err
 
-    def forked(self, *arguments: str, code: int = 0) -> str:
+    def forked(self, *arguments: str, code: int = 0, prepare: Callable[[], object] = bool) -> str:
         """Run a command in a fork, where nothing hangs on its being a process of its own; return what it said."""
-        return forked(arguments, self.folder, self.environment, code)
+        return forked(arguments, self.folder, self.environment, code, prepare)
 
     def search(self, file: str, name: str, *arguments: str) -> None:
         """Search what a study file asks for, as `hpo run` does, but by one worker that is a fork."""
@@ -222,6 +223,7 @@ def stubborn(trial):
 def slow(trial):
     for step in range(1, 6000):
         trial.report(0.0, step)
+        pathlib.Path("started").touch()
         time.sleep(0.1)
 
 def failing(trial):
@@ -241,10 +243,21 @@ name = "none"
 """
 
 
+def time_passes_once_it_has_started() -> None:
+    """Let the launcher's clock jump by an hour when the first trial runs, however long a busy machine takes until then."""
+    from hpo.launch import launcher
+
+    def monotonic() -> float:
+        return time.monotonic() + 3600 * Path("started").exists()
+
+    vars(launcher)["time"] = SimpleNamespace(**(vars(time) | {"monotonic": monotonic}))
+
+
 def test_a_timeout_parks_what_runs_and_ends_well(shell: Shell) -> None:
     shell.write("mine.py", STUBBORN)
     shell.write("mine.toml", OWN.replace("FUNCTION", "slow"))
-    said = shell.run("run", "mine.toml", "--workers", "1", "--timeout", "4s")
+    command = ("run", "mine.toml", "--workers", "1", "--timeout", "1h")
+    said = shell.forked(*command, prepare=time_passes_once_it_has_started)
     assert "the same command continues" in said
     counts = json.loads(shell.forked("status", "mine", "--json"))["counts"]
     assert (counts["running"], counts["parked"], len(shell.trials("mine"))) == (0, 1, 1)

@@ -128,7 +128,7 @@ def test_a_trial_that_hangs_is_ended_from_outside(shell: Shell, place: Storage) 
     """A trial that hangs beyond its time is ended from outside and the others go on."""
     shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
     file = shell.folder / "own.toml"
-    file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "1s"'))
+    file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "3s"'))
     shell.run("run", "own.toml", "--workers", "1")
     study = shell.study(place)
     assert [(trial.state.name, trial.value) for trial in trials_of(study)] == [("PRUNED", 3.0), ("COMPLETE", 1.0)]

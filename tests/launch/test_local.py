@@ -77,25 +77,24 @@ def objective_file(study: Study, text: str) -> None:
 
 
 def tend_to_the_end(fleet: Fleet) -> None:
-    deadline = time.monotonic() + 120
-    while fleet.tend():
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.05)
+    wait_for(lambda: not fleet.tend())
 
 
 SEEN = """
-import os, pathlib
+import os, pathlib, time
+HERE = pathlib.Path(__file__).parent
 def objective(trial):
-    pathlib.Path(__file__).with_name(f"seen-{os.getpid()}").write_text(
+    (HERE / f"seen-{os.getpid()}").write_text(
         f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']} {os.environ['HPO_STORAGE']}")
-    import time; time.sleep(0.5)
+    while len(list(HERE.glob("seen-*"))) < 2:  # each worker has one of the two trials
+        time.sleep(0.02)
     return 0.0
 """
 
 
 @pytest.mark.usefixtures("nvidia_smi")
 def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: MakeStudy) -> None:
-    study = make_study(trials=12)
+    study = make_study(trials=2)
     objective_file(study, SEEN)
     fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
@@ -192,7 +191,7 @@ def test_whatever_ends_the_parent_s_loop_its_workers_park_first(make_study: Make
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(trial.intermediate_values for trial in study.optuna.get_trials(deepcopy=False)):
             assert fleet.tend() == 1
             assert time.monotonic() < deadline, "gave up waiting"
@@ -225,7 +224,7 @@ def test_a_signal_is_passed_on_while_the_main_thread_waits_for_the_storage(
     sending = threading.Timer(0.1, interrupt_it)
     with catching_signals(Interrupt(fleet)) as interrupt:
         sending.start()
-        sqlite3.connect(tmp_path / "busy.db", timeout=15).execute("BEGIN EXCLUSIVE")
+        sqlite3.connect(tmp_path / "busy.db", timeout=PATIENCE).execute("BEGIN EXCLUSIVE")
     sending.join()
     assert worker.exitcode == -ORDER
     assert interrupt.received == [signal.SIGTERM]

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import PATIENCE
 
 MakeServer = Callable[..., PostgresServer]
 
@@ -77,5 +78,5 @@ def test_nothing_is_left_of_a_removed_server(make_server: MakeServer) -> None:
     with connect(server.url):
         server.remove()
     assert not server.folder.exists()
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     assert alive == []

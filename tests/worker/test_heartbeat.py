@@ -47,13 +47,13 @@ def worked_for_hours(ledger: Ledger) -> None:
 @pytest.mark.both
 def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_study: MakeStudy) -> None:
     study = make_study()
-    ledger = study.ledger("w", lease_seconds=0.3)
+    ledger = study.ledger("w", lease_seconds=2.0)
     claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     first = until(study)
     client, lease = held(ledger, claim)
     with Heartbeat(client, leave=never):
-        wait_for(lambda: (until(study) or 0) > (first or 0) + 0.6)  # renewed past its first end
+        wait_for(lambda: (until(study) or 0) > (first or 0) + 2.0)  # renewed past its first end
         client.remove(lease)
     wait_for(lambda: reaped(study) == 1)
 
@@ -62,7 +62,7 @@ def test_an_error_of_the_storage_does_not_end_the_renewing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_study()
-    ledger = study.ledger("w", lease_seconds=2.0)
+    ledger = study.ledger("w", lease_seconds=3.0)
     claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     renew, failures = Ledger.renew_all, iter(range(100))
@@ -84,7 +84,7 @@ def test_a_renewal_that_failed_is_tried_again_at_the_next_tick_only(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make_study()
-    ledger = study.ledger("w", lease_seconds=0.6)
+    ledger = study.ledger("w", lease_seconds=3.0)
     claim = claim_one(ledger)
     assert isinstance(claim, Claim)
     duties: list[str] = []

@@ -480,12 +480,12 @@ def test_a_worker_asked_to_stop_parks_first(make_study: MakeStudy) -> None:
 
 def test_when_an_outage_ends_a_trial(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage ends a trial only after the storage failed for too long."""
-    holding = held(make_study(), retry=Retry(0.3))
+    holding = held(make_study(), retry=Retry(PATIENCE))
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         holding.tell(1)
     assert raised_by(holding) is None
-    time.sleep(0.35)
+    holding.client._failing_since = time.monotonic() - PATIENCE - 1
     assert raised_by(holding) is Outage
     assert holding.lease.keeps_its_place
     holding.client.send()  # it came back just in time

@@ -7,8 +7,7 @@ import mmap
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def live(**facts):
     with (HERE / "lives.jsonl").open("a") as file:
         print(json.dumps({"pid": os.getpid(), **facts}), file=file)
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -149,9 +148,9 @@ class Program:
         self.running.append(process)
         return process
 
-    def run(self, text: str, *arguments: str, code: int = 0, seconds: float = PATIENCE) -> str:
+    def run(self, text: str, *arguments: str, code: int = 0) -> str:
         """Run a program to its end and return what it said."""
-        said, errors = (process := self.start(text, *arguments)).communicate(timeout=seconds)
+        said, errors = (process := self.start(text, *arguments)).communicate(timeout=PATIENCE)
         assert process.returncode == code, said + errors
         return said
 
@@ -344,7 +343,7 @@ if len(lives()) < 2:
 
     os.chdir = chdir
     start_afresh(stopping)
-wait_for(stopping, seconds=3)
+wait_for(stopping)
 sys.exit(stopping.exit_code)
 """
     process = program.start(text)
@@ -415,31 +414,25 @@ live()
 
 
 def test_threads_of_user_code_that_never_end_do_not_hold_up_the_end(program: Program) -> None:
-    assert program.run(THREADS + 'atexit.register(say, "at exit")\nleave(7)', code=7, seconds=30) == "at exit\n"
+    assert program.run(THREADS + 'atexit.register(say, "at exit")\nleave(7)', code=7) == "at exit\n"
 
 
 def test_endless_threads_do_not_hold_up_a_fresh_start(program: Program) -> None:
     """Threads of user code that never end do not hold up a fresh start."""
-    program.run(THREADS + "if len(lives()) < 2:\n    start_afresh(stopping)\nleave(7)", code=7, seconds=30)
+    program.run(THREADS + "if len(lives()) < 2:\n    start_afresh(stopping)\nleave(7)", code=7)
     assert len(program.lives) == 2
-
-
-def took(do: Callable[[], object]) -> float:
-    started = time.monotonic()
-    do()
-    return time.monotonic() - started
 
 
 def test_an_idle_pool_of_threads_does_not_hold_up_the_end(program: Program) -> None:
     text = """
 from concurrent.futures import ThreadPoolExecutor
 
-restart.THREADS_SECONDS = 10.0
+restart.THREADS_SECONDS = 600.0
 pool = ThreadPoolExecutor(1)
 assert pool.submit(int).result() == 0
 leave(7)
 """
-    assert took(lambda: program.run(text, code=7)) < 8  # Python itself sends such a pool home at its end
+    program.run(text, code=7)  # within PATIENCE: Python itself sends such a pool home at its end
 
 
 @pytest.mark.parametrize("end", ["leave(7)", "start_afresh(stopping)"])

@@ -328,8 +328,15 @@ def test_an_error_on_the_way_out_leaves_a_trial_ended(way: Callable[..., float],
 @pytest.mark.parametrize("way", WAYS)
 def test_an_error_on_the_way_out_is_a_time_limit(way: Callable[..., float], make_study: MakeStudy) -> None:
     """An error on the way out of a trial whose time is up is a time limit."""
-    study = make_study(trials=1, budget={"trials": 1, "trial_timeout": "1s"})
-    assert work(study, lambda trial: way(trial, lambda: time.sleep(1.1))) == 0
+    study = make_study(trials=1, budget={"trials": 1, "trial_timeout": "1h"})
+
+    def objective(trial: LeasedTrial) -> float:
+        def let_an_hour_pass() -> None:
+            trial.lease.seconds_left = -1.0
+
+        return way(trial, let_an_hour_pass)
+
+    assert work(study, objective) == 0
     assert (states(study), trials(study)[0].value) == (["PRUNED"], 0.25)
     assert failures(study) == [(1, "time_limit", "prune")]
 
