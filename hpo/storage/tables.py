@@ -343,17 +343,31 @@ def create(engine: sa.Engine) -> None:
             connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {described}")
 
 
+#: The columns of all tables that this connection finds by their names alone. SQLAlchemy's inspection would ask table by table.
+COLUMNS = {
+    "sqlite": """
+        SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'
+    """,
+    "postgresql": """
+        SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
+    """,
+}
+
+
 def missing(engine: sa.Engine) -> list[sa.Column[Any]]:
     """Return the columns that our existing tables lack."""
-    inspector = sa.inspect(engine)
-    there = set(inspector.get_table_names())
+    known: dict[str, set[str]] = {}
+    with engine.connect() as connection:
+        for table, column in connection.exec_driver_sql(COLUMNS[engine.dialect.name]):
+            known.setdefault(table, set()).add(column)
     return [
         column
         for table in metadata.sorted_tables
-        if table.name in there
-        for known in [{found["name"] for found in inspector.get_columns(table.name)}]
+        if table.name in known
         for column in table.columns
-        if column.name not in known
+        if column.name not in known[table.name]
     ]
 
 

@@ -227,7 +227,7 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     study = make_digits(
-        4, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "6s", "checkpoint_every": "0s"}
+        4, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "3s", "checkpoint_every": "0s"}
     )
     processes = hire(study)
     frozen = processes.start()

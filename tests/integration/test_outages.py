@@ -41,7 +41,7 @@ def test_postgres_stopped_amid_a_study_is_a_pause(
     server: PostgresServer, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(server.url, create=True)
-    study = made(place, tmp_path, 3, training={"epochs": 24, "batch_size": 16}, recovery={"lease": "8s"})
+    study = made(place, tmp_path, 3, training={"epochs": 24, "batch_size": 32}, recovery={"lease": "8s"})
     processes = hire(study)
     workers = [processes.start() for _ in range(3)]
     wait_for(lambda: reported(study) >= 6 and processes.said.count("joined study") == len(workers))
@@ -62,7 +62,7 @@ def test_backends_terminated_amid_a_study_are_not_noticed(
     server: PostgresServer, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     place = connect(server.url, create=True)
-    study = made(place, tmp_path, 3, training={"epochs": 20, "batch_size": 16}, recovery={"lease": "60s"})
+    study = made(place, tmp_path, 3, training={"epochs": 20, "batch_size": 32}, recovery={"lease": "60s"})
     processes = hire(study)
     workers = [processes.start() for _ in range(3)]
     wait_for(lambda: processes.said.count("joined study") == len(workers))
@@ -115,7 +115,7 @@ def sqlite_place(tmp_path: Path) -> Iterator[Storage]:
 def test_sqlite_locked_for_longer_than_a_lease_and_the_busy_timeout_is_a_pause(
     sqlite_place: Storage, tmp_path: Path, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
-    study = made(sqlite_place, tmp_path, 2, training={"epochs": 30, "batch_size": 16}, recovery={"lease": "4s"})
+    study = made(sqlite_place, tmp_path, 2, training={"epochs": 30, "batch_size": 32}, recovery={"lease": "4s"})
     busy = 3.0  # seconds; of the product's own, a test need not wait out all
     assert busy < engine.BUSY_SECONDS
     processes = hire(study)
@@ -151,7 +151,7 @@ def test_a_full_disk_that_is_freed_again_is_a_pause(
         place,
         small_disk,
         2,
-        training={"epochs": 30, "batch_size": 16},
+        training={"epochs": 30, "batch_size": 32},
         recovery={"lease": "4s", "checkpoint_every": "0s"},
     )
     processes = hire(study)

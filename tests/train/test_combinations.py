@@ -29,7 +29,7 @@ from hpo.train.stack.stack import Stack
 from tests.support.stacks import CLASSES, apart, numbers, stop_before, train
 
 # A combination each; the latter once found something.
-SEEDS = (*range(5), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(5, 9)), 68, 114, 118, 125)
+SEEDS = (*range(2), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 9)), 68, 114, 118, 125)
 EPOCHS = 4
 CPU = torch.device("cpu")
 

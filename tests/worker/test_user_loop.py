@@ -88,14 +88,15 @@ def best_weights(study: Study) -> dict[str, Any]:
 
 
 @pytest.mark.both
-def test_twenty_kills_at_random_instants_leave_the_undisturbed_curves(make_study: MakeStudy) -> None:
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.soak)])
+def test_kills_at_random_instants_leave_the_undisturbed_curves(make_study: MakeStudy, times: int) -> None:
     settings = {"recovery": EVERY_EPOCH, "failures": {"lost_worker": {"retries": 100}}, "sampler": {"name": "random"}}
-    undisturbed = make_study(name="undisturbed", trials=16, **settings)
+    undisturbed = make_study(name="undisturbed", trials=8, **settings)
     work(undisturbed, loop())
     draw, kills, kinds = random.Random(0), 0, set()
-    while kills < 20:  # on a fast machine a study ends before
-        study = make_study(name=f"killed {kills} times before", trials=16, **settings)
-        while killed(study, loop(), after=draw.uniform(0.05, 0.25) if kills < 20 else None):
+    while kills < times:  # on a fast machine a study ends before
+        study = make_study(name=f"killed {kills} times before", trials=8, **settings)
+        while killed(study, loop(), after=draw.uniform(0.05, 0.25) if kills < times else None):
             kills += 1
         assert record(study) == record(undisturbed)
         assert curves(study) == curves(undisturbed)
@@ -104,12 +105,26 @@ def test_twenty_kills_at_random_instants_leave_the_undisturbed_curves(make_study
     torch.testing.assert_close(best_weights(study), best_weights(undisturbed), rtol=0, atol=0)
 
 
+STYLES: dict[str, dict[str, Any]] = {
+    "steps from 0": {},
+    "steps from 1": {"first_step": 1},
+    "scheduler first": {"step_first": True},
+    "every fifth": {"report_every": 5},
+}
+
+
 @pytest.mark.parametrize(
-    "style",
-    [{}, {"first_step": 1}, {"step_first": True}, {"report_every": 5}],
-    ids=["steps from 0", "steps from 1", "scheduler first", "every fifth"],
+    ("style", "epoch"),
+    [
+        *(pytest.param(STYLES["steps from 0"], epoch, id=f"steps from 0-{epoch}") for epoch in (0, 2, EPOCHS - 1)),
+        *(
+            pytest.param(style, epoch, id=f"{name}-{epoch}", marks=() if epoch == 2 else pytest.mark.soak)
+            for name, style in STYLES.items()
+            if style
+            for epoch in (0, 2, EPOCHS - 1)
+        ),
+    ],
 )
-@pytest.mark.parametrize("epoch", [0, 2, EPOCHS - 1])
 def test_a_loop_resumes_after_its_last_whole_epoch(
     make_study: MakeStudy, tmp_path: Path, style: dict[str, Any], epoch: int
 ) -> None:
