@@ -8,7 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 DEMO := examples/digits.toml
 # Images for containers often forbid it. Then every process compiles torch anew, for 3 s and more.
 unexport PYTHONDONTWRITEBYTECODE
+# Two goals would remove or fill .venv at the same time.
+ifeq ($(MAKECMDGOALS),test)
 MAKEFLAGS += --jobs=2
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs reference clean

@@ -48,6 +48,18 @@ def test_a_second_run_installs_nothing_until_the_pins_change(checkout: Path, tar
     assert "pip install" in planned(checkout, target)
 
 
+@pytest.mark.parametrize(
+    ("goals", "is_parallel"), [(["test"], True), (["clean", "demo"], False), (["demo", "test"], False)]
+)
+def test_two_goals_are_made_one_after_the_other(checkout: Path, goals: list[str], is_parallel: bool) -> None:
+    """Else one of them would remove or fill .venv while the other one does."""
+    command = ["make", "--dry-run", "--print-data-base", *goals]
+    without = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of the `make test` above
+    done = subprocess.run(command, cwd=checkout, env=without, capture_output=True, text=True, check=True)
+    (flags,) = [line for line in done.stdout.splitlines() if line.startswith("MAKEFLAGS = ")]
+    assert ("-j2" in flags) is is_parallel
+
+
 def test_the_demo_runs_the_readme_s_commands_in_order(checkout: Path) -> None:
     plan = planned(checkout, "demo")
     steps = [
