@@ -82,6 +82,12 @@ def test_each_contract_notices_a_violation(tmp_path: Path, contract: str) -> Non
     assert lint(tmp_path, contract) == {contract: False}
 
 
+def test_a_new_package_is_told_whether_it_may_know_sql() -> None:
+    without = [one["source_modules"] for one in CONTRACTS if one["id"] in ("sql", "torch-side", "parts")]
+    packages = {".".join(module.split(".")[:2]) for module in MODULES} - {"hpo"}
+    assert packages - {"hpo.storage", "hpo.queue"} == set().union(*without)
+
+
 def graph() -> grimp.ImportGraph:
     return grimp.build_graph("hpo", include_external_packages=True, cache_dir=None)
 
