@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hpo.errors import MismatchError
 from hpo.spec.curve import Direction
 from hpo.train.user_state import UserState, can_be_saved
 
@@ -77,3 +80,38 @@ def test_a_checkpoint_of_an_earlier_version_has_no_best_weights_and_gets_none() 
     state.load_state_dict(earlier)
     assert best_step(state, [1.0]) is None
     assert "best" not in state.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (
+            {},
+            "the checkpoint holds model, optimizer, but the loop has model; give hpo.epochs the same objects as before",
+        ),
+        ({"optimizer": None, "other": nn.Linear(2, 1)}, "holds model, optimizer, but the loop has model, other;"),
+        (
+            {"model": nn.Linear(2, 1, bias=False)},
+            'does not fit model: .* Unexpected key.* "bias".*; undo the change of model$',
+        ),
+        ({"optimizer": torch.optim.Adam([nn.Parameter(torch.zeros(1))])}, "does not fit optimizer: .*parameter group"),
+    ],
+)
+def test_what_a_checkpoint_does_not_fit_is_named(now: dict[str, Any], said: str) -> None:
+    model = nn.Linear(2, 1)
+    saved = UserState({"model": model, "optimizer": torch.optim.Adam(model.parameters())}).state_dict()
+    given = {"model": model, **({"optimizer": torch.optim.Adam(model.parameters())} if "model" in now else {}), **now}
+    with pytest.raises(MismatchError, match=said):
+        UserState(given).load_state_dict(saved)
+
+
+def test_asking_for_a_state_draws_no_random_number() -> None:
+    class Drawing:
+        def state_dict(self) -> dict[str, Any]:
+            return {"number": [torch.rand(()).item(), random.random(), float(np.random.rand())]}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            pass
+
+    state = UserState({"drawing": Drawing()})
+    assert state.state_dict()["objects"] == state.state_dict()["objects"]

@@ -72,6 +72,8 @@ def loop(
             if (epoch + 1) % report_every == 0:
                 trial.report(total, epoch + first_step)
             after_report(trial.number, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
             if not step_first:
                 scheduler.step()
         return state["best"] + 0 * drawn
@@ -90,9 +92,12 @@ def best_weights(study: Study) -> dict[str, Any]:
 @pytest.mark.both
 @pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.soak)])
 def test_kills_at_random_instants_leave_the_undisturbed_curves(make_study: MakeStudy, times: int) -> None:
-    settings = {"recovery": EVERY_EPOCH, "failures": {"lost_worker": {"retries": 100}}, "sampler": {"name": "random"}}
+    pruner = {"name": "successive_halving", "min_resource": 2}
+    settings: dict[str, Any] = {"recovery": EVERY_EPOCH, "pruner": pruner, "sampler": {"name": "random"}}
+    settings["failures"] = {"lost_worker": {"retries": 100}}
     undisturbed = make_study(name="undisturbed", trials=8, **settings)
     work(undisturbed, loop())
+    assert {trial.state for trial in trials(undisturbed)} == {TrialState.COMPLETE, TrialState.PRUNED}
     draw, kills, kinds = random.Random(0), 0, set()
     while kills < times:  # on a fast machine a study ends before
         study = make_study(name=f"killed {kills} times before", trials=8, **settings)
