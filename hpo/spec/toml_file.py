@@ -36,6 +36,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
+        if path.suffix == ".py":
+            mend = f'write a study file that names its function: objective = "{path.name}:FUNCTION"'
+            raise SpecError(f"{path}: is Python code, not TOML; {mend}") from None
         raise SpecError(f"{path}: not TOML: {error}{_mend(text, error)}") from None
     except RecursionError:
         raise SpecError(f"{path}: {_too_deep('lists')}") from None

@@ -27,11 +27,11 @@ def choice_lines(summary: Summary) -> list[str]:
     if best.interval:
         second = _rivals(best.rivals or 0, best.interval.images)
     elif metrics.is_share(summary.metric):
-        second = "no interval: the trial does not say on how many images it was validated"
+        second = "no interval: the trial does not name its number of images"
     else:
-        second = f"no interval for {summary.metric}: its values on single images are not recorded"
+        second = f"no interval for {summary.metric}: values of single images are not kept"
     return [
-        f"chance   the best of {tried} trials{epochs} is optimistic: part of its lead is luck",
+        f"chance   the best of {tried} trials{epochs} is partly luck",
         f"         {second}",
     ]
 
@@ -40,7 +40,7 @@ def _rivals(rivals: int, images: int) -> str:
     if not rivals:
         return "no other complete trial lies within its interval"
     others = "1 other complete trial lies" if rivals == 1 else f"{rivals:,} other complete trials lie"
-    return f"{others} within its interval: {images:,} images do not tell them apart"
+    return f"{others} within its interval, of {images:,} images"
 
 
 def outcome_lines(metrics_found: Mapping[str, Any], metric: str, *, tried: int) -> list[str]:

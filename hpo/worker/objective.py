@@ -29,6 +29,9 @@ from hpo.worker.stacked_runner import StackedRunner
 
 log = logging.getLogger(__name__)
 MANY_PARTITIONS = 16  # stack keys that a worker measures at most
+LOST = (
+    3  # stack keys of one model that are slower than the loop, before any is faster; others of it are not measured then
+)
 
 
 def declared(study: Study, folder: Path) -> Declared:
@@ -60,6 +63,7 @@ class Declared:
         self._folder = folder
         self._device = device
         self._choices: dict[str, Choice] = {}
+        self._slots_of: dict[str, list[int]] = {}  # measured, for each stack key of a model
         self._fleet = 1
 
     def runner(self, study: Study, client: QueueClient, fleet: int) -> StackedRunner:
@@ -115,9 +119,18 @@ class Declared:
                     f"more than {MANY_PARTITIONS} kinds of stack (architecture, batch size, ...): few trials share one"
                 )
                 return Choice(executor="loop", slots=1, why=why)
+            if self._is_lost(model := attempt.config.model.name):
+                why = f"no stack of the first {LOST} architectures of {model} was faster"
+                return Choice(executor="loop", slots=1, why=why)
             found = choose(spec, attempt.config, self._splits, self._folder, self._device)
+            self._slots_of.setdefault(model, []).append(found.slots)
             self._choices[attempt.stack_key] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
         return self._choices[attempt.stack_key]
+
+    def _is_lost(self, model: str) -> bool:
+        """Return whether measuring more architectures of a model costs more than a stack may save."""
+        spec, found = self._study.spec, self._slots_of.get(model, [])
+        return spec.executor == spec.slots == "auto" and len(found) >= LOST and max(found) == 1
 
     def _run_of(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
         return assemble.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)

@@ -83,6 +83,16 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(case: str, tmp_path: Pat
         assert len(said) < len(str(file)) + 300
 
 
+def test_python_code_is_told_to_need_a_study_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(trial): return 1.0\n")
+    with pytest.raises(SpecError) as caught:
+        resolve.read(tmp_path / "mine.py")
+    assert str(caught.value) == (
+        f"{tmp_path / 'mine.py'}: is Python code, not TOML; "
+        'write a study file that names its function: objective = "mine.py:FUNCTION"'
+    )
+
+
 @pytest.mark.parametrize("encoded", [b"\xef\xbb\xbf" + SMALL.encode(), SMALL.replace("\n", "\r\n").encode()])
 def test_what_an_editor_on_windows_writes_is_read(encoded: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_bytes(encoded)

@@ -434,7 +434,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a list for a number": (
         DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = [0.1, 2]',
-        "optimizer.lr = [0.1, 2]: input should be a valid number",
+        "optimizer.lr = [0.1, 2]: input should be a valid number; to search these values, write { choices = [0.1, 2] }",
     ),
     "a bool for a list": (
         DATA + '[model]\nname = "mlp"\nwidths = true\n' + OPTIMIZER,

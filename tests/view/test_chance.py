@@ -31,36 +31,36 @@ def searched(**changes: Any) -> Summary:
         (
             {},
             [
-                "chance   the best of 30 trials is optimistic: part of its lead is luck",
-                "         11 other complete trials lie within its interval: 30 images do not tell them apart",
+                "chance   the best of 30 trials is partly luck",
+                "         11 other complete trials lie within its interval, of 30 images",
             ],
         ),
         (
             {"value_rule": "best", "best": Best(number=1, value=1.0, interval=wilson(1.0, 30), rivals=1)},
             [
-                "chance   the best of 30 trials, each at its best epoch, is optimistic: part of its lead is luck",
-                "         1 other complete trial lies within its interval: 30 images do not tell them apart",
+                "chance   the best of 30 trials, each at its best epoch, is partly luck",
+                "         1 other complete trial lies within its interval, of 30 images",
             ],
         ),
         (
             {"best": Best(number=1, value=1.0, interval=wilson(1.0, 30), rivals=0)},
             [
-                "chance   the best of 30 trials is optimistic: part of its lead is luck",
+                "chance   the best of 30 trials is partly luck",
                 "         no other complete trial lies within its interval",
             ],
         ),
         (
             {"best": Best(number=1, value=0.5)},
             [
-                "chance   the best of 30 trials is optimistic: part of its lead is luck",
-                "         no interval: the trial does not say on how many images it was validated",
+                "chance   the best of 30 trials is partly luck",
+                "         no interval: the trial does not name its number of images",
             ],
         ),
         (
             {"best": Best(number=1, value=0.5), "metric": "loss"},
             [
-                "chance   the best of 30 trials is optimistic: part of its lead is luck",
-                "         no interval for loss: its values on single images are not recorded",
+                "chance   the best of 30 trials is partly luck",
+                "         no interval for loss: values of single images are not kept",
             ],
         ),
         ({"metric": None}, []),  # several objectives, or one of the user's own, which may be exact

@@ -36,7 +36,7 @@ from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
 from hpo.train.run import Run
-from hpo.train.stack import architecture, select
+from hpo.train.stack import architecture, select, sizing
 from hpo.train.stack.stack import Stack
 from hpo.worker import attempt as attempts
 from hpo.worker import loop as worker_loop
@@ -375,6 +375,26 @@ def test_auto_leaves_a_sampler_that_learns_some_generations(make_digits: MakeStu
     assert executor.spread(wide, auto, budget=64, fleet=2).slots == 32
     assert executor.spread(wide, spec, budget=1000, fleet=2).slots == 64
     assert executor.spread(wide, learns, budget=3, fleet=2).slots == 1
+
+
+def test_a_model_whose_first_architectures_lose_is_not_measured_further(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sizing, "SLOW_STEP_SECONDS", 0.0)  # each measured step is slow, so the loop wins
+    caplog.set_level("INFO")
+    widths = {"choices": [[4], [5], [6], [7], [8]]}
+    grid = {
+        "model": {"name": "mlp", "widths": widths},
+        "sampler": {"name": "grid"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+    }
+    fast = {"training": {"epochs": 1, "batch_size": 512}, "schedule": {"name": "constant"}}
+    study = make_digits(5, executor="auto", slots="auto", **grid, **fast)
+    assert work(study) == 0
+    assert states(study) == ["COMPLETE"] * 5
+    measured = [line for line in caplog.messages if line.startswith("measuring how many trials")]
+    told = [line for line in caplog.messages if "no stack of the first 3 architectures of mlp was faster" in line]
+    assert (len(measured), len(told)) == (3, 2)
 
 
 def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop(make_digits: MakeStudy, tmp_path: Path) -> None:

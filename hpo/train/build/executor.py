@@ -99,7 +99,7 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
     key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
     with contextlib.suppress(TypeError):  # nothing is remembered, or it has the format of another version
         return Choice(**measurement_cache.recall(key))
-    log.info("measuring how many trials are best trained together, once on this machine")
+    log.info("measuring how many trials are best trained together, once for each architecture")
     choice = _measure(spec, make, splits, config.training.batch_size)
     measurement_cache.keep(key, asdict(choice))
     return choice

@@ -6,6 +6,7 @@ This module checks a study file's values: every range end and every choice is ch
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -220,13 +221,24 @@ def _explain_real_steps(tree: Tree, mistakes: Mistakes) -> None:
             mistakes.add(SpecError(f"{path} = {given}: its real step gives real numbers; write step = {step}"))
 
 
+def _for_search(line: str) -> str:
+    """Return the message with a mend if it says that a list stands for one number, as a grid is written elsewhere."""
+    found = re.match(r"([\w.]+) = (\[.*\]): input should be a valid", line)
+    if found is None or found[1].partition(".")[0] in UNSEARCHED:
+        return line
+    return f"{line}; to search these values, write {{ choices = {found[2]} }}"
+
+
 def _check_section(section: str, table: Tree, folder: Path) -> None:
     """Raise SpecError if a pinned section is wrong, or if its part does not take its options."""
     part = read_section(section, table)
     if not isinstance(part, Part):
         return
     kind, found = KINDS[section], function(section, part.name, folder)
-    options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared, gives=kind.gives)
+    try:
+        options.check(section, part.name, found, kind.given, part.options, part.paths, kind.shared, gives=kind.gives)
+    except SpecError as error:
+        raise SpecError(*map(_for_search, error.lines)) from error.__cause__
     for key in options.marked(found, kind.given, data.FILE) | options.marked(found, kind.given, FILE_OR_NAME):
         check_path(part.options.get(key), part.paths.get(key, key))
     if section == "optimizer":
