@@ -103,10 +103,13 @@ def leases(study: Study) -> list[float | None]:
 
 SLOW = """
 import os, pathlib, time
+HERE = pathlib.Path(__file__).parent
 def objective(trial):
-    pathlib.Path(__file__).with_name(f"begun-{trial.number}").open("a").write(f"{os.getpid()}\\n")
-    for step in range(1, 21):
-        trial.report(1.0 / step, step)
+    (HERE / f"begun-{trial.number}").open("a").write(f"{os.getpid()}\\n")
+    step = 0
+    while not (HERE / "go").exists():  # it cannot end before the test has done its harm
+        trial.report(1.0, step)
+        step += 1
         time.sleep(0.1)
     return float(trial.number)
 """
@@ -123,6 +126,7 @@ def test_the_only_worker_is_killed_on_the_last_trial_and_the_run_finishes_it(she
     run = shell.start("run", "own.toml", "--workers", "1")
     wait_for(lambda: bool(begun(shell, 0)))
     os.kill(begun(shell, 0)[0], signal.SIGKILL)
+    (shell.folder / "go").touch()
     said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     study = shell.study(place)
@@ -152,6 +156,7 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
     worker = shell.start("worker", "own")
     wait_for(lambda: bool(begun(shell, 0)))
     worker.kill()
+    (shell.folder / "go").touch()
     shell.run("worker", "own")
     study = shell.study(place)
     assert [(trial.number, trial.state) for trial in trials_of(study)] == [(0, TrialState.COMPLETE)]
@@ -257,6 +262,7 @@ def test_hpo_run_ends_a_frozen_worker_and_takes_its_trial(shell: Shell, place: S
     (frozen,) = begun(shell, 0)
     study = shell.study(place)
     freeze(frozen, study)
+    (shell.folder / "go").touch()
     said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
     first, second = begun(shell, 0)

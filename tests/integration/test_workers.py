@@ -58,7 +58,7 @@ name = "none"
 def make_many(place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
     """Make the study of this file's objective, as `hpo run --workers 0` does."""
 
-    def make(trials: int, *, sampler: str = "random", sleep: float = 0.0) -> Study:
+    def make(trials: int, *, sampler: str = "random", sleep: float | str = 0.0) -> Study:
         (tmp_path / "mine.py").write_text(OBJECTIVE.replace("SLEEP", str(sleep)))
         file = tmp_path / "many.toml"
         file.write_text(STUDY.format(trials=trials, sampler=sampler))
@@ -189,7 +189,7 @@ SOAK = pytest.mark.soak  # which of these a process hears: tests/worker/test_sig
 def test_a_signal_parks_the_trial_and_the_exit_code_names_it(
     make_many: MakeStudy, hire: Hire, number: signal.Signals
 ) -> None:
-    study = make_many(2, sleep=0.3)
+    study = make_many(2, sleep="0.0 if os.path.exists(os.path.join(os.path.dirname(__file__), 'go')) else 2.0")
     worker = start_worker(study)
     wait_for(lambda: any(trial.intermediate_values for trial in trials_of(study)))
     worker.send_signal(number)
@@ -197,6 +197,7 @@ def test_a_signal_parks_the_trial_and_the_exit_code_names_it(
     with study.storage.engine.connect() as connection:
         leases = connection.execute(sa.select(hpo_trials.c.lease_until, hpo_trials.c.settled)).all()
     assert [tuple(lease) for lease in leases] == [(None, False)]
+    (study.code_folder / "go").touch()
     work(hire(study), 1)
     assert [trial.state for trial in trials_of(study)] == [TrialState.COMPLETE] * 2
 

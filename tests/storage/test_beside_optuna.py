@@ -265,7 +265,7 @@ def test_a_storage_of_ours_that_lives_long_sees_all_that_either_writes(
     play = Play(place, [place.optuna, plain], random.Random(seed), deletes=True)
     gone: set[int] = set()
     seen: set[int] = set()
-    for step in range(100 if seed else 50):
+    for step in range(100 if seed else 30):
         play.act()
         assert studies_in(place.optuna) == studies_in(plain)
         gone, seen = seen - set(play.studies), seen | set(play.studies)
@@ -285,7 +285,7 @@ def test_a_storage_of_optunas_that_lives_long_sees_all_that_ours_writes(place: S
     url = plain_url(place.url)
     with racing.opened(url, "cached") as cached, racing.opened(url, "plain") as plain:
         play = Play(place, [place.optuna], random.Random(seed), deletes=False)
-        for step in range(60 if seed else 40):
+        for step in range(60 if seed else 25):
             play.act()
             # Without a cache, Optuna's storage reads all anew each time.
             with racing.opened(url, "ours") if step % 6 == 0 else nullcontext(plain) as fresh:

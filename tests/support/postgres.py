@@ -10,6 +10,7 @@ import atexit
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -175,7 +176,12 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nobody listens on, below those that systems give to clients.
+
+    While the server is stopped, a client could get its port: another program's, or one of the server's own.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # not `random`, which tests seed
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
