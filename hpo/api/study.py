@@ -192,6 +192,6 @@ def _in_a_line(summary: Summary) -> str:
 
 
 def _in_lines(summary: Summary) -> str:
-    from hpo.view.live import status_text
+    from hpo.view.pages import status_text
 
     return status_text(summary)

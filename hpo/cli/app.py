@@ -111,11 +111,11 @@ def tell_studies(storage: str | None) -> None:
     """Print the studies to choose from, as `hpo status` does, or why they cannot be read."""
     from hpo.storage.connect import FAILURES, cause
     from hpo.study import plain
-    from hpo.view import live
+    from hpo.view import pages
 
     quiet_warnings()
     try:
-        text.say_page(live.status_table(plain.statuses(open_to_read(storage))), to=sys.stderr)
+        text.say_page(pages.status_table(plain.statuses(open_to_read(storage))), to=sys.stderr)
     except Fault as fault:
         text.say_page(str(fault), to=sys.stderr)
     except FAILURES as error:

@@ -63,7 +63,7 @@ def export(
     given = [option for option, is_given in chosen.items() if is_given]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} cannot be combined; remove one")
-    quiet_optuna()
+    quiet_warnings()
     name, place = study_of(study, storage)
     opened = plain.open_any(place, name)
     before = {*output.parent.iterdir()} if output.parent.is_dir() else set()
@@ -125,7 +125,7 @@ def train(
         raise typer.Exit(show_replay(training))
     from hpo.final import openings
     from hpo.storage.connect import storage_url
-    from hpo.view.live import openings_text
+    from hpo.view.pages import openings_text
 
     url = storage_url(storage, seen(spec.receipt.get("storage")))
     metrics = final.finished(training, output)

@@ -189,14 +189,14 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
     from hpo.errors import StudyError
     from hpo.study.results import best
     from hpo.study.status import summarize
-    from hpo.view import chance, live
+    from hpo.view import chance, pages
 
     summary = summarize(study)
     if json:
-        text.say_json(live.to_json(summary))
+        text.say_json(pages.to_json(summary))
         return summary
     if not drawn:
-        text.say_page(live.status_text(summary))
+        text.say_page(pages.status_text(summary))
     if summary.hold:
         text.say_command("next     ", text.command("resume", study.name, options=again), ", then the same command")
         return summary
@@ -206,11 +206,11 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
     try:
         winners = best(study, k=None) if summary.objectives else best(study)
         if summary.objectives:
-            text.say_page(live.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
+            text.say_page(pages.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
             front = text.command("export", study.name, options=f"{again} --front".strip())
             text.say_command("next     ", front, ", or --trial N")
             return summary
-        text.say_page("\n".join([live.winner_text(winners[0]), *chance.choice_lines(summary)]))
+        text.say_page("\n".join([pages.winner_text(winners[0]), *chance.choice_lines(summary)]))
         best_file = Path(f"{study.name.replace('/', '-')}-best.toml")
         export = text.command("export", study.name, options=f"{again} -o {text.quoted(best_file)}".strip())
         train = text.command("train", best_file, options=f"-o {text.quoted(f'runs/{best_file.stem}')}")

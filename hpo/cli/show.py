@@ -38,7 +38,7 @@ def status(
     """Show the status of studies: trials by state, best trial, running and parked trials, failures."""
     from hpo.errors import SpecError
     from hpo.study import plain
-    from hpo.view import chance, live
+    from hpo.view import chance, pages
 
     if trial is not None and study is None:
         raise SpecError(f"--trial {trial}: needs the name of the trial's study: hpo status STUDY --trial {trial}")
@@ -46,14 +46,14 @@ def status(
     name, place = study_of(study or "", storage)
     if study is None:
         summaries = plain.statuses(place)
-        tell([live.to_json(one) for one in summaries], live.status_table(summaries), json=json)
+        tell([pages.to_json(one) for one in summaries], pages.status_table(summaries), json=json)
     elif trial is None:
         summary = plain.summarize(plain.open_any(place, name))
-        page = "\n".join([live.status_text(summary), *chance.choice_lines(summary)])
-        tell(live.to_json(summary), page, json=json)
+        page = "\n".join([pages.status_text(summary), *chance.choice_lines(summary)])
+        tell(pages.to_json(summary), page, json=json)
     else:
         found = plain.history(plain.open_any(place, name), trial)
-        tell(live.to_json(found), live.history_text(found), json=json)
+        tell(pages.to_json(found), pages.history_text(found), json=json)
 
 
 @app.command(epilog=examples("hpo logs digits", "hpo logs digits -f", "hpo logs digits --trial 11"))

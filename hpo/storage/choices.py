@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 SCALARS = (str, int, float, bool, type(None))
 
@@ -46,6 +47,8 @@ def position(choices: Sequence[Any], value: Any) -> int | None:
 
 def internal(distribution: BaseDistribution, value: Any) -> float:
     """Return a value as Optuna's tables hold it. Raises ValueError if it is none of the choices."""
+    from optuna.distributions import CategoricalDistribution
+
     place = position(distribution.choices, value) if isinstance(distribution, CategoricalDistribution) else None
     return distribution.to_internal_repr(value) if place is None else place
 

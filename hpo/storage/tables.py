@@ -7,10 +7,11 @@ is dead. SQLite gives the ids of a deleted study to the next one, which must not
 from __future__ import annotations
 
 import enum
+import json
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -204,6 +205,33 @@ def stored(value: float) -> tuple[float | None, INTERMEDIATE_TYPE]:
 def restored(value: float | None, kind: INTERMEDIATE_TYPE | VALUE_TYPE) -> float:
     """Return the value of a row of intermediate values or of trial values."""
     return SPECIAL[kind.name] if value is None else value
+
+
+def restored_param(value: float, distribution: str) -> Any:
+    """Return a parameter's value as an objective sees it, from both columns of a row of parameters."""
+    described = _described(distribution)
+    match described.get("name"):
+        case "FloatDistribution":
+            return value
+        case "IntDistribution":
+            return int(value)
+        case "CategoricalDistribution":
+            return described["attributes"]["choices"][int(value)]
+    from optuna.distributions import json_to_distribution  # of an earlier Optuna
+
+    return json_to_distribution(distribution).to_external_repr(value)
+
+
+def restored_choices(distribution: str) -> list[Any] | None:
+    """Return the choices of a categorical parameter, None for another parameter."""
+    found: list[Any] | None = _described(distribution).get("attributes", {}).get("choices")
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _described(distribution: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(distribution)
+    return found
 
 
 def _study_key() -> sa.Column[int]:

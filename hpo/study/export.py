@@ -7,12 +7,11 @@ curves that a replay must give again.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import tomli_w
-from optuna.distributions import CategoricalDistribution
 
 from hpo.errors import StudyError
 from hpo.files import atomic_write
@@ -23,13 +22,15 @@ from hpo.spec.study_file import UNIDENTIFYING
 from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
 from hpo.storage import choices, study_rows
-from hpo.storage.optuna_private import id_of
 from hpo.storage.tables import UID_KEY
-from hpo.study import plain
+from hpo.study import plain, query
 from hpo.study.format import amount_text
 from hpo.study.plain import PlainStudy
 from hpo.study.results import TrialResult
 from hpo.study.study import FINGERPRINT_KEY, Study
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 EXACT_FORMAT = 2  # from this format on, trials record which of several equal choices they had
 JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
@@ -133,11 +134,9 @@ def _params(result: TrialResult, *, is_exact: bool) -> dict[str, Any]:
         is_exact: whether the trial recorded which of several equal choices it had. If not, such a choice is a
         StudyError.
     """
-    for name, distribution in result.distributions.items():
-        if is_exact or not isinstance(distribution, CategoricalDistribution):
-            continue
-        alike = choices.look_alike(distribution.choices, result.params[name])
-        if len(alike) > 1:
+    for name, options in result.choices.items():
+        alike = choices.look_alike(options, result.params[name])
+        if len(alike) > 1 and not is_exact:
             raise StudyError(
                 f"trial {result.number}: {name} was one of {', '.join(map(repr, alike))}, which Optuna takes for equal, "
                 "so which one is not recorded; give such choices as texts"
@@ -176,7 +175,9 @@ def _attributes(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any
     }
 
 
-def _trial(study: Study | PlainStudy, number: int) -> optuna.trial.FrozenTrial:
+def _trial(study: Study | PlainStudy, number: int) -> FrozenTrial:
+    from hpo.storage.optuna_private import id_of
+
     storage = study.storage.optuna
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(id_of(study.optuna), number))
 
@@ -193,6 +194,8 @@ def _scalars_first(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
+    with study.storage.engine.connect() as connection:
+        tried, opened = query.count_finished(connection, study), study_rows.openings(connection, study.uid)
     receipt = {
         "study": study.name,
         "study_uid": study.uid,
@@ -205,11 +208,11 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "values": result.values,
         "constraints": result.constraints,
         "attempts": result.attempt,
-        "trials_tried": plain.summarize(study).finished,
+        "trials_tried": tried,
         "checkpoint": result.checkpoint,
         "weights": _weights(study, result),
         "code_folder": str(study.code_folder),
-        "test_split": _test_split(study, result.number),
+        "test_split": _test_split(study, result.number, opened),
         **result.receipt,
         **({} if study.spec.is_declared else _attributes(study, result)),
         "curves": {metric: list(curve) for metric, curve in result.curves.items() if _repeats(metric)},
@@ -224,12 +227,10 @@ def _weights(study: Study, result: TrialResult) -> str | None:
     return "best.objects" if BEST_STEP in result.receipt else "objects"
 
 
-def _test_split(study: Study, number: int) -> str:
+def _test_split(study: Study, number: int, opened: Sequence[tuple[int | None, str]]) -> str:
     """Return how often the study's test split has been opened."""
     if not study.spec.is_declared:
         return "unknown: hpo does not see which data your objective reads"
-    with study.storage.engine.connect() as connection:
-        opened = study_rows.openings(connection, study.uid)
     of_trial = sum(one == number for one, _ in opened)
     return f"openings in this study: {len(opened)}, {of_trial} of them for this trial" if opened else "sealed"
 

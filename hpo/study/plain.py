@@ -204,13 +204,19 @@ def _named(goals: Goals, trial: FrozenTrial) -> dict[str, float]:
 
 
 def _result(goals: Goals, trial: FrozenTrial) -> TrialResult:
+    from optuna.distributions import CategoricalDistribution
+
     assert trial.values is not None
     return TrialResult(
         number=trial.number,
         state=trial.state.name.lower(),
         value=trial.values[0],
         params=trial.params,
-        distributions=trial.distributions,
+        choices={
+            name: distribution.choices
+            for name, distribution in trial.distributions.items()
+            if isinstance(distribution, CategoricalDistribution)
+        },
         values=_named(goals, trial),
         constraints=trial.constraints,
         curves={},

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -34,6 +34,8 @@ from hpo.storage.tables import (
     hpo_workers,
     intermediate_values,
     restored,
+    restored_choices,
+    restored_param,
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
@@ -43,13 +45,11 @@ from hpo.storage.tables import (
 from hpo.study import program_folder
 from hpo.study.study import Study
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
 STATE = sa.type_coerce(trials.c.state, sa.String).label("state")  # a string: Optuna need not be loaded
 #: The first columns of every select of trials with their values.
 OF_TRIAL = (trials.c.trial_id, trials.c.number, STATE, trial_values.c.value, trial_values.c.value_type)
 SECONDS = "seconds"  # the raw metric that holds the seconds of each epoch
+PAGE = 1000  # trials whose rows are in memory at once; the rows of 10,000 take 12 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,36 +67,40 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyUpdate:
-    """The trials that were not final at a cursor, as they are now. The rows are those of `_standing`, by number."""
+    """A page of the trials that were not final at a cursor, as they are now. The rows are those of `_standing`, by number."""
 
     final: Sequence[Any]  # they never change again
     pending: Sequence[Any]  # all others
     ended: Sequence[int]  # ids of those that have ended since the cursor
-    cursor: Cursor  # for the next read
-
-    @property
-    def complete(self) -> Sequence[Any]:
-        """The COMPLETE ones."""
-        return [row for row in (*self.final, *self.pending) if row.state == "COMPLETE"]
+    cursor: Cursor  # for the next read, once this page and those before it are read
 
 
-def since(connection: sa.Connection, study: Study, cursor: Cursor) -> StudyUpdate:
-    """Return the changes since a cursor. Trials that were final at the cursor are not read again."""
+def since(connection: sa.Connection, study: Study, cursor: Cursor) -> Iterator[StudyUpdate]:
+    """Yield the changes since a cursor. Trials that were final at the cursor are not read again."""
+    after = Cursor(last=cursor.last)
+    for rows in _pages(connection, study, cursor):
+        final: list[Any] = []
+        pending: list[Any] = []
+        for row in rows:
+            (final if _is_final(row) else pending).append(row)
+        after = Cursor(
+            last=max([after.last, *(row.number for row in rows)]),
+            open=after.open | {row.trial_id for row in pending if row.state not in FINISHED},
+            unsettled=after.unsettled | {row.trial_id for row in pending if row.state in FINISHED},
+        )
+        yield StudyUpdate(
+            final=final,
+            pending=pending,
+            ended=[row.trial_id for row in rows if row.state in FINISHED and row.trial_id not in cursor.unsettled],
+            cursor=after,
+        )
+
+
+def _pages(connection: sa.Connection, study: Study, cursor: Cursor) -> Iterator[Sequence[Any]]:
     standing = _standing(connection, study)
-    known = sorted(cursor.open | cursor.unsettled)
-    again = [row for ids in chunks(known) for row in connection.execute(standing.where(trials.c.trial_id.in_(ids)))]
-    found = [*again, *connection.execute(standing.where(trials.c.number > cursor.last))]
-    pending = [row for row in found if not _is_final(row)]
-    return StudyUpdate(
-        final=[row for row in found if _is_final(row)],
-        pending=pending,
-        ended=[row.trial_id for row in found if row.state in FINISHED and row.trial_id not in cursor.unsettled],
-        cursor=Cursor(
-            last=max([cursor.last, *(row.number for row in found)]),
-            open=frozenset(row.trial_id for row in pending if row.state not in FINISHED),
-            unsettled=frozenset(row.trial_id for row in pending if row.state in FINISHED),
-        ),
-    )
+    for ids in chunks(sorted(cursor.open | cursor.unsettled)):
+        yield connection.execute(standing.where(trials.c.trial_id.in_(ids))).all()
+    yield from connection.execute(standing.where(trials.c.number > cursor.last)).partitions(PAGE)
 
 
 def _standing(connection: sa.Connection, study: Study) -> sa.Select[Any]:
@@ -291,6 +295,12 @@ def result(connection: sa.Connection, study: Study, number: int) -> Any:
     return connection.execute(results(study).where(trials.c.number == number)).one_or_none()
 
 
+def count_finished(connection: sa.Connection, study: Study) -> int:
+    """Count the trials that have ended."""
+    ended = sa.select(sa.func.count()).where(trials.c.study_id == study.study_id, trials.c.state.in_(FINISHED))
+    return int(connection.execute(ended).scalar_one())
+
+
 def last_number(connection: sa.Connection, study: Study) -> int | None:
     """Return the highest trial number of a study, None if it has no trial."""
     last = sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study.study_id)
@@ -436,10 +446,6 @@ def user_attributes(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
 def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Return {trial id: {parameter: value}} in the order of suggestion. Lists and tables are as in the study file."""
     found: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}
-    if not ids:
-        return found
-    from hpo.storage.trial_rows import distribution_of
-
     structured = {
         path: {space.encode(option): option for option in parameter.options if isinstance(option, list | dict)}
         for path, parameter in space.parameters(study.spec.tree)
@@ -456,7 +462,7 @@ def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[
             .where(trial_params.c.trial_id.in_(chunk))
             .order_by(trial_params.c.param_id)
         ):
-            value = distribution_of(row.distribution_json).to_external_repr(row.param_value)
+            value = restored_param(row.param_value, row.distribution_json)
             if isinstance(value, str):
                 value = structured.get(row.param_name, {}).get(value, value)
             found[row.trial_id][row.param_name] = value
@@ -475,15 +481,14 @@ def receipts(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dic
     return found
 
 
-def distributions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, BaseDistribution]]:
-    """Return {trial id: {parameter: recorded distribution}}."""
-    from hpo.storage.trial_rows import distribution_of
-
-    found: dict[int, dict[str, BaseDistribution]] = {trial_id: {} for trial_id in ids}
+def choices(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
+    """Return {trial id: {categorical parameter: recorded choices}}."""
+    found: dict[int, dict[str, list[Any]]] = {trial_id: {} for trial_id in ids}
     recorded = sa.select(trial_params.c.trial_id, trial_params.c.param_name, trial_params.c.distribution_json)
     for chunk in chunks(ids):
         for row in connection.execute(recorded.where(trial_params.c.trial_id.in_(chunk))):
-            found[row.trial_id][row.param_name] = distribution_of(row.distribution_json)
+            if (options := restored_choices(row.distribution_json)) is not None:
+                found[row.trial_id][row.param_name] = options
     return found
 
 

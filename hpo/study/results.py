@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpo.errors import StudyError
 from hpo.storage import sql
@@ -16,9 +16,6 @@ from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.text import command
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
@@ -28,7 +25,7 @@ class TrialResult:
     state: str
     value: float
     params: dict[str, Any]
-    distributions: dict[str, BaseDistribution]  # of the parameters, as recorded
+    choices: Mapping[str, Sequence[Any]]  # of the categorical parameters, as recorded
     values: dict[str, float]  # by objective, if there are several
     constraints: dict[str, float]  # by name; one above 0 is violated
     curves: dict[str, list[float]]  # raw, by epoch; empty for a foreign trial
@@ -61,7 +58,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         ids = [row.trial_id for row in found]
         judged = query.judged(connection, study, found)
         params, curves = query.params(connection, study, ids), query.raw_curves(connection, study, ids)
-        distributions = query.distributions(connection, ids)
+        choices = query.choices(connection, ids)
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(
             f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
@@ -87,7 +84,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
             value=query.value_of(row),
             interval=interval.of_trial(study.spec, query.value_of(row), receipts[row.trial_id]),
             params=params[row.trial_id],
-            distributions=distributions[row.trial_id],
+            choices=choices[row.trial_id],
             values=query.named(study, judged[row.trial_id].values),
             constraints=judged[row.trial_id].constraints,
             curves=curves[row.trial_id],

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from heapq import nlargest, nsmallest
+from itertools import islice
 from typing import Any
 
 from hpo.errors import StudyError
@@ -159,22 +160,26 @@ class Tally:
     stopped_fails: int = 0  # FAIL trials that a person ended before they had a value
     first_start: datetime | None = None  # UTC, without a zone
     last_end: datetime | None = None  # likewise
-    best: Best | None = None
     front: tuple[tuple[Any, query.Judged], ...] = ()  # with several objectives: the rows on the Pareto front
     leading: tuple[Leading, ...] = ()  # the best trials by the first objective
     infeasible: int = 0  # COMPLETE trials that violate a constraint
     shares: Counter[float] = field(default_factory=Counter)  # trials by value, if the metric is a share of images
     spans: tuple[tuple[int, datetime, datetime], ...] = ()  # see `_spans`; of the WINDOW highest numbers
 
-    def plus(self, found: Sequence[Any], study: Study, judged: Mapping[int, query.Judged]) -> Tally:
+    @property
+    def best(self) -> Best | None:
+        return Best(number=self.leading[0].number, value=self.leading[0].value) if self.leading else None
+
+    def plus(self, found: Sequence[Any], study: Study, connection: sql.Connection) -> Tally:
         """Return a new tally with more trials.
 
         Args:
-            found: rows of `query.since`.
+            found: rows of `query.since`, by number.
             study: the trials' study.
-            judged: values and constraints of the COMPLETE trials among them, by trial id.
+            connection: for the values and constraints of the COMPLETE trials among them.
         """
         complete = [row for row in found if row.state == "COMPLETE" and row.value_type is not None]
+        judged = query.judged(connection, study, complete)
         feasible = [row for row in complete if not judged[row.trial_id].violated]
         # A trial that was added as finished, for example by a fork, has equal start and end times.
         ran = [row for row in found if row.datetime_start != row.datetime_complete]
@@ -184,8 +189,7 @@ class Tally:
             stopped_fails=self.stopped_fails + sum(row.state == "FAIL" and row.outcome == STOPPED for row in found),
             first_start=min(filter(None, [self.first_start, *(row.datetime_start for row in ran)]), default=None),
             last_end=max(filter(None, [self.last_end, *(row.datetime_complete for row in ran)]), default=None),
-            best=_best(self.best, feasible, str(study.spec.direction)),
-            front=_front(study, [*self.front, *((row, judged[row.trial_id]) for row in feasible)]),
+            front=_front(study, self.front, feasible, judged),
             leading=_leading(self.leading, feasible, str(study.spec.direction)),
             infeasible=self.infeasible + len(complete) - len(feasible),
             shares=self.shares + _shares(study, feasible),
@@ -227,9 +231,15 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         row = study_rows.living_row(connection, study.study_id)
         if row is None or row.uid != study.uid:
             raise StudyError(f"study {study.name!r} was deleted; `hpo run` makes a new one")
-        news = query.since(connection, study, past.cursor)
-        judged = query.judged(connection, study, news.complete)
-        running = [trial for trial in news.pending if trial.state == "RUNNING"]
+        final, cursor = past.tally, past.cursor
+        pending: list[Any] = []
+        ended: list[int] = []
+        for news in query.since(connection, study, past.cursor):
+            final, cursor = final.plus(news.final, study, connection), news.cursor
+            pending += news.pending
+            ended += news.ended
+        tally = final.plus(pending, study, connection)
+        running = [trial for trial in pending if trial.state == "RUNNING"]
         live = [trial for trial in running if trial.live]
         curves = query.judged_curves(connection, [trial.trial_id for trial in live])
         again = query.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
@@ -237,8 +247,6 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         lives = query.lives(connection, study)
         recorded = query.count_failures(connection, study)
         failures = past.failures if recorded == past.recorded else _failures(query.failures_by_kind(connection, study))
-        final = past.tally.plus(news.final, study, judged)
-        tally = final.plus(news.pending, study, judged)
         best = _with_interval(connection, study, tally)
     parked = [trial for trial in running if trial.attempt and not trial.live]
     counts = {
@@ -287,10 +295,10 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         value_rule=study.spec.value,
         code_changes=len(json.loads(row.code_changes)),
     )
-    after = Past(cursor=news.cursor, tally=final, recorded=recorded, failures=failures)
+    after = Past(cursor=cursor, tally=final, recorded=recorded, failures=failures)
     return Reading(
         summary=summary,
-        ended=news.ended,
+        ended=ended,
         live={trial.number: trial.trial_id for trial in live},
         leading=tally.leading,
         past=after,
@@ -303,18 +311,6 @@ def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summar
 
 
 # --- totals over trials -----------------------------------------------------------------------------------------------
-
-
-def _best(known: Best | None, found: Sequence[Any], direction: str) -> Best | None:
-    """Return the best of a known trial and of COMPLETE rows. Ties go to the lower number, as in `query.ranked`."""
-    sign = -1 if direction == "maximize" else 1
-    keys = [(sign * query.value_of(row), row.number) for row in found]
-    if known:
-        keys.append((sign * known.value, known.number))
-    if not keys:
-        return None
-    value, number = min(keys)
-    return Best(number=number, value=sign * value)
 
 
 def _shares(study: Study, found: Sequence[Any]) -> Counter[float]:
@@ -337,32 +333,36 @@ def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Be
 
 
 def _leading(known: Sequence[Leading], found: Sequence[Any], direction: str) -> tuple[Leading, ...]:
-    """Return the best of the known and the found trials; of equals the lower number leads."""
+    """Return the best of the known and the found trials. Of equals the lower number leads, as in `query.ranked`."""
     sign = -1 if direction == "maximize" else 1
     new = nsmallest(LEADING, found, key=lambda row: (sign * query.value_of(row), row.number))
     both = [*known, *(Leading(trial_id=row.trial_id, number=row.number, value=query.value_of(row)) for row in new)]
     return tuple(nsmallest(LEADING, both, key=lambda one: (sign * one.value, one.number)))
 
 
-def _front(study: Study, found: Sequence[tuple[Any, query.Judged]]) -> tuple[tuple[Any, query.Judged], ...]:
-    """Return the rows on the Pareto front. Empty with one objective."""
+def _front(
+    study: Study, front: Sequence[tuple[Any, query.Judged]], feasible: Sequence[Any], judged: Mapping[int, query.Judged]
+) -> tuple[tuple[Any, query.Judged], ...]:
+    """Return the rows on the Pareto front of an earlier front and further rows. Empty with one objective."""
     if not study.spec.objectives:
         return ()
+    found = [*front, *((row, judged[row.trial_id]) for row in feasible)]
     numbers = {row.trial_id: row.number for row, _ in found}
     known = {row.trial_id: came_to for row, came_to in found}
     return tuple(found[position] for position in query.positions(study, numbers, known))
 
 
 def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
-    """Return (number, start, end) of ended trials.
+    """Return (number, start, end) of the last WINDOW trials that have ended.
 
     Trials of several attempts are left out: their time includes a pause.
     """
-    return [
+    found = (
         (row.number, row.datetime_start, row.datetime_complete)
-        for row in ran
+        for row in reversed(ran)
         if row.state in FINISHED and row.datetime_start and row.datetime_complete and row.attempt in (None, 1)
-    ]
+    )
+    return list(islice(found, WINDOW))
 
 
 # --- running trials ---------------------------------------------------------------------------------------------------

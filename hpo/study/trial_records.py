@@ -41,11 +41,12 @@ class Records:
 def read(study: Study, cursor: Cursor | None = None) -> Records:
     """Read the trials that were not final at the cursor, in the order of their numbers. Nothing is written or locked."""
     with study.storage.engine.connect() as connection:
-        news = query.since(connection, study, cursor or Cursor())
-        final = {row.trial_id for row in news.final}
-        begun = sorted(
-            (row for row in [*news.final, *news.pending] if row.state != "WAITING"), key=lambda row: int(row.number)
-        )
+        cursor, final, found = cursor or Cursor(), set(), []
+        for news in query.since(connection, study, cursor):
+            cursor = news.cursor
+            final |= {row.trial_id for row in news.final}
+            found += [*news.final, *news.pending]
+        begun = sorted((row for row in found if row.state != "WAITING"), key=lambda row: int(row.number))
         ids = [row.trial_id for row in begun]
         params, receipts = query.params(connection, study, ids), query.receipts(connection, study, ids)
         raw, seen = query.raw_curves(connection, study, ids), query.judged_curves(connection, ids)
@@ -67,7 +68,7 @@ def read(study: Study, cursor: Cursor | None = None) -> Records:
             )
             for row in begun
         ],
-        cursor=news.cursor,
+        cursor=cursor,
     )
 
 

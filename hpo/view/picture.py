@@ -14,14 +14,13 @@ from rich.text import Text
 
 from hpo import text
 from hpo.study.details import BestTrial, Details, RunningDetails
-from hpo.study.format import counted, duration, value_text, with_interval
+from hpo.study.format import duration, value_text, with_interval
 from hpo.view import words
+from hpo.view.sparkline import LEVELS, sparkline
 
 if TYPE_CHECKING:
     from hpo.study.status import Summary
 
-LEVELS = "▁▂▃▄▅▆▇█"
-NOT_A_NUMBER = "×"
 #: Of all values shown, on the bad side. These are drawn as the worst, so that one outlier flattens nothing.
 WORST_SHARE = 0.1
 CURVE_WIDTH = 24  # characters, a third of the terminal at most
@@ -49,7 +48,7 @@ class Around:
 def render(found: Summary, width: int, height: int = 50, around: Around | None = None) -> RenderableType:
     """Return the live picture of a study, as wide and at most as high as the terminal."""
     summary, around = text.all_safe(found), text.all_safe(around or Around())
-    blocks: list[Any] = [_header(summary, width), _bar(summary, width), states(summary)]
+    blocks: list[Any] = [_header(summary, width), _bar(summary, width), _states(summary)]
     if summary.counts["parked"]:
         blocks[-1].append(" (parked ones wait for a worker or a stack)", "dim")
     if around.machine:
@@ -97,12 +96,10 @@ def _bar(summary: Summary, width: int) -> Text:
     )
 
 
-def states(summary: Summary) -> Text:
+def _states(summary: Summary) -> Text:
     """Return the trials by state, in a line."""
-    found = [Text(words, style=COLOURS[state]) for state, words in counted(summary.counts).items()]
-    if summary.imported:
-        found.append(Text(f"{summary.imported} of these taken along by the fork", style="dim"))
-    return Text(" · ", style="dim").join(found) if found else Text("no trial has begun", style="dim")
+    found = [Text(said, style=COLOURS.get(state, "dim")) for state, said in words.states(summary).items()]
+    return Text(" · ", style="dim").join(found)
 
 
 def _best_line(summary: Summary) -> Text:
@@ -174,35 +171,3 @@ def _scale(values: Iterable[float], direction: str) -> tuple[float, float]:
         return 0.0, 0.0
     worst = int(WORST_SHARE * len(known))
     return (known[0], known[-1 - worst]) if direction == "minimize" else (known[worst], known[-1])
-
-
-def sparkline(curve: Sequence[float], width: int, scale: tuple[float, float] | None = None) -> str:
-    """Return a curve as blocks of eight heights between two values, by default its own lowest and highest; NaN is ×.
-
-    Neighbouring values of a curve longer than `width` are averaged.
-    """
-    points = _squeezed(curve, width)
-    finite = [value for value in points if math.isfinite(value)]
-    if not finite:
-        return NOT_A_NUMBER * len(points)
-    low, high = scale or (min(finite), max(finite))
-    span = high - low
-    return "".join(_block(value, low, span) for value in points)
-
-
-def _block(value: float, low: float, span: float) -> str:
-    if math.isnan(value):
-        return NOT_A_NUMBER
-    if math.isinf(value):
-        return LEVELS[-1] if value > 0 else LEVELS[0]
-    if span == 0:
-        return LEVELS[3]
-    return LEVELS[max(0, min(len(LEVELS) - 1, int((value - low) / span * len(LEVELS))))]
-
-
-def _squeezed(curve: Sequence[float], width: int) -> list[float]:
-    if len(curve) <= width:
-        return list(curve)
-    edges = [round(column * len(curve) / width) for column in range(width + 1)]
-    groups = [curve[start:end] for start, end in itertools.pairwise(edges)]
-    return [sum(group) / len(group) for group in groups]

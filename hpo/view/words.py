@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo import text
-from hpo.study.format import amount_text, duration
+from hpo.study.format import amount_text, counted, duration
 
 if TYPE_CHECKING:
     from hpo.study.status import FailureCount, RunningTrial, Summary
@@ -20,6 +20,14 @@ def held(summary: Summary) -> str:
     if not summary.stop_reason:
         return ""
     return f"stopped: {summary.stop_reason}" + (f"; {text.command('resume', summary.name)}" if summary.hold else "")
+
+
+def states(summary: Summary) -> dict[str, str]:
+    """Return {state: how many trials are in it, in words}, in the order in which they are shown."""
+    found = counted(summary.counts)
+    if summary.imported:
+        found["imported"] = f"{summary.imported} of these taken along by the fork"
+    return found or {"none": "no trial has begun"}
 
 
 def failures(failure: FailureCount) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -12,14 +15,19 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import SpecError, StorageError
+from hpo.spec import space
+from hpo.spec.failures import Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, plain_url
-from hpo.study import resolve, retention
+from hpo.study import query, resolve, retention
+from hpo.study.export import export
+from hpo.study.status import Tally, read
+from hpo.study.study import Study
 from hpo.train.build import measurement_cache
 from tests.support import declared
 from tests.support.declared import DOCUMENT
-from tests.support.trials import begin, finish_claim
+from tests.support.trials import START, begin, finish_claim, make, run
 
 LOOKS = """
 import sys
@@ -111,19 +119,74 @@ def test_doctor_reads_no_curves_to_tell_stale_checkpoints(keep: int, lite: Stora
 LOADS = """
 import sys
 from hpo.cli import app
-try:
-    app({arguments})
-except SystemExit as ended:
-    assert not ended.code, ended.code
-print(sorted({{"torch", "optuna", "alembic", "numpy", "psycopg", "sqlalchemy.orm"}} & sys.modules.keys()), file=sys.stderr)
+for arguments in {commands}:
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+    heavy = {{"torch", "optuna", "alembic", "numpy", "psycopg", "sqlalchemy.orm", "rich"}}
+    print(arguments[0], sorted(heavy & sys.modules.keys()), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("command", ["status", "doctor"])
-def test_who_looks_at_a_study_loads_neither_optuna_nor_torch(command: str, lite: Storage, tmp_path: Path) -> None:
+def test_who_looks_at_a_study_loads_neither_optuna_nor_torch_nor_rich(lite: Storage, tmp_path: Path) -> None:
     study = declared.made(lite, tmp_path, DOCUMENT)
     resolve.check_stored(study.spec, tmp_path)
-    arguments = [command, "digits", "--storage", plain_url(lite.url)]
-    code = LOADS.format(arguments=arguments)
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == "[]\n"
+    with_param(study, 0.5)
+    of_study = ["digits", "--storage", plain_url(lite.url)]
+    commands = [
+        ["status", *of_study],
+        ["status", *of_study, "--trial", "0"],
+        ["export", *of_study, "-o", str(tmp_path / "best.toml")],
+        ["doctor", *of_study],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LOADS.format(commands=commands)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines() == ["status []", "status []", "export []", "doctor []"]
+
+
+def with_param(study: Study, value: float) -> None:
+    ledger, claim, trial = begin(study)
+    space.suggest(study.spec.tree, trial)
+    finish_claim(ledger, claim, TrialState.COMPLETE, value, outcome="complete")
+
+
+def test_an_export_does_not_read_the_rows_of_all_trials(lite: Storage, tmp_path: Path) -> None:
+    study = declared.made(lite, tmp_path, DOCUMENT)
+    for value in (0.5, 0.75, 0.25):
+        with_param(study, value)
+    read: list[str] = []
+    sa.event.listen(lite.engine, "before_cursor_execute", lambda *given: read.append(given[2]))
+    [result] = export(study, tmp_path / "best.toml").values()
+    assert (result.number, result.value) == (1, 0.75)
+    assert tomllib.loads((tmp_path / "best.toml").read_text())["receipt"]["trials_tried"] == 3
+    assert not [statement for statement in read if "datetime_start" in statement]
+
+
+@pytest.mark.both
+def test_a_summary_is_the_same_whatever_is_in_memory_at_once(
+    place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make(place, tmp_path)
+    for value, state in [(0.5, TrialState.COMPLETE), (0.25, TrialState.PRUNED), (0.75, TrialState.COMPLETE)]:
+        run(study, value, state=state)
+    run(study, 0.3, kind=Kind.EXCEPTION, reason="ValueError: no")
+    begin(study)
+    run(study, 0.75)
+    study.optuna.ask()
+    study.optuna.enqueue_trial({"x": 1})
+    whole, known = read(study, clock=lambda: START), read(study).past
+    sizes: list[int] = []
+    plus = Tally.plus
+
+    def counted(tally: Tally, found: Sequence[Any], *rest: Any) -> Tally:
+        sizes.append(len(found))
+        return plus(tally, found, *rest)
+
+    monkeypatch.setattr(Tally, "plus", counted)
+    monkeypatch.setattr(query, "PAGE", 2)
+    assert read(study, clock=lambda: START) == whole
+    assert sizes == [2, 2, 1, 0, 3]  # pages of 2 trials without those that may still change; these come last
+    run(study, 0.875)
+    assert read(study, known).past == read(study).past

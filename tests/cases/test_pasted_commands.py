@@ -22,7 +22,7 @@ from hpo.study import study as studies
 from hpo.study.doctor import examine
 from hpo.study.status import summarize
 from hpo.study.study import Study
-from hpo.view import live
+from hpo.view import pages
 from tests.support.paths import ROOT
 from tests.support.trials import begin, make
 
@@ -118,7 +118,7 @@ def test_what_is_shown_tells_commands_that_can_be_pasted(study: Study, tmp_path:
     mends = [finding.mend for finding in examine(study.storage, NAME, repair=False)]
     assert f"hpo resume {QUOTED}" in mends
     assert f"if that is dead: hpo doctor {QUOTED} --fail 0" in mends
-    assert f"paused   workers wait; hpo resume {QUOTED}" in live.status_text(summarize(study)).splitlines()
+    assert f"paused   workers wait; hpo resume {QUOTED}" in pages.status_text(summarize(study)).splitlines()
 
 
 def test_no_message_puts_a_name_into_a_command_by_itself() -> None:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    IntLogUniformDistribution,
+    IntUniformDistribution,
+    UniformDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages._rdb import models
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -48,3 +61,31 @@ def test_the_schema_is_the_one_that_optuna_would_make(lite: Storage) -> None:
     with lite.engine.begin() as connection:
         connection.execute(tables.alembic_version.update().values(version_num="v9"))
     assert not tables.has_known_schema(lite.engine)
+
+
+PARAMS: list[tuple[BaseDistribution, Any]] = [
+    (FloatDistribution(0.0, 1.0), 0.25),
+    (FloatDistribution(1e-3, 1.0, log=True), 1.0),
+    (FloatDistribution(0.0, 1.0, step=0.25), 0.75),
+    (IntDistribution(1, 9), 3),
+    (IntDistribution(1, 9, step=2), 5),
+    *((CategoricalDistribution(["a", True, 0.5, 7, None]), value) for value in ("a", True, 0.5, 7, None)),
+]
+
+
+@pytest.mark.parametrize(("distribution", "value"), PARAMS)
+def test_a_parameter_is_read_as_optuna_reads_it(distribution: BaseDistribution, value: Any) -> None:
+    text, internal = distribution_to_json(distribution), distribution.to_internal_repr(value)
+    read = [tables.restored_param(internal, text), json_to_distribution(text).to_external_repr(internal)]
+    assert [repr(one) for one in read] == [repr(value)] * 2
+    choices = getattr(distribution, "choices", None)
+    assert tables.restored_choices(text) == (choices and list(choices))
+
+
+@pytest.mark.filterwarnings("ignore:.*has been deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", [UniformDistribution, IntUniformDistribution, IntLogUniformDistribution])
+def test_a_parameter_of_an_earlier_optuna_is_read_by_optuna(kind: Any) -> None:
+    text = distribution_to_json(kind(1, 9))
+    assert kind.__name__ in text
+    assert repr(tables.restored_param(3.0, text)) == repr(json_to_distribution(text).to_external_repr(3.0))
+    assert tables.restored_choices(text) is None

@@ -30,7 +30,7 @@ from hpo.study.status import read, summarize
 from hpo.study.study import Study
 from hpo.study.trial_history import finished, history
 from hpo.train.build import costs
-from hpo.view import dashboard, live
+from hpo.view import dashboard, pages
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
 from tests.support.declared import DOCUMENT, work
@@ -190,7 +190,7 @@ def test_one_objective_with_bounds_has_the_best_that_keeps_them(make: MakeStudy)
     assert summary.best is not None
     assert (summary.best.number, summary.front, summary.infeasible) == (wanted.number, [], 12 - len(feasible))
     assert retention.leaders(study) == [wanted.number]
-    assert f"bounds   {12 - len(feasible)} complete trials violate a constraint" in live.status_text(summary)
+    assert f"bounds   {12 - len(feasible)} complete trials violate a constraint" in pages.status_text(summary)
 
 
 def test_where_every_trial_violates_a_bound_there_is_no_result(make: MakeStudy, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_where_every_trial_violates_a_bound_there_is_no_result(make: MakeStudy, 
     work(study)
     with pytest.raises(StudyError, match="has no result: each of its 2 complete trials violates a constraint"):
         export.export(study, tmp_path / "best.toml", top=1)
-    assert "no result yet: 2 complete trials violate a constraint" in live.status_text(summarize(study))
+    assert "no result yet: 2 complete trials violate a constraint" in pages.status_text(summarize(study))
     assert export.export(study, tmp_path / "best.toml", number=1)
 
 
@@ -308,15 +308,15 @@ def test_the_front_is_shown(searched: Study) -> None:
     assert read(searched, reading.past).summary.front == summary.front  # carried on, and not read again
     assert summary.best is not None
     assert summary.best.number == front[0].number
-    text = live.status_text(summary)
+    text = pages.status_text(summary)
     assert text.splitlines()[0] == "digits  (maximize accuracy, minimize params, sampler random, pruner median)"
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("front ")] == [
         str(r.number) for r in front
     ]
-    table = live.front_text(front, 120).splitlines()
+    table = pages.front_text(front, 120).splitlines()
     assert table[0].split() == ["front", "trial", "accuracy", "params", "model.widths", "optimizer.lr"]
     assert [line.split()[0] for line in table[1:]] == [str(result.number) for result in front]
-    turned = live.front_text(front, 30).splitlines()
+    turned = pages.front_text(front, 30).splitlines()
     assert max(map(len, turned)) <= 40
     rows: dict[str, list[str]] = {}
     for name, *cells in (line.removeprefix("front").split() for line in turned):
@@ -324,15 +324,15 @@ def test_the_front_is_shown(searched: Study) -> None:
     assert list(map(list, zip(*[[name, *cells] for name, cells in rows.items()], strict=True))) == [
         line.removeprefix("front").split() for line in table
     ]
-    shown = live.to_json(summary)
+    shown = pages.to_json(summary)
     assert shown["objectives"] == TWO
     assert shown["front"] == [{"number": result.number, "values": result.values} for result in front]
-    lines = [live.finished_line(trial, summary) for trial in finished(searched, list(_ids(searched)), total=12)]
+    lines = [pages.finished_line(trial, summary) for trial in finished(searched, list(_ids(searched)), total=12)]
     assert all(" params=" in line and f"(front of {len(front)})" in line for line in lines)
-    told = live.history_text(history(searched, front[0].number))
+    told = pages.history_text(history(searched, front[0].number))
     assert f"accuracy={front[0].values['accuracy']:.4f}" in told
     assert "\nbound    memory_mb: kept" in told
-    assert f"front of {len(front)}" in live.status_table([summary])
+    assert f"front of {len(front)}" in pages.status_table([summary])
 
 
 def test_the_dashboard_shows_the_front(searched: Study) -> None:

@@ -14,7 +14,7 @@ from hpo.spec.failures import Failure, Kind
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.study.trial_history import history
-from hpo.view.live import history_text, status_text, to_json
+from hpo.view.pages import history_text, status_text, to_json
 from tests.support.trials import begin
 
 MakeStudy = Callable[..., Study]

@@ -29,7 +29,7 @@ from hpo.train import loop
 from hpo.train.build import assemble, check
 from hpo.train.early_stopping import verdict
 from hpo.train.run import Run
-from hpo.view.live import history_text, to_json
+from hpo.view.pages import history_text, to_json
 from tests.support.declared import DOCUMENT, made, nothing, quiet, work
 from tests.support.stacks import Trial, digits, stop_before
 from tests.support.trials import MakeStudy

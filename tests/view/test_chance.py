@@ -10,7 +10,7 @@ from hpo.data import Overview
 from hpo.spec.study_file import StudySpec
 from hpo.study.interval import wilson
 from hpo.study.status import Best, Summary
-from hpo.view import live
+from hpo.view import pages
 from hpo.view.chance import choice_lines, outcome_lines
 from hpo.view.checked import small_part_warnings
 from tests.study.test_interval import PARTS
@@ -74,10 +74,14 @@ def test_what_the_best_of_many_is_worth(changes: dict[str, Any], lines: list[str
 
 def test_the_best_value_is_shown_with_its_interval() -> None:
     one = searched()
-    assert f"best     {SHOWN} by trial 21" in live.status_text(one).splitlines()
+    assert f"best     {SHOWN} by trial 21" in pages.status_text(one).splitlines()
     assert f"best {SHOWN} by trial 21" in [line.rstrip() for line in drawn(one, 80)]
-    assert "  0.6667 (0.4878 to 0.8077)  " in live.status_table([one])
-    assert live.to_json(one)["best"]["interval"] == {"low": BEST.interval.low, "high": BEST.interval.high, "images": 30}
+    assert "  0.6667 (0.4878 to 0.8077)  " in pages.status_table([one])
+    assert pages.to_json(one)["best"]["interval"] == {
+        "low": BEST.interval.low,
+        "high": BEST.interval.high,
+        "images": 30,
+    }
 
 
 def trained(**changes: Any) -> dict[str, Any]:

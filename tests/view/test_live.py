@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import os
 import subprocess
 import sys
@@ -14,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from hpo.study.details import BestTrial, Details, RunningDetails
-from hpo.study.status import Best, FailureCount, ParkedTrial, RunningTrial, Summary
+from hpo.study.status import Best, FailureCount, RunningTrial, Summary
 from hpo.study.trial_history import FinishedTrial
-from hpo.view import live, picture
+from hpo.view import picture
 from hpo.view.live import LiveView
 from hpo.view.picture import Around
 
@@ -265,30 +263,6 @@ def test_a_run_says_at_once_what_it_waits_for(tmp_path: Path) -> None:
         assert process.wait() == 2
 
 
-# --- sparklines -------------------------------------------------------------------------------------------------------
-
-
-def test_a_sparkline_goes_from_the_lowest_to_the_highest_value() -> None:
-    assert picture.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert picture.sparkline([7.0, 0.0], 8) == "█▁"
-
-
-def test_a_sparkline_marks_what_is_no_number() -> None:
-    assert picture.sparkline([0.0, math.nan, 1.0], 8) == "▁×█"
-    assert picture.sparkline([0.0, math.inf, 1.0, -math.inf], 8) == "▁██▁"
-    assert picture.sparkline([math.nan, math.nan], 8) == "××"
-
-
-def test_a_flat_or_empty_curve_has_a_sparkline() -> None:
-    assert picture.sparkline([0.5, 0.5], 8) == "▄▄"
-    assert picture.sparkline([], 8) == ""
-
-
-def test_a_long_curve_is_squeezed_into_the_width() -> None:
-    assert picture.sparkline([0.0, 0.0, 1.0, 1.0], 2) == "▁█"
-    assert len(picture.sparkline([float(step) for step in range(1000)], 37)) == 37
-
-
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -400,73 +374,6 @@ def test_in_a_terminal_the_picture_is_drawn_and_the_cursor_given_back() -> None:
     assert "stopping" in file.getvalue()
     assert "trial 1  complete" not in file.getvalue()
     assert file.getvalue().endswith("\x1b[?25h")
-
-
-# --- hpo status -------------------------------------------------------------------------------------------------------
-
-
-def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
-    one = summary(
-        counts={"parked": 1, "pruned": 1},
-        parked=[
-            ParkedTrial(number=5, epoch=4, has_checkpoint=True),
-            ParkedTrial(number=6, epoch=0, has_checkpoint=True),
-            ParkedTrial(number=7, epoch=0),
-            ParkedTrial(number=8, epoch=3, unit="step", has_checkpoint=True),
-        ],
-        running=[running(3, [0.5], attempt=3, failed=1)],
-        failures=[FailureCount(kind="diverged", count=1, retried=0, message="")],
-        stop_reason="enough",
-    )
-    assert live.status_text(one).splitlines() == [
-        "digits  (maximize, sampler tpe, pruner median)",
-        "trials   4 of 8 finished: 3 complete · 1 pruned · 1 running · 1 parked",
-        "best     0.9741 by trial 2",
-        "time     12.0 s · about 18.0 s left",
-        "stopped  enough",
-        "failures 1 × diverged, the last: no reason given",
-        "running  trial 3, epoch 1, 0.5000, 2.0 s, box:41:1f2e, failed 1 time before",
-        "parked   trial 5, continues after epoch 4",
-        "parked   trial 6, continues within its first epoch",
-        "parked   trial 7, starts again, with its parameters",
-        "parked   trial 8, continues from its checkpoint",
-    ]
-
-
-def test_trials_that_a_fork_brought_along_are_not_told_as_a_part_of_the_budget() -> None:
-    """`--trials 22` after a fork that took 20 along ends with 22 of 22."""
-    one = summary(counts={"complete": 42, "running": 0}, budget=42, spent=42, running=[], imported=20)
-    states = "42 complete · 20 of these taken along by the fork"
-    assert live.status_text(one).splitlines()[1] == f"trials   22 of 22 finished: {states}"
-    assert live.status_table([one]).splitlines()[1].split()[:2] == ["digits", "22/22"]
-    assert drawn(one, 60)[1].endswith("━ 22 of 22")
-    assert live.finished_line(ended(41, count=22), one).endswith("  22/22")
-
-
-def test_a_budget_below_what_has_finished_is_told_as_such() -> None:
-    one = summary(counts={"complete": 24, "running": 0}, budget=10, spent=24, running=[])
-    assert live.status_text(one).splitlines()[1] == "trials   24 finished, more than the budget of 10: 24 complete"
-    assert live.status_table([one]).splitlines()[1].startswith("digits  24, budget 10  0.9741")
-    assert drawn(one, 60)[1].endswith("━ 24, budget 10")
-    assert live.finished_line(ended(23), one).endswith("  24, budget 10")
-
-
-def test_the_status_of_all_studies_is_a_table_in_columns() -> None:
-    table = live.status_table([summary(), summary(name="b", best=None, stop_reason="enough")])
-    assert table.splitlines() == [
-        "STUDY   TRIALS  BEST    TIME                        STATES",
-        "digits  3/8     0.9741  12.0 s · about 18.0 s left  3 complete · 1 running",
-        "b       3/8     -       12.0 s · about 18.0 s left  3 complete · 1 running (stopped)",
-    ]
-    assert live.status_table([]) == "no studies yet; `hpo run FILE` makes one"
-
-
-def test_a_summary_in_json_has_null_for_what_is_no_number() -> None:
-    plain = live.to_json(summary(running=[running(3, [math.nan, 0.5, math.inf])]))
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert plain["running"][0]["curve"] == [None, 0.5, None]
-    assert plain["best"] == {"number": 2, "value": 0.97411, "interval": None, "rivals": None}
-    assert plain["counts"]["complete"] == 3
 
 
 def test_the_view_loads_neither_torch_nor_optuna_nor_sqlalchemy() -> None:

@@ -24,7 +24,7 @@ from hpo.strategy import samplers
 from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.study.trial_history import history
-from hpo.view.live import history_text
+from hpo.view.pages import history_text
 from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
 from hpo.worker.signals import StopSignal
