@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hpo.train.epoch import EpochResult
 
 MLFLOW_STORE = "sqlite:///mlflow.db"  # as MLflow itself
+MOST_NUMBERS = 20  # of trials in a message
 MLFLOW_SECONDS = 5.0  # between two exports
 
 
@@ -304,11 +305,12 @@ def fork(
     """Create a new study from a changed file and copy the finished trials that fit its space.
 
     To learn the space of your own objective, hpo calls it with the parameters of each trial. A call ends at the first report,
-    or 5 s after the last parameter. After 60 s of calls, trials with the same choices as an earlier trial are not checked.
+    or 5 s after the last parameter. After 60 s of calls, a trial is copied if all trials with the same choices fit so far.
+    Such trials are named.
     """
     from hpo.storage.connect import connect, storage_url
     from hpo.study import plain, resolve
-    from hpo.study.fork import fork_study
+    from hpo.study.fork import NOT_ASKED_KEY, fork_study
 
     with users_folder():
         found = resolve.read(file, name=name, code_folder=code)
@@ -322,10 +324,13 @@ def fork(
     for why, count in forked.left.items():
         text.say(f"  {count} left: {why}")
     if forked.assumed:
+        numbers = ", ".join(map(str, forked.assumed[:MOST_NUMBERS]))
+        further = f" and {len(forked.assumed) - MOST_NUMBERS} more" if len(forked.assumed) > MOST_NUMBERS else ""
         text.say(
-            f"  {forked.assumed} trials were not asked: after {forked.asked} calls they are taken to fit as those with the same "
-            "choices did; if the objective's parameters depend on a number, some may lack one"
+            f"  {len(forked.assumed)} taken without a call, after {forked.asked} calls: every called trial with the same choices "
+            "fits; if the objective's parameters depend on a number, some of these may lack one"
         )
+        text.say(f"  they have the user attribute {NOT_ASKED_KEY}; in {study!r} they are {numbers}{further}")
     if not found.spec.is_declared:
         text.say("their values are taken as they are; hpo cannot know whether the new code gives the same values")
     again = again_option(storage, found.spec.storage, place.shown)

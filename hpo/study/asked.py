@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -30,13 +31,25 @@ from hpo.study.pinned_trial import PinnedTrial, study_in_memory
 PATIENCE_SECONDS = 5.0  # a call ends so long after the last parameter
 ASKING_SECONDS = 60.0  # for all calls; afterwards only new kinds of trials are called
 
+#: What an objective asks a trial for, or why the trial does not fit.
+Answer = dict[str, BaseDistribution] | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The parameters of a trial that fits."""
+
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    is_asked: bool  # whether the objective was called with them
+
 
 class Unfit(Exception):
     """Raised for a trial that does not fit into the space. The message is the reason."""
 
 
-class UnfitKind(Unfit):
-    """Raised for a trial that lacks a parameter or has one too many. No trial of the same kind fits then."""
+class OtherParameters(Unfit):
+    """Raised for a trial that lacks a parameter or has one too many."""
 
 
 class _Enough(BaseException):
@@ -52,7 +65,7 @@ class _AskedTrial(PinnedTrial):
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS) if _can_be_rung() else None
         stored = asked_for.as_stored(name, distribution)
         if name not in self.given:
-            self.unfit = UnfitKind(f"has no {name}, for which the objective asks now")
+            self.unfit = OtherParameters(f"has no {name}, for which the objective asks now")
         elif why := self._why_unfit(name, stored):
             self.unfit = Unfit(why)
         if self.unfit:
@@ -79,8 +92,9 @@ class _AskedTrial(PinnedTrial):
 class Asking:
     """The parameters that an objective asks for, found by one call for each trial.
 
-    After ASKING_SECONDS the objective is called only for a new kind of trial. Other trials are assumed to be asked for
-    the same parameters as an earlier trial of their kind. That may be wrong if the objective branches on a number.
+    After ASKING_SECONDS the objective is called only for a new kind of trial. Another trial is assumed to be asked for what
+    all earlier ones of its kind were asked for. If they got different answers, the objective branches on a number, and
+    the trial does not fit.
     """
 
     def __init__(
@@ -88,47 +102,40 @@ class Asking:
     ) -> None:
         self._objective = objective
         self._study = study, goals, attributes
-        self._known: dict[str, dict[str, BaseDistribution] | UnfitKind] = {}  # by kind
+        self._known: dict[str, list[Answer]] = {}  # the different answers by kind
         self._seconds = 0.0  # spent in calls
-        self._asked: set[int] = set()  # numbers of the trials for which the objective was called
-        self.assumed = 0  # number of fitting trials without a call of their own
+        self.asked = 0  # number of trials for which the objective was called
 
-    def fitted(self, trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    def fitted(self, trial: FrozenTrial) -> Fitted:
         """Return the trial's parameters and their distributions as the objective asks for them.
 
         Raises Unfit if the objective asks for other parameters, or if a value is outside its distribution.
         """
-        found = self._distributions(trial)
+        known = self._known.setdefault(_kind(trial), [])
+        is_asked = self._seconds <= ASKING_SECONDS or not known
+        if is_asked:
+            answer = self._call(trial)
+            known += [answer] if answer not in known else []
+            if isinstance(answer, str):
+                raise Unfit(answer)
+        else:
+            answer = _assumed(known)
         asked = self._trial(trial)
-        for name, distribution in found.items():
+        for name, distribution in answer.items():
             if why := asked._why_unfit(name, distribution):
                 raise Unfit(why)
-        self.assumed += trial.number not in self._asked
-        return {name: asked.value_in(name, distribution) for name, distribution in found.items()}, found
+        params = {name: asked.value_in(name, distribution) for name, distribution in answer.items()}
+        return Fitted(params=params, distributions=answer, is_asked=is_asked)
 
-    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        kind = _kind(trial)
-        if self._seconds <= ASKING_SECONDS or kind not in self._known:
-            self._known[kind] = self._call(trial)
-        found = self._known[kind]
-        if isinstance(found, UnfitKind):
-            raise found
-        return found
-
-    def _call(self, trial: FrozenTrial) -> dict[str, BaseDistribution] | UnfitKind:
-        self._asked.add(trial.number)
+    def _call(self, trial: FrozenTrial) -> Answer:
+        self.asked += 1
         began = time.monotonic()
         try:
             return self._ask(trial)
-        except UnfitKind as error:
-            return error
+        except OtherParameters as error:
+            return str(error)
         finally:
             self._seconds += time.monotonic() - began
-
-    @property
-    def asked(self) -> int:
-        """The number of trials for which the objective was called."""
-        return len(self._asked)
 
     def _trial(self, trial: FrozenTrial) -> _AskedTrial:
         name, goals, attributes = self._study
@@ -148,8 +155,19 @@ class Asking:
             raise asked.unfit
         found = {name: asked_for.as_stored(name, distribution) for name, distribution in asked.distributions.items()}
         if others := [name for name in trial.params if name not in found]:
-            raise UnfitKind(f"has {', '.join(others)}, for which the objective does not ask{failed}")
+            raise OtherParameters(f"has {', '.join(others)}, for which the objective does not ask{failed}")
         return found
+
+
+def _assumed(known: list[Answer]) -> dict[str, BaseDistribution]:
+    """Return what a trial is taken to be asked for. Raises Unfit if the trials of its kind got no answer or different ones."""
+    unasked = f"was not asked within {ASKING_SECONDS:.0f} s"
+    if len(known) > 1:
+        raise Unfit(f"{unasked}, and trials with the same choices are asked for different parameters")
+    [answer] = known
+    if isinstance(answer, str):
+        raise Unfit(f"{unasked}, and a trial with the same choices {answer}")
+    return answer
 
 
 def _kind(trial: FrozenTrial) -> str:

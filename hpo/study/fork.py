@@ -7,7 +7,7 @@ range. The space of a user's own objective is found by calling it: see `asked.py
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ from hpo.study.plain import PlainStudy
 from hpo.study.resolve import StudyFile
 from hpo.study.study import Study
 
+FORKED_FROM_KEY = "hpo:forked_from"  # user attribute with the number of the trial that a trial was copied from
+NOT_ASKED_KEY = "hpo:not_asked"  # user attribute of a trial that was taken without a call of the objective
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forked:
@@ -43,7 +46,7 @@ class Forked:
     taken: int
     left: Mapping[str, int]  # reason -> how many trials do not fit because of it
     asked: int = 0  # trials for which the user's own objective was called
-    assumed: int = 0  # trials taken without a call: another trial of their kind was asked
+    assumed: Sequence[int] = ()  # numbers of the trials taken without a call: others of their kind were asked
 
 
 def fork_study(source: Study | PlainStudy, wanted: StudyFile) -> Forked:
@@ -70,7 +73,8 @@ def fork_study(source: Study | PlainStudy, wanted: StudyFile) -> Forked:
         study_rows.update(connection, made.uid, imported=len(fitting), stop_reason=None, hold=None)
     if asking is None:
         return Forked(taken=len(fitting), left=left)
-    return Forked(taken=len(fitting), left=left, asked=asking.asked, assumed=asking.assumed)
+    assumed = [trial.user_attrs[FORKED_FROM_KEY] for trial in fitting if NOT_ASKED_KEY in trial.user_attrs]
+    return Forked(taken=len(fitting), left=left, asked=asking.asked, assumed=assumed)
 
 
 def _sorted_out(
@@ -99,7 +103,13 @@ def _fitter(spec: StudySpec, asking: Asking | None) -> Callable[[FrozenTrial], F
     """Return a function that turns a finished trial into one of the new study. It raises Unfit with the reason."""
     if asking is None:
         return lambda trial: _fitted(trial, spec)
-    return lambda trial: _copy(trial, *asking.fitted(trial), _own_constraints(trial, spec.goals))
+
+    def fitted(trial: FrozenTrial) -> FrozenTrial:
+        found = asking.fitted(trial)
+        constraints = _own_constraints(trial, spec.goals)
+        return _copy(trial, found.params, found.distributions, constraints, is_asked=found.is_asked)
+
+    return fitted
 
 
 def _refuse_another_yardstick(source: Study | PlainStudy, new: StudySpec) -> None:
@@ -173,7 +183,11 @@ def _copy(
     params: dict[str, Any],
     distributions: dict[str, BaseDistribution],
     constraints: Mapping[str, float],
+    *,
+    is_asked: bool = True,
 ) -> FrozenTrial:
+    attributes = {key: value for key, value in trial.user_attrs.items() if key != NOT_ASKED_KEY}  # of an earlier fork
+    attributes |= {FORKED_FROM_KEY: trial.number} | ({} if is_asked else {NOT_ASKED_KEY: True})
     return optuna.trial.create_trial(
         state=trial.state,
         values=trial.values,
@@ -181,7 +195,7 @@ def _copy(
         params=params,
         distributions=distributions,
         intermediate_values=trial.intermediate_values,
-        user_attrs={**trial.user_attrs, "hpo:forked_from": trial.number},
+        user_attrs=attributes,
     )
 
 

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.cli.results import fork
 from hpo.errors import MismatchError
 from hpo.queue.models import Claim
+from hpo.storage.connect import plain_url
 from hpo.study import asked, resolve
 from hpo.study import study as studies
 from hpo.study.fork import Forked, fork_study
@@ -221,22 +226,83 @@ def test_choices_of_every_type_are_taken_along(make_study: MakeStudy, tmp_path: 
     assert [repr(trial.params["c"]) for trial in trials_of(new)] == ["1", "True", "[1, 2]", "None"]
 
 
-def test_each_trial_is_asked_as_long_as_that_is_quick(
-    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = OLD + "\n    if x < 0.3: trial.suggest_int('n', 1, 2)"
-    queued = [{"c": "a", "x": 0.5}, {"c": "a", "x": 0.25}, {"c": "b", "x": 0.5}]
-    study = source(make_study, tmp_path, OLD, *queued)
-    monkeypatch.setattr(asked, "ASKING_SECONDS", 0.0)
-    result, _ = forked(study, tmp_path, body)
-    assert (result.taken, result.asked, result.assumed) == (3, 2, 1)  # the second one is taken for like the first
+BELOW_A_NUMBER = OLD + "\n    if x < 0.3: trial.suggest_int('n', 1, 2)"
 
 
-def test_what_no_trial_of_a_kind_has_is_asked_for_once_after_that(
+@pytest.fixture
+def slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each call take 25 s by the clock, so that three are made in the time for calls."""
+    ticks = itertools.count(step=25.0)
+    monkeypatch.setattr(asked, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_a_trial_that_was_not_asked_is_taken_if_all_with_its_choices_fit_and_is_marked(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = source(make_study, tmp_path, OLD, *({"c": "a", "x": x} for x in (0.5, 0.25, 0.75)))
-    monkeypatch.setattr(asked, "ASKING_SECONDS", 0.0)
+    numbers = [0.5, 0.75, 0.875, 0.25, 0.625]  # the fourth one lacks n, which nobody has found out
+    study = source(make_study, tmp_path, OLD, *({"c": "a", "x": x} for x in numbers))
+    result, new = forked(study, tmp_path, BELOW_A_NUMBER)
+    assert (result.taken, result.asked, result.assumed, result.left) == (5, 3, [3, 4], {})
+    attributes = [(trial.params["x"], trial.user_attrs.get("hpo:not_asked")) for trial in trials_of(new)]
+    assert attributes == list(zip(numbers, [None, None, None, True, True], strict=True))
+    monkeypatch.setattr(asked, "ASKING_SECONDS", math.inf)  # a fork of the fork calls all of them
+    again = fork_study(new, resolve.read(tmp_path / "new.toml", name="again"))
+    assert (again.taken, again.asked, again.assumed) == (4, 5, [])
+    assert again.left == {"has no n, for which the objective asks now": 1}
+    assert not any("hpo:not_asked" in trial.user_attrs for trial in trials_of(studies.join(new.storage, "again")))
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_a_trial_that_was_not_asked_is_left_if_those_with_its_choices_differ(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    numbers = [0.5, 0.25, 0.75, 0.125, 0.875]
+    queued = [*({"c": "a", "x": x} for x in numbers), {"c": "b", "x": 0.5}]
+    result, new = forked(source(make_study, tmp_path, OLD, *queued), tmp_path, BELOW_A_NUMBER)
+    assert (result.taken, result.asked, result.assumed) == (3, 4, [])
+    assert result.left == {
+        "has no n, for which the objective asks now": 1,
+        "was not asked within 60 s, and trials with the same choices are asked for different parameters": 2,
+    }
+    assert [trial.params for trial in trials_of(new)] == [queued[0], queued[2], queued[5]]
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_a_range_that_depends_on_a_number_is_a_difference_too(make_study: MakeStudy, tmp_path: Path) -> None:
+    old = "x = trial.suggest_float('x', 0.0, 1.0); y = trial.suggest_float('y', 0.0, 1.0)"
+    study = source(make_study, tmp_path, old, *({"x": x, "y": 0.125} for x in (0.5, 0.25, 0.75, 0.625)))
+    result, new = forked(study, tmp_path, old.replace("'y', 0.0, 1.0", "'y', 0.0, x"))
+    assert (result.taken, result.asked, result.assumed, sum(result.left.values())) == (3, 3, [], 1)
+    assert [
+        trial.distributions["y"].high  # type: ignore[attr-defined]
+        for trial in trials_of(new)
+    ] == [0.5, 0.25, 0.75]
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_a_trial_that_was_not_asked_is_left_if_none_with_its_choices_fits(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = source(make_study, tmp_path, OLD, *({"c": "a", "x": x} for x in (0.5, 0.25, 0.75, 0.625)))
     result, _ = forked(study, tmp_path, OLD + "; trial.suggest_int('n', 1, 2)")
-    assert (result.taken, result.asked, result.assumed) == (0, 1, 0)
-    assert result.left == {"has no n, for which the objective asks now": 3}
+    assert (result.taken, result.asked, result.assumed) == (0, 3, [])
+    why = "has no n, for which the objective asks now"
+    assert result.left == {why: 3, f"was not asked within 60 s, and a trial with the same choices {why}": 1}
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_the_command_names_trials_that_were_not_asked(
+    make_study: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = source(make_study, tmp_path, OLD, *({"c": "a", "x": n / 32} for n in range(25)))
+    forked(study, tmp_path, OLD)  # writes the files too
+    capsys.readouterr()
+    fork("own", "named", tmp_path / "new.toml", storage=plain_url(study.storage.url))
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "made study 'named' with 25 trials of 'own'; 0 do not fit the new space",
+        "  22 taken without a call, after 3 calls: every called trial with the same choices fits; if the objective's parameters "
+        "depend on a number, some of these may lack one",
+        "  they have the user attribute hpo:not_asked; in 'own' they are 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, "
+        "18, 19, 20, 21, 22 and 2 more",
+    ]
