@@ -25,8 +25,8 @@ def record(study: Study) -> Table:
         raise StudyError(f"study {study.name!r} has {what}; a replay supports one objective without constraints")
     found = study.storage.optuna.rows(study.study_id)
     with study.storage.engine.connect() as connection:
-        news = query.since(connection, study, Cursor())
-        outcomes = {row.trial_id: row.outcome for row in (*news.final, *news.pending)}
+        pages = query.since(connection, study, Cursor())
+        outcomes = {row.trial_id: row.outcome for page in pages for row in (*page.final, *page.pending)}
         seconds = query.raw_curve(connection, study, [row.trial_id for row in found], SECONDS)
     spec = study.spec
     table = Table(

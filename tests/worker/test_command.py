@@ -34,7 +34,7 @@ from hpo.storage.tables import UNREAD_KEY, hpo_trials, intermediate_values
 from hpo.study import control
 from hpo.study.study import Study, join
 from hpo.study.trial_history import history
-from hpo.view.live import history_text
+from hpo.view.pages import history_text
 from hpo.worker import descendants
 from hpo.worker import loop as worker_loop
 from hpo.worker.program_site import ProgramSite
