@@ -21,6 +21,7 @@ from hpo.storage import sql, trial_writes
 from hpo.storage.tables import (
     CONSTRAINTS,
     INTERMEDIATE_TYPE,
+    STOPPED,
     VALUE_TYPE,
     Hold,
     hpo_failures,
@@ -42,7 +43,6 @@ NO_CHECKPOINT = {
 BY_HAND = "by `hpo stop`"
 IN_DASHBOARD = "ended by a person, in the dashboard"
 ELSEWHERE = "ended elsewhere"  # the outcome of a trial that another program ended
-STOPPED = "stopped"  # the outcome of a trial that a person ended
 STATES = {Verdict.PRUNE: TrialState.PRUNED, Verdict.FAIL: TrialState.FAIL}
 
 

@@ -35,6 +35,7 @@ from hpo.storage.finished_trials import RUNG_PREFIX
 from hpo.storage.tables import (
     CONSTRAINTS,
     COST_PREFIX,
+    STOPPED,
     Hold,
     hpo_curves,
     hpo_failures,
@@ -323,7 +324,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._lock(connection, claim)
             done = row is not None and finish.end_as_stopped(connection, row)
-            if not done and not self._has_ended(self._rows(connection, [claim]), claim, finish.STOPPED):
+            if not done and not self._has_ended(self._rows(connection, [claim]), claim, STOPPED):
                 raise LostLease(f"trial {claim.number}: another process has claimed or ended it")
 
     def drop(self, claim: Claim, message: str) -> None:
@@ -334,7 +335,7 @@ class Ledger:
         with sql.writing(self.engine) as connection:
             row = self._row(connection, claim)
             if row is not None and row.attempt == claim.attempt:
-                if row.outcome == finish.STOPPED:
+                if row.outcome == STOPPED:
                     return
                 finish.close_if_ended_elsewhere(connection, row)
             if row is not None:

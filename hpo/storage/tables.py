@@ -23,6 +23,7 @@ CONSTRAINTS = "constraints"  # prefix of Optuna's system attributes with a trial
 UNREAD_KEY = "hpo:unread_epochs"  # user attribute of a command's trial: pairs of the epochs around a gap in its curve
 COST_PREFIX = "hpo:cost:"  # prefix of user attributes with costs, known before a trial's first epoch
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")  # the states of trials that have ended, by name
+STOPPED = "stopped"  # the outcome of a trial of ours that a person ended
 
 SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # by Optuna's name; no column can hold them
 

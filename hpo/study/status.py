@@ -18,10 +18,9 @@ from itertools import islice
 from typing import Any
 
 from hpo.errors import StudyError
-from hpo.queue.finish import STOPPED
 from hpo.spec import metrics
 from hpo.storage import sql, study_rows
-from hpo.storage.tables import FINISHED, Hold
+from hpo.storage.tables import FINISHED, STOPPED, Hold
 from hpo.study import interval, query
 from hpo.study.interval import Interval
 from hpo.study.study import Study

@@ -15,7 +15,7 @@ from hpo.storage.tables import UID_KEY
 from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import PROBE_FILE, Study
-from hpo.view.live import status_text
+from hpo.view.pages import status_text
 from tests.conftest import OWN_OBJECTIVE
 from tests.support import racing
 from tests.support.trials import MakeStudy, claim_one
