@@ -104,6 +104,16 @@ def count_trials(connection: sa.Connection, study_id: int, *, begun: bool = Fals
     return int(connection.execute(counted.where(trials.c.state != "WAITING") if begun else counted).scalar_one())
 
 
+def count_open_checkpoints(engine: sa.Engine, uid: str) -> int:
+    """Count the trials of a study of ours that are to go on from a checkpoint."""
+    columns = hpo_trials.c
+    counted = sa.select(sa.func.count()).where(
+        columns.study_uid == uid, sa.not_(columns.settled), columns.checkpoint_path.is_not(None)
+    )
+    with engine.connect() as connection:
+        return int(connection.execute(counted).scalar_one())
+
+
 # --- locked, made, changed --------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage
 from hpo.storage.tables import SCHEMA, UID_KEY, Hold
-from hpo.text import command
+from hpo.text import command, quoted
 
 if TYPE_CHECKING:
     import optuna
@@ -123,8 +123,9 @@ def create_or_join(
         allow_code_change: record a changed code digest instead of refusing it.
         forking: the stop reason of a new study that starts nothing until a fork has been copied into it.
 
-    Raises MismatchError if the stored study has another spec or other code, if Optuna made it and has begun trials in
-    it, or if workers of another schema work on it. Raises StudyError if the checkpoint folder cannot be written.
+    Raises MismatchError if the stored study has another spec or other code, or if Optuna made it and has begun trials in it.
+    Raises it too if workers of another schema work on it, or if trials are to go on from a checkpoint folder that is missing.
+    Raises StudyError if the checkpoint folder cannot be written.
     """
     import optuna
 
@@ -316,6 +317,14 @@ def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
 
 
 def _place_probe_file(study: Study) -> None:
+    """Make the checkpoint folder if it is missing. Raises MismatchError if it is missing and trials go on from it."""
+    if not study.checkpoints.exists() and (
+        waiting := study_rows.count_open_checkpoints(study.storage.engine, study.uid)
+    ):
+        raise MismatchError(
+            f"checkpoints {study.checkpoints}: the folder is missing, and {waiting} trials are to go on from it; mount its disk. "
+            f"If it is lost, let them start again: `mkdir -p {quoted(study.checkpoints)}`"
+        )
     study.checkpoints.mkdir(parents=True, exist_ok=True)
     with atomic_write(study.checkpoints / PROBE_FILE) as part:  # a worker may read it at any time
         part.write_text(study.uid)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import optuna
 import pytest
 
 from hpo.errors import MismatchError, StudyError
+from hpo.queue.models import Checkpoint
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
@@ -165,6 +167,24 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_told(place: Storage, tmp_pat
     mended = wrong.model_copy(update={"checkpoints": str(tmp_path / "folder")})
     made = studies.create_or_join(place, mended, code_folder=tmp_path, code_digest="")
     assert made.checkpoints == tmp_path / "folder" / made.uid
+
+
+def test_a_missing_folder_with_checkpoints_of_open_trials_is_not_made_anew(make_study: MakeStudy) -> None:
+    """Its disk may not be mounted. A folder that a person has made says that the checkpoints are lost."""
+    made = make_study()
+    ledger = made.ledger("w")
+    claim = claim_one(ledger)
+    shutil.rmtree(made.checkpoints)
+    assert make_study().sees_checkpoints  # nothing was lost
+    ledger.record_checkpoint(claim, Checkpoint(epoch=1, path="c.pt", digest="d"))
+    shutil.rmtree(made.checkpoints)
+    with pytest.raises(
+        MismatchError, match=r"the folder is missing, and 1 trials are to go on from it; mount its disk"
+    ):
+        make_study()
+    assert not made.checkpoints.exists()
+    made.checkpoints.mkdir()
+    assert make_study().sees_checkpoints
 
 
 def test_a_study_of_plain_optuna_in_the_other_direction_is_not_adopted(place: Storage, make_study: MakeStudy) -> None:
