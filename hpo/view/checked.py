@@ -45,6 +45,7 @@ def spec_text(spec: StudySpec) -> str:
     if spec.objective:
         return text.page([*lines, "space: in the objective's own suggest calls"])
     found = dict(space.parameters(spec.tree))
+    constants = [f"  {line}" for line in _constants(spec)]
     width = max((len(text.short(path)) for path in found), default=0)
     return text.page(
         [
@@ -52,10 +53,8 @@ def spec_text(spec: StudySpec) -> str:
             "",
             "space:",
             *(f"  {text.short(path):<{width}}  {parameter}" for path, parameter in found.items()),
-            "",
-            "constants:",
+            *(["", "constants:", *constants] if constants else []),
         ]
-        + [f"  {line}" for line in _constants(spec)]
     )
 
 

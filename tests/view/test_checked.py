@@ -21,3 +21,10 @@ def test_the_reading_is_shown_where_it_is_not_the_usual_one(tmp_path: Path) -> N
     assert usual[0] == 'data.name = "csv"'
     assert [line for line in usual if "reading" in line] == []
     assert "data.reading = 1" in constants(tmp_path, {**table, "reading": 1})
+
+
+def test_constants_are_headed_only_if_there_are_some() -> None:
+    document = {"name": "s", "train": "mine.py:f", "direction": "minimize", "space": {"x": {"low": 0.0, "high": 1.0}}}
+    assert checked.spec_text(StudySpec.from_document(document)).splitlines()[-1] == "  x  { low = 0.0, high = 1.0 }"
+    document["space"] = {"x": {"low": 0.0, "high": 1.0}, "y": 2}
+    assert checked.spec_text(StudySpec.from_document(document)).splitlines()[-2:] == ["constants:", "  y = 2"]
