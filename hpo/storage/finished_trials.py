@@ -96,6 +96,8 @@ class FinishedTrials:
         self._costs: dict[str, GrowingArray[np.float64]] = {}
         self._at_step: defaultdict[int, GrowingArray[np.float64]] = defaultdict(lambda: GrowingArray(np.float64))
         self._who_at_step: defaultdict[int, GrowingArray[np.int64]] = defaultdict(lambda: GrowingArray(np.int64))
+        self._rows: list[TrialRow] = []  # those of the cache, by position
+        self._first_from: defaultdict[int, GrowingArray[np.float64]] = defaultdict(lambda: GrowingArray(np.float64))
         self._percentiles: dict[tuple[int, float], tuple[int, float]] = {}  # with the number of values
         self._at_rung: defaultdict[str, GrowingArray[np.void]] = defaultdict(
             lambda: GrowingArray(STANDING)
@@ -111,6 +113,7 @@ class FinishedTrials:
     def add(self, rows: Sequence[TrialRow]) -> None:
         """Add finished trials."""
         start = len(self)
+        self._rows.extend(rows)
         self._numbers.extend([row.number for row in rows])
         self._states.extend([row.state.value for row in rows])
         self._values.extend([row.values[0] if row.values else math.nan for row in rows])
@@ -239,6 +242,12 @@ class FinishedTrials:
         """Return each trial's value of a parameter in Optuna's internal representation, NaN for a trial without it."""
         column = self._params.get(name)
         return np.full(len(self), math.nan) if column is None else column.array
+
+    def first_from(self, step: int) -> npt.NDArray[np.float64]:
+        """Return each trial's first value that was reported at or after a step, NaN if there is none."""
+        column = self._first_from[step]
+        column.extend([row.first_from(step) for row in self._rows[len(column) : len(self)]])
+        return column.array
 
     # --- by step ----------------------------------------------------------------------------------------------------
 

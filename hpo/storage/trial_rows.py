@@ -7,7 +7,9 @@ from it on demand.
 from __future__ import annotations
 
 import json
+import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +21,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.storage.optuna_private import trial_id_of
 from hpo.storage.sql import chunks
 from hpo.storage.tables import (
     SPECIAL,
@@ -51,6 +54,23 @@ class TrialRow:
     steps: array[int] = field(default_factory=lambda: array("q"))  # ascending; at which a value was reported
     curve: array[float] = field(default_factory=lambda: array("d"))  # the values reported there
 
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> TrialRow:
+        """Return the row of one of Optuna's trials, without attributes and times."""
+        steps = sorted(trial.intermediate_values)
+        return cls(
+            trial_id_of(trial),
+            trial.number,
+            trial.state,
+            started=None,
+            completed=None,
+            values=None if trial.values is None else tuple(trial.values),
+            space=dict(trial.distributions),
+            params=tuple(found.to_internal_repr(trial.params[name]) for name, found in trial.distributions.items()),
+            steps=array("q", steps),
+            curve=array("d", [trial.intermediate_values[step] for step in steps]),
+        )
+
     @property
     def is_finished(self) -> bool:
         return self.state.is_finished()
@@ -60,6 +80,11 @@ class TrialRow:
         """The parameters by name, as an objective sees them."""
         named = zip(self.space.items(), self.params, strict=True)
         return {name: distribution.to_external_repr(value) for (name, distribution), value in named}
+
+    def first_from(self, step: int) -> float:
+        """Return the first value that was reported at or after a step, NaN if there is none."""
+        place = bisect_left(self.steps, step)
+        return self.curve[place] if place < len(self.curve) else math.nan
 
     def frozen(self) -> FrozenTrial:
         """Return a new FrozenTrial of this trial."""

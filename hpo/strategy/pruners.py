@@ -11,25 +11,30 @@ Optuna's "auto" takes them from the trials that one process has seen, so two wor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import optuna
 from annotated_types import Ge, Le
 
 from hpo.errors import SpecError, nearest, shown
 from hpo.spec import options
 from hpo.spec.objectives import Goals
-from hpo.spec.space import ends_of
+from hpo.spec.space import Choices, Tree, branches, ends_of
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import training_defaults
 from hpo.strategy import array_pruners
+from hpo.strategy.auto_pruner import AutoPruner
 from hpo.strategy.pareto_pruner import Comparing, CostAwarePruner
+from hpo.strategy.rungs import Ladder
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Percent = Annotated[float, Ge(0), Le(100)]
 WARM_UP = "n_warmup_steps"
+USUAL_RUNGS = 3  # of `auto`, where the length of trials is not known
+MOST_RUNGS = 4  # of `auto`; a lower first rung says little about the end
 
 
 def none() -> optuna.pruners.BasePruner:
@@ -176,8 +181,24 @@ def _best(values: list[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
 
+def auto(*, reduction_factor: Annotated[int, Ge(2)] = 3, explore: Count | None = None) -> optuna.pruners.BasePruner:
+    """Successive halving that stops trials, at rungs that are shares of each trial's own schedule, such as 1/27, 1/9 and 1/3.
+
+    Args:
+        reduction_factor: the factor from rung to rung. The best 1/factor of the trials are promoted.
+        explore: one trial in so many is never pruned, so that late bloomers are seen; 0 for none. By default as many as reach
+            the end by merit: factor to the power of the number of rungs.
+    """
+    return AutoPruner(Ladder(first=1, factor=reduction_factor), explore=_explore(reduction_factor, None, explore))
+
+
+def _explore(factor: int, rungs: int | None, explore: int | None) -> int:
+    return int(factor ** (USUAL_RUNGS if rungs is None else rungs)) if explore is None else explore
+
+
 PRUNERS: dict[str, options.Function] = {
     "none": none,
+    "auto": auto,
     "median": median,
     "percentile": percentile,
     "successive_halving": successive_halving,
@@ -241,12 +262,81 @@ def _cost_aware(pruner: optuna.pruners.BasePruner, goals: Goals) -> optuna.prune
     return CostAwarePruner(pruner, goals) if isinstance(pruner, Comparing) else pruner
 
 
+def ladder(spec: StudySpec) -> Ladder:
+    """Return the rungs at which a study's trials are compared: those of its pruner, else the steps 1, 3, 9 and so on."""
+    name, given = named(dict(spec.pruner), "pruner", PRUNERS)
+    if name == "auto":
+        return auto_ladder(spec, options.defaults(auto, 0) | given)
+    found: dict[str, Any] = {"min_resource": 1, "reduction_factor": 3, "min_early_stopping_rate": 0} | given
+    factor = found["reduction_factor"]
+    return Ladder(first=found["min_resource"] * factor ** found["min_early_stopping_rate"], factor=factor)
+
+
+def auto_ladder(spec: StudySpec, given: Mapping[str, Any]) -> Ladder:
+    """Return the rungs of `auto`: shares 1/3, 1/9 and so on of the schedule, at most MOST_RUNGS, none within a warm-up.
+
+    The length of an objective of the user's own is not known. There the rungs are the steps 1, 3, 9 and so on.
+    """
+    factor = given["reduction_factor"]
+    if not spec.is_declared:
+        return Ladder(first=1, factor=factor)
+    tree = spec.tree
+    training = training_defaults() | tree["training"]
+    key = "schedule_epochs" if training.get("schedule_epochs") is not None else "epochs"
+    ends = [end for end in ends_of(training[key]) if isinstance(end, int)]
+    longest = max(ends, default=1)
+    warming = _longest_warm_up(tree, longest)
+    rungs = sum(factor**place <= longest and warming * factor**place < 1 for place in range(1, MOST_RUNGS + 1))
+    first = longest / factor**rungs
+    if len(set(ends)) < 2:
+        return Ladder(first=first, factor=factor, rungs=rungs, longest=longest)
+    choices = tuple(ends) if isinstance(training[key], Choices) else ()
+    return Ladder(first=first, factor=factor, rungs=rungs, length=f"training.{key}", longest=longest, choices=choices)
+
+
+def _longest_warm_up(tree: Tree, epochs: int) -> float:
+    """Return the largest share of the schedule that a warm-up may take."""
+    part = tree.get("warmup")
+    if not part:
+        return 0.0
+    tables = [part, *branches(part).values()]
+    shares = [float(end) for table in tables for end in ends_of(table.get("share", 0.0))]
+    lengths = [float(end) / epochs for table in tables for end in ends_of(table.get("epochs", 0.0))]
+    default = 0.0 if any({"share", "epochs"} & table.keys() for table in tables) else 0.05
+    return max(*shares, *lengths, default)
+
+
 def plain(spec: StudySpec) -> optuna.pruners.BasePruner:
     """Return the study's pruner without regard to costs."""
     name, given = named(dict(spec.pruner), "pruner", PRUNERS)
+    if name == "auto":
+        return _plain_auto(spec, options.defaults(auto, 0) | given)
     counts_from_one = spec.format == 1 or spec.is_declared
     if counts_from_one and WARM_UP in options.names(PRUNERS[name], 0):
         warm_up = given.get(WARM_UP, 0)
         assert isinstance(warm_up, int)
         given[WARM_UP] = warm_up + 1
     return PRUNERS[name](**given)  # type: ignore[no-any-return]
+
+
+def _plain_auto(spec: StudySpec, given: Mapping[str, Any]) -> optuna.pruners.BasePruner:
+    found = auto_ladder(spec, given)
+    if spec.goals.costs:  # compared with comparable trials only
+        return array_pruners.SuccessiveHalving(math.ceil(found.first), found.factor, 0)
+    return AutoPruner(found, explore=_explore(found.factor, found.rungs, given.get("explore")))
+
+
+def explain_auto(spec: StudySpec) -> str:
+    """Return where the study's pruner `auto` decides and whom it spares, one line of text."""
+    found = auto_ladder(spec, spec.pruner)
+    if spec.goals.costs:
+        return f"successive halving from epoch {math.ceil(found.first)}, among comparable trials"
+    spared = _explore(found.factor, found.rungs, spec.pruner.get("explore"))
+    beside = f"; one trial in {spared} trains to its end" if spared else ""
+    if found.rungs is None:
+        return f"rungs at steps {found.first:g}, {found.factor}, {found.factor**2} and so on{beside}"
+    rungs = [int(found.steps(rung, np.array([math.nan]))[0]) for rung in range(found.rungs)]
+    if not rungs:
+        return f"no rung, since a trial has {found.longest} epochs; it prunes none"
+    of = f"of {found.longest}" if found.length is None else f"of {found.longest}, at equal shares in shorter trials"
+    return f"rungs at epochs {', '.join(map(str, rungs))} {of}{beside}"

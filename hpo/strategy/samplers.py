@@ -19,12 +19,15 @@ from hpo.errors import SpecError
 from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
 from hpo.storage.optuna_private import NumberedQMC
+from hpo.strategy import pruners
+from hpo.strategy.fidelity import ENOUGH, FidelityTPE
 from hpo.strategy.pruners import named
 from hpo.strategy.tpe import ArrayTPE
 
 Sampler = optuna.samplers.BaseSampler
 Count = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+TINY_GRID = 32  # points; `auto` tries them all
 MAX_GRID = 100_000  # points; a larger grid is a mistake, and Optuna keeps all points in memory
 
 
@@ -62,6 +65,34 @@ def tpe(
         multivariate=multivariate,
         group=group,
         constant_liar=constant_liar,
+        seed=draw.trial_seed,
+    )
+
+
+def fidelity_tpe(
+    draw: Draw,
+    *,
+    n_startup_trials: Count = 10,
+    n_ei_candidates: Annotated[int, Ge(1), Le(1_000_000)] = 24,
+    min_trials: Annotated[int, Ge(1)] = ENOUGH,
+    group: bool = False,
+) -> Sampler:
+    """TPE that ranks trials of unequal length at the highest rung that enough of them have reached, complete or not. The rungs
+    are the pruner's; with a pruner without rungs they are the epochs 1, 3, 9, 27 and so on.
+
+    Args:
+        n_startup_trials: the number of first trials that are drawn at random.
+        n_ei_candidates: the number of candidates for the expected improvement.
+        min_trials: the number of trials that must have reached a rung.
+        group: sample the parameters of each branch as a group; by default true if the space is conditional.
+    """
+    return FidelityTPE(
+        ladder=pruners.ladder(draw.spec),
+        enough=min_trials,
+        n_startup_trials=n_startup_trials,
+        n_ei_candidates=n_ei_candidates,
+        multivariate=True,
+        group=group,
         seed=draw.trial_seed,
     )
 
@@ -187,8 +218,16 @@ def qmc(draw: Draw, *, qmc_type: Literal["sobol", "halton"] = "sobol", scramble:
     )
 
 
+def auto(draw: Draw) -> Sampler:
+    """A sampler by the search space: the grid of a tiny space, else fidelity_tpe; tpe for several objectives and for constraints.
+    `hpo check` says which and why."""
+    return build(draw.spec, draw.number)
+
+
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "tpe": tpe,
+    "auto": auto,
+    "fidelity_tpe": fidelity_tpe,
     "gp": gp,
     "cmaes": cmaes,
     "nsga2": nsga2,
@@ -201,7 +240,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 #: Samplers that support several objectives and constraints. random, grid and qmc ignore all values.
 LEARNING = ("tpe", "gp", "nsga2", "nsga3")
-OF_ONE_OBJECTIVE = ("cmaes",)
+OF_ONE_OBJECTIVE = ("fidelity_tpe", "cmaes")
 
 
 def resolve(spec: StudySpec) -> StudySpec:
@@ -213,7 +252,7 @@ def resolve(spec: StudySpec) -> StudySpec:
     if name in OF_ONE_OBJECTIVE and (spec.objectives or spec.constraints):
         what = "several objectives" if spec.objectives else "constraints"
         raise SpecError(f"sampler.name = {name!r}: does not support {what}; choose {', '.join(LEARNING)} or random")
-    if name == "tpe" and "group" not in given:
+    if name in ("tpe", "fidelity_tpe") and "group" not in given:
         given["group"] = given.get("multivariate", True) and space.is_conditional(spec.tree)
     if name == "grid":
         _check_grid(spec, given)
@@ -244,8 +283,57 @@ def _points(spec: StudySpec, given: Mapping[str, Any]) -> int:
     return space.grid_points(spec.tree) if listed is None else math.prod(map(len, listed.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoChoice:
+    """The sampler that `auto` stands for, and the reason, one line of text."""
+
+    spec: StudySpec  # with this sampler
+    why: str
+
+
+def choose(spec: StudySpec) -> AutoChoice:
+    """Return what a study's sampler `auto` stands for.
+
+    It depends on what all workers of a study share, now and later: the search space, the objectives and the constraints. It does
+    not depend on the budget and the workers, which each run may change.
+    """
+    name, why = _chosen(spec)
+    table: dict[str, Any] = {"name": name}
+    if name == "fidelity_tpe" and spec.objective:
+        table["group"] = True  # the space may be conditional; a flat one is one group
+    return AutoChoice(spec=resolve(spec.model_copy(update={"sampler": table})), why=why)
+
+
+def _chosen(spec: StudySpec) -> tuple[str, str]:
+    if spec.objectives:
+        return "tpe", "there are several objectives"
+    if spec.constraints:
+        return "tpe", "there are constraints"
+    if spec.objective:
+        return "fidelity_tpe", "the space is in the objective's own suggest calls"
+    points = _tiny_grid(spec)
+    if points:
+        return "grid", f"the space has {points} points, and the study ends after them"
+    return "fidelity_tpe", f"the space is no grid of 2 to {TINY_GRID} points"
+
+
+def _tiny_grid(spec: StudySpec) -> int:
+    """Return the number of points of the space, 0 if it is no tiny grid."""
+    try:
+        points = space.grid_points(spec.tree)
+    except SpecError:  # a real range without a step, or a conditional space
+        return 0
+    return points if 2 <= points <= TINY_GRID else 0
+
+
+def settled(spec: StudySpec) -> StudySpec:
+    """Return the spec with the sampler that suggests: what `auto` stands for, else its own."""
+    return choose(spec).spec if spec.sampler["name"] == "auto" else spec
+
+
 def build(spec: StudySpec, trial_number: int) -> Sampler:
     """Return the sampler for one trial of the study."""
+    spec = settled(spec)
     name, given = named(dict(spec.sampler), "sampler", SAMPLERS)
     trial_seed = seeds.derive(spec.seed, "sampler", trial_number) % 2**32  # numpy's seeds have 32 bits
     return SAMPLERS[name](Draw(spec=spec, number=trial_number, study_seed=spec.seed, trial_seed=trial_seed), **given)
@@ -253,6 +341,5 @@ def build(spec: StudySpec, trial_number: int) -> Sampler:
 
 def grid_size(spec: StudySpec) -> int | None:
     """Return the number of points of a grid study, None for another sampler."""
-    if spec.sampler["name"] != "grid":
-        return None
-    return _points(spec, spec.sampler)
+    found = settled(spec)
+    return _points(found, found.sampler) if found.sampler["name"] == "grid" else None

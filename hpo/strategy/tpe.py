@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,10 +29,9 @@ from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.optuna_private import ExtensibleTPE, SearchSpaceGroup, id_of, storage_of, trial_id_of
 from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.trial_rows import TrialRow
+from hpo.strategy.rungs import Floats, Positions, counting
 
 Space = dict[str, BaseDistribution]
-Floats = npt.NDArray[np.float64]
-Positions = npt.NDArray[np.intp]  # places in columns
 MOST_GOOD = 25
 GIVEN_KEY = "tpe:relative_params"  # prefix of the system attributes in which Optuna's TPE stores a trial's parameters
 
@@ -47,8 +47,7 @@ class RankedTrials:
     def __init__(self, columns: FinishedTrials, direction: StudyDirection) -> None:
         self._columns = columns
         self._sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
-        counting = np.flatnonzero(np.isin(columns.states, (TrialState.COMPLETE.value, TrialState.PRUNED.value)))
-        self._positions = counting[np.argsort(columns.numbers[counting])]
+        self._positions = counting(columns)
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -130,6 +129,15 @@ class Look:
     history: RankedTrials
     running: dict[int, dict[str, Any]]
 
+    def __len__(self) -> int:
+        """Return the number of trials that are ranked."""
+        return len(self.history)
+
+    @property
+    def compared(self) -> int:
+        """The number of trials among which the good ones are chosen."""
+        return len(self)
+
     def good_and_bad(self, good: int, space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the internal values of the best `good` trials and of the others, by parameter.
 
@@ -137,13 +145,23 @@ class Look:
         al., 2010).
         """
         below, above = self.history.split(good)
-        numbers, values = self.history.observations(above, space)
-        running = {number: params for number, params in self.running.items() if space.keys() <= params.keys()}
-        places = np.searchsorted(numbers, list(running))
+        return self.values(below, {}, space), self.values(above, self.running, space)
+
+    def values(self, at: Positions, running: dict[int, dict[str, Any]], space: Space) -> dict[str, Any]:
+        """Return the internal values of finished and of running trials together, in order of number, by parameter.
+
+        Args:
+            at: the places of the finished trials, in order of number.
+            running: the parameters of the running trials by ascending number.
+            space: the parameters. Trials without one of them are left out.
+        """
+        numbers, values = self.history.observations(at, space)
+        having = {number: params for number, params in running.items() if space.keys() <= params.keys()}
+        places = np.searchsorted(numbers, list(having))
         for name, distribution in space.items():
-            lies = [distribution.to_internal_repr(params[name]) for params in running.values()]
-            values[name] = np.insert(values[name], places, lies)
-        return self.history.observations(below, space)[1], values
+            inserted = [distribution.to_internal_repr(params[name]) for params in having.values()]
+            values[name] = np.insert(values[name], places, inserted)
+        return values
 
 
 class FirstJudged(optuna.Study):
@@ -183,7 +201,7 @@ class ArrayTPE(ExtensibleTPE):
         """Sample one group of parameters."""
         if self._look is None or not search_space:
             return super().sample_group(study, trial, search_space)
-        if len(self._look.history) < self.startup_trials:
+        if len(self._look) < self.startup_trials:
             return {}
         return self._draw_from(self._look, search_space)
 
@@ -193,7 +211,7 @@ class ArrayTPE(ExtensibleTPE):
         look = None if self.warns_of_independent else self._look_at(study, trial)
         if look is None:
             return super().sample_independent(study, trial, param_name, param_distribution)
-        if len(look.history) < self.startup_trials:
+        if len(look) < self.startup_trials:
             return self.sample_at_random(study, trial, param_name, param_distribution)
         return self._draw_from(look, {param_name: param_distribution})[param_name]
 
@@ -221,13 +239,17 @@ class ArrayTPE(ExtensibleTPE):
         if columns.has_constraints:
             return None
         running = [row for row in unfinished if row.state == TrialState.RUNNING and row.number != trial.number]
-        liars = sorted(running, key=lambda row: row.number) if self.has_liars else []
+        return self.look_of(columns, sorted(running, key=lambda row: row.number), study)
+
+    def look_of(self, columns: FinishedTrials, running: Sequence[TrialRow], study: optuna.Study) -> Look:
+        """Return the look at finished trials and at other running ones, which are given by ascending number."""
+        liars = running if self.has_liars else []
         return Look(
             history=RankedTrials(columns, study.direction),
-            running={row.number: self._params_of(row, study) for row in liars},
+            running={row.number: self.params_of(row, study) for row in liars},
         )
 
-    def _params_of(self, row: TrialRow, study: optuna.Study) -> dict[str, Any]:
+    def params_of(self, row: TrialRow, study: optuna.Study) -> dict[str, Any]:
         """Return the parameters of a running trial, as Optuna's `_get_params` does without a FrozenTrial.
 
         They include parameters that were suggested and that the objective has not asked for yet.
@@ -241,7 +263,6 @@ class ArrayTPE(ExtensibleTPE):
 
     def _draw_from(self, look: Look, search_space: Space) -> dict[str, Any]:
         """Draw a group of parameters from a look."""
-        finished = len(look.history)
-        chosen = self.count_good(finished)
-        good, bad = look.good_and_bad(count_good(finished) if chosen is None else chosen, search_space)
+        chosen = self.count_good(look.compared)
+        good, bad = look.good_and_bad(count_good(look.compared) if chosen is None else chosen, search_space)
         return self.draw(good, bad, search_space)

@@ -38,8 +38,8 @@ def spec_text(spec: StudySpec) -> str:
         *([f"command: {spec.own_code}"] if spec.command else []),
         *([f"bounds: {', '.join(map(str, goals.bounds))}"] if goals.bounds else []),
         f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
-        f"sampler: {_named(spec.sampler)}",
-        f"pruner: {_named(spec.pruner)}",
+        f"sampler: {_sampler_text(spec)}",
+        f"pruner: {_named(spec.pruner)}{_rungs_text(spec)}",
         f"fingerprint: {spec.fingerprint[:12]}",
     ]
     if spec.objective:
@@ -66,6 +66,24 @@ def _metric_text(metric: str) -> str:
     return (
         f"the key {key.strip()} of the output's JSON lines" if key != metric else f"what '{metric}' finds in the output"
     )
+
+
+def _sampler_text(spec: StudySpec) -> str:
+    if spec.sampler["name"] != "auto":
+        return _named(spec.sampler)
+    from hpo.strategy import samplers  # loads Optuna
+
+    choice = samplers.choose(spec)
+    return f"auto: {_named(choice.spec.sampler)}, since {choice.why}"
+
+
+def _rungs_text(spec: StudySpec) -> str:
+    """Return where the pruner `auto` decides, as a continuation of the line."""
+    if spec.pruner["name"] != "auto":
+        return ""
+    from hpo.strategy import pruners
+
+    return f": {pruners.explain_auto(spec)}"
 
 
 def _named(table: dict[str, object]) -> str:

@@ -131,6 +131,7 @@ def test_every_pruner_is_built_from_its_defaults() -> None:
         assert isinstance(built, optuna.pruners.BasePruner)
     assert list(pruners.PRUNERS) == [
         "none",
+        "auto",
         "median",
         "percentile",
         "successive_halving",

@@ -201,7 +201,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "sampler.search_space: is only for an objective of your own; remove it, the grid comes from the ranges and choices",
     ),
     ({"name": "tep"}, FLAT, "sampler.name: there is no sampler 'tep' (did you mean 'tpe'?)"),
-    ({}, FLAT, 'sampler.name: missing; write name = "..." (known: cmaes, gp, grid, nsga2, nsga3, qmc, random, tpe)'),
+    (
+        {},
+        FLAT,
+        'sampler.name: missing; write name = "..." (known: '
+        "auto, cmaes, fidelity_tpe, gp, grid, nsga2, nsga3, qmc, random, tpe)",
+    ),
     ({"name": "random", "seed": 3}, FLAT, "sampler.seed: sampler random takes no 'seed'"),
     (
         {"name": "tpe", "n_startup_trials": -1},
@@ -258,3 +263,43 @@ def test_grid_over_an_objective_of_the_users_own_needs_listed_values(sampler: di
     with pytest.raises(SpecError) as caught:
         own(name="grid", **sampler)
     assert str(caught.value) == message
+
+
+# --- auto -------------------------------------------------------------------------------------------------------------
+
+OBJECTIVES = {"accuracy": "maximize", "params": "minimize"}
+BOUND = {"params": "<= 1e6"}
+FULL_GRID = STEPPED | {
+    "optimizer": {"name": "o", "lr": 0.1},
+    "model": {"name": "m", "widths": {"choices": [[1], [2, 3]]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("tree", "name", "why"),
+    [
+        (FLAT, "fidelity_tpe", "the space is no grid of 2 to 32 points"),
+        (CONDITIONAL, "fidelity_tpe", "the space is no grid of 2 to 32 points"),
+        (STEPPED, "grid", "the space has 8 points, and the study ends after them"),
+        (FULL_GRID, "grid", "the space has 2 points, and the study ends after them"),
+        (FULL_GRID | {"model": {"name": "m"}}, "fidelity_tpe", "the space is no grid of 2 to 32 points"),  # 1 point
+        (STEPPED | {"objectives": OBJECTIVES}, "tpe", "there are several objectives"),
+        (STEPPED | {"constraints": BOUND}, "tpe", "there are constraints"),
+    ],
+)
+def test_what_auto_stands_for(tree: dict[str, Any], name: str, why: str) -> None:
+    """The choice is the one of a study with that sampler. It does not change with the budget, which a later run may raise."""
+    found = spec("auto", tree)
+    assert found.sampler == {"name": "auto"}
+    choice = samplers.choose(found)
+    assert (choice.spec.sampler, choice.why) == (spec(name, tree).sampler, why)
+    assert samplers.grid_size(found) == samplers.grid_size(choice.spec)
+    other = spec("auto", tree | {"budget": {"trials": 5}})
+    assert (samplers.choose(other).spec.sampler, other.fingerprint) == (choice.spec.sampler, found.fingerprint)
+    assert type(samplers.build(found, 3)) is type(samplers.build(choice.spec, 3))
+
+
+def test_auto_groups_the_space_of_an_objective_that_may_branch() -> None:
+    assert samplers.choose(own(name="auto")).spec.sampler["group"] is True
+    with pytest.raises(SpecError, match="fidelity_tpe': does not support several objectives"):
+        spec("fidelity_tpe", FLAT | {"objectives": OBJECTIVES})

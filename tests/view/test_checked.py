@@ -28,3 +28,14 @@ def test_constants_are_headed_only_if_there_are_some() -> None:
     assert checked.spec_text(StudySpec.from_document(document)).splitlines()[-1] == "  x  { low = 0.0, high = 1.0 }"
     document["space"] = {"x": {"low": 0.0, "high": 1.0}, "y": 2}
     assert checked.spec_text(StudySpec.from_document(document)).splitlines()[-2:] == ["constants:", "  y = 2"]
+
+
+def test_what_auto_stands_for_is_shown_with_its_reason(tmp_path: Path) -> None:
+    document = {**DOCUMENT, "sampler": {"name": "auto"}, "pruner": {"name": "auto"}, "training": {"epochs": 27}}
+    lines = checked.spec_text(resolve.resolve(StudySpec.from_document(document), tmp_path)).splitlines()
+    (sampler,) = [line for line in lines if line.startswith("sampler: ")]
+    assert sampler.startswith("sampler: auto: fidelity_tpe (n_startup_trials = 10, ")
+    assert sampler.endswith("), since the space is no grid of 2 to 32 points")
+    assert (
+        "pruner: auto (reduction_factor = 3): rungs at epochs 1, 3, 9 of 27; one trial in 27 trains to its end" in lines
+    )
