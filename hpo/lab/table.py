@@ -184,7 +184,7 @@ def load(path: Path) -> Table:
         if header["version"] == VERSION:
             return _table(header, arrays)
     except FileNotFoundError:
-        raise StudyError(f"{path}: no such file; `hpo replay STUDY --save {path}` writes one") from None
+        raise StudyError(f"{path}: no such file; `hpo replay STUDY --save FILE` writes one") from None
     except UNREADABLE:
         raise StudyError(
             f"{path}: is not a table of recorded trials; `hpo replay STUDY --save FILE` writes one"
