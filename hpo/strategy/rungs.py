@@ -35,9 +35,10 @@ class Ladder:
     choices: tuple[int, ...] = ()  # its values by the index that Optuna stores; none if it stores the value itself
 
     def up_to(self, furthest: float) -> Iterator[int]:
-        """Yield the rungs from the lowest up to this step."""
-        rungs = itertools.count() if self.rungs is None else range(self.rungs)
-        return itertools.takewhile(lambda rung: self.first * self.factor**rung <= furthest, rungs)
+        """Yield all rungs from the lowest. If their number is not known, yield those up to this step."""
+        if self.rungs is not None:
+            return iter(range(self.rungs))
+        return itertools.takewhile(lambda rung: self.first * self.factor**rung <= furthest, itertools.count())
 
     def steps(self, rung: int, lengths: Floats) -> Integers:
         """Return the step of a rung for trials of these lengths [N]. NaN stands for a length that is not known: the longest."""

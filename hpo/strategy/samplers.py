@@ -75,6 +75,7 @@ def fidelity_tpe(
     n_startup_trials: Count = 10,
     n_ei_candidates: Annotated[int, Ge(1), Le(1_000_000)] = 24,
     min_trials: Annotated[int, Ge(1)] = ENOUGH,
+    explore: Count = 4,
     group: bool = False,
 ) -> Sampler:
     """TPE that ranks trials of unequal length at the highest rung that enough of them have reached, complete or not. The rungs
@@ -84,8 +85,11 @@ def fidelity_tpe(
         n_startup_trials: the number of first trials that are drawn at random.
         n_ei_candidates: the number of candidates for the expected improvement.
         min_trials: the number of trials that must have reached a rung.
+        explore: one trial in so many is drawn at random, since early rungs may mislead; 0 for none.
         group: sample the parameters of each branch as a group; by default true if the space is conditional.
     """
+    if explore and draw.number % explore == explore - 1:
+        return random(draw)
     return FidelityTPE(
         ladder=pruners.ladder(draw.spec),
         enough=min_trials,

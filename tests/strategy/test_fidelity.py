@@ -127,7 +127,7 @@ def reference(
         return math.inf if math.isnan(value) else value if direction == MINIMIZE else -value
 
     furthest = max([one.last_step or 0 for one in counted.values()], default=0)
-    rungs = [k for k in range(ladder.rungs or 9) if ladder.first * ladder.factor**k <= furthest]
+    rungs = [k for k in range(ladder.rungs or 9) if ladder.rungs or ladder.first * ladder.factor**k <= furthest]
     for rung in [None, *reversed(rungs), 0]:
         values = {n: there(rung, one) for n, one in counted.items()}
         reached = {n: value for n, value in values.items() if value is not None}

@@ -303,3 +303,9 @@ def test_auto_groups_the_space_of_an_objective_that_may_branch() -> None:
     assert samplers.choose(own(name="auto")).spec.sampler["group"] is True
     with pytest.raises(SpecError, match="fidelity_tpe': does not support several objectives"):
         spec("fidelity_tpe", FLAT | {"objectives": OBJECTIVES})
+
+
+@pytest.mark.parametrize(("options", "drawn"), [({}, [3, 7]), ({"explore": 2}, [1, 3, 5, 7]), ({"explore": 0}, [])])
+def test_some_trials_of_fidelity_tpe_are_drawn_at_random(options: dict[str, int], drawn: list[int]) -> None:
+    built = [samplers.build(spec("fidelity_tpe", **options), number) for number in range(8)]
+    assert [number for number, one in enumerate(built) if isinstance(one, optuna.samplers.RandomSampler)] == drawn

@@ -36,15 +36,8 @@ from hpo.train.stack.stack import Stack
 log = logging.getLogger(__name__)
 ENDLESS = 10**6  # epochs of a run that is only measured
 TAME_RATE = 0.01  # largest learning rate of a measured run, since a diverging run shows nothing
-MODEL_BASED = (
-    "auto",
-    "tpe",
-    "fidelity_tpe",
-    "gp",
-    "cmaes",
-    "nsga2",
-    "nsga3",
-)  # samplers that learn from finished trials
+#: Samplers that learn from finished trials.
+MODEL_BASED = ("auto", "tpe", "fidelity_tpe", "gp", "cmaes", "nsga2", "nsga3")
 GENERATIONS = 4  # fewest rounds of such a sampler's budget: trials suggested together do not learn from each other
 Executor = Loop | Stack
 
