@@ -231,6 +231,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "train": [["best.toml"], ["best.toml", "-o", HOSTILE], ["raising.toml"], [HOSTILE], [HOSTILE, "--replay"]],
     "after": [[HOSTILE], [HOSTILE, HOSTILE], [HOSTILE, "--export", HOSTILE]],
     "mlflow": [["none"], [HOSTILE, "--to", "sqlite:///runs.db"], [HOSTILE, "--to", HOSTILE]],
+    "replay": [[HOSTILE], [f"{HOSTILE}.npz"], ["none", "--sampler", HOSTILE], [HOSTILE, "--set", HOSTILE]],
     "fork": [[HOSTILE, "new", "x.toml"], [HOSTILE, HOSTILE, "x.toml"], ["none", "new", "wrong.toml"]],
     "delete": [[LONG], [HOSTILE, "--yes"]],
     HOSTILE: [[]],

@@ -282,7 +282,7 @@ def test_a_run_of_failed_trials_has_no_winner(shell: Shell) -> None:
     said = shell.run("run", "mine.toml", "--workers", "1", code=1)
     assert "RuntimeError: no luck" in said
     assert [trial.state for trial in shell.trials("mine")] == [TrialState.FAIL] * 3
-    assert "no finished trial" in shell.forked("export", "mine", code=2)
+    assert "none of its trials is complete (3 failed)" in shell.forked("export", "mine", code=2)
     assert not (shell.folder / "best.toml").exists()
 
 
@@ -331,7 +331,7 @@ def test_a_command_is_checked_its_output_shown_and_its_winner_replayed(shell: Sh
     assert "the value and the curve of 15 steps equal the trial's" in shell.forked("train", "best.toml", "--replay")
     shell.forked("train", "best.toml", "-o", "runs/best")
     again = shell.forked("train", "best.toml", "-o", "runs/best", code=2)
-    assert "checkpoint: holds files of an earlier run; remove it, or name another folder with -o" in again
+    assert "best: holds the result of an earlier run; remove it, or name another folder with -o" in again
 
 
 def test_a_file_that_only_workers_see_to_be_wrong_leaves_no_study(shell: Shell) -> None:

@@ -232,8 +232,8 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     make_digits: MakeStudy, hire: Callable[[Study], WorkerProcesses]
 ) -> None:
     study = make_digits(
-        4, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "3s", "checkpoint_every": "0s"}
-    )
+        12, training={"epochs": 16, "batch_size": 16}, recovery={"lease": "3s", "checkpoint_every": "0s"}
+    )  # so many trials that one is left when the worker wakes
     processes = hire(study)
     frozen = processes.start()
     wait_for(lambda: reported(study) >= 2)
@@ -243,7 +243,7 @@ def test_a_frozen_worker_comes_back_to_a_lost_lease_and_goes_on_with_the_next_tr
     wait_for(lambda: any(row.attempt == 2 for row in rows(study)))
     os.kill(frozen.pid, signal.SIGCONT)
     assert processes.leave([frozen, other]) == [0, 0]
-    assert_finished_once(study, processes, 4)
+    assert_finished_once(study, processes, 12)
     found = [(row.number, row.kind, row.attempt) for row in failures(study)]
     assert found == [(0, "lost_worker", 1), (0, "lease_lost", 1)]
     assert {row.attempt for row in rows(study)[1:]} == {1}

@@ -468,8 +468,8 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a pruner without a name": (
         SMALL + "[pruner]\nn_warmup_steps = 3",
-        'pruner.name: missing; write name = "..." (known: hyperband, median, none, patient, percentile, successive_halving, '
-        "threshold)",
+        'pruner.name: missing; write name = "..." (known: auto, hyperband, median, none, patient, percentile, '
+        "successive_halving, threshold)",
     ),
     "params without an objective": (
         SMALL + "[params]\nx = 1",

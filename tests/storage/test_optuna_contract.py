@@ -349,7 +349,7 @@ class Pair:
 
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # Optuna's pruners ask numpy for the best of none
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # and for what is half way between infinities
-@pytest.mark.parametrize("name", pruners.PRUNERS)
+@pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_a_pruner_on_our_storage_decides_as_optunas_own_does_in_memory(place: Storage, name: str) -> None:
     decided = []
     for seed in range(3):
