@@ -18,7 +18,7 @@ endif
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
-	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 20 minutes)"
+	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 14 minutes)"
 	@echo "make check  ruff, mypy, import-linter and the docs alone"
 	@echo "make docs   build the documentation into site/; open site/index.html"
 	@echo "make reference  write docs/reference.md from the code"
