@@ -18,7 +18,7 @@ endif
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
-	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 14 minutes)"
+	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 12 minutes)"
 	@echo "make check  ruff, mypy, import-linter and the docs alone"
 	@echo "make docs   build the documentation into site/; open site/index.html"
 	@echo "make reference  write docs/reference.md from the code"
@@ -66,6 +66,7 @@ docs: .venv/test.stamp
 # Some tests wait for a process or a lease, so there is one test process more than cores.
 # Tests of killed processes share the machine with other tests. So up to three that failed run once more, alone, and are told.
 test: check .venv/compiled.stamp
+	@rm -f .pytest_cache/v/cache/lastfailed
 	@$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(PYTEST) || \
 		{ code=$$?; failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed); \
 		test $$code = 1 && test $$failed -le 3 || exit $$code; \

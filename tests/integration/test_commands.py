@@ -172,7 +172,7 @@ def test_from_a_study_file_to_tested_weights(shell: Shell) -> None:
 
 
 def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: Shell) -> None:
-    shell.write("digits.toml", 'executor = "loop"\n' + DIGITS.replace("EPOCHS", "60"))  # auto may change amid a trial
+    shell.write("digits.toml", 'executor = "loop"\n' + DIGITS.replace("EPOCHS", "500"))  # auto may change amid a trial
     process = shell.start("run", "digits.toml", "--workers", "2", "--trials", "2")
     wait_for(lambda: has_reports(shell), process)
     process.send_signal(signal.SIGINT)
@@ -192,7 +192,7 @@ def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: She
     assert (said["counts"]["complete"], said["budget"]) == (2, 2)
     made = shell.trials()
     assert [trial.state for trial in made] == [TrialState.COMPLETE] * 2
-    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 61))] * 2
+    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 501))] * 2
     shell.forked("export", "digits", "--trial", "0", "-o", "first.toml")
     assert "equal the trial's bit for bit" in shell.forked("train", "first.toml", "--replay")
 
