@@ -1,10 +1,10 @@
 """Which sampler and pruner reach the best 1 % of a table in the fewest epochs: markdown tables, from `hpo.lab`.
 
 Each method is replayed with the same seeds on each table of `benchmarks/tables/`. A replay that misses the goal counts as two
-budgets (PAR2). Told are the median of the epochs with quartiles, the share that missed, the regret at the end, the sampler's
-CPU time, and the p-value of Wilcoxon's signed-rank test against the first method, corrected by Holm over the methods of a
-table. Then, for each method, the geometric mean over seeds and tables of its epochs as a share of the first method's, with a
-95 % interval by bootstrap over the seeds.
+budgets (PAR2). The first output is a table for each task: the median of the epochs with quartiles, the share that missed,
+the regret at the end and the sampler's CPU time. Its p-values are those of Wilcoxon's signed-rank test against the first
+method, corrected by Holm over the methods. The second output compares the epochs of each method with the first method's.
+It is the geometric mean of their ratio over seeds and tables, with a 95 % interval by bootstrap over the seeds.
 
     python benchmarks/search.py
     python benchmarks/search.py --tables mlp --methods "random + halving" "tpe + halving" --seeds 10
