@@ -29,6 +29,8 @@ USER = "nobody"  # runs the server where the tests are run by root
 ROLE = "hpo"  # whom the tests connect as: no superuser, so that max_connections is a limit
 ADMIN_CONNECTIONS = 3  # kept for the superuser, who still gets in when the tests have taken all others
 
+CLIENTS = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
 SETTINGS = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -108,11 +110,14 @@ class PostgresServer:
                 held.enter_context(psycopg.connect(address, connect_timeout=int(PATIENCE)))
             yield
 
+    def clients(self) -> int:
+        """Return how many connections clients hold."""
+        return len(self._admin(f"SELECT pid FROM pg_stat_activity WHERE {CLIENTS}"))
+
     def terminate_backends(self) -> int:
         """End the connection of every client, as an administrator or a failover does; return how many there were."""
-        clients = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
         wait = f"pg_terminate_backend(pid, {int(1000 * PATIENCE)})"
-        return len(self._admin(f"SELECT {wait} FROM pg_stat_activity WHERE {clients}"))
+        return len(self._admin(f"SELECT {wait} FROM pg_stat_activity WHERE {CLIENTS}"))
 
     def remove(self) -> None:
         """Stop the server at once and delete its folder."""
