@@ -8,6 +8,8 @@ hundreds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,13 +41,13 @@ def cells(distribution: BaseDistribution, stored: Floats) -> tuple[Integers, int
     return np.clip(places, 0, count - 1).astype(np.int64), count
 
 
-def divergences(at: Integers, count: int, best: npt.NDArray[np.bool_], *, is_choice: bool) -> Floats:
+def divergences(at: Integers, count: int, best: Iterable[npt.NDArray[Any]], *, is_choice: bool) -> Floats:
     """Return how much the values in sets of best trials differ from those in all trials: Pearson's divergence, by set.
 
     Args:
         at: the cell of each trial [N].
         count: the number of cells.
-        best: the trials in each set [S, N].
+        best: the trials in each set: a mask [N], or positions, where a trial that is drawn twice stands twice.
         is_choice: the cells have no order.
     """
     weights = np.stack([np.bincount(at[members], minlength=count) for members in best]).astype(float)
