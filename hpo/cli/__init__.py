@@ -13,7 +13,7 @@ __all__ = ["after", "app", "command", "lab", "main", "manage", "results", "run",
 # The order in the help. A command that is missing here fails at import.
 ORDER = (
     *("init", "check", "run", "worker"),
-    *("status", "logs", "pause", "resume", "stop", "doctor", "dashboard"),
+    *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
     *("export", "train", "after", "mlflow", "replay", "fork", "delete"),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))

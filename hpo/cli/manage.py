@@ -1,7 +1,8 @@
-"""Commands that control a study: pause, resume, stop, doctor."""
+"""Commands that control a study: pause, resume, stop, enqueue, delete, doctor."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,11 @@ from hpo.strategy.quiet import quiet_warnings
 
 if TYPE_CHECKING:
     from hpo.storage.connect import Storage
+    from hpo.study.queued_trials import QueuedTrial
+    from hpo.study.study import Study
+
+MOST_NAMES = 8  # parameters in a message
+MOST_LEFT = 20  # lines on what a file has and the study does not search
 
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 
@@ -64,6 +70,90 @@ def stop(
     left = control.stop(joined, now=now)
     what = "end at their next batch or report" if now else "are still finished"
     text.say(f"stopped: no new trial is started in {study!r}" + (f"; {left} open trials {what}" if left else ""))
+
+
+@app.command(
+    epilog=examples(
+        "hpo enqueue digits optimizer.name=adamw optimizer.lr=1e-3",
+        "hpo enqueue digits --file best.toml",
+        "hpo enqueue my-objective x=0.5",
+    )
+)
+def enqueue(
+    study: StudyArgument,
+    values: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Values of one configuration.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Configurations as [[start]] tables, or a config as `hpo export` writes it."),
+    ] = None,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Take parameters that no trial of your own objective has had yet.")
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Queue known configurations. Workers take them before new trials. What is left out, the sampler chooses.
+
+    Nothing is written if a name or a value is wrong. A queued trial counts as one of the budget once it begins.
+    """
+    from hpo.errors import SpecError
+    from hpo.spec import configuration
+    from hpo.storage.connect import connect, storage_url
+    from hpo.study import configuration_file, queued_trials
+    from hpo.study import study as studies
+
+    if bool(values) == bool(file):
+        raise SpecError("hpo enqueue: give either values such as lr=1e-3, or --file")
+    quiet_optuna()
+    joined = studies.join(connect(storage_url(storage)), study)
+    given, left = [configuration.of_words(values or [])], []
+    if file is not None:
+        found = configuration_file.read(file, joined.spec)
+        given, left = found.configurations, found.left
+    for one in queued_trials.enqueue(joined, given, unknown=unknown):
+        tell_queued(joined, one)
+    tell_some(left, f"of {file}, not taken")
+    tell_when(joined)
+
+
+def tell_queued(study: Study, trial: QueuedTrial) -> None:
+    """Print a queued trial, and what was not checked of it."""
+    from hpo.spec import configuration
+
+    text.say(f"queued trial {trial.number} of {study.name!r}: {configuration.text(trial.values)}")
+    if trial.missing:
+        further = f" and {len(trial.missing) - MOST_NAMES} more" if len(trial.missing) > MOST_NAMES else ""
+        text.say(f"  the sampler chooses {', '.join(trial.missing[:MOST_NAMES])}{further}")
+    if trial.unknown:
+        text.say(
+            f"  not checked, since no trial has had it: {', '.join(trial.unknown)}; "
+            "what the objective does not ask for is ignored, and the worker's log says so"
+        )
+
+
+def tell_some(lines: list[str], why: str) -> None:
+    """Print lines under a reason, at most MOST_LEFT of them."""
+    for line in lines[:MOST_LEFT]:
+        text.say(f"  {why}: {line}")
+    if len(lines) > MOST_LEFT:
+        text.say(f"  {why}: {len(lines) - MOST_LEFT} more")
+
+
+def tell_when(study: Study) -> None:
+    """Print why queued trials will not begin by themselves, if they will not."""
+    from hpo.study.status import summarize
+    from hpo.view import words
+
+    summary = summarize(study)
+    left, waiting = summary.budget - summary.spent, summary.counts["waiting"]
+    if why := words.held(summary):
+        text.say(f"  they begin once the study goes on; it is {why}")
+    elif waiting > left:
+        needed = summary.own_budget + waiting - left
+        text.say(
+            f"  {waiting} are queued and {max(0, left)} left of the budget: `hpo run FILE --trials {needed}` begins all"
+        )
 
 
 @app.command(epilog=examples("hpo delete digits", "hpo delete digits --yes"))

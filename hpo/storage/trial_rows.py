@@ -208,6 +208,21 @@ def distribution_in(connection: sa.Connection, study_id: int, name: str) -> Base
     return None if text is None else distribution_of(text)
 
 
+def distributions_in(connection: sa.Connection, study_id: int) -> dict[str, list[BaseDistribution]]:
+    """Return the different distributions that the trials of a study have of each parameter."""
+    found = (
+        sa.select(trial_params.c.param_name, trial_params.c.distribution_json)
+        .join(trials, trials.c.trial_id == trial_params.c.trial_id)
+        .where(trials.c.study_id == study_id)
+        .distinct()
+        .order_by(trial_params.c.param_name, trial_params.c.distribution_json)
+    )
+    known: dict[str, list[BaseDistribution]] = {}
+    for name, text in connection.execute(found):
+        known.setdefault(name, []).append(distribution_of(text))
+    return known
+
+
 # --- statements, each made once: making one costs more than running it ------------------------------------------------
 
 _PARAM, _VALUE, _USER, _SYSTEM, _INTERMEDIATE = range(5)

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.storage import choices, sql
 from hpo.storage.tables import (
+    QUEUED_KEY,
     VALUE_TYPE,
     as_utc,
     intermediate_values,
@@ -80,6 +81,37 @@ def _numbered(dialect: str) -> Any:
     row = sa.select(number, *given).select_from(last.join(place, sa.true())).order_by(place.c.place)
     insert = trials.insert().from_select(["number", *names.values()], row)
     return insert.returning(trials.c.trial_id, trials.c.number)
+
+
+def insert_queued(
+    connection: sa.Connection,
+    study_id: int,
+    configurations: Sequence[Mapping[str, Any]],
+    attributes: Sequence[Mapping[str, Any]] = (),
+) -> list[tuple[int, int]]:
+    """Insert a WAITING trial for each configuration, as `enqueue_trial` does. The caller has the study locked.
+
+    Args:
+        connection: an open transaction.
+        study_id: the study's id.
+        configurations: values by parameter, as Optuna stores them. The sampler chooses all others.
+        attributes: user attributes of each trial; none if empty.
+
+    Returns their ids and numbers, in the order of the configurations.
+    """
+    if not configurations:
+        return []
+    inserted = insert_trials(connection, study_id, len(configurations), TrialState.WAITING)
+    ids = [trial_id for trial_id, _ in inserted]
+    fixed: list[Mapping[str, Any]] = [{QUEUED_KEY: dict(values)} for values in configurations]
+    for table, given in ((trial_system_attributes, fixed), (trial_user_attributes, attributes)):
+        if rows := [
+            {"trial_id": trial_id, **row}
+            for trial_id, one in zip(ids, given, strict=False)
+            for row in attribute_rows(one)
+        ]:
+            connection.execute(table.insert(), rows)
+    return inserted
 
 
 def set_state(connection: sa.Connection, trial_id: int, state: TrialState, *, once: Sequence[TrialState]) -> bool:

@@ -22,7 +22,7 @@ from hpo.spec.study_file import UNIDENTIFYING
 from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
 from hpo.storage import choices, study_rows
-from hpo.storage.tables import UID_KEY
+from hpo.storage.tables import QUEUED_KEY, UID_KEY
 from hpo.study import plain, query
 from hpo.study.format import amount_text
 from hpo.study.plain import PlainStudy
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 EXACT_FORMAT = 2  # from this format on, trials record which of several equal choices they had
 JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
-QUEUED_KEY = "fixed_params"  # Optuna's system attribute of a queued trial
 UNUSED_BY_OWN = {"metric", *SECTIONS}  # keys that an own training does not need; a command has a metric of its own
 LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # keys that only a search needs
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 from hpo.errors import Mistakes, located
 from hpo.own import training
-from hpo.spec import usercode
+from hpo.spec import configuration, usercode
+from hpo.spec.configuration import Configuration
 from hpo.spec.program import Command
 from hpo.spec.study_file import OWN, StudySpec, read_document
 
@@ -93,6 +94,14 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             spec = step(spec)
     mistakes.raise_if_any()
     return spec
+
+
+def check_configurations(spec: StudySpec, given: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+    """Check configurations against the space of a resolved spec that has one. Raises SpecError that lists all mistakes."""
+    from hpo.strategy import samplers
+
+    tree, is_grid = spec.tree, samplers.settled(spec).sampler["name"] == "grid"
+    return configuration.each(given, lambda values: configuration.checked(tree, values, is_grid=is_grid))
 
 
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:

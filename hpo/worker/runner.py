@@ -95,6 +95,8 @@ def run_trial(attempt: Attempt, objective: Callable[[LeasedTrial], Any]) -> None
             attempt.trial.read_queued(tree)
         with descendants.ending_forks():
             returned = objective(attempt.trial)
+        if not tree:
+            attempt.trial.tell_unused()
         loop.record_final()
         return returned
 

@@ -208,6 +208,13 @@ class LeasedTrial(ExtensibleTrial):
                 mend = nearest(path, known)
                 log.warning("trial %d: was queued with %s, which the study does not search%s", self.number, path, mend)
 
+    def tell_unused(self) -> None:
+        """Log the parameters that this trial was queued with and for which a user's own objective did not ask."""
+        asked = self.cached.params
+        for name in sorted(self.queued_with.keys() - asked.keys()):
+            mend = nearest(name, asked)
+            log.warning("trial %d: was queued with %s, for which the objective did not ask%s", self.number, name, mend)
+
     def suggested(self, take: Callable[[LeasedTrial], Taken]) -> tuple[Taken, SuggestedParams]:
         """Return the result of `take`, and the suggestions that it asked for. Nothing is written here.
 

@@ -29,7 +29,7 @@ from hpo.study import study as studies
 from tests.support.trials import begin, claim_one
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
-COMMANDS += ["export", "train", "fork", "after", "mlflow", "replay", "delete"]
+COMMANDS += ["enqueue", "export", "train", "fork", "after", "mlflow", "replay", "delete"]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
@@ -264,6 +264,7 @@ USERS = {
     "pause": ["pause", "own"],
     "resume": ["resume", "own"],
     "stop": ["stop", "own"],
+    "enqueue": ["enqueue", "own", "x=1"],
     "doctor": ["doctor"],
 }
 
@@ -709,3 +710,33 @@ def test_a_number_out_of_range_is_a_usage_error(option: list[str], hpo: Hpo, tmp
     command = "stop" if option[0] == "--trial" else "doctor"
     assert hpo(command, "own", *option)[0] == 2
     assert content(tmp_path) == {}
+
+
+def test_known_configurations_are_queued_and_what_holds_them_up_is_told(hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL + "[budget]\ntrials = 1\n")
+    assert hpo("run", "small.toml", "--workers", "0")[0] == 0
+    assert hpo("enqueue", "small", "optimizer.lr=1e-2") == (0, "queued trial 0 of 'small': optimizer.lr = 0.01\n", "")
+    (tmp_path / "best.toml").write_text(PINNED.replace("digits", "mnist"))
+    assert hpo("enqueue", "small", "--file", "best.toml")[1].splitlines() == [
+        "queued trial 1 of 'small': optimizer.lr = 0.1",
+        "  of best.toml, not taken: data.name = 'mnist': here it is 'digits'",
+        "  2 are queued and 1 left of the budget: `hpo run FILE --trials 2` begins all",
+    ]
+    assert hpo("stop", "small")[0] == 0
+    held = "  they begin once the study goes on; it is stopped: by `hpo stop`\n"
+    assert hpo("enqueue", "small", "optimizer.lr=0.01")[1].endswith(held)
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["optimizer.lr=0.1", "--file", "best.toml"], ["optimizer.lr=1"], ["--file", "no.toml"]]
+)
+def test_what_cannot_be_queued_writes_nothing(given: list[str], hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "best.toml").write_text(PINNED)
+    hpo("run", "small.toml", "--workers", "0")
+    code, out, told = hpo("enqueue", "small", *given)
+    assert (code, out) == (2, "")
+    assert told.startswith("error: ")
+    place = connect(f"sqlite:///{tmp_path}/studies.db")
+    assert studies.join(place, "small").optuna.trials == []
+    place.close()
