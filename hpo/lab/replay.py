@@ -69,12 +69,17 @@ class Course:
 
     epochs: int = 0  # trained by all workers
     seconds: float = 0.0  # simulated
-    bests: list[Moment] = field(default_factory=list)
+    bests: list[Moment] = field(default_factory=list)  # each better than all before
     ends: list[TrialEnd] = field(default_factory=list)  # in the order in which trials ended
     distances: list[float] = field(default_factory=list)  # from each proposal to its row
     strays: int = 0  # proposals whose branch had no unused row
     sampler_seconds: float = 0.0  # CPU time
     pruner_seconds: float = 0.0  # CPU time
+
+    def note(self, value: float, sign: float) -> None:
+        """Note a value that is better than all before. `sign`: the factor, 1 or -1, after which higher values are better."""
+        if math.isfinite(value) and (not self.bests or sign * value > sign * self.bests[-1].value):
+            self.bests.append(Moment(epochs=self.epochs, seconds=self.seconds, value=value))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -97,6 +102,13 @@ def run(plan: Plan, seed: int) -> Course:
     return _Replay(plan, seed).run()
 
 
+def speeds(workers: int, seed: int) -> list[float]:
+    """Return the speeds of simulated workers, relative to the recorded seconds."""
+    draw = random.Random(seeds.derive(seed, "speeds"))
+    low, high = map(math.log, SPEEDS)
+    return [math.exp(draw.uniform(low, high)) for _ in range(workers)]
+
+
 class _Replay:
     def __init__(self, plan: Plan, seed: int) -> None:
         self._plan = plan
@@ -113,9 +125,7 @@ class _Replay:
             pruner=pruners.build(self._spec),
         )
         self._study_id = id_of(self._study)
-        draw = random.Random(seeds.derive(seed, "speeds"))
-        low, high = map(math.log, SPEEDS)
-        self._speeds = [math.exp(draw.uniform(low, high)) for _ in range(plan.workers)]
+        self._speeds = speeds(plan.workers, seed)
         self._pool = Pool(plan.table, plan.table.whole)
         self._asking = Asking(plan.table)
         self._begun = 0
@@ -204,7 +214,7 @@ class _Replay:
         step, value = row.steps[place], row.curve[place]
         self._storage.set_trial_intermediate_value(running.trial.own_id, step, value)
         running.trial.cached.intermediate_values[step] = value
-        self._note(value)
+        self._course.note(value, self._table.sign)
         is_last = running.epochs == len(row.curve)
         if (
             is_last and row.is_whole and self._spec.is_declared
@@ -223,12 +233,6 @@ class _Replay:
         self._course.pruner_seconds += time.process_time() - began
         return is_pruned
 
-    def _note(self, value: float) -> None:
-        """Note a value that is better than all before."""
-        course, sign = self._course, self._table.sign
-        if math.isfinite(value) and (not course.bests or sign * value > sign * course.bests[-1].value):
-            course.bests.append(Moment(epochs=course.epochs, seconds=course.seconds, value=value))
-
     # --- a trial ends -----------------------------------------------------------------------------------------------
 
     def _end(self, running: _Running, state: TrialState, *, is_unknown: bool = False) -> bool:
@@ -242,7 +246,7 @@ class _Replay:
             running.sampler.after_trial(bracket_of(self._study, frozen), frozen, state, values)
         self._storage.set_trial_state_values(trial.own_id, state, values)
         if value is not None and state == TrialState.COMPLETE:
-            self._note(value)
+            self._course.note(value, self._table.sign)
         self._course.ends.append(
             TrialEnd(number=running.row.number, state=state, epochs=running.epochs, is_unknown=is_unknown)
         )

@@ -127,18 +127,21 @@ def replay_all(plan: Plan, seeds: int, processes: int) -> Report:
     were cut off where they were asked for.
     """
     wanted = range(1 if plan.keeps_order and plan.workers == 1 else seeds)
-    report = summarize(plan, _courses(plan, wanted, min(processes, len(wanted))))
+    report = summarize(plan, replay_each(plan, wanted, processes))
     if report.unknown > plan.most_cut * report.trials:
         raise plans.too_many_cut(f"{report.unknown:.0f} of {report.trials:.0f} trials", plan.most_cut)
     return report
 
 
-def _courses(plan: Plan, seeds: Sequence[int], processes: int) -> list[Course]:
-    once = partial(replay.run, plan)
-    if processes == 1:
+def replay_each(
+    plan: Plan, seeds: Sequence[int], processes: int, run: Callable[[Plan, int], Course] = replay.run
+) -> list[Course]:
+    """Replay once with each seed, in several processes."""
+    once = partial(run, plan)
+    if processes == 1 or len(seeds) == 1:
         return list(map(once, seeds))
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(min(processes, len(seeds)), mp_context=context, initializer=_quiet) as pool:
         return list(pool.map(once, seeds))
 
 
