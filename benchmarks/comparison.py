@@ -46,10 +46,10 @@ class Comparison:
     repeats: int
     json: Path | None
 
-    def run(self) -> None:
+    def run(self) -> list[Result]:
         """Compare task by task, print, and write the raw numbers if asked."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        made_with, results = self._setting(), []
+        made_with, results = self._setting(), list[Result]()
         print(*made_with["sides"].values(), made_with["options"], sep="\n", flush=True)
         for task in self.tasks:
             print(f"\n{describe(task, self.options)}\n{HEADER}", flush=True)
@@ -60,6 +60,7 @@ class Comparison:
         shown = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
         print(f"\nmedians (lowest-highest), n = {self.repeats}; {made_with['hardware']}; {shown}")
         print(f"command: {made_with['command']}")
+        return results
 
     def _write(self, made_with: Mapping[str, Any], results: Sequence[Result]) -> None:
         """Write the raw numbers, if asked."""
@@ -108,7 +109,8 @@ class Comparison:
             trials=len(outcome.trials),
             complete=sum(one.value is not None for one in outcome.trials),
             epochs=sum(one.epochs for one in outcome.trials),
-            bests=runs.bests(outcome.trials, timing.started),
+            maximizes=task.maximizes,
+            bests=runs.bests(outcome.trials, timing.started, maximizes=task.maximizes),
             load_before=load,
         )
         return result, outcome
@@ -135,7 +137,7 @@ def describe(task: Task, options: Options) -> str:
     images = f"{task.images:,} images" if task.images else task.data
     return (
         f"{task.name}: {images}, {task.trials} trials of up to {task.epochs} epochs, "
-        f"pruner {options.pruner}, sampler {options.sampler}, {options.processes} processes a side"
+        f"pruner {options.pruner}, sampler {options.sampler}, judged by {task.metric}, {options.processes} processes a side"
     )
 
 
@@ -202,9 +204,9 @@ def ratios(rival: str, name: str, pairs: Pairs) -> list[str]:
 
 def reached(one: str, other: str, pairs: Pairs) -> str:
     """Tell when the first of each pair reached the second's final best, and when the second itself did."""
-    times = [mine.reaching(theirs.best) for mine, theirs in pairs]
-    found = [time for time in times if time is not None]
-    themselves = [time for _, theirs in pairs if (time := theirs.reaching(theirs.best)) is not None]
+    firsts = [mine.reaching(theirs.best) for mine, theirs in pairs]
+    found = [first.seconds for first in firsts if first is not None]
+    themselves = [first.seconds for _, theirs in pairs if (first := theirs.reaching(theirs.best)) is not None]
     seconds = f"after {spread(found, 2)} s" if found else "never"
     return f"reached    {one}, {other}'s best: {seconds}, in {len(found)} of {len(pairs)} runs" + (
         f"; {other} itself after {spread(themselves, 2)} s" if themselves else ""
@@ -235,13 +237,16 @@ def without_password(text: str, url: str | None) -> str:
     )
 
 
-def parser(description: str | None, *, chosen: Sequence[str], pruners: Sequence[str]) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, *, chosen: Sequence[str], pruners: Sequence[str], metrics: Sequence[str] = tasks.METRICS
+) -> argparse.ArgumentParser:
     """Return the command line that all comparisons have in common."""
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     known = list(tasks.STUDY_FILES)
     made.add_argument("--task", nargs="+", choices=known, default=list(chosen), help=f"default: {' '.join(chosen)}")
     made.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
     tasks.add_sizes(made)
+    made.add_argument("--metric", choices=metrics, help="what is judged; default: the task's own")
     made.add_argument("--pruner", choices=pruners, default="asha", help="of both sides (default asha)")
     made.add_argument("--sampler", choices=list(tasks.SAMPLERS), default="tpe", help="of both sides (default tpe)")
     made.add_argument("--slots", type=number_or_word, help="for our side: trials at once in a worker, or auto")

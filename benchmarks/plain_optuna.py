@@ -28,17 +28,17 @@ TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.
 
 
 def objective(trial: optuna.Trial, task: Task, data: Data, loader_workers: int) -> float:
-    """Train one trial and return its last validation accuracy."""
+    """Train one trial and return its last validation accuracy or loss."""
     config = plain_training.suggest(trial, task)
-    accuracy = 0.0
+    value = 0.0
     try:
-        for epoch, accuracy in enumerate(plain_training.train(config, task, data, loader_workers), start=1):
-            trial.report(accuracy, epoch)
+        for epoch, value in enumerate(plain_training.train(config, task, data, loader_workers), start=1):
+            trial.report(value, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
     except plain_training.Diverged:
         raise optuna.TrialPruned from None
-    return accuracy
+    return value
 
 
 def get_pruner(name: str) -> optuna.pruners.BasePruner:
@@ -74,7 +74,7 @@ def main() -> None:
     study = optuna.create_study(
         study_name=given.study,
         storage=given.storage,
-        direction="maximize",
+        direction="maximize" if task.maximizes else "minimize",
         sampler=plain_training.get_sampler(given.sampler, seed),
         pruner=get_pruner(given.pruner),
         load_if_exists=True,

@@ -182,7 +182,7 @@ def define_scheduler(config: Config, optimizer: optim.Optimizer, steps: int) -> 
 
 
 def train(config: Config, task: Task, data: Data, loader_workers: int = 0) -> Iterator[float]:
-    """Train one trial, yielding the validation accuracy after each epoch; Diverged after one whose loss is not finite."""
+    """Train one trial, yielding the validation metric after each epoch; Diverged after one whose loss is not finite."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings: dict[str, Any] = {"num_workers": loader_workers, "persistent_workers": loader_workers > 0}
     settings["pin_memory"] = device.type == "cuda"
@@ -206,13 +206,19 @@ def train(config: Config, task: Task, data: Data, loader_workers: int = 0) -> It
             train_loss += loss.item()
 
         model.eval()
-        correct, seen = 0, 0
+        total, seen = 0.0, 0
         with torch.no_grad():
             for images, target in valid_loader:
                 images, target = images.to(device), target.to(device)
-                pred = model(images).argmax(dim=1)
-                correct += pred.eq(target).sum().item()
+                total += measure(task.metric, model(images), target).item()
                 seen += len(target)
-        yield correct / seen
+        yield total / seen
         if not math.isfinite(train_loss):
             raise Diverged
+
+
+def measure(metric: str, output: Tensor, target: Tensor) -> Tensor:
+    """Return the sum of a batch's losses, or the number of its images that are classified correctly."""
+    if metric == "loss":
+        return F.cross_entropy(output, target, reduction="sum")
+    return output.argmax(dim=1).eq(target).sum()

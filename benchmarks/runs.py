@@ -27,6 +27,25 @@ class Ended:
     epochs: int  # trained
     value: float | None  # of its last epoch, if it went through all of them or its side calls it complete
     at: float | None  # seconds since 1970 when it ended
+    began: float | None = None  # likewise, if its side knows
+
+    def epochs_by(self, moment: float) -> float:
+        """Return the epochs that were trained at a moment. Those of a trial under way are a share of its time."""
+        if self.at is None or (self.began is None and moment < self.at):
+            return 0.0
+        if moment >= self.at:
+            return float(self.epochs)
+        assert self.began is not None
+        return self.epochs * max(moment - self.began, 0.0) / (self.at - self.began)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """A complete trial that beat all before it."""
+
+    seconds: float  # since the start of its side
+    epochs: float  # of all trials until then
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +68,8 @@ class Result:
     trials: int
     complete: int
     epochs: int  # trained, over all trials
-    bests: list[
-        tuple[float, float]
-    ]  # (seconds since the start, value) of each complete trial that beat those before it
+    maximizes: bool  # whether higher values are better
+    bests: list[Best]
     load_before: float  # the machine's load average (1 min) when the run began; the runs themselves are in it
 
     @property
@@ -60,20 +78,23 @@ class Result:
 
     @property
     def best(self) -> float:
-        """The best final validation accuracy of a complete trial; not a number if none is complete."""
-        return self.bests[-1][1] if self.bests else math.nan
+        """The best final value of a complete trial; not a number if none is complete."""
+        return self.bests[-1].value if self.bests else math.nan
 
-    def reaching(self, value: float) -> float | None:
-        """Return the seconds until a complete trial was as good as this; None if none ever was."""
-        return next((seconds for seconds, best in self.bests if best >= value), None)
+    def reaching(self, value: float) -> Best | None:
+        """Return the first complete trial that was as good as this; None if none ever was."""
+        sign = 1 if self.maximizes else -1
+        return next((best for best in self.bests if sign * best.value >= sign * value), None)
 
 
-def bests(trials: Sequence[Ended], started: float) -> list[tuple[float, float]]:
-    """Return (seconds since the start, value) of each complete trial that beat those before it."""
-    found: list[tuple[float, float]] = []
-    for at, value in sorted((one.at, one.value) for one in trials if one.at is not None and one.value is not None):
-        if not found or value > found[-1][1]:
-            found.append((at - started, value))
+def bests(trials: Sequence[Ended], started: float, *, maximizes: bool) -> list[Best]:
+    """Return each complete trial that beat those before it, in the order in which they ended."""
+    sign, found = 1 if maximizes else -1, list[Best]()
+    complete = sorted((one.at, one.value) for one in trials if one.at is not None and one.value is not None)
+    for at, value in complete:
+        if not found or sign * value > sign * found[-1].value:
+            epochs = sum(one.epochs_by(at) for one in trials)
+            found.append(Best(seconds=at - started, epochs=epochs, value=value))
     return found
 
 

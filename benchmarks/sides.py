@@ -91,7 +91,8 @@ class OptunaSide:
 
     def prepare(self, job: Job) -> None:
         """Make the study, and with it the tables."""
-        optuna.create_study(study_name=job.study, storage=plain_url(parse_url(job.url)), direction="maximize")
+        direction = "maximize" if job.task.maximizes else "minimize"
+        optuna.create_study(study_name=job.study, storage=plain_url(parse_url(job.url)), direction=direction)
 
     def commands(self, job: Job) -> list[Command]:
         """Return what a user of Optuna alone starts by hand."""
@@ -161,12 +162,15 @@ class HpoSide:
     """`hpo run` on the task's study file."""
 
     executor: str | None = None  # None: what hpo does by itself
+    is_auto: bool = False  # it searches with `auto`, whatever sampler and pruner the rivals have
     counts_cpu = True
 
     def prepare(self, job: Job) -> None:
         """Write the study file as this comparison wants it: seed, pruner, sampler, and the last epoch's value."""
         document: dict[str, Any] = {**job.task.document, "seed": job.seed, "value": "last"}
         document |= {"pruner": PRUNERS[job.options.pruner], "sampler": SAMPLERS[job.options.sampler]}
+        if self.is_auto:
+            document |= {"pruner": {"name": "auto"}, "sampler": {"name": "auto"}}
         asked = {"executor": self.executor, "slots": job.options.slots}
         document |= {key: value for key, value in asked.items() if value is not None}
         self._file(job).write_text(tomli_w.dumps(document))
@@ -210,7 +214,8 @@ class OwnSide(HpoSide):
     def prepare(self, job: Job) -> None:
         """Write the objective's file and the study file."""
         (job.folder / "own.py").write_text(OWN.format(root=str(ROOT), flags=job.rival_flags))
-        document = {"name": "own", "objective": "own.py:objective", "direction": "maximize", "seed": job.seed}
+        document = {"name": "own", "objective": "own.py:objective", "seed": job.seed}
+        document["direction"] = "maximize" if job.task.maximizes else "minimize"
         document |= {"pruner": PRUNERS[job.options.pruner], "sampler": SAMPLERS[job.options.sampler]}
         self._file(job).write_text(tomli_w.dumps(document | {"budget": {"trials": job.task.trials}}))
 
@@ -221,6 +226,7 @@ def _outcome_in_database(job: Job) -> Outcome:
         Ended(
             epochs=len(trial.intermediate_values),
             value=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+            began=seconds_since_1970(trial.datetime_start),
             at=seconds_since_1970(trial.datetime_complete),
         )
         for trial in trials

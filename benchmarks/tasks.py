@@ -28,6 +28,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "median": {"name": "median", "n_startup_trials": 5, "n_warmup_steps": 3, "n_min_trials": 3},
     "none": {"name": "none"},
 }
+METRICS = ("accuracy", "loss")
 SAMPLERS: dict[str, dict[str, Any]] = {"tpe": {"name": "tpe"}, "random": {"name": "random"}}
 
 
@@ -50,6 +51,15 @@ class Task:
         return images
 
     @property
+    def metric(self) -> str:
+        """What is judged on the validation part: accuracy, loss."""
+        return str(self.document["metric"])
+
+    @property
+    def maximizes(self) -> bool:
+        return self.metric != "loss"
+
+    @property
     def epochs(self) -> int:
         return int(self.document["training"]["epochs"])
 
@@ -69,6 +79,10 @@ class Task:
     def trials(self) -> int:
         return int(self.document["budget"]["trials"])
 
+    def judged_by(self, metric: str | None) -> Task:
+        """Return the task with another metric; None keeps it."""
+        return Task(name=self.name, document=self.document | {"metric": metric or self.metric})
+
     def resized(self, *, trials: int | None, epochs: int | None, images: int | None) -> Task:
         """Return the task with other sizes; None keeps one, and data that is there keeps its own."""
         document = copy.deepcopy(self.document)
@@ -82,7 +96,8 @@ class Task:
     def flags(self) -> list[str]:
         """The arguments that say this task to a script that took `add_arguments`."""
         images = ["--images", str(self.images)] if self.images else []
-        return ["--task", self.name, "--trials", str(self.trials), "--epochs", str(self.epochs), *images]
+        sizes = ["--trials", str(self.trials), "--epochs", str(self.epochs), *images]
+        return ["--task", self.name, "--metric", self.metric, *sizes]
 
 
 def load(name: str) -> Task:
@@ -97,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pruner", choices=sorted(PRUNERS), default="asha")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="tpe")
+    parser.add_argument("--metric", choices=METRICS, help="what is judged; default: the task's own")
     parser.add_argument("--loader-workers", type=int, default=0, help="processes of each DataLoader")
     parser.add_argument("--default-threads", action="store_true", help="leave torch its thread on every core")
 
@@ -111,4 +127,4 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 def chosen(given: argparse.Namespace, trials: Mapping[str, int] = TRIALS) -> Task:
     """Return the task that the arguments name, in the sizes that they say; `trials` by task where they say none."""
     sizes = {"trials": given.trials or trials.get(given.task), "epochs": given.epochs, "images": given.images}
-    return load(given.task).resized(**sizes)
+    return load(given.task).resized(**sizes).judged_by(given.metric)
