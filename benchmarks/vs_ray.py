@@ -31,7 +31,9 @@ NEEDED = "import optuna, ray.tune.search.optuna, sklearn, torch, torchvision"
 
 def main() -> None:
     """Parse the command line and compare."""
-    parser = comparison.parser(__doc__, chosen=["digits", "mlp28", "cnn28"], pruners=["asha", "none"], metrics=["accuracy"])
+    parser = comparison.parser(
+        __doc__, chosen=["digits", "mlp28", "cnn28"], pruners=["asha", "none"], metrics=["accuracy"]
+    )
     parser.add_argument(
         "--python", default="/tmp/rayenv/bin/python", help="an interpreter with Ray (default %(default)s)"
     )
