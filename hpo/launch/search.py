@@ -199,9 +199,10 @@ def run(
 
 
 def _is_ours_alone(opened: Opened) -> bool:
-    """Return whether a new study has no trial and still has the code that it was made with."""
+    """Return whether a new study has no trials but those of `start`, still queued, and the code that it was made with."""
     from hpo.study.study import join
 
     study = opened.study
     is_same_code = join(study.storage, study.name).code_folder == opened.code_folder
-    return is_same_code and not study.optuna.get_trials(deepcopy=False)
+    held = study.optuna.get_trials(deepcopy=False)
+    return is_same_code and [trial.state.name for trial in held] == ["WAITING"] * len(study.spec.start)

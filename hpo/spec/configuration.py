@@ -14,6 +14,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from hpo.errors import Mistakes, SpecError, closest, located, nearest, shown
 from hpo.spec import space
 from hpo.spec.space import Choices, Parameter, Range, Tree
@@ -49,11 +51,6 @@ class Configuration:
     values: dict[str, Any]  # by path, as a study file writes them
     missing: list[str]  # parameters that the sampler chooses; those that hang on a missing choice are not listed
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """The values as Optuna stores them."""
-        return {path: space.encode(value) for path, value in self.values.items()}
-
 
 # --- as they are written ----------------------------------------------------------------------------------------------
 
@@ -69,6 +66,17 @@ def of_words(words: Iterable[str]) -> dict[str, Any]:
             raise SpecError(f"{name.strip()}: is given twice; leave one out")
         found[name.strip()] = Written(value.strip())
     return found
+
+
+def tables(start: Any) -> list[dict[str, Any]]:
+    """Return the `[[start]]` tables of a document. Raises a PydanticCustomError for anything else."""
+    if isinstance(start, dict):
+        raise PydanticCustomError(
+            "start", "is one table; write [[start]], with two brackets, before each configuration"
+        )
+    if not isinstance(start, list) or not all(isinstance(one, dict) for one in start):
+        raise PydanticCustomError("start", "is no list of tables; write [[start]] before each configuration")
+    return start
 
 
 def flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -99,20 +107,24 @@ def text(values: Mapping[str, Any]) -> str:
 # --- checked ----------------------------------------------------------------------------------------------------------
 
 
-def each(given: Sequence[Mapping[str, Any]], check: Callable[[dict[str, Any]], Configuration]) -> list[Configuration]:
+def each(
+    given: Sequence[Mapping[str, Any]], check: Callable[[dict[str, Any]], Configuration], word: str = ""
+) -> list[Configuration]:
     """Check each configuration. Raises SpecError that lists the mistakes of all; of several, each line names which one.
 
     Args:
         given: configurations, also with nested tables.
         check: checks one, whose keys are paths.
+        word: what a configuration is called in messages. By default only one of several is named.
     """
     found, mistakes = [], Mistakes()
     for place, one in enumerate(given, start=1):
-        with mistakes.collect(), located(f"configuration {place}") if len(given) > 1 else nullcontext():
-            values = flat(one)
-            if not values:
-                raise SpecError("a configuration is empty; give at least one value, such as lr = 1e-3")
-            found.append(check(values))
+        name = f"{word or 'configuration'} {place}" if len(given) > 1 else word
+        with mistakes.collect(), located(name) if name else nullcontext():
+            checked_one = check(flat(one))
+            if not checked_one.values:
+                raise SpecError("no value that the study searches is given; give one, such as lr = 1e-3")
+            found.append(checked_one)
     mistakes.raise_if_any()
     return found
 

@@ -18,7 +18,7 @@ import pydantic
 from annotated_types import Ge, Le
 
 from hpo.errors import Mistakes, SpecError, located, shown
-from hpo.spec import metrics, objectives, options, pickled, space, toml_file, usercode
+from hpo.spec import configuration, metrics, objectives, options, pickled, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies
@@ -46,7 +46,13 @@ JUDGED_TOGETHER = {
     *(*SECTIONS, "objective", "train", "command", "params", "space"),
     *("metric", "direction", "objectives", "constraints", "value"),
 }
-LEFT_OUT_IF_EMPTY = (*OPTIONAL, "objectives", "constraints", "space")  # if empty, not a part of a study's identity
+LEFT_OUT_IF_EMPTY = (
+    *OPTIONAL,
+    "objectives",
+    "constraints",
+    "space",
+    "start",
+)  # if empty, not a part of a study's identity
 #: Keys that name the user's own training. One of them replaces the training sections.
 OWN = ("objective", "train", "command")
 WITH_SPACE = ("train", "command")  # those of which [space] is the search space
@@ -130,6 +136,9 @@ class StudySpec(pydantic.BaseModel):
     sections."""
     space: dict[str, Any] = {}
     """The search space of `train` or `command`: ranges, choices and constants. Tables may be nested."""
+    start: list[dict[str, Any]] = []
+    """Known configurations, which are tried first: a table `[[start]]` for each, with values of some or all parameters. They are
+    queued when the study is made."""
     params: dict[str, Any] = {}
     """Pinned parameters of the user's own objective, as `hpo export` writes them."""
     metric: str = "accuracy"
@@ -177,6 +186,11 @@ class StudySpec(pydantic.BaseModel):
     `.hpo` in the current folder."""
     receipt: dict[str, Any] = {}
     """Origin of a pinned config: study, trial, seeds, versions, curves. A search ignores it."""
+
+    @pydantic.field_validator("start", mode="before")
+    @classmethod
+    def _check_start(cls, start: Any) -> Any:
+        return configuration.tables(start)
 
     @pydantic.field_validator("metric")
     @classmethod
@@ -405,6 +419,10 @@ class StudySpec(pydantic.BaseModel):
             section: space.lift(table, section) for section, table in given.items() if table or section not in OPTIONAL
         }
 
+    def as_stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a checked configuration as Optuna stores them: our own suggestions of lists are texts."""
+        return {path: value if self.objective else space.encode(value) for path, value in values.items()}
+
     @property
     def is_pinned(self) -> bool:
         """Whether the spec has nothing to search."""
@@ -599,6 +617,8 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         here = f"{path}.{key}" if path else key
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):  # tables of `start`
+            value = {str(place): one for place, one in enumerate(value, start=1)}
         is_subtree = isinstance(value, dict) and not value.keys() & {"low", "high", "choices"}
         flat |= _flat(value, here) if is_subtree else {here: value}
     return flat

@@ -19,8 +19,8 @@ LR_SPREAD = 10.0  # a learning rate range with a larger ratio of its ends belong
 
 
 def lint(spec: StudySpec) -> list[str]:
-    """Return one line for each likely mistake in a resolved spec. For a user's own objective only the pruner is checked."""
-    return [line for rule in (RULES if spec.is_declared else [idle_pruner]) for line in rule(spec)]
+    """Return one line for each likely mistake in a resolved spec. Of a user's own training only pruner and start are checked."""
+    return [line for rule in (RULES if spec.is_declared else [idle_pruner, long_start]) for line in rule(spec)]
 
 
 def linear_learning_rate(spec: StudySpec) -> Iterator[str]:
@@ -70,6 +70,12 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
     if last is not None and not _can_prune(pruners.plain(spec), last, spec.direction or "minimize"):
         yield f"pruner {name}: cannot prune any trial in the first {last} of {epochs} epochs; lower its warm-up or rungs"
+
+
+def long_start(spec: StudySpec) -> Iterator[str]:
+    """Configurations beyond the budget are queued and never begun."""
+    if len(spec.start) > spec.budget.trials:
+        yield f"start: has {len(spec.start)} configurations, the budget is {spec.budget.trials} trials; raise budget.trials"
 
 
 def _can_prune(pruner: optuna.pruners.BasePruner, epochs: int, direction: Direction) -> bool:
@@ -220,6 +226,7 @@ RULES: list[Callable[[StudySpec], Iterator[str]]] = [
     long_schedule,
     idle_plateau,
     idle_pruner,
+    long_start,
     owned_momentum,
     idle_augmentation,
     idle_model_option,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from hpo.errors import SpecError, located, shown
 from hpo.spec import configuration, space, toml_file
 from hpo.spec.study_file import StudySpec
@@ -29,17 +31,11 @@ def read(path: Path, spec: StudySpec) -> ConfigurationFile:
         raise SpecError(f"{path}: no such file") from None
     with located(path):
         if "start" in document:
-            return ConfigurationFile(configurations=tables(document["start"]), left=[])
+            try:
+                return ConfigurationFile(configurations=configuration.tables(document["start"]), left=[])
+            except PydanticCustomError as error:
+                raise SpecError(f"start: {error.message()}") from None
         return _pinned(document, spec)
-
-
-def tables(start: Any) -> list[dict[str, Any]]:
-    """Return the `[[start]]` tables of a document. Raises SpecError for anything else."""
-    if isinstance(start, dict):
-        raise SpecError("start: is one table; write [[start]], with two brackets, before each configuration")
-    if not isinstance(start, list) or not all(isinstance(one, dict) for one in start):
-        raise SpecError(f"start = {shown(start)}: is no list of tables; write [[start]] before each configuration")
-    return [configuration.flat(one) for one in start]
 
 
 def _pinned(document: Mapping[str, Any], spec: StudySpec) -> ConfigurationFile:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EXACT_FORMAT = 2  # from this format on, trials record which of several equal choices they had
 JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
 UNUSED_BY_OWN = {"metric", *SECTIONS}  # keys that an own training does not need; a command has a metric of its own
-LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params"}  # keys that only a search needs
+LEFT_OUT = {"sampler", "pruner", "constraints", *UNIDENTIFYING, "params", "start"}  # keys that only a search needs
 
 
 def export(

@@ -46,7 +46,7 @@ def enqueue(study: Study, given: Sequence[Mapping[str, Any]], *, unknown: bool =
     if not given:
         raise SpecError("no configuration: give values such as lr=1e-3")
     checked = check_all(study, given, unknown=unknown)
-    numbers = write(study, [one.stored for one in checked] if study.spec.tree else [one.values for one in checked])
+    numbers = write(study, [study.spec.as_stored(one.values) for one in checked])
     known = set(_recorded(study)) if study.spec.objective else None
     return [
         QueuedTrial(

@@ -93,15 +93,33 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         with mistakes.collect():
             spec = step(spec)
     mistakes.raise_if_any()
-    return spec
+    if not spec.start:
+        return spec
+    found = check_configurations(spec, spec.start, word="[[start]]")
+    return spec.model_copy(update={"start": [one.values for one in found]})
 
 
-def check_configurations(spec: StudySpec, given: Sequence[Mapping[str, Any]]) -> list[Configuration]:
-    """Check configurations against the space of a resolved spec that has one. Raises SpecError that lists all mistakes."""
+def check_configurations(spec: StudySpec, given: Sequence[Mapping[str, Any]], *, word: str = "") -> list[Configuration]:
+    """Check configurations against the space of a resolved spec. Raises SpecError that lists all mistakes.
+
+    The space of a user's own objective is not known here, so only a missing value of its grid is a mistake.
+
+    Args:
+        spec: the spec.
+        given: values by path, or nested tables of them.
+        word: what a configuration is called in messages.
+    """
     from hpo.strategy import samplers
 
     tree, is_grid = spec.tree, samplers.settled(spec).sampler["name"] == "grid"
-    return configuration.each(given, lambda values: configuration.checked(tree, values, is_grid=is_grid))
+
+    def check(values: dict[str, Any]) -> Configuration:
+        if tree:
+            return configuration.checked(tree, values, is_grid=is_grid)
+        configuration.refuse_missing([path for path in spec.sampler.get("search_space", {}) if path not in values])
+        return Configuration(values=values, missing=[])
+
+    return configuration.each(given, check, word)
 
 
 def resolve_parts(spec: StudySpec, folder: Path) -> StudySpec:

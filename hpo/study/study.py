@@ -276,6 +276,8 @@ def _insert(
     code_digest: str,
     forking: str | None,
 ) -> None:
+    from hpo.storage import trial_writes
+
     uid = uuid.uuid4().hex
     folder = _home_of_pickled(checkpoints / uid, code_digest) if wanted.is_pickled else code_folder.absolute()
     row = {
@@ -297,6 +299,7 @@ def _insert(
         user_attributes={UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint},
         system_attributes={METRIC_NAMES_KEY: wanted.goals.names} if wanted.objectives else {},
     )
+    trial_writes.insert_queued(connection, study_id, [wanted.as_stored(one) for one in wanted.start])
 
 
 def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
@@ -335,11 +338,15 @@ def _check_identity(row: Any, wanted: StudySpec) -> None:
         return
     stored = _stored_spec(row, wanted.name)
     lines = study_file.differences(stored, wanted) or ["the meaning of the file changed with the version of hpo"]
+    queues = [
+        f"(The configurations of start are queued once, when the study is made; `{command('enqueue', wanted.name)}` queues more.)"
+    ]
     raise MismatchError(
         f"study {wanted.name!r} was made with other settings:",
         *(f"  {line}" for line in lines),
         "undo the change, start a new study with --name NEW, "
         f"or take its trials along with `{command('fork', wanted.name)} NEW FILE`",
+        *(queues if stored.start != wanted.start else []),
         "(You changed nothing? Then a new version of hpo added an option.)",
     )
 
@@ -385,7 +392,7 @@ def _check_code(connection: sql.Connection, row: Any, digest: str, allow_change:
     now, spec = _recorded(digest), _stored_spec(row, "")
     moved = {"code_folder": str(_home_of_pickled(Path(row.checkpoints), digest))} if spec.is_pickled else {}
     in_use = spec.is_pickled and workers.at_work(connection, row.uid, spec.recovery.lease_seconds)
-    if not in_use and not study_rows.count_trials(connection, row.study_id):  # nothing has run the old code
+    if not in_use and not study_rows.count_trials(connection, row.study_id, begun=True):  # nothing has run the old code
         study_rows.update(connection, row.uid, code_digest=now, **moved)
         return
     if not allow_change and spec.is_pickled:

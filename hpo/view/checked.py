@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hpo import text
-from hpo.spec import space
+from hpo.spec import configuration, space
 from hpo.spec.program import JSON
 from hpo.spec.study_file import FORMAT, StudySpec
 from hpo.study import interval
@@ -42,8 +42,12 @@ def spec_text(spec: StudySpec) -> str:
         f"pruner: {_named(spec.pruner)}{_rungs_text(spec)}",
         f"fingerprint: {spec.fingerprint[:12]}",
     ]
+    start = [f"  {configuration.text(one)}" for one in spec.start]
+    if start:
+        unchecked = ", not checked: hpo does not know the objective's space" if spec.objective else ""
+        start = ["", f"start, tried first{unchecked}:", *start]
     if spec.objective:
-        return text.page([*lines, "space: in the objective's own suggest calls"])
+        return text.page([*lines, "space: in the objective's own suggest calls", *start])
     found = dict(space.parameters(spec.tree))
     constants = [f"  {line}" for line in _constants(spec)]
     width = max((len(text.short(path)) for path in found), default=0)
@@ -54,6 +58,7 @@ def spec_text(spec: StudySpec) -> str:
             "space:",
             *(f"  {text.short(path):<{width}}  {parameter}" for path, parameter in found.items()),
             *(["", "constants:", *constants] if constants else []),
+            *start,
         ]
     )
 

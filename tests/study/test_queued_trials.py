@@ -108,7 +108,7 @@ def test_a_file_holds_start_tables_or_a_pinned_config(spaced: Study, tmp_path: P
     ("content", "why"),
     [
         ("[start]\nlr = 0.1\n", r"given\.toml: start: is one table; write \[\[start\]\]"),
-        ("start = 3\n", r"start = 3: is no list of tables; write \[\[start\]\]"),
+        ("start = 3\n", r"start: is no list of tables; write \[\[start\]\]"),
         ("x = 1\n", r"holds neither \[\[start\]\] tables nor \[space\]"),
         ("[space]\nlr = { low = 0.1, high = 1 }\n", r"lr: is searched, .*; give a pinned config"),
         ("[space]\nrate = 1\n", r"holds no value of what the study searches: \['lr', 'widths'\]"),

@@ -6,6 +6,8 @@ They come from a server that has this module imported and forks (`forkserver`), 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.spec.study_file import StudySpec
+from hpo.storage import trial_writes
 from hpo.storage.connect import connect
 from hpo.study import study as studies
 from tests.support.waiting import PATIENCE
@@ -67,6 +70,43 @@ def make_study(url: str, document: dict[str, Any]) -> str:
         return studies.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="").uid
     finally:
         place.close()
+
+
+def race_with_a_kill(url: str, document: dict[str, Any], count: int) -> list[str]:
+    """Make one study in as many processes. The first is killed within its transaction, while the others begin.
+
+    Return the study's uid as each of the others got it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    barrier, found = context.Barrier(count), context.SimpleQueue()
+    processes = [
+        context.Process(target=_make_or_die, args=(barrier, found, url, document, place == 0)) for place in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, *[0] * (count - 1)]
+    return [found.get() for _ in range(count - 1)]
+
+
+def _make_or_die(barrier: Barrier, found: Any, url: str, document: dict[str, Any], dies: bool) -> None:
+    _meet_at(barrier)
+    if not dies:
+        found.put(make_study(url, document))
+        return
+    insert = trial_writes.insert_queued
+
+    def insert_and_die(*arguments: Any) -> None:
+        insert(*arguments)
+        barrier.wait(PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    trial_writes.insert_queued = insert_and_die  # type: ignore[assignment]
+    place = connect(url, create=True)
+    spec = StudySpec.from_document(document)
+    studies.create_or_join(place, spec, code_folder=Path(spec.checkpoints or ""), code_digest="")
 
 
 def create(url: str, kind: str, study_id: int, templates: Sequence[FrozenTrial | None]) -> list[tuple[int, int]]:
