@@ -32,6 +32,7 @@ def select(
     fold: Annotated[int, Ge(0)] | None = None,
     resident: bool | None = None,
     reading: Reading | None = None,
+    split_seed: Annotated[int, Ge(0)] = 0,  # noqa: ARG001 (checked here; a study passes it to `load` and `load_test`)
 ) -> Source:
     """Return the source restricted by these options; ValueError if the source and the options do not fit.
 
@@ -46,6 +47,8 @@ def select(
         resident: whether images are kept in the device's memory, or read batch by batch from their store (default: by
             size). Results are the same bit for bit.
         reading: 1 takes each number in `classes` as a position, as hpo did before December 2026.
+        split_seed: decides which images are for training, validation and test, and the folds and the subset. The study's
+            seed does not. In studies of before December 2026 it does.
     """
     if (folds is None) != (fold is None) or (folds is not None and fold is not None and fold >= folds):
         most = "folds - 1" if folds is None else folds - 1

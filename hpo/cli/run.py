@@ -311,7 +311,7 @@ def enlist(
             place = connect(url)
             undone.callback(place.close)
             joined = studies.join(place, mine.spec.name if mine else name)
-            file = mine.in_format(joined.spec.format) if mine else None
+            file = mine.joining(joined.spec) if mine else None
             folder = code.absolute() if code else file.code_folder if file else joined.code_folder
             logging.info("loading %s", joined.spec.own_code or "the code of the training")
             digest = resolve.load_and_digest(joined.spec, folder)

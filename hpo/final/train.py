@@ -26,7 +26,7 @@ from hpo.final.tensorboard import Boards
 from hpo.receipt import receipt
 from hpo.spec import options, seeds, space
 from hpo.spec.program import Command
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.study.interval import IMAGES_KEY
 from hpo.text import command, quoted
@@ -59,6 +59,7 @@ class Receipt(pydantic.BaseModel):
     trial: Annotated[int, Ge(0)] = 0
     trials_tried: Annotated[int, Ge(0)] = 0
     seed: Annotated[int, Ge(0)] = 0
+    split_seed: Annotated[int, Ge(0)] = 0
     accumulation: Annotated[int, Ge(1)] = 1
     value: float | None = None
     values: dict[str, float] = {}
@@ -166,7 +167,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         folder=folder,
         seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
         device=device,
-        splits=assemble.load_splits(config, spec.seed, folder, device),
+        splits=assemble.load_splits(config, spec.split_seed, folder, device),
         accumulation=accumulation,
         executor=spec.receipt.get("executor", "loop"),
     )
@@ -226,8 +227,10 @@ def train(
         progress: called after each epoch.
         before_test: called just before the test split is opened.
 
-    Raises StudyError if the folder holds another training, and CheckpointError if its checkpoint cannot be read.
+    Raises StudyError if the folder holds another training, CheckpointError if its checkpoint cannot be read, and SpecError if the
+    receipt's trial was chosen on another split.
     """
+    _refuse_another_split(training)
     run, kept = training.run(by_step=True), _Kept()
     if (folder / METRICS).exists():
         raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
@@ -253,6 +256,18 @@ def train(
     write_json(folder / METRICS, metrics)
     (folder / CHECKPOINT).unlink()
     return metrics
+
+
+def _refuse_another_split(training: FinalTraining) -> None:
+    """Raise SpecError if the receipt's trial had another split: the test part would hold images that it was chosen by."""
+    spec = training.spec
+    before = spec.receipt.get("split_seed", spec.split_seed)
+    if before != spec.split_seed:
+        key = "seed" if spec.format < SPLIT_FORMAT else f"data.{SPLIT_SEED}"
+        raise SpecError(
+            f"{training.path}: {key} = {spec.split_seed}: the trial was chosen with {before}, so images that it has seen "
+            f"would be in the test part; restore {before}, and give another seed of the training by --seed, or remove [receipt]"
+        )
 
 
 class _Kept:
@@ -310,7 +325,7 @@ def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
     assert rule is not None
-    test = assemble.load_test(training.config, training.spec.seed, training.folder, training.device)
+    test = assemble.load_test(training.config, training.spec.split_seed, training.folder, training.device)
     tested = validation.assess(
         run.model,
         test,
@@ -339,7 +354,7 @@ def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
             threads=training.config.training.threads,
             executor="loop" if "+" in training.executor else training.executor,
             seed=training.seed,
-            split_seed=training.spec.seed,
+            split_seed=training.spec.split_seed,
             data_digest=training.splits.digest,
             accumulation=training.accumulation,
         ),

@@ -130,7 +130,7 @@ def open_study(found: StudyFile, view: LiveView, *, url: str, trials: int | None
     is_new = found.spec.name not in studies.names(place)
     if not is_new:
         with contextlib.chdir("."), contextlib.redirect_stdout(sys.stderr):
-            found = found.in_format(studies.join(place, found.spec.name).spec.format)
+            found = found.joining(studies.join(place, found.spec.name).spec)
     study = studies.create_or_join(
         place,
         found.spec,

@@ -29,15 +29,18 @@ from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
 from hpo.text import command
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
-#: The version of the file format, part of every fingerprint. It grows when the meaning of a study file changes. Format 1 was
-#: used up to November 2026.
-FORMAT: Final = 2
+#: The version of the file format, part of every fingerprint. It grows when the meaning of a study file changes. Formats
+#: 1 and 2 were used up to November 2026.
+FORMAT: Final = 3
+#: The first format with `data.split_seed`. Before it the study's seed decided the split.
+SPLIT_FORMAT = 3
 #: Data sources whose files format 2 reads differently, with the defaults that their options had in format 1. The option
 #: `reading` selects the format.
 READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"channels_last": False}}
 #: Settings of how a study is run. The last `hpo run` sets them.
 MANAGED = ("budget", "recovery", "failures", "executor", "slots")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
+SPLIT_SEED = "split_seed"  # the option of [data]
 MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 MAX_WORKERS = 4096  # on one machine
 MAX_CHOICES = 1000  # each is checked with every part of every other section, and is stored in every trial's row
@@ -120,12 +123,12 @@ class StudySpec(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[1, 2] = FORMAT
-    """Version of the file format; 1 is the format of earlier versions of hpo. A file joins a study in the study's format."""
+    format: Literal[1, 2, 3] = FORMAT
+    """Version of the file format; 1 and 2 are formats of earlier versions of hpo. A file joins a study in the study's format."""
     name: str
     """Name of the study in the storage; by default the name of the file."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of all randomness: splits, suggestions, weights, batch order, dropout."""
+    """Seed of suggestions, weights, batch order and dropout. `data.split_seed` decides the split."""
     objective: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
     """The user's own Optuna objective, "file.py:function". It replaces the training sections."""
     train: Annotated[str, pydantic.StringConstraints(min_length=1)] | None = None
@@ -364,6 +367,12 @@ class StudySpec(pydantic.BaseModel):
         """Return a loaded, unresolved spec in another format."""
         return StudySpec.from_document({**self.document, "format": number, "receipt": self.receipt})
 
+    def split_like(self, study: StudySpec) -> StudySpec:
+        """Return a loaded, unresolved spec with the split seed of a study, unless it names its own."""
+        if not self.is_declared or self.format < SPLIT_FORMAT or SPLIT_SEED in self.data:
+            return self
+        return self.model_copy(update={"data": {**self.data, SPLIT_SEED: study.split_seed}})
+
     def _with_training_filled(self) -> StudySpec:
         direction = metrics.direction(self.metric)
         if self.direction not in (None, direction):
@@ -372,6 +381,8 @@ class StudySpec(pydantic.BaseModel):
         sections = with_sections(self.model_dump(include=set(SECTIONS), exclude_defaults=True))
         if self.format == 1:
             sections["data"] = _as_read_before(sections["data"])
+        if self.format < SPLIT_FORMAT:
+            sections["data"] = _as_split_before(sections["data"], self)
         return self.model_copy(update=filled | _with_what_is_judged(sections, self.metric))
 
     @property
@@ -388,6 +399,11 @@ class StudySpec(pydantic.BaseModel):
     def own_code(self) -> str | None:
         """The user's own training, such as "mine.py:objective" or "python train.py"; None for a declared training."""
         return self.objective or self.train or (shlex.join(self.command) if self.command else None)
+
+    @property
+    def split_seed(self) -> int:
+        """The seed that decides which images are for training, validation and test, the folds and the subset."""
+        return self.seed if self.format < SPLIT_FORMAT else int(self.data.get(SPLIT_SEED, 0))
 
     @property
     def is_pickled(self) -> bool:
@@ -476,6 +492,18 @@ def _as_read_before(data: space.Tree) -> space.Tree:
     wanted = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry])]
     has_numbers = any(isinstance(one, int) for one in wanted)
     return {"reading": 1} | data if has_numbers and usercode.is_reference(name) else data
+
+
+def _as_split_before(data: space.Tree, spec: StudySpec) -> space.Tree:
+    """Return the section `data` of a format in which the study's seed decides the split. SpecError for another split seed."""
+    if SPLIT_SEED not in data or usercode.is_reference(str(data.get("name"))):  # a user's own source may have it
+        return data
+    if data[SPLIT_SEED] != spec.seed:
+        raise SpecError(
+            f"data.{SPLIT_SEED} = {shown(data[SPLIT_SEED])}: in format {spec.format} the study's seed decides the split, here "
+            f"seed = {spec.seed}; remove {SPLIT_SEED}, or start a new study with --name"
+        )
+    return {key: value for key, value in data.items() if key != SPLIT_SEED}
 
 
 def _with_what_is_judged(sections: space.Tree, metric: str) -> space.Tree:

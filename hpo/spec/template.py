@@ -28,6 +28,9 @@ name = "npz"
 path = "images.npz"          # beside this file; arrays images and labels, or x_train, y_train, x_val, y_val, ...
 """,
 }
+SPLIT_SEED = (
+    "split_seed = 0               # decides which images are for training, validation and test; `seed` does not\n"
+)
 PLACEHOLDER = '"my-study"'  # for the study's name
 DATA = re.compile(r"(?<=^\[data\]\n).*?(?=^\[)", re.MULTILINE | re.DOTALL)
 
@@ -45,5 +48,5 @@ def text(name: str, data: str | None = None) -> str:
         return found
     if data not in SECTIONS:
         raise SpecError(f"--data {data}: there is no such kind{nearest(data, SECTIONS)}")
-    section = f"{SECTIONS[data]}\n"
+    section = f"{SECTIONS[data]}{SPLIT_SEED}\n"
     return DATA.sub(lambda _: section, found)

@@ -25,7 +25,7 @@ from hpo.own import training
 from hpo.spec import space
 from hpo.spec.objectives import Goals
 from hpo.spec.space import Choices, Parameter
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import SPLIT_SEED, StudySpec
 from hpo.storage import sql, study_rows
 from hpo.storage.optuna_private import contains
 from hpo.storage.tables import COST_PREFIX
@@ -54,6 +54,8 @@ def fork_study(source: Study | PlainStudy, wanted: StudyFile) -> Forked:
 
     Raises StudyError if the name is in use, MismatchError if the values of the two studies are not comparable.
     """
+    if isinstance(source, Study):
+        wanted = wanted.split_like(source.spec)
     spec, place = wanted.spec, source.storage
     if spec.name in optuna.get_all_study_names(place.optuna):
         raise StudyError(f"there is a study {spec.name!r} already; choose another name")
@@ -124,7 +126,15 @@ def _refuse_another_yardstick(source: Study | PlainStudy, new: StudySpec) -> Non
     spec = source.spec
     if spec.is_declared != new.is_declared:
         raise _another(spec.own_kind or new.own_kind or "", spec, new)
-    for key in ("metric", "direction", "objectives", "value", "data"):
+    if new.is_declared and spec.split_seed != new.split_seed:
+        raise MismatchError(
+            f"data.split_seed = {new.split_seed}: study {spec.name!r} has {spec.split_seed}, so its trials have seen images that "
+            f"would be in the new study's validation or test part; remove split_seed, and the fork takes {spec.split_seed} over"
+        )
+    old_data, new_data = ({key: value for key, value in one.data.items() if key != SPLIT_SEED} for one in (spec, new))
+    if old_data != new_data:
+        raise _another("data", spec, new)
+    for key in ("metric", "direction", "objectives", "value"):
         if getattr(spec, key) != getattr(new, key) or (key == "objectives" and [*spec.objectives] != [*new.objectives]):
             raise _another(key, spec, new)
 

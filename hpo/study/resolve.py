@@ -30,12 +30,22 @@ class StudyFile:
     code_folder: Path
     code_digest: str
 
-    def in_format(self, number: int) -> StudyFile:
-        """Return the file as read in another format, unless it names its own. Raises SpecError if that format refuses it."""
-        if number == self.spec.format or "format" in self.loaded.model_fields_set:
+    def joining(self, study: StudySpec) -> StudyFile:
+        """Return the file as it joins a study: in its format and with its split seed, unless the file names its own.
+
+        Raises SpecError if that format refuses the file.
+        """
+        file = self
+        if study.format != self.spec.format and "format" not in self.loaded.model_fields_set:
+            with located(self.path):
+                loaded = self.loaded.in_format(study.format)
+            file = complete(loaded, self.path, code_folder=self.code_folder)
+        return file.split_like(study)
+
+    def split_like(self, study: StudySpec) -> StudyFile:
+        """Return the file with the split seed of a study, unless the file names its own."""
+        if self.spec.split_seed == study.split_seed or (loaded := self.loaded.split_like(study)) is self.loaded:
             return self
-        with located(self.path):
-            loaded = self.loaded.in_format(number)
         return complete(loaded, self.path, code_folder=self.code_folder)
 
 

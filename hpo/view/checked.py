@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpo import text
 from hpo.spec import configuration, space
 from hpo.spec.program import JSON
-from hpo.spec.study_file import FORMAT, StudySpec
+from hpo.spec.study_file import StudySpec
 from hpo.study import interval
 from hpo.study.format import amount_text, duration, range_text, value_text
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WIDEST_NAME = 40  # characters of a class name
 MOST_CLASSES = 40  # rows in the table of classes
 ABREAST = 6  # example images side by side
+READING = 2  # of data; the usual one is not shown
 SHADES = " .:-=+*#%@"  # from black to white
 
 
@@ -103,7 +104,7 @@ def _constants(spec: StudySpec) -> list[str]:
             here = f"{path}.{key}" if path else key
             if isinstance(value, dict):
                 lines += walk(value, here)
-            elif not isinstance(value, space.Range | space.Choices) and (here, value) != ("data.reading", FORMAT):
+            elif not isinstance(value, space.Range | space.Choices) and (here, value) != ("data.reading", READING):
                 lines.append(f"{here} = {json.dumps(value)}")
         return lines
 

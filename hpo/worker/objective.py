@@ -42,7 +42,7 @@ def declared(study: Study, folder: Path) -> Declared:
     device = assemble.pick_device()
     first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
     log.info("preparing the data: %s", first.data.name)
-    splits = assemble.load_splits(first, study.spec.seed, folder, device)
+    splits = assemble.load_splits(first, study.spec.split_seed, folder, device)
     studies.check_data(study, splits.digest)
     for note in splits.notes:
         log.warning("data: %s", note, extra={"action": "data"})
@@ -156,7 +156,7 @@ class Declared:
             accumulation=attempt.run.accumulation,
             seed=attempt.run.seed,
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),
-            split_seed=self._study.spec.seed,
+            split_seed=self._study.spec.split_seed,
             data_digest=self._splits.digest,
             **{IMAGES_KEY: len(self._splits.validation.labels)},
         )

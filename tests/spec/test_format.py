@@ -23,7 +23,7 @@ FOLDER_STUDY = {
 
 
 def test_a_new_file_is_in_the_present_format_and_an_old_document_in_the_first() -> None:
-    assert StudySpec.from_document(FOLDER_STUDY).format == FORMAT == 2
+    assert StudySpec.from_document(FOLDER_STUDY).format == FORMAT == 3
     assert StudySpec.from_document(as_meant(FOLDER_STUDY)).format == 1
     assert StudySpec.from_document(as_meant({**FOLDER_STUDY, "format": 2})).format == 2
 
@@ -37,8 +37,8 @@ def test_the_first_format_reads_files_as_it_did_and_keeps_its_identity() -> None
 
 
 def test_a_format_to_come_is_refused() -> None:
-    with pytest.raises(SpecError, match="format = 3: input should be 1 or 2"):
-        StudySpec.from_document({**FOLDER_STUDY, "format": 3})
+    with pytest.raises(SpecError, match="format = 4: input should be 1, 2 or 3"):
+        StudySpec.from_document({**FOLDER_STUDY, "format": 4})
 
 
 def test_a_file_joins_an_old_study_in_its_format_unless_it_names_another(tmp_path: Path) -> None:
@@ -47,11 +47,11 @@ def test_a_file_joins_an_old_study_in_its_format_unless_it_names_another(tmp_pat
     file = resolve.read(tmp_path / "digits.toml")
     stored = studies.join(place, "digits").spec
     (row,) = [row for row in home.rows("SELECT * FROM hpo_studies") if json.loads(row["spec"])["name"] == "digits"]
-    assert (file.spec.format, stored.format) == (2, 1)
-    assert file.in_format(1).spec.fingerprint == stored.fingerprint == row["fingerprint"]
+    assert (file.spec.format, stored.format) == (3, 1)
+    assert file.joining(stored).spec.fingerprint == stored.fingerprint == row["fingerprint"]
 
     text = (FIXTURES / "digits.toml").read_text()
     (tmp_path / "digits.toml").write_text(f"format = 2\n{text}")
-    said = resolve.read(tmp_path / "digits.toml").in_format(1)
+    said = resolve.read(tmp_path / "digits.toml").joining(stored)
     with pytest.raises(MismatchError, match="format: the study has nothing, the file has 2"):
         studies.create_or_join(place, said.spec, code_folder=tmp_path, code_digest="")

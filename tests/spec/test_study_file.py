@@ -38,14 +38,14 @@ def fault(folder: Path, text: str) -> list[str]:
 
 def test_the_smallest_file_has_every_default_filled(tmp_path: Path) -> None:
     assert read(tmp_path, SMALL).document == {
-        "format": 2,
+        "format": 3,
         "name": "s",
         "seed": 0,
         "params": {},
         "metric": "accuracy",
         "direction": "maximize",
         "value": "best",
-        "data": {"name": "digits"},
+        "data": {"name": "digits", "split_seed": 0},
         "model": {"name": "mlp", "widths": [64, 32], "dropout": 0.0, "norm": "batch", "activation": "relu"},
         "optimizer": {
             "name": "sgd",
@@ -203,7 +203,7 @@ def test_the_fingerprint_is_a_sha256_of_the_identity(tmp_path: Path) -> None:
     import hashlib
 
     found = read(tmp_path, SMALL)
-    text = json.dumps([2, found.identity], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([3, found.identity], sort_keys=True, separators=(",", ":"))
     assert found.fingerprint == hashlib.sha256(text.encode()).hexdigest()
     assert not {"budget", "workers", "storage", "checkpoints", "receipt"} & found.identity.keys()
 
@@ -286,7 +286,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a key for a data source without options": (
         '[data]\nname = "digits"\nsize = 3\n' + MODEL + OPTIMIZER,
-        "data.size: data digits takes no 'size' (known: classes, fold, folds, reading, resident, subset)",
+        "data.size: data digits takes no 'size' (known: classes, fold, folds, reading, resident, split_seed, subset)",
     ),
     "an unknown dataset": (
         '[data]\nname = "digit"\n' + MODEL + OPTIMIZER,

@@ -123,10 +123,7 @@ def put_down(folder: Path) -> Home:
     put_files_down(folder)
     home = Home(folder)
     shutil.copy(FIXTURES / "sqlite.db", folder)
-    with home.engine.begin() as connection:
-        for table, column in PATHS:
-            statement = sa.text(f"UPDATE {table} SET {column} = replace({column}, :old, :new)")
-            connection.execute(statement, {"old": ROOT, "new": str(folder)})
+    _rename(home)
     return home
 
 
@@ -137,6 +134,25 @@ def put_down_postgres(folder: Path, url: str) -> Home:
     with home.engine.begin() as connection:
         connection.connection.cursor().execute(told_of(FIXTURES / "postgres.sql", folder))
     return home
+
+
+def put_study_down(folder: Path, fixtures: Path) -> Home:
+    """Copy an SQLite file and what else lies in a folder of fixtures, and let rows and texts name this folder."""
+    shutil.copytree(fixtures, folder, dirs_exist_ok=True)
+    for file in folder.rglob("*"):
+        if file.suffix in (".toml", ".json"):
+            file.write_text(told_of(file, folder))
+    home = Home(folder)
+    _rename(home)
+    return home
+
+
+def _rename(home: Home) -> None:
+    """Let the rows of a database name its folder."""
+    with home.engine.begin() as connection:
+        for table, column in PATHS:
+            statement = sa.text(f"UPDATE {table} SET {column} = replace({column}, :old, :new)")
+            connection.execute(statement, {"old": ROOT, "new": str(home.folder)})
 
 
 def put_files_down(folder: Path) -> None:

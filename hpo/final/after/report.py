@@ -142,7 +142,7 @@ def _receipt(trained: Trained) -> dict[str, Any]:
         identity=training.identity,
         weights_sha256=trained.weights_sha256,
         data_digest=training.splits.digest,
-        split_seed=training.spec.seed,
+        split_seed=training.spec.split_seed,
         seed=training.seed,
         classes=list(training.splits.classes),
         mean=training.splits.mean.tolist(),

@@ -67,7 +67,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     device = assemble.pick_device()
     config = TrainConfig.from_tree(space.middle(tree, {}))
     source = assemble.load_source(config, folder)
-    splits = assemble.split(config, source, spec.seed, device)
+    splits = assemble.split(config, source, spec.split_seed, device)
     if sheet is not None:
         data.contact_sheet(splits, sheet)
     assemble.try_out(tree, splits, folder, device)
@@ -91,7 +91,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     choice = executor.choose(spec, config, splits, folder, device)
     return Findings(
         parameters=dict(space.parameters(tree)),
-        data=data.overview(source, splits, split_seed=spec.seed),
+        data=data.overview(source, splits, split_seed=spec.split_seed),
         model=str(table),
         weights=None if taken_over is None else str(taken_over),
         epoch=next(train(run)),

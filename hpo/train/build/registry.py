@@ -28,7 +28,7 @@ from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import extras, options, space, usercode
 from hpo.spec.options import Function
 from hpo.spec.space import Choices, Range, Tree
-from hpo.spec.study_file import StudySpec, check_path
+from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec, check_path
 from hpo.spec.training import TABLES, Part, TrainConfig, read_section, training_defaults
 from hpo.train.build import range_types
 from hpo.train.optim import param_groups, warmup
@@ -323,7 +323,16 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         with mistakes.collect():
             tree = range_types.typed(tree, option_models(folder))
     mistakes.raise_if_any()
-    return spec.model_copy(update=space.lower(_filled(tree, folder)))
+    filled = space.lower(_filled(tree, folder))
+    return spec.model_copy(update=filled if spec.format < SPLIT_FORMAT else filled | _with_split_seed(filled["data"]))
+
+
+def _with_split_seed(data: Tree) -> Tree:
+    """Return the section `data` with a split seed. SpecError if a user's own source has an option of that name that is none."""
+    seed = data.get(SPLIT_SEED, 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise SpecError(f"data.{SPLIT_SEED} = {shown(seed)}: hpo splits the data by it; give a whole number from 0")
+    return {"data": {**data, SPLIT_SEED: seed}}
 
 
 # --- what cannot be searched, and what is left out ----------------------------------------------------------------------
