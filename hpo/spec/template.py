@@ -8,7 +8,7 @@ from importlib import resources
 
 from hpo.errors import SpecError, nearest
 
-#: data -> the section that takes the place of the template's
+#: data -> what takes the place of the template's lines before `split_seed`
 SECTIONS = {
     "image_folder": """\
 name = "image_folder"
@@ -28,11 +28,8 @@ name = "npz"
 path = "images.npz"          # beside this file; arrays images and labels, or x_train, y_train, x_val, y_val, ...
 """,
 }
-SPLIT_SEED = (
-    "split_seed = 0               # decides which images are for training, validation and test; `seed` does not\n"
-)
 PLACEHOLDER = '"my-study"'  # for the study's name
-DATA = re.compile(r"(?<=^\[data\]\n).*?(?=^\[)", re.MULTILINE | re.DOTALL)
+DATA = re.compile(r"(?<=^\[data\]\n).*?(?=^split_seed)", re.MULTILINE | re.DOTALL)
 
 
 def text(name: str, data: str | None = None) -> str:
@@ -48,5 +45,4 @@ def text(name: str, data: str | None = None) -> str:
         return found
     if data not in SECTIONS:
         raise SpecError(f"--data {data}: there is no such kind{nearest(data, SECTIONS)}")
-    section = f"{SECTIONS[data]}{SPLIT_SEED}\n"
-    return DATA.sub(lambda _: section, found)
+    return DATA.sub(lambda _: SECTIONS[data], found)

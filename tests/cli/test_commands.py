@@ -230,7 +230,7 @@ def test_init_writes_the_section_of_a_user_s_own_data(data: str, hpo: Hpo, tmp_p
     at = written.index("[data]") + 1
     assert written[at : at + len(section)] == section
     assert written[:at] == plain[:at]
-    assert written[at + len(section) :] == plain[plain.index("[model]") - 1 :]
+    assert written[at + len(section) :] == plain[plain.index("[model]") - 2 :]
 
 
 def test_init_refuses_a_kind_of_data_that_it_does_not_know(hpo: Hpo, tmp_path: Path) -> None:
