@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -103,6 +103,23 @@ class Study:
 
             [written] = export(self._opened(), Path(path), number=trial)
             return written
+
+    def enqueue(self, *configurations: Mapping[str, Any], unknown: bool = False) -> list[int]:
+        """Queue known configurations, which workers take before new trials. Return the numbers of their trials.
+
+        Args:
+            configurations: values by the parameters' dotted paths, or nested dicts of them. The sampler chooses the others.
+            unknown: take parameters that no trial of an objective has had yet.
+
+        Raises SpecError that lists all mistakes: a name or value that does not fit the space. Nothing is queued then.
+        """
+        from hpo.api.settings import plain
+
+        given = [plain(one, f"configuration {place}") for place, one in enumerate(configurations, start=1)]
+        with called():
+            from hpo.study import queued_trials
+
+            return [one.number for one in queued_trials.enqueue(self._joined(), given, unknown=unknown)]
 
     def stop(self, *, now: bool = False) -> int:
         """Start no new trial, in any process. Return how many trials are still open.
