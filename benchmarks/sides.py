@@ -168,6 +168,7 @@ class HpoSide:
     def prepare(self, job: Job) -> None:
         """Write the study file as this comparison wants it: seed, pruner, sampler, and the last epoch's value."""
         document: dict[str, Any] = {**job.task.document, "seed": job.seed, "value": "last"}
+        document["data"] = {**document["data"], "split_seed": job.seed}  # the rivals' split
         document |= {"pruner": PRUNERS[job.options.pruner], "sampler": SAMPLERS[job.options.sampler]}
         if self.is_auto:
             document |= {"pruner": {"name": "auto"}, "sampler": {"name": "auto"}}
