@@ -39,13 +39,6 @@ MARKS = {"auto": "-", "tpe + median": "--", "tpe + hyperband": "-.", "random + h
 TITLE = "How auto ranks trials, and how soon it finds a good one"
 TRIALS = 60  # of a replay whose curves are drawn
 GREY, GOOD, BAD, INK = "#b0bec5", "#00838f", "#c62828", "#37474f"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hpo",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-}
 Floats = npt.NDArray[np.float64]
 
 
@@ -119,7 +112,15 @@ def main(kept: Path, target: Path) -> None:
     quiet_warnings()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = json.loads(kept.read_text())
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "hpo",
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.edgecolor": INK,
+        }
+    ):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         rungs, *others = figure.subplots(1, 1 + len(SHOWN))
         rungs_panel(rungs, tables.load(TABLES / f"{SHOWN[0]}{tables.SUFFIX}"))
