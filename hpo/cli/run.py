@@ -178,7 +178,7 @@ def exit_code(study: Study, code: int, *, json: bool, drawn: bool, again: str) -
 
 
 def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
-    """Print the end of a run: the best trial or the Pareto front, and the next command. Return the summary.
+    """Print the end of a run: the best trial or the Pareto front, the next command, what is wrong. Return the summary.
 
     Args:
         study: the study.
@@ -186,30 +186,44 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
         drawn: whether the terminal still shows the last frame of the live view.
         again: the `--storage` option for the next commands.
     """
+    from hpo.analysis import evidence
+    from hpo.analysis.health import examine
+    from hpo.view import pages
+    from hpo.view.findings import finding_lines
+
+    found = evidence.read(study)
+    if found.summary.is_over:
+        found = evidence.with_columns(study, found)
+    findings = examine(found)
+    if json:
+        text.say_json(pages.to_json(found.summary, findings))
+        return found.summary
+    _tell_end(study, found.summary, drawn=drawn, again=again)
+    if lines := finding_lines(findings):
+        text.say_page("\n".join(lines))
+    return found.summary
+
+
+def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> None:
     from hpo.errors import StudyError
     from hpo.study.results import best
-    from hpo.study.status import summarize
     from hpo.view import chance, pages
 
-    summary = summarize(study)
-    if json:
-        text.say_json(pages.to_json(summary))
-        return summary
     if not drawn:
         text.say_page(pages.status_text(summary))
     if summary.hold:
         text.say_command("next     ", text.command("resume", study.name, options=again), ", then the same command")
-        return summary
+        return
     if not summary.is_over:
         text.say("next     the same command continues the study; hpo status shows what is left")
-        return summary
+        return
     try:
         winners = best(study, k=None) if summary.objectives else best(study)
         if summary.objectives:
             text.say_page(pages.front_text(winners, shutil.get_terminal_size((120, 24)).columns))
             front = text.command("export", study.name, options=f"{again} --front".strip())
             text.say_command("next     ", front, ", or --trial N")
-            return summary
+            return
         text.say_page("\n".join([pages.winner_text(winners[0]), *chance.choice_lines(summary)]))
         best_file = Path(f"{study.name.replace('/', '-')}-best.toml")
         export = text.command("export", study.name, options=f"{again} -o {text.quoted(best_file)}".strip())
@@ -217,7 +231,6 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
         text.say_command("next     ", f"{export} && {train}")
     except StudyError as error:
         text.say_page(str(error), to=sys.stderr)
-    return summary
 
 
 @app.command(epilog=examples("hpo worker digits --storage postgresql://user@host/db", "hpo worker study.toml"))

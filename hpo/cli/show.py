@@ -23,7 +23,13 @@ FOLLOW_SECONDS = 0.5  # between two looks at the logs
 
 
 @app.command(
-    epilog=examples("hpo status", "hpo status digits", "hpo status study.toml", "hpo status digits --trial 11")
+    epilog=examples(
+        "hpo status",
+        "hpo status digits",
+        "hpo status study.toml",
+        "hpo status digits --trial 11",
+        "hpo status digits --health",
+    )
 )
 def status(
     study: Annotated[
@@ -32,14 +38,22 @@ def status(
     trial: Annotated[
         int | None, typer.Option("--trial", min=0, help="Show all of this trial, with the tracebacks of its failures.")
     ] = None,
+    health: Annotated[
+        bool, typer.Option("--health", help="Make all health checks, those too that read every trial.")
+    ] = False,
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the status of studies: trials by state, best trial, running and parked trials, failures."""
+    """Show the status of studies: trials by state, best trial, running and parked trials, failures, what is wrong."""
+    from hpo.analysis import evidence
+    from hpo.analysis.health import examine
     from hpo.errors import SpecError
     from hpo.study import plain
     from hpo.view import chance, pages
+    from hpo.view.findings import finding_lines, healthy_line
 
+    if health and (study is None or trial is not None):
+        raise SpecError("--health: checks one study as a whole; write hpo status STUDY --health")
     if trial is not None and study is None:
         raise SpecError(f"--trial {trial}: needs the name of the trial's study: hpo status STUDY --trial {trial}")
     quiet_warnings()
@@ -48,12 +62,18 @@ def status(
         summaries = plain.statuses(place)
         tell([pages.to_json(one) for one in summaries], pages.status_table(summaries), json=json)
     elif trial is None:
-        summary = plain.summarize(plain.open_any(place, name))
-        page = "\n".join([pages.status_text(summary), *chance.choice_lines(summary)])
-        tell(pages.to_json(summary), page, json=json)
+        opened = plain.open_any(place, name)
+        found = evidence.read(opened)
+        if health:
+            quiet_optuna()
+            found = evidence.with_columns(opened, found)
+        findings = examine(found)
+        wrong = finding_lines(findings) or ([healthy_line(found)] if health else [])
+        page = "\n".join([pages.status_text(found.summary), *chance.choice_lines(found.summary), *wrong])
+        tell(pages.to_json(found.summary, findings), page, json=json)
     else:
-        found = plain.history(plain.open_any(place, name), trial)
-        tell(pages.to_json(found), pages.history_text(found), json=json)
+        history = plain.history(plain.open_any(place, name), trial)
+        tell(pages.to_json(history), pages.history_text(history), json=json)
 
 
 @app.command(epilog=examples("hpo logs digits", "hpo logs digits -f", "hpo logs digits --trial 11"))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hpo.study.study import Study
 
 MOST_RUNNING = 40  # running trials of which more is read than the summary has
+MOST_BEST = 5  # best trials that are read in more detail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def read(study: Study, reading: Reading) -> Details:
     from hpo.study import query
 
     running = dict(list(reading.live.items())[:MOST_RUNNING])
-    leading = [] if study.spec.objectives else reading.leading
+    leading = [] if study.spec.objectives else reading.leading[:MOST_BEST]
     metric = f"validation_{study.spec.metric}" if study.spec.is_declared and study.spec.value != "last" else None
     with study.storage.engine.connect() as connection:
         params = query.params(connection, study, [*running.values(), *(one.trial_id for one in leading)])

@@ -41,6 +41,10 @@ class PlainStudy:
     def trials(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
 
+    def leading(self) -> list[FrozenTrial]:
+        """Return the COMPLETE trials that violate nothing, best first. With several objectives, only the Pareto front."""
+        return _leading(self.goals, self.trials)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlainSummary(Summary):

@@ -492,6 +492,16 @@ def choices(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str
     return found
 
 
+def distributions(connection: sa.Connection, ids: Sequence[int]) -> dict[str, set[str]]:
+    """Return {parameter: its distributions in these trials, as Optuna's JSON}."""
+    found: dict[str, set[str]] = {}
+    recorded = sa.select(trial_params.c.param_name, trial_params.c.distribution_json).distinct()
+    for chunk in chunks(ids):
+        for name, distribution in connection.execute(recorded.where(trial_params.c.trial_id.in_(chunk))):
+            found.setdefault(name, set()).add(distribution)
+    return found
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from hpo.view import words
 from hpo.view.sparkline import sparkline
 
 if TYPE_CHECKING:
+    from hpo.analysis.health import Finding
     from hpo.study.results import TrialResult
     from hpo.study.status import ParkedTrial, Summary
     from hpo.study.trial_history import FinishedTrial, TrialHistory
@@ -232,9 +233,13 @@ def _columns(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
-def to_json(shown: Summary | TrialHistory) -> dict[str, Any]:
-    """Return a summary or history in plain JSON types. Numbers that are not finite become None."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(shown))
+def to_json(shown: Summary | TrialHistory, findings: Sequence[Finding] | None = None) -> dict[str, Any]:
+    """Return a summary or history in plain JSON types, with the findings of health checks if they were made.
+
+    Numbers that are not finite become None.
+    """
+    health = {} if findings is None else {"health": [dataclasses.asdict(one) for one in findings]}
+    plain: dict[str, Any] = _plain(dataclasses.asdict(shown) | health)
     return plain
 
 
