@@ -14,6 +14,6 @@ __all__ = ["after", "app", "command", "lab", "main", "manage", "results", "run",
 ORDER = (
     *("init", "check", "run", "worker"),
     *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
-    *("export", "train", "after", "mlflow", "replay", "fork", "delete"),
+    *("report", "export", "train", "after", "mlflow", "replay", "fork", "delete"),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))

@@ -1,8 +1,9 @@
-"""Commands that show studies: status, dashboard."""
+"""Commands that show studies: status, logs, report, dashboard."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -117,6 +118,52 @@ def logs(
         text.say_page(line)
     if why := shown.missing(attempts):
         raise StudyError(f"study {name!r}: {why}")
+
+
+@app.command(
+    epilog=examples("hpo report digits", "hpo report digits -o digits.csv", "hpo report digits digits-2 -o both.html")
+)
+def report(
+    study: Annotated[list[str], typer.Argument(help="Names of studies, or their study files.", metavar="STUDY...")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write. Default: report.html, or the format's suffix.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="html, json, csv, or png, which needs the extra plots. Default: the file's suffix."
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Name hosts, users, paths and the storage too, which are left out.")
+    ] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Write a report on studies into one file, which opens without a network.
+
+    Of one study it shows the result, how it was found, what it took, and what it was made from. Of several it also sets them
+    beside each other. The study is only read.
+    """
+    from hpo.errors import SpecError
+    from hpo.study import plain
+    from hpo.view.report import output as reports
+
+    path, chosen = reports.choose(output, format)
+    reports.check_place(path)
+    quiet_optuna()
+    found = [study_of(word, storage) for word in study]
+    names = [name for name, _ in found]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise SpecError(f"study {twice[0]!r} is named twice; name each study once")
+    opened = [plain.open_any(place, name) for name, place in found]
+    verb = "replaced" if path.exists() else "wrote"
+    size = reports.write(path, chosen, opened, is_full=full)
+    text.say(f"{verb} {path}: {', '.join(map(text.short, names))}, {text_size(size)}")
+
+
+def text_size(size: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def tell(document: object, page: str, *, json: bool) -> None:

@@ -16,6 +16,7 @@ EXTRAS = {
     "int8": ("torchao",),
     "lightning": ("lightning",),
     "mlflow": ("mlflow",),
+    "plots": ("matplotlib",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "soap": ("pytorch_optimizer",),
     "transformers": ("transformers", "accelerate"),

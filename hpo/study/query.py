@@ -405,6 +405,13 @@ def raw_curve(connection: sa.Connection, study: Study, ids: Sequence[int], metri
     return curves
 
 
+def largest(connection: sa.Connection, study: Study, metric: str) -> float | None:
+    """Return the largest value of a raw metric over all trials, None if it was not measured."""
+    of_metric = sa.and_(hpo_curves.c.study_uid == study.uid, hpo_curves.c.metric == metric)
+    found: float | None = connection.execute(sa.select(sa.func.max(hpo_curves.c.value)).where(of_metric)).scalar_one()
+    return found
+
+
 def failed_attempts(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, int]:
     """Return {trial id: number of its attempts that failed}, without trials that never failed."""
     of_trial = hpo_failures.c.trial_id
@@ -616,6 +623,12 @@ def living_workers(connection: sa.Connection, study: Study) -> Sequence[Any]:
             workers.seen_lately(connection.dialect.name, study.spec.recovery.lease_seconds),
         )
     ).all()
+
+
+def hosts(connection: sa.Connection, study: Study) -> list[str]:
+    """Return the hosts of all workers that a study has had."""
+    found = sa.select(hpo_workers.c.host).where(hpo_workers.c.study_uid == study.uid).distinct()
+    return list(connection.execute(found).scalars())
 
 
 def lives(connection: sa.Connection, study: Study) -> Sequence[Any]:
