@@ -227,6 +227,8 @@ COMMANDS: dict[str, list[list[str]]] = {
     "resume": [[HOSTILE], ["none"]],
     "stop": [[HOSTILE], [HOSTILE, "--trial", "0"], [HOSTILE, "--trial", "3"]],
     "doctor": [[], [HOSTILE], ["--repair"], [HOSTILE, "--fail", "0"], ["--storage", f"sqlite:///{HOSTILE}"]],
+    "enqueue": [[HOSTILE, f"{HOSTILE}=1"], [HOSTILE, HOSTILE], ["none", "x=1"], [HOSTILE, "--file", FILE]],
+    "report": [[HOSTILE], [HOSTILE, "-o", f"{HOSTILE}.html"], [HOSTILE, "--format", HOSTILE], ["none"], [LONG]],
     "export": [[HOSTILE], [HOSTILE, "-o", f"{HOSTILE}.toml"], [HOSTILE, "--trial", "1"], [HOSTILE, "--top", "2"]],
     "train": [["best.toml"], ["best.toml", "-o", HOSTILE], ["raising.toml"], [HOSTILE], [HOSTILE, "--replay"]],
     "after": [[HOSTILE], [HOSTILE, HOSTILE], [HOSTILE, "--export", HOSTILE]],

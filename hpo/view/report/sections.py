@@ -214,7 +214,7 @@ def importance(report: StudyReport) -> Section | None:
                 f" and {len(idle) - MOST_NAMES} more" if len(idle) > MOST_NAMES else ""
             )
             lead.append(
-                f"No effect is shown for {named}: shuffled values reach as much in {100 - CHANCE} % of cases or more."
+                f"Within chance, so no effect is shown: {named}. Shuffled values reach as much in {100 - CHANCE} % of cases."
             )
         if len(one.found) > figures.MOST_BARS:
             lead.append(f"The {figures.MOST_BARS} largest of {len(one.found)} are drawn.")
