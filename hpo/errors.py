@@ -2,7 +2,6 @@
 
 HpoError
 ├── NoAnswer              the storage did not answer in time; treated as an outage
-├── Diverged              the trial's loss is not finite; by default the trial ends as PRUNED
 ├── ProgramError          a trial's program failed, or printed what cannot be read; also a RuntimeError
 └── Fault                 the user must change something; the command ends with exit code 2
     ├── SpecError         a study file or pinned config is wrong
@@ -18,6 +17,7 @@ Signal (BaseException)    not errors: they end a trial's attempt early, inside a
 ├── Unasked               a signal that `hpo run` did not send ended the worker; counts as a lost worker
 ├── Stopped               a person ended the trial; it keeps its current value
 ├── TimeUp                the trial trained for longer than `budget.trial_timeout`
+├── Diverged              the trial diverged; by default it ends as PRUNED
 ├── LostLease             another worker owns the trial now; nothing more may be written
 ├── ChangedSpace          changed code asks for a parameter that does not fit the study; the trial is handed back
 └── Outage                the storage failed for too long; the trial is parked
@@ -48,10 +48,6 @@ class HpoError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
-
-
-class Diverged(HpoError):
-    """Raised when a trial's loss is not finite. The study records it as the outcome of the trial."""
 
 
 class ProgramError(HpoError, RuntimeError):
@@ -141,6 +137,10 @@ class Stopped(Signal):
 
 class TimeUp(Signal):
     """Raised when a trial has trained for longer than `budget.trial_timeout`."""
+
+
+class Diverged(Signal):
+    """Raised when a trial's loss or result is not finite, or when the divergence guard ends it."""
 
 
 class LostLease(Signal):

@@ -33,7 +33,9 @@ def replay(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="An option of the two, such as pruner.n_warmup_steps=3. May be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of the two, such as pruner.n_warmup_steps=3. May be repeated.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=4096, help="Number of simulated workers.")] = 8,

@@ -9,12 +9,13 @@ from typing import Any
 
 from hpo.errors import SpecError, StudyError
 from hpo.lab.table import Ending, Table
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import StudySpec, as_meant
 from hpo.strategy import pruners, samplers
 
 RECORDED = "recorded"  # the sampler that keeps the recorded order
 FULL_TRIALS = 40  # of the default budget
-SECTIONS = ("sampler", "pruner")
+GUARD = "failures.diverged"
+SECTIONS = ("sampler", "pruner", GUARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def make(
         table: the recorded trials.
         sampler: a sampler's name, or "recorded".
         pruner: a pruner's name.
-        settings: options of the two as KEY=VALUE, such as "pruner.reduction_factor=4".
+        settings: options of the two and of the divergence guard as KEY=VALUE, such as "pruner.reduction_factor=4".
         workers: the number of simulated workers.
         epochs: the budget; by default that of FULL_TRIALS full trials, or all trials in the recorded order.
         most_cut: the largest share of trials whose curve may be cut off where it is asked for.
@@ -76,19 +77,31 @@ def make(
         "sampler": {"name": "random" if keeps_order else sampler, **chosen["sampler"]},
         "pruner": {"name": pruner, **chosen["pruner"]},
     }
-    spec = pruners.resolve(samplers.resolve(table.spec.model_copy(update=tables)))
+    recorded = _with_guard(table, chosen[GUARD])
+    spec = pruners.resolve(samplers.resolve(recorded.model_copy(update=tables)))
     if not keeps_order:
         _refuse_cut_rows(table, most_cut)
         epochs = epochs or FULL_TRIALS * table.longest
     return Plan(table=table, spec=spec, keeps_order=keeps_order, workers=workers, epochs=epochs, most_cut=most_cut)
 
 
+def _with_guard(table: Table, given: dict[str, Any]) -> StudySpec:
+    """Return the table's spec with options of the divergence guard. Raises SpecError for a wrong one."""
+    if not given:
+        return table.spec
+    failures = {"failures": {"diverged": table.spec.failures.diverged.model_dump() | given}}
+    return StudySpec.from_document(as_meant({**table.document, **failures}))
+
+
 def _read(setting: str) -> tuple[str, str, Any]:
     """Read one KEY=VALUE. A value is written as in a study file. A bare word is text."""
     path, is_given, written = setting.partition("=")
-    section, _, key = path.strip().partition(".")
+    section, _, key = path.strip().rpartition(".")
     if not is_given or section not in SECTIONS or not key:
-        raise SpecError(f"--set {setting}: is not an option; write --set sampler.KEY=VALUE or --set pruner.KEY=VALUE")
+        raise SpecError(
+            f"--set {setting}: is not an option; write --set sampler.KEY=VALUE, --set pruner.KEY=VALUE or, for the divergence "
+            f"guard, --set {GUARD}.patience=3"
+        )
     try:
         return section, key, tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:

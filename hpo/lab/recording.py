@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.lab.table import Ending, Row, Table
 from hpo.spec.failures import Kind
+from hpo.spec.metrics import OWN_METRIC
 from hpo.storage.trial_rows import TrialRow
 from hpo.study import query
 from hpo.study.query import SECONDS, Cursor
@@ -27,11 +28,16 @@ def record(study: Study) -> Table:
     with study.storage.engine.connect() as connection:
         pages = query.since(connection, study, Cursor())
         outcomes = {row.trial_id: row.outcome for page in pages for row in (*page.final, *page.pending)}
-        seconds = query.raw_curve(connection, study, [row.trial_id for row in found], SECONDS)
-    spec = study.spec
+        ids, spec = [row.trial_id for row in found], study.spec
+        seconds = query.raw_curve(connection, study, ids, SECONDS)
+        metric = f"validation_{spec.metric}" if spec.is_declared else OWN_METRIC
+        raw = query.raw_curve(connection, study, ids, metric)
+    guard = {"failures": {"diverged": spec.failures.diverged.model_dump()}}
     table = Table(
-        document={"format": spec.format, **spec.identity},
-        rows=tuple(_row(row, outcomes.get(row.trial_id), seconds[row.trial_id]) for row in found),
+        document={"format": spec.format, **spec.identity, **guard},
+        rows=tuple(
+            _row(row, outcomes.get(row.trial_id), seconds[row.trial_id], tuple(raw[row.trial_id])) for row in found
+        ),
     )
     check(table, f"study {study.name!r}")
     return table
@@ -45,7 +51,8 @@ def check(table: Table, what: str) -> None:
         raise StudyError(f"{what}: has no curves: no complete trial reported a value at a step; a replay needs them")
 
 
-def _row(row: TrialRow, outcome: str | None, seconds: list[float]) -> Row:
+def _row(row: TrialRow, outcome: str | None, seconds: list[float], raw: tuple[float, ...]) -> Row:
+    differs = len(raw) == len(row.curve) and any(a != b and a == a for a, b in zip(raw, row.curve, strict=True))
     return Row(
         number=row.number,
         space=row.space,
@@ -55,6 +62,7 @@ def _row(row: TrialRow, outcome: str | None, seconds: list[float]) -> Row:
         value=row.values[0] if row.values else None,
         ending=_ending(row, outcome),
         seconds=sum(seconds) / len(seconds) if seconds and sum(seconds) > 0 else 1.0,
+        raw=raw if differs else None,
     )
 
 

@@ -36,7 +36,7 @@ from hpo.storage.optuna_private import (
     look_anew,
     stop_was_requested,
 )
-from hpo.storage.tables import utc
+from hpo.storage.tables import DIVERGED_KEY, utc
 from hpo.storage.trial_rows import TrialRow
 from hpo.strategy import array_pruners, pruners, samplers
 from hpo.strategy.samplers import Sampler
@@ -61,6 +61,7 @@ class TrialEnd:
     state: TrialState
     epochs: int  # trained
     is_unknown: bool = False  # the pruner kept it beyond the end of its curve, which was cut off
+    is_diverged: bool = False  # as recorded, or by the divergence guard
 
 
 @dataclass(kw_only=True)
@@ -215,6 +216,8 @@ class _Replay:
         self._storage.set_trial_intermediate_value(running.trial.own_id, step, value)
         running.trial.cached.intermediate_values[step] = value
         self._course.note(value, self._table.sign)
+        if self._spec.guard.why(row.told[: running.epochs]):
+            return self._end(running, TrialState.PRUNED, is_diverged=True)
         is_last = running.epochs == len(row.curve)
         if (
             is_last and row.is_whole and self._spec.is_declared
@@ -235,7 +238,9 @@ class _Replay:
 
     # --- a trial ends -----------------------------------------------------------------------------------------------
 
-    def _end(self, running: _Running, state: TrialState, *, is_unknown: bool = False) -> bool:
+    def _end(
+        self, running: _Running, state: TrialState, *, is_unknown: bool = False, is_diverged: bool = False
+    ) -> bool:
         """End a trial as a worker does. Return False: it does not train on."""
         value = self._value(running, state)
         values = None if value is None else [value]
@@ -244,11 +249,21 @@ class _Replay:
             frozen = trial.read_anew()
             look_anew(self._study)
             running.sampler.after_trial(bracket_of(self._study, frozen), frozen, state, values)
+        is_at_its_end = running.epochs == len(running.row.curve)
+        is_diverged |= is_at_its_end and running.row.ending is Ending.DIVERGED and state == TrialState.PRUNED
+        if is_diverged:
+            self._storage.set_trial_user_attr(trial.own_id, DIVERGED_KEY, "in a replay")
         self._storage.set_trial_state_values(trial.own_id, state, values)
         if value is not None and state == TrialState.COMPLETE:
             self._course.note(value, self._table.sign)
         self._course.ends.append(
-            TrialEnd(number=running.row.number, state=state, epochs=running.epochs, is_unknown=is_unknown)
+            TrialEnd(
+                number=running.row.number,
+                state=state,
+                epochs=running.epochs,
+                is_unknown=is_unknown,
+                is_diverged=is_diverged,
+            )
         )
         return False
 

@@ -83,6 +83,7 @@ class Winner:
     epochs: int  # of its curve
     ended: int  # replays in which it ended
     pruned_after: tuple[int, ...]  # its epochs in each replay that pruned it
+    diverged: int  # of these, the replays in which the divergence guard did it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,8 @@ class Report:
     regrets: dict[float, Quartiles]  # by share of the budget; infinite before the first report
     trials: float  # that ended in a replay, the mean
     complete: float  # of these, the mean
-    pruned: float  # likewise
+    pruned: float  # likewise; by the pruner
+    diverged: float  # likewise; by themselves, or by the divergence guard
     unknown: float  # likewise; kept by the pruner beyond the end of a curve that was cut off
     sampler_seconds: float  # CPU time of a replay, the median; 0 in the recorded order
     suggestion_seconds: float  # CPU time of a suggestion, the median over the replays
@@ -173,7 +175,8 @@ def summarize(plan: Plan, courses: Sequence[Course]) -> Report:
         },
         trials=fmean(len(course.ends) for course in courses),
         complete=_mean_count(courses, lambda end: end.state == TrialState.COMPLETE),
-        pruned=_mean_count(courses, lambda end: end.state == TrialState.PRUNED),
+        pruned=_mean_count(courses, lambda end: end.state == TrialState.PRUNED and not end.is_diverged),
+        diverged=_mean_count(courses, lambda end: end.is_diverged),
         unknown=_mean_count(courses, lambda end: end.is_unknown),
         sampler_seconds=median(course.sampler_seconds for course in courses),
         suggestion_seconds=median(course.sampler_seconds / max(len(course.distances), 1) for course in courses),
@@ -209,5 +212,12 @@ def _winner(table: Table, courses: Sequence[Course]) -> Winner:
     row = table.rows[table.complete[0]]
     assert row.value is not None
     ends = [end for course in courses for end in course.ends if end.number == row.number]
-    pruned = tuple(end.epochs for end in ends if end.state == TrialState.PRUNED)
-    return Winner(number=row.number, value=row.value, epochs=len(row.curve), ended=len(ends), pruned_after=pruned)
+    pruned = [end for end in ends if end.state == TrialState.PRUNED]
+    return Winner(
+        number=row.number,
+        value=row.value,
+        epochs=len(row.curve),
+        ended=len(ends),
+        pruned_after=tuple(end.epochs for end in pruned),
+        diverged=sum(end.is_diverged for end in pruned),
+    )

@@ -51,15 +51,21 @@ class Row:
     space: dict[str, BaseDistribution]  # in the order of suggestion
     params: tuple[float, ...]  # in Optuna's internal representation, in the order of `space`
     steps: tuple[int, ...]  # ascending; at which a value was reported
-    curve: tuple[float, ...]  # the values reported there
+    curve: tuple[float, ...]  # the values reported there, as Optuna got them
     value: float | None  # the trial's value, None without one
     ending: Ending
     seconds: float  # of one epoch
+    raw: tuple[float, ...] | None = None  # the raw values of the metric there; None if they are not known or the same
 
     @property
     def is_whole(self) -> bool:
         """Whether the trial reported values and ended by itself."""
         return bool(self.curve) and self.ending in (Ending.COMPLETE, Ending.DIVERGED)
+
+    @property
+    def told(self) -> tuple[float, ...]:
+        """What the divergence guard sees: the raw values, or the curve if they are not known or the same."""
+        return self.raw or self.curve
 
     @property
     def external(self) -> dict[str, Any]:
@@ -72,13 +78,13 @@ class Row:
 class Table:
     """The recorded trials of one study, by number."""
 
-    document: Mapping[str, Any]  # the study's spec, without how it was run
+    document: Mapping[str, Any]  # the study's spec, without how it was run, but with `failures.diverged`
     rows: tuple[Row, ...]
 
     @cached_property
     def spec(self) -> StudySpec:
-        """The study's spec."""
-        return StudySpec.from_document(as_meant(self.document))
+        """The study's spec. A table from before the divergence guard has none."""
+        return StudySpec.from_document(as_meant({"failures": {"diverged": {"patience": 0}}, **self.document}))
 
     @property
     def name(self) -> str:
@@ -168,6 +174,11 @@ def save(table: Table, path: Path) -> None:
         "endings": np.array([ENDINGS.index(row.ending) for row in table.rows], np.uint8),
         "seconds": np.array([row.seconds for row in table.rows], np.float32),
     }
+    if any(row.raw for row in table.rows):
+        raw = np.full(curves.shape, np.nan, np.float32)
+        for place, row in enumerate(table.rows):
+            raw[place, is_reported[place]] = row.told
+        arrays["raw"] = raw
     try:
         with atomic_write(path) as part:
             np.savez_compressed(part, **arrays)
@@ -215,4 +226,5 @@ def _row(arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseD
         value=None if math.isnan(value) else value,
         ending=ENDINGS[arrays["endings"][place]],
         seconds=float(arrays["seconds"][place]),
+        raw=tuple(arrays["raw"][place, is_reported].tolist()) if "raw" in arrays else None,
     )

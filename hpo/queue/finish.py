@@ -20,6 +20,7 @@ from hpo.spec.objectives import NOTHING, Beside, KnownCosts
 from hpo.storage import sql, trial_writes
 from hpo.storage.tables import (
     CONSTRAINTS,
+    DIVERGED_KEY,
     INTERMEDIATE_TYPE,
     STOPPED,
     VALUE_TYPE,
@@ -30,6 +31,7 @@ from hpo.storage.tables import (
     intermediate_values,
     study_directions,
     trial_system_attributes,
+    trial_user_attributes,
     trial_values,
     trials,
 )
@@ -224,9 +226,17 @@ def fail(
         connection.execute(hpo_trials.update().where(_of(row)).values(**NO_LEASE, **restart))
     else:
         value = last_finite(connection, row.trial_id) if verdict is Verdict.PRUNE else None
+        if failure.kind is Kind.DIVERGED and verdict is Verdict.PRUNE:
+            _mark_as_diverged(connection, row.trial_id, failure.message)
         _settle(connection, row, STATES[verdict], value, outcome=failure.kind, reason=failure.message)
         _count(connection, row.study_uid, failure, policies.in_a_row)
     return verdict
+
+
+def _mark_as_diverged(connection: sa.Connection, trial_id: int, why: str) -> None:
+    """Note at Optuna's trial that it diverged, for samplers: its values are those from before, and may be good."""
+    told = {"trial_id": trial_id, **trial_writes.attribute_rows({DIVERGED_KEY: sql.storable(why)})[0]}
+    sql.upsert(connection, trial_user_attributes, told, key=["trial_id", "key"])
 
 
 def record(connection: sa.Connection, failure: Failure, verdict: Verdict, **identity: Any) -> None:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import pydantic
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from hpo.errors import Diverged, HpoError, ProgramError, Signal, TimeUp, Unasked
 
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
     OUT_OF_MEMORY = "out_of_memory"  #: GPU or main memory ran out
     CUDA_ERROR = "cuda_error"  #: another error of CUDA or its libraries; the process is unusable after it
-    DIVERGED = "diverged"  #: a loss or result is not finite
+    DIVERGED = "diverged"  #: a loss or result is not finite, or the divergence guard ended the trial
     EXCEPTION = "exception"  #: any other exception of user code, SystemExit included
     DATA_ERROR = "data_error"  #: a file or a DataLoader worker failed
     TIME_LIMIT = "time_limit"  #: the trial trained for longer than budget.trial_timeout
@@ -48,6 +48,17 @@ class Policy(pydantic.BaseModel):
     """The trial's state after the last attempt: FAIL, or PRUNED with its last finite reported value."""
 
 
+class DivergencePolicy(Policy):
+    """The policy for trials that diverged, and the divergence guard."""
+
+    retries: Annotated[int, Ge(0), Le(100)] = 0
+    then: Literal["fail", "prune"] = "prune"
+    patience: Annotated[int, Ge(0), Le(100_000)] = 3
+    """Diverging reports in a row after which the guard ends a trial. 0 turns the guard off."""
+    factor: Annotated[float, Gt(1)] = 100.0
+    """A report diverges if it is not finite, or worse by this factor than all earlier reports."""
+
+
 class MemoryPolicy(Policy):
     """The policy for out-of-memory failures."""
 
@@ -65,8 +76,9 @@ class Policies(pydantic.BaseModel):
     """GPU or main memory ran out. With `halve`, each retry starts again with micro-batches of half the size."""
     cuda_error: Policy = Policy(retries=2, then="fail")
     """Another error of CUDA, cuDNN, cuBLAS, cuSOLVER or NCCL."""
-    diverged: Policy = Policy(retries=0, then="prune")
-    """A loss or result is not finite."""
+    diverged: DivergencePolicy = DivergencePolicy()
+    """A loss or result is not finite. Or `patience` reports in a row are not finite, or worse by `factor` than all earlier
+    ones."""
     exception: Policy = Policy(retries=0, then="fail")
     """Any other exception of user code, SystemExit included."""
     data_error: Policy = Policy(retries=1, then="fail")
@@ -85,7 +97,13 @@ class Policies(pydantic.BaseModel):
         assert info.field_name is not None
         default = cls.model_fields[info.field_name].default
         fills = isinstance(given, dict) and isinstance(default, Policy)
-        return {**default.model_dump(), **given} if fills else given
+        return {**default.model_dump(exclude_unset=True), **given} if fills else given
+
+    def instead_of(self, earlier: Policies) -> Policies:
+        """Return these policies for a study that has had others. A study without a guard gets one only if these name it."""
+        if earlier.diverged.patience or "patience" in self.diverged.model_fields_set:
+            return self
+        return self.model_copy(update={"diverged": self.diverged.model_copy(update={"patience": 0})})
 
     def of(self, kind: Kind) -> Policy:
         """Return the policy of a kind."""

@@ -20,8 +20,9 @@ from annotated_types import Ge, Le
 from hpo.errors import Mistakes, SpecError, located, shown
 from hpo.spec import configuration, metrics, objectives, options, pickled, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
+from hpo.spec.divergence import DivergenceGuard
 from hpo.spec.durations import seconds
-from hpo.spec.failures import Policies
+from hpo.spec.failures import Policies, Policy
 from hpo.spec.objectives import OWN_VALUE, Goals
 from hpo.spec.program import Command, PrintedMetric
 from hpo.spec.space import Choices, Tree
@@ -365,7 +366,8 @@ class StudySpec(pydantic.BaseModel):
 
     def in_format(self, number: int) -> StudySpec:
         """Return a loaded, unresolved spec in another format."""
-        return StudySpec.from_document({**self.document, "format": number, "receipt": self.receipt})
+        found = StudySpec.from_document({**self.document, "format": number, "receipt": self.receipt})
+        return found.model_copy(update={"failures": self.failures})  # they know what the file itself says
 
     def split_like(self, study: StudySpec) -> StudySpec:
         """Return a loaded, unresolved spec with the split seed of a study, unless it names its own."""
@@ -417,6 +419,13 @@ class StudySpec(pydantic.BaseModel):
         return ValueRule.parse(self.value, self.direction) if self.value else None
 
     @property
+    def guard(self) -> DivergenceGuard:
+        """The divergence guard."""
+        assert self.direction is not None
+        policy = self.failures.diverged
+        return DivergenceGuard(factor=policy.factor, patience=policy.patience, direction=self.direction)
+
+    @property
     def goals(self) -> Goals:
         """The objectives and constraints of the study; SpecError for a wrong constraint."""
         assert self.direction is not None
@@ -458,6 +467,8 @@ class StudySpec(pydantic.BaseModel):
         """The spec as plain JSON and TOML values, without unset keys."""
         left_out = {section for section in LEFT_OUT_IF_EMPTY if not getattr(self, section)}
         found = self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
+        if not self.failures.diverged.patience:  # as in studies from before the divergence guard
+            found["failures"]["diverged"] = {key: found["failures"]["diverged"][key] for key in Policy.model_fields}
         if self.format == 1:  # it had neither key
             del found["format"]
             if found["data"].get("reading") == 1:
@@ -474,7 +485,8 @@ class StudySpec(pydantic.BaseModel):
 
     def managed_by(self, other: StudySpec) -> StudySpec:
         """Return this spec with the other spec's MANAGED settings."""
-        return self.model_copy(update={key: getattr(other, key) for key in MANAGED})
+        failures = {"failures": other.failures.instead_of(self.failures)}
+        return self.model_copy(update={key: getattr(other, key) for key in MANAGED} | failures)
 
     @property
     def fingerprint(self) -> str:
@@ -536,11 +548,11 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a document that an earlier version may have resolved, with the keys added that did not exist then.
 
     A resolved document holds every default of its version. An optimizer without `decay` was written before `decay` existed,
-    so all weights decay. A document without `format` has format 1.
+    so all weights decay. A document without `format` has format 1. One without `failures.diverged.patience` has no guard.
     """
     if not isinstance(document, Mapping):  # reported later
         return document
-    document = {"format": 1, **document}
+    document = without_unnamed_guard({"format": 1, **document})
     optimizer = document.get("optimizer")
     if not isinstance(optimizer, dict) or not optimizer:
         return document
@@ -548,6 +560,15 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
     if any("decay" in table for table in tables):
         return document
     return {**document, "optimizer": {**optimizer, "decay": "all"}}
+
+
+def without_unnamed_guard(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document from before the divergence guard with the guard turned off."""
+    failures = document.get("failures")
+    diverged = failures.get("diverged") if isinstance(failures, dict) else None
+    if not isinstance(failures, dict) or not isinstance(diverged, dict) or "patience" in diverged:
+        return document
+    return {**document, "failures": {**failures, "diverged": {**diverged, "patience": 0}}}
 
 
 def _check_durations(spec: StudySpec) -> None:

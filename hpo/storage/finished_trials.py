@@ -17,7 +17,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
-from hpo.storage.tables import CONSTRAINTS, COST_PREFIX
+from hpo.storage.tables import CONSTRAINTS, COST_PREFIX, DIVERGED_KEY
 from hpo.storage.trial_rows import TrialRow
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -93,6 +93,7 @@ class FinishedTrials:
         self._params: dict[str, GrowingArray[np.float64]] = {}
         self._further: list[GrowingArray[np.float64]] = []  # values of the second and later objectives
         self._violations = GrowingArray(np.float64)
+        self._diverged = GrowingArray(np.bool_)
         self._costs: dict[str, GrowingArray[np.float64]] = {}
         self._at_step: defaultdict[int, GrowingArray[np.float64]] = defaultdict(lambda: GrowingArray(np.float64))
         self._who_at_step: defaultdict[int, GrowingArray[np.int64]] = defaultdict(lambda: GrowingArray(np.int64))
@@ -122,6 +123,7 @@ class FinishedTrials:
         self._spaces.extend([self._space(row.space) for row in rows])
         self.has_constraints |= any(key.startswith(CONSTRAINTS) for row in rows for key in row.system_attributes)
         self._violations.extend([violation_in(row.system_attributes) for row in rows])
+        self._diverged.extend([DIVERGED_KEY in row.user_attributes for row in rows])
         self._add_further(rows, start)
         self._add_costs(rows, start)
         self._add_params(rows, start)
@@ -217,6 +219,11 @@ class FinishedTrials:
     def violations(self) -> npt.NDArray[np.float64]:
         """The sum of each trial's violations, 0 for a trial that is feasible or has no constraints."""
         return self._violations.array
+
+    @property
+    def diverged(self) -> npt.NDArray[np.bool_]:
+        """Whether each trial was pruned because it diverged."""
+        return self._diverged.array
 
     def costs(self, name: str) -> npt.NDArray[np.float64]:
         """Return each trial's cost of this name, NaN for a trial without one."""

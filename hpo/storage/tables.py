@@ -22,6 +22,7 @@ UID_KEY = "hpo:uid"  # the user attribute with the study's uid
 QUEUED_KEY = "fixed_params"  # Optuna's system attribute of a queued trial: the values that it was queued with
 CONSTRAINTS = "constraints"  # prefix of Optuna's system attributes with a trial's constraints
 UNREAD_KEY = "hpo:unread_epochs"  # user attribute of a command's trial: pairs of the epochs around a gap in its curve
+DIVERGED_KEY = "hpo:diverged"  # user attribute of a PRUNED trial that diverged: why
 COST_PREFIX = "hpo:cost:"  # prefix of user attributes with costs, known before a trial's first epoch
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")  # the states of trials that have ended, by name
 STOPPED = "stopped"  # the outcome of a trial of ours that a person ended

@@ -30,8 +30,8 @@ class RungRanking:
 
     The trials that reached the highest rung with enough trials come first, by their value there. The other finished trials
     follow, by last step (later is better), then by the value there. NaN is worst. Of equal trials the lower number comes
-    first. Running trials below the rung have no rank. Above all rungs is the end of the training, which only COMPLETE trials
-    have reached.
+    first. Diverged trials come last. Running trials below the rung have no rank. Above all rungs is the end of the training,
+    which only COMPLETE trials have reached.
     """
 
     def __init__(self, curves: Curves, sign: float, enough: int = ENOUGH) -> None:
@@ -45,7 +45,8 @@ class RungRanking:
         reached, there = _highest(curves, enough)
         scores = sign * np.where(reached, there, curves.last_values)
         scores[np.isnan(scores)] = math.inf
-        order = np.lexsort((curves.numbers, scores, np.where(reached, 0, -curves.last_steps), ~reached))
+        worse = (~reached).astype(np.int8) + curves.is_diverged
+        order = np.lexsort((curves.numbers, scores, np.where(reached, 0, -curves.last_steps), worse))
         self.reached = int(reached.sum())  # number of trials that reached the rung
         self.order: Positions = order[(reached | ~curves.is_running)[order]]
 
@@ -56,8 +57,13 @@ def _highest(curves: Curves, enough: int) -> tuple[Bools, Floats]:
         return curves.is_complete, curves.finals
     furthest = int(curves.last_steps.max(initial=0))
     rungs = list(curves.ladder.up_to(furthest)) or [0]
-    standings = map(curves.at_rung, reversed(rungs))
-    return next((found for found in standings if found[0].sum() >= enough), curves.at_rung(0))
+    counts = ~curves.is_diverged
+
+    def at(rung: int) -> tuple[Bools, Floats]:
+        reached, values = curves.at_rung(rung)
+        return reached & counts, values
+
+    return next((found for found in map(at, reversed(rungs)) if found[0].sum() >= enough), at(0))
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,10 @@ class Curves:
         return np.append(of_finished, np.zeros(len(self.running), bool))
 
     @property
+    def is_diverged(self) -> Bools:
+        return np.append(self.columns.diverged[self.at], np.zeros(len(self.running), bool))
+
+    @property
     def finals(self) -> Floats:
         """The values with which trials ended, NaN for others."""
         return np.append(self.columns.values[self.at], np.full(len(self.running), math.nan))

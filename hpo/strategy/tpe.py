@@ -87,18 +87,24 @@ class RankedTrials:
         """The trials' places, best first. Of equal trials the lower number comes first.
 
         COMPLETE trials come first, by value. PRUNED trials follow, by last step (later is better), then by the value there
-        (NaN is worst). A PRUNED trial without reports has last step -1 and comes last.
+        (NaN is worst). A PRUNED trial without reports has last step -1 and comes last. Only diverged trials come after it.
+        Optuna ranks them as other PRUNED ones, by values from before they diverged.
         """
         at, columns = self._positions, self._columns
         pruned = columns.states[at] == TrialState.PRUNED.value
         scores = self._sign * np.where(pruned, columns.last_values[at], columns.values[at])
         scores[np.isnan(scores)] = math.inf
-        return np.lexsort((scores, np.where(pruned, -columns.last_steps[at], 0), pruned))
+        kind = pruned.astype(np.int8) + columns.diverged[at]
+        return np.lexsort((scores, np.where(pruned, -columns.last_steps[at], 0), kind))
 
     def split(self, good: int) -> tuple[Positions, Positions]:
-        """Return the positions in the columns of the best `good` trials and of all others, both in order of number."""
+        """Return the positions in the columns of the best `good` trials and of all others, both in order of number.
+
+        A diverged trial is never good.
+        """
         is_good = np.zeros(len(self), dtype=bool)
         is_good[self._ranking[:good]] = True
+        is_good &= ~self._columns.diverged[self._positions]
         return self._positions[is_good], self._positions[~is_good]
 
     # --- values -----------------------------------------------------------------------------------------------------

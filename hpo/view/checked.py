@@ -41,6 +41,7 @@ def spec_text(spec: StudySpec) -> str:
         f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
         f"sampler: {_sampler_text(spec)}",
         f"pruner: {_named(spec.pruner)}{_rungs_text(spec)}",
+        f"divergence guard: {spec.guard}",
         f"fingerprint: {spec.fingerprint[:12]}",
     ]
     start = [f"  {configuration.text(one)}" for one in spec.start]

@@ -22,7 +22,8 @@ def report_text(report: Report) -> str:
     """Return what replays with many seeds show, a line for each figure."""
     replays = f"{report.seeds} replays" if report.seeds > 1 else "1 replay"
     workers = f"{report.workers} workers" if report.workers > 1 else "1 worker"
-    ends = f"{report.complete:.0f} complete, {report.pruned:.0f} pruned"
+    diverged = f", {report.diverged:.0f} diverged" if report.diverged else ""
+    ends = f"{report.complete:.0f} complete, {report.pruned:.0f} pruned{diverged}"
     regrets = ", ".join(f"{value_text(found.median)} at {SHARES[share]}" for share, found in report.regrets.items())
     lines = [
         f"table    {table_text(report.table)}",
@@ -63,7 +64,8 @@ def winner_text(winner: Winner, pruner: str) -> str:
     if not winner.pruned_after:
         return f"{asked} No" + (f", in none of {winner.ended} replays" if winner.ended > 1 else "")
     of = f", in {len(winner.pruned_after)} of {winner.ended} replays" if winner.ended > 1 else ""
-    return f"{asked} Yes{of}, after epoch {median(winner.pruned_after):g} of {winner.epochs}"
+    guard = f", {winner.diverged} times by the divergence guard" if winner.diverged else ""
+    return f"{asked} Yes{of}, after epoch {median(winner.pruned_after):g} of {winner.epochs}{guard}"
 
 
 def to_json(report: Report) -> dict[str, Any]:

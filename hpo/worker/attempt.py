@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.errors import ChangedSpace, LostLease, MismatchError, Parked, Stopped, TimeUp, Unasked
+from hpo.errors import ChangedSpace, Diverged, LostLease, MismatchError, Parked, Stopped, TimeUp, Unasked
 from hpo.queue.finish import STATES, End
 from hpo.spec.failures import Failure, Kind, Verdict, signal_behind
 from hpo.spec.metrics import OWN_METRIC
@@ -106,7 +106,7 @@ class Attempt:
         except BaseException as error:
             # SystemExit, CancelledError and the like end the objective, not the worker.
             why = signal_behind(error)  # user code may have caught the Signal and raised another error
-            if why is not None and not isinstance(why, Stopped | TimeUp | Unasked):
+            if why is not None and not isinstance(why, Stopped | TimeUp | Unasked | Diverged):
                 pass_on_a_stop(trial)
                 raise why from None
             if why is None and isinstance(error, optuna.TrialPruned):
@@ -171,7 +171,9 @@ def open_trial(study: Study, client: QueueClient, lease: Lease) -> LeasedTrial:
     metric = f"validation_{study.spec.metric}" if study.spec.is_declared else OWN_METRIC
     curve = client.curve(lease, metric) if claim.checkpoint else []
     spec = study.spec
-    trial = LeasedTrial(study.optuna, client, lease, spec.rule, curve, spec.goals, shifts=spec.format == 1)
+    trial = LeasedTrial(
+        study.optuna, client, lease, spec.rule, curve, spec.goals, guard=spec.guard, shifts=spec.format == 1
+    )
     pending_reports.take(study.trial_folder(trial.number), trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:

@@ -1,9 +1,9 @@
 """The runner of a declared training: K trials train together, each with its own report, decision, checkpoint and end.
 
 After an epoch all values are written in one statement. Then all decisions are made from one read, so no decision
-depends on the order of the trials. The first match decides: a loss that is not finite, diverged. The last epoch or
-early stopping, COMPLETE. The pruner, PRUNED. So the pruner is never asked about a trial that has just ended. The values
-of that trial are still compared with those of others.
+depends on the order of the trials. The first match decides: a loss that is not finite, or the divergence guard, diverged.
+The last epoch or early stopping, COMPLETE. The pruner, PRUNED. So the pruner is never asked about a trial that has just
+ended. The values of that trial are still compared with those of others.
 
 With the loop as the executor K is 1, and one trial trains after the other.
 """
@@ -325,14 +325,21 @@ def _raise(error: BaseException) -> NoReturn:
 
 def _own_end(attempt: Attempt, result: EpochResult) -> Outcome | None:
     """Return the trial's outcome if this epoch ends it without the pruner; None if not."""
-    if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
-        return partial(_diverged, attempt, result)
+    if why := _why_diverged(attempt, result):
+        return partial(_diverged, attempt, why)
     return partial(_complete, attempt) if attempt.run.finished else None  # pruning would save nothing
 
 
-def _diverged(attempt: Attempt, result: EpochResult) -> NoReturn:
+def _why_diverged(attempt: Attempt, result: EpochResult) -> str | None:
+    """Return why a trial diverged: its loss is not finite, or the divergence guard ends it. Return None if it did not."""
+    if not (math.isfinite(result.train_loss) and math.isfinite(result.validation_loss)):
+        return f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}"
+    return attempt.trial.why_diverged("epoch", f"validation {attempt.study.spec.metric}")
+
+
+def _diverged(attempt: Attempt, why: str) -> NoReturn:
     attempt.lease.check()
-    raise Diverged(f"epoch {result.epoch}: loss {result.train_loss}, validation loss {result.validation_loss}")
+    raise Diverged(why)
 
 
 def _prune(attempt: Attempt) -> NoReturn:

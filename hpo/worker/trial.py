@@ -22,6 +22,7 @@ from hpo.queue.report import Report
 from hpo.queue.start import SuggestedParams
 from hpo.spec import space
 from hpo.spec.curve import ValueRule
+from hpo.spec.divergence import DivergenceGuard
 from hpo.spec.metrics import OWN_METRIC
 from hpo.spec.objectives import NOTHING, Beside, Goals, KnownCosts
 from hpo.storage import choices
@@ -29,6 +30,7 @@ from hpo.storage.optuna_private import ExtensibleTrial, id_of
 from hpo.storage.optuna_storage import OptunaStorage
 from hpo.storage.tables import COST_PREFIX
 from hpo.strategy import distributions
+from hpo.study.format import value_text
 from hpo.text import command
 from hpo.worker.client import Lease, QueueClient
 
@@ -54,6 +56,7 @@ class LeasedTrial(ExtensibleTrial):
         goals: Goals,
         *,
         shifts: bool,
+        guard: DivergenceGuard | None = None,
     ) -> None:
         """Open a claimed trial.
 
@@ -62,6 +65,7 @@ class LeasedTrial(ExtensibleTrial):
             curve: what the trial reported up to its checkpoint.
             goals: the study's objectives and bounds. They are used if there are several objectives or a bound.
             shifts: count all steps from 1 if the first one is 0, as in studies of format 1.
+            guard: ends the trial if its curve diverges; None for no guard.
         """
         super().__init__(study, lease.claim.trial_id)
         self.goals = goals if goals.are_several or goals.bounds else None
@@ -70,6 +74,7 @@ class LeasedTrial(ExtensibleTrial):
         self.client = client
         self.lease = lease
         self.rule = rule
+        self._guard = guard
         self.curve = [*curve]  # raw values of the judged metric, in the order of the steps
         self._had_params = frozenset(self.cached.params)  # the names from before this attempt
         self._shift = None if shifts else 0  # None until the first report
@@ -87,8 +92,8 @@ class LeasedTrial(ExtensibleTrial):
     def report(self, value: float, step: int) -> None:
         """Report a value as `optuna.Trial.report` does. Steps may come in any order. The first value of a step is kept.
 
-        Raises one of the Signals if the attempt must end, TypeError for a value that is no number, and ValueError for a
-        step outside 0..MAX_STEP - 1.
+        Raises one of the Signals if the attempt must end, or if the trial has diverged. Raises TypeError for a value that is
+        no number, and ValueError for a step outside 0..MAX_STEP - 1.
         """
         number, step = self._checked(value, step)
         with self._reporting:
@@ -110,6 +115,8 @@ class LeasedTrial(ExtensibleTrial):
             if self.user_state is not None:
                 self.user_state.note_report(number, step)
         self._let_go()
+        if why := self.why_diverged("step", "value"):
+            raise Diverged(why)
 
     def _reports_of(self, number: float, step: int) -> list[Report]:
         """Return the report of a value at a step, and new reports of later steps whose value by the rule has changed."""
@@ -150,6 +157,16 @@ class LeasedTrial(ExtensibleTrial):
         except (Parked, Outage):
             if self.parks_in_reports:
                 raise
+
+    def why_diverged(self, unit: str, metric: str) -> str | None:
+        """Return in one line why the divergence guard ends the trial after its last report; None if it does not.
+
+        Args:
+            unit: "epoch" or "step".
+            metric: the name of the reported values.
+        """
+        why = self._guard.why(self.curve) if self._guard else None
+        return why and f"{unit} {self.last_step}: {metric} {value_text(self.curve[-1])}; {why} (failures.diverged)"
 
     def give(self, name: str, distribution: BaseDistribution) -> Any:
         """Suggest a parameter's value as Optuna does, in the type that the objective asks for."""

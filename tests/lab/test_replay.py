@@ -209,3 +209,62 @@ def test_a_declared_trial_that_has_ended_is_not_judged() -> None:
     assert [end.state.name for end in ends(table(*rows), *THRESHOLD, pruner="threshold")] == ["PRUNED", "PRUNED"]
     of_declared = ends(table(*rows, document=DECLARED), *THRESHOLD, pruner="threshold")
     assert [end.state.name for end in of_declared] == ["COMPLETE", "PRUNED"]
+
+
+# --- the divergence guard ---------------------------------------------------------------------------------------------
+
+EXPLODING = [
+    row(0, [1.0] * 6),
+    row(1, [1.0, *[1e6] * 5]),
+    row(2, [1.0, 1.0, math.nan, math.nan], Ending.DIVERGED),
+    row(3, [1.0] * 6, raw=(1.0, *[1e6] * 5)),  # by the rule "best" the pruner saw no rise
+]
+
+
+def guarded(*settings: str) -> list[tuple[str, int, bool]]:
+    found = plans.make(table(*EXPLODING), sampler="recorded", pruner="none", settings=settings, workers=1)
+    return [(end.state.name, end.epochs, end.is_diverged) for end in replay.run(found, 0).ends]
+
+
+def test_the_guard_is_replayed_if_the_study_had_it_or_if_it_is_named() -> None:
+    whole = ("COMPLETE", 6, False)
+    assert guarded() == [whole, whole, ("PRUNED", 4, True), whole]  # a table from before the guard
+    assert guarded("failures.diverged.patience=3") == [
+        whole,
+        ("PRUNED", 4, True),
+        ("PRUNED", 4, True),
+        ("PRUNED", 4, True),
+    ]
+    assert guarded("failures.diverged.patience=2", "failures.diverged.factor=1e7") == [
+        whole,
+        whole,
+        ("PRUNED", 4, True),
+        whole,
+    ]
+
+
+def test_a_study_s_guard_gives_its_live_decisions(make_study: MakeStudy) -> None:
+    study = make_study(6, value="best", pruner={"name": "successive_halving", "reduction_factor": 2})
+
+    def explode(trial: optuna.Trial) -> float:
+        trial.suggest_float("rate", 0.0, 1.0)
+        loss = 9.0 if trial.number == 4 else 1 / (trial.number + 1)  # ever better, but for one
+        for epoch in range(1, EPOCHS + 1):
+            trial.report(1e6 if trial.number % 2 and epoch > 3 else loss, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return loss
+
+    assert worker_loop.work(study, explode, study.ledger("w"), StopSignal()) == 0
+    recorded = recording.record(study)
+    assert recorded.spec.guard == study.spec.guard
+    assert [row.ending for row in recorded.rows] == [
+        *(Ending.COMPLETE, Ending.DIVERGED) * 2,
+        *(Ending.CUT, Ending.DIVERGED),
+    ]
+    again = plans.make(
+        recorded, sampler="recorded", pruner="successive_halving", settings=["pruner.reduction_factor=2"], workers=1
+    )
+    assert [(end.state, end.epochs) for end in replay.run(again, 0).ends] == [
+        (trial.state, len(trial.intermediate_values)) for trial in study.optuna.trials
+    ]

@@ -62,8 +62,8 @@ LATE = [row(0, [5.0, 4.0, 3.0]), row(1, [6.0, 3.0, 2.0]), row(2, [9.0, 8.0, 1.0]
 def test_the_winner_s_fate() -> None:
     killed = report.replay_all(plan(table(*LATE), "successive_halving"), seeds=9, processes=1).winner
     kept = report.replay_all(plan(table(*LATE), "median"), seeds=9, processes=1).winner
-    assert killed == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=(1,))
-    assert kept == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=())
+    assert killed == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=(1,), diverged=0)
+    assert kept == report.Winner(number=2, value=1.0, epochs=3, ended=1, pruned_after=(), diverged=0)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_winner_s_fate() -> None:
     ],
 )
 def test_the_winner_s_fate_in_a_sentence(ended: int, pruned_after: tuple[int, ...], said: str) -> None:
-    winner = report.Winner(number=4, value=0.5, epochs=8, ended=ended, pruned_after=pruned_after)
+    winner = report.Winner(number=4, value=0.5, epochs=8, ended=ended, pruned_after=pruned_after, diverged=0)
     asked = "would median have ended the winner, trial 4 (0.5000)? "
     assert replays.winner_text(winner, "median") == asked + said
 

@@ -69,6 +69,11 @@ def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     assert found.rows[0].seconds == float(np.float32(0.3))
 
 
+def test_a_file_keeps_the_raw_values_where_they_differ(tmp_path: Path) -> None:
+    tables.save(table(row(0, [0.5, 0.5], raw=(0.5, 9.0)), row(1, [2.0])), tmp_path / "made.npz")
+    assert [one.told for one in tables.load(tmp_path / "made.npz").rows] == [(0.5, 9.0), (2.0,)]
+
+
 def test_a_name_by_which_a_table_would_not_be_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"--save .*/made\.dat: a table's name ends in \.npz; write --save .*/made\.dat\.npz"

@@ -14,7 +14,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hpo.errors import Diverged, LostLease, Outage, Parked, Signal, SpecError, Stopped, TimeUp
-from hpo.spec.failures import LONGEST_MESSAGE, Failure, Kind, MemoryPolicy, Policies, Policy, kind_of, signal_behind
+from hpo.spec.failures import (
+    LONGEST_MESSAGE,
+    DivergencePolicy,
+    Failure,
+    Kind,
+    MemoryPolicy,
+    Policies,
+    Policy,
+    kind_of,
+    signal_behind,
+)
 from hpo.spec.study_file import StudySpec
 from tests.conftest import OWN_OBJECTIVE
 
@@ -273,7 +283,7 @@ def test_a_file_changes_a_part_of_a_policy_and_keeps_the_rest() -> None:
     changed = policies(exception={"retries": 3}, out_of_memory={"halve": False}, diverged={"then": "fail"})
     assert changed.exception == Policy(retries=3, then="fail")
     assert changed.out_of_memory == MemoryPolicy(retries=4, then="fail", halve=False)
-    assert changed.diverged == Policy(retries=0, then="fail")
+    assert changed.diverged == DivergencePolicy(retries=0, then="fail", patience=3, factor=100.0)
     default = Policies().model_dump()
     touched = {"exception", "out_of_memory", "diverged"}
     assert {k: v for k, v in changed.model_dump().items() if k not in touched} == {
