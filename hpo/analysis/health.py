@@ -148,7 +148,7 @@ def tied(evidence: Evidence) -> Finding | None:
     return Finding(
         name=TIE,
         text=f"{others} {many}other {are} the best value, {value_text(best.value)}{less}: which one leads is chance.",
-        mend="Train the leaders again with other seeds, or search by the loss, which tells more of them apart.",
+        mend=f"{command('confirm', evidence.name)} trains the leaders again with other seeds and says which is best.",
     )
 
 

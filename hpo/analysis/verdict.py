@@ -102,6 +102,50 @@ def judge(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dominance:
+    """A configuration whose means are all at least as good as another one's, and one of them better."""
+
+    by: int
+    is_sure: bool  # by paired tests of every objective, with the error of a verdict
+
+
+def dominances(
+    runs: Mapping[int, Sequence[Sequence[float]]], directions: Sequence[str], *, look: int = 1, error: float = ERROR
+) -> dict[int, Dominance]:
+    """Return which configurations another one dominates after their runs, and by which.
+
+    An objective without any deviation is compared exactly. Dominance is sure if every other objective passes its test, at a level
+    that is shared among all ordered pairs; that all must pass costs nothing (intersection-union test).
+
+    Args:
+        runs: for each configuration its runs, each with a value for each objective.
+        directions: whether each objective is maximized or minimized.
+        look: how often the runs were looked at, this time included.
+        error: the largest probability of a wrong statement that is sure.
+    """
+    signs = [1 if direction == "maximize" else -1 for direction in directions]
+    better = {
+        one: [[sign * v for sign, v in zip(signs, run, strict=True)] for run in several]
+        for one, several in runs.items()
+    }
+    level = level_of(look, error) / (len(runs) * (len(runs) - 1))
+    found: dict[int, Dominance] = {}
+    for one, ours in better.items():
+        for other, theirs in better.items():
+            pairs = [
+                _Pair.of(a, b, 0.0) for a, b in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
+            ]
+            leads = [pair.lead for pair in pairs]
+            if other == one or min(leads) < 0 or max(leads) <= 0:
+                continue
+            noisy = [pair for pair in pairs if pair.deviation]
+            is_sure = all(pair.lead - (pair.bound(level) - pair.lead) > 0 for pair in noisy)
+            if one not in found or (is_sure and not found[one].is_sure):
+                found[one] = Dominance(by=other, is_sure=is_sure)
+    return found
+
+
 def level_of(look: int, error: float = ERROR) -> float:
     """Return the probability of error that one look may spend. The levels of all looks add up to less than `error`."""
     return error * SPENT * (1 - SPENT) ** (look - 1)

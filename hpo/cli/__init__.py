@@ -5,15 +5,15 @@ Each module holds the commands of one purpose. A command imports heavy modules o
 
 from __future__ import annotations
 
-from hpo.cli import after, lab, manage, results, run, show
+from hpo.cli import after, confirm, lab, manage, results, run, show
 from hpo.cli.app import app, command, main
 
-__all__ = ["after", "app", "command", "lab", "main", "manage", "results", "run", "show"]
+__all__ = ["after", "app", "command", "confirm", "lab", "main", "manage", "results", "run", "show"]
 
 # The order in the help. A command that is missing here fails at import.
 ORDER = (
     *("init", "check", "run", "worker"),
     *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
-    *("report", "export", "train", "after", "mlflow", "replay", "fork", "delete"),
+    *("confirm", "report", "export", "train", "after", "mlflow", "replay", "fork", "delete"),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,8 @@ from hpo.worker.signals import StopSignal
 if TYPE_CHECKING:
     from hpo.final.train import FinalTraining
     from hpo.spec.study_file import StudySpec
+    from hpo.study.plain import PlainStudy
+    from hpo.study.study import Study
     from hpo.train.epoch import EpochResult
 
 MLFLOW_STORE = "sqlite:///mlflow.db"  # as MLflow itself
@@ -47,6 +49,9 @@ def export(
     front: Annotated[
         bool, typer.Option("--front", help="Export the Pareto front of several objectives: best.1.toml, ...")
     ] = False,
+    confirmed: Annotated[
+        bool, typer.Option("--confirmed", help="Export the trial that `hpo confirm` found best, or within delta of it.")
+    ] = False,
     storage: StorageOption = None,
 ) -> None:
     """Write the config of the best trial, with all values pinned and a receipt of its origin.
@@ -57,10 +62,14 @@ def export(
     from hpo.receipt import BEST_STEP
     from hpo.study import export as exporting
     from hpo.study import plain
-    from hpo.study.format import with_interval
-    from hpo.view import chance
+    from hpo.study.format import value_text, with_interval
 
-    chosen = {f"--trial {trial}": trial is not None, f"--top {top}": top is not None, "--front": front}
+    chosen = {
+        f"--trial {trial}": trial is not None,
+        f"--top {top}": top is not None,
+        "--front": front,
+        "--confirmed": confirmed,
+    }
     given = [option for option, is_given in chosen.items() if is_given]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} cannot be combined; remove one")
@@ -68,7 +77,8 @@ def export(
     name, place = study_of(study, storage)
     opened = plain.open_any(place, name)
     before = {*output.parent.iterdir()} if output.parent.is_dir() else set()
-    written = exporting.export(opened, output, number=trial, top=top, whole_front=front)
+    number, receipt = winner_of(opened) if confirmed else (trial, None)
+    written = exporting.export(opened, output, number=number, top=top, whole_front=front, confirmed=receipt)
     for path, result in written.items():
         again = text.command("train", path, options=f"-o {text.quoted(f'runs/{path.stem}')}")
         first = ""
@@ -84,8 +94,32 @@ def export(
         else:
             of_step = f" of step {result.receipt[BEST_STEP]}" if BEST_STEP in result.receipt else ""
             text.say_command(f"its weights{of_step}: ", f"hpo.load_weights({result.checkpoint!r})")
-    if trial is None and (lines := chance.choice_lines(plain.summarize(opened))):
+    if receipt is not None:
+        text.say(f"confirmed by {receipt['runs']} runs: mean {value_text(receipt['mean'])}, in {receipt['study']!r}")
+    elif trial is None and (lines := warnings_of(opened, again_option(storage, None, place.shown))):
         text.say_page("\n".join(lines))
+
+
+def winner_of(opened: Study | PlainStudy) -> tuple[int, dict[str, Any]]:
+    """Return the number of the confirmed trial and what a receipt says of it. Raises StudyError without a verdict."""
+    from hpo.analysis import confirmation
+    from hpo.errors import StudyError
+    from hpo.study.study import Study
+
+    if not isinstance(opened, Study):
+        raise StudyError(f"study {opened.name!r} was made by Optuna; hpo confirms only studies of its own")
+    return confirmation.winner(opened)
+
+
+def warnings_of(opened: Study | PlainStudy, again: str) -> list[str]:
+    """Return lines on chance, and on leaders that tie or lie within the noise, for a trial chosen by its value."""
+    from hpo.study import plain
+    from hpo.study.study import Study
+    from hpo.view import chance, confirmed
+
+    summary = plain.summarize(opened)
+    own = confirmed.choice_lines(opened, summary.best, again) if isinstance(opened, Study) else []
+    return [*chance.choice_lines(summary), *own]
 
 
 @app.command(epilog=examples("hpo train best.toml -o runs/digits", "hpo train best.toml --replay"))

@@ -207,7 +207,7 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
 def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> None:
     from hpo.errors import StudyError
     from hpo.study.results import best
-    from hpo.view import chance, pages
+    from hpo.view import chance, confirmed, pages
 
     if not drawn:
         text.say_page(pages.status_text(summary))
@@ -224,7 +224,8 @@ def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> Non
             front = text.command("export", study.name, options=f"{again} --front".strip())
             text.say_command("next     ", front, ", or --trial N")
             return
-        text.say_page("\n".join([pages.winner_text(winners[0]), *chance.choice_lines(summary)]))
+        own = confirmed.verdict_line(study, again)
+        text.say_page("\n".join([pages.winner_text(winners[0]), *chance.choice_lines(summary), *own]))
         best_file = Path(f"{study.name.replace('/', '-')}-best.toml")
         export = text.command("export", study.name, options=f"{again} -o {text.quoted(best_file)}".strip())
         train = text.command("train", best_file, options=f"-o {text.quoted(f'runs/{best_file.stem}')}")

@@ -65,7 +65,7 @@ def run(
     returned: Any = None
     try:
         with as_in_optimize(study):
-            seeds.seed_globals(seeds.of_trial(spec.seed, trial.number))
+            seeds.seed_globals(seeds.of_trial(spec.seed, trial.number, trial.user_attrs))
             returned = objective(trial)
     except optuna.TrialPruned:  # raised by the objective itself; the value is then its last finite report
         returned = next((value for value in reversed(trial.curve) if math.isfinite(value)), None)

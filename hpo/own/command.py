@@ -114,7 +114,7 @@ class CommandTraining:
         return {
             program.TRIAL: str(trial.number),
             program.STUDY: self._study,
-            program.SEED: str(seeds.of_trial(self._seed, trial.number) % SEEDS),
+            program.SEED: str(seeds.of_trial(self._seed, trial.number, trial.user_attrs) % SEEDS),
             program.CHECKPOINT_DIR: str(site.folder),
             program.REPORTS: str(site.reports),
         }

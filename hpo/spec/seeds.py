@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from collections.abc import Mapping
+from typing import Any
+
+SEED_KEY = "hpo:seed"  # user attribute with the seed of a trial that does not get its own from its number
 
 
 def derive(*parts: int | str) -> int:
@@ -16,9 +20,16 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
-def of_trial(study_seed: int, number: int) -> int:
-    """Return the seed from which everything random in a trial is derived."""
-    return derive(study_seed, "trial", number)
+def of_trial(study_seed: int, number: int, attributes: Mapping[str, Any] | None = None) -> int:
+    """Return the seed from which everything random in a trial is derived.
+
+    Args:
+        study_seed: the study's seed.
+        number: the trial's number.
+        attributes: the trial's user attributes, which may give a seed: `hpo confirm` trains several trials with one seed.
+    """
+    given = (attributes or {}).get(SEED_KEY)
+    return derive(study_seed, "trial", number) if given is None else int(given)
 
 
 def seed_globals(seed: int) -> None:

@@ -162,6 +162,19 @@ def _attributes(study_id: int, values: Mapping[str, Any]) -> list[dict[str, Any]
     return [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in values.items()]
 
 
+def set_user_attributes(connection: sa.Connection, study_id: int, values: Mapping[str, Any]) -> None:
+    """Insert or overwrite user attributes of a study."""
+    if values:
+        sql.upsert(connection, study_user_attributes, *_attributes(study_id, values), key=["study_id", "key"])
+
+
+def user_attributes(connection: sa.Connection, study_id: int) -> dict[str, Any]:
+    """Return the user attributes of a study."""
+    attribute = study_user_attributes.c
+    found = sa.select(attribute.key, attribute.value_json).where(attribute.study_id == study_id)
+    return {key: json.loads(text) for key, text in connection.execute(found)}
+
+
 def update(connection: sa.Connection, uid: str, **values: Any) -> None:
     """Set columns of our row of a study."""
     connection.execute(hpo_studies.update().where(hpo_studies.c.uid == uid).values(**values))

@@ -7,7 +7,7 @@ curves that a replay must give again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ def export(
     number: int | None = None,
     top: int | None = None,
     whole_front: bool = False,
+    confirmed: Mapping[str, Any] | None = None,
 ) -> dict[Path, TrialResult]:
     """Write the best trial, one trial by number, or several trials. Return the trial of each file.
 
@@ -54,6 +55,7 @@ def export(
         number: the trial to write.
         top: how many of the best trials to write. With several objectives, the first one orders the front.
         whole_front: write all trials on the Pareto front.
+        confirmed: what the receipt says of the trial's confirmation.
 
     Raises StudyError if there is no finished trial, if several objectives leave the choice open, if it is not recorded
     which value a trial had, or if a file cannot be written.
@@ -66,7 +68,10 @@ def export(
         raise StudyError(*_choose(study, found))
     found = found if number is not None else found[:top]
     if top in (None, 1) and not whole_front:
-        return {write(output, pinned(study, found[0])): found[0]}
+        document = pinned(study, found[0])
+        if confirmed is not None:
+            document["receipt"]["confirmed"] = dict(confirmed)
+        return {write(output, document): found[0]}
     return {
         write(output.with_suffix(f".{rank}{output.suffix}"), pinned(study, result)): result
         for rank, result in enumerate(found, start=1)

@@ -450,6 +450,24 @@ def user_attributes(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
     return {key: json.loads(text) for key, text in told}
 
 
+def with_attribute(connection: sa.Connection, study: Study, key: str) -> dict[int, Any]:
+    """Return {trial id: value of a user attribute} of the trials that have it."""
+    attribute = trial_user_attributes.c
+    told = (
+        sa.select(attribute.trial_id, attribute.value_json)
+        .join(trials, trials.c.trial_id == attribute.trial_id)
+        .where(trials.c.study_id == study.study_id, attribute.key == key)
+    )
+    return {trial_id: json.loads(text) for trial_id, text in connection.execute(told)}
+
+
+def complete_values(connection: sa.Connection, study: Study) -> list[float]:
+    """Return the first value of each COMPLETE trial, those that violate a constraint included."""
+    found = sa.select(trial_values.c.value, trial_values.c.value_type).select_from(with_value(study))
+    of_complete = found.where(trials.c.study_id == study.study_id, trials.c.state == "COMPLETE")
+    return [value_of(row) for row in connection.execute(of_complete.where(trial_values.c.value_type.is_not(None)))]
+
+
 def params(connection: sa.Connection, study: Study, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Return {trial id: {parameter: value}} in the order of suggestion. Lists and tables are as in the study file."""
     found: dict[int, dict[str, Any]] = {trial_id: {} for trial_id in ids}

@@ -14,10 +14,11 @@ from typing import Any
 
 from hpo.errors import Mistakes, located
 from hpo.own import training
-from hpo.spec import configuration, usercode
+from hpo.spec import configuration, space, usercode
 from hpo.spec.configuration import Configuration
 from hpo.spec.program import Command
 from hpo.spec.study_file import OWN, StudySpec, read_document
+from hpo.spec.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,19 @@ def digest_code(spec: StudySpec, folder: Path) -> str:
 
     weights = [folder / Path(name).expanduser() for name in registry.weights(spec)]
     return usercode.digest(spec.code_references, folder, weights)
+
+
+def data_digest(spec: StudySpec, folder: Path) -> str | None:
+    """Return the digest of a declared spec's training and validation data, as its workers compute it; None for a user's own.
+
+    Raises SpecError if the data cannot be read.
+    """
+    if not spec.is_declared:
+        return None
+    from hpo.train.build import assemble
+
+    config = TrainConfig.from_tree(next(space.variants(spec.tree)))
+    return assemble.data_digest(config, spec.split_seed, folder)
 
 
 def load_and_digest(spec: StudySpec, folder: Path) -> str:

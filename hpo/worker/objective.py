@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from hpo.data import Splits
 from hpo.queue.start import SuggestedParams, TrialReceipt
 from hpo.receipt import receipt
 from hpo.spec import seeds, space, usercode
-from hpo.spec.training import TrainConfig
+from hpo.spec.training import Part, TrainConfig
+from hpo.storage.tables import FOLD_KEY
 from hpo.study import study as studies
 from hpo.study.interval import IMAGES_KEY
 from hpo.study.study import Study
@@ -29,6 +30,8 @@ from hpo.worker.stacked_runner import StackedRunner
 
 log = logging.getLogger(__name__)
 MANY_PARTITIONS = 16  # stack keys that a worker measures at most
+OF_FOLD = " fold "  # in a stack key; a stack has the data of one fold, but each fold is trained in the same way
+FOLDS_KEPT = 2  # splits in memory for trials of other folds than the study's
 LOST = (
     3  # stack keys of one model that are slower than the loop, before any is faster; others of it are not measured then
 )
@@ -65,6 +68,7 @@ class Declared:
         self._choices: dict[str, Choice] = {}
         self._slots_of: dict[str, list[int]] = {}  # measured, for each stack key of a model
         self._fleet = 1
+        self._splits_of_fold = lru_cache(FOLDS_KEPT)(self._load_fold)
 
     def runner(self, study: Study, client: QueueClient, fleet: int) -> StackedRunner:
         """Return the runner of the study's trials.
@@ -86,14 +90,16 @@ class Declared:
         """Build a trial's run from its pinned tree, and load its checkpoint if there is one."""
         config = TrainConfig.from_tree(attempt.pinned)  # the parameters are already written if this refuses them
         accumulation = attempt.lease.claim.accumulation
-        batch = min(config.training.batch_size, len(self._splits.train.labels))
+        fold = attempt.trial.user_attrs.get(FOLD_KEY)
+        splits = self._splits if fold is None else self._splits_of_fold(fold)
+        batch = min(config.training.batch_size, len(splits.train.labels))
         if can_halve(batch, accumulation):
             attempt.finer_accumulation = 2 * accumulation
-        seed = seeds.of_trial(self._study.spec.seed, attempt.number)
-        run = self._run_of(config, seed, accumulation=accumulation)
+        seed = seeds.of_trial(self._study.spec.seed, attempt.number, attempt.trial.user_attrs)
+        run = self._run_of(config, splits, seed, accumulation=accumulation)
         attempt.trial.learn_costs(lambda: self._costs(run, config))
         attempt.config, attempt.run = config, run
-        attempt.stack_key = stack_key_of(run, config.training)
+        attempt.stack_key = stack_key_of(run, config.training) + ("" if fold is None else f"{OF_FOLD}{fold}")
         attempt.checkpoints = CheckpointManager(attempt.study, run, attempt.trial)
         attempt.checkpoints.resume()
 
@@ -112,7 +118,8 @@ class Declared:
         return choice.build(attempt.run)
 
     def _choice(self, attempt: Attempt) -> Choice:
-        if attempt.stack_key not in self._choices:
+        key = attempt.stack_key.partition(OF_FOLD)[0]
+        if key not in self._choices:
             spec = self._study.spec
             if len(self._choices) >= MANY_PARTITIONS:
                 why = (
@@ -124,16 +131,24 @@ class Declared:
                 return Choice(executor="loop", slots=1, why=why)
             found = choose(spec, attempt.config, self._splits, self._folder, self._device)
             self._slots_of.setdefault(model, []).append(found.slots)
-            self._choices[attempt.stack_key] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
-        return self._choices[attempt.stack_key]
+            self._choices[key] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
+        return self._choices[key]
 
     def _is_lost(self, model: str) -> bool:
         """Return whether measuring more architectures of a model costs more than a stack may save."""
         spec, found = self._study.spec, self._slots_of.get(model, [])
         return spec.executor == spec.slots == "auto" and len(found) >= LOST and max(found) == 1
 
-    def _run_of(self, config: TrainConfig, seed: int, *, accumulation: int) -> Run:
-        return assemble.build_run(config, self._splits, seed, self._folder, self._device, accumulation=accumulation)
+    def _run_of(self, config: TrainConfig, splits: Splits, seed: int, *, accumulation: int) -> Run:
+        return assemble.build_run(config, splits, seed, self._folder, self._device, accumulation=accumulation)
+
+    def _load_fold(self, fold: int) -> Splits:
+        """Return the study's training and validation part at another fold. The test part is the same."""
+        tree = next(space.variants(self._study.spec.tree))
+        source = Part.from_tree("data", tree["data"])
+        config = TrainConfig.from_tree({**tree, "data": {"name": source.name, **source.options, "fold": fold}})
+        log.info("preparing fold %d of the data", fold)
+        return assemble.load_splits(config, self._study.spec.split_seed, self._folder, self._device)
 
     def _costs(self, run: Run, config: TrainConfig) -> dict[str, float]:
         """Return the costs of a run's model that the study has as objectives or constraints."""
@@ -157,18 +172,20 @@ class Declared:
             seed=attempt.run.seed,
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),
             split_seed=self._study.spec.split_seed,
-            data_digest=self._splits.digest,
-            **{IMAGES_KEY: len(self._splits.validation.labels)},
+            data_digest=attempt.run.splits.digest,
+            **{IMAGES_KEY: len(attempt.run.splits.validation.labels)},
         )
         return TrialReceipt(claim=attempt.lease.claim, receipt=found, stack_key=attempt.stack_key)
 
     def halve(self, stack_key: str) -> None:
         """Halve the slots of later stacks of this key, in every process on this machine."""
+        key = stack_key.partition(OF_FOLD)[0]
         untried = Choice(executor="loop", slots=1, why="memory ran out while a stack was measured")
-        choice = self._choices.get(stack_key, untried)
-        self._choices[stack_key] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
-        remember(self._choices[stack_key], self._study.spec, stack_key, self._folder, self._device)
+        choice = self._choices.get(key, untried)
+        self._choices[key] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
+        remember(self._choices[key], self._study.spec, key, self._folder, self._device)
 
     def train_alone(self, stack_key: str) -> None:
         """Train the trials of this key one by one from now on, in this process."""
-        self._choices[stack_key] = self._choices[stack_key].limited(1, "since a stack failed")
+        key = stack_key.partition(OF_FOLD)[0]
+        self._choices[key] = self._choices[key].limited(1, "since a stack failed")

@@ -90,7 +90,7 @@ def run_trial(attempt: Attempt, objective: Callable[[LeasedTrial], Any]) -> None
     def outcome() -> Any:
         attempt.let_go()
         attempt.trial.loop = loop = _loop_of(attempt)
-        seeds.seed_globals(seeds.of_trial(attempt.study.spec.seed, attempt.number))
+        seeds.seed_globals(seeds.of_trial(attempt.study.spec.seed, attempt.number, attempt.trial.user_attrs))
         if tree := attempt.study.spec.tree:
             attempt.trial.read_queued(tree)
         with descendants.ending_forks():

@@ -29,7 +29,7 @@ from hpo.study import study as studies
 from tests.support.trials import begin, claim_one
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
-COMMANDS += ["enqueue", "export", "train", "fork", "after", "mlflow", "replay", "delete"]
+COMMANDS += ["enqueue", "confirm", "report", "export", "train", "fork", "after", "mlflow", "replay", "delete"]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
@@ -259,6 +259,7 @@ USERS = {
     "worker": ["worker", "own"],
     "status": ["status"],
     "export": ["export", "own"],
+    "confirm": ["confirm", "own"],
     "dashboard": ["dashboard"],
     "fork": ["fork", "own", "new", "own.toml"],
     "pause": ["pause", "own"],

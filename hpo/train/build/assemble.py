@@ -46,6 +46,11 @@ def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torc
     return split(config, load_source(config, folder), split_seed, device)
 
 
+def data_digest(config: TrainConfig, split_seed: int, folder: Path) -> str:
+    """Return the digest of the training and validation split of the config's data."""
+    return load_splits(config, split_seed, folder, torch.device("cpu")).digest
+
+
 def load_source(config: TrainConfig, folder: Path) -> data.Source:
     """Return the config's data before the split."""
     return registry.call("data", config.data, folder)  # type: ignore[no-any-return]
