@@ -35,6 +35,7 @@ def _study(report: StudyReport, privacy: Privacy) -> dict[str, Any]:
         "summary": summary,
         "confirmed": False,
         "leaders": [_leader(one, privacy) for one in report.leaders],
+        "health": [{"name": one.name, "text": one.text, "mend": one.mend} for one in report.findings],
         "improvements": [
             {
                 "trial": int(columns.numbers[went.order[place]]),

@@ -31,7 +31,7 @@
     if (name.startsWith("@study")) return theme.study[Number(name.slice(6))];
     return theme[name.slice(1)];
   };
-  const COLORS = new Set(["color", "colorscale"]);
+  const COLORS = new Set(["color", "colorscale", "bgcolor"]);
   const themed = (value, theme) => {
     if (Array.isArray(value)) return typeof value[0] === "object" ? value.map((one) => themed(one, theme)) : value;
     if (value === null || typeof value !== "object") return value;

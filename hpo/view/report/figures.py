@@ -507,7 +507,11 @@ def parallel(report: StudyReport) -> list[Figure]:
         return []
     values = columns.finished.values
     worst, best = sorted(values[at].tolist(), reverse=report.direction == "minimize")[:: len(at) - 1]
-    heights = {one.name: one.places for one in axes}
+    source = np.random.default_rng(0)
+    heights = {  # lines of one choice side by side
+        one.name: one.places + (0 if one.choices is None else source.uniform(-0.02, 0.02, len(one.values)))
+        for one in axes
+    }
     data = []
     for number, among in enumerate(np.array_split(np.array(at), min(BINS, len(at)))[::-1]):
         lines = []
@@ -586,7 +590,8 @@ def _annotation(x: int, y: float, shown: str, across: str, up: str) -> dict[str,
         "xanchor": across,
         "yanchor": up,
         "xshift": 4 if across == "left" else 0,
-        "font": {"size": 10, "color": "@muted"},
+        "font": {"size": 10, "color": "@ink" if across == "left" else "@muted"},
+        **({"bgcolor": "@card", "borderpad": 1, "opacity": 0.9} if across == "left" else {}),
     }
 
 

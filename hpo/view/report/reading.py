@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from optuna.trial import TrialState
 
-from hpo.analysis import columns as trial_columns
-from hpo.analysis import effects, progress, pruning
+from hpo.analysis import effects, evidence, health, progress, pruning
 from hpo.analysis.columns import Columns
 from hpo.analysis.effects import Importances
+from hpo.analysis.health import Finding
 from hpo.analysis.progress import Progress
 from hpo.analysis.pruning import Pruning
 from hpo.errors import StudyError
@@ -60,7 +60,8 @@ class StudyReport:
     settings: str = ""  # the study file in lines; of a study of Optuna's own nothing
     openings: int = 0  # of the test split
     fingerprint: str = ""
-    warnings: Sequence[str] = field(default_factory=tuple)  # on chance, as `hpo status` says it
+    warnings: Sequence[str] = ()  # on chance, as `hpo status` says it
+    findings: Sequence[Finding] = ()  # of the health checks
 
     @property
     def are_several(self) -> bool:
@@ -82,13 +83,16 @@ def read(study: Study | PlainStudy) -> StudyReport:
     """Read a study. Nothing is written or locked. Raises StudyError for a study in which no trial has begun."""
     from hpo.view import chance, checked
 
-    summary = plain.summarize(study)
+    seen = evidence.read(study)
+    summary = seen.summary
     if not summary.spent:
         raise StudyError(
             f"study {study.name!r} has no trial that has begun, so there is nothing to report; "
             f"let `hpo run` begin one, `{command('status', study.name)}` shows how far it is"
         )
-    found = trial_columns.read(study)
+    seen = evidence.with_columns(study, seen)
+    found = seen.columns
+    assert found is not None, "they were asked for"
     most = MOST_OF_FRONT if study.goals.are_several else MOST_LEADERS
     is_ours = isinstance(study, Study)
     return StudyReport(
@@ -106,6 +110,7 @@ def read(study: Study | PlainStudy) -> StudyReport:
         cost=_cost(study, found, summary),
         settings=checked.spec_text(study.spec) if isinstance(study, Study) else "",
         openings=_openings(study) if isinstance(study, Study) else 0,
+        findings=health.examine(seen),
         fingerprint=study.spec.fingerprint if isinstance(study, Study) else "",
         warnings=tuple(line.partition(" ")[2].strip() for line in chance.choice_lines(summary)) if is_ours else (),
     )

@@ -28,6 +28,16 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that is wrong."""
+
+    name: str
+    text: str
+    mends: Sequence[str]  # sentences
+    code: str = ""  # to be pasted
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the page."""
 
@@ -39,6 +49,7 @@ class Section:
     columns: int = 1  # figures beside each other on a wide screen
     code: str = ""  # text as it is
     commands: Sequence[str] = ()
+    notices: Sequence[Notice] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,7 @@ def part(report: StudyReport, privacy: Privacy) -> Part:
     found = [
         verdict(report),
         leaders(report),
+        health(report),
         *([front(report)] if report.are_several else []),
         history(report),
         curves(report),
@@ -154,6 +166,19 @@ def leaders(report: StudyReport) -> Section | None:
     more = len(report.columns.leaders) - len(rows)
     lead = [f"{more:,} more trials are on the front."] if report.are_several and more > 0 else []
     return Section(name="leaders", title=what, lead=lead, table=Table(head=head, rows=rows))
+
+
+def health(report: StudyReport) -> Section | None:
+    """Return the findings of the health checks; nothing if all is well."""
+    if not report.findings:
+        return None
+    found = []
+    for one in report.findings:
+        lines = one.mend.split("\n")
+        code = [line.removeprefix("  ") for line in lines if line.startswith("  ")]
+        said = [line for line in lines if line and not line.startswith("  ")]
+        found.append(Notice(name=one.name, text=one.text, mends=said, code="\n".join(code)))
+    return Section(name="health", title="Health", notices=found)
 
 
 def front(report: StudyReport) -> Section | None:

@@ -26,6 +26,7 @@ EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil
 SECTIONS = [
     "verdict",
     "leaders",
+    "health",
     "history",
     "curves",
     "importance",
@@ -84,6 +85,7 @@ def test_a_page_holds_each_section_and_asks_for_nothing(hpo: Hpo, lite: Storage,
     assert sections_in(written) == SECTIONS
     assert "30 running" in written
     assert "Not confirmed" in written
+    assert "<strong>failures</strong>" in written, "of the health checks"
     found = figures_in(written)
     shown = re.findall(r'data-figure="([^"]+)"', written)
     assert sorted(found) == sorted(shown) == sorted(set(shown))
