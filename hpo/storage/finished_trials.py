@@ -107,6 +107,7 @@ class FinishedTrials:
         self.spaces: list[dict[str, BaseDistribution]] = []  # all search spaces of trials, each once
         self.has_constraints = False  # whether some trial has constraints
         self.complete = 0  # number of COMPLETE trials
+        self.derived: dict[str, Any] = {}  # what others have computed from the trials, by their own names
 
     def __len__(self) -> int:
         return len(self._numbers)

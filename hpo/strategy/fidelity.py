@@ -7,7 +7,6 @@ running ones. The estimators and the drawing are those of `tpe.py`.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from optuna.study import StudyDirection
 
 from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.trial_rows import TrialRow
-from hpo.strategy.rungs import Bools, Curves, Floats, Ladder, Positions
+from hpo.strategy.rungs import Bools, Curves, Floats, Integers, Ladder, Positions
 from hpo.strategy.tpe import ArrayTPE, Look, RankedTrials, Space
 
 ENOUGH = 8  # trials at a rung, from which on they are compared there
@@ -67,32 +66,45 @@ def _highest(curves: Curves, enough: int) -> tuple[Bools, Floats]:
 
 
 @dataclass(frozen=True)
-class RungLook(Look):
-    """The input of a trial's sampler: a ranking, and the parameters of all other running trials."""
+class Ranked:
+    """The finished trials of a study and the running ones that have reported, in order. Trials opened together share it."""
 
+    history: RankedTrials
     ranking: RungRanking
-    at: Positions  # of the finished trials that are ranked, in the columns
+    at: Positions  # of the finished trials, in the columns
+    numbers: Integers  # of the running trials
+
+    def first(self, count: int) -> tuple[Bools, set[int]]:
+        """Return the best trials: which of the finished ones, and the numbers of the running ones."""
+        is_first = np.zeros(len(self.at) + len(self.numbers), bool)
+        is_first[self.ranking.order[:count]] = True
+        return is_first[: len(self.at)], set(self.numbers[is_first[len(self.at) :]].tolist())
+
+
+@dataclass(frozen=True)
+class RungLook(Look):
+    """The input of a trial's sampler: the ranked trials, and the parameters of all other running trials."""
+
+    ranked: Ranked
 
     def __len__(self) -> int:
-        return len(self.ranking.order)
+        return len(self.ranked.ranking.order)
 
     @property
     def compared(self) -> int:
         """The number of trials that reached the rung."""
-        return self.ranking.reached
+        return self.ranked.ranking.reached
 
     def good_and_bad(self, good: int, space: Space) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the internal values of the best `good` trials and of the others, by parameter.
 
         Running trials below the rung count as others, so that parallel workers do not all try the same point.
         """
-        is_good = np.zeros(len(self.at) + len(self.running), bool)
-        is_good[self.ranking.order[:good]] = True
-        return self._values_of(is_good, space), self._values_of(~is_good, space)
-
-    def _values_of(self, which: Bools, space: Space) -> dict[str, Any]:
-        chosen = dict(itertools.compress(self.running.items(), which[len(self.at) :]))
-        return self.values(self.at[which[: len(self.at)]], chosen, space)
+        is_good, numbers = self.ranked.first(good)
+        at = self.ranked.at
+        best = {number: params for number, params in self.running.items() if number in numbers}
+        others = {number: params for number, params in self.running.items() if number not in numbers}
+        return self.values(at[is_good], best, space), self.values(at[~is_good], others, space)
 
 
 class FidelityTPE(ArrayTPE):
@@ -108,11 +120,26 @@ class FidelityTPE(ArrayTPE):
 
     def look_of(self, columns: FinishedTrials, running: Sequence[TrialRow], study: optuna.Study) -> Look:
         """Return the look at finished trials and at other running ones, which are given by ascending number."""
-        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-        curves = Curves.of(columns, running, self._ladder)
+        ranked = self._ranked(columns, [row for row in running if row.steps], study.direction)
         return RungLook(
-            history=RankedTrials(columns, study.direction),
+            history=ranked.history,
             running={row.number: self.params_of(row, study) for row in running},
-            ranking=RungRanking(curves, sign, self._enough),
-            at=curves.at,
+            ranked=ranked,
         )
+
+    def _ranked(self, columns: FinishedTrials, reporting: Sequence[TrialRow], direction: StudyDirection) -> Ranked:
+        """Rank trials, or return the last ranking if no trial has reported or finished since."""
+        known = tuple((row.number, row.steps.tobytes(), row.curve.tobytes()) for row in reporting)
+        key = (len(columns), known, self._ladder, self._enough)
+        kept = columns.derived.get("ranked")
+        if kept is None or kept[0] != key:
+            curves = Curves.of(columns, reporting, self._ladder)
+            ranked = Ranked(
+                history=RankedTrials(columns, direction),
+                ranking=RungRanking(curves, 1.0 if direction == StudyDirection.MINIMIZE else -1.0, self._enough),
+                at=curves.at,
+                numbers=np.array([row.number for row in reporting], np.int64),
+            )
+            kept = columns.derived["ranked"] = key, ranked
+        found: Ranked = kept[1]
+        return found

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.storage import memory
 from hpo.storage.optuna_storage import OptunaStorage
-from hpo.strategy.fidelity import FidelityTPE, RungLook
+from hpo.strategy.fidelity import FidelityTPE, RungLook, RungRanking
 from hpo.strategy.rungs import Ladder
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
@@ -194,7 +194,10 @@ def test_the_order_in_which_trials_end_changes_no_suggestion(seed: int) -> None:
 
 
 def test_the_trials_of_a_stack_avoid_each_other(storage: OptunaStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials that are opened together read the history once. Each counts those before it as bad, so none repeats another."""
+    """Trials that are opened together rank the history once. Each counts those before it as bad, so none repeats another.
+
+    A trial that is opened after another report ranks anew.
+    """
     study_id = storage.create_new_study([MINIMIZE])
     draws = np.random.RandomState(0)
     for x in draws.rand(40):
@@ -207,7 +210,15 @@ def test_the_trials_of_a_stack_avoid_each_other(storage: OptunaStorage, monkeypa
         seen.append(len(values(self, good, space)[1]["x"]))
         return values(self, good, space)
 
+    rankings: list[int] = []
+    rank = RungRanking.__init__
+
+    def counted(self: RungRanking, *given: Any) -> None:
+        rank(self, *given)
+        rankings.append(self.reached)
+
     monkeypatch.setattr(RungLook, "good_and_bad", noted)
+    monkeypatch.setattr(RungRanking, "__init__", counted)
     found = []
     with storage.snapshot(study_id):
         for one in begun:
@@ -215,6 +226,11 @@ def test_the_trials_of_a_stack_avoid_each_other(storage: OptunaStorage, monkeypa
                 found.append(suggest(one))
     assert seen == [36 + before for before in range(8)]
     assert len(set(found)) == 8
+    assert rankings == [40]
+    for step in (1, 2, 3):
+        storage.set_trial_intermediate_value(begun[0]._trial_id, step, 0.0)
+    suggest(begin(storage, study_id, seed=8))
+    assert rankings == [40, 41]
 
 
 def test_an_objective_without_a_known_space_is_learnt(storage: OptunaStorage) -> None:
