@@ -96,6 +96,16 @@ class Mapping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """What the best complete trial of each replay came to when it was trained again with another seed."""
+
+    rows: int  # of the table that were trained again
+    replays: int  # whose best trial is one of these; the others count in neither quartiles
+    value: Quartiles | None  # infinitely bad if it diverged; None without such a replay
+    rank: Quartiles | None  # among the rows that were trained again, from 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What replays with many seeds show together."""
 
@@ -120,6 +130,7 @@ class Report:
     pruner_seconds: float  # CPU time of a replay, the median
     mapping: Mapping | None  # None in the recorded order
     winner: Winner | None  # only in the recorded order
+    retrained: Retrained | None  # None if no row was trained again
 
 
 def replay_all(plan: Plan, seeds: int, processes: int) -> Report:
@@ -183,6 +194,7 @@ def summarize(plan: Plan, courses: Sequence[Course]) -> Report:
         pruner_seconds=median(course.pruner_seconds for course in courses),
         mapping=None if plan.keeps_order else _mapping(courses),
         winner=_winner(table, courses) if plan.keeps_order else None,
+        retrained=_retrained(table, courses) if table.again_order else None,
     )
 
 
@@ -206,6 +218,25 @@ def _mapping(courses: Sequence[Course]) -> Mapping:
     distances = [distance for course in courses for distance in course.distances]
     middle, high = np.quantile(distances, [0.5, 0.9]).tolist()
     return Mapping(median=middle, high=high, strays=sum(course.strays for course in courses) / len(distances))
+
+
+def _retrained(table: Table, courses: Sequence[Course]) -> Retrained:
+    rank_of = {table.rows[place].number: rank for rank, place in enumerate(table.again_order, start=1)}
+    ranks = [rank_of[number] for number in map(partial(_best_of, table), courses) if number in rank_of]
+    again = [table.rows[table.again_order[rank - 1]].again for rank in ranks]
+    values = [-table.sign * math.inf if one is None or one.value is None else one.value for one in again]
+    return Retrained(
+        rows=len(rank_of),
+        replays=len(ranks),
+        value=Quartiles.of(values) if ranks else None,
+        rank=Quartiles.of(ranks) if ranks else None,
+    )
+
+
+def _best_of(table: Table, course: Course) -> int | None:
+    """Return the number of the best complete trial of a replay, None without one."""
+    complete = {end.number for end in course.ends if end.state == TrialState.COMPLETE}
+    return next((table.rows[place].number for place in table.complete if table.rows[place].number in complete), None)
 
 
 def _winner(table: Table, courses: Sequence[Course]) -> Winner:

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,14 @@ ENDINGS = tuple(Ending)  # their places are stored in files
 
 
 @dataclass(frozen=True, kw_only=True)
+class Again:
+    """What a trial came to when its parameters were trained again with another seed, on the same split."""
+
+    value: float | None  # None if it diverged
+    curve: tuple[float, ...]  # the values reported, in their order
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One recorded trial."""
 
@@ -56,6 +64,7 @@ class Row:
     ending: Ending
     seconds: float  # of one epoch
     raw: tuple[float, ...] | None = None  # the raw values of the metric there; None if they are not known or the same
+    again: Again | None = None  # None if it was not trained again
 
     @property
     def is_whole(self) -> bool:
@@ -108,6 +117,24 @@ class Table:
         ]
         return tuple(sorted(found, key=lambda place: -self.sign * (self.rows[place].value or 0.0)))
 
+    @cached_property
+    def again_order(self) -> tuple[int, ...]:
+        """The places of the rows that were trained again, best first by what they came to then. Diverged ones are last."""
+
+        def badness(place: int) -> float:
+            again = self.rows[place].again
+            return math.inf if again is None or again.value is None else -self.sign * again.value
+
+        return tuple(sorted((place for place, row in enumerate(self.rows) if row.again is not None), key=badness))
+
+    def trained_again(self, other: Table) -> Table:
+        """Return the table with what its trials came to in another one: the first whole row there with the same parameters."""
+        found: dict[str, Again] = {}
+        for row in other.rows:
+            if row.is_whole:
+                found.setdefault(_key(row), Again(value=row.value, curve=row.curve))
+        return replace(self, rows=tuple(replace(row, again=found.get(_key(row))) for row in self.rows))
+
     @property
     def longest(self) -> int:
         """The largest number of reports of a row."""
@@ -138,6 +165,10 @@ class Table:
     @staticmethod
     def _values(row: Row) -> Sequence[float]:
         return row.curve if row.value is None else (*row.curve, row.value)
+
+
+def _key(row: Row) -> str:
+    return repr([*zip(row.space, row.params, strict=True)])
 
 
 # --- its file ---------------------------------------------------------------------------------------------------------
@@ -179,11 +210,26 @@ def save(table: Table, path: Path) -> None:
         for place, row in enumerate(table.rows):
             raw[place, is_reported[place]] = row.told
         arrays["raw"] = raw
+    if table.again_order:
+        arrays |= _again_arrays(table)
     try:
         with atomic_write(path) as part:
             np.savez_compressed(part, **arrays)
     except OSError as error:
         raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with --save") from None
+
+
+def _again_arrays(table: Table) -> dict[str, Any]:
+    found = {place: row.again for place, row in enumerate(table.rows) if row.again is not None}
+    curves = np.full((len(found), max(len(again.curve) for again in found.values())), np.nan, np.float32)
+    for line, again in enumerate(found.values()):
+        curves[line, : len(again.curve)] = again.curve
+    return {
+        "again": np.array([*found], np.int32),
+        "again_values": np.array([math.nan if one.value is None else one.value for one in found.values()], np.float32),
+        "again_lengths": np.array([len(again.curve) for again in found.values()], np.int32),
+        "again_curves": curves,
+    }
 
 
 def load(path: Path) -> Table:
@@ -205,15 +251,27 @@ def load(path: Path) -> Table:
 
 def _table(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Table:
     spaces = [space_of(tuple((name, text) for name, text in one)) for one in header["spaces"]]
-    rows = tuple(_row(arrays, place, spaces) for place in range(len(arrays["numbers"])))
+    again = _again(arrays) if "again" in arrays else {}  # tables of before December 2026 have none
+    rows = tuple(_row(arrays, place, spaces, again.get(place)) for place in range(len(arrays["numbers"])))
     return Table(document=header["document"], rows=rows)
+
+
+def _again(arrays: Mapping[str, Any]) -> dict[int, Again]:
+    """Return what the trials came to that were trained again, by their places."""
+    lines = zip(*(arrays[name] for name in ("again", "again_values", "again_lengths", "again_curves")), strict=True)
+    return {
+        int(place): Again(value=None if math.isnan(value) else float(value), curve=tuple(curve[:length].tolist()))
+        for place, value, length, curve in lines
+    }
 
 
 def _described(space: Mapping[str, BaseDistribution]) -> tuple[tuple[str, str], ...]:
     return tuple((name, distribution_to_json(distribution)) for name, distribution in space.items())
 
 
-def _row(arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseDistribution]]) -> Row:
+def _row(
+    arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseDistribution]], again: Again | None
+) -> Row:
     space = spaces[arrays["spaces"][place]]
     is_reported = arrays["is_reported"][place]
     value = float(arrays["values"][place])
@@ -227,4 +285,5 @@ def _row(arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseD
         ending=ENDINGS[arrays["endings"][place]],
         seconds=float(arrays["seconds"][place]),
         raw=tuple(arrays["raw"][place, is_reported].tolist()) if "raw" in arrays else None,
+        again=again,
     )

@@ -12,7 +12,7 @@ from hpo.files import without_nan
 from hpo.study.format import duration, value_text
 
 if TYPE_CHECKING:
-    from hpo.lab.report import Quartiles, Report, TableFacts, Winner
+    from hpo.lab.report import Quartiles, Report, Retrained, TableFacts, Winner
 
 TIED = 2.0  # times as many rows at the goal as the goal asks for: ties
 SHARES = {0.25: "a quarter", 0.5: "half", 1.0: "all"}  # of the budget, in words
@@ -40,6 +40,8 @@ def report_text(report: Report) -> str:
         )
     if report.winner is not None:
         lines.append(f"winner   {winner_text(report.winner, report.pruner)}")
+    if report.retrained is not None:
+        lines.append(f"again    {_retrained_text(report.retrained, report)}")
     if report.table.at_goal > TIED * max(0.01 * report.table.rows, 1):
         share = report.table.at_goal / report.table.rows
         lines.append(f"note     {share:.0%} of the rows are as good as the top 1 %: ties; record a metric such as loss")
@@ -54,6 +56,17 @@ def table_text(table: TableFacts) -> str:
         f"{table.name}: {table.rows:,} whole curves of up to {table.longest} epochs{told}; {table.direction} {table.metric}, "
         f"best {value_text(table.best)}, top 1 % from {value_text(table.goal)}"
     )
+
+
+def _retrained_text(retrained: Retrained, report: Report) -> str:
+    """Return what the best trials of the replays came to when they were trained again."""
+    value, rank, others = retrained.value, retrained.rank, report.seeds - retrained.replays
+    rows = f"the {retrained.rows} trials that were trained again"
+    if value is None or rank is None:
+        return f"no replay has its best trial among {rows}"
+    outside = f"; {others} of {report.seeds} replays have none of these" if others else ""
+    values = f"{value_text(value.median)} ({value_text(value.low)} to {value_text(value.high)})"
+    return f"with another seed the best trial of a replay has {values}, rank {_quartiles_text(rank)} of {rows}{outside}"
 
 
 def winner_text(winner: Winner, pruner: str) -> str:

@@ -18,7 +18,7 @@ from hpo.lab import replay, report
 from hpo.lab import table as tables
 from hpo.lab.plan import Plan
 from hpo.lab.report import Quartiles
-from hpo.lab.table import Ending, Table
+from hpo.lab.table import Again, Ending, Table
 from hpo.view import replays
 from tests.support.tables import falling, row, table
 
@@ -79,6 +79,38 @@ def test_the_winner_s_fate_in_a_sentence(ended: int, pruned_after: tuple[int, ..
     winner = report.Winner(number=4, value=0.5, epochs=8, ended=ended, pruned_after=pruned_after, diverged=0)
     asked = "would median have ended the winner, trial 4 (0.5000)? "
     assert replays.winner_text(winner, "median") == asked + said
+
+
+# --- trained again ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_best_trial_comes_to_when_it_is_trained_again() -> None:
+    """The last trial is the best one as recorded, and the second of three when it is trained again."""
+    values = (0.5, 9.0, 2.0)
+    found = table(
+        *(dataclasses.replace(one, again=Again(value=v, curve=())) for one, v in zip(LATE, values, strict=True))
+    )
+    shown = report.replay_all(plan(found), seeds=1, processes=1)
+    only = Quartiles(low=2.0, median=2.0, high=2.0)
+    assert shown.retrained == report.Retrained(rows=3, replays=1, value=only, rank=only)
+    assert replays.report_text(shown).splitlines()[-1] == (
+        "again    with another seed the best trial of a replay has 2.0000 (2.0000 to 2.0000), rank 2 (2 to 2) "
+        "of the 3 trials that were trained again"
+    )
+    diverged = table(*LATE[:2], dataclasses.replace(LATE[2], again=Again(value=None, curve=())))
+    value = report.replay_all(plan(diverged), seeds=1, processes=1).retrained
+    assert value is not None
+    assert value.value == Quartiles(low=math.inf, median=math.inf, high=math.inf)
+
+
+def test_a_best_trial_that_was_not_trained_again_is_counted_apart() -> None:
+    found = table(dataclasses.replace(LATE[0], again=Again(value=0.5, curve=())), *LATE[1:])
+    shown = report.replay_all(plan(found), seeds=1, processes=1)
+    assert shown.retrained == report.Retrained(rows=1, replays=0, value=None, rank=None)
+    assert replays.report_text(shown).splitlines()[-1] == (
+        "again    no replay has its best trial among the 1 trials that were trained again"
+    )
+    assert report.replay_all(plan(table(*LATE)), seeds=1, processes=1).retrained is None
 
 
 # --- cut curves -------------------------------------------------------------------------------------------------------

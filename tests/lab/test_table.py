@@ -18,7 +18,7 @@ from hpo.lab import recording
 from hpo.lab import table as tables
 from hpo.lab.asking import Asking
 from hpo.lab.pool import Pool
-from hpo.lab.table import Ending
+from hpo.lab.table import Again, Ending
 from hpo.study import resolve
 from tests.support.paths import ROOT
 from tests.support.tables import DECLARED, X, falling, row, table
@@ -52,8 +52,15 @@ def test_a_study_without_curves_and_one_with_several_objectives_are_refused(make
 
 def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     kept = table(
-        row(0, [0.1, math.nan], steps=(1, 5), seconds=0.3),
-        row(1, [math.inf], Ending.DIVERGED, space={"kind": KIND, "x": X}, params=(1.0, 1 / 3)),
+        row(0, [0.1, math.nan], steps=(1, 5), seconds=0.3, again=Again(value=0.5, curve=(0.75, 0.5, 0.5))),
+        row(
+            1,
+            [math.inf],
+            Ending.DIVERGED,
+            space={"kind": KIND, "x": X},
+            params=(1.0, 1 / 3),
+            again=Again(value=None, curve=()),
+        ),
         row(2, [], Ending.FAILED, space={}, params=()),
         document=DECLARED,
     )
@@ -67,6 +74,28 @@ def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     assert [one.value for one in found.rows] == [None, None, None]  # a COMPLETE trial's value is never NaN
     assert [one.ending for one in found.rows] == [Ending.COMPLETE, Ending.DIVERGED, Ending.FAILED]
     assert found.rows[0].seconds == float(np.float32(0.3))
+    assert [one.again for one in found.rows] == [one.again for one in kept.rows]
+
+
+def test_a_file_of_before_has_no_trial_that_was_trained_again(tmp_path: Path) -> None:
+    tables.save(table(*falling(2)), tmp_path / "made.npz")
+    arrays = {name: array for name, array in np.load(tmp_path / "made.npz").items() if not name.startswith("again")}
+    np.savez(tmp_path / "made.npz", **arrays)
+    assert [one.again for one in tables.load(tmp_path / "made.npz").rows] == [None, None]
+
+
+def test_trials_of_another_table_are_found_by_their_parameters() -> None:
+    first = table(row(0, [1.0]), row(1, [2.0]), row(2, [3.0]))
+    second = table(
+        row(7, [5.0], params=(0.02,)), row(8, [4.0, 3.0], params=(0.0,)), row(9, [1.0], Ending.CUT, params=(0.01,))
+    )
+    found = first.trained_again(second)
+    assert [one.again for one in found.rows] == [
+        Again(value=3.0, curve=(4.0, 3.0)),
+        None,
+        Again(value=5.0, curve=(5.0,)),
+    ]
+    assert found.again_order == (0, 2)
 
 
 def test_a_file_keeps_the_raw_values_where_they_differ(tmp_path: Path) -> None:
