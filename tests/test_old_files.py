@@ -31,10 +31,14 @@ SQLITE_COLUMNS = """
     FROM sqlite_master m JOIN pragma_table_info(m.name) c
     WHERE m.type = 'table' AND m.name LIKE 'hpo_%' ORDER BY table_name, column_name
 """
-#: Columns that schema 2 added: leases and workers on SQLite name the clock that they go by, and a study its schema.
+#: Columns that were added since. Of schema 2: leases and workers on SQLite name the clock that they go by, and a study its
+#: schema. Later: who opened a test split.
 ADDED = {
     ("hpo_studies", "schema"),
     ("hpo_trials", "lease_clock"),
+    ("hpo_test_openings", "opened_by"),
+    ("hpo_test_openings", "trainings"),
+    ("hpo_test_openings", "trials_tried"),
     ("hpo_workers", "booted_at"),
     ("hpo_workers", "clock"),
 }

@@ -122,7 +122,11 @@ def warnings_of(opened: Study | PlainStudy, again: str) -> list[str]:
     return [*chance.choice_lines(summary), *own]
 
 
-@app.command(epilog=examples("hpo train best.toml -o runs/digits", "hpo train best.toml --replay"))
+@app.command(
+    epilog=examples(
+        "hpo train best.toml -o runs/digits", "hpo train best.toml --seeds 5", "hpo train best.toml --replay"
+    )
+)
 def train(
     config: Annotated[Path, typer.Argument(help="Pinned config, as `hpo export` writes it.")],
     output: Annotated[
@@ -132,6 +136,12 @@ def train(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed. Default: the seed of the trial.")] = None,
+    several: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", min=2, max=10_000, help="Train with so many new seeds, and test all models in one opening."
+        ),
+    ] = None,
     replay: Annotated[
         bool, typer.Option("--replay", help="Repeat the trial and compare its curves, without a test.")
     ] = False,
@@ -142,14 +152,22 @@ def train(
 
     Each new folder opens the test split again. The study records every opening.
     """
+    from hpo.errors import SpecError
     from hpo.final import train as final
     from hpo.view import chance
 
     quiet_optuna()
+    if several is not None and replay:
+        raise SpecError(f"--seeds {several} and --replay cannot be combined: a replay has the trial's seed; remove one")
     spec = final.load_pinned(config)
     folder = code or final.find_code_folder(spec, config)
     output = output or Path("runs") / config.stem
     if not spec.is_declared:
+        if several is not None:
+            raise SpecError(
+                f"--seeds {several}: your {own_word(spec)} gets the seed of its trial, and hpo sees no test part of it; "
+                "remove --seeds"
+            )
         raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay, storage=storage))
     with users_folder():
         training = final.prepare(config, seed=seed, code_folder=folder)
@@ -163,6 +181,9 @@ def train(
     from hpo.view.pages import openings_text
 
     url = storage_url(storage, seen(spec.receipt.get("storage")))
+    if several is not None:
+        train_several(training, several, output, url)
+        return
     metrics = final.finished(training, output)
     if metrics is not None:
         text.say(f"{output} holds this training, already finished; the test split is not opened again")
@@ -185,6 +206,39 @@ def train(
     if opened:
         text.say(f"test split of trial {spec.receipt.get('trial')}: {openings_text(opened)}")
     text.say(f"in {output}: weights.pt, metrics.json, config.toml, TensorBoard logs{drawn(output)}")
+
+
+def train_several(training: FinalTraining, count: int, output: Path, url: str) -> None:
+    """Train with several seeds, test all models in one opening, and print the mean."""
+    from hpo.final import openings
+    from hpo.final import several as final
+    from hpo.view import chance
+    from hpo.view.pages import openings_text
+
+    spec, several = training.spec, final.SeveralSeeds(first=training, count=count)
+    metrics = final.finished(several, output)
+    if metrics is not None:
+        text.say(f"{output} holds these trainings, already finished; the test split is not opened again")
+    else:
+        stopping = StopSignal.installed()
+        metrics = final.train(
+            several,
+            output,
+            stop=stopping,
+            began=lambda one, place: text.say(f"seed {place} of {count}: {one.seed}"),
+            progress=show_epoch,
+            before_test=lambda: note_unrecorded(openings.announce(spec, output, url, trainings=count)),
+        )
+    if metrics is None:
+        text.say(f"stopped; the same command continues in {output}")
+        raise typer.Exit(stopping.exit_code)
+    opened = openings.complete(spec, output, url, final.test_means(metrics))
+    text.say_page(text.page(chance.seeds_lines(metrics, spec.metric)))
+    if opened:
+        text.say(f"test split of trial {spec.receipt.get('trial')}: {openings_text(opened)}")
+    text.say(
+        f"in {output}: metrics.json, and {several.names[0]} to {several.names[-1]} with weights.pt and logs of each"
+    )
 
 
 def drawn(output: Path) -> str:

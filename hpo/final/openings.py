@@ -7,6 +7,9 @@ killed in between.
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,17 @@ from hpo.study.study import Study
 TROUBLE = (Fault, *FAILURES)
 
 
-def announce(spec: StudySpec, folder: Path, url: str) -> str | None:
-    """Record that a training in this folder opens the test split. Return why that failed, None if it did not.
+def announce(spec: StudySpec, folder: Path, url: str, *, trainings: int = 1) -> str | None:
+    """Record that the test split is opened for so many trainings in this folder: who, when, and after how many trials.
+
+    Return why that failed, None if it did not.
 
     No error of the storage is raised, since a config may be trained on a machine without access to the study.
     """
     try:
         with _opened(spec, url) as study:
-            study_rows.announce_opening(study.storage.engine, study.study_id, **_which(study, spec, folder))
+            about = {"opened_by": _person(), "trainings": trainings, "trials_tried": spec.receipt.get("trials_tried")}
+            study_rows.announce_opening(study.storage.engine, study.study_id, **_which(study, spec, folder), **about)
     except TROUBLE as error:
         return str(error)
     return None
@@ -45,8 +51,17 @@ def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -
         study_rows.complete_opening(study.storage.engine, measured, **_which(study, spec, folder))
         with study.storage.engine.connect() as connection:
             found = study_rows.openings(connection, study.uid)
-        return [opened for number, opened in found if number == spec.receipt.get("trial")]
+        return [opened.folder for opened in found if opened.trial_number == spec.receipt.get("trial")]
     return []
+
+
+def _person() -> str:
+    """Return the user and the machine, as user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as containers have it
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
 
 
 def _which(study: Study, spec: StudySpec, folder: Path) -> dict[str, Any]:

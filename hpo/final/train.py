@@ -42,6 +42,7 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
+SEVERAL = "seeds.json"  # in the common folder of trainings with several seeds
 TOLERANCE = 5e-3  # of losses and accuracies between executors: Adam amplifies rounding errors (docs/decisions.md)
 
 
@@ -230,35 +231,84 @@ def train(
     Raises StudyError if the folder holds another training, CheckpointError if its checkpoint cannot be read, and SpecError if the
     receipt's trial was chosen on another split.
     """
-    _refuse_another_split(training)
-    run, kept = training.run(by_step=True), _Kept()
+    refuse_another_split(training)
     if (folder / METRICS).exists():
         raise StudyError(f"{folder}: holds another finished training; name another folder with -o")
-    if (folder / CHECKPOINT).exists():
-        kept.resume(training, run, folder / CHECKPOINT)
-    _open_folder(training, folder)
+    if (folder / SEVERAL).exists():
+        raise StudyError(f"{folder}: holds trainings with several seeds; name another folder with -o")
+    fitted = fit(training, folder, stop=stop, progress=progress)
+    if fitted is None:
+        return None
+    before_test()
+    metrics = finish(fitted, open_test(training))
+    (folder / CHECKPOINT).unlink()
+    return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A training whose epochs are all over and whose model is not tested yet. Its checkpoint lies in its folder."""
+
+    training: FinalTraining
+    folder: Path
+    run: Run
+    kept: _Kept
+
+
+def fit(
+    training: FinalTraining, folder: Path, *, stop: Callable[[], bool], progress: Callable[[EpochResult], None]
+) -> Fitted | None:
+    """Train to the end without a test, from the checkpoint in the folder if there is one. Return None if stopped."""
+    found = resumed(training, folder)
+    run, kept = found.run, found.kept
+    open_folder(training, folder)
     with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
         for result in training.epochs(run, stop):
             kept.take(training, run, result)
             boards.show(result, run.monitor.trajectory(), overfits=kept.overfits_since is not None)
             kept.save(training, run, folder / CHECKPOINT)
             progress(result)
-        if not run.finished:
-            kept.save(training, run, folder / CHECKPOINT)
-            return None
-        before_test()
-        metrics = _test(training, run, kept)
+    if not run.finished:
+        kept.save(training, run, folder / CHECKPOINT)
+    return found if run.finished else None
+
+
+def resumed(training: FinalTraining, folder: Path) -> Fitted:
+    """Return a training as its checkpoint has it, or at epoch 0 without one.
+
+    Raises StudyError for a checkpoint of another training, and CheckpointError if it cannot be read.
+    """
+    run, kept = training.run(by_step=True), _Kept()
+    if (folder / CHECKPOINT).exists():
+        kept.resume(training, run, folder / CHECKPOINT)
+    return Fitted(training=training, folder=folder, run=run, kept=kept)
+
+
+def is_fitted(training: FinalTraining, folder: Path) -> bool:
+    """Return whether the folder holds this training with all its epochs. It may be tested or not."""
+    return (folder / CHECKPOINT).exists() and resumed(training, folder).run.finished
+
+
+def open_test(training: FinalTraining) -> data.Split:
+    """Open the test split. The opening is recorded before."""
+    return assemble.load_test(training.config, training.spec.split_seed, training.folder, training.device)
+
+
+def finish(fitted: Fitted, test: data.Split) -> dict[str, Any]:
+    """Test the kept weights, write all that a training leaves, and return its metrics. The checkpoint stays."""
+    training, run, kept, folder = fitted.training, fitted.run, fitted.kept, fitted.folder
+    metrics = _tested(training, run, kept, test)
+    with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
         for name in validation.LOSS_AND_ACCURACY:
             boards.show_test(f"test_{name}", metrics[f"test_{name}"], run.epoch)
     if trajectory.can_draw():
         trajectory.draw(folder / trajectory.FILE, kept.steps.tolist(), kept.history, kept=metrics["epoch"])
     checkpoint.save(folder / WEIGHTS, kept.weights)
     write_json(folder / METRICS, metrics)
-    (folder / CHECKPOINT).unlink()
     return metrics
 
 
-def _refuse_another_split(training: FinalTraining) -> None:
+def refuse_another_split(training: FinalTraining) -> None:
     """Raise SpecError if the receipt's trial had another split: the test part would hold images that it was chosen by."""
     spec = training.spec
     before = spec.receipt.get("split_seed", spec.split_seed)
@@ -311,7 +361,7 @@ class _Kept:
         self.steps = state["steps"]
 
 
-def _open_folder(training: FinalTraining, folder: Path) -> None:
+def open_folder(training: FinalTraining, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / CONFIG) as copy:
@@ -320,12 +370,11 @@ def _open_folder(training: FinalTraining, folder: Path) -> None:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
 
-def _test(training: FinalTraining, run: Run, kept: _Kept) -> dict[str, Any]:
-    """Open the test split, assess the kept weights, and return all metrics."""
+def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) -> dict[str, Any]:
+    """Assess the kept weights, and return all metrics."""
     run.model.load_state_dict(kept.weights)
     rule = training.spec.rule
     assert rule is not None
-    test = assemble.load_test(training.config, training.spec.split_seed, training.folder, training.device)
     tested = validation.assess(
         run.model,
         test,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -221,18 +222,30 @@ def announce_opening(engine: sa.Engine, study_id: int, **which: Any) -> None:
     Args:
         engine: the engine.
         study_id: the study's id.
-        which: study_uid, trial_number and folder of the training.
+        which: study_uid, trial_number and folder of the training; opened_by, trainings and trials_tried.
     """
     with sql.writing(engine) as connection:
         opened = {"study_id": study_id, "opened_at": sql.now(connection), **which}
         connection.execute(hpo_test_openings.insert().values(opened))
 
 
-def openings(connection: sa.Connection, uid: str) -> list[tuple[int | None, str]]:
-    """Return the trial and the folder of each opening of a study's test split, the oldest first."""
-    whose = hpo_test_openings.c.study_uid == uid
-    found = sa.select(hpo_test_openings.c.trial_number, hpo_test_openings.c.folder).where(whose)
-    return [(number, folder) for number, folder in connection.execute(found.order_by(hpo_test_openings.c.opening_id))]
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """One opening of a study's test split. Older ones have neither a person nor a number of trainings or trials."""
+
+    trial_number: int | None  # whose config was trained
+    folder: str
+    opened_at: float  # seconds since 1970
+    opened_by: str | None  # user@host
+    trainings: int | None  # models that were tested
+    trials_tried: int | None  # from which the config was chosen
+
+
+def openings(connection: sa.Connection, uid: str) -> list[Opening]:
+    """Return the openings of a study's test split, the oldest first."""
+    columns = [hpo_test_openings.c[field.name] for field in fields(Opening)]
+    found = sa.select(*columns).where(hpo_test_openings.c.study_uid == uid).order_by(hpo_test_openings.c.opening_id)
+    return [Opening(**row) for row in connection.execute(found).mappings()]
 
 
 def complete_opening(engine: sa.Engine, metrics: Mapping[str, float], **which: Any) -> None:
@@ -241,7 +254,7 @@ def complete_opening(engine: sa.Engine, metrics: Mapping[str, float], **which: A
     Args:
         engine: the engine.
         metrics: the result, by metric.
-        which: as in `announce_opening`.
+        which: study_uid, trial_number and folder of the training.
     """
     latest = sa.select(sa.func.max(hpo_test_openings.c.opening_id)).where(
         *(hpo_test_openings.c[key] == value for key, value in which.items()), hpo_test_openings.c.metrics.is_(None)

@@ -344,6 +344,9 @@ hpo_test_openings = sa.Table(
     sa.Column("opened_at", sa.Double, nullable=False),
     sa.Column("folder", sa.Text, nullable=False),
     sa.Column("metrics", sa.Text),  # JSON; NULL if the training ended after the opening and before the result
+    sa.Column("opened_by", sa.Text),  # user@host; NULL before December 2026, as the two below
+    sa.Column("trainings", sa.Integer),  # models that were tested in this opening
+    sa.Column("trials_tried", sa.Integer),  # of the study, from which the config was chosen; NULL if unknown
 )
 
 

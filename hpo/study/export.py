@@ -32,6 +32,8 @@ from hpo.study.study import FINGERPRINT_KEY, Study
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from hpo.storage.study_rows import Opening
+
 EXACT_FORMAT = 2  # from this format on, trials record which of several equal choices they had
 JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
 UNUSED_BY_OWN = {"metric", *SECTIONS}  # keys that an own training does not need; a command has a metric of its own
@@ -231,11 +233,11 @@ def _weights(study: Study, result: TrialResult) -> str | None:
     return "best.objects" if BEST_STEP in result.receipt else "objects"
 
 
-def _test_split(study: Study, number: int, opened: Sequence[tuple[int | None, str]]) -> str:
+def _test_split(study: Study, number: int, opened: Sequence[Opening]) -> str:
     """Return how often the study's test split has been opened."""
     if not study.spec.is_declared:
         return "unknown: hpo does not see which data your objective reads"
-    of_trial = sum(one == number for one, _ in opened)
+    of_trial = sum(one.trial_number == number for one in opened)
     return f"openings in this study: {len(opened)}, {of_trial} of them for this trial" if opened else "sealed"
 
 

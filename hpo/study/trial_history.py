@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo.spec.metrics import column
 from hpo.storage import study_rows
+from hpo.storage.study_rows import Opening
 from hpo.storage.tables import COST_PREFIX, UNREAD_KEY
 from hpo.study import query
 from hpo.study.study import Study
@@ -55,6 +56,7 @@ class TrialHistory:
     unread: list[list[int]] = field(default_factory=list)  # pairs of the epochs around a gap in a command's curve
     reports: int | None = None  # of an objective of the user's own, whose last step is in `epochs`
     tested: list[str] = field(default_factory=list)  # folders of `hpo train`, one for each opening of the test split
+    openings: list[Opening] = field(default_factory=list)  # of the test split, for this trial
 
 
 def history(study: Study, number: int) -> TrialHistory:
@@ -103,7 +105,8 @@ def history(study: Study, number: int) -> TrialHistory:
         curve=dict(sorted(curve.items())),
         raw=curves.get(column(study.spec.metric), []) if study.spec.is_declared and not study.spec.objectives else [],
         unread=[gap for gap in attributes.get(UNREAD_KEY, []) if _is_between(gap, curve)],
-        tested=[folder for trial, folder in opened if trial == number],
+        tested=[one.folder for one in opened if one.trial_number == number],
+        openings=[one for one in opened if one.trial_number == number],
     )
 
 

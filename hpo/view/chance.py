@@ -64,6 +64,33 @@ def outcome_lines(metrics_found: Mapping[str, Any], metric: str, *, tried: int) 
     return [*lines, f"test accuracy {test}", *_outside(found, metric, images, tried)]
 
 
+def seeds_lines(metrics_found: Mapping[str, Any], metric: str) -> list[str]:
+    """Return the lines on final trainings with several seeds: each one, and the means with their intervals.
+
+    Args:
+        metrics_found: what `final.several.train` returns.
+        metric: the study's metric.
+    """
+    trainings, means, images = metrics_found["trainings"], metrics_found["means"], metrics_found["test_images"]
+    folders = max(len(one["folder"]) for one in trainings)
+    lines = [f"{'':<{folders}}  validation {metric}  test accuracy  test loss"]
+    for one in trainings:
+        value, accuracy, loss = (value_text(one[key]) for key in ("value", "test_accuracy", "test_loss"))
+        lines.append(f"{one['folder']:<{folders}}  {value:>{len(metric) + 11}}  {accuracy:>13}  {loss:>9}")
+    shown = {"test_accuracy": "test accuracy", "test_loss": "test loss", "value": f"validation {metric}"}
+    for key, name in shown.items():
+        found = means[key]
+        told = f"{value_text(found['value'])} ({value_text(found['low'])} to {value_text(found['high'])})"
+        lines.append(f"{name} {told}, standard deviation {value_text(found['deviation'])}")
+    accuracy = means["test_accuracy"]["value"]
+    whole = range_text(interval.wilson(accuracy, images))
+    return [
+        *lines,
+        f"means of {len(trainings)} seeds with 95 % intervals by Student's t, for this test part",
+        f"for other test parts of {images:,} images: accuracy {whole}",
+    ]
+
+
 def _outside(found: Mapping[str, Any], metric: str, images: int | None, tried: int) -> list[str]:
     """Return a line if the test value lies outside the validation's interval; for a metric without one, that of the accuracy."""
     name = metric if metrics.is_share(metric) else "accuracy"

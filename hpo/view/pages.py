@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from hpo import text
@@ -17,6 +18,7 @@ from hpo.view.sparkline import sparkline
 
 if TYPE_CHECKING:
     from hpo.analysis.health import Finding
+    from hpo.storage.study_rows import Opening
     from hpo.study.results import TrialResult
     from hpo.study.status import ParkedTrial, Summary
     from hpo.study.trial_history import FinishedTrial, TrialHistory
@@ -139,6 +141,7 @@ def history_text(history: TrialHistory) -> str:
         lines.append(f"saved    {found.checkpoint}")
     if found.tested:
         lines.append(f"tested   {openings_text(found.tested)}")
+        lines += [f"opened   {_opening_text(one)}" for one in found.openings if one.opened_by]
     lines += [f"cost     {name} = {amount_text(cost)}" for name, cost in found.costs.items()]
     for name, violation in found.constraints.items():
         lines.append(f"bound    {name}: {f'violated by {violation:.1%}' if violation > 0 else 'kept'}")
@@ -172,6 +175,14 @@ def _curve_text(curve: Mapping[int, float]) -> str:
 def openings_text(folders: Sequence[str]) -> str:
     """Return how often the test split was opened for a trial, and the folders of the trainings that opened it."""
     return f"opened {_times(len(folders))}, for {', '.join(dict.fromkeys(folders))}"
+
+
+def _opening_text(opening: Opening) -> str:
+    """Return who opened the test split, when, for how many trainings and after how many trials."""
+    when = datetime.fromtimestamp(opening.opened_at).strftime("%Y-%m-%d %H:%M")
+    models = "1 model" if opening.trainings == 1 else f"{opening.trainings} models"
+    chosen = f", the trial chosen from {opening.trials_tried:,}" if opening.trials_tried else ""
+    return f"{when} by {opening.opened_by}: {models}{chosen}"
 
 
 def _times(count: int) -> str:

@@ -94,6 +94,8 @@ def _metrics(folder: Path) -> dict[str, Any]:
     if (folder / final.CHECKPOINT).exists():
         again = command("train", folder / final.CONFIG, options=f"-o {quoted(folder)}")
         raise StudyError(f"{folder}: its training is not finished; `{again}` continues it")
+    if (folder / final.SEVERAL).exists():
+        raise StudyError(f"{folder}: holds trainings with several seeds; name one of them, such as {folder / 'seed-1'}")
     if not (folder / final.METRICS).exists():
         raise StudyError(f"{folder}: holds no training of `hpo train`, since it has no {final.METRICS}")
     if not (folder / final.WEIGHTS).is_file():
