@@ -171,7 +171,7 @@ def train(
         raise typer.Exit(train_own(spec, config, folder, output, seed=seed, replaying=replay, storage=storage))
     with users_folder():
         training = final.prepare(config, seed=seed, code_folder=folder)
-    text.say(final.describe(training))
+    text.say(final.describe(training, several))
     for note in training.splits.notes:
         text.say(f"data: {note}")
     if replay:

@@ -192,12 +192,13 @@ def _command_folder(command: Command, beside: Path, before: Path) -> Path:
     return beside if names and all((beside / name).is_file() for name in names) else before
 
 
-def describe(training: FinalTraining) -> str:
-    """Return a line on the training: model, data, optimizer, schedule, epochs, seed and device."""
+def describe(training: FinalTraining, count: int | None = None) -> str:
+    """Return a line on the training: model, data, optimizer, schedule, epochs, seed, or the number of seeds, and device."""
+    seed = f"seed {training.seed}" if count is None else f"{count} seeds"
     config, device = training.config, assemble.device_name(training.device)
     return (
         f"{training.path}: {config.model.name} on {config.data.name}, {config.optimizer.name} with {config.schedule.name} "
-        f"schedule, {config.training.epochs} epochs, seed {training.seed}, on {device}"
+        f"schedule, {config.training.epochs} epochs, {seed}, on {device}"
     )
 
 

@@ -42,7 +42,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     spec = StudySpec.load(write(folder / "best.toml"))
     config, device = TrainConfig.from_tree(spec.tree), assemble.pick_device()
     torch.set_num_threads(config.training.threads)
-    splits = assemble.load_splits(config, spec.seed, folder, device)
+    splits = assemble.load_splits(config, spec.split_seed, folder, device)
     results = list(loop.train(assemble.build_run(config, splits, 11, folder, device, accumulation=2)))
     curves = {name: [getattr(result, name) for result in results] for name in ("train_loss", "validation_loss")}
     return {"seed": 11, "accumulation": 2, "curves": curves}

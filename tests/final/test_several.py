@@ -44,7 +44,7 @@ lr = 0.02
 OWN = {
     "objective": 'objective = "mine.py:objective"\ndirection = "minimize"\n[params]\nx = 1.0\n',
     "objective of a config": 'train = "mine.py:train"\ndirection = "minimize"\n[space]\nx = 1.0\n',
-    "program": f'command = ["{sys.executable}", "-c", "print({x})"]\ndirection = "minimize"\n[space]\nx = 1.0\n',
+    "program": f'command = ["{sys.executable}", "-c", "print({{x}})"]\ndirection = "minimize"\n[space]\nx = 1.0\n',
 }
 
 

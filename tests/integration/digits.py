@@ -42,7 +42,7 @@ def alone(study: Study, number: int) -> dict[str, list[float]]:
     try:
         config = TrainConfig.from_tree(space.pin(study.spec.tree, lambda path, parameter: trial.params[path]))
         cpu = torch.device("cpu")
-        splits = assemble.load_splits(config, study.spec.seed, study.code_folder, cpu)
+        splits = assemble.load_splits(config, study.spec.split_seed, study.code_folder, cpu)
         run = assemble.build_run(config, splits, seeds.of_trial(study.spec.seed, number), study.code_folder, cpu)
         found: dict[str, list[float]] = {}
         for result in loop.train(run):

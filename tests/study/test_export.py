@@ -120,7 +120,7 @@ def test_what_the_final_training_leaves(searched: Study, best_file: Path, tmp_pa
     assert 0.0 <= metrics["test_accuracy"] <= 1.0
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert (folder / "config.toml").read_bytes() == best_file.read_bytes()
-    names = sorted(path.name.split(".")[0] for path in folder.iterdir())
+    names = sorted({path.name.split(".")[0] for path in folder.iterdir()})
     assert names == ["config", "events", "metrics", "steps", "trajectory", "weights"]
     run = training.run()
     run.model.load_state_dict(checkpoint.load(folder / "weights.pt"))

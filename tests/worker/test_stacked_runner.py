@@ -99,7 +99,7 @@ def alone(study: Study, number: int) -> Iterator[EpochResult]:
         return value
 
     config = TrainConfig.from_tree(space.pin(study.spec.tree, pick))
-    splits = assemble.load_splits(config, study.spec.seed, study.code_folder, CPU)
+    splits = assemble.load_splits(config, study.spec.split_seed, study.code_folder, CPU)
     run = assemble.build_run(config, splits, result.receipt["seed"], study.code_folder, CPU)
     return executor.train(Choice(executor="stack", slots=1, why="").build(run), run, lambda: False)
 

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def prepared(folder: Path, **changes: object) -> tuple[StudySpec, TrainConfig, Splits]:
     spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "executor": "auto", **changes}), folder)
     config = TrainConfig.from_tree(space.middle(spec.tree, {}))
-    return spec, config, assemble.load_splits(config, spec.seed, folder, CPU)
+    return spec, config, assemble.load_splits(config, spec.split_seed, folder, CPU)
 
 
 def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
