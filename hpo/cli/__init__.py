@@ -14,6 +14,6 @@ __all__ = ["after", "app", "command", "confirm", "lab", "main", "manage", "resul
 ORDER = (
     *("init", "check", "run", "worker"),
     *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
-    *("confirm", "report", "export", "train", "after", "mlflow", "replay", "fork", "delete"),
+    *("confirm", "report", "export", "train", "after", "mlflow", "replay", "fork", "import", "delete"),
 )
-app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))
+app.registered_commands.sort(key=lambda one: ORDER.index(one.name or getattr(one.callback, "__name__", "")))

@@ -1,10 +1,11 @@
-"""Commands that use the results of a study: export, train, mlflow, fork."""
+"""Commands that use the results of a study: export, train, mlflow, fork, import."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,10 @@ from hpo.worker.signals import StopSignal
 if TYPE_CHECKING:
     from hpo.final.train import FinalTraining
     from hpo.spec.study_file import StudySpec
+    from hpo.storage.connect import Storage
     from hpo.study.plain import PlainStudy
+    from hpo.study.resolve import StudyFile
+    from hpo.study.source import Source
     from hpo.study.study import Study
     from hpo.train.epoch import EpochResult
 
@@ -63,6 +67,7 @@ def export(
     from hpo.study import export as exporting
     from hpo.study import plain
     from hpo.study.format import value_text, with_interval
+    from hpo.view import words
 
     chosen = {
         f"--trial {trial}": trial is not None,
@@ -87,6 +92,8 @@ def export(
         verb = "replaced" if path in before else "wrote"
         value = "" if result.values else f", {with_interval(result.value, result.interval)}"
         text.say_command(f"{verb} {path}: trial {result.number}{value}; next: {first}", again)
+        if origin := exporting.taken_from(opened, result):
+            text.say(f"note: this study has not trained it; it took the result from {words.origin(origin)}")
         if isinstance(opened, plain.PlainStudy) or opened.spec.is_declared or not result.checkpoint:
             continue
         if opened.spec.command:
@@ -382,23 +389,38 @@ def mlflow(
     text.say(f"wrote {sum(summary.counts.values()) - summary.counts['waiting']} trials of {name!r} to {exporter.shown}")
 
 
-@app.command(epilog=examples("hpo fork digits digits-2 study.toml"))
+LackingOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Value that old trials had for a parameter that they lack."),
+]
+RenameOption = Annotated[
+    list[str] | None, typer.Option("--rename", metavar="OLD=NEW", help="New name of an old parameter.")
+]
+
+
+@app.command(
+    epilog=examples("hpo fork digits digits-2 study.toml", "hpo fork mine mine-2 mine.toml --set momentum=0.9")
+)
 def fork(
     study: Annotated[str, typer.Argument(help="Name of the study to take trials from.")],
     name: Annotated[str, typer.Argument(help="Name of the new study.")],
     file: Annotated[Path, typer.Argument(help="Study file of the new study.")],
+    lacking: LackingOption = None,
+    rename: RenameOption = None,
     storage: StorageOption = None,
     code: CodeOption = None,
 ) -> None:
     """Create a new study from a changed file and copy the finished trials that fit its space.
+
+    A parameter that old trials lack has the constant of the old study, else the value of --set. One that is a constant in the
+    new file must have had that value.
 
     To learn the space of your own objective, hpo calls it with the parameters of each trial. A call ends at the first report,
     or 5 s after the last parameter. After 60 s of calls, a trial is copied if all trials with the same choices fit so far.
     Such trials are named.
     """
     from hpo.storage.connect import connect, storage_url
-    from hpo.study import plain, resolve
-    from hpo.study.fork import NOT_ASKED_KEY, fork_study
+    from hpo.study import plain, resolve, source
 
     with users_folder():
         found = resolve.read(file, name=name, code_folder=code)
@@ -406,21 +428,100 @@ def fork(
     url = storage_url(storage, found.spec.storage)
     plain.open_any(connect(url), study)  # before our tables are created, if they do not exist
     place = connect(url, create=True)
-    forked = fork_study(plain.open_any(place, study), found)
+    taking = source.of(plain.open_any(place, study))
+    take_trials(taking, found, place, lacking, rename, storage=storage)
+
+
+@app.command(
+    "import",
+    epilog=examples(
+        "hpo import sqlite:///old.db theirs --like study.toml",
+        "hpo import journal.log theirs --like study.toml --rename lr=optimizer.lr",
+    ),
+)
+def import_(
+    url: Annotated[str, typer.Argument(help="Storage of the Optuna study: a URL, or the file of a JournalStorage.")],
+    study: Annotated[str, typer.Argument(help="Name of the Optuna study.")],
+    file: Annotated[Path, typer.Option("--like", help="Study file of the new study.")],
+    name: Annotated[
+        str | None, typer.Option("--as", help="Name of the new study. Default: the name in the file.")
+    ] = None,
+    lacking: LackingOption = None,
+    rename: RenameOption = None,
+    storage: StorageOption = None,
+    code: CodeOption = None,
+) -> None:
+    """Create a new study that begins with the finished trials of an Optuna study, from any of Optuna's storages.
+
+    The trials keep their values, curves and states, and the sampler learns from them. The budget is not charged for them. What
+    does not fit the new space is listed. Nothing is written to the Optuna study.
+    """
+    from hpo.storage.connect import connect, storage_url
+    from hpo.study import resolve, source
+
+    with users_folder():
+        found = resolve.read(file, name=name, code_folder=code)
+    quiet_optuna()
+    with source.opened(url, study) as taking:
+        place = connect(storage_url(storage, found.spec.storage), create=True)
+        take_trials(taking, found, place, lacking, rename, storage=storage, may_be_empty=False)
+
+
+def take_trials(
+    source: Source,
+    found: StudyFile,
+    place: Storage,
+    lacking: list[str] | None,
+    rename: list[str] | None,
+    *,
+    storage: str | None,
+    may_be_empty: bool = True,
+) -> None:
+    """Make a study with the trials of another one that fit, and print what became of them.
+
+    Args:
+        source: the other study.
+        found: the new study.
+        place: its storage.
+        lacking: words such as `lr=0.1`: values of parameters that old trials lack.
+        rename: words such as `lr=optimizer.lr`: new names of old parameters.
+        storage: the option of the command.
+        may_be_empty: make the study also if no trial fits.
+    """
+    from hpo.spec import configuration
+    from hpo.study.fork import NOT_ASKED_KEY, fork_study
+
+    names = {old: str(new) for old, new in configuration.of_words(rename or []).items()}
+    values = configuration.of_words(lacking or [])
+    forked = fork_study(source, found, place, lacking=values, renamed=names, may_be_empty=may_be_empty)
+    name, study = found.spec.name, source.name
     left = sum(forked.left.values())
     text.say(f"made study {name!r} with {forked.taken} trials of {study!r}; {left} do not fit the new space")
-    for why, count in forked.left.items():
-        text.say(f"  {count} left: {why}")
+    for why, numbers in forked.left_behind.items():
+        text.say(f"  {len(numbers)} left: {why}: {some(numbers)}")
+    if forked.unfinished:
+        told = ", ".join(f"{count} {word}" for word, count in forked.unfinished.items())
+        text.say(f"  without a result, so not taken: {told}")
     if forked.assumed:
-        numbers = ", ".join(map(str, forked.assumed[:MOST_NUMBERS]))
-        further = f" and {len(forked.assumed) - MOST_NUMBERS} more" if len(forked.assumed) > MOST_NUMBERS else ""
         text.say(
             f"  {len(forked.assumed)} taken without a call, after {forked.asked} calls: every called trial with the same choices "
             "fits; if the objective's parameters depend on a number, some of these may lack one"
         )
-        text.say(f"  they have the user attribute {NOT_ASKED_KEY}; in {study!r} they are {numbers}{further}")
-    if not found.spec.is_declared:
+        text.say(f"  they have the user attribute {NOT_ASKED_KEY}; in {study!r} they are {some(forked.assumed)}")
+    if forked.taken and forked.changed:
+        text.say("other constants than in the old study, so the values may differ from those of new trials:")
+        for line in forked.changed:
+            text.say(f"  {line}")
+    if not found.spec.is_declared or source.spec is None:
         text.say("their values are taken as they are; hpo cannot know whether the new code gives the same values")
+    if found.spec.start:
+        text.say(f"{len(found.spec.start)} configurations of start are queued, whatever was taken")
     again = again_option(storage, found.spec.storage, place.shown)
     options = f"--name {text.quoted(name)} {again}".strip()
-    text.say_command("next: ", text.command("run", file, options=options))
+    text.say_command("next: ", text.command("run", found.path, options=options))
+
+
+def some(numbers: Sequence[int]) -> str:
+    """Return the numbers of trials, the first MOST_NUMBERS of them."""
+    further = f" and {len(numbers) - MOST_NUMBERS} more" if len(numbers) > MOST_NUMBERS else ""
+    return ", ".join(map(str, numbers[:MOST_NUMBERS])) + further

@@ -206,8 +206,9 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
 
 def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> None:
     from hpo.errors import StudyError
+    from hpo.study.export import taken_from
     from hpo.study.results import best
-    from hpo.view import chance, confirmed, pages
+    from hpo.view import chance, confirmed, pages, words
 
     if not drawn:
         text.say_page(pages.status_text(summary))
@@ -226,6 +227,8 @@ def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> Non
             return
         own = confirmed.verdict_line(study, again)
         text.say_page("\n".join([pages.winner_text(winners[0]), *chance.choice_lines(summary), *own]))
+        if origin := taken_from(study, winners[0]):
+            text.say(f"         this study has not trained it; it took the result from {words.origin(origin)}")
         best_file = Path(f"{study.name.replace('/', '-')}-best.toml")
         export = text.command("export", study.name, options=f"{again} -o {text.quoted(best_file)}".strip())
         train = text.command("train", best_file, options=f"-o {text.quoted(f'runs/{best_file.stem}')}")

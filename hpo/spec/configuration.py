@@ -171,7 +171,7 @@ def refuse_missing(missing: Sequence[str]) -> None:
 
 
 def _of_another_branch(tree: Tree, path: str, name: str, branch: str, found: Mapping[str, Any]) -> str:
-    taken = found.get(name, dict(_constants(tree)).get(name))
+    taken = found.get(name, dict(constants(tree)).get(name))
     why = f"is searched only with {name} = {branch!r}"
     if taken is None:
         return f"{path}: {why}, which is not given; add {name}={branch}"
@@ -179,23 +179,23 @@ def _of_another_branch(tree: Tree, path: str, name: str, branch: str, found: Map
 
 
 def _refuse_unless_constant(tree: Tree, known: Mapping[str, Parameter], path: str, value: Any) -> None:
-    constants = dict(_constants(tree))
-    if path not in constants:
+    fixed = dict(constants(tree))
+    if path not in fixed:
         raise SpecError(f"{path}: the study does not search it{meant(path, known)}")
     readings = _readings(value)
-    if not any(_same(constants[path], one) for one in readings):
+    if not any(_same(fixed[path], one) for one in readings):
         raise SpecError(
-            f"{path} = {shown(readings[0])}: the study does not search it, it is always {shown(constants[path])}; "
+            f"{path} = {shown(readings[0])}: the study does not search it, it is always {shown(fixed[path])}; "
             "leave it out"
         )
 
 
 def why_left(tree: Tree, path: str, value: Any) -> str:
     """Return why a value of a pinned config cannot be taken, "" if it is the space's own constant."""
-    constants = dict(_constants(tree))
-    if path not in constants:
+    fixed = dict(constants(tree))
+    if path not in fixed:
         return f"{path} = {shown(value)}: the study has no such value"
-    return "" if _same(constants[path], value) else f"{path} = {shown(value)}: here it is {shown(constants[path])}"
+    return "" if _same(fixed[path], value) else f"{path} = {shown(value)}: here it is {shown(fixed[path])}"
 
 
 def meant(path: str, known: Iterable[str]) -> str:
@@ -233,11 +233,12 @@ def _branches(
     return found
 
 
-def _constants(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def constants(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) for all constants of a space, in all branches."""
     for key, value in tree.items():
         here = f"{path}.{key}" if path else key
         if isinstance(value, Mapping):
-            yield from _constants(value, here)
+            yield from constants(value, here)
         elif not isinstance(value, Range | Choices):
             yield here, value
 

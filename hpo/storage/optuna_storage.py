@@ -261,7 +261,8 @@ class OptunaStorage(BaseStorage):
             if template_trial is None:
                 trial_id, _ = trial_writes.insert_trial(connection, study_id, started=utc())
                 return trial_id
-            return trial_writes.insert_template(connection, study_id, template_trial)
+            [trial_id] = trial_writes.insert_templates(connection, study_id, [template_trial])
+            return trial_id
 
         return self._writing(create)
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 SCHEMA = 2
 UID_KEY = "hpo:uid"  # the user attribute with the study's uid
 FOLD_KEY = "hpo:fold"  # user attribute of a trial that is validated on another fold than the one of its study
+FORKED_FROM_KEY = "hpo:forked_from"  # user attribute of a trial that a study took from another one: its number there
 QUEUED_KEY = "fixed_params"  # Optuna's system attribute of a queued trial: the values that it was queued with
 CONSTRAINTS = "constraints"  # prefix of Optuna's system attributes with a trial's constraints
 UNREAD_KEY = "hpo:unread_epochs"  # user attribute of a command's trial: pairs of the epochs around a gap in its curve

@@ -183,6 +183,11 @@ def check_against(known: BaseDistribution | None, distribution: BaseDistribution
 
 def put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]) -> None:
     """Write a trial's values, by objective. Raises ValueError for a NaN."""
+    if rows := _value_rows(trial_id, values):
+        sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
     rows = []
     for objective, number in enumerate(values):
         if math.isnan(number):
@@ -191,49 +196,76 @@ def put_values(connection: sa.Connection, trial_id: int, values: Sequence[float]
         rows.append(
             {"trial_id": trial_id, "objective": objective, "value": value, "value_type": getattr(VALUE_TYPE, kind.name)}
         )
-    if rows:
-        sql.upsert(connection, trial_values, *rows, key=["trial_id", "objective"])
+    return rows
 
 
-def insert_template(connection: sa.Connection, study_id: int, template: FrozenTrial) -> int:
-    """Insert a trial in full and return its id. Raises ValueError for a distribution that the study's does not match."""
-    for name, distribution in template.distributions.items():
-        check_against(distribution_in(connection, study_id, name), distribution)
-    trial_id, _ = insert_trial(
-        connection,
-        study_id,
-        template.state,
-        started=as_utc(template.datetime_start),
-        completed=as_utc(template.datetime_complete),
-    )
-    put_values(connection, trial_id, template.values or [])
-    hanging: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-        (
-            trial_params,
-            [
-                {
-                    "param_name": name,
-                    "param_value": choices.internal(template.distributions[name], value),
-                    "distribution_json": distribution_to_json(template.distributions[name]),
-                }
-                for name, value in template.params.items()
-            ],
-        ),
-        (trial_user_attributes, attribute_rows(template.user_attrs)),
-        (trial_system_attributes, attribute_rows(template.system_attrs)),
-        (
-            intermediate_values,
-            [
-                {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
-                for step, number in template.intermediate_values.items()
-                for value, kind in [stored(float(number))]
-            ],
-        ),
+def insert_templates(connection: sa.Connection, study_id: int, templates: Sequence[FrozenTrial]) -> list[int]:
+    """Insert trials in full, numbered from max + 1 on, and return their ids. The caller has the study locked.
+
+    Raises ValueError for a distribution that the study's does not match, or for a value that is NaN.
+    """
+    if not templates:
+        return []
+    known: dict[str, BaseDistribution | None] = {}
+    for template in templates:
+        for name, distribution in template.distributions.items():
+            if name not in known:
+                known[name] = distribution_in(connection, study_id, name)
+            check_against(known[name], distribution)
+            known[name] = known[name] or distribution
+    ids = _insert_rows(connection, study_id, templates)
+    rows: dict[sa.Table, list[dict[str, Any]]] = {}
+    for trial_id, template in zip(ids, templates, strict=True):
+        for table, found in _child_rows(trial_id, template).items():
+            rows.setdefault(table, []).extend(found)
+    for table, found in rows.items():
+        if found:
+            connection.execute(table.insert(), found)
+    return ids
+
+
+def _insert_rows(connection: sa.Connection, study_id: int, templates: Sequence[FrozenTrial]) -> list[int]:
+    of_study = trials.c.study_id == study_id
+    highest = connection.execute(sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(of_study))
+    first = int(highest.scalar_one()) + 1
+    rows = [
+        {
+            "number": number,
+            "study_id": study_id,
+            "state": template.state,
+            "datetime_start": as_utc(template.datetime_start),
+            "datetime_complete": as_utc(template.datetime_complete),
+        }
+        for number, template in enumerate(templates, start=first)
     ]
-    for table, rows in hanging:
-        if rows:
-            connection.execute(table.insert(), [{"trial_id": trial_id, **row} for row in rows])
-    return trial_id
+    connection.execute(trials.insert(), rows)
+    inserted = sa.select(trials.c.trial_id).where(of_study, trials.c.number >= first).order_by(trials.c.number)
+    return list(connection.execute(inserted).scalars())
+
+
+def _child_rows(trial_id: int, template: FrozenTrial) -> dict[sa.Table, list[dict[str, Any]]]:
+    """Return what hangs on a trial, as rows by table."""
+    params = [
+        {
+            "param_name": name,
+            "param_value": choices.internal(template.distributions[name], value),
+            "distribution_json": distribution_to_json(template.distributions[name]),
+        }
+        for name, value in template.params.items()
+    ]
+    reported = [
+        {"step": step, "intermediate_value": value, "intermediate_value_type": kind}
+        for step, number in template.intermediate_values.items()
+        for value, kind in [stored(float(number))]
+    ]
+    hanging = {
+        trial_params: params,
+        trial_user_attributes: attribute_rows(template.user_attrs),
+        trial_system_attributes: attribute_rows(template.system_attrs),
+        intermediate_values: reported,
+    }
+    whole = {table: [{"trial_id": trial_id, **row} for row in rows] for table, rows in hanging.items()}
+    return {trial_values: _value_rows(trial_id, template.values or []), **whole}
 
 
 def attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -98,9 +99,24 @@ class Asking:
     """
 
     def __init__(
-        self, objective: Callable[[Any], Any], study: str, goals: Goals, attributes: Mapping[str, Any]
+        self,
+        objective: Callable[[Any], Any],
+        study: str,
+        goals: Goals,
+        attributes: Mapping[str, Any],
+        lacking: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """Prepare the calls.
+
+        Args:
+            objective: the objective.
+            study: the name of the study that the objective sees.
+            goals: its objectives.
+            attributes: its user attributes.
+            lacking: values of parameters that trials may lack.
+        """
         self._objective = objective
+        self._lacking = lacking
         self._study = study, goals, attributes
         self._known: dict[str, list[Answer]] = {}  # the different answers by kind
         self._seconds = 0.0  # spent in calls
@@ -140,7 +156,7 @@ class Asking:
     def _trial(self, trial: FrozenTrial) -> _AskedTrial:
         name, goals, attributes = self._study
         study = study_in_memory(name, goals, attributes=attributes)
-        return _AskedTrial(study, trial.params, number=trial.number, attributes=trial.user_attrs)
+        return _AskedTrial(study, {**self._lacking, **trial.params}, number=trial.number, attributes=trial.user_attrs)
 
     def _ask(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         asked, failed = self._trial(trial), ""

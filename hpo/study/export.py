@@ -22,12 +22,12 @@ from hpo.spec.study_file import UNIDENTIFYING
 from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
 from hpo.storage import choices, study_rows
-from hpo.storage.tables import QUEUED_KEY, UID_KEY
+from hpo.storage.tables import FORKED_FROM_KEY, QUEUED_KEY
 from hpo.study import plain, query
 from hpo.study.format import amount_text
 from hpo.study.plain import PlainStudy
 from hpo.study.results import TrialResult
-from hpo.study.study import FINGERPRINT_KEY, Study
+from hpo.study.study import OWN_KEYS, TAKEN_FROM_KEY, Study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -172,7 +172,7 @@ def from_toml(value: Any) -> Any:
 
 def _attributes(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any]:
     """Return the user attributes of the study and, for a queued trial, of the trial."""
-    of_study = {key: value for key, value in study.optuna.user_attrs.items() if key not in (UID_KEY, FINGERPRINT_KEY)}
+    of_study = {key: value for key, value in study.optuna.user_attrs.items() if key not in OWN_KEYS}
     trial = _trial(study, result.number)
     of_trial = trial.user_attrs if QUEUED_KEY in trial.system_attrs else {}
     return {
@@ -220,10 +220,21 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "code_folder": str(study.code_folder),
         "test_split": _test_split(study, result.number, opened),
         **result.receipt,
+        "taken_from": taken_from(study, result),
         **({} if study.spec.is_declared else _attributes(study, result)),
         "curves": {metric: list(curve) for metric, curve in result.curves.items() if _repeats(metric)},
     }
     return {key: value for key, value in receipt.items() if value is not None and value != {}}
+
+
+def taken_from(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any]:
+    """Return where a fork or an import found a trial: study, storage and number. Empty for a trial that the study has trained."""
+    if isinstance(study, PlainStudy) or result.attempt:
+        return {}
+    attributes = _trial(study, result.number).user_attrs
+    if FORKED_FROM_KEY not in attributes:
+        return {}
+    return {**study.optuna.user_attrs.get(TAKEN_FROM_KEY, {}), "trial": attributes[FORKED_FROM_KEY]}
 
 
 def _weights(study: Study, result: TrialResult) -> str | None:

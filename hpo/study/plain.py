@@ -63,16 +63,21 @@ def open_any(place: Storage, name: str) -> Study | PlainStudy:
         return studies.join(place, name)
     import optuna
 
-    from hpo.storage.optuna_private import id_of
-
     opened = optuna.load_study(study_name=name, storage=place.optuna)
-    system = place.optuna.get_study_system_attrs(id_of(opened))
+    return PlainStudy(storage=place, optuna=opened, goals=goals_of(opened))
+
+
+def goals_of(opened: optuna.Study) -> Goals:
+    """Return the objectives of a study that Optuna made."""
+    from hpo.storage.optuna_private import id_of, storage_of
+
+    system = storage_of(opened).get_study_system_attrs(id_of(opened))
     several = [f"value_{position}" for position in range(len(opened.directions))]
     names = system.get(METRIC_NAMES_KEY) or (several if len(several) > 1 else [OWN_VALUE])
     directions: dict[str, Any] = {
         name: direction.name.lower() for name, direction in zip(names, opened.directions, strict=True)
     }
-    return PlainStudy(storage=place, optuna=opened, goals=Goals(directions=directions))
+    return Goals(directions=directions)
 
 
 def statuses(place: Storage) -> list[Summary]:

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +29,25 @@ from hpo.text import command, quoted
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
     from hpo.queue.ledger import Ledger
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
+TAKEN_FROM_KEY = "hpo:taken_from"  # user attribute: the study that a fork or an import took trials from
+OWN_KEYS = (UID_KEY, FINGERPRINT_KEY, TAKEN_FROM_KEY)  # user attributes that no objective has set
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute with the names of the objectives
 MOST_NAMES = 20  # of studies in a message
 CODE_FOLDER = "code"  # in the checkpoint folder; holds a folder for each pickled function, named by its digest
 PROBE_FILE = "study.uid"  # in the checkpoint folder; a machine that cannot read it does not share that folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenTrials:
+    """Finished trials of another study, as a new one begins with them. Its budget is not charged for them."""
+
+    trials: Sequence[FrozenTrial]
+    origin: Mapping[str, str]  # the other study: its name, its storage without secrets, and what made it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +122,12 @@ def create_or_join(
     code_digest: str,
     trials_budget: int | None = None,
     allow_code_change: bool = False,
+    taken: TakenTrials | None = None,
     forking: str | None = None,
 ) -> Study:
     """Make the study, or join the stored one of this name if its fingerprint is the same.
+
+    A new study is written in one transaction, with the trials that it takes and those that it queues.
 
     Args:
         place: the storage.
@@ -121,11 +136,12 @@ def create_or_join(
         code_digest: the digest of that code.
         trials_budget: the study's budget; by default the larger one of the stored study and the spec.
         allow_code_change: record a changed code digest instead of refusing it.
-        forking: the stop reason of a new study that starts nothing until a fork has been copied into it.
+        taken: finished trials of another study, which a new study begins with. No study is joined then.
+        forking: the stop reason of a new study that starts nothing until its maker allows it.
 
     Raises MismatchError if the stored study has another spec or other code, or if Optuna made it and has begun trials in it.
     Raises it too if workers of another schema work on it, or if trials are to go on from a checkpoint folder that is missing.
-    Raises StudyError if the checkpoint folder cannot be written.
+    Raises StudyError if the checkpoint folder cannot be written, or if a study that takes trials is there already.
     """
     import optuna
 
@@ -137,9 +153,11 @@ def create_or_join(
     study_id = id_of(made)
     with sql.writing(place.engine) as connection:
         row = study_rows.lock_and_read(connection, study_id)
+        if taken is not None and (row is not None or study_rows.count_trials(connection, study_id)):
+            raise StudyError(f"there is a study {wanted.name!r} already; choose another name")
         if row is None:
             _refuse_a_plain_optuna_study(connection, study_id, [one.name.lower() for one in made.directions], wanted)
-            _insert(connection, study_id, wanted, root, code_folder, code_digest, forking)
+            _insert(connection, study_id, wanted, root, code_folder, code_digest, taken, forking)
             row = study_rows.lock_and_read(connection, study_id)
         _check_identity(row, wanted)
         _check_schema(connection, row, wanted.name)
@@ -191,6 +209,18 @@ def is_plain(place: Storage, name: str) -> bool:
     """Return whether the storage has a study of this name that hpo did not make."""
     study_id, row = study_rows.look_up(place.engine, name)
     return study_id is not None and row is None
+
+
+def is_in_use(place: Storage, name: str) -> bool:
+    """Return whether the storage has a study of this name that hpo made, or that has trials.
+
+    A study of Optuna's without trials is what is left of a process that was killed as it made one.
+    """
+    study_id, row = study_rows.look_up(place.engine, name)
+    if study_id is None or row is not None:
+        return row is not None
+    with place.engine.connect() as connection:
+        return study_rows.count_trials(connection, study_id) > 0
 
 
 def _stored_spec(row: Any, name: str) -> StudySpec:
@@ -274,6 +304,7 @@ def _insert(
     checkpoints: Path,
     code_folder: Path,
     code_digest: str,
+    taken: TakenTrials | None,
     forking: str | None,
 ) -> None:
     from hpo.storage import trial_writes
@@ -289,16 +320,19 @@ def _insert(
         "code_folder": str(folder),
         "code_digest": _recorded(code_digest),
         "checkpoints": str(checkpoints / uid),
+        "imported": len(taken.trials) if taken else 0,
         "stop_reason": forking,
         "hold": Hold.FORKING if forking else None,
     }
+    attributes: dict[str, Any] = {UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint}
     study_rows.insert(
         connection,
         study_id,
         row,
-        user_attributes={UID_KEY: uid, FINGERPRINT_KEY: wanted.fingerprint},
+        user_attributes=attributes | ({TAKEN_FROM_KEY: taken.origin} if taken else {}),
         system_attributes={METRIC_NAMES_KEY: wanted.goals.names} if wanted.objectives else {},
     )
+    trial_writes.insert_templates(connection, study_id, taken.trials if taken else [])
     trial_writes.insert_queued(connection, study_id, [wanted.as_stored(one) for one in wanted.start])
 
 

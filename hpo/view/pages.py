@@ -120,8 +120,11 @@ def _best_lines(summary: Summary) -> list[str]:
         return [f"best     {words.none_best(summary)}"]
     if not summary.objectives:
         value = with_interval(summary.best.value, summary.best.interval)
-        return [f"best     {value} by trial {summary.best.number}"]
-    return [f"front    {words.named_values(trial.values)} by trial {trial.number}" for trial in summary.front]
+        return [f"best     {value} {words.by_trial(summary, summary.best.number)}"]
+    return [
+        f"front    {words.named_values(trial.values)} {words.by_trial(summary, trial.number)}"
+        for trial in summary.front
+    ]
 
 
 def history_text(history: TrialHistory) -> str:

@@ -111,7 +111,7 @@ def _best_line(summary: Summary) -> Text:
             line.append(f"  {trial.number}: ").append(words.named_values(trial.values), "bold green")
         return line
     value = with_interval(summary.best.value, summary.best.interval)
-    return Text.assemble("best ", (value, "bold green"), f" by trial {summary.best.number}")
+    return Text.assemble("best ", (value, "bold green"), f" {words.by_trial(summary, summary.best.number)}")
 
 
 def _best_table(summary: Summary, best: Sequence[BestTrial], width: int) -> Table:

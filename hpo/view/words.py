@@ -26,8 +26,20 @@ def states(summary: Summary) -> dict[str, str]:
     """Return {state: how many trials are in it, in words}, in the order in which they are shown."""
     found = counted(summary.counts)
     if summary.imported:
-        found["imported"] = f"{summary.imported} of these taken along by the fork"
+        found["imported"] = f"{summary.imported} of these taken from another study"
     return found or {"none": "no trial has begun"}
+
+
+def by_trial(summary: Summary, number: int) -> str:
+    """Return "by trial N". A trial that a fork or an import took is named as one of another study."""
+    return f"by trial {number}" + (", taken from another study" if number < summary.imported else "")
+
+
+def origin(found: Mapping[str, Any]) -> str:
+    """Return where a fork or an import found a trial, as `export.taken_from` returns it."""
+    if "study" not in found:  # a fork by an earlier version
+        return f"trial {found['trial']} of the study that was forked"
+    return f"trial {found['trial']} of {found['study']!r} in {found['storage']}, made by {found['made_by']}"
 
 
 def failures(failure: FailureCount) -> str:

@@ -109,7 +109,7 @@ def test_it_is_forked(hpo: Hpo, tmp_path: Path, plain: optuna.Study) -> None:
     assert code == 0
     assert said.splitlines()[:2] == [
         "made study 'new' with 1 trials of 'theirs'; 1 do not fit the new space",
-        "  1 left: its x is not a number from 0.0 to 0.375",
+        "  1 left: its x is not a number from 0.0 to 0.375: 1",
     ]
     assert [trial.state.name for trial in plain.get_trials()] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
     assert [one["name"] for one in json.loads(hpo("status", "--json")[1])] == ["theirs", "new"]
@@ -121,6 +121,42 @@ def test_it_is_forked(hpo: Hpo, tmp_path: Path, plain: optuna.Study) -> None:
         "error: direction: study 'theirs' is to minimize, the file to maximize; "
         "its values mean something else, so its trials cannot be taken along",
     )
+
+
+def test_it_is_imported_and_what_it_trained_is_told_as_its_own(hpo: Hpo, tmp_path: Path, plain: optuna.Study) -> None:
+    (tmp_path / "own.toml").write_text(OWN.replace("mine.py", "first.py"))
+    (tmp_path / "first.py").write_text("def objective(trial): return trial.suggest_float('rate', 0.0, 1.0)\n")
+    url = f"sqlite:///{tmp_path}/studies.db"
+    call = ("import", url, "theirs", "--like", "own.toml", "--rename", "x=rate")
+    code, said, err = hpo(*call)
+    assert (code, said) == (2, "")
+    assert err.splitlines()[:2] == [
+        "error: no trial of study 'theirs' fits, so no study was made: it has 2 complete and pruned trials",
+        "  2 of them: has c, for which the objective does not ask",
+    ]
+    (tmp_path / "own.toml").write_text(OWN)
+    (tmp_path / "mine.py").write_text(
+        "def objective(trial):\n"
+        "    trial.suggest_categorical('c', [None])\n"
+        "    return trial.suggest_float('rate', 0.0, 1.0) + trial.suggest_int('n', 1, 3)\n"
+    )
+    code, said, _ = hpo(*call, "--set", "n=2")
+    assert code == 0
+    assert said.splitlines()[:3] == [
+        "made study 'new' with 1 trials of 'theirs'; 1 do not fit the new space",
+        "  1 left: its c is not one of None: 1",
+        "  without a result, so not taken: 1 failed, 1 running, 1 queued",
+    ]
+    assert hpo(*call, "--set", "n=2")[::2] == (2, "error: there is a study 'new' already; choose another name\n")
+    assert "best     0.2500 by trial 0, taken from another study" in hpo("status", "new")[1]
+    exported = hpo("export", "new")[1].splitlines()
+    assert (
+        exported[1]
+        == f"note: this study has not trained it; it took the result from trial 0 of 'theirs' in {url}, made by Optuna"
+    )
+    pinned = tomllib.loads((tmp_path / "best.toml").read_text())
+    assert pinned["params"] == {"c": {"json": "null"}, "rate": 0.25, "n": 2}
+    assert pinned["receipt"]["taken_from"] == {"study": "theirs", "storage": url, "made_by": "Optuna", "trial": 0}
 
 
 @pytest.mark.parametrize(

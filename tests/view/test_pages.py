@@ -41,7 +41,7 @@ def test_the_status_of_a_study_is_told_in_plain_lines() -> None:
 def test_trials_that_a_fork_brought_along_are_not_told_as_a_part_of_the_budget() -> None:
     """`--trials 22` after a fork that took 20 along ends with 22 of 22."""
     one = summary(counts={"complete": 42, "running": 0}, budget=42, spent=42, running=[], imported=20)
-    states = "42 complete · 20 of these taken along by the fork"
+    states = "42 complete · 20 of these taken from another study"
     assert pages.status_text(one).splitlines()[1] == f"trials   22 of 22 finished: {states}"
     assert pages.status_table([one]).splitlines()[1].split()[:2] == ["digits", "22/22"]
     assert drawn(one, 60)[1].endswith("━ 22 of 22")
