@@ -175,6 +175,7 @@ class HpoSide:
         asked = {"executor": self.executor, "slots": job.options.slots}
         document |= {key: value for key, value in asked.items() if value is not None}
         self._file(job).write_text(tomli_w.dumps(document))
+        (job.folder / "benchmarks").symlink_to(ROOT / "benchmarks")  # the study's own code; hpo hides its own checkout
 
     def commands(self, job: Job) -> list[Command]:
         """Return the one command of our side."""

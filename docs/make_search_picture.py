@@ -1,6 +1,6 @@
 """Draws the picture of the page Search from kept replays: how `auto` ranks trials, and how soon it finds a good one.
 
-The replays of the four methods on the two tables come from `benchmarks/search.py --json FILE`.
+The replays of the four methods on `mlp`, `cnn` or both come from `benchmarks/search.py --json FILE`.
 
     python docs/make_search_picture.py replays.json docs/assets/search.svg
 """
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from hpo.strategy.fidelity import ENOUGH
 from hpo.strategy.quiet import quiet_warnings
 
 TABLES = Path(__file__).parent.parent / "benchmarks" / "tables"
-SHOWN = ("mlp", "cnn")
 COLORS = {"auto": "#00838f", "tpe + median": "#8e24aa", "tpe + hyperband": "#ef6c00", "random + halving": "#607d8b"}
 MARKS = {"auto": "-", "tpe + median": "--", "tpe + hyperband": "-.", "random + halving": ":"}
 TITLE = "How auto ranks trials, and how soon it finds a good one"
+SHOWN = ("mlp", "cnn")  # tables
 TRIALS = 60  # of a replay whose curves are drawn
 GREY, GOOD, BAD, INK = "#b0bec5", "#00838f", "#c62828", "#37474f"
 Floats = npt.NDArray[np.float64]
@@ -76,6 +76,20 @@ def rungs_panel(axes: Axes, table: Table) -> None:
     axes.legend(frameon=False)
 
 
+def by_table(kept: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the replays of the four methods by table and method, for each table of SHOWN that has all of them."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in json.loads(kept.read_text()):
+        found.setdefault(one["table"], {})[one["method"]] = one
+    shown = {name: found[name] for name in SHOWN if COLORS.keys() <= found.get(name, {}).keys()}
+    if not shown:
+        raise SystemExit(
+            f"{kept}: has the replays of {', '.join(COLORS)} on none of the tables {', '.join(SHOWN)}; make them with "
+            "benchmarks/search.py"
+        )
+    return shown
+
+
 def best_so_far(bests: Sequence[Sequence[tuple[int, float]]], epochs: Floats) -> Floats:
     """Return the best value of each replay after so many epochs [replays, epochs]; NaN before the first."""
     found = np.full((len(bests), len(epochs)), math.nan)
@@ -86,12 +100,8 @@ def best_so_far(bests: Sequence[Sequence[tuple[int, float]]], epochs: Floats) ->
     return found
 
 
-def search_panel(axes: Axes, name: str, found: Sequence[dict[str, Any]]) -> None:
+def search_panel(axes: Axes, name: str, of_method: Mapping[str, dict[str, Any]]) -> None:
     """Draw the best value so far of each method on a table: the median, and the quartiles as a band."""
-    of_method = {one["method"]: one for one in found if one["table"] == name}
-    missing = COLORS.keys() - of_method.keys()
-    if missing:
-        raise SystemExit(f"the file has no replays of {', '.join(sorted(missing))} on {name}; run benchmarks/search.py")
     for method, color in COLORS.items():
         one = of_method[method]
         epochs = np.linspace(40, one["budget"], 105)
@@ -111,7 +121,7 @@ def search_panel(axes: Axes, name: str, found: Sequence[dict[str, Any]]) -> None
 def main(kept: Path, target: Path) -> None:
     quiet_warnings()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = json.loads(kept.read_text())
+    shown = by_table(kept)
     with mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -121,11 +131,11 @@ def main(kept: Path, target: Path) -> None:
             "axes.edgecolor": INK,
         }
     ):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
-        rungs, *others = figure.subplots(1, 1 + len(SHOWN))
-        rungs_panel(rungs, tables.load(TABLES / f"{SHOWN[0]}{tables.SUFFIX}"))
-        for axes, name in zip(others, SHOWN, strict=True):
-            search_panel(axes, name, found)
+        figure = Figure(figsize=(3.7 * (1 + len(shown)), 3.6), layout="constrained")
+        rungs, *others = figure.subplots(1, 1 + len(shown))
+        rungs_panel(rungs, tables.load(TABLES / f"{next(iter(shown))}{tables.SUFFIX}"))
+        for axes, name in zip(others, shown, strict=True):
+            search_panel(axes, name, shown[name])
         others[0].legend(frameon=False)
         for axes in (rungs, *others):
             axes.spines[["top", "right"]].set_visible(False)
