@@ -37,6 +37,7 @@ COLORS = {"auto": "#00838f", "tpe + median": "#8e24aa", "tpe + hyperband": "#ef6
 MARKS = {"auto": "-", "tpe + median": "--", "tpe + hyperband": "-.", "random + halving": ":"}
 TITLE = "How auto ranks trials, and how soon it finds a good one"
 SHOWN = ("mlp", "cnn")  # tables
+GOOD_SHARE = 0.2  # of the compared trials, as in `fidelity_tpe`
 TRIALS = 60  # of a replay whose curves are drawn
 GREY, GOOD, BAD, INK = "#b0bec5", "#00838f", "#c62828", "#37474f"
 Floats = npt.NDArray[np.float64]
@@ -58,7 +59,7 @@ def rungs_panel(axes: Axes, table: Table) -> None:
         axes.axvline(step, color=INK, linewidth=0.6, linestyle=":")
     ranked = max(step for step in (*steps, table.longest) if sum(epochs >= step for _, epochs in ended) >= ENOUGH)
     values = sorted(row.curve[ranked - 1] for row, epochs in ended if epochs >= ranked)
-    good = math.ceil(len(values) / 10)
+    good = math.ceil(GOOD_SHARE * len(values))
     axes.plot(
         [ranked] * (len(values) - good),
         values[good:],
