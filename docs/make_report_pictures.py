@@ -1,4 +1,5 @@
-"""Makes the pictures of docs/report.md anew: `python docs/make_report_pictures.py docs/assets` searches the digits, and reports.
+"""Makes the pictures of docs/report.md anew: `python docs/make_report_pictures.py docs/assets` searches the digits,
+confirms the result, and reports.
 
 It needs Debian's packages chromium and chromium-driver.
 """
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpo.analysis import confirmation
 from hpo.cli.app import quiet_optuna
 from hpo.launch.launcher import run_workers
 from hpo.launch.local import Fleet
@@ -22,7 +24,7 @@ from hpo.view.live import LiveView
 from hpo.view.report import output
 
 DEMO = Path(__file__).parent.parent / "examples" / "digits.toml"
-WIDTH, HEIGHT = 1100, 940
+WIDTH, HEIGHT = 1100, 1040
 SECONDS = 60  # for which a page may draw
 #: picture -> its theme, and the section at its top
 PICTURES = {"report.png": ("light", None), "report-parameters.png": ("dark", "s0-importance")}
@@ -68,6 +70,9 @@ def main(folder: Path) -> None:
         place = connect(f"sqlite:///{scratch}/studies.db", create=True)
         study = studies.create_or_join(place, found.spec, code_folder=found.code_folder, code_digest=found.code_digest)
         run_workers(study, Fleet(study, 2, code_folder=found.code_folder), LiveView(is_quiet=True), timeout=None)
+        request = confirmation.ask(study, top=None, runs=None, delta=None)
+        sister = confirmation.enlist(request, found.code_folder, found.code_digest)
+        run_workers(sister, Fleet(sister, 2, code_folder=found.code_folder), LiveView(is_quiet=True), timeout=None)
         page = Path(scratch) / "digits.html"
         output.write(page, "html", [study], is_full=False)
         for name, (theme, section) in PICTURES.items():

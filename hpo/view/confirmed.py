@@ -33,7 +33,7 @@ def page(found: Confirmation, again: str = "") -> str:
             f"{name}, {direction}d",
             COLUMNS.format("trial", "search", "mean", "95 % interval", "shrank", "runs"),
         ]
-        lines += [_row(one, place, direction) for one in _by_mean(found, place)]
+        lines += [_row(one, place, direction) for one in by_mean(found, place)]
     lines += ["", *(f"trial {one.number} is not compared: {one.left_out}" for one in found.leaders if one.left_out)]
     lines += _verdict_lines(found, again)
     return text.page(lines)
@@ -47,7 +47,8 @@ def runs_text(found: Confirmation) -> str:
     return f"{runs} runs of each with common fresh seeds{folds}{open_ones}"
 
 
-def _by_mean(found: Confirmation, place: int) -> list[Confirmed]:
+def by_mean(found: Confirmation, place: int) -> list[Confirmed]:
+    """Return the leaders, the best mean first; with several objectives in their own order."""
     sign = -1 if [*found.objectives.values()][place] == "maximize" else 1
     if found.several:
         return list(found.leaders)

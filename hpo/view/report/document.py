@@ -9,6 +9,7 @@ from typing import Any
 
 from hpo.files import without_nan
 from hpo.study.results import TrialResult
+from hpo.view import confirmed
 from hpo.view.pages import to_json
 from hpo.view.report.privacy import Privacy
 from hpo.view.report.reading import StudyReport
@@ -33,7 +34,7 @@ def _study(report: StudyReport, privacy: Privacy) -> dict[str, Any]:
         "read_at": datetime.fromtimestamp(report.read_at, UTC).isoformat(timespec="seconds"),
         "objectives": dict(columns.goals.directions),
         "summary": summary,
-        "confirmed": False,
+        "confirmation": None if report.confirmation is None else confirmed.to_json(report.confirmation),
         "leaders": [_leader(one, privacy) for one in report.leaders],
         "health": [{"name": one.name, "text": one.text, "mend": one.mend} for one in report.findings],
         "improvements": [

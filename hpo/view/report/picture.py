@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 COLORS = {"@best": "#d1491b", "@main": "#1f6fbf", "@curve": "#8fb7df", "@faint": "#c9cdd1", "@idle": "#c3c8cd"}
 STUDIES = ("#1f6fbf", "#d1491b", "#2c7d57", "#8a4fbf", "#a66a00", "#0f8b9c")
-SLICES = 3
 ACROSS = 3
 LONGEST_NAME = 60  # characters
 
@@ -40,8 +39,9 @@ def render(reports: Sequence[StudyReport], privacy: Privacy) -> bytes:
                 *figures.curves(report),
             ]
         )
+        shown = [*figures.confirmed(report)[:1], *shown]
         shown += [figures.importances(one, place) for place, one in enumerate(report.importances) if one.found]
-        shown += figures.slices(report)[:SLICES]
+        shown += figures.slices(report)[: -len(shown) % ACROSS or ACROSS]
     rows = -(-len(shown) // ACROSS)
     canvas = Canvas(figsize=(5.2 * ACROSS, 0.5 + 3.6 * max(rows, 1)), layout="constrained", dpi=110)
     names = ", ".join(text.safe(privacy.clean(one.name), LONGEST_NAME) for one in reports)
@@ -100,8 +100,12 @@ def _trace(axes: Axes, trace: dict[str, Any]) -> None:
     elif trace["marker"].get("symbol") == "line-ns":
         axes.plot(x, y, "|", color=COLORS["@best"], markersize=12, markeredgewidth=2, label=name)
     else:
+        if error := trace.get("error_x"):
+            spread = [error["arrayminus"], error["array"]]
+            axes.errorbar(x, y, xerr=spread, fmt="none", ecolor=COLORS["@main"], elinewidth=1.5, capsize=3)
         size = trace["marker"]["size"]
-        axes.scatter(x, y, s=size**2 / 2, color=_color(trace["marker"]["color"]), alpha=0.8, linewidths=0, label=name)
+        shape: dict[str, Any] = {"marker": "x"} if trace["marker"].get("symbol") == "x" else {"linewidths": 0}
+        axes.scatter(x, y, s=size**2 / 2, color=_color(trace["marker"]["color"]), alpha=0.8, label=name, **shape)
 
 
 def _axis(axes: Axes, which: str, told: dict[str, Any]) -> None:

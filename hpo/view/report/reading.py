@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import TrialState
 
-from hpo.analysis import effects, evidence, health, progress, pruning
+from hpo.analysis import confirmation, effects, evidence, health, progress, pruning
 from hpo.analysis.columns import Columns
+from hpo.analysis.confirmation import Confirmation
 from hpo.analysis.effects import Importances
 from hpo.analysis.health import Finding
 from hpo.analysis.progress import Progress
@@ -62,6 +63,7 @@ class StudyReport:
     fingerprint: str = ""
     warnings: Sequence[str] = ()  # on chance, as `hpo status` says it
     findings: Sequence[Finding] = ()  # of the health checks
+    confirmation: Confirmation | None = None  # as it stands, if `hpo confirm` was called
 
     @property
     def are_several(self) -> bool:
@@ -111,6 +113,7 @@ def read(study: Study | PlainStudy) -> StudyReport:
         settings=checked.spec_text(study.spec) if isinstance(study, Study) else "",
         openings=_openings(study) if isinstance(study, Study) else 0,
         findings=health.examine(seen),
+        confirmation=confirmation.read(study) if isinstance(study, Study) else None,
         fingerprint=study.spec.fingerprint if isinstance(study, Study) else "",
         warnings=tuple(line.partition(" ")[2].strip() for line in chance.choice_lines(summary)) if is_ours else (),
     )

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpo import text
+from hpo.analysis.confirmation import Confirmation
 from hpo.analysis.effects import CHANCE, RANGE
+from hpo.analysis.health import TIE
+from hpo.analysis.verdict import Mean
 from hpo.study.format import amount_text, counted, duration, range_text, value_text
 from hpo.study.results import TrialResult
+from hpo.view import confirmed as confirmations
 from hpo.view import words
 from hpo.view.report import figures
 from hpo.view.report.figures import Figure
@@ -76,6 +80,7 @@ def part(report: StudyReport, privacy: Privacy) -> Part:
     """Return a study as a part of the page. Sections that have nothing to say are left out."""
     found = [
         verdict(report),
+        confirmed(report),
         leaders(report),
         health(report),
         *([front(report)] if report.are_several else []),
@@ -118,6 +123,9 @@ def tiles(report: StudyReport) -> list[Tile]:
         best = report.winner
         note = f"95 %: {range_text(best.interval)}" if best.interval else f"trial {best.number}"
         found.append(Tile(name=f"best {report.metric}", value=value_text(best.value), note=note))
+        if (mean := _mean_of_leader(report)) is not None:
+            note = f"95 %: {value_text(mean.low)} to {value_text(mean.high)}"
+            found.append(Tile(name="mean of new runs", value=value_text(mean.value), note=note))
     elif report.are_several:
         found.append(Tile(name="Pareto front", value=f"{len(report.columns.leaders):,}", note="trials"))
     states = counted(summary.counts)
@@ -132,6 +140,14 @@ def tiles(report: StudyReport) -> list[Tile]:
     return found
 
 
+def _mean_of_leader(report: StudyReport) -> Mean | None:
+    """Return the mean of the trial that a confirmation chose; None before it has a verdict."""
+    found = report.confirmation
+    if found is None or found.verdict is None or not found.verdict.is_decided:
+        return None
+    return next(one.means[0] for one in found.leaders if one.number == found.verdict.leader)
+
+
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
@@ -140,9 +156,95 @@ def verdict(report: StudyReport) -> Section | None:
     if not report.leaders:
         why = words.none_best(report.summary)
         return Section(name="verdict", title="Verdict", lead=[f"There is no result: {why}."])
+    if report.confirmation is not None:
+        lead, commands = _judged(report.confirmation)
+        return Section(name="verdict", title="Verdict", lead=lead, commands=commands)
     lead = ["Not confirmed: these values are of one run each."]
     lead += [f"{line[0].upper()}{line[1:]}." for line in report.warnings]
-    return Section(name="verdict", title="Verdict", lead=lead, commands=[text.command("confirm", report.name)])
+    is_ours = bool(report.fingerprint)  # Optuna's own studies cannot be trained again
+    return Section(
+        name="verdict",
+        title="Verdict",
+        lead=lead,
+        commands=[text.command("confirm", report.name)] if is_ours else [],
+    )
+
+
+def _judged(found: Confirmation) -> tuple[list[str], list[str]]:
+    """Return the sentences of a confirmation's verdict, and the next commands."""
+    export = [text.command("export", found.study, options="--confirmed")]
+    if not found.is_complete:
+        again = [text.command("confirm", found.study)]
+        return [f"The confirmation is not over: {found.settled} of {found.runs} runs have ended."], again
+    if found.several:
+        left = [one for one in found.leaders if not one.left_out and one.dominance is None]
+        lead = [
+            f"After the new runs these trials are on the front: {', '.join(str(one.number) for one in left) or 'none'}."
+        ]
+        for one in found.leaders:
+            if one.dominance is not None:
+                sure = "error at most 10 %" if one.dominance.is_sure else "by the means, not sure"
+                lead.append(f"Trial {one.number} is dominated by trial {one.dominance.by} ({sure}).")
+        return lead, []
+    judged = found.verdict
+    if judged is None:
+        return ["There is no verdict: too few leaders can be compared."], []
+    if judged.kind == "best":
+        return [f"Trial {judged.leader} is the best of the leaders (error at most {judged.error:.0%})."], export
+    if judged.kind == "within":
+        return [
+            f"Trial {judged.leader} is within {judged.delta:g} of the best (error at most {judged.error:.0%})."
+        ], export
+    more = judged.more or 1
+    return [
+        f"Not decided. The run-to-run deviation is {value_text(judged.deviation)}, and about {more:,} more runs of each would "
+        "decide.",
+        f"Another leader may be better than trial {judged.leader} by {value_text(judged.bound)}.",
+    ], [text.command("confirm", found.study, options=f"--seeds {found.looks[-1] + more}")]
+
+
+def confirmed(report: StudyReport) -> Section | None:
+    """Return the leaders after their new runs."""
+    found = report.confirmation
+    if found is None or not any(one.means for one in found.leaders):
+        return None
+    rows = []
+    for place, (name, direction) in enumerate(found.objectives.items()):
+        for one in confirmations.by_mean(found, place):
+            mean = one.means[place] if one.means else None
+            shrank = None if mean is None else (one.seen[place] - mean.value) * (1 if direction == "maximize" else -1)
+            rows.append(
+                [
+                    *([name] if found.several else []),
+                    str(one.number),
+                    amount_text(one.seen[place]),
+                    "-" if mean is None else amount_text(mean.value),
+                    "-" if mean is None or mean.runs < 2 else f"{value_text(mean.low)} to {value_text(mean.high)}",
+                    "-" if shrank is None else f"{shrank:+.4f}",
+                    "0" if mean is None else str(mean.runs),
+                    one.left_out or "-",
+                ]
+            )
+    head = [
+        *(["objective"] if found.several else []),
+        "trial",
+        "search",
+        "mean",
+        "95 % of the mean",
+        "shrank",
+        "runs",
+        "left out",
+    ]
+    if all(row[-1] == "-" for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    lead = [f"{confirmations.runs_text(found)[0].upper()}{confirmations.runs_text(found)[1:]}."]
+    return Section(
+        name="confirmed",
+        title="Leaders, trained again",
+        lead=lead,
+        table=Table(head=head, rows=rows),
+        figures=figures.confirmed(report),
+    )
 
 
 def leaders(report: StudyReport) -> Section | None:
@@ -170,15 +272,16 @@ def leaders(report: StudyReport) -> Section | None:
 
 def health(report: StudyReport) -> Section | None:
     """Return the findings of the health checks; nothing if all is well."""
-    if not report.findings:
-        return None
+    findings = [
+        one for one in report.findings if report.confirmation is None or one.name != TIE
+    ]  # which the verdict tells
     found = []
-    for one in report.findings:
+    for one in findings:
         lines = one.mend.split("\n")
         code = [line.removeprefix("  ") for line in lines if line.startswith("  ")]
         said = [line for line in lines if line and not line.startswith("  ")]
         found.append(Notice(name=one.name, text=one.text, mends=said, code="\n".join(code)))
-    return Section(name="health", title="Health", notices=found)
+    return Section(name="health", title="Health", notices=found) if found else None
 
 
 def front(report: StudyReport) -> Section | None:

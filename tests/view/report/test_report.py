@@ -18,6 +18,7 @@ from benchmarks import large_study
 from hpo.spec.failures import Kind
 from hpo.storage.connect import Storage, plain_url
 from hpo.view.report import figures, output, page
+from tests.analysis.test_confirmation import enlisted, own_study, read, worked
 from tests.cli.test_commands import Hpo, hpo
 from tests.support import trials
 
@@ -168,6 +169,28 @@ def test_a_study_without_a_complete_trial_is_told_with_its_failures(hpo: Hpo, li
     assert sections_in(written) == ["verdict", "importance", "failures", "cost", "receipts"]
     assert "There is no result: no trial is complete yet." in written
     assert "no luck" in written
+
+
+OWN = 'def objective(trial):\n    return trial.suggest_float("x", 0.0, 1.0)\n'
+
+
+def test_a_confirmation_leads_with_its_verdict(hpo: Hpo, lite: Storage, tmp_path: Path) -> None:
+    source = own_study(lite, tmp_path, OWN, trials=4)
+    sister = enlisted(source, top=2, runs=3, delta=0.001)
+    assert hpo("report", "own", "--storage", plain_url(lite.url))[0] == 0
+    assert "The confirmation is not over: 0 of 6 runs have ended." in (tmp_path / "report.html").read_text()
+    worked(sister)
+    leader = read(source).verdict.leader
+    assert hpo("report", "own", "--storage", plain_url(lite.url))[0] == 0
+    written = (tmp_path / "report.html").read_text()
+    assert sections_in(written)[:3] == ["verdict", "confirmed", "leaders"]
+    assert f"Trial {leader} is the best of the leaders (error at most 10%)." in written
+    assert "hpo export own --confirmed" in written
+    runs, seen, means = figures_in(written)["0-confirmed-0"]["data"]
+    assert (len(runs["x"]), len(seen["x"]), len(means["x"])) == (6, 2, 2)
+    assert hpo("report", "own", "--format", "json", "--storage", plain_url(lite.url))[0] == 0
+    (told,) = json.loads((tmp_path / "report.json").read_text())["studies"]
+    assert told["confirmation"]["verdict"]["leader"] == leader
 
 
 def test_the_other_formats_hold_the_same_numbers(hpo: Hpo, lite: Storage, tmp_path: Path) -> None:
