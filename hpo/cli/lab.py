@@ -92,11 +92,11 @@ def replay(
 def recorded(word: str, storage: str | None) -> Table:
     """Return the table in a file, or of a study."""
     from hpo.lab import recording, table
-    from hpo.study import study as studies
+    from hpo.study import plain
 
     if word.endswith(table.SUFFIX):
         found = table.load(Path(word))
         recording.check(found, word)
         return found
     name, place = study_of(word, storage)
-    return recording.record(studies.join(place, name))
+    return recording.record(plain.open_any(place, name))

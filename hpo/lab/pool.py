@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,15 @@ class Match:
     is_of_branch: bool  # it has the parameters of the proposal
 
 
+def covering(ranges: Sequence[BaseDistribution]) -> BaseDistribution:
+    """Return the range of a parameter over several trials. A user's own objective may ask each for another range."""
+    first = ranges[0]
+    if not isinstance(first, FloatDistribution | IntDistribution):
+        return first
+    lows, highs = ([getattr(one, end) for one in ranges] for end in ("low", "high"))
+    return FloatDistribution(float(min(lows)), float(max(highs)), log=first.log)
+
+
 class _Branch:
     """The rows that have the same parameters."""
 
@@ -48,7 +57,8 @@ class _Branch:
             name: np.array([dict(zip(row.space, row.params, strict=True))[name] for row in rows])
             for name in rows[0].space
         }
-        self._units = {name: unit(rows[0].space[name], values) for name, values in columns.items()}
+        self._ranges = {name: covering([row.space[name] for row in rows]) for name in rows[0].space}
+        self._units = {name: unit(self._ranges[name], values) for name, values in columns.items()}
 
     def distances(self, proposal: Proposal) -> Floats:
         """Return the distance of each row: the root of the mean squared difference of the parameters.
@@ -64,7 +74,7 @@ class _Branch:
 
     def _squared(self, name: str, proposal: Proposal) -> Floats:
         distribution, internal = proposal[name]
-        difference = self._units[name] - unit(distribution, internal)
+        difference = self._units[name] - unit(self._ranges[name], internal)
         found: Floats = (difference != 0) * 1.0 if isinstance(distribution, CategoricalDistribution) else difference**2
         return found
 

@@ -10,17 +10,24 @@ from hpo.errors import StudyError
 from hpo.lab.table import Ending, Row, Table
 from hpo.spec.failures import Kind
 from hpo.spec.metrics import OWN_METRIC
+from hpo.spec.study_file import FORMAT
+from hpo.storage.optuna_private import id_of
+from hpo.storage.tables import CONSTRAINTS
 from hpo.storage.trial_rows import TrialRow
 from hpo.study import query
+from hpo.study.plain import PlainStudy
 from hpo.study.query import SECONDS, Cursor
 from hpo.study.study import Study
 
 
-def record(study: Study) -> Table:
+def record(study: Study | PlainStudy) -> Table:
     """Return the table of a study's trials, as they are now. Nothing is written or locked.
 
-    Raises StudyError for several objectives, for constraints, and if no trial has a result and a curve.
+    Raises StudyError for several objectives, for constraints, and if no trial has a result and a curve. A study that Optuna
+    made is refused, too, if one of its complete trials reported nothing at a step of the others.
     """
+    if isinstance(study, PlainStudy):
+        return _record_plain(study)
     if study.goals.are_several or study.goals.bounds:
         what = "several objectives" if study.goals.are_several else "constraints"
         raise StudyError(f"study {study.name!r} has {what}; a replay supports one objective without constraints")
@@ -49,6 +56,42 @@ def check(table: Table, what: str) -> None:
         raise StudyError(f"{what}: has no complete trial; a replay needs trials that trained to their end")
     if not table.whole:
         raise StudyError(f"{what}: has no curves: no complete trial reported a value at a step; a replay needs them")
+
+
+def _record_plain(study: PlainStudy) -> Table:
+    """Return the table of a study that Optuna made. What it was searched with is not known."""
+    what = f"study {study.name!r}"
+    found = study.storage.optuna.rows(id_of(study.optuna))
+    if study.goals.are_several or any(key.startswith(CONSTRAINTS) for row in found for key in row.system_attributes):
+        kind = "several objectives" if study.goals.are_several else "constraints"
+        raise StudyError(f"{what} has {kind}; a replay supports one objective without constraints")
+    rows = tuple(_row(row, None, [_seconds(row)], ()) for row in found)
+    (direction,) = study.goals.directions.values()
+    document = {"format": FORMAT, "name": study.name, "objective": "an objective of Optuna", "direction": direction}
+    table = Table(document=document, rows=rows)
+    check(table, what)
+    _refuse_gaps(table, what)
+    return table
+
+
+def _refuse_gaps(table: Table, what: str) -> None:
+    """Raise StudyError if a complete trial did not report at a step, up to its last one, at which another trial did."""
+    complete = [table.rows[place] for place in table.complete]
+    steps = sorted({step for row in complete for step in row.steps})
+    for row in sorted(complete, key=lambda row: row.number):
+        reached = [step for step in steps if step <= row.steps[-1]] if row.steps else steps
+        if missing := sorted({*reached} - {*row.steps}):
+            raise StudyError(
+                f"{what}: trial {row.number} reported no value at step {missing[0]}, and others did; a replay needs a value at "
+                "every step"
+            )
+
+
+def _seconds(row: TrialRow) -> float:
+    """Return the seconds from a trial's begin to its end, over its reports."""
+    if row.started is None or row.completed is None or not row.curve:
+        return 0.0
+    return (row.completed - row.started).total_seconds() / len(row.curve)
 
 
 def _row(row: TrialRow, outcome: str | None, seconds: list[float], raw: tuple[float, ...]) -> Row:

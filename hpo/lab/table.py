@@ -27,8 +27,9 @@ from hpo.storage.trial_rows import space_of
 
 VERSION = 1  # of the file
 SUFFIX = ".npz"
-#: What reading a file raises that is damaged or that another program wrote.
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+#: What reading a file raises that another program wrote, or that is damaged.
+UNREADABLE = (EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+ARCHIVE = b"PK"  # the first bytes of every file that numpy has compressed
 
 
 class Ending(StrEnum):
@@ -233,20 +234,29 @@ def _again_arrays(table: Table) -> dict[str, Any]:
 
 
 def load(path: Path) -> Table:
-    """Read a table. Raises StudyError if the file is missing or not one of ours."""
+    """Read a table. Raises StudyError if the file is missing, unreadable, damaged, or not one of ours."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(bytes(arrays["header"]))
         if header["version"] == VERSION:
             return _table(header, arrays)
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file; `hpo replay STUDY --save FILE` writes one") from None
-    except UNREADABLE:
-        raise StudyError(
-            f"{path}: is not a table of recorded trials; `hpo replay STUDY --save FILE` writes one"
-        ) from None
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UNREADABLE as error:
+        raise StudyError(f"{path}: {_why_unreadable(path, error)}; `hpo replay STUDY --save FILE` writes one") from None
     raise StudyError(f"{path}: has version {header['version']}, this hpo reads version {VERSION}; update hpo here")
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        begins = file.read(len(ARCHIVE))
+    if not begins:
+        return "is empty"
+    is_broken = isinstance(error, EOFError | zipfile.BadZipFile | zlib.error)
+    return "is damaged or cut off" if is_broken and begins == ARCHIVE else "is not a table of recorded trials"
 
 
 def _table(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Table:

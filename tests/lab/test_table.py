@@ -12,14 +12,17 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
 from hpo.errors import SpecError, StudyError
-from hpo.lab import recording
+from hpo.lab import plan as plans
+from hpo.lab import recording, replay
 from hpo.lab import table as tables
 from hpo.lab.asking import Asking
 from hpo.lab.pool import Pool
 from hpo.lab.table import Again, Ending
-from hpo.study import resolve
+from hpo.storage.connect import Storage, plain_url
+from hpo.study import plain, resolve
 from tests.support.paths import ROOT
 from tests.support.tables import DECLARED, X, falling, row, table
 from tests.support.trials import MakeStudy
@@ -45,6 +48,72 @@ def test_a_study_without_curves_and_one_with_several_objectives_are_refused(make
     several = make_study(name="several", direction=None, objectives={"loss": "minimize", "size": "minimize"})
     with pytest.raises(StudyError, match=r"study 'several' has several objectives; a replay supports one"):
         recording.record(several)
+
+
+def made_by_optuna(url: str, name: str, curves: list[dict[int, float]], **settings: Any) -> optuna.Study:
+    """Let Optuna make a study with its own storage. Trial 2 is pruned at the end of its curve."""
+    storage = optuna.storages.RDBStorage(url)
+    study = optuna.create_study(storage=storage, study_name=name, sampler=optuna.samplers.RandomSampler(0), **settings)
+    for number, curve in enumerate(curves):
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        for step, value in curve.items():
+            trial.report(value, step)
+        if number == 2:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, number / 10)
+    storage.remove_session()
+    storage.engine.dispose()
+    return study
+
+
+def test_a_study_that_optuna_made_is_replayed_if_every_step_is_known(lite: Storage) -> None:
+    url = plain_url(lite.url)
+    made_by_optuna(url, "whole", [{0: 3.0, 1: 1.0}, {0: 4.0, 1: 2.0}, {0: 9.0}, {0: 1.0}], direction="minimize")
+    found = recording.record(plain.open_any(lite, "whole"))
+    assert [one.ending for one in found.rows] == [Ending.COMPLETE, Ending.COMPLETE, Ending.CUT, Ending.COMPLETE]
+    assert [(one.steps, one.curve, one.value) for one in found.rows[:3]] == [
+        ((0, 1), (3.0, 1.0), 0.0),
+        ((0, 1), (4.0, 2.0), 0.1),
+        ((0,), (9.0,), 9.0),
+    ]
+    assert found.spec.guard.patience == 0  # Optuna has none
+    planned = plans.make(found, sampler=plans.RECORDED, pruner="none", workers=1)
+    assert [end.state.name for end in replay.run(planned, 0).ends] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("name", "curves", "said"),
+    [
+        ("gap", [{0: 1.0, 1: 1.0, 2: 1.0}, {0: 1.0, 2: 1.0}], r"trial 1 reported no value at step 1, and others did; "),
+        ("silent", [{0: 1.0}, {}], r"trial 1 reported no value at step 0, and others did; "),
+        ("curveless", [{}, {}], r"study 'curveless': has no curves: "),
+        ("empty", [], r"study 'empty': has no complete trial"),
+    ],
+)
+def test_a_study_of_optuna_that_does_not_suffice_is_refused(
+    lite: Storage, name: str, curves: list[dict[int, float]], said: str
+) -> None:
+    made_by_optuna(plain_url(lite.url), name, curves)
+    with pytest.raises(StudyError, match=said):
+        recording.record(plain.open_any(lite, name))
+
+
+def test_a_study_of_optuna_with_several_objectives_or_constraints_is_refused(lite: Storage) -> None:
+    storage = optuna.storages.RDBStorage(plain_url(lite.url))
+    several = optuna.create_study(storage=storage, study_name="several", directions=["minimize", "maximize"])
+    several.tell(several.ask(), [1.0, 2.0])
+    bounded = optuna.create_study(storage=storage, study_name="bounded")
+    trial = bounded.ask()
+    trial.set_constraint("size", 1.0)
+    trial.report(1.0, 0)
+    bounded.tell(trial, 1.0)
+    storage.remove_session()
+    storage.engine.dispose()
+    for name, what in (("several", "several objectives"), ("bounded", "constraints")):
+        with pytest.raises(StudyError, match=f"study '{name}' has {what}; a replay supports one objective"):
+            recording.record(plain.open_any(lite, name))
 
 
 # --- its file ---------------------------------------------------------------------------------------------------------
@@ -112,8 +181,8 @@ def test_a_name_by_which_a_table_would_not_be_known_is_refused(tmp_path: Path) -
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    names = ("missing", "text", "empty", "other", "later", "damaged", "part")
-    missing, text, empty, other, later, damaged, part = (tmp_path / f"{name}.npz" for name in names)
+    names = ("missing", "text", "empty", "other", "later", "damaged", "part", "cut", "folder")
+    missing, text, empty, other, later, damaged, part, cut, folder = (tmp_path / f"{name}.npz" for name in names)
     text.write_text("no table")
     empty.touch()
     np.savez(other, x=np.zeros(3))
@@ -122,15 +191,19 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     whole = bytearray(later.read_bytes())
     whole[len(whole) // 2] ^= 255
     damaged.write_bytes(whole)
+    cut.write_bytes(later.read_bytes()[: len(whole) // 2])
+    folder.mkdir()
     np.savez(part, **{name: array for name, array in arrays.items() if name != "curves"})
     header = json.loads(bytes(arrays["header"])) | {"version": 99}
     np.savez(later, **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
     for file, said in (
         (missing, "no such file"),
         (text, "is not a table of recorded trials"),
-        (empty, "is not a table of recorded trials"),
+        (empty, "is empty"),
+        (cut, r"is damaged or cut off; `hpo replay STUDY --save FILE` writes one"),
+        (folder, "cannot be read: Is a directory"),
         (other, "is not a table of recorded trials"),
-        (damaged, "is not a table of recorded trials"),
+        (damaged, "is damaged or cut off"),
         (part, "is not a table of recorded trials"),
         (later, "has version 99, this hpo reads version 1"),
     ):
@@ -167,6 +240,18 @@ def test_distances_are_shares_of_the_ranges() -> None:
     pool = Pool(table(*rows), range(2))
     match = pool.take({"rate": (rate, 1e-4), "width": (width, 5.0), "kind": (KIND, 1.0)})
     assert (match.place, round(match.distance, 6)) == (0, round(math.sqrt((0.5**2 + 0 + 1) / 3), 6))
+
+
+def test_ranges_that_differ_from_trial_to_trial_are_one_range() -> None:
+    narrow, wide = FloatDistribution(0.0, 1.0), FloatDistribution(0.0, 10.0)
+    found = table(
+        row(0, [1.0], space={"x": narrow}, params=(1.0,)),
+        row(1, [1.0], space={"x": wide}, params=(4.0,)),
+        row(2, [1.0], space={"x": wide}, params=(10.0,)),
+    )
+    for range_ in (narrow, wide):  # 3.0 is nearest to 4.0 in any
+        match = Pool(found, found.whole).take({"x": (range_, 3.0)})
+        assert (match.place, match.distance) == (1, pytest.approx(0.1))
 
 
 def test_a_row_of_another_branch_is_taken_only_if_the_own_branch_has_none_left() -> None:

@@ -168,6 +168,70 @@ def test_a_trial_that_stopped_early_counts_at_later_rungs_by_its_value() -> None
     assert train(begin(study_of(AutoPruner(RUNGS, explore=0))), curve) is None
 
 
+def reference(trials: list[dict[str, Any]], number: int, explore: int) -> bool:
+    """Return whether `auto` prunes a trial after its last report, from four rules of fairness. Lower is better.
+
+    1. A rung is a share of a trial's own length: 1/27, 1/9 and 1/3, rounded up. A trial is judged once at each rung.
+    2. It is compared with all that have reached the rung, each by its first value at or after its own step there.
+    3. A trial that stopped early has reached every rung, by its final value where it has no report.
+    4. One trial in `explore` is never pruned.
+    """
+    own = trials[number]
+    if number % explore == explore - 1:
+        return False
+    for share in (27, 9, 3):
+        if max(math.ceil(own["length"] / share), 1) != len(own["curve"]):  # reports are at the steps 1, 2, 3 ...
+            continue
+        values = []
+        for other in trials:
+            step = max(math.ceil(other["length"] / share), 1)
+            if len(other["curve"]) >= step:
+                values.append(other["curve"][step - 1])
+            elif other["is_complete"]:
+                values.append(other["curve"][-1])
+        kept = sorted(values)[: max(len(values) // 3, 1)]
+        if own["curve"][-1] > kept[-1]:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decisions_follow_four_rules_of_fairness(seed: int) -> None:
+    """Trials of 9, 14 and 27 epochs run side by side. Some stop early, and one in 9 is never pruned."""
+    draws = np.random.RandomState(seed)
+    study = study_of(AutoPruner(SHARES, explore=9))
+    trials: list[dict[str, Any]] = []
+    live: list[optuna.Trial] = []
+    open_, states = [], {"pruned": 0, "early": 0, "spared": 0}
+    while len(trials) < 90 or open_:
+        if len(trials) < 90 and len(open_) < 6:
+            length = int(draws.choice([9, 14, 27]))
+            trials.append({"length": length, "curve": [], "is_complete": False})
+            live.append(begin(study, length))
+            open_.append(len(trials) - 1)
+        number = int(draws.choice(open_))
+        one, trial = trials[number], live[number]
+        one["curve"].append(float(draws.randint(20)))
+        trial.report(one["curve"][-1], len(one["curve"]))
+        is_early = draws.rand() < 0.05
+        if is_early or len(one["curve"]) == one["length"]:  # as in a worker, the pruner is not asked about its end
+            study.tell(trial, one["curve"][-1])
+            one["is_complete"] = True
+            open_.remove(number)
+            states["early"] += is_early
+            states["spared"] += number % 9 == 8
+            continue
+        verdict = trial.should_prune()
+        assert verdict == reference(trials, number, 9), (number, one)
+        if verdict:
+            study.tell(trial, state=TrialState.PRUNED)
+            open_.remove(number)
+            states["pruned"] += 1
+    assert states["pruned"] > 30
+    assert states["early"] > 5
+    assert states["spared"] == 10  # all of them ended
+
+
 def test_one_trial_in_so_many_is_never_pruned() -> None:
     study = study_of(AutoPruner(RUNGS, explore=4))
     train(begin(study), [0.0] * 27)
