@@ -19,7 +19,7 @@ from hpo.analysis.leaders import Leader
 from hpo.analysis.noise import Closeness, Noise
 from hpo.analysis.verdict import Dominance, Mean, Verdict
 from hpo.errors import MismatchError, SpecError, StudyError
-from hpo.spec import seeds, space
+from hpo.spec import metrics, seeds, space
 from hpo.spec.seeds import SEED_KEY
 from hpo.spec.study_file import MAX_NAME, Budget, StudySpec
 from hpo.spec.training import Part
@@ -335,7 +335,8 @@ def read(source: Study) -> Confirmation | None:
         for count in plan.looks
         if all((number, run) in settled for number in plan.leaders for run in range(count))
     ]
-    found = [_confirmed(seen[number], done, plan.runs) for number in plan.leaders]
+    clips = metrics.is_share(interval.metric_of(source.spec) or "")
+    found = [_confirmed(seen[number], done, plan.runs, clips=clips) for number in plan.leaders]
     confirmation = Confirmation(
         study=source.name,
         name=sister.name,
@@ -381,7 +382,7 @@ def _read_runs(connection: sql.Connection, sister: Study) -> dict[tuple[int, int
     return found
 
 
-def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int) -> Confirmed:
+def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, *, clips: bool) -> Confirmed:
     own = [done[leader.number, run] for run in range(runs) if (leader.number, run) in done]
     ended = [run for run in own if run.is_settled]
     good = [run for run in ended if run.state == "complete" and run.values and not run.violated]
@@ -390,9 +391,15 @@ def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int) 
         number=leader.number,
         seen=leader.values,
         runs=values,
-        means=[verdict.mean(column) for column in zip(*values, strict=True)] if values else [],
+        means=[_mean(column, clips=clips) for column in zip(*values, strict=True)] if values else [],
         left_out=_why_left_out(ended, good, leader),
     )
+
+
+def _mean(values: Sequence[float], *, clips: bool) -> Mean:
+    """Return the mean of runs. The interval of a share ends at 0 and 1."""
+    found = verdict.mean(values)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high)) if clips else found
 
 
 def _why_left_out(ended: Sequence[_Run], good: Sequence[_Run], leader: Leader) -> str:

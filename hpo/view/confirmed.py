@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +103,21 @@ def verdict_lines(judged: Verdict, found: Confirmation, again: str = "") -> list
     else:
         runs = found.looks[-1] + (judged.more or 1)
         export = text.command("confirm", found.study, options=f"{again} --seeds {runs}".strip())
+        wider = text.command("confirm", found.study, options=f"{again} --delta {_rounded_up(judged.bound):g}".strip())
+        export = f"{export}\n         or accept a larger difference: {wider}"
         said = (
             f"not decided: run-to-run deviation {value_text(judged.deviation)}, about {judged.more:,} more runs of each\n"
             f"         would decide; another leader may be better than trial {judged.leader} by {value_text(judged.bound)}"
         )
-    return [*f"verdict  {said}".split("\n"), f"next     {export}"]
+    return [*f"verdict  {said}".split("\n"), *f"next     {export}".split("\n")]
+
+
+def _rounded_up(value: float) -> float:
+    """Return a value above this one with two digits."""
+    if not value:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return (math.floor(value / unit) + 1) * unit
 
 
 def _front_lines(found: Confirmation) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpo.analysis import confirmation, leaders
+from hpo.analysis import confirmation, leaders, verdict
 from hpo.analysis.confirmation import Confirmation, Request
 from hpo.analysis.leaders import Leader
 from hpo.errors import MismatchError, SpecError, StudyError
@@ -395,6 +397,22 @@ def test_the_study_attributes_that_an_objective_reads_are_handed_on(lite: Storag
     source.optuna.set_user_attr("more", 1000)
     worked(enlisted(source, runs=2))
     assert [one.means[0].value - one.seen[0] for one in read(source).leaders] == [1000.0] * 3
+
+
+def test_an_undecided_confirmation_names_the_runs_and_the_difference_that_would_decide(searched: Study) -> None:
+    worked(enlisted(searched, runs=2))
+    near = {1: [0.5, 0.7, 0.6], 2: [0.6, 0.55, 0.61]}
+    undecided = dataclasses.replace(
+        read(searched), verdict=verdict.judge(near, delta=0.01, direction="maximize"), looks=[3]
+    )
+    page = confirmed.page(undecided)
+    assert undecided.verdict is not None
+    found = re.search(r"would decide; another leader may be better than trial 1 by (\S+)", page)
+    assert found is not None
+    wider = re.search(r"or accept a larger difference: hpo confirm own --delta (\S+)", page)
+    assert wider is not None
+    assert verdict.judge(near, delta=float(wider[1]), direction="maximize").kind == "within"
+    assert f"hpo confirm own --seeds {3 + (undecided.verdict.more or 0)}" in page
 
 
 def test_a_confirmation_is_json(searched: Study) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from optuna.trial import TrialState
 from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_trials
+from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import descendants
 from tests.integration.digits import alone, assert_finished_once
@@ -269,3 +271,39 @@ def test_hpo_run_ends_a_frozen_worker_and_takes_its_trial(shell: Shell, place: S
     assert first == frozen != second
     assert [trial.value for trial in trials_of(study)] == [0.0]
     assert [(row.kind, row.attempt) for row in failures(study)] == [("lost_worker", 1)]
+
+
+CONFIRMED = """
+import random
+import re
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def objective(trial):
+    x = trial.suggest_int("x", 1, 1000)
+    if "hpo:run" in trial.user_attrs:
+        (HERE / f"begun-{trial.number}").touch()
+        while not (HERE / "go").exists():
+            time.sleep(0.1)
+            trial.should_prune()
+    return x + random.random()
+"""
+
+
+def test_a_confirmation_that_is_killed_goes_on_where_it_was(shell: Shell, place: Storage) -> None:
+    shell.write(CONFIRMED, trials=2)
+    shell.forked("run", "own.toml", "--workers", "1")
+    killed = shell.start("confirm", "own", "--seeds", "2", "--workers", "1")
+    wait_for((shell.folder / "begun-0").exists)
+    killed.kill()
+    (shell.folder / "go").touch()
+    said = shell.forked("confirm", "own", "--workers", "1")
+    assert re.search(r"verdict  trial \d is best", said)
+    sister = studies.join(place, "own/confirm")
+    assert [trial.state for trial in trials_of(sister)] == [TrialState.COMPLETE] * 4
+    assert [trial.user_attrs["hpo:run"]["run"] for trial in trials_of(sister)] == [0, 0, 1, 1]
+    again = shell.forked("confirm", "own")  # nothing is left to do
+    assert said.endswith(again)
