@@ -422,6 +422,8 @@ def idle_parameter(evidence: Evidence) -> Finding | None:
         return None
     from hpo.analysis import idle
 
+    if columns.is_feasible.sum() < idle.FEWEST:  # the order of pruned trials is too coarse
+        return None
     at = _without_repeats(columns, _ordered(columns))
     names = idle.parameters([one for one in columns.parameters if not one.is_fixed], at)
     if not names:
@@ -451,13 +453,19 @@ def _compared(columns: Columns) -> Positions:
 
 
 def _ordered(columns: Columns) -> Positions:
-    """Return the trials that ended without a failure, best first: feasible ones by value, then the others by length."""
+    """Return the trials that ended without a failure, best first: feasible ones by value, then the others.
+
+    Pruned ones are ordered by their length, then by their last value.
+    """
     import numpy as np
+
+    from hpo.analysis.columns import RATES
 
     at = _compared(columns)
     is_good = columns.is_feasible[at]
-    losses = np.where(is_good, columns.losses()[at], 0.0)
-    return at[np.lexsort((columns.numbers[at], np.where(is_good, 0, -columns.epochs[at]), losses, ~is_good))]
+    sign = RATES[columns.goals.directions[columns.goals.first]]
+    losses = np.where(is_good, columns.losses()[at], sign * columns.finished.last_values[at])
+    return at[np.lexsort((columns.numbers[at], losses, np.where(is_good, 0, -columns.epochs[at]), ~is_good))]
 
 
 def _without_repeats(columns: Columns, at: Positions) -> Positions:

@@ -22,7 +22,8 @@ UNNOTICED = (
     0.6  # place among these, below which nothing is seen of an effect; 0.5 is expected of a parameter without one
 )
 NOTICED = 0.99  # place of another parameter, without which the trials are too few to say anything
-FEWEST = 50  # trials
+FEWEST = 50  # trials that have the parameter
+PER_PARAMETER = 10  # trials for each searched parameter
 MOST = 2000  # trials that are compared; the others are left out at random
 
 
@@ -35,12 +36,30 @@ def parameters(searched: Sequence[Column], at: Positions) -> list[str]:
     """
     if len(at) > MOST:
         at = at[np.sort(np.random.default_rng(0).choice(len(at), MOST, replace=False))]
+    if len(at) < PER_PARAMETER * len(searched):
+        return []
     known = {one.name: one for one in searched if (~np.isnan(one.values[at])).sum() >= FEWEST}
     of_best = {name: _by_importance(one, at) for name, one in known.items()}
     of_model = _by_model({name: _terms(one, at) for name, one in known.items()}, np.arange(len(at), dtype=float))
     if not any(max(places) >= NOTICED for places in of_best.values()):
         return []
-    return [name for name in known if max(sum(of_best[name]) / len(BEST), of_model[name]) < UNNOTICED]
+    return [
+        name
+        for name, one in known.items()
+        if max(sum(of_best[name]) / len(BEST), of_model[name]) < UNNOTICED and not _has_branches(one, searched, at)
+    ]
+
+
+def _has_branches(choice: Column, searched: Sequence[Column], at: Positions) -> bool:
+    """Return whether a parameter exists only under some values of this choice. Of such a choice no constant is proposed."""
+    if choice.choices is None:
+        return False
+    taken = choice.values[at]
+    for other in searched:
+        has = ~np.isnan(other.values[at])
+        if not has.all() and not set(taken[has].tolist()) & set(taken[~has].tolist()):
+            return True
+    return False
 
 
 def _by_importance(parameter: Column, at: Positions) -> list[float]:
@@ -84,11 +103,14 @@ def _explained(own: Floats, base: Floats, left: Floats) -> float:
 
 
 def _terms(parameter: Column, at: Positions) -> Floats:
-    """Return a parameter's columns of the model: a parabola, or a level for each choice but the first. 0 without a value."""
-    values, has = parameter.values[at], ~np.isnan(parameter.values[at])
+    """Return a parameter's columns of the model: a parabola, or a level for each choice but the first. 0 without a value.
+
+    Which branch a trial took is told by the choice that the branch belongs to.
+    """
+    values = parameter.values[at]
     if parameter.choices is not None:
         columns = [values == place for place in range(1, len(parameter.choices))]
     else:
-        place = np.where(has, parameter.places[at] - 0.5, 0.0)
+        place = np.where(np.isnan(values), 0.0, parameter.places[at] - 0.5)
         columns = [place, place**2]
-    return np.column_stack([*columns, *([] if has.all() else [has])]).astype(float)
+    return np.column_stack(columns).astype(float)
