@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.analysis import noise
 from hpo.analysis.noise import Noise
 from hpo.spec.space import Choices, Parameter, Range, parameters
+from hpo.storage import study_rows
 from hpo.study import query, status
 from hpo.study.interval import IMAGES_KEY
 from hpo.study.plain import PlainStudy
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 TENTH = 0.1  # the share of the finished trials that are the best ones
 FEWEST = 5  # trials of which something is said; Optuna asks as many of PED-ANOVA
 CURVES = 10  # of the best trials, whose curves are read
+SISTER = "/confirm"  # ends the name of a confirmation: confirmation.SUFFIX, whose module is loaded only if there is one
 TEST_IMAGES_KEY = "test_images"  # of a receipt: the number of images in the test part
 
 
@@ -54,6 +56,8 @@ class Evidence:
     images: int | None = None  # in the validation part
     test_images: int | None = None
     noise: Noise | None = None  # the largest difference of two values that says nothing
+    is_confirmed: bool = False  # `hpo confirm` has decided between the leaders
+    can_confirm: bool = False
     columns: Columns | None = None  # of all trials, for the dear checks
     ladder: Ladder | None = None  # the steps at which the pruner compares trials, likewise
 
@@ -100,8 +104,10 @@ def with_columns(study: Study | PlainStudy, found: Evidence) -> Evidence:
 def _of_ours(study: Study) -> Evidence:
     reading = status.read(study)
     summary = reading.summary
-    if summary.objectives or not reading.leading:
-        return Evidence(summary=summary)
+    if summary.objectives or not reading.leading or study.name.endswith(SISTER):
+        return Evidence(
+            summary=summary
+        )  # the trials of a confirmation repeat a few configurations; none of them is searched
     count = _size_of_tenth(summary)
     shown = reading.leading[: max(count, 1)]
     ids = [one.trial_id for one in shown]
@@ -121,6 +127,7 @@ def _of_ours(study: Study) -> Evidence:
         for one in reading.leading
     ]
     images = receipt.get(IMAGES_KEY)
+    measured, is_confirmed = _confirmation(study)
     return Evidence(
         summary=summary,
         leaders=leaders,
@@ -129,8 +136,20 @@ def _of_ours(study: Study) -> Evidence:
         declared=frozenset(name for name, _ in parameters(study.spec.tree)),
         images=images,
         test_images=receipt.get(TEST_IMAGES_KEY),
-        noise=noise.of_one_item(summary.metric, images),
+        noise=noise.larger(noise.of_one_item(summary.metric, images), measured),
+        is_confirmed=is_confirmed,
+        can_confirm=True,
     )
+
+
+def _confirmation(study: Study) -> tuple[Noise | None, bool]:
+    """Return the noise that a study's confirmation has measured, and whether it has decided. (None, False) without one."""
+    found, _ = study_rows.look_up(study.storage.engine, study.name + SISTER)
+    if found is None:
+        return None, False
+    from hpo.analysis import confirmation
+
+    return confirmation.measured_noise(study), confirmation.verdict_of(study) is not None
 
 
 def _of_plain(study: PlainStudy) -> Evidence:

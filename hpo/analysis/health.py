@@ -139,16 +139,20 @@ def too_few_trials(evidence: Evidence) -> Finding | None:
 def tied(evidence: Evidence) -> Finding | None:
     """Trials of other parameters are as good as the best, or differ from it by less than the noise."""
     found = _close(evidence)
-    if not found:
+    if not found or evidence.is_confirmed:
         return None
     best, others = evidence.leaders[0], len(found) - 1
     many = "or more " if len(found) == len(evidence.leaders) > 50 else ""
-    less = f" or differ from it by at most {evidence.noise.source}" if evidence.noise else ""
+    less = f" or differ from it by at most {evidence.noise.source}," if evidence.noise else ""
     are = "trial has" if others == 1 else "trials have"
+    confirm = command("confirm", evidence.name)
+    again = (
+        f"{confirm} trains the leaders again with other seeds and says which is best." if evidence.can_confirm else ""
+    )
     return Finding(
         name=TIE,
-        text=f"{others} {many}other {are} the best value, {value_text(best.value)}{less}: which one leads is chance.",
-        mend=f"{command('confirm', evidence.name)} trains the leaders again with other seeds and says which is best.",
+        text=f"{others} {many}other {are} the best value, {value_text(best.value)},{less} so which one leads is chance.",
+        mend=again or "Train the leaders again with other seeds.",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.analysis import evidence, noise
+from hpo.analysis import confirmation, evidence, noise
 from hpo.analysis.evidence import Evidence, Leader
 from hpo.analysis.health import CHECKS, QUICK, Finding, correlation, examine
 from hpo.analysis.widening import is_natural, widened
@@ -226,14 +226,22 @@ def test_ties_are_told_with_the_noise_and_repeats_of_one_configuration_are_none(
     enough = summary(counts={"complete": 60, "running": 0}, budget=60, spent=60)
     one = Evidence(summary=enough, leaders=leaders)
     [finding] = examine(one)
-    assert finding.text == "1 other trial has the best value, 0.9900: which one leads is chance."
+    assert finding.text == "1 other trial has the best value, 0.9900, so which one leads is chance."
     [finding] = examine(replace(one, noise=noise.of_one_item("accuracy", 270)))
     assert finding.text == (
-        "2 other trials have the best value, 0.9900 or differ from it by at most one of 270 validation images: "
-        "which one leads is chance."
+        "2 other trials have the best value, 0.9900, or differ from it by at most one of 270 validation images, "
+        "so which one leads is chance."
     )
+    assert finding.mend == "Train the leaders again with other seeds."
+    [finding] = examine(replace(one, can_confirm=True))
+    assert finding.mend == "hpo confirm digits trains the leaders again with other seeds and says which is best."
+    assert examine(replace(one, is_confirmed=True)) == []
     repeated = [replace(leader, params={"x": 0}) for leader in leaders]
     assert examine(replace(one, leaders=repeated)) == []
+
+
+def test_the_word_for_a_confirmation_is_that_of_its_module() -> None:
+    assert evidence.SISTER == confirmation.SUFFIX
 
 
 def test_with_several_objectives_only_failures_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sqlite3
@@ -20,13 +21,14 @@ from PIL import Image
 from hpo import cli
 from hpo.queue import claiming
 from hpo.spec import template
+from hpo.spec.failures import Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.tables import hpo_studies
 from hpo.study import resolve
 from hpo.study import study as studies
-from tests.support.trials import begin, claim_one
+from tests.support.trials import begin, claim_one, run
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
 COMMANDS += ["enqueue", "confirm", "report", "export", "train", "fork", "import", "after", "mlflow", "replay", "delete"]
@@ -543,6 +545,27 @@ def test_a_study_is_stopped_and_goes_on(hpo: Hpo, tmp_path: Path) -> None:
         0, "stopped: no new trial is started in 'own'; 1 open trials end at their next batch or report\n",
     )  # fmt: skip
     made.storage.close()
+
+
+def test_status_says_last_what_is_wrong_and_what_to_do(hpo: Hpo, tmp_path: Path) -> None:
+    made = make_study(tmp_path)
+    assert hpo("status", "own", "--health")[1].splitlines()[-1] == "health   nothing found, in 0 finished trials"
+    for _ in range(3):
+        run(made, 1.0, kind=Kind.EXCEPTION, reason="ValueError: no")
+    made.storage.close()
+    lines = [
+        "health   failures: 3 of 3 attempts failed (100%): 3 × exception. The last:",
+        "         ValueError: no.",
+        "         Mend the code; hpo status own --trial N shows a traceback.",
+    ]
+    shown = hpo("status", "own")[1]
+    assert shown.splitlines()[-3:] == lines
+    assert hpo("status", "own", "--health")[1] == shown
+    [finding] = json.loads(hpo("status", "own", "--json")[1])["health"]
+    assert finding["name"] == "failures"
+    assert hpo("status", "--health") == (
+        2, "", "error: --health: checks one study as a whole; write hpo status STUDY --health\n",
+    )  # fmt: skip
 
 
 def test_one_trial_is_stopped(hpo: Hpo, tmp_path: Path) -> None:
