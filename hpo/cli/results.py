@@ -515,7 +515,7 @@ def take_trials(
     if not found.spec.is_declared or source.spec is None:
         text.say("their values are taken as they are; hpo cannot know whether the new code gives the same values")
     if found.spec.start:
-        text.say(f"{len(found.spec.start)} configurations of start are queued, whatever was taken")
+        text.say(f"queued from [[start]]: {len(found.spec.start)}, also if an old trial has had the same values")
     again = again_option(storage, found.spec.storage, place.shown)
     options = f"--name {text.quoted(name)} {again}".strip()
     text.say_command("next: ", text.command("run", found.path, options=options))
