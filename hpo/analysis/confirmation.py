@@ -335,7 +335,7 @@ def read(source: Study) -> Confirmation | None:
         for count in plan.looks
         if all((number, run) in settled for number in plan.leaders for run in range(count))
     ]
-    clips = metrics.is_share(interval.metric_of(source.spec) or "")
+    clips = [source.spec.is_declared and metrics.is_share(name) for name in source.goals.directions]
     found = [_confirmed(seen[number], done, plan.runs, clips=clips) for number in plan.leaders]
     confirmation = Confirmation(
         study=source.name,
@@ -382,7 +382,7 @@ def _read_runs(connection: sql.Connection, sister: Study) -> dict[tuple[int, int
     return found
 
 
-def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, *, clips: bool) -> Confirmed:
+def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, *, clips: Sequence[bool]) -> Confirmed:
     own = [done[leader.number, run] for run in range(runs) if (leader.number, run) in done]
     ended = [run for run in own if run.is_settled]
     good = [run for run in ended if run.state == "complete" and run.values and not run.violated]
@@ -391,7 +391,9 @@ def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, 
         number=leader.number,
         seen=leader.values,
         runs=values,
-        means=[_mean(column, clips=clips) for column in zip(*values, strict=True)] if values else [],
+        means=[_mean(column, clips=one) for column, one in zip(zip(*values, strict=True), clips, strict=True)]
+        if values
+        else [],
         left_out=_why_left_out(ended, good, leader),
     )
 

@@ -65,12 +65,18 @@ def _row(one: Confirmed, place: int, direction: str) -> str:
     mean = one.means[place]
     shrank = (seen - mean.value) * (1 if direction == "maximize" else -1)
     return COLUMNS.format(
-        one.number, amount_text(seen), amount_text(mean.value), _range(mean), f"{shrank:+.4f}"[:9], mean.runs
+        one.number, amount_text(seen), amount_text(mean.value), _range(mean), _signed(shrank), mean.runs
     )
 
 
 def _range(mean: Mean) -> str:
+    if mean.runs > 1 and not mean.deviation:
+        return "all equal"
     return "-" if mean.runs < 2 else f"{value_text(mean.low)} to {value_text(mean.high)}"
+
+
+def _signed(change: float) -> str:
+    return f"{'-' if change < 0 else '+'}{amount_text(abs(change))}" if change else "0"
 
 
 def _verdict_lines(found: Confirmation, again: str) -> list[str]:

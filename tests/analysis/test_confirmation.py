@@ -251,6 +251,8 @@ def test_of_a_front_each_point_has_its_means_and_dominance(lite: Storage, tmp_pa
     assert [one.dominance for one in found.leaders] == [None, None, None]
     assert [[len(one.runs), len(one.means)] for one in found.leaders] == [[2, 2]] * 3
     assert [one.means[1].deviation for one in found.leaders] == [0.0] * 3
+    last = confirmed.page(found).splitlines()[-5:-2]  # of the second objective, which is exact
+    assert [line.split()[3:] for line in last] == [["all", "equal", "0", "2"]] * 3
     with pytest.raises(StudyError, match="several objectives"):
         confirmation.winner(source)
 
