@@ -202,6 +202,8 @@ def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
     try:
         _creating(lambda: tables.create(opened))  # an earlier hpo works with the added columns too
     except FAILURES as error:
+        if all(any(column is one for one in tables.DISPENSABLE) for column in lacking):
+            return
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(
             f"storage {redacted_url(url)}: was made by an earlier hpo; it lacks {names}, which cannot be added: "

@@ -18,6 +18,7 @@ from hpo.storage.tables import (
     hpo_trials,
     intermediate_values,
     metadata,
+    missing,
     studies,
     study_directions,
     study_system_attributes,
@@ -224,8 +225,10 @@ def announce_opening(engine: sa.Engine, study_id: int, **which: Any) -> None:
         study_id: the study's id.
         which: study_uid, trial_number and folder of the training; opened_by, trainings and trials_tried.
     """
+    lacking = {column.name for column in missing(engine)}
     with sql.writing(engine) as connection:
         opened = {"study_id": study_id, "opened_at": sql.now(connection), **which}
+        opened = {key: value for key, value in opened.items() if key not in lacking}
         connection.execute(hpo_test_openings.insert().values(opened))
 
 
@@ -243,7 +246,9 @@ class Opening:
 
 def openings(connection: sa.Connection, uid: str) -> list[Opening]:
     """Return the openings of a study's test split, the oldest first."""
-    columns = [hpo_test_openings.c[field.name] for field in fields(Opening)]
+    lacking = {column.name for column in missing(connection.engine)}
+    names = [field.name for field in fields(Opening)]
+    columns = [sa.null().label(name) if name in lacking else hpo_test_openings.c[name] for name in names]
     found = sa.select(*columns).where(hpo_test_openings.c.study_uid == uid).order_by(hpo_test_openings.c.opening_id)
     return [Opening(**row) for row in connection.execute(found).mappings()]
 

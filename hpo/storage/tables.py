@@ -349,6 +349,12 @@ hpo_test_openings = sa.Table(
     sa.Column("trainings", sa.Integer),  # models that were tested in this opening
     sa.Column("trials_tried", sa.Integer),  # of the study, from which the config was chosen; NULL if unknown
 )
+#: Columns that a database of an earlier version may lack for good, if nobody may add them.
+DISPENSABLE = (
+    hpo_test_openings.c.opened_by,
+    hpo_test_openings.c.trainings,
+    hpo_test_openings.c.trials_tried,
+)
 
 
 class Hold(StrEnum):

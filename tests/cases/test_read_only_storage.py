@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import func, select
 
 from hpo.storage.connect import connect
-from hpo.storage.tables import trials
+from hpo.storage.tables import DISPENSABLE, trials
 from tests.cli.test_commands import OWN, Hpo, hpo, make_study, refused
 
 __all__ = ["hpo"]
@@ -62,18 +64,26 @@ def add_trial(folder: Path) -> None:
     place.close()
 
 
+def drop(folder: Path, *columns: sa.Column[Any]) -> None:
+    """Take columns from the database, which an earlier hpo did not know."""
+    connection = sqlite3.connect(folder / "studies.db")
+    for column in columns:
+        connection.execute(f"ALTER TABLE {column.table.name} DROP COLUMN {column.name}")
+    connection.commit()
+    connection.close()
+
+
 def finished(said: str) -> str:
     return said.splitlines()[1].split()[1]
 
 
-@pytest.mark.parametrize("kind", ["hpo", "optuna"])
+@pytest.mark.parametrize("kind", ["hpo", "an hpo of before", "optuna"])
 def test_commands_that_read_need_no_right_to_write(kind: str, hpo: Hpo, folder: Path) -> None:
-    if kind == "hpo":
+    if "hpo" in kind:
         make_study(folder).storage.close()
     else:
         optuna.create_study(storage=f"sqlite:///{folder}/studies.db", study_name="own")
     add_trial(folder)
-    before = (folder / "studies.db").read_bytes()
     reading = (
         ["status", "own"],
         ["status", "own", "--trial", "0"],
@@ -84,11 +94,14 @@ def test_commands_that_read_need_no_right_to_write(kind: str, hpo: Hpo, folder: 
     assert [(code, err) for code, _, err in told] == [(0, "")] * 4
     assert finished(told[0][1]) == "1"
     (folder / "out" / "best.toml").unlink()  # or the second export says that it replaced the file
+    if kind == "an hpo of before":
+        drop(folder, *DISPENSABLE)
+    before = (folder / "studies.db").read_bytes()
     close(folder)
     with as_another_user():
         assert [hpo(*command) for command in reading] == told
         code, _, err = hpo("pause", "own")
-        mend = "is it a SQLite file that you may write?" if kind == "hpo" else "was made by Optuna, not by hpo"
+        mend = "is it a SQLite file that you may write?" if "hpo" in kind else "was made by Optuna, not by hpo"
         assert code == 2
         assert mend in err
     assert (folder / "studies.db").read_bytes() == before
