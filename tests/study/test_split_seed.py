@@ -11,6 +11,7 @@ from torch import Tensor
 
 import hpo as package
 from hpo import data
+from hpo.analysis import confirmation
 from hpo.data import split
 from hpo.storage.connect import connect
 from hpo.study import study as studies
@@ -38,7 +39,7 @@ batch_size = 256
 name = "sgd"
 lr = {{ low = 1e-3, high = 1e-1, log = true }}
 [budget]
-trials = 1
+trials = 2
 [sampler]
 name = "random"
 [pruner]
@@ -93,6 +94,18 @@ def train(name: str) -> studies.Study:
     return study
 
 
+def confirm(name: str) -> studies.Study:
+    """Train the two best trials of a study again, each with two seeds, as `hpo confirm` does."""
+    place = connect(f"sqlite:///{Path('studies.db').absolute()}")
+    source = studies.join(place, name)
+    request = confirmation.ask(source, top=2, runs=2, delta=None)
+    digest = confirmation.check_unchanged(source, source.code_folder)
+    sister = confirmation.enlist(request, source.code_folder, digest)
+    assert work(sister) == 0
+    place.close()
+    return sister
+
+
 def done(hpo: Hpo, *arguments: str) -> str:
     code, said, complaint = hpo(*arguments)
     assert code == 0, complaint
@@ -121,6 +134,9 @@ def test_the_test_part_is_the_same_whatever_the_seed(hpo: Hpo, splits: Splits, t
     done(hpo, "train", "best.toml", "-o", "run")
     done(hpo, "train", "best.toml", "-o", "again", "--seed", "9")
     done(hpo, "after", "run", "-o", "after")
+    assert splits.all_are(0)
+
+    assert confirm("digits").spec.split_seed == 0
     assert splits.all_are(0)
 
     other = write(tmp_path / "other.toml", top="seed = 8")
@@ -191,6 +207,7 @@ def test_an_old_study_goes_on_with_the_split_of_its_seed(hpo: Hpo, old: Path, sp
     study = train("digits")
     assert splits.all_are(5)
     assert (study.spec.format, study.spec.split_seed, study.spec.fingerprint) == (2, 5, before)
+    assert (confirm("digits").spec.format, splits.all_are(5)) == (2, True)
     done(hpo, "export", "digits", "--trial", "0", "-o", "again.toml")
     assert tomllib.loads((old / "again.toml").read_text())["data"] == {"name": "digits"}
 
