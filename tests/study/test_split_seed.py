@@ -13,6 +13,7 @@ import hpo as package
 from hpo import data
 from hpo.analysis import confirmation
 from hpo.data import split
+from hpo.final import trajectory
 from hpo.storage.connect import connect
 from hpo.study import study as studies
 from tests.cli.test_commands import Hpo, hpo
@@ -63,6 +64,12 @@ class Splits:
 
 def of_digits(seed: int) -> list[list[int]]:
     return [part.tolist() for part in split.parted(data.digits(), seed)]
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the seconds of matplotlib, as where it is not installed."""
+    monkeypatch.setattr(trajectory, "can_draw", lambda: False)
 
 
 @pytest.fixture
