@@ -187,12 +187,13 @@ def compared(reports: Sequence[StudyReport]) -> list[Figure]:
             data = []
             for number, one in enumerate(among):
                 spent = one.progress.epochs if name == "epochs" else one.progress.hours / scale
-                data += _best_lines(one.columns, one.progress, spent, label(one.name), f"@study{number % 6}")
+                if spent.any():
+                    data += _best_lines(one.columns, one.progress, spent, label(one.name), f"@study{number % 6}")
             if data:
                 figures.append(
                     Figure(
                         name=f"compared-{place}-{name}",
-                        title=f"Best {label(metric)} by {name if name == 'epochs' else unit}",
+                        title=f"Best {label(metric)} by {among[0].unit + 's' if name == 'epochs' else unit}",
                         data=data,
                         layout=_layout(
                             _axis(title, rangemode="tozero"),
