@@ -266,6 +266,20 @@ def test_ties_are_broken_by_the_validation_loss() -> None:
     assert [one.number for one in leaders.in_order(some, "minimize")] == [3, 2, 1, 4, 5, 6]
 
 
+def test_ties_are_told_with_the_command_that_decides_and_then_with_the_verdict(lite: Storage, tmp_path: Path) -> None:
+    code = "def objective(trial):\n    return float(min(trial.suggest_int('x', 1, 1000), 1))\n"
+    source = own_study(lite, tmp_path, code)
+    assert confirmed.choice_lines(source, None) == [
+        "close    3 trials tie at the best value",
+        "         which is best: hpo confirm own",
+    ]
+    worked(enlisted(source, runs=2))
+    first = min(one.number for one in read(source).leaders)
+    assert confirmed.choice_lines(source, None) == [
+        f"confirmed trial {first} is within 0.005 of the best: hpo export own --confirmed"
+    ]
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
