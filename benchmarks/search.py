@@ -5,6 +5,7 @@ counts as two budgets (PAR2). The first output is a table for each task: epochs 
 the share that missed it, and the epochs of `auto` as a share of the rival's. That is the geometric mean over the seeds with a
 95 % interval by bootstrap. p is that of Wilcoxon's signed-rank test of the paired seeds, after Holm's correction over the
 rivals. The last output is the same share over all tables, and the share on each of them.
+"Second seed" is what the best trial of a replay came to when it was trained again: the medians of its value and of its rank.
 
 Some rivals are replayed with fewer seeds (`--few-seeds`), and compared with the same seeds of `auto`. With `--json FILE` all
 replays are kept. What FILE holds already is not replayed again, so delete it after a change of the code.
@@ -38,7 +39,7 @@ from hpo.lab import report as reports
 from hpo.lab import table as tables
 from hpo.lab.plan import Plan
 from hpo.lab.replay import Course
-from hpo.lab.report import Quartiles
+from hpo.lab.report import Quartiles, Retrained
 from hpo.lab.table import Table
 from hpo.strategy.quiet import quiet_warnings
 from hpo.study.format import value_text
@@ -88,6 +89,9 @@ class Replays:
     regret: float  # at the end of the budget, the median
     sampler_seconds: float  # CPU time of a replay, the median
     pruner_seconds: float  # likewise
+    second: list[float] | None = (
+        None  # median value and rank of the best trials, trained again, and the number of such rows
+    )
 
     @property
     def penalized(self) -> Floats:
@@ -112,7 +116,15 @@ def replayed(name: str, table: Table, method: Method, seeds: int, processes: int
         regret=report.regrets[1.0].median,
         sampler_seconds=report.sampler_seconds,
         pruner_seconds=report.pruner_seconds,
+        second=second_seed(report.retrained),
     )
+
+
+def second_seed(found: Retrained | None) -> list[float] | None:
+    """Return the median value and rank of the replays' best trials when they were trained again, and the number of such rows."""
+    if found is None or found.value is None or found.rank is None:
+        return None
+    return [found.value.median, found.rank.median, found.rows]
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -161,8 +173,10 @@ def tell_table(shown: Sequence[Replays]) -> None:
     pairs = [(subject.penalized[: len(rival.reached_after)], rival.penalized) for rival in rivals]
     corrected = holm([p_value(ours, theirs) for ours, theirs in pairs])
     print(f"\n`{subject.table}`, budget {subject.budget:,} epochs\n")
-    print(f"| method | seeds | epochs to the top 1 % | missed | {subject.method} / method | p | regret | CPU s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| method | seeds | epochs to the top 1 % | missed | {subject.method} / method | p | regret | second seed | CPU s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     print(row(subject, "", ""))
     for rival, p in zip(rivals, corrected, strict=True):
         print(row(rival, ratio_text(log_ratios(subject, rival)[None]), f"{p:.2g}"))
@@ -173,8 +187,16 @@ def row(one: Replays, ratio: str, p: str) -> str:
     seeds = len(one.reached_after)
     missed = sum(map(math.isinf, one.reached_after)) / seeds
     cpu = one.sampler_seconds + one.pruner_seconds
-    cells = (one.method, str(seeds), reach_text(one), f"{missed:.0%}", ratio, p, value_text(one.regret), f"{cpu:.1f}")
-    return f"| {' | '.join(cells)} |"
+    cells = [one.method, str(seeds), reach_text(one), f"{missed:.0%}", ratio, p, value_text(one.regret)]
+    return f"| {' | '.join([*cells, second_text(one), f'{cpu:.1f}'])} |"
+
+
+def second_text(one: Replays) -> str:
+    """Return what the best trials of the replays came to with the second seed, and their rank; "-" if it is not known."""
+    if one.second is None:
+        return "-"
+    value, rank, rows = one.second
+    return f"{value_text(value)}, rank {rank:.0f} of {rows:.0f}"
 
 
 def reach_text(one: Replays) -> str:
