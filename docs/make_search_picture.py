@@ -143,7 +143,7 @@ def main(kept: Path, target: Path) -> None:
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Title": TITLE})
     short = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.1f}", drawn.getvalue())
-    short = re.sub(r"font-family: '[^;]*;", "font-family: sans-serif;", short)
+    short = re.sub(r"font-family: '[^;\"]*", "font-family: sans-serif", short)
     target.write_text("\n".join(line.rstrip() for line in short.splitlines()) + "\n")
 
 
