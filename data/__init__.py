@@ -74,7 +74,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         split_seed: decides which images belong to which split.
     """
     device = torch.device(device)
-    train, validation, _ = parted(source, split_seed)
+    train, validation, test = parted(source, split_seed)
     resident = _is_resident(source, len(train) + len(validation), device)
     stored = [_taken(source, None, train), _taken(source, source.own_validation, validation)]
     seen, labels = [brought(images, torch.device("cpu"), resident) for images, _ in stored], [one for _, one in stored]
@@ -89,6 +89,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         classes=source.classes,
         white=white,
         notes=source.notes,
+        test_count=len(test),
     )
 
 

@@ -123,3 +123,4 @@ class Splits:
     classes: tuple[str, ...] = ()  # names by class number, if there are names
     white: int = 255  # highest raw value in the training split
     notes: tuple[str, ...] = ()  # how ambiguous files were read
+    test_count: int = 0  # number of images in the test split, which is not here

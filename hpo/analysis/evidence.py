@@ -17,7 +17,7 @@ from hpo.analysis.noise import Noise
 from hpo.spec.space import Choices, Parameter, Range, parameters
 from hpo.storage import study_rows
 from hpo.study import query, status
-from hpo.study.interval import IMAGES_KEY
+from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
 from hpo.study.plain import PlainStudy
 from hpo.study.plain import summarize as summarize_plain
 from hpo.study.status import LEADING, Summary
@@ -31,7 +31,6 @@ TENTH = 0.1  # the share of the finished trials that are the best ones
 FEWEST = 5  # trials of which something is said; Optuna asks as many of PED-ANOVA
 CURVES = 10  # of the best trials, whose curves are read
 SISTER = "/confirm"  # ends the name of a confirmation: confirmation.SUFFIX, whose module is loaded only if there is one
-TEST_IMAGES_KEY = "test_images"  # of a receipt: the number of images in the test part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from hpo.spec import metrics
 from hpo.spec.study_file import StudySpec
 
 IMAGES_KEY = "validation_images"  # of a receipt: the number of images in the validation part
+TEST_IMAGES_KEY = "test_images"  # likewise, in the test part
 Z = NormalDist().inv_cdf(0.975)
 WIDEST = 0.2  # a wider interval of the share 0.5 is too wide to compare trials; fewer than 93 images have one
 

@@ -16,7 +16,7 @@ from hpo.spec import seeds, space, usercode
 from hpo.spec.training import Part, TrainConfig
 from hpo.storage.tables import FOLD_KEY
 from hpo.study import study as studies
-from hpo.study.interval import IMAGES_KEY
+from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
 from hpo.study.study import Study
 from hpo.train.batches import can_halve
 from hpo.train.build import assemble, costs
@@ -173,7 +173,7 @@ class Declared:
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),
             split_seed=self._study.spec.split_seed,
             data_digest=attempt.run.splits.digest,
-            **{IMAGES_KEY: len(attempt.run.splits.validation.labels)},
+            **{IMAGES_KEY: len(attempt.run.splits.validation.labels), TEST_IMAGES_KEY: attempt.run.splits.test_count},
         )
         return TrialReceipt(claim=attempt.lease.claim, receipt=found, stack_key=attempt.stack_key)
 
