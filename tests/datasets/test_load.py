@@ -122,6 +122,7 @@ def test_what_load_returns_has_no_test_part() -> None:
         "classes",
         "white",
         "notes",
+        "test_count",  # their number, and none of them
     ]
 
 
