@@ -259,8 +259,11 @@ def positions(study: Study, numbers: Mapping[int, int], known: Mapping[int, Judg
     return found
 
 
-def ranked(connection: sa.Connection, study: Study, k: int) -> Sequence[Any]:
-    """Return the `k` best COMPLETE trials. Ties go to the lower number. Only foreign trials have infinite values."""
+def ranked(connection: sa.Connection, study: Study, k: int | None) -> Sequence[Any]:
+    """Return the `k` best COMPLETE trials, all of them for None. Ties go to the lower number.
+
+    Only foreign trials have infinite values.
+    """
     rank = sa.case(
         (trial_values.c.value_type == VALUE_TYPE.INF_NEG, -1),
         (trial_values.c.value_type == VALUE_TYPE.INF_POS, 1),

@@ -51,7 +51,7 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
     with study.storage.engine.connect() as connection:
         if number is not None:
             found: Sequence[Any] = [_numbered(connection, study, number)]
-        elif query.is_plain(study) and k is not None:
+        elif query.is_plain(study):
             found = query.ranked(connection, study, k)
         else:
             found = query.best_trials(connection, study)[:k]

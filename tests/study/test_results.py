@@ -20,6 +20,7 @@ def test_the_best_ones_come_first_and_ties_go_to_the_lower_number(demo: Study) -
         run(demo, value)
     assert [trial.number for trial in best(demo, 3)] == [1, 2, 3]
     assert [trial.number for trial in best(demo, 99)] == [1, 2, 3, 0]
+    assert [trial.number for trial in best(demo, None)] == [1, 2, 3, 0]
 
 
 def test_a_result_carries_curves_receipt_and_attempt(demo: Study) -> None:
