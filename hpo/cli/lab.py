@@ -35,7 +35,8 @@ def replay(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An option of the two, such as pruner.n_warmup_steps=3. May be repeated.",
+            help="An option of the sampler, the pruner or the divergence guard, such as pruner.n_warmup_steps=3. May be "
+            "repeated.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=4096, help="Number of simulated workers.")] = 8,

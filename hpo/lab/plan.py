@@ -9,6 +9,7 @@ from typing import Any
 
 from hpo.errors import SpecError, StudyError
 from hpo.lab.table import Ending, Table
+from hpo.spec.failures import Policy
 from hpo.spec.study_file import StudySpec, as_meant
 from hpo.strategy import pruners, samplers
 
@@ -89,6 +90,10 @@ def _with_guard(table: Table, given: dict[str, Any]) -> StudySpec:
     """Return the table's spec with options of the divergence guard. Raises SpecError for a wrong one."""
     if not given:
         return table.spec
+    if without := sorted(given.keys() & Policy.model_fields.keys()):
+        raise SpecError(
+            f"--set {GUARD}.{without[0]}: changes nothing in a replay; remove it, the guard has patience and factor"
+        )
     failures = {"failures": {"diverged": table.spec.failures.diverged.model_dump() | given}}
     return StudySpec.from_document(as_meant({**table.document, **failures}))
 
@@ -118,6 +123,7 @@ def _refuse_cut_rows(table: Table, most: float) -> None:
 def too_many_cut(which: str, most: float) -> StudyError:
     """Return the error for too many curves that end before the replay does."""
     return StudyError(
-        f"{which} were cut off by a pruner or a person before the replay is through with them, more than {most:.0%}; what they "
-        'would have become is unknown; record the study again with pruner = "none", or allow more with --most-cut'
+        f"{which} were cut off by a pruner, the divergence guard or a person before the replay is through with them, more than "
+        f'{most:.0%}; what they would have become is unknown; record the study again with pruner = "none", or allow more with '
+        "--most-cut"
     )

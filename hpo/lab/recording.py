@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import TrialState
@@ -95,7 +97,6 @@ def _seconds(row: TrialRow) -> float:
 
 
 def _row(row: TrialRow, outcome: str | None, seconds: list[float], raw: tuple[float, ...]) -> Row:
-    differs = len(raw) == len(row.curve) and any(a != b and a == a for a, b in zip(raw, row.curve, strict=True))
     return Row(
         number=row.number,
         space=row.space,
@@ -105,8 +106,15 @@ def _row(row: TrialRow, outcome: str | None, seconds: list[float], raw: tuple[fl
         value=row.values[0] if row.values else None,
         ending=_ending(row, outcome),
         seconds=sum(seconds) / len(seconds) if seconds and sum(seconds) > 0 else 1.0,
-        raw=raw if differs else None,
+        raw=raw if _differs(raw, row.curve) else None,
     )
+
+
+def _differs(raw: Sequence[float], curve: Sequence[float]) -> bool:
+    """Return whether the divergence guard sees other values than the pruner. A raw value that is not finite is stored as NaN."""
+    if len(raw) != len(curve):
+        return False
+    return any(a != b and (math.isfinite(a) or math.isfinite(b)) for a, b in zip(raw, curve, strict=True))
 
 
 def _ending(row: TrialRow, outcome: Any) -> Ending:

@@ -60,7 +60,7 @@ class TrialEnd:
     number: int  # of the row
     state: TrialState
     epochs: int  # trained
-    is_unknown: bool = False  # the pruner kept it beyond the end of its curve, which was cut off
+    is_unknown: bool = False  # it was kept beyond the end of its curve, which was cut off
     is_diverged: bool = False  # as recorded, or by the divergence guard
 
 
@@ -222,12 +222,12 @@ class _Replay:
         if (
             is_last and row.is_whole and self._spec.is_declared
         ):  # a worker does not ask about a trial that has just ended
-            return self._end(running, _own_state(row))
+            return self._end(running, _own_state(row), is_unknown=self._table.was_cut(row))
         if self._prunes(running):
             return self._end(running, TrialState.PRUNED)
         if not is_last:
             return True
-        return self._end(running, _own_state(row), is_unknown=row.ending is Ending.CUT)
+        return self._end(running, _own_state(row), is_unknown=self._table.was_cut(row))
 
     def _prunes(self, running: _Running) -> bool:
         began = time.process_time()

@@ -124,7 +124,7 @@ class Report:
     complete: float  # of these, the mean
     pruned: float  # likewise; by the pruner
     diverged: float  # likewise; by themselves, or by the divergence guard
-    unknown: float  # likewise; kept by the pruner beyond the end of a curve that was cut off
+    unknown: float  # likewise; kept beyond the end of a curve that was cut off
     sampler_seconds: float  # CPU time of a replay, the median; 0 in the recorded order
     suggestion_seconds: float  # CPU time of a suggestion, the median over the replays
     pruner_seconds: float  # CPU time of a replay, the median

@@ -36,7 +36,7 @@ class Ending(StrEnum):
     """How a recorded trial ended."""
 
     COMPLETE = "complete"
-    DIVERGED = "diverged"  #: by itself, since its loss was not finite
+    DIVERGED = "diverged"  #: its loss was not finite, or the divergence guard ended it
     CUT = "cut"  #: by a pruner or a person, or it still runs: the rest of its curve is unknown
     FAILED = "failed"  #: by an error, or it has not begun: it has no result
 
@@ -149,6 +149,10 @@ class Table:
     def count(self, ending: Ending) -> int:
         """Return the number of rows that ended so."""
         return sum(row.ending is ending for row in self.rows)
+
+    def was_cut(self, row: Row) -> bool:
+        """Return whether a row's curve was cut off: by a pruner, a person, or the study's divergence guard."""
+        return row.ending is Ending.CUT or (row.ending is Ending.DIVERGED and bool(self.spec.guard.why(row.told)))
 
     def goal(self, share: float) -> float:
         """Return the value of the last row within the best share of the COMPLETE rows, at least one."""

@@ -28,7 +28,8 @@ class DivergenceGuard:
         if not self.patience:
             return "off"
         return (
-            f"ends a trial after {self.patience} reports in a row that are not finite or {self.factor:g} times too bad"
+            f"ends a trial after {self.patience} reports in a row that are not finite, or worse than {self.factor:g} times its "
+            "largest earlier one"
         )
 
     def why(self, curve: Sequence[float]) -> str | None:

@@ -64,7 +64,7 @@ def _retrained_text(retrained: Retrained, report: Report) -> str:
     rows = f"the {retrained.rows} trials that were trained again"
     if value is None or rank is None:
         return f"no replay has its best trial among {rows}"
-    outside = f"; {others} of {report.seeds} replays have none of these" if others else ""
+    outside = f"; the best trial of {others} of {report.seeds} replays is none of these" if others else ""
     values = f"{value_text(value.median)} ({value_text(value.low)} to {value_text(value.high)})"
     return f"with another seed the best trial of a replay has {values}, rank {_quartiles_text(rank)} of {rows}{outside}"
 
@@ -92,7 +92,11 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def _reach_text(report: Report) -> str:
     missed = f"missed by {report.missed * report.seeds:.0f} of {report.seeds} ({report.missed:.0%})"
-    return f"{_quartiles_text(report.reach_epochs)} epochs, {_seconds_text(report.reach_seconds.median)} simulated; {missed}"
+    if report.missed == 1:
+        return missed
+    seconds = report.reach_seconds.median
+    simulated = f", {duration(seconds)} simulated" if math.isfinite(seconds) else ""
+    return f"{_quartiles_text(report.reach_epochs)} epochs{simulated}; {missed}"
 
 
 def _quartiles_text(found: Quartiles) -> str:
@@ -100,11 +104,7 @@ def _quartiles_text(found: Quartiles) -> str:
 
 
 def _count_text(number: float) -> str:
-    return f"{number:,.0f}" if math.isfinite(number) else "never"
-
-
-def _seconds_text(seconds: float) -> str:
-    return duration(seconds) if math.isfinite(seconds) else "never"
+    return f"{number:,.0f}" if math.isfinite(number) else "more"
 
 
 def _unknown_text(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
 from tests.support import declared
-from tests.support.tables import DECLARED, falling, row, table
+from tests.support.tables import DECLARED, OWN, falling, row, table
 from tests.support.trials import MakeStudy
 
 EPOCHS = 9
@@ -34,10 +35,11 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "hyperband": {"max_resource": EPOCHS},
     "patient": {"patience": 2, "wrapped": "median"},
     "threshold": {"upper": 1.5},
+    "auto": {"explore": 5},
 }
 
 
-def objective(trial: optuna.Trial) -> float:
+def train(trial: optuna.Trial) -> float:
     """Train one of two made-up models, whose curves cross."""
     rate = trial.suggest_float("rate", 1e-3, 1.0, log=True)
     bumpy = trial.suggest_categorical("model", ["smooth", "bumpy"]) == "bumpy"
@@ -48,12 +50,18 @@ def objective(trial: optuna.Trial) -> float:
         trial.report(value, epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
+    return value
+
+
+def train_or_fail(trial: optuna.Trial) -> float:
+    """Train. Every eleventh trial fails at its end."""
+    value = train(trial)
     if trial.number % 11 == 7:
         raise RuntimeError("fails at its end")
     return value
 
 
-def work(study: Study) -> Table:
+def work(study: Study, objective: Callable[[optuna.Trial], float] = train_or_fail) -> Table:
     """Let one worker run a study, and return its table."""
     assert worker_loop.work(study, objective, study.ledger("w"), StopSignal()) == 0
     return recording.record(study)
@@ -103,22 +111,13 @@ def test_a_declared_study_gives_its_live_decisions(lite: Storage, tmp_path: Path
     assert replayed(plan_of(found, "successive_halving", {})) == lived(live)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "fidelity_tpe", "random", "qmc"])
 def test_a_sampler_proposes_the_trials_of_its_own_study_again(make_study: MakeStudy, sampler: str) -> None:
     """One worker and the same seed: each proposal is a recorded trial bit for bit, in the recorded order."""
-    settings = {"name": sampler} | ({"n_startup_trials": 5, "group": True} if sampler == "tpe" else {})
-    live = make_study(
-        trials=25,
-        sampler=settings,
-        seed=seeds.derive(0, "replay"),
-        failures={"in_a_row": 99, "exception": {"retries": 0, "then": "prune"}},
-    )
-    found = work(live)
-    whole = dataclasses.replace(
-        found, rows=tuple(dataclasses.replace(one, ending=Ending.COMPLETE, value=one.curve[-1]) for one in found.rows)
-    )
+    settings = {"name": sampler} | ({"n_startup_trials": 5, "group": True} if "tpe" in sampler else {})
+    found = work(make_study(trials=25, sampler=settings, seed=seeds.derive(0, "replay")), train)
     options = [f"sampler.{key}={str(value).lower()}" for key, value in settings.items() if key != "name"]
-    course = replay.run(plans.make(whole, sampler=sampler, pruner="none", settings=options, workers=1), 0)
+    course = replay.run(plans.make(found, sampler=sampler, pruner="none", settings=options, workers=1), 0)
     assert [end.number for end in course.ends] == list(range(25))
     assert (course.distances, course.strays) == ([0.0] * 25, 0)
 
@@ -243,6 +242,20 @@ def test_the_guard_is_replayed_if_the_study_had_it_or_if_it_is_named() -> None:
     ]
 
 
+def test_a_curve_that_the_study_s_guard_cut_off_is_unknown_beyond_its_end() -> None:
+    by_guard = row(0, [1.0, *[1e6] * 3], Ending.DIVERGED)
+    found = table(
+        by_guard,
+        row(1, [1.0, math.nan], Ending.DIVERGED),
+        document={**OWN, "failures": {"diverged": {"patience": 3}}},
+    )
+    same, patient = (
+        [(end.epochs, end.is_unknown) for end in ends(found, *settings)]
+        for settings in ((), ("failures.diverged.patience=4",))
+    )
+    assert (same, patient) == ([(4, False), (2, False)], [(4, True), (2, False)])
+
+
 def test_a_study_s_guard_gives_its_live_decisions(make_study: MakeStudy) -> None:
     study = make_study(6, value="best", pruner={"name": "successive_halving", "reduction_factor": 2})
 
@@ -250,7 +263,8 @@ def test_a_study_s_guard_gives_its_live_decisions(make_study: MakeStudy) -> None
         trial.suggest_float("rate", 0.0, 1.0)
         loss = 9.0 if trial.number == 4 else 1 / (trial.number + 1)  # ever better, but for one
         for epoch in range(1, EPOCHS + 1):
-            trial.report(1e6 if trial.number % 2 and epoch > 3 else loss, epoch)
+            huge = math.nan if trial.number == 5 else 1e6  # the pruner sees neither
+            trial.report(huge if trial.number % 2 and epoch > 3 else loss, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return loss
@@ -258,6 +272,7 @@ def test_a_study_s_guard_gives_its_live_decisions(make_study: MakeStudy) -> None
     assert worker_loop.work(study, explode, study.ledger("w"), StopSignal()) == 0
     recorded = recording.record(study)
     assert recorded.spec.guard == study.spec.guard
+    assert recorded.rows[5].told[3:] == pytest.approx([math.nan] * 3, nan_ok=True)
     assert [row.ending for row in recorded.rows] == [
         *(Ending.COMPLETE, Ending.DIVERGED) * 2,
         *(Ending.CUT, Ending.DIVERGED),

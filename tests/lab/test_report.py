@@ -153,6 +153,7 @@ def test_a_cut_curve_that_the_pruner_ends_earlier_is_known() -> None:
             {"sampler": "recorded", "settings": ["sampler.x=1"]},
             r"--set sampler\.x: the recorded order takes no options",
         ),
+        ({"settings": ["failures.diverged.then=fail"]}, r"--set failures\.diverged\.then: changes nothing in a replay"),
     ],
 )
 def test_wrong_names_and_options_are_refused(given: dict[str, list[str] | str], said: str) -> None:
@@ -197,7 +198,7 @@ def test_the_command_answers_in_one_sentence(hpo: Hpo) -> None:
         lines[0] == "table    made: 3 whole curves of up to 3 epochs; minimize value, best 1.0000, top 1 % from 1.0000"
     )
     assert lines[1] == "replay   sampler recorded, pruner successive_halving, 1 worker, 1 replay of 5 epochs"
-    assert lines[2] == "top 1 %  never (never to never) epochs, never simulated; missed by 1 of 1 (100%)"
+    assert lines[2] == "top 1 %  missed by 1 of 1 (100%)"
     assert lines[-1] == (
         "winner   would successive_halving have ended the winner, trial 2 (1.0000)? Yes, after epoch 1 of 3"
     )
