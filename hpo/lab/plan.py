@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,16 +59,9 @@ def make(
     Raises SpecError for a wrong name or option, StudyError if too many curves are cut off.
     """
     keeps_order = sampler == RECORDED
-    for kind, name, known in (
-        ("sampler", sampler, [*samplers.SAMPLERS, RECORDED]),
-        ("pruner", pruner, pruners.PRUNERS),
-    ):
-        if name not in known:
-            raise SpecError(f"--{kind} {name}: there is no such {kind}; known: {', '.join(sorted(known))}")
-    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for setting in settings:
-        section, key, value = _read(setting)
-        chosen[section][key] = value
+    _refuse_unknown("sampler", sampler, [*samplers.SAMPLERS, RECORDED])
+    _refuse_unknown("pruner", pruner, pruners.PRUNERS)
+    chosen = _chosen(settings)
     if keeps_order and chosen["sampler"]:
         key = next(iter(chosen["sampler"]))
         raise SpecError(f"--set sampler.{key}: the recorded order takes no options; remove it")
@@ -84,6 +77,20 @@ def make(
         _refuse_cut_rows(table, most_cut)
         epochs = epochs or FULL_TRIALS * table.longest
     return Plan(table=table, spec=spec, keeps_order=keeps_order, workers=workers, epochs=epochs, most_cut=most_cut)
+
+
+def _refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise SpecError(f"--{kind} {name}: there is no such {kind}; known: {', '.join(sorted(known))}")
+
+
+def _chosen(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the options by section."""
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for setting in settings:
+        section, key, value = _read(setting)
+        chosen[section][key] = value
+    return chosen
 
 
 def _with_guard(table: Table, given: dict[str, Any]) -> StudySpec:

@@ -186,6 +186,14 @@ def save(table: Table, path: Path) -> None:
     """
     if path.suffix != SUFFIX:
         raise SpecError(f"--save {path}: a table's name ends in {SUFFIX}; write --save {path}{SUFFIX}")
+    try:
+        with atomic_write(path) as part:
+            np.savez_compressed(part, **_arrays(table))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with --save") from None
+
+
+def _arrays(table: Table) -> dict[str, Any]:
     spaces: dict[tuple[tuple[str, str], ...], int] = {}
     place_of = [spaces.setdefault(_described(row.space), len(spaces)) for row in table.rows]
     steps = sorted({step for row in table.rows for step in row.steps})
@@ -215,13 +223,7 @@ def save(table: Table, path: Path) -> None:
         for place, row in enumerate(table.rows):
             raw[place, is_reported[place]] = row.told
         arrays["raw"] = raw
-    if table.again_order:
-        arrays |= _again_arrays(table)
-    try:
-        with atomic_write(path) as part:
-            np.savez_compressed(part, **arrays)
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be written: {error.strerror}; name another file with --save") from None
+    return arrays | (_again_arrays(table) if table.again_order else {})
 
 
 def _again_arrays(table: Table) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def idle_pruner(spec: StudySpec) -> Iterator[str]:
     )
     last = None if epochs is None else int(epochs) - 1  # the last epoch is not pruned
     if last is not None and not _can_prune(pruners.plain(spec), last, spec.direction or "minimize"):
-        yield f"pruner {name}: cannot prune any trial in the first {last} of {epochs} epochs; lower its warm-up or rungs"
+        mend = "raise training.epochs, or shorten the warm-up" if name == "auto" else "lower its warm-up or rungs"
+        yield f"pruner {name}: cannot prune any trial in the first {last} of {epochs} epochs; {mend}"
 
 
 def long_start(spec: StudySpec) -> Iterator[str]:
