@@ -85,10 +85,12 @@ def _refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
 
 
 def _chosen(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the options by section."""
+    """Return the options by section. Raises SpecError for what is none."""
     chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for setting in settings:
         section, key, value = _read(setting)
+        if key == "name" and section != GUARD:
+            raise SpecError(f"--set {setting}: is not an option; write --{section} {value}")
         chosen[section][key] = value
     return chosen
 

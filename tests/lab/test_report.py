@@ -153,6 +153,7 @@ def test_a_cut_curve_that_the_pruner_ends_earlier_is_known() -> None:
             {"sampler": "recorded", "settings": ["sampler.x=1"]},
             r"--set sampler\.x: the recorded order takes no options",
         ),
+        ({"settings": ["pruner.name=none"]}, r"--set pruner\.name=none: is not an option; write --pruner none"),
         ({"settings": ["failures.diverged.then=fail"]}, r"--set failures\.diverged\.then: changes nothing in a replay"),
     ],
 )
