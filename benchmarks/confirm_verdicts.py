@@ -66,13 +66,7 @@ def counts(case: Case, seeds: int) -> Counter[str]:
         naive = int(drawn[:, 0].argmax())
         found["naive wrong"] += case.means[naive] < max(case.means)
         looks = [
-            verdict.judge(
-                dict(enumerate(drawn[:, :runs].tolist())),
-                delta=DELTA,
-                direction="maximize",
-                look=look,
-                resolution=1 / case.images if case.images else 0.0,
-            )
+            verdict.judge(dict(enumerate(drawn[:, :runs].tolist())), delta=DELTA, direction="maximize", look=look)
             for look, runs in enumerate(case.runs, start=1)
         ]
         decided = next(

@@ -7,7 +7,6 @@ the database: a killed confirmation goes on at the next call.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +26,6 @@ from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, FOLD_KEY, UID_KEY, Hold
 from hpo.study import deletion, interval, query, resolve
 from hpo.study import study as studies
-from hpo.study.interval import IMAGES_KEY
 from hpo.study.status import Best
 from hpo.study.study import FINGERPRINT_KEY, Study
 from hpo.text import command
@@ -145,8 +143,8 @@ def ask(source: Study, *, top: int | None, runs: int | None, delta: float | None
     for option, number in (("--top", top), ("--seeds", runs)):
         if number is not None and number < 2:
             raise SpecError(f"{option} {number}: must be at least 2; one alone cannot be compared")
-    if source.name.endswith(SUFFIX) and _plan_of(source) is not None:
-        raise StudyError(f"study {source.name!r} is a confirmation itself; name the study that it confirms")
+    if (of := source_of(source)) is not None:
+        raise StudyError(f"study {source.name!r} is a confirmation itself; name the study that it confirms, {of!r}")
     sister = find(source)
     plan = None if sister is None else _plan_of(sister)
     if sister is None or plan is None:
@@ -189,6 +187,12 @@ def find(source: Study) -> Study | None:
         what = "is not a confirmation" if plan is None else f"confirms an earlier study {source.name!r}"
         raise StudyError(f"study {name!r} {what}; delete it with `{command('delete', name)}`")
     return sister
+
+
+def source_of(study: Study) -> str | None:
+    """Return the name of the study that this one confirms, None if it is no confirmation."""
+    plan = _plan_of(study) if study.name.endswith(SUFFIX) else None
+    return plan.study if plan else None
 
 
 def _plan_of(sister: Study) -> Plan | None:
@@ -328,7 +332,6 @@ def read(source: Study) -> Confirmation | None:
     with source.storage.engine.connect() as connection:
         seen = {one.number: one for one in _leaders_of(source, plan)}
         done = _read_runs(connection, sister)
-        images = _images(connection, sister)
     settled = {key for key, run in done.items() if run.is_settled}
     whole = [
         count
@@ -349,7 +352,7 @@ def read(source: Study) -> Confirmation | None:
         seeded=source.spec.is_declared,
         is_exact=_is_exact(found),
     )
-    return _judged(confirmation, whole, _resolution(source.spec, images)) if whole else confirmation
+    return _judged(confirmation, whole) if whole else confirmation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,7 +417,7 @@ def _why_left_out(ended: Sequence[_Run], good: Sequence[_Run], leader: Leader) -
     return ""
 
 
-def _judged(confirmation: Confirmation, whole: Sequence[int], resolution: float) -> Confirmation:
+def _judged(confirmation: Confirmation, whole: Sequence[int]) -> Confirmation:
     """Return the confirmation with its verdict at the last look whose runs are all settled."""
     compared = {one.number: one.runs[: whole[-1]] for one in confirmation.leaders if not one.left_out}
     if len(compared) < 2:
@@ -429,7 +432,6 @@ def _judged(confirmation: Confirmation, whole: Sequence[int], resolution: float)
         delta=confirmation.delta,
         direction=directions[0],  # type: ignore[arg-type]
         look=look,
-        resolution=resolution,
     )
     return replace(confirmation, verdict=judged)
 
@@ -437,17 +439,6 @@ def _judged(confirmation: Confirmation, whole: Sequence[int], resolution: float)
 def _is_exact(found: Sequence[Confirmed]) -> bool:
     several = [one for one in found if len(one.runs) > 1]
     return bool(several) and all(len(set(one.runs)) == 1 for one in several)
-
-
-def _images(connection: sql.Connection, sister: Study) -> int | None:
-    row = query.result(connection, sister, 0)
-    return None if row is None else json.loads(row.receipt or "{}").get(IMAGES_KEY)
-
-
-def _resolution(spec: StudySpec, images: int | None) -> float:
-    """Return the step in which the values of single runs move, 0 if it is not known."""
-    found = noise.of_one_item(interval.metric_of(spec), images)
-    return found.size if found and spec.rule is not None and spec.rule.kind != "mean" else 0.0
 
 
 # --- used -------------------------------------------------------------------------------------------------------------
@@ -517,13 +508,15 @@ def measured_noise(source: Study) -> Noise | None:
 
 
 def closeness(source: Study, best: Best | None = None) -> Closeness | None:
-    """Return how many trials tie with the best or lie within the noise. None for several objectives, or with constraints.
+    """Return how many trials tie with the best or lie within the noise.
+
+    None for several objectives, with constraints, and for a confirmation, whose trials repeat a few configurations.
 
     Args:
         source: the study.
         best: its best trial, for the number of its validation images; without it that noise is not known.
     """
-    if source.goals.are_several or source.goals.bounds:
+    if source.goals.are_several or source.goals.bounds or source_of(source) is not None:
         return None
     images = best and best.interval and best.interval.images
     with source.storage.engine.connect() as connection:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -23,6 +24,8 @@ from hpo.spec.curve import Direction
 ERROR = 0.10  # of a verdict, over all looks together
 SPENT = 0.75  # share of the error left that each look may spend; what a later look gets is less, and it has more runs
 SURE = 0.95  # of an interval of a mean
+ROUNDING = 1e-9  # of a value; shares of equal counts may differ in their last bits
+EXACT = 5  # repeats that are all equal and show that nothing is random
 MOST_RUNS = 10_000  # of one configuration, in an estimate of how many would decide
 Kind = Literal["best", "within", "undecided"]
 
@@ -63,9 +66,11 @@ def judge(
     direction: Direction,
     look: int = 1,
     error: float = ERROR,
-    resolution: float = 0.0,
 ) -> Verdict:
     """Return the verdict on configurations from their runs, of which run r is paired with run r of every other one.
+
+    Two runs may give the same difference by chance if values move in steps, as shares of images do. So no difference counts as
+    steadier than rounding to these steps allows.
 
     Args:
         runs: the values of each configuration's runs, at least 2 of at least 2 configurations.
@@ -73,8 +78,6 @@ def judge(
         direction: whether higher or lower values are better.
         look: how often the runs were looked at, this time included.
         error: the largest probability of a wrong statement, over all looks together.
-        resolution: the step in which values move, such as 1 / 270 for a share of 270 images. Two or three runs may agree by
-            chance on such a grid, so no difference is taken for steadier than rounding allows.
 
     Raises SpecError for a delta that is not above 0, and for too few runs or configurations.
     """
@@ -82,7 +85,7 @@ def judge(
     sign = 1 if direction == "maximize" else -1
     better = {one: [sign * value for value in values] for one, values in runs.items()}
     leader = max(better, key=lambda one: (fmean(better[one]), -one))  # the lower number among equals
-    least = resolution / math.sqrt(6)  # deviation of the difference of two numbers that are rounded to the grid
+    least = _least_deviation(better.values())
     pairs = [_Pair.of(better[leader], values, least) for one, values in better.items() if one != leader]
     level = level_of(look, error) / len(better)
     kind: Kind = "undecided"
@@ -115,8 +118,9 @@ def dominances(
 ) -> dict[int, Dominance]:
     """Return which configurations another one dominates after their runs, and by which.
 
-    An objective without any deviation is compared exactly. Dominance is sure if every other objective passes its test, at a level
-    that is shared among all ordered pairs; that all must pass costs nothing (intersection-union test).
+    An objective whose runs are all equal for each configuration, such as a size, is compared exactly. Dominance is sure if every
+    other objective passes its test, at a level that is shared among all ordered pairs; that all must pass costs nothing
+    (intersection-union test).
 
     Args:
         runs: for each configuration its runs, each with a value for each objective.
@@ -129,13 +133,16 @@ def dominances(
         one: [[sign * v for sign, v in zip(signs, run, strict=True)] for run in several]
         for one, several in runs.items()
     }
+    least = [
+        _least_deviation([*zip(*several, strict=True)][place] for several in better.values())
+        for place in range(len(signs))
+    ]
     level = level_of(look, error) / (len(runs) * (len(runs) - 1))
     found: dict[int, Dominance] = {}
     for one, ours in better.items():
         for other, theirs in better.items():
-            pairs = [
-                _Pair.of(a, b, 0.0) for a, b in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
-            ]
+            values = zip(zip(*ours, strict=True), zip(*theirs, strict=True), least, strict=True)
+            pairs = [_Pair.of(a, b, lowest) for a, b, lowest in values]
             leads = [pair.lead for pair in pairs]
             if other == one or min(leads) < 0 or max(leads) <= 0:
                 continue
@@ -197,6 +204,21 @@ def _quantile(level: float, freedom: int) -> float:
 
 def _deviation(values: Sequence[float]) -> float:
     return 0.0 if min(values) == max(values) else stdev(values)  # without a rounding error
+
+
+def _least_deviation(runs: Iterable[Sequence[float]]) -> float:
+    """Return the deviation that rounding alone gives to a difference of two values; 0 for exact values.
+
+    The step of the rounding is at most the smallest difference between two values. Values are exact if all runs of each
+    configuration are equal, unless there are so few repeats that this may be chance.
+    """
+    several = [*runs]
+    repeats = sum(len(values) - 1 for values in several)
+    if repeats >= EXACT and all(min(values) == max(values) for values in several):
+        return 0.0
+    found = sorted(value for values in several for value in values)
+    least = ROUNDING * max(abs(found[0]), abs(found[-1]))
+    return min((b - a for a, b in pairwise(found) if b - a > least), default=0.0) / math.sqrt(6)
 
 
 def _more(pairs: Sequence[_Pair], delta: float, level: float) -> int:

@@ -63,10 +63,8 @@ def _row(one: Confirmed, place: int, direction: str) -> str:
     if not one.means:
         return COLUMNS.format(one.number, amount_text(seen), "-", "-", "-", 0)
     mean = one.means[place]
-    shrank = (seen - mean.value) * (1 if direction == "maximize" else -1)
-    return COLUMNS.format(
-        one.number, amount_text(seen), amount_text(mean.value), _range(mean), _signed(shrank), mean.runs
-    )
+    shrank = shrank_text(seen, mean.value, direction)
+    return COLUMNS.format(one.number, amount_text(seen), amount_text(mean.value), _range(mean), shrank, mean.runs)
 
 
 def _range(mean: Mean) -> str:
@@ -75,8 +73,12 @@ def _range(mean: Mean) -> str:
     return "-" if mean.runs < 2 else f"{value_text(mean.low)} to {value_text(mean.high)}"
 
 
-def _signed(change: float) -> str:
-    return f"{'-' if change < 0 else '+'}{amount_text(abs(change))}" if change else "0"
+def shrank_text(seen: float, mean: float, direction: str) -> str:
+    """Return by how much the mean of the new runs is worse than the value of the search, in the digits of that value."""
+    change = (seen - mean) * (1 if direction == "maximize" else -1)
+    if not change:
+        return "0"
+    return f"{change:+.4f}" if value_text(seen).rpartition(".")[2].isdecimal() else f"{change:+.3g}"
 
 
 def _verdict_lines(found: Confirmation, again: str) -> list[str]:

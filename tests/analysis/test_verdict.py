@@ -26,10 +26,19 @@ def test_equals_are_within_delta_and_the_lower_number_leads() -> None:
     assert (found.kind, found.leader, found.deviation, found.bound) == ("within", 3, 0.0, 0.0)
 
 
-def test_two_equal_steps_of_a_grid_are_no_proof() -> None:
-    runs = {0: [0.99, 0.99], 1: [0.98, 0.98]}
-    assert verdict.judge(runs, delta=0.001, direction="maximize").kind == "best"
-    assert verdict.judge(runs, delta=0.001, direction="maximize", resolution=0.01).kind == "undecided"
+def test_two_equal_differences_are_no_proof_unless_many_runs_show_that_nothing_is_random() -> None:
+    """Shares of a few items repeat by chance, whoever computes them."""
+    once = verdict.judge({0: [0.99, 0.99], 1: [0.98, 0.98]}, delta=0.001, direction="maximize")
+    assert (once.kind, once.more) == ("undecided", 2)
+    moving = {0: [0.99, 0.98, 0.99], 1: [0.98, 0.97, 0.98]}
+    assert verdict.judge(moving, delta=0.001, direction="maximize").kind == "best"
+    exact = {one: [1.0 - one / 100] * 2 for one in range(5)}
+    assert verdict.judge(exact, delta=0.001, direction="maximize").kind == "best"
+    twice = {0: [(0.99, 7.0)] * 2, 1: [(0.98, 7.0)] * 2}
+    assert not verdict.dominances(twice, ["maximize", "minimize"])[1].is_sure
+    assert verdict.dominances(
+        {one: [(value, 7.0)] * 2 for one, value in enumerate((0.9, 0.8, 0.7, 0.6, 0.5))}, ["maximize", "minimize"]
+    )[4].is_sure
 
 
 def test_the_bound_is_that_of_scipys_paired_test() -> None:

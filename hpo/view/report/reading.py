@@ -64,6 +64,7 @@ class StudyReport:
     warnings: Sequence[str] = ()  # on chance, as `hpo status` says it
     findings: Sequence[Finding] = ()  # of the health checks
     confirmation: Confirmation | None = None  # as it stands, if `hpo confirm` was called
+    confirms: str | None = None  # the study that this one confirms
 
     @property
     def are_several(self) -> bool:
@@ -114,6 +115,7 @@ def read(study: Study | PlainStudy) -> StudyReport:
         openings=_openings(study) if isinstance(study, Study) else 0,
         findings=health.examine(seen),
         confirmation=confirmation.read(study) if isinstance(study, Study) else None,
+        confirms=confirmation.source_of(study) if isinstance(study, Study) else None,
         fingerprint=study.spec.fingerprint if isinstance(study, Study) else "",
         warnings=tuple(line.partition(" ")[2].strip() for line in chance.choice_lines(summary)) if is_ours else (),
     )

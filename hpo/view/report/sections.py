@@ -159,6 +159,9 @@ def verdict(report: StudyReport) -> Section | None:
     if report.confirmation is not None:
         lead, commands = _judged(report.confirmation)
         return Section(name="verdict", title="Verdict", lead=lead, commands=commands)
+    if report.confirms is not None:
+        lead = [f"These are the runs that confirm study {report.confirms}. Its report has the verdict."]
+        return Section(name="verdict", title="Verdict", lead=lead, commands=[text.command("report", report.confirms)])
     lead = ["Not confirmed: these values are of one run each."]
     lead += [f"{line[0].upper()}{line[1:]}." for line in report.warnings]
     is_ours = bool(report.fingerprint)  # Optuna's own studies cannot be trained again
@@ -212,7 +215,6 @@ def confirmed(report: StudyReport) -> Section | None:
     for place, (name, direction) in enumerate(found.objectives.items()):
         for one in confirmations.by_mean(found, place):
             mean = one.means[place] if one.means else None
-            shrank = None if mean is None else (one.seen[place] - mean.value) * (1 if direction == "maximize" else -1)
             rows.append(
                 [
                     *([name] if found.several else []),
@@ -220,7 +222,7 @@ def confirmed(report: StudyReport) -> Section | None:
                     amount_text(one.seen[place]),
                     "-" if mean is None else amount_text(mean.value),
                     "-" if mean is None or mean.runs < 2 else f"{value_text(mean.low)} to {value_text(mean.high)}",
-                    "-" if shrank is None else f"{shrank:+.4f}",
+                    "-" if mean is None else confirmations.shrank_text(one.seen[place], mean.value, direction),
                     "0" if mean is None else str(mean.runs),
                     one.left_out or "-",
                 ]

@@ -191,6 +191,10 @@ def test_a_confirmation_leads_with_its_verdict(hpo: Hpo, lite: Storage, tmp_path
     assert hpo("report", "own", "--format", "json", "--storage", plain_url(lite.url))[0] == 0
     (told,) = json.loads((tmp_path / "report.json").read_text())["studies"]
     assert told["confirmation"]["verdict"]["leader"] == leader
+    assert hpo("report", "own/confirm", "-o", "sister.html", "--storage", plain_url(lite.url))[0] == 0
+    of_sister = (tmp_path / "sister.html").read_text()
+    assert "These are the runs that confirm study own." in of_sister
+    assert "hpo confirm" not in of_sister
 
 
 def test_the_other_formats_hold_the_same_numbers(hpo: Hpo, lite: Storage, tmp_path: Path) -> None:
