@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +98,7 @@ def enqueue(
 
     Nothing is written if a name or a value is wrong. A queued trial counts as one of the budget once it begins.
     """
-    from hpo.errors import SpecError
+    from hpo.errors import SpecError, located
     from hpo.spec import configuration
     from hpo.storage.connect import connect, storage_url
     from hpo.study import configuration_file, queued_trials
@@ -111,7 +112,9 @@ def enqueue(
     if file is not None:
         found = configuration_file.read(file, joined.spec)
         given, left = found.configurations, found.left
-    for one in queued_trials.enqueue(joined, given, unknown=unknown):
+    with located(file) if file else nullcontext():
+        queued = queued_trials.enqueue(joined, given, unknown=unknown)
+    for one in queued:
         tell_queued(joined, one)
     tell_some(left, f"of {file}, not taken")
     tell_when(joined)
@@ -151,8 +154,9 @@ def tell_when(study: Study) -> None:
         text.say(f"  they begin once the study goes on; it is {why}")
     elif waiting > left:
         needed = summary.own_budget + waiting - left
+        are = "is" if waiting == 1 else "are"
         text.say(
-            f"  {waiting} are queued and {max(0, left)} left of the budget: `hpo run FILE --trials {needed}` begins all"
+            f"  {waiting} {are} queued and {max(0, left)} left of the budget: `hpo run FILE --trials {needed}` begins all"
         )
 
 

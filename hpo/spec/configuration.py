@@ -21,6 +21,7 @@ from hpo.spec import space
 from hpo.spec.space import Choices, Parameter, Range, Tree
 
 JSON_KEY = "json"  # the key of a table that holds a value as JSON, since TOML cannot express it
+NONE = ("None", "null")  # words of a command line that may mean a choice without a value
 STEP_TOLERANCE = 1e-8  # of a step; Optuna's own
 
 
@@ -286,7 +287,7 @@ def _choice(parameter: Choices, path: str, value: Any) -> Any:
 def _readings(value: Any) -> list[Any]:
     """Return what a value may mean. A text may be a list's, as Optuna stores it."""
     if isinstance(value, Written):
-        return [value.value, str(value)]
+        return [value.value, str(value), *([None] if value in NONE else [])]
     return [value, Written(value).value] if isinstance(value, str) else [value]
 
 

@@ -219,6 +219,7 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "weights": _weights(study, result),
         "code_folder": str(study.code_folder),
         "test_split": _test_split(study, result.number, opened),
+        "split_seed": study.spec.split_seed if study.spec.is_declared else None,  # also of a trial without a receipt
         **result.receipt,
         "taken_from": taken_from(study, result),
         **({} if study.spec.is_declared else _attributes(study, result)),

@@ -29,7 +29,7 @@ from hpo.spec import configuration, space
 from hpo.spec.configuration import Written
 from hpo.spec.objectives import Goals
 from hpo.spec.space import Choices, Parameter
-from hpo.spec.study_file import SPLIT_SEED, StudySpec
+from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec
 from hpo.storage.connect import Storage
 from hpo.storage.optuna_private import contains
 from hpo.storage.tables import COST_PREFIX, FORKED_FROM_KEY
@@ -103,10 +103,16 @@ def fork_study(
     fitter = _Declared(spec, source.spec, filled) if asking is None else partial(_asked, asking, spec.goals)
     fitting, left = _sorted_out(finished, fitter)
     if not fitting and not may_be_empty:
+        names = sorted({name for trial in finished for name in trial.params})
+        mend = (
+            f"  their parameters are {', '.join(names)}; give new names by --rename, and values that they lack by --set"
+        )
         raise StudyError(
             f"no trial of study {source.name!r} fits, so no study was made: it has {len(finished)} complete and pruned trials",
             *(f"  {len(numbers)} of them: {why}" for why, numbers in left.items()),
+            *([mend] if names else []),
         )
+    _refuse_unused(filled, finished, fitting, fitter.constants_of if isinstance(fitter, _Declared) else lambda _: {})
     studies.create_or_join(
         place,
         spec,
@@ -160,6 +166,26 @@ def _refuse_names(trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> No
             raise SpecError(f"{old}: no trial has a parameter of this name{configuration.meant(old, known)}")
         if new in known - names.keys():
             raise SpecError(f"{old}: cannot be renamed to {new}, which is the name of another parameter")
+        for other in known & names.keys() - {old}:
+            if names[other] == new and any({old, other} <= trial.params.keys() for trial in trials):
+                raise SpecError(f"{old}, {other}: cannot both be renamed to {new}, since some trials have both")
+
+
+def _refuse_unused(
+    lacking: Mapping[str, Any],
+    finished: Sequence[FrozenTrial],
+    fitting: Sequence[FrozenTrial],
+    constants_of: Callable[[FrozenTrial], Mapping[str, Any]],
+) -> None:
+    """Raise SpecError for a value that no trial takes: each old trial has one, or no trial that fits has such a parameter."""
+    mistakes = Mistakes()
+    for path in lacking:
+        if finished and all(path in trial.params or path in constants_of(trial) for trial in finished):
+            found = [{**constants_of(trial), **trial.params}[path] for trial in finished]
+            mistakes.add(SpecError(f"{path}: no trial lacks it, the first has {shown(found[0])}; leave it out"))
+        elif fitting and not any(path in trial.params for trial in fitting):
+            mistakes.add(SpecError(f"{path}: no trial that fits has such a parameter; leave it out"))
+    mistakes.raise_if_any()
 
 
 def _renamed(trial: FrozenTrial, names: Mapping[str, str]) -> FrozenTrial:
@@ -201,9 +227,15 @@ def _refuse_another_yardstick(source: Source, new: StudySpec) -> None:
     if spec.is_declared != new.is_declared:
         raise _another(spec.own_kind or new.own_kind or "", spec, new)
     if new.is_declared and spec.split_seed != new.split_seed:
+        key, mend = f"data.{SPLIT_SEED}", f"remove {SPLIT_SEED}, and the fork takes {spec.split_seed} over"
+        if new.format < SPLIT_FORMAT:
+            key, mend = (
+                "seed",
+                f"remove format = {new.format}, so that data.{SPLIT_SEED} decides the split instead of seed",
+            )
         raise MismatchError(
-            f"data.split_seed = {new.split_seed}: study {spec.name!r} has {spec.split_seed}, so its trials have seen images that "
-            f"would be in the new study's validation or test part; remove split_seed, and the fork takes {spec.split_seed} over"
+            f"{key} = {new.split_seed}: study {spec.name!r} has {spec.split_seed} for its split, so its trials have seen images "
+            f"that would be in the new study's validation or test part; {mend}"
         )
     old_data, new_data = ({key: value for key, value in one.data.items() if key != SPLIT_SEED} for one in (spec, new))
     if old_data != new_data:
@@ -246,7 +278,7 @@ class _Declared:
     def __call__(self, trial: FrozenTrial) -> FrozenTrial:
         distributions: dict[str, BaseDistribution] = {}
         params: dict[str, Any] = {}
-        lacking = {**self._lacking, **self._constants_of(trial)}
+        lacking = {**self._lacking, **self.constants_of(trial)}
 
         def pick(path: str, parameter: Parameter) -> Any:
             distributions[path] = distribution_of(parameter)
@@ -273,7 +305,7 @@ class _Declared:
         constraints = _declared_constraints(trial, goals) if is_declared else _own_constraints(trial, goals)
         return _copy(trial, params, distributions, constraints)
 
-    def _constants_of(self, trial: FrozenTrial) -> dict[str, Any]:
+    def constants_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return the constants with which the old study trained a trial, as Optuna would store them."""
         pinned = space.pin(self._old, lambda path, _: trial.params.get(path))
         found = configuration.constants(pinned)

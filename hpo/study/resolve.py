@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import Mistakes, located
+from hpo.errors import Mistakes, SpecError, located
 from hpo.own import training
 from hpo.spec import configuration, space, usercode
 from hpo.spec.configuration import Configuration
 from hpo.spec.program import Command
 from hpo.spec.study_file import OWN, StudySpec, read_document
-from hpo.spec.training import TrainConfig
+from hpo.spec.training import SECTIONS, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,16 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     mistakes.raise_if_any()
     if not spec.start:
         return spec
+    _refuse_keys_of_the_file(spec)
     found = check_configurations(spec, spec.start, word="[[start]]")
     return spec.model_copy(update={"start": [one.values for one in found]})
+
+
+def _refuse_keys_of_the_file(spec: StudySpec) -> None:
+    """Raise SpecError for a key such as `seed` that TOML reads as a part of a `[[start]]` table, since it stands below it."""
+    keys = StudySpec.model_fields.keys() - spec.tree.keys() - {*SECTIONS} if spec.tree else set[str]()
+    for key in (key for one in spec.start for key in one if key in keys):
+        raise SpecError(f"{key}: stands below [[start]], so TOML takes it for a part of that; write it above")
 
 
 def check_configurations(spec: StudySpec, given: Sequence[Mapping[str, Any]], *, word: str = "") -> list[Configuration]:

@@ -76,6 +76,7 @@ def opened(url: str, name: str) -> Iterator[Source]:
 @contextmanager
 def _storage(url: str) -> Iterator[BaseStorage]:
     import optuna
+    import sqlalchemy
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -85,7 +86,13 @@ def _storage(url: str) -> Iterator[BaseStorage]:
         return
     try:
         theirs = RDBStorage(url, skip_table_creation=True)
-    except (ImportError, ValueError, RuntimeError, optuna.exceptions.OptunaError) as error:
+    except (
+        ImportError,
+        ValueError,
+        RuntimeError,
+        sqlalchemy.exc.ArgumentError,
+        optuna.exceptions.OptunaError,
+    ) as error:
         raise StorageError(f"storage {redacted_text(url)}: cannot be opened: {cause(error)}") from None
     try:
         yield theirs

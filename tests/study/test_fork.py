@@ -133,6 +133,15 @@ def test_what_old_trials_lack_is_told_and_names_may_change(old: Study, folder: P
         ({"lacking": {"widht": 3}}, r"widht: the file does not search it \(did you mean 'width'\?\)"),
         ({"renamed": {"lrr": "rate"}}, r"lrr: no trial has a parameter of this name \(did you mean 'lr'\?\)"),
         ({"renamed": {"lr": "optimizer.name"}}, "is the name of another parameter"),
+        (
+            {"renamed": {"lr": "rate", "optimizer.name": "rate"}},
+            "cannot both be renamed to rate, since some trials have",
+        ),
+        ({"lacking": {"lr": 0.5}}, r"lr: the file does not search it"),
+        (
+            {"lacking": {"width": 3, "rate": 0.5}, "renamed": {"lr": "rate"}},
+            r"^rate: no trial lacks it, the first has 0\.1; ",
+        ),
     ):
         with pytest.raises(SpecError, match=why):
             fork_study(old, wanted(folder, space, name="other"), **arguments)
@@ -148,6 +157,9 @@ def test_an_own_objective_may_ask_for_what_old_trials_lack(old: Study, folder: P
     again = wanted(folder, {}, train=None, objective="mine.py:objective", name="again")
     assert fork_study(old, again, lacking={"depth": 3}).taken == 1
     assert taken(old, "again") == [{"lr": 0.25, "depth": 3}]
+    with pytest.raises(SpecError, match="other: no trial that fits has such a parameter; leave it out"):
+        fork_study(old, wanted(folder, {}, train=None, objective="mine.py:objective", name="third"),
+                   lacking={"depth": 3, "other": 1})  # fmt: skip
 
 
 @pytest.mark.both
@@ -247,13 +259,17 @@ def test_no_study_is_made_if_nothing_fits(lite: Storage, folder: Path, tmp_path:
     fill(JournalStorage(JournalFileBackend(str(tmp_path / "j.log"))))
     with pytest.raises(StudyError) as refused:
         imported(str(tmp_path / "j.log"), lite, wanted(folder, SPACE))
-    assert refused.value.lines[1:] == ["  3 of them: has opt, which the file does not search"]
+    assert refused.value.lines[1:] == [
+        "  3 of them: has opt, which the file does not search",
+        "  their parameters are lr, opt; give new names by --rename, and values that they lack by --set",
+    ]
     assert studies.all_names(lite) == []
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
     [
+        ("redis://h", r"^storage .*: cannot be opened: "),
         ("no.log", r"storage no\.log: cannot be read: No such file"),
         ("mine.py", "is no file of Optuna's JournalStorage"),
         ("sqlite:///no.db", "no such file"),

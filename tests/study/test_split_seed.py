@@ -170,10 +170,14 @@ def test_another_split_seed_is_another_test_part_and_a_fork_takes_it_over(
     assert splits.all_are(4)
     another = str(write(tmp_path / "another.toml", data="split_seed = 0"))
     assert refused(hpo, "fork", "digits", "fork-2", another) == (
-        "error: data.split_seed = 0: study 'digits' has 4, so its trials have seen images that would be in the new study's "
-        "validation or test part; remove split_seed, and the fork takes 4 over"
+        "error: data.split_seed = 0: study 'digits' has 4 for its split, so its trials have seen images that would be in the new "
+        "study's validation or test part; remove split_seed, and the fork takes 4 over"
     )
     assert "data.split_seed: the study has 4, the file has 0" in refused(hpo, "run", another, "--workers", "0")
+    old_format = str(write(tmp_path / "old.toml", top="format = 2\nseed = 3"))
+    complaint = refused(hpo, "fork", "digits", "fork-2", old_format)
+    assert complaint.startswith("error: seed = 3: study 'digits' has 4 for its split")
+    assert complaint.endswith("remove format = 2, so that data.split_seed decides the split instead of seed")
 
 
 def test_folds_and_a_subset_leave_the_test_part_as_it_is() -> None:
@@ -184,10 +188,15 @@ def test_folds_and_a_subset_leave_the_test_part_as_it_is() -> None:
     assert not set(test.tolist()) & {index for parts in folds for part in parts[:2] for index in part.tolist()}
 
 
-def test_a_config_whose_split_seed_was_changed_is_not_tested(hpo: Hpo, tmp_path: Path) -> None:
-    done(hpo, "run", str(write(tmp_path / "f.toml")), "--workers", "0")
+@pytest.mark.parametrize("study", ["digits", "fork"])
+def test_a_config_whose_split_seed_was_changed_is_not_tested(study: str, hpo: Hpo, tmp_path: Path) -> None:
+    """A trial that a fork has taken over has no receipt of its own."""
+    file = str(write(tmp_path / "f.toml"))
+    done(hpo, "run", file, "--workers", "0")
     train("digits")
-    done(hpo, "export", "digits", "-o", "best.toml")
+    if study == "fork":
+        done(hpo, "fork", "digits", "fork", file)
+    done(hpo, "export", study, "-o", "best.toml")
     text = (tmp_path / "best.toml").read_text()
     (tmp_path / "best.toml").write_text(text.replace("\nsplit_seed = 0", "\nsplit_seed = 1", 1))
     assert refused(hpo, "train", "best.toml") == (

@@ -78,6 +78,10 @@ def test_a_file_without_start_keeps_its_fingerprint_and_one_with_it_has_another(
             "[[start]]\nlr = 0.1\n",
             r"\[\[start\]\]: lr: the study does not search it \(did you mean 'optimizer\.lr'\?\)",
         ),
+        (
+            "[[start]]\noptimizer.lr = 0.1\nseed = 3\n",
+            r"^[^:]*: seed: stands below \[\[start\]\], so .*; write it above$",
+        ),
         ("[[start]]\n", r"\[\[start\]\]: no value that the study searches is given"),
         ("[[start]]\ntraining.epochs = 20\n", r"\[\[start\]\]: no value that the study searches is given"),
         ("[start]\noptimizer.lr = 0.1\n", r"start = .*: is one table; write \[\[start\]\], with two brackets"),

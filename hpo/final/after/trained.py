@@ -92,8 +92,10 @@ def _metrics(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; `hpo train best.toml -o {quoted(folder)}` makes one")
     if (folder / final.CHECKPOINT).exists():
-        again = command("train", folder / final.CONFIG, options=f"-o {quoted(folder)}")
-        raise StudyError(f"{folder}: its training is not finished; `{again}` continues it")
+        again = f"`{command('train', folder / final.CONFIG, options=f'-o {quoted(folder)}')}`"
+        if (folder.parent / final.SEVERAL).exists():
+            again = f"the same `hpo train --seeds` as before, with -o {quoted(folder.parent)},"
+        raise StudyError(f"{folder}: its training is not finished; {again} continues it")
     if (folder / final.SEVERAL).exists():
         raise StudyError(f"{folder}: holds trainings with several seeds; name one of them, such as {folder / 'seed-1'}")
     if not (folder / final.METRICS).exists():
