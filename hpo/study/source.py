@@ -76,7 +76,6 @@ def opened(url: str, name: str) -> Iterator[Source]:
 @contextmanager
 def _storage(url: str) -> Iterator[BaseStorage]:
     import optuna
-    import sqlalchemy
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
