@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.errors import StorageError, StudyError, nearest
 from hpo.spec.objectives import Goals
 from hpo.spec.study_file import StudySpec
-from hpo.storage.connect import cause, connect
+from hpo.storage.connect import FAILURES, cause, connect
 from hpo.storage.redaction import redacted_text
 from hpo.study import plain
 from hpo.study.plain import PlainStudy
@@ -89,7 +89,7 @@ def _storage(url: str) -> Iterator[BaseStorage]:
         ImportError,
         ValueError,
         RuntimeError,
-        sqlalchemy.exc.ArgumentError,
+        *FAILURES,
         optuna.exceptions.OptunaError,
     ) as error:
         raise StorageError(f"storage {redacted_text(url)}: cannot be opened: {cause(error)}") from None
