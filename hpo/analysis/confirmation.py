@@ -47,6 +47,7 @@ class Plan:
     leaders: Sequence[int]  # numbers of the source's trials, the best first
     looks: Sequence[int]  # runs of each leader at the first verdict, at the second, and so on
     delta: float
+    last: int | None = None  # number of the source's last trial when the leaders were chosen; None in early versions
 
     @property
     def runs(self) -> int:
@@ -97,9 +98,7 @@ class Confirmation:
     seeded: bool  # whether the code gets its seed from hpo alone: a declared training
     verdict: Verdict | None = None  # of the last look whose runs are all settled; None with several objectives
     is_exact: bool = False  # all runs of each leader gave the same value
-    newer: int = (
-        0  # trials of the source that have completed since the leaders were chosen and are better than the last leader
-    )
+    newer: int = 0  # trials that the search has added since, and that were better in it than the last leader
 
     @property
     def runs(self) -> int:
@@ -150,8 +149,16 @@ def ask(source: Study, *, top: int | None, runs: int | None, delta: float | None
     if sister is None or plan is None:
         _refuse_running(source)
         found = leaders.choose(source, top)
-        numbers = [one.number for one in found]
-        plan = Plan(study=source.name, uid=source.uid, leaders=numbers, looks=[runs or SEEDS], delta=delta or DELTA)
+        with source.storage.engine.connect() as connection:
+            last = query.last_number(connection, source)
+        plan = Plan(
+            study=source.name,
+            uid=source.uid,
+            leaders=[one.number for one in found],
+            looks=[runs or SEEDS],
+            delta=delta or DELTA,
+            last=last,
+        )
         return Request(source=source, plan=plan, leaders=found, sister=None, done=0)
     if top is not None and top != len(plan.leaders):
         raise StudyError(
@@ -332,6 +339,7 @@ def read(source: Study) -> Confirmation | None:
     with source.storage.engine.connect() as connection:
         seen = {one.number: one for one in _leaders_of(source, plan)}
         done = _read_runs(connection, sister)
+        newer = leaders.newer(connection, source, plan.last, seen[plan.leaders[-1]])
     settled = {key for key, run in done.items() if run.is_settled}
     whole = [
         count
@@ -351,6 +359,7 @@ def read(source: Study) -> Confirmation | None:
         folds=None if (folds := folds_of(source.spec)) is None else folds[0],
         seeded=source.spec.is_declared,
         is_exact=_is_exact(found),
+        newer=newer,
     )
     return _judged(confirmation, whole) if whole else confirmation
 
@@ -486,13 +495,13 @@ def winner(source: Study) -> tuple[int, dict[str, Any]]:
     return judged.leader, receipt
 
 
-def verdict_of(source: Study) -> Verdict | None:
-    """Return the verdict of a study's confirmation, None without one that is decided."""
+def decided(source: Study) -> Confirmation | None:
+    """Return a study's confirmation if its verdict is decided, else None."""
     try:
         found = read(source)
     except StudyError:  # another study has the sister's name
         return None
-    return found.verdict if found and found.verdict and found.verdict.is_decided else None
+    return found if found and found.verdict and found.verdict.is_decided else None
 
 
 def measured_noise(source: Study) -> Noise | None:

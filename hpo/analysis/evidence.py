@@ -148,7 +148,7 @@ def _confirmation(study: Study) -> tuple[Noise | None, bool]:
         return None, False
     from hpo.analysis import confirmation
 
-    return confirmation.measured_noise(study), confirmation.verdict_of(study) is not None
+    return confirmation.measured_noise(study), confirmation.decided(study) is not None
 
 
 def _of_plain(study: PlainStudy) -> Evidence:

@@ -74,12 +74,20 @@ def in_order(leaders: Sequence[Leader], direction: Direction) -> list[Leader]:
     return sorted(leaders, key=lambda one: (sign * one.values[0], _or_worst(one.loss), one.number))
 
 
+def newer(connection: sql.Connection, study: Study, last: int | None, least: Leader) -> int:
+    """Return how many leading trials with a number above `last` were better than a leader; 0 with several objectives."""
+    if last is None or study.goals.are_several or (query.last_number(connection, study) or 0) <= last:
+        return 0
+    sign = 1 if study.spec.direction == "maximize" else -1
+    rows = _ranked(connection, study)
+    return sum(row.number > last and sign * (query.value_of(row) - least.values[0]) > 0 for row in rows)
+
+
 def _ranked(connection: sql.Connection, study: Study) -> list[Any]:
     """Return the rows of all complete trials that violate nothing, the best first; with several objectives those of the front."""
     if not query.is_plain(study):
         return query.best_trials(connection, study)
-    every = query.count_finished(connection, study)
-    return [row for row in query.ranked(connection, study, every) if math.isfinite(query.value_of(row))]
+    return [row for row in query.ranked(connection, study, None) if math.isfinite(query.value_of(row))]
 
 
 def _near(found: Sequence[Any], wanted: int) -> list[Any]:

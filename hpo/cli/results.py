@@ -103,6 +103,8 @@ def export(
             text.say_command(f"its weights{of_step}: ", f"hpo.load_weights({result.checkpoint!r})")
     if receipt is not None:
         text.say(f"confirmed by {receipt['runs']} runs: mean {value_text(receipt['mean'])}, in {receipt['study']!r}")
+        if lines := newer_of(opened, again_option(storage, None, place.shown)):
+            text.say_page("\n".join(lines))
     elif trial is None and (lines := warnings_of(opened, again_option(storage, None, place.shown))):
         text.say_page("\n".join(lines))
 
@@ -116,6 +118,16 @@ def winner_of(opened: Study | PlainStudy) -> tuple[int, dict[str, Any]]:
     if not isinstance(opened, Study):
         raise StudyError(f"study {opened.name!r} was made by Optuna; hpo confirms only studies of its own")
     return confirmation.winner(opened)
+
+
+def newer_of(opened: Study | PlainStudy, again: str) -> list[str]:
+    """Return lines on good trials that the search has added since its confirmation."""
+    from hpo.analysis import confirmation
+    from hpo.study.study import Study
+    from hpo.view import confirmed
+
+    found = confirmation.read(opened) if isinstance(opened, Study) else None
+    return confirmed.newer_lines(found, again) if found else []
 
 
 def warnings_of(opened: Study | PlainStudy, again: str) -> list[str]:

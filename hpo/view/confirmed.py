@@ -36,8 +36,19 @@ def page(found: Confirmation, again: str = "") -> str:
         ]
         lines += [_row(one, place, direction) for one in by_mean(found, place)]
     lines += ["", *(f"trial {one.number} is not compared: {one.left_out}" for one in found.leaders if one.left_out)]
-    lines += _verdict_lines(found, again)
+    lines += [*_verdict_lines(found, again), *newer_lines(found, again)]
     return text.page(lines)
+
+
+def newer_lines(found: Confirmation, again: str = "") -> list[str]:
+    """Return lines on trials that the search has added since the leaders were chosen, none without a good one."""
+    if not found.newer:
+        return []
+    were = "trial was" if found.newer == 1 else "trials were"
+    return [
+        f"newer    {found.newer:,} later {were} better in the search than the last leader",
+        f"         to choose leaders again: {text.command('delete', found.name, options=again)}",
+    ]
 
 
 def runs_text(found: Confirmation) -> str:
@@ -158,13 +169,14 @@ def choice_lines(study: Study, best: Best | None, again: str = "") -> list[str]:
 
 
 def verdict_line(study: Study, again: str = "") -> list[str]:
-    """Return a line with the verdict of a study's confirmation, none without one that is decided."""
-    found = confirmation.verdict_of(study)
-    if found is None:
+    """Return lines on the verdict of a study's confirmation, none without one that is decided."""
+    confirmed = confirmation.decided(study)
+    if confirmed is None or confirmed.verdict is None:
         return []
+    found = confirmed.verdict
     export = text.command("export", study.name, options=f"{again} --confirmed".strip())
     kind = "is best" if found.kind == "best" else f"is within {found.delta:g} of the best"
-    return [f"confirmed trial {found.leader} {kind}: {export}"]
+    return [f"confirmed trial {found.leader} {kind}: {export}", *newer_lines(confirmed, again)]
 
 
 def closeness_lines(close: Closeness | None, study: str, again: str = "") -> list[str]:

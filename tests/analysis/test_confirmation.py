@@ -239,6 +239,16 @@ def objective(trial):
 """
 
 
+def test_later_trials_that_were_better_than_the_last_leader_are_counted(lite: Storage, tmp_path: Path) -> None:
+    code = "def objective(trial):\n    trial.suggest_float('x', 0, 1)\n    return float(trial.number)\n"
+    source = own_study(lite, tmp_path, code, trials=3)
+    enlisted(source, top=2, runs=2)
+    assert (read(source).leaders[-1].seen, read(source).newer) == ((1.0,), 0)
+    source = own_study(lite, tmp_path, code, trials=5)  # goes on
+    assert read(source).newer == 2
+    assert "newer    2 later trials were better in the search than the last leader" in confirmed.page(read(source))
+
+
 def test_of_a_front_each_point_has_its_means_and_dominance(lite: Storage, tmp_path: Path) -> None:
     """The first value rises with x, and the second is to fall: all points are on the front, and stay there."""
     aims = {"objectives": {"good": "maximize", "dear": "minimize"}}
