@@ -17,6 +17,7 @@ from hpo.errors import StudyError
 from hpo.files import write_json
 from hpo.final import several, trajectory
 from hpo.final import train as final
+from hpo.final.after import trained
 from hpo.final.several import SeveralSeeds
 from hpo.spec import seeds
 from hpo.storage.connect import connect
@@ -139,6 +140,9 @@ def test_a_stopped_call_goes_on_to_the_same_result(
 ) -> None:
     assert run(ready, tmp_path / "all", stop=Stop(batches)) is None
     assert several.finished(ready, tmp_path / "all") is None
+    if (tmp_path / "all" / "seed-1" / "checkpoint.pt").exists():
+        with pytest.raises(StudyError, match=r"the same `hpo train --seeds` as before, with -o .*/all, continues it"):
+            trained.load(tmp_path / "all" / "seed-1")
     found = what_came_out(run(ready, tmp_path / "all"))
     assert found == what_came_out(several.finished(ready, whole))
 

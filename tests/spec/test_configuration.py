@@ -152,3 +152,10 @@ def test_a_parameter_given_twice_is_refused() -> None:
 def test_a_value_is_read_as_toml_or_is_a_text(word: str, value: Any) -> None:
     [written] = of_words([word]).values()
     assert written.value == value
+
+
+@pytest.mark.parametrize("word", ["None", "null"])
+def test_a_word_may_mean_the_choice_without_a_value(word: str) -> None:
+    given = of_words([f"k={word}"])
+    assert configuration.legal(space.Choices(options=("a", None)), "k", given["k"]) is None
+    assert configuration.legal(space.Choices(options=(None, word)), "k", given["k"]) == word
