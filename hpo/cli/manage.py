@@ -155,9 +155,8 @@ def tell_when(study: Study) -> None:
     elif waiting > left:
         needed = summary.own_budget + waiting - left
         are = "is" if waiting == 1 else "are"
-        text.say(
-            f"  {waiting} {are} queued and {max(0, left)} left of the budget: `hpo run FILE --trials {needed}` begins all"
-        )
+        again = text.command("run", "FILE", options=f"--trials {needed}")
+        text.say(f"  {waiting} {are} queued and {max(0, left)} left of the budget: `{again}` begins all")
 
 
 @app.command(epilog=examples("hpo delete digits", "hpo delete digits --yes"))
