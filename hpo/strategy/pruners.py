@@ -275,6 +275,7 @@ def ladder(spec: StudySpec) -> Ladder:
 def auto_ladder(spec: StudySpec, given: Mapping[str, Any]) -> Ladder:
     """Return the rungs of `auto`: shares 1/3, 1/9 and so on of the schedule, at most MOST_RUNGS, none within a warm-up.
 
+    The lowest one may be more than half an epoch, which is rounded up to the first epoch: 20 epochs have the rungs 1, 3 and 7.
     The length of an objective of the user's own is not known. There the rungs are the steps 1, 3, 9 and so on.
     """
     factor = given["reduction_factor"]
@@ -286,7 +287,7 @@ def auto_ladder(spec: StudySpec, given: Mapping[str, Any]) -> Ladder:
     ends = [end for end in ends_of(training[key]) if isinstance(end, int)]
     longest = max(ends, default=1)
     warming = _longest_warm_up(tree, longest)
-    rungs = sum(factor**place <= longest and warming * factor**place < 1 for place in range(1, MOST_RUNGS + 1))
+    rungs = sum(factor**place < 2 * longest and warming * factor**place < 1 for place in range(1, MOST_RUNGS + 1))
     first = longest / factor**rungs
     if len(set(ends)) < 2:
         return Ladder(first=first, factor=factor, rungs=rungs, longest=longest)
