@@ -156,7 +156,7 @@ def tell_when(study: Study) -> None:
         needed = summary.own_budget + waiting - left
         are = "is" if waiting == 1 else "are"
         again = text.command("run", "FILE", options=f"--trials {needed}")
-        text.say(f"  {waiting} {are} queued and {max(0, left)} left of the budget: `{again}` begins all")
+        text.say_command(f"  {waiting} {are} queued and {max(0, left)} left of the budget: `", again, "` begins all")
 
 
 @app.command(epilog=examples("hpo delete digits", "hpo delete digits --yes"))
