@@ -219,8 +219,8 @@ def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
         "weights": _weights(study, result),
         "code_folder": str(study.code_folder),
         "test_split": _test_split(study, result.number, opened),
-        "split_seed": study.spec.split_seed if study.spec.is_declared else None,  # also of a trial without a receipt
         **result.receipt,
+        "split_seed": result.receipt.get("split_seed", study.spec.split_seed if study.spec.is_declared else None),
         "taken_from": taken_from(study, result),
         **({} if study.spec.is_declared else _attributes(study, result)),
         "curves": {metric: list(curve) for metric, curve in result.curves.items() if _repeats(metric)},
