@@ -3,8 +3,8 @@
     python benchmarks/confirm_verdicts.py --seeds 200
 
 Each seed draws the runs of all leaders: the mean of each, noise that the leaders of one run share (a third of the variance), and
-noise of the run alone. *Naive* is the leader that was best in its first run, as a search ends. A statement is wrong if it says
-that A is best and another leader is as good, or that A is within delta of the best and another leader is better by more.
+noise of the run alone. *Naive* is the leader that was best in its first run, as a search ends. "A is best"
+is wrong if another leader is as good. "A is within delta of the best" is wrong if another leader is better by more.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 The rival is `plain_optuna.py`: TPE and successive halving, the same trials, space, splits, layers, epochs and processes. Both
 are judged by the validation loss of a trial's last epoch, since accuracies tie. `hpo` has reached the rival's best when a
-complete trial is at least as good. Told are three shares of the rival's cost: of its whole run, since only its end shows
-which trial is its best, and of the way to its best trial, in seconds and in epochs. The epochs of trials under way at that
-moment are a share of their time.
+complete trial is at least as good.
+It tells three shares of the rival's cost. The first is of its whole run, since only its end shows which trial is its best.
+The others are of the way to its best trial, in seconds and in epochs. The epochs of trials under way at that moment are a
+share of their time.
 
     python benchmarks/live.py --task digits --repeats 5
     python benchmarks/live.py --task cnn28 --repeats 3

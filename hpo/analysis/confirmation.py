@@ -227,8 +227,8 @@ def check_unchanged(source: Study, folder: Path) -> str:
         raise StudyError(f"study {source.name!r} was deleted")
     if not studies.lets_in(row, digest):
         raise MismatchError(
-            f"code: the search was made with {row.code_digest[:12]}, in {folder} it is {digest[:12]}; new runs would not "
-            "repeat its trials. Undo the change, or name the folder of the old code with --code"
+            f"code: the search was made with {row.code_digest[:12]}, in {folder} it is {digest[:12] or 'missing'}; "
+            "new runs would not repeat its trials. Undo the change, or name the folder of the old code with --code"
         )
     if row.data_digest is not None and (data := resolve.data_digest(source.spec, folder)) != row.data_digest:
         raise MismatchError(
@@ -263,6 +263,10 @@ def enlist(request: Request, folder: Path, code_digest: str) -> Study:
             raise StudyError(f"study {source.name!r} or its confirmation was deleted meanwhile; call hpo confirm again")
         known = study_rows.user_attributes(connection, made.study_id).get(PLAN_KEY)
         begun = Plan(**known).runs if known else 0
+        if request.done < begun < plan.runs:
+            raise StudyError(
+                f"another confirmation has queued {begun} runs of each leader meanwhile; the same command adds the other runs"
+            )
         if begun < plan.runs and begun == request.done:  # else another process was faster
             wanted = list(_runs(request))
             trial_writes.insert_queued(connection, made.study_id, *zip(*wanted, strict=True))
