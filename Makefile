@@ -14,11 +14,12 @@ MAKEFLAGS += --jobs=2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs reference clean
+.PHONY: help demo test engines check docs reference clean
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
 	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 12 minutes)"
+	@echo "make engines  install Ray and others, then the tests with real engines: Slurm, Ray, pgbouncer, an S3 server, Chromium"
 	@echo "make check  ruff, mypy, import-linter and the docs alone"
 	@echo "make docs   build the documentation into site/; open site/index.html"
 	@echo "make reference  write docs/reference.md from the code"
@@ -71,6 +72,15 @@ test: check .venv/compiled.stamp
 		{ code=$$?; failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed); \
 		test $$code = 1 && test $$failed -le 3 || exit $$code; \
 		echo "== $$failed failed; once more, alone:"; $(BIN)/pytest -rA --last-failed --last-failed-no-failures none; }
+
+.venv/engines.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== installing engines for tests into .venv"
+	@$(PIP) --editable '.[engines]'
+	@touch .venv/run.stamp .venv/test.stamp $@
+
+# Packages of Debian are not installed here: what needs a missing one is skipped, or fails with HPO_TEST_ENGINES=required.
+engines: .venv/engines.stamp
+	@$(BIN)/pytest -m "engines or browser" --numprocesses 2 --dist loadfile tests/engines tests/view/report $(PYTEST)
 
 reference: .venv/run.stamp
 	@$(BIN)/python docs/make_reference.py docs/reference.md

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray  # type: ignore[import-not-found]  # it has an environment of its own
+import ray  # it has an environment of its own
 import torch
 from optuna.distributions import distribution_to_json
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler  # type: ignore[import-not-found]
-from ray.tune.search.optuna import OptunaSearch  # type: ignore[import-not-found]
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks import plain_training, tasks
 from benchmarks.plain_training import Config, Data

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import ray  # type: ignore[import-not-found]  # it has an environment of its own
+import ray  # it has an environment of its own
 import torch
 from ray import tune
 from torch import nn
