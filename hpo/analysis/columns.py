@@ -21,9 +21,10 @@ from hpo.spec.space import Choices, Parameter, Range, ends_of, parameters
 from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.optuna_private import id_of
 from hpo.storage.trial_rows import TrialRow
-from hpo.study import pareto, query
+from hpo.study import pareto
 from hpo.study.plain import PlainStudy
-from hpo.study.query import Cursor
+from hpo.study.query import changes, trial_columns
+from hpo.study.query.changes import Cursor
 from hpo.study.study import Study
 
 Floats = npt.NDArray[np.float64]
@@ -126,11 +127,11 @@ class Columns:
     @cached_property
     def started(self) -> Floats:
         """When each trial began, in seconds since 1970."""
-        return np.array([query.timestamp(row.started or row.completed) for row in self.rows], dtype=np.float64)
+        return np.array([trial_columns.timestamp(row.started or row.completed) for row in self.rows], dtype=np.float64)
 
     @cached_property
     def ended(self) -> Floats:
-        return np.array([query.timestamp(row.completed or row.started) for row in self.rows], dtype=np.float64)
+        return np.array([trial_columns.timestamp(row.completed or row.started) for row in self.rows], dtype=np.float64)
 
     @cached_property
     def is_imported(self) -> Bools:
@@ -169,9 +170,9 @@ def read(study: Study | PlainStudy) -> Columns:
     seconds: dict[int, float | None] = {}
     if not isinstance(study, PlainStudy):
         with storage.engine.connect() as connection:
-            pages = query.since(connection, study, Cursor())
+            pages = changes.since(connection, study, Cursor())
             outcomes = {row.trial_id: row.outcome for page in pages for row in (*page.final, *page.pending)}
-            seconds = query.seconds_trained(connection, study, [row.trial_id for row in found])
+            seconds = trial_columns.seconds_trained(connection, study, [row.trial_id for row in found])
     finished = [row for row in found if row.is_finished]
     columns = FinishedTrials()
     columns.add(finished)

@@ -24,8 +24,9 @@ from hpo.spec.study_file import MAX_NAME, Budget, StudySpec
 from hpo.spec.training import Part
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, FOLD_KEY, UID_KEY, Hold
-from hpo.study import deletion, interval, query, resolve
+from hpo.study import deletion, interval, resolve
 from hpo.study import study as studies
+from hpo.study.query import ranking, recorded, trial_columns
 from hpo.study.status import Best
 from hpo.study.study import FINGERPRINT_KEY, Study
 from hpo.text import command
@@ -150,7 +151,7 @@ def ask(source: Study, *, top: int | None, runs: int | None, delta: float | None
         _refuse_running(source)
         found = leaders.choose(source, top)
         with source.storage.engine.connect() as connection:
-            last = query.last_number(connection, source)
+            last = trial_columns.last_number(connection, source)
         plan = Plan(
             study=source.name,
             uid=source.uid,
@@ -211,7 +212,7 @@ def _plan_of(sister: Study) -> Plan | None:
 def _leaders_of(source: Study, plan: Plan) -> list[Leader]:
     """Return the leaders of a plan again. They may have been deleted by nobody: a study's trials stay."""
     with source.storage.engine.connect() as connection:
-        rows = [query.result(connection, source, number) for number in plan.leaders]
+        rows = [ranking.result(connection, source, number) for number in plan.leaders]
         return leaders.read(connection, source, rows)
 
 
@@ -379,11 +380,11 @@ class _Run:
 
 def _read_runs(connection: sql.Connection, sister: Study) -> dict[tuple[int, int], _Run]:
     """Return {(leader, run): its trial}."""
-    rows = connection.execute(query.results(sister)).all()
-    told = query.with_attribute(connection, sister, RUN_KEY)
+    rows = connection.execute(ranking.results(sister)).all()
+    told = recorded.with_attribute(connection, sister, RUN_KEY)
     rows = [row for row in rows if row.trial_id in told]
-    judged = query.judged(connection, sister, rows)
-    params = query.params(connection, sister, [row.trial_id for row in rows])
+    judged = ranking.judged(connection, sister, rows)
+    params = recorded.params(connection, sister, [row.trial_id for row in rows])
     found: dict[tuple[int, int], _Run] = {}
     for row in rows:
         known = row.value_type is not None
@@ -391,7 +392,7 @@ def _read_runs(connection: sql.Connection, sister: Study) -> dict[tuple[int, int
         found[key] = _Run(
             is_settled=row.state in FINISHED,
             state=row.state.lower(),
-            values=(judged[row.trial_id].values or (query.value_of(row),)) if known else (),
+            values=(judged[row.trial_id].values or (trial_columns.value_of(row),)) if known else (),
             violated=judged[row.trial_id].violated,
             params=params[row.trial_id],
         )
@@ -533,7 +534,7 @@ def closeness(source: Study, best: Best | None = None) -> Closeness | None:
         return None
     images = best and best.interval and best.interval.images
     with source.storage.engine.connect() as connection:
-        values = query.complete_values(connection, source)
+        values = recorded.complete_values(connection, source)
     assert source.spec.direction is not None
     item = noise.of_one_item(interval.metric_of(source.spec), images or None)
     return noise.closeness(values, source.spec.direction, noise.larger(item, measured_noise(source)))

@@ -16,10 +16,11 @@ from hpo.analysis import noise
 from hpo.analysis.noise import Noise
 from hpo.spec.space import Choices, Parameter, Range, parameters
 from hpo.storage import study_rows
-from hpo.study import query, status
+from hpo.study import status
 from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
 from hpo.study.plain import PlainStudy
 from hpo.study.plain import summarize as summarize_plain
+from hpo.study.query import ranking, recorded
 from hpo.study.status import LEADING, Summary
 from hpo.study.study import Study
 
@@ -111,10 +112,10 @@ def _of_ours(study: Study) -> Evidence:
     shown = reading.leading[: max(count, 1)]
     ids = [one.trial_id for one in shown]
     with study.storage.engine.connect() as connection:
-        params = query.params(connection, study, ids)
-        curves = query.judged_curves(connection, ids[:CURVES] if count else [])
-        described = query.distributions(connection, ids)
-        row = query.result(connection, study, reading.leading[0].number)
+        params = recorded.params(connection, study, ids)
+        curves = recorded.judged_curves(connection, ids[:CURVES] if count else [])
+        described = recorded.distributions(connection, ids)
+        row = ranking.result(connection, study, reading.leading[0].number)
     receipt = json.loads((row and row.receipt) or "{}")
     leaders = [
         Leader(

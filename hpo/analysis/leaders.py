@@ -13,7 +13,7 @@ from hpo.spec import metrics, space
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.space import Parameter
 from hpo.storage import sql
-from hpo.study import query
+from hpo.study.query import ranking, recorded, trial_columns
 from hpo.study.study import Study
 from hpo.text import command
 
@@ -76,38 +76,38 @@ def in_order(leaders: Sequence[Leader], direction: Direction) -> list[Leader]:
 
 def newer(connection: sql.Connection, study: Study, last: int | None, least: Leader) -> int:
     """Return how many leading trials with a number above `last` were better than a leader; 0 with several objectives."""
-    if last is None or study.goals.are_several or (query.last_number(connection, study) or 0) <= last:
+    if last is None or study.goals.are_several or (trial_columns.last_number(connection, study) or 0) <= last:
         return 0
     sign = 1 if study.spec.direction == "maximize" else -1
     rows = _ranked(connection, study)
-    return sum(row.number > last and sign * (query.value_of(row) - least.values[0]) > 0 for row in rows)
+    return sum(row.number > last and sign * (trial_columns.value_of(row) - least.values[0]) > 0 for row in rows)
 
 
 def _ranked(connection: sql.Connection, study: Study) -> list[Any]:
     """Return the rows of all complete trials that violate nothing, the best first; with several objectives those of the front."""
-    if not query.is_plain(study):
-        return query.best_trials(connection, study)
-    return [row for row in query.ranked(connection, study, None) if math.isfinite(query.value_of(row))]
+    if not ranking.is_plain(study):
+        return ranking.best_trials(connection, study)
+    return [row for row in ranking.ranked(connection, study, None) if math.isfinite(trial_columns.value_of(row))]
 
 
 def _near(found: Sequence[Any], wanted: int) -> list[Any]:
     """Return the rows of the leaders and of all trials that tie with the last of them, with some to spare."""
     if not found:
         return []
-    last = query.value_of(found[min(len(found), SPARE * wanted) - 1])
-    return [*found[: SPARE * wanted], *(row for row in found[SPARE * wanted :] if query.value_of(row) == last)]
+    last = trial_columns.value_of(found[min(len(found), SPARE * wanted) - 1])
+    return [*found[: SPARE * wanted], *(row for row in found[SPARE * wanted :] if trial_columns.value_of(row) == last)]
 
 
 def read(connection: sql.Connection, study: Study, rows: Sequence[Any]) -> list[Leader]:
-    """Return rows of `query.results` as leaders, in their order, without those that lack a parameter of the space."""
+    """Return rows of `ranking.results` as leaders, in their order, without those that lack a parameter of the space."""
     ids = [row.trial_id for row in rows]
-    params, judged = query.params(connection, study, ids), query.judged(connection, study, rows)
+    params, judged = recorded.params(connection, study, ids), ranking.judged(connection, study, rows)
     losses = _losses(connection, study, ids)
     return [
         Leader(
             number=row.number,
             params=params[row.trial_id],
-            values=judged[row.trial_id].values or (query.value_of(row),),
+            values=judged[row.trial_id].values or (trial_columns.value_of(row),),
             attributes=_own_attributes(connection, study, row.trial_id),
             loss=losses.get(row.trial_id),
         )
@@ -120,7 +120,7 @@ def _own_attributes(connection: sql.Connection, study: Study, trial_id: int) -> 
     """Return the user attributes of a trial of a user's own objective that are not ours."""
     if study.spec.is_declared:
         return {}
-    found = query.user_attributes(connection, trial_id)
+    found = recorded.user_attributes(connection, trial_id)
     return {key: value for key, value in found.items() if not key.startswith(OURS)}
 
 
@@ -129,7 +129,7 @@ def _losses(connection: sql.Connection, study: Study, ids: Sequence[int]) -> dic
     if not study.spec.is_declared:
         return {}
     rule = ValueRule.parse(study.spec.value or "best", "minimize")
-    curves = query.raw_curve(connection, study, ids, metrics.column("loss"))
+    curves = recorded.raw_curve(connection, study, ids, metrics.column("loss"))
     return {trial_id: rule(curve) for trial_id, curve in curves.items() if curve}
 
 

@@ -16,9 +16,10 @@ from hpo.spec.study_file import FORMAT
 from hpo.storage.optuna_private import id_of
 from hpo.storage.tables import CONSTRAINTS
 from hpo.storage.trial_rows import TrialRow
-from hpo.study import query
 from hpo.study.plain import PlainStudy
-from hpo.study.query import SECONDS, Cursor
+from hpo.study.query import changes, recorded
+from hpo.study.query.changes import Cursor
+from hpo.study.query.trial_columns import SECONDS
 from hpo.study.study import Study
 
 
@@ -35,12 +36,12 @@ def record(study: Study | PlainStudy) -> Table:
         raise StudyError(f"study {study.name!r} has {what}; a replay supports one objective without constraints")
     found = study.storage.optuna.rows(study.study_id)
     with study.storage.engine.connect() as connection:
-        pages = query.since(connection, study, Cursor())
+        pages = changes.since(connection, study, Cursor())
         outcomes = {row.trial_id: row.outcome for page in pages for row in (*page.final, *page.pending)}
         ids, spec = [row.trial_id for row in found], study.spec
-        seconds = query.raw_curve(connection, study, ids, SECONDS)
+        seconds = recorded.raw_curve(connection, study, ids, SECONDS)
         metric = f"validation_{spec.metric}" if spec.is_declared else OWN_METRIC
-        raw = query.raw_curve(connection, study, ids, metric)
+        raw = recorded.raw_curve(connection, study, ids, metric)
     guard = {"failures": {"diverged": spec.failures.diverged.model_dump()}}
     table = Table(
         document={"format": spec.format, **spec.identity, **guard},

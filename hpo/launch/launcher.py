@@ -20,7 +20,8 @@ from hpo.launch.local import Fleet
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.study import details, query
+from hpo.study import details
+from hpo.study.query import trouble
 from hpo.study.status import Past, read
 from hpo.study.study import Study
 from hpo.study.trial_history import finished
@@ -116,7 +117,7 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
     workers.register(ledger)
     reaper = Reaper(ledger)
     with catching_signals(Interrupt(fleet, may_exit=may_exit)) as interrupt, view:
-        for held in query.held_elsewhere(study):
+        for held in trouble.held_elsewhere(study):
             view.say(
                 f"trial {held.number} is held by {held.worker} on another machine and is left to it; "
                 f"if that worker is gone: {text.command('doctor', study.name, options=f'--release {held.number}')}"

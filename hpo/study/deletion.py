@@ -11,7 +11,7 @@ import psutil
 
 from hpo.errors import StudyError
 from hpo.storage import sql, study_rows
-from hpo.study import query
+from hpo.study.query import recorded, trouble, worker_rows
 from hpo.study.study import Study
 from hpo.text import command
 
@@ -47,7 +47,7 @@ def holdings(study: Study) -> Holdings:
     """Return what a study consists of."""
     with study.storage.engine.connect() as connection:
         trials = study_rows.count_trials(connection, study.study_id)
-        openings = query.count_openings(connection, study)
+        openings = recorded.count_openings(connection, study)
     if not study.sees_checkpoints:
         return Holdings(trials=trials, openings=openings, folder=None)
     files = [file for file in study.checkpoints.rglob("*") if file.is_file()]
@@ -66,14 +66,14 @@ def refuse_if_at_work(study: Study, connection: sql.Connection | None = None) ->
     if connection is None:
         with study.storage.engine.connect() as opened:
             return refuse_if_at_work(study, opened)
-    working = [row for row in query.living_workers(connection, study) if not _is_dead_here(row.host, row.pid)]
+    working = [row for row in worker_rows.living_workers(connection, study) if not _is_dead_here(row.host, row.pid)]
     if working:
         raise StudyError(
             f"study {study.name!r}: {len(working)} of its workers are alive, such as {working[0].worker}; "
             f"end them by Ctrl-C, or by `{command('stop', study.name, options='--now')}`. One on another machine that is gone "
             f"counts for {study.spec.recovery.lease} more"
         )
-    for held in query.held_elsewhere(study):  # on SQLite this machine cannot see whether such a worker lives
+    for held in trouble.held_elsewhere(study):  # on SQLite this machine cannot see whether such a worker lives
         raise StudyError(
             f"study {study.name!r}: trial {held.number} is held by {held.worker} on another machine; end that worker, or if "
             f"it is gone: `{command('doctor', study.name, options=f'--release {held.number}')}`"

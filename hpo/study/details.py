@@ -42,14 +42,14 @@ class Details:
 
 def read(study: Study, reading: Reading) -> Details:
     """Read more on the best trials and on those that run."""
-    from hpo.study import query
+    from hpo.study.query import recorded
 
     running = dict(list(reading.live.items())[:MOST_RUNNING])
     leading = [] if study.spec.objectives else reading.leading[:MOST_BEST]
     metric = f"validation_{study.spec.metric}" if study.spec.is_declared and study.spec.value != "last" else None
     with study.storage.engine.connect() as connection:
-        params = query.params(connection, study, [*running.values(), *(one.trial_id for one in leading)])
-        raw = query.raw_curve(connection, study, list(running.values()), metric) if metric else {}
+        params = recorded.params(connection, study, [*running.values(), *(one.trial_id for one in leading)])
+        raw = recorded.raw_curve(connection, study, list(running.values()), metric) if metric else {}
     return Details(
         best=[BestTrial(number=one.number, value=one.value, params=params[one.trial_id]) for one in leading],
         running=[

@@ -17,9 +17,10 @@ from hpo.spec import usercode
 from hpo.storage import clock, filesystem, sql, study_rows
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections
 from hpo.storage.tables import Hold
-from hpo.study import plain, query, resolve, retention
+from hpo.study import plain, resolve, retention
 from hpo.study import study as studies
 from hpo.study.plain import PlainStudy
+from hpo.study.query import trouble, worker_rows
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.text import command, page, short
@@ -139,7 +140,7 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
 def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
     """Find our RUNNING trials with an expired lease."""
     with study.storage.engine.connect() as connection:
-        expired = query.expired(connection, study)
+        expired = trouble.expired(connection, study)
     if expired and repair:
         with sql.writing(study.storage.engine) as connection:
             from hpo.queue import reaper
@@ -158,7 +159,7 @@ def _dead_leases(study: Study, repair: bool) -> Iterator[Finding]:
 def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Find foreign RUNNING trials: a notebook's, or those that plain Optuna leaves behind on a full disk."""
     with study.storage.engine.connect() as connection:
-        found = query.foreign_running(connection, study)
+        found = trouble.foreign_running(connection, study)
     for row in found:
         yield Finding(
             where=study.name,
@@ -170,7 +171,7 @@ def _foreign(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 def _ended_elsewhere(study: Study, repair: bool) -> Iterator[Finding]:
     """Find our trials that another program ended, for example the dashboard."""
     with study.storage.engine.connect() as connection:
-        found = query.ended_elsewhere(connection, study)
+        found = trouble.ended_elsewhere(connection, study)
     if found and repair:
         with sql.writing(study.storage.engine) as connection:
             from hpo.queue import finish
@@ -225,7 +226,7 @@ def _load(study: Study) -> str:
 def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Find living workers whose clock differs from Postgres's, or whose versions differ from most workers'."""
     with study.storage.engine.connect() as connection:
-        living = query.living_workers(connection, study)
+        living = worker_rows.living_workers(connection, study)
     for row in living:
         if row.booted_at is None and abs(row.clock_skew) > MAX_SKEW_SECONDS:
             yield Finding(
@@ -246,8 +247,8 @@ def _workers(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
 def _clock_steps(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """On SQLite, find that this machine's wall clock was set while workers ran, or between workers."""
     with study.storage.engine.connect() as connection:
-        found = query.workers_since_boot(connection, study)
-        living = query.living_workers(connection, study)
+        found = worker_rows.workers_since_boot(connection, study)
+        living = worker_rows.living_workers(connection, study)
     started_at = clock.started_at()
     steps = [(started_at - row.booted_at, row.worker) for row in found]
     here = {row.worker for row in found}
@@ -264,7 +265,7 @@ def _clock_steps(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG0
 
 def _elsewhere(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """On SQLite, find trials that a worker of another machine holds."""
-    for row in query.held_elsewhere(study):
+    for row in trouble.held_elsewhere(study):
         yield Finding(
             where=study.name,
             what=f"trial {row.number} is held by {row.worker} of another machine, whose clock cannot be read here",
@@ -306,7 +307,7 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
 def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Find a checkpoint folder on a local disk though workers of several machines use it."""
     with study.storage.engine.connect() as connection:
-        hosts = {row.host for row in query.living_workers(connection, study)}
+        hosts = {row.host for row in worker_rows.living_workers(connection, study)}
     kind = filesystem.kind_of(study.checkpoints)
     if len(hosts) > 1 and kind and kind not in filesystem.NETWORK:
         yield Finding(

@@ -23,9 +23,10 @@ from hpo.spec.toml_file import INTEGERS
 from hpo.spec.training import SECTIONS
 from hpo.storage import choices, study_rows
 from hpo.storage.tables import FORKED_FROM_KEY, QUEUED_KEY
-from hpo.study import plain, query
+from hpo.study import plain
 from hpo.study.format import amount_text
 from hpo.study.plain import PlainStudy
+from hpo.study.query import trial_columns
 from hpo.study.results import TrialResult
 from hpo.study.study import OWN_KEYS, TAKEN_FROM_KEY, Study
 
@@ -201,7 +202,7 @@ def _scalars_first(document: dict[str, Any]) -> dict[str, Any]:
 
 def _receipt(study: Study, result: TrialResult) -> dict[str, Any]:
     with study.storage.engine.connect() as connection:
-        tried, opened = query.count_finished(connection, study), study_rows.openings(connection, study.uid)
+        tried, opened = trial_columns.count_finished(connection, study), study_rows.openings(connection, study.uid)
     receipt = {
         "study": study.name,
         "study_uid": study.uid,

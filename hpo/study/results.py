@@ -9,9 +9,10 @@ from typing import Any
 
 from hpo.errors import StudyError
 from hpo.storage import sql
-from hpo.study import interval, query
+from hpo.study import interval
 from hpo.study.format import STATES, counted
 from hpo.study.interval import Interval
+from hpo.study.query import ranking, recorded, trial_columns
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.text import command
@@ -51,14 +52,14 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
     with study.storage.engine.connect() as connection:
         if number is not None:
             found: Sequence[Any] = [_numbered(connection, study, number)]
-        elif query.is_plain(study):
-            found = query.ranked(connection, study, k)
+        elif ranking.is_plain(study):
+            found = ranking.ranked(connection, study, k)
         else:
-            found = query.best_trials(connection, study)[:k]
+            found = ranking.best_trials(connection, study)[:k]
         ids = [row.trial_id for row in found]
-        judged = query.judged(connection, study, found)
-        params, curves = query.params(connection, study, ids), query.raw_curves(connection, study, ids)
-        choices = query.choices(connection, ids)
+        judged = ranking.judged(connection, study, found)
+        params, curves = recorded.params(connection, study, ids), recorded.raw_curves(connection, study, ids)
+        choices = recorded.choices(connection, ids)
     if not found and (complete := summarize(study).counts["complete"]):
         raise StudyError(
             f"study {study.name!r} has no result: each of its {complete} complete trials violates a constraint; "
@@ -81,25 +82,25 @@ def best(study: Study, k: int | None = 1, number: int | None = None) -> list[Tri
         TrialResult(
             number=row.number,
             state=row.state.lower(),
-            value=query.value_of(row),
-            interval=interval.of_trial(study.spec, query.value_of(row), receipts[row.trial_id]),
+            value=trial_columns.value_of(row),
+            interval=interval.of_trial(study.spec, trial_columns.value_of(row), receipts[row.trial_id]),
             params=params[row.trial_id],
             choices=choices[row.trial_id],
-            values=query.named(study, judged[row.trial_id].values),
+            values=ranking.named(study, judged[row.trial_id].values),
             constraints=judged[row.trial_id].constraints,
             curves=curves[row.trial_id],
             receipt=receipts[row.trial_id],
             attempt=row.attempt or 0,
-            checkpoint=query.checkpoint_of(study, row),
+            checkpoint=trial_columns.checkpoint_of(study, row),
         )
         for row in found
     ]
 
 
 def _numbered(connection: sql.Connection, study: Study, number: int) -> Any:
-    row = query.result(connection, study, number)
+    row = ranking.result(connection, study, number)
     if row is None:
-        raise query.no_such_trial(connection, study, number)
+        raise trial_columns.no_such_trial(connection, study, number)
     if row.state not in ("COMPLETE", "PRUNED") or row.value_type is None:
         # A RUNNING trial may be parked.
         word = "unfinished" if row.state == "RUNNING" else STATES[row.state.lower()]

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hpo.spec.objectives import NOTHING, Beside
-from hpo.study import query
+from hpo.study.query import ranking, trial_columns
 from hpo.study.study import Study
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _settled(study: Study) -> dict[int, Path]:
     if not folders:
         return {}
     with study.storage.engine.connect() as connection:
-        settled = query.settled(connection, study, folders)
+        settled = trial_columns.settled(connection, study, folders)
     return {number: folder for number, folder in folders.items() if number in settled}
 
 
@@ -115,7 +115,7 @@ def _stored_leaders(study: Study) -> set[int]:
     if not keep:
         return set()
     with study.storage.engine.connect() as connection:
-        if query.is_plain(study):
-            return {row.number for row in query.ranked(connection, study, keep)}
-        found = query.best_trials(connection, study)
+        if ranking.is_plain(study):
+            return {row.number for row in ranking.ranked(connection, study, keep)}
+        found = ranking.best_trials(connection, study)
     return {row.number for row in (found if study.spec.goals.are_several else found[:keep])}

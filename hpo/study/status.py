@@ -21,8 +21,9 @@ from hpo.errors import StudyError
 from hpo.spec import metrics
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, STOPPED, Hold
-from hpo.study import interval, query
+from hpo.study import interval
 from hpo.study.interval import Interval
+from hpo.study.query import changes, failure_rows, ranking, recorded, trial_columns, worker_rows
 from hpo.study.study import Study
 
 LEADING = 100  # best trials that are kept in sight; what is said of the best tenth is said of at most so many
@@ -159,7 +160,7 @@ class Tally:
     stopped_fails: int = 0  # FAIL trials that a person ended before they had a value
     first_start: datetime | None = None  # UTC, without a zone
     last_end: datetime | None = None  # likewise
-    front: tuple[tuple[Any, query.Judged], ...] = ()  # with several objectives: the rows on the Pareto front
+    front: tuple[tuple[Any, ranking.Judged], ...] = ()  # with several objectives: the rows on the Pareto front
     leading: tuple[Leading, ...] = ()  # the best trials by the first objective
     infeasible: int = 0  # COMPLETE trials that violate a constraint
     shares: Counter[float] = field(default_factory=Counter)  # trials by value, if the metric is a share of images
@@ -173,12 +174,12 @@ class Tally:
         """Return a new tally with more trials.
 
         Args:
-            found: rows of `query.since`, by number.
+            found: rows of `changes.since`, by number.
             study: the trials' study.
             connection: for the values and constraints of the COMPLETE trials among them.
         """
         complete = [row for row in found if row.state == "COMPLETE" and row.value_type is not None]
-        judged = query.judged(connection, study, complete)
+        judged = ranking.judged(connection, study, complete)
         feasible = [row for row in complete if not judged[row.trial_id].violated]
         # A trial that was added as finished, for example by a fork, has equal start and end times.
         ran = [row for row in found if row.datetime_start != row.datetime_complete]
@@ -200,9 +201,9 @@ class Tally:
 class Past:
     """What a reading keeps for the next one, which then need not read it again."""
 
-    cursor: query.Cursor = field(default_factory=query.Cursor)
+    cursor: changes.Cursor = field(default_factory=changes.Cursor)
     tally: Tally = field(default_factory=Tally)  # of the final trials
-    recorded: int = 0  # number of recorded failures
+    failures_recorded: int = 0  # their number
     failures: Sequence[FailureCount] = ()
 
 
@@ -233,19 +234,23 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         final, cursor = past.tally, past.cursor
         pending: list[Any] = []
         ended: list[int] = []
-        for news in query.since(connection, study, past.cursor):
+        for news in changes.since(connection, study, past.cursor):
             final, cursor = final.plus(news.final, study, connection), news.cursor
             pending += news.pending
             ended += news.ended
         tally = final.plus(pending, study, connection)
         running = [trial for trial in pending if trial.state == "RUNNING"]
         live = [trial for trial in running if trial.live]
-        curves = query.judged_curves(connection, [trial.trial_id for trial in live])
-        again = query.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
-        trained = query.seconds_trained(connection, study, [trial.trial_id for trial in live])
-        lives = query.lives(connection, study)
-        recorded = query.count_failures(connection, study)
-        failures = past.failures if recorded == past.recorded else _failures(query.failures_by_kind(connection, study))
+        curves = recorded.judged_curves(connection, [trial.trial_id for trial in live])
+        again = failure_rows.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
+        trained = trial_columns.seconds_trained(connection, study, [trial.trial_id for trial in live])
+        lives = worker_rows.lives(connection, study)
+        count = failure_rows.count_failures(connection, study)
+        failures = (
+            past.failures
+            if count == past.failures_recorded
+            else _failures(failure_rows.failures_by_kind(connection, study))
+        )
         best = _with_interval(connection, study, tally)
     parked = [trial for trial in running if trial.attempt and not trial.live]
     counts = {
@@ -285,7 +290,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
         objectives=dict(study.spec.objectives),
         front=[
-            FrontTrial(number=one.number, values=query.named(study, came_to.values)) for one, came_to in tally.front
+            FrontTrial(number=one.number, values=ranking.named(study, came_to.values)) for one, came_to in tally.front
         ],
         infeasible=tally.infeasible,
         imported=row.imported,
@@ -294,7 +299,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         value_rule=study.spec.value,
         code_changes=len(json.loads(row.code_changes)),
     )
-    after = Past(cursor=cursor, tally=final, recorded=recorded, failures=failures)
+    after = Past(cursor=cursor, tally=final, failures_recorded=count, failures=failures)
     return Reading(
         summary=summary,
         ended=ended,
@@ -315,7 +320,7 @@ def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summar
 def _shares(study: Study, found: Sequence[Any]) -> Counter[float]:
     """Return the number of these trials by value; none if the study's metric is no share of images."""
     metric = interval.metric_of(study.spec)
-    return Counter(map(query.value_of, found) if metric and metrics.is_share(metric) else ())
+    return Counter(map(trial_columns.value_of, found) if metric and metrics.is_share(metric) else ())
 
 
 def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Best | None:
@@ -323,7 +328,7 @@ def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Be
     best = tally.best
     if best is None or not tally.shares:
         return best
-    row = query.result(connection, study, best.number)  # None if the study was deleted meanwhile
+    row = ranking.result(connection, study, best.number)  # None if the study was deleted meanwhile
     found = interval.of_trial(study.spec, best.value, json.loads((row and row.receipt) or "{}"))
     if found is None:
         return best
@@ -332,23 +337,29 @@ def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Be
 
 
 def _leading(known: Sequence[Leading], found: Sequence[Any], direction: str) -> tuple[Leading, ...]:
-    """Return the best of the known and the found trials. Of equals the lower number leads, as in `query.ranked`."""
+    """Return the best of the known and the found trials. Of equals the lower number leads, as in `ranking.ranked`."""
     sign = -1 if direction == "maximize" else 1
-    new = nsmallest(LEADING, found, key=lambda row: (sign * query.value_of(row), row.number))
-    both = [*known, *(Leading(trial_id=row.trial_id, number=row.number, value=query.value_of(row)) for row in new)]
+    new = nsmallest(LEADING, found, key=lambda row: (sign * trial_columns.value_of(row), row.number))
+    both = [
+        *known,
+        *(Leading(trial_id=row.trial_id, number=row.number, value=trial_columns.value_of(row)) for row in new),
+    ]
     return tuple(nsmallest(LEADING, both, key=lambda one: (sign * one.value, one.number)))
 
 
 def _front(
-    study: Study, front: Sequence[tuple[Any, query.Judged]], feasible: Sequence[Any], judged: Mapping[int, query.Judged]
-) -> tuple[tuple[Any, query.Judged], ...]:
+    study: Study,
+    front: Sequence[tuple[Any, ranking.Judged]],
+    feasible: Sequence[Any],
+    judged: Mapping[int, ranking.Judged],
+) -> tuple[tuple[Any, ranking.Judged], ...]:
     """Return the rows on the Pareto front of an earlier front and further rows. Empty with one objective."""
     if not study.spec.objectives:
         return ()
     found = [*front, *((row, judged[row.trial_id]) for row in feasible)]
     numbers = {row.trial_id: row.number for row, _ in found}
     known = {row.trial_id: came_to for row, came_to in found}
-    return tuple(found[position] for position in query.positions(study, numbers, known))
+    return tuple(found[position] for position in ranking.positions(study, numbers, known))
 
 
 def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
@@ -368,7 +379,7 @@ def _spans(ran: Sequence[Any]) -> list[tuple[int, datetime, datetime]]:
 
 
 def _running(trial: Any, curve: Mapping[int, float], trained: float | None, failed: int, now: float) -> RunningTrial:
-    since_start = max(0.0, now - query.timestamp(trial.datetime_start))
+    since_start = max(0.0, now - trial_columns.timestamp(trial.datetime_start))
     return RunningTrial(
         number=trial.number,
         epochs=max(curve, default=0),
@@ -437,8 +448,8 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 def _elapsed(tally: Tally, until: float | None) -> float:
     if tally.first_start is None:
         return 0.0
-    started = query.timestamp(tally.first_start)
-    ended = query.timestamp(tally.last_end) if tally.last_end else started
+    started = trial_columns.timestamp(tally.first_start)
+    ended = trial_columns.timestamp(tally.last_end) if tally.last_end else started
     return max(0.0, (ended if until is None else until) - started)
 
 
@@ -450,7 +461,9 @@ def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
     """
     if len(spans) < 2:
         return None
-    return _covered((query.timestamp(start), query.timestamp(end)) for _, start, end in spans) / len(spans)
+    return _covered((trial_columns.timestamp(start), trial_columns.timestamp(end)) for _, start, end in spans) / len(
+        spans
+    )
 
 
 def _seconds_left(counts: Mapping[str, int], budget: int, pace: float | None, *, stopped: bool) -> float | None:

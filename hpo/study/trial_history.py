@@ -10,7 +10,7 @@ from hpo.spec.metrics import column
 from hpo.storage import study_rows
 from hpo.storage.study_rows import Opening
 from hpo.storage.tables import COST_PREFIX, UNREAD_KEY
-from hpo.study import query
+from hpo.study.query import failure_rows, ranking, recorded, trial_columns
 from hpo.study.study import Study
 from hpo.train.early_stopping import overfits_since
 
@@ -62,28 +62,28 @@ class TrialHistory:
 def history(study: Study, number: int) -> TrialHistory:
     """Read a trial's history. Raises StudyError if there is no such trial."""
     with study.storage.engine.connect() as connection:
-        row = query.trial(connection, study, number)
+        row = trial_columns.trial(connection, study, number)
         if row is None:
-            raise query.no_such_trial(connection, study, number)
-        failed = query.failures_of(connection, study, row.trial_id)
-        params = query.params(connection, study, [row.trial_id])
-        curves = query.raw_curves(connection, study, [row.trial_id])[row.trial_id]
-        judged = query.judged(connection, study, [row])[row.trial_id]
-        attributes = query.user_attributes(connection, row.trial_id)
-        curve = query.judged_curves(connection, [row.trial_id])[row.trial_id]
+            raise trial_columns.no_such_trial(connection, study, number)
+        failed = failure_rows.failures_of(connection, study, row.trial_id)
+        params = recorded.params(connection, study, [row.trial_id])
+        curves = recorded.raw_curves(connection, study, [row.trial_id])[row.trial_id]
+        judged = ranking.judged(connection, study, [row])[row.trial_id]
+        attributes = recorded.user_attributes(connection, row.trial_id)
+        curve = recorded.judged_curves(connection, [row.trial_id])[row.trial_id]
         opened = study_rows.openings(connection, study.uid)
     return TrialHistory(
         number=number,
-        state=query.state_of(row),
+        state=trial_columns.state_of(row),
         outcome=row.outcome,
         reason=row.reason,
-        value=None if row.value_type is None else query.value_of(row),
+        value=None if row.value_type is None else trial_columns.value_of(row),
         epochs=row.epochs or 0,
         reports=None if study.spec.is_declared else row.reports,
         attempt=row.attempt or 0,
         parked=len(set(range(1, row.attempt or 0)) - {one.attempt for one in failed}),
         worker=row.worker,
-        checkpoint=query.checkpoint_of(study, row),
+        checkpoint=trial_columns.checkpoint_of(study, row),
         params=params[row.trial_id],
         metrics={metric: curve[-1] for metric, curve in curves.items()},
         overfits_since=overfits_since(curves.get("train_loss", []), curves.get("validation_loss", [])),
@@ -98,7 +98,7 @@ def history(study: Study, number: int) -> TrialHistory:
             )
             for one in failed
         ],
-        values=query.named(study, judged.values),
+        values=ranking.named(study, judged.values),
         costs={key.removeprefix(COST_PREFIX): cost for key, cost in attributes.items() if key.startswith(COST_PREFIX)},
         constraints=judged.constraints,
         attributes={key: value for key, value in attributes.items() if not key.startswith(OURS)},
@@ -147,21 +147,21 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
     if not ids:
         return []
     with study.storage.engine.connect() as connection:
-        found = query.ended(connection, study, ids)
-        params, judged = query.params(connection, study, ids), query.judged(connection, study, found)
-    found.sort(key=lambda row: (query.timestamp(row.datetime_complete), row.number))
+        found = trial_columns.ended(connection, study, ids)
+        params, judged = recorded.params(connection, study, ids), ranking.judged(connection, study, found)
+    found.sort(key=lambda row: (trial_columns.timestamp(row.datetime_complete), row.number))
     return [
         FinishedTrial(
             count=count,
             number=row.number,
             state=row.state.lower(),
-            value=None if row.value_type is None else query.value_of(row),
+            value=None if row.value_type is None else trial_columns.value_of(row),
             outcome=row.outcome or row.state.lower(),
             epochs=row.epochs or 0,
             reports=None if study.spec.is_declared else row.reports,
             seconds=_seconds_of(row),
             params=params[row.trial_id],
-            values=query.named(study, judged[row.trial_id].values),
+            values=ranking.named(study, judged[row.trial_id].values),
             violated=judged[row.trial_id].violated if row.state == "COMPLETE" else [],
         )
         for count, row in enumerate(found, start=total - len(found) + 1)
@@ -171,4 +171,4 @@ def finished(study: Study, ids: Sequence[int], *, total: int) -> list[FinishedTr
 def _seconds_of(row: Any) -> float:
     if row.trained_seconds is not None:
         return float(row.trained_seconds)
-    return max(0.0, query.timestamp(row.datetime_complete) - query.timestamp(row.datetime_start))
+    return max(0.0, trial_columns.timestamp(row.datetime_complete) - trial_columns.timestamp(row.datetime_start))

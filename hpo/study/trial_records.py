@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.study import query
-from hpo.study.query import Cursor
+from hpo.study.query import changes, ranking, recorded, trial_columns
 from hpo.study.study import Study
 
 VALUE = "value"  # the name of the curve that the pruner sees
@@ -35,32 +34,32 @@ class Records:
     """What a reading found."""
 
     trials: list[TrialRecord]
-    cursor: Cursor  # for the next reading
+    cursor: changes.Cursor  # for the next reading
 
 
-def read(study: Study, cursor: Cursor | None = None) -> Records:
+def read(study: Study, cursor: changes.Cursor | None = None) -> Records:
     """Read the trials that were not final at the cursor, in the order of their numbers. Nothing is written or locked."""
     with study.storage.engine.connect() as connection:
-        cursor, final, found = cursor or Cursor(), set(), []
-        for news in query.since(connection, study, cursor):
+        cursor, final, found = cursor or changes.Cursor(), set(), []
+        for news in changes.since(connection, study, cursor):
             cursor = news.cursor
             final |= {row.trial_id for row in news.final}
             found += [*news.final, *news.pending]
         begun = sorted((row for row in found if row.state != "WAITING"), key=lambda row: int(row.number))
         ids = [row.trial_id for row in begun]
-        params, receipts = query.params(connection, study, ids), query.receipts(connection, study, ids)
-        raw, seen = query.raw_curves(connection, study, ids), query.judged_curves(connection, ids)
-        judged = query.judged(connection, study, begun)
+        params, receipts = recorded.params(connection, study, ids), recorded.receipts(connection, study, ids)
+        raw, seen = recorded.raw_curves(connection, study, ids), recorded.judged_curves(connection, ids)
+        judged = ranking.judged(connection, study, begun)
     return Records(
         trials=[
             TrialRecord(
                 number=row.number,
-                state=query.state_of(row),
+                state=trial_columns.state_of(row),
                 is_final=row.trial_id in final,
                 outcome=row.outcome,
                 attempts=row.attempt or 0,
-                began=query.timestamp(row.datetime_start),
-                ended=query.timestamp(row.datetime_complete) if row.datetime_complete else None,
+                began=trial_columns.timestamp(row.datetime_start),
+                ended=trial_columns.timestamp(row.datetime_complete) if row.datetime_complete else None,
                 params=params[row.trial_id],
                 values=_values(study, row, judged[row.trial_id].values),
                 curves=_curves(raw[row.trial_id], seen[row.trial_id]),
@@ -75,7 +74,7 @@ def read(study: Study, cursor: Cursor | None = None) -> Records:
 def _values(study: Study, row: Any, judged: Sequence[float]) -> dict[str, float]:
     if row.value_type is None:
         return {}
-    return query.named(study, judged) or {VALUE: query.value_of(row)}
+    return ranking.named(study, judged) or {VALUE: trial_columns.value_of(row)}
 
 
 def _curves(raw: Mapping[str, Sequence[float]], seen: Mapping[int, float]) -> dict[str, dict[int, float]]:

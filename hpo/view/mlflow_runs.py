@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from hpo.errors import Fault
 from hpo.storage.redaction import redacted_text
 from hpo.study import status, trial_records
-from hpo.study.query import Cursor
+from hpo.study.query.changes import Cursor
 from hpo.study.status import Past, Summary
 from hpo.study.study import Study
 from hpo.study.trial_records import TrialRecord

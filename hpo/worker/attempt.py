@@ -23,7 +23,7 @@ from hpo.storage.trial_rows import TrialRow
 from hpo.strategy import samplers
 from hpo.study import retention
 from hpo.study.format import value_text
-from hpo.study.query import SECONDS
+from hpo.study.query.trial_columns import SECONDS
 from hpo.study.study import Study
 from hpo.worker import pending_reports
 from hpo.worker.client import Lease, QueueClient

@@ -24,7 +24,8 @@ from hpo.queue.reaper import Reaper
 from hpo.storage import clock, sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import hpo_failures, hpo_trials, hpo_workers
-from hpo.study import control, doctor, query
+from hpo.study import control, doctor
+from hpo.study.query import trouble
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from tests.support.trials import claim_one, make, reap
@@ -168,7 +169,7 @@ def test_a_trial_of_another_machine_is_left_to_it(until: float, demo: Study) -> 
     assert found.what == "trial 0 is held by living of another machine, whose clock cannot be read here"
     assert found.mend == "if that worker is gone: hpo doctor demo --release 0"
     control.release(demo, 0)
-    assert query.held_elsewhere(demo) == []
+    assert trouble.held_elsewhere(demo) == []
     assert summarize(demo).counts["parked"] == 1
     with pytest.raises(StudyError, match="trial 0 of study 'demo' is not held by another machine"):
         control.release(demo, 0)

@@ -22,9 +22,10 @@ from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql
 from hpo.storage.connect import Storage
 from hpo.storage.tables import FINISHED, hpo_studies, hpo_trials, hpo_workers, trials
-from hpo.study import control, query, status
+from hpo.study import control, status
 from hpo.study.interval import IMAGES_KEY, wilson
 from hpo.study.plain import statuses
+from hpo.study.query import ranking, trial_columns
 from hpo.study.status import Best, FailureCount, ParkedTrial, read, summarize
 from hpo.study.study import Study
 from hpo.worker import attempt
@@ -464,12 +465,12 @@ def test_a_reading_shows_what_a_fresh_one_shows(
         told.update(reading.ended)
         assert reading.summary == summarize(demo, clock=frozen)
         with place.engine.connect() as connection:
-            ranked = query.ranked(connection, demo, 1)
+            ranked = ranking.ranked(connection, demo, 1)
             ended = connection.execute(
                 sa.select(trials.c.trial_id).where(trials.c.study_id == demo.study_id, trials.c.state.in_(FINISHED))
             ).scalars()
             assert told == Counter(ended)
-        best = Best(number=ranked[0].number, value=query.value_of(ranked[0])) if ranked else None
+        best = Best(number=ranked[0].number, value=trial_columns.value_of(ranked[0])) if ranked else None
         assert reading.summary.best == best
 
 

@@ -18,8 +18,9 @@ from hpo.analysis.progress import Progress
 from hpo.analysis.pruning import Pruning
 from hpo.errors import StudyError
 from hpo.spec.metrics import column
-from hpo.study import plain, query
+from hpo.study import plain
 from hpo.study.plain import PlainStudy
+from hpo.study.query import recorded, worker_rows
 from hpo.study.results import TrialResult
 from hpo.study.status import Summary
 from hpo.study.study import Study
@@ -135,7 +136,7 @@ def _curves(study: Study | PlainStudy, found: Columns) -> dict[int, list[tuple[i
     if isinstance(study, Study) and study.spec.is_declared:
         ids = [row.trial_id for row in rows.values()]
         with study.storage.engine.connect() as connection:
-            raw = query.raw_curve(connection, study, ids, column(study.goals.first))
+            raw = recorded.raw_curve(connection, study, ids, column(study.goals.first))
         return {position: list(enumerate(raw[row.trial_id], start=1)) for position, row in rows.items()}
     return {position: list(zip(row.steps, row.curve, strict=True)) for position, row in rows.items()}
 
@@ -149,7 +150,7 @@ def _cost(study: Study | PlainStudy, found: Columns, summary: Summary) -> Cost:
     memory = None
     if isinstance(study, Study):
         with study.storage.engine.connect() as connection:
-            memory = query.largest(connection, study, MEMORY)
+            memory = recorded.largest(connection, study, MEMORY)
     return Cost(
         epochs=sum(by_state.values()),
         by_state={state: epochs for state, epochs in by_state.items() if epochs},
@@ -161,10 +162,10 @@ def _cost(study: Study | PlainStudy, found: Columns, summary: Summary) -> Cost:
 
 def _openings(study: Study) -> int:
     with study.storage.engine.connect() as connection:
-        return query.count_openings(connection, study)
+        return recorded.count_openings(connection, study)
 
 
 def hosts(study: Study) -> list[str]:
     """Return the names of the machines that have worked on a study."""
     with study.storage.engine.connect() as connection:
-        return query.hosts(connection, study)
+        return worker_rows.hosts(connection, study)

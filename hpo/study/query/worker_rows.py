@@ -1,0 +1,60 @@
+"""The workers of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpo.queue import lease_clock, workers
+from hpo.queue.workers import LAUNCHER, TICKS_PER_LEASE
+from hpo.storage import clock
+from hpo.storage.tables import (
+    hpo_workers,
+)
+from hpo.study.study import Study
+
+
+def living_workers(connection: sa.Connection, study: Study) -> Sequence[Any]:
+    """Return the rows of the workers that were seen within one lease and have not left."""
+    return connection.execute(
+        sa.select(hpo_workers).where(
+            hpo_workers.c.study_uid == study.uid,
+            hpo_workers.c.left_at.is_(None),
+            workers.seen_lately(connection.dialect.name, study.spec.recovery.lease_seconds),
+        )
+    ).all()
+
+
+def hosts(connection: sa.Connection, study: Study) -> list[str]:
+    """Return the hosts of all workers that a study has had."""
+    found = sa.select(hpo_workers.c.host).where(hpo_workers.c.study_uid == study.uid).distinct()
+    return list(connection.execute(found).scalars())
+
+
+def lives(connection: sa.Connection, study: Study) -> Sequence[Any]:
+    """Return (clock, started_at, until) of each worker of the study, until it left or was last seen.
+
+    A worker that has not left lives until its next stamp is due, if its clock can be read here.
+    """
+    dialect, columns = connection.dialect.name, hpo_workers.c
+    due = columns.seen_at + study.spec.recovery.lease_seconds / TICKS_PER_LEASE
+    now = lease_clock.now(dialect)
+    is_mine = columns.clock.is_not_distinct_from(lease_clock.name(dialect))
+    living = sa.case((sa.not_(is_mine), columns.seen_at), (due < now, due), else_=now)
+    return connection.execute(
+        sa.select(columns.clock, columns.started_at, sa.func.coalesce(columns.left_at, living).label("until")).where(
+            columns.study_uid == study.uid, ~columns.worker.startswith(LAUNCHER)
+        )
+    ).all()
+
+
+def workers_since_boot(connection: sa.Connection, study: Study) -> Sequence[Any]:
+    """Return (worker, booted_at) of all workers, living or not, that started on this machine since it booted."""
+    columns = hpo_workers.c
+    return connection.execute(
+        sa.select(columns.worker, columns.booted_at).where(
+            columns.study_uid == study.uid, columns.clock == clock.name(), columns.booted_at.is_not(None)
+        )
+    ).all()
