@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 import hpo
 from hpo.view.report import sections
-from hpo.view.report.figures import Figure
+from hpo.view.report.figures.figure import Figure
 from hpo.view.report.privacy import Privacy
 from hpo.view.report.reading import StudyReport
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpo import text
-from hpo.view.report import figures
-from hpo.view.report.figures import Figure
+from hpo.view.report.figures import of_confirmation, of_curves, of_front, of_history, of_parameters
+from hpo.view.report.figures.figure import Figure
 from hpo.view.report.privacy import Privacy
 from hpo.view.report.reading import StudyReport
 
@@ -28,20 +28,20 @@ def render(reports: Sequence[StudyReport], privacy: Privacy) -> bytes:
     from matplotlib.figure import Figure as Canvas  # pyplot would look for a display
 
     if len(reports) > 1:
-        shown = figures.compared(reports)
+        shown = of_history.compared(reports)
     else:
         (report,) = reports
         shown = (
-            [*figures.history(report), *figures.curves(report), *figures.fronts(report)[:1]]
+            [*of_history.history(report), *of_curves.curves(report), *of_front.fronts(report)[:1]]
             if report.are_several
             else [
-                *figures.history(report),
-                *figures.curves(report),
+                *of_history.history(report),
+                *of_curves.curves(report),
             ]
         )
-        shown = [*figures.confirmed(report)[:1], *shown]
-        shown += [figures.importances(one, place) for place, one in enumerate(report.importances) if one.found]
-        shown += figures.slices(report)[: -len(shown) % ACROSS or ACROSS]
+        shown = [*of_confirmation.confirmed(report)[:1], *shown]
+        shown += [of_parameters.importances(one, place) for place, one in enumerate(report.importances) if one.found]
+        shown += of_parameters.slices(report)[: -len(shown) % ACROSS or ACROSS]
     rows = -(-len(shown) // ACROSS)
     canvas = Canvas(figsize=(5.2 * ACROSS, 0.5 + 3.6 * max(rows, 1)), layout="constrained", dpi=110)
     names = ", ".join(text.safe(privacy.clean(one.name), LONGEST_NAME) for one in reports)

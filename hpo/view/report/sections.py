@@ -15,8 +15,8 @@ from hpo.study.format import amount_text, counted, duration, range_text, value_t
 from hpo.study.results import TrialResult
 from hpo.view import confirmed as confirmations
 from hpo.view import words
-from hpo.view.report import figures
-from hpo.view.report.figures import Figure
+from hpo.view.report.figures import of_confirmation, of_curves, of_front, of_history, of_parameters
+from hpo.view.report.figures.figure import Figure
 from hpo.view.report.privacy import Privacy
 from hpo.view.report.reading import MOST_CURVES, StudyReport
 
@@ -245,7 +245,7 @@ def confirmed(report: StudyReport) -> Section | None:
         title="Leaders, trained again",
         lead=lead,
         table=Table(head=head, rows=rows),
-        figures=figures.confirmed(report),
+        figures=of_confirmation.confirmed(report),
     )
 
 
@@ -288,7 +288,7 @@ def health(report: StudyReport) -> Section | None:
 
 def front(report: StudyReport) -> Section | None:
     """Return the figures of the Pareto front."""
-    found = figures.fronts(report)
+    found = of_front.fronts(report)
     return (
         Section(name="front", title="Objectives against each other", figures=found, columns=min(2, len(found)))
         if found
@@ -301,19 +301,19 @@ def front(report: StudyReport) -> Section | None:
 
 def history(report: StudyReport) -> Section | None:
     """Return how the best value improved."""
-    found = figures.history(report)
+    found = of_history.history(report)
     if not found:
         return None
     lead = [] if not report.are_several else [f"The figures show the first objective, {report.metric}."]
     shown = int(report.columns.is_feasible.sum())
-    if shown > figures.MOST_POINTS:
-        lead.append(f"Of {shown:,} complete trials {figures.MOST_POINTS:,} are drawn. The line is of all.")
+    if shown > of_history.MOST_POINTS:
+        lead.append(f"Of {shown:,} complete trials {of_history.MOST_POINTS:,} are drawn. The line is of all.")
     return Section(name="history", title="History", lead=lead, figures=found, columns=2)
 
 
 def curves(report: StudyReport) -> Section | None:
     """Return the curves of the trials."""
-    found = figures.curves(report)
+    found = of_curves.curves(report)
     if not found:
         return None
     whole = int((report.columns.epochs > 0).sum())
@@ -332,7 +332,7 @@ def importance(report: StudyReport) -> Section | None:
         if one.why_none:
             lead.append(f"Nothing is said for {one.objective}: {one.why_none}.")
             continue
-        found.append(figures.importances(one, place))
+        found.append(of_parameters.importances(one, place))
         lead.append(
             f"The {one.best:,} best of {one.trials:,} trials are compared with all of them (PED-ANOVA). "
             "Pruned trials count as not among the best."
@@ -346,8 +346,8 @@ def importance(report: StudyReport) -> Section | None:
             lead.append(
                 f"Within chance, so no effect is shown: {named}. Shuffled values reach as much in {100 - CHANCE} % of cases."
             )
-        if len(one.found) > figures.MOST_BARS:
-            lead.append(f"The {figures.MOST_BARS} largest of {len(one.found)} are drawn.")
+        if len(one.found) > of_parameters.MOST_BARS:
+            lead.append(f"The {of_parameters.MOST_BARS} largest of {len(one.found)} are drawn.")
     if not lead:
         return None
     return Section(name="importance", title="Importance of parameters", lead=list(dict.fromkeys(lead)), figures=found)
@@ -355,10 +355,10 @@ def importance(report: StudyReport) -> Section | None:
 
 def slices(report: StudyReport) -> Section | None:
     """Return the value over each parameter."""
-    found = figures.slices(report)
+    found = of_parameters.slices(report)
     if not found:
         return None
-    searched = len(figures.by_importance(report))
+    searched = len(of_parameters.by_importance(report))
     lead = [
         f"{report.metric[0].upper()}{report.metric[1:]} of complete trials over each parameter, the most important first."
     ]
@@ -369,7 +369,7 @@ def slices(report: StudyReport) -> Section | None:
 
 def contours(report: StudyReport) -> Section | None:
     """Return the value over pairs of parameters."""
-    found = figures.contours(report)
+    found = of_parameters.contours(report)
     lead = [
         f"{report.metric[0].upper()}{report.metric[1:]}, smoothed over the complete trials.",
         "Nothing is drawn where no trial is near.",
@@ -383,7 +383,7 @@ def contours(report: StudyReport) -> Section | None:
 
 def parallel(report: StudyReport) -> Section | None:
     """Return the best trials over all parameters."""
-    found = figures.parallel(report)
+    found = of_parameters.parallel(report)
     lead = ["Each line is a trial. The stronger its colour, the better it is."]
     return Section(name="parallel", title="Parallel coordinates", lead=lead, figures=found) if found else None
 
@@ -414,7 +414,7 @@ def pruning(report: StudyReport) -> Section | None:
 
 def winner(report: StudyReport) -> Section | None:
     """Return the best trial's curves."""
-    found = figures.winner(report)
+    found = of_curves.winner(report)
     if not found or report.winner is None:
         return None
     lead = []
@@ -514,7 +514,7 @@ def comparison(reports: Sequence[StudyReport]) -> Section:
         lead.append("The studies have different goals. Only those of one goal share a figure.")
     if any(one.columns.is_imported.any() for one in reports):
         lead.append("What a fork copied into a study has cost it nothing.")
-    found = figures.compared(reports)
+    found = of_history.compared(reports)
     return Section(
         name="compared",
         title="Beside each other",

@@ -17,7 +17,8 @@ from optuna.trial import TrialState, create_trial
 from benchmarks import large_study
 from hpo.spec.failures import Kind
 from hpo.storage.connect import Storage, plain_url
-from hpo.view.report import figures, output, page
+from hpo.view.report import output, page
+from hpo.view.report.figures import of_curves, of_parameters
 from tests.analysis.test_confirmation import enlisted, own_study, read, worked
 from tests.cli.test_commands import Hpo, hpo
 from tests.support import trials
@@ -125,12 +126,12 @@ def test_figures_are_capped_however_many_trials_there_are(lite: Storage, tmp_pat
     )
     report = reading.read(plain.open_any(lite, "theirs"))
     assert len(report.curves) == 300
-    (curves,) = figures.curves(report)
+    (curves,) = of_curves.curves(report)
     assert [len(trace["x"]) for trace in curves.data] == [299 * 3, 3], "each curve has two points and a gap"
-    assert {len(one.data[0]["x"]) for one in figures.slices(report)} == {figures.MOST_IN_SLICE}
-    assert [one.data[0]["z"].shape for one in figures.contours(report)] == [(40, 40)] * 3
-    (lines,) = figures.parallel(report)
-    assert sum(len(trace["x"]) for trace in lines.data) == figures.MOST_LINES * 5
+    assert {len(one.data[0]["x"]) for one in of_parameters.slices(report)} == {of_parameters.MOST_IN_SLICE}
+    assert [one.data[0]["z"].shape for one in of_parameters.contours(report)] == [(40, 40)] * 3
+    (lines,) = of_parameters.parallel(report)
+    assert sum(len(trace["x"]) for trace in lines.data) == of_parameters.MOST_LINES * 5
 
 
 def test_several_studies_stand_beside_each_other(hpo: Hpo, lite: Storage, tmp_path: Path) -> None:
