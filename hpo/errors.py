@@ -9,6 +9,7 @@ HpoError
     ├── StorageError      the database cannot be reached, opened or used safely
     │   ├── StorageBusy   the database is locked, starting up, or has no free connection
     │   └── StorageGone   the database file was removed or replaced while it was open
+    ├── LaunchError       an engine is missing, or refused what it was asked for
     ├── StudyError        the study does not exist, has no result, or is in the wrong state
     └── MismatchError     the study was made with another spec, other data or other code
 
@@ -109,6 +110,10 @@ class StorageGone(StorageError):
 
 class NoAnswer(HpoError):
     """Raised when the database does not answer in time. It is treated as an outage."""
+
+
+class LaunchError(Fault):
+    """Raised when an engine is missing, or refused what it was asked for."""
 
 
 class StudyError(Fault):

@@ -5,14 +5,14 @@ Each module holds the commands of one purpose. A command imports heavy modules o
 
 from __future__ import annotations
 
-from hpo.cli import after, confirm, lab, manage, results, run, show
+from hpo.cli import after, confirm, fleet, lab, manage, results, run, show
 from hpo.cli.app import app, command, main
 
-__all__ = ["after", "app", "command", "confirm", "lab", "main", "manage", "results", "run", "show"]
+__all__ = ["after", "app", "command", "confirm", "fleet", "lab", "main", "manage", "results", "run", "show"]
 
 # The order in the help. A command that is missing here fails at import.
 ORDER = (
-    *("init", "check", "run", "worker"),
+    *("init", "check", "run", "worker", "launch"),
     *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
     *("confirm", "report", "export", "train", "after", "mlflow", "replay", "fork", "import", "delete"),
 )

@@ -249,11 +249,21 @@ def worker(
     mark: Annotated[
         Path | None, typer.Option("--mark", hidden=True, help="File for the exit code when leaving in order.")
     ] = None,
+    supervised: Annotated[
+        bool,
+        typer.Option("--supervised", help="End with an exit code that an engine can trust; see docs/clusters.md."),
+    ] = False,
+    launch: Annotated[int | None, typer.Option("--launch", hidden=True, help="Number of the launch.")] = None,
+    slot: Annotated[int, typer.Option("--slot", hidden=True, help="Place in the launch.")] = 0,
+    grace: Annotated[float, typer.Option("--grace", hidden=True, help="Seconds in which the worker parks.")] = 30.0,
 ) -> None:
     """Join a study with one more worker, on any machine. Space, sampler and pruner come from the study."""
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
-    from hpo.launch.local import AGAIN, TRY_AGAIN, USAGE_ERROR, say_last
+    from hpo.launch import launching, supervisor
+    from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
+    from hpo.launch.local import AGAIN, say_last
     from hpo.queue import workers
+    from hpo.queue.models import Post
     from hpo.spec.study_file import Recovery
     from hpo.storage import descriptors
     from hpo.storage.connect import storage_url
@@ -261,6 +271,13 @@ def worker(
     from hpo.worker import loop as worker_loop
     from hpo.worker import restart
 
+    post = None if launch is None else Post(launch=launch, slot=slot)
+    if supervised and parent is None:
+        arguments = [] if post is None else ["--launch", str(post.launch), "--slot", str(post.slot)]
+        arguments += ["--fleet", str(fleet), *(["--code", str(code)] if code else [])]
+        arguments += ["--allow-code-change"] if allow_code_change else []
+        os.environ |= {"HPO_STORAGE": storage} if storage else {}  # not an argument, which other users can read
+        raise typer.Exit(supervisor.supervise([*arguments, "--", study], grace))
     logging.raiseExceptions = False  # user code may close the log; the worker goes on
     said = logging.StreamHandler(sys.stderr)
     said.setFormatter(text.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -273,12 +290,14 @@ def worker(
     try:
         try:
             joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
-        except Fault:  # no trial is claimed yet, so no trial is the cause
+        except Fault as refusal:  # no trial is claimed yet, so no trial is the cause
             say_last(mark, USAGE_ERROR)
+            if post is not None and not isinstance(refusal, StorageError):
+                launching.note_refusal(url, mine.spec.name if mine else study, post, refusal)
             raise
         if joined.storage.file is not None:
             os.environ.update(joined.storage.file.handed_on)  # for this process after a restart
-        ledger = joined.ledger(name or workers.new_name())
+        ledger = joined.ledger(name or workers.new_name(), post=post)
         stopping.end_within(
             joined.spec.recovery.grace_seconds, last_act=lambda: worker_loop.give_all_back(ledger, stopping)
         )

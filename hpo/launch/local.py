@@ -24,6 +24,7 @@ import psutil
 from hpo import text
 from hpo.errors import SpecError
 from hpo.launch import fork_server, gpus, logs
+from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
 from hpo.launch.usage import Usage
 from hpo.queue import reaper
 from hpo.study.study import Study
@@ -37,8 +38,6 @@ HEALTHY_SECONDS = 60.0  # a worker that lived so long resets the count of crashe
 RELEASE_SECONDS = 2.0  # between two attempts to release leases of dead workers while the storage fails
 KILL_SECONDS = 5.0  # beyond the study's grace, in which workers exit by themselves
 SERVER_GONE = 255  # multiprocessing's exit code for a worker whose server was gone before it
-TRY_AGAIN = 75  # a worker's exit code when the storage failed: EX_TEMPFAIL of sysexits.h
-USAGE_ERROR = 2  # a worker's exit code for a fault that a restart would not mend
 MANY = 4  # workers per core or GPU; on 2 cores, 32 workers did less than 8
 OWN_BYTES, DECLARED_BYTES = 25 * 2**20, 150 * 2**20  # least memory of a worker, measured without and with torch
 AGAIN = "again"  # a worker's word in place of an exit code: it restarts, or is restarted if that fails

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from hpo.errors import LostLease
 from hpo.queue import finish, lease_clock
 from hpo.queue.finish import NO_CHECKPOINT, End
-from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Token
+from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Post, Token
 from hpo.queue.report import Report, ReportResult, write_metrics, write_values
 from hpo.queue.rows import locked, stands
 from hpo.queue.start import SuggestedParams, TrialReceipt, write_receipts, write_suggested
@@ -66,6 +66,7 @@ class Ledger:
     lease_seconds: float = LEASE_SECONDS
     grid_points: int | None = None  # the number of points, if the study's sampler is a grid
     policies: Policies = DEFAULT_POLICIES
+    post: Post | None = None  # for which an engine has started the worker
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,14 @@ class Claim:
         return self.trial_id, self.attempt
 
 
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A worker's place in a launch: an engine runs one worker for each slot, again and again."""
+
+    launch: int
+    slot: int
+
+
 class HasClaim(Protocol):
     """Anything written under a claim."""
 

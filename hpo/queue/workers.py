@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from hpo.queue import lease_clock
 from hpo.receipt import versions
 from hpo.storage import clock, sql
-from hpo.storage.tables import SCHEMA, hpo_workers
+from hpo.storage.tables import SCHEMA, hpo_workers, missing
 
 if TYPE_CHECKING:
     from hpo.queue.ledger import Ledger
@@ -32,6 +32,7 @@ def new_name() -> str:
 
 def register(ledger: Ledger) -> None:
     """Write this process's row. A process that has restarted itself overwrites its own."""
+    place = _place(ledger)
     with sql.writing(ledger.engine) as connection:
         dialect = connection.dialect.name
         before = time.time()
@@ -49,8 +50,22 @@ def register(ledger: Ledger) -> None:
             "clock_skew": (before + time.time()) / 2 - of_database,
             "booted_at": clock.started_at() if dialect == "sqlite" else None,
             "versions": json.dumps({**versions(), "schema": str(SCHEMA)}),
+            **place,
         }
         sql.upsert(connection, hpo_workers, row, key=["study_uid", "worker"])
+
+
+def _place(ledger: Ledger) -> dict[str, Any]:
+    """Return the columns that say where this process works, without those that the database lacks."""
+    post = ledger.post
+    found = {
+        "launch": post and post.launch,
+        "slot": post and post.slot,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+    known = {key: value for key, value in found.items() if value is not None}
+    lacking = {column.name for column in missing(ledger.engine)} if known else set()
+    return {key: value for key, value in known.items() if key not in lacking}
 
 
 def stamp(connection: sa.Connection, ledger: Ledger) -> None:

@@ -23,6 +23,7 @@ from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.divergence import DivergenceGuard
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies, Policy
+from hpo.spec.launch import Launch
 from hpo.spec.objectives import OWN_VALUE, Goals
 from hpo.spec.program import Command, PrintedMetric
 from hpo.spec.space import Choices, Tree
@@ -39,7 +40,7 @@ SPLIT_FORMAT = 3
 #: `reading` selects the format.
 READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"channels_last": False}}
 #: Settings of how a study is run. The last `hpo run` sets them.
-MANAGED = ("budget", "recovery", "failures", "executor", "slots")
+MANAGED = ("budget", "recovery", "failures", "executor", "slots", "launch")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 SPLIT_SEED = "split_seed"  # the option of [data]
 MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
@@ -176,6 +177,7 @@ class StudySpec(pydantic.BaseModel):
     budget: Budget = Budget()
     recovery: Recovery = Recovery()
     failures: Policies = Policies()
+    launch: Launch = Launch()
     executor: Literal["auto", "loop", "stack"] = "auto"
     """loop trains one trial at a time. stack trains several trials as one model, where the model allows it. auto measures which
     is faster."""
@@ -467,6 +469,9 @@ class StudySpec(pydantic.BaseModel):
         """The spec as plain JSON and TOML values, without unset keys."""
         left_out = {section for section in LEFT_OUT_IF_EMPTY if not getattr(self, section)}
         found = self.model_dump(exclude_none=True, exclude={"receipt", *left_out})
+        found["launch"] = self.launch.document
+        if not found["launch"]:  # as in studies from before it
+            del found["launch"]
         if not self.failures.diverged.patience:  # as in studies from before the divergence guard
             found["failures"]["diverged"] = {key: found["failures"]["diverged"][key] for key in Policy.model_fields}
         if self.format == 1:  # it had neither key

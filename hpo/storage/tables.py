@@ -323,6 +323,26 @@ hpo_workers = sa.Table(
     sa.Column("clock_skew", sa.Double, nullable=False),
     sa.Column("booted_at", sa.Double),  # on SQLite: when its machine booted, by its wall clock at the worker's start
     sa.Column("versions", sa.Text, nullable=False),  # JSON
+    sa.Column("launch", sa.Integer),  # of `hpo_launches`; NULL for a worker that no engine started, as the next
+    sa.Column("slot", sa.Integer),  # its place in the launch
+    sa.Column("gpus", sa.Text),  # CUDA_VISIBLE_DEVICES; NULL without it, and before December 2026
+)
+
+hpo_launches = sa.Table(
+    "hpo_launches",
+    metadata,
+    sa.Column("study_uid", sa.String(32), primary_key=True),
+    sa.Column("launch", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, ... within the study
+    _study_key(),
+    sa.Column("engine", sa.String(40), nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),  # workers that were asked for, those of `hpo scale` included
+    sa.Column("retired", sa.Text, nullable=False),  # JSON: slots whose workers leave for good
+    sa.Column("handles", sa.Text, nullable=False),  # JSON: a list of what the engine knows the jobs by
+    sa.Column("asked", sa.Text, nullable=False),  # JSON: what was asked for, to ask for more
+    sa.Column("launched_by", sa.Text, nullable=False),  # user@host
+    sa.Column("launched_at", sa.Double, nullable=False),  # by the database's clock
+    sa.Column("recalled_at", sa.Double),  # if set, all its workers leave for good
+    sa.Column("refused", sa.Text),  # why its last refused worker was refused
 )
 
 hpo_curves = sa.Table(
@@ -351,6 +371,9 @@ hpo_test_openings = sa.Table(
 )
 #: Columns that a database of an earlier version may lack for good, if nobody may add them.
 DISPENSABLE = (
+    hpo_workers.c.launch,
+    hpo_workers.c.slot,
+    hpo_workers.c.gpus,
     hpo_test_openings.c.opened_by,
     hpo_test_openings.c.trainings,
     hpo_test_openings.c.trials_tried,

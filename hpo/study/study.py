@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hpo.queue.ledger import Ledger
+    from hpo.queue.models import Post
 
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 TAKEN_FROM_KEY = "hpo:taken_from"  # user attribute: the study that a fork or an import took trials from
@@ -98,8 +99,14 @@ class Study:
         """Return the folder of a trial's checkpoints. It need not exist."""
         return self.checkpoints / f"trial-{number:06d}"
 
-    def ledger(self, worker: str, *, lease_seconds: float | None = None) -> Ledger:
-        """Return the ledger through which one worker writes to this study."""
+    def ledger(self, worker: str, *, lease_seconds: float | None = None, post: Post | None = None) -> Ledger:
+        """Return the ledger through which one worker writes to this study.
+
+        Args:
+            worker: its name.
+            lease_seconds: the length of its leases, by default `recovery.lease`.
+            post: its place in a launch, if an engine has started it.
+        """
         from hpo.queue.ledger import Ledger
         from hpo.strategy import samplers
 
@@ -111,6 +118,7 @@ class Study:
             lease_seconds=self.spec.recovery.lease_seconds if lease_seconds is None else lease_seconds,
             grid_points=samplers.grid_size(self.spec),
             policies=self.spec.failures,
+            post=post,
         )
 
 

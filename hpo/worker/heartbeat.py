@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 
 from hpo.errors import StorageGone
-from hpo.queue import workers
+from hpo.queue import launches, workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
 from hpo.worker.client import Lease, QueueClient
@@ -32,6 +32,7 @@ class Heartbeat:
         *,
         parent: int | None = None,
         leave: Callable[[], None] = lambda: None,
+        retire: Callable[[], None] = lambda: None,
         overdue: Callable[[Lease], None] = lambda _: None,
     ) -> None:
         """Serve the leases of a client.
@@ -39,12 +40,14 @@ class Heartbeat:
         Args:
             parent: the id of the process that must stay this one's parent; None if any may.
             leave: called when this process must end, because its parent or its storage is gone.
+            retire: called when this process must leave for good, because its launch was made smaller or recalled.
             overdue: called when a trial is over its time limit by more than a lease. Its thread then hangs.
         """
         self._client = client
         self._ledger = client.ledger
         self._parent = parent
         self._leave = leave
+        self._retire = retire
         self._overdue = overdue
         self._reaper = Reaper(client.ledger)
         self._is_registered = False
@@ -57,6 +60,7 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         self._look_for_the_parent()  # it may have died while this process started
         self._try("register", self._register)
+        self._try("look for its launch", self._look_for_its_launch)
         self._try("reap", self._reap)  # before the first claim, because parked trials come before new ones
         self._thread.start()
         return self
@@ -76,6 +80,7 @@ class Heartbeat:
             if not self._is_registered:
                 self._do("register", self._register)
             if self._reaper.is_due:
+                self._try("look for its launch", self._look_for_its_launch)
                 self._do("reap", self._reap)
 
     def _do(self, duty: str, do: Callable[[], object]) -> None:
@@ -105,6 +110,12 @@ class Heartbeat:
     def _register(self) -> None:
         workers.register(self._ledger)
         self._is_registered = True
+
+    def _look_for_its_launch(self) -> None:
+        """Leave for good if this worker's slot was retired."""
+        post = self._ledger.post
+        if post is not None and launches.is_retired(self._ledger.engine, self._ledger.uid, post):
+            self._retire()
 
     def _reap(self) -> None:
         taken = self._reaper()

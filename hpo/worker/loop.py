@@ -79,7 +79,7 @@ def work(
     try:
         runner = runner_of(with_retry(study, retry), objective, client, fleet)
         overdue = partial(end_overdue, ledger, stopping)
-        with Heartbeat(client, parent=parent, leave=stopping.request, overdue=overdue):
+        with Heartbeat(client, parent=parent, leave=stopping.request, retire=stopping.retire, overdue=overdue):
             try:
                 code = run(runner, client, restart.RestartPolicy(study.spec.recovery), fleet)
             except BaseException as error:  # usually an outage that lasted too long

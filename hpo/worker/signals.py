@@ -19,7 +19,8 @@ from types import FrameType
 from hpo.worker import descendants
 
 log = logging.getLogger(__name__)
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1 is Slurm's notice before a time limit
+#: SIGUSR1 and SIGUSR2 are Slurm's notice before a time limit, as the job's script chooses. NCCL catches SIGUSR1.
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: The signal by which `hpo run` asks its workers to stop. A trial may send the others to its own process.
 ORDER = signal.SIGRTMIN + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 HEARD = (*ASKING, ORDER)
@@ -38,6 +39,7 @@ class StopSignal:
         self._is_supervised = False
         self._is_confirmed = False  # the request came from the parent or from this process
         self._received_at = 0.0
+        self._is_retired = False
         self._last_act: Callable[[], None] | None = None
         self._writer: socket.socket | None = None  # each byte is a signal's number; 0 only wakes the thread
         self._masks = threading.local()
@@ -73,6 +75,11 @@ class StopSignal:
             self._note(signal.SIGTERM)
         self._tell(0)
 
+    def retire(self) -> None:
+        """Ask this process to stop for good, with exit code 0: its engine must not run it again."""
+        self._is_retired = True
+        self.request()
+
     def end_within(self, grace: float, last_act: Callable[[], None] | None = None) -> None:
         """End the process `grace` seconds after the request, unless it has exited by then. The request may come before this.
 
@@ -89,8 +96,8 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing was received, else 128 + the signal's number."""
-        return 128 + self.received if self.received else 0
+        """0 if nothing was received or the process was retired, else 128 + the signal's number."""
+        return 128 + self.received if self.received and not self._is_retired else 0
 
     def is_unasked(self) -> bool:
         """Return whether a supervised process got a signal that its parent did not send.

@@ -217,6 +217,10 @@ COMMANDS: dict[str, list[list[str]]] = {
     "check": [["wrong.toml"], ["raising.toml"], [FILE], [HOSTILE]],
     "run": [["wrong.toml"], [FILE], ["x.toml", "--name", HOSTILE], ["x.toml", "--timeout", HOSTILE]],
     "worker": [["none"], [HOSTILE, "--code", HOSTILE], [HOSTILE, "--storage", f"sqlite:///{HOSTILE}"]],
+    "launch": [
+        [HOSTILE], ["x.toml", "--on", HOSTILE], ["x.toml", "--on", "slurm", "--workers", "2", "--print"],
+        [HOSTILE, "--on", "slurm", "--workers", "2"], ["x.toml", "--set", HOSTILE],
+    ],
     "status": [
         [], [HOSTILE], ["none"], [HOSTILE, "--json"], ["--json"], [HOSTILE, HOSTILE], [LONG],
         *([HOSTILE, "--trial", str(number)] for number in range(1, 4)), [HOSTILE, "--trial", "1", "--json"],

@@ -235,10 +235,10 @@ def test_other_signals_with_handlers_ask_for_nothing() -> None:
     program = """
 handled = []
 stopping = StopSignal.installed()
-signal.signal(signal.SIGUSR2, lambda number, frame: handled.append(number))
+signal.signal(signal.SIGWINCH, lambda number, frame: handled.append(number))
 signal.signal(signal.SIGCHLD, lambda number, frame: handled.append(number))
 say("ready")
-for number in (signal.SIGUSR2, signal.SIGCHLD) * 2:
+for number in (signal.SIGWINCH, signal.SIGCHLD) * 2:
     os.kill(os.getpid(), number)
 wait_for(lambda: len(handled) == 4)
 time.sleep(0.3)
@@ -254,8 +254,8 @@ def test_a_signal_is_noticed_in_and_after_an_event_loop(end: str) -> None:
 import asyncio
 stopping = StopSignal.installed()
 loop = asyncio.new_event_loop()
-loop.add_signal_handler(signal.SIGUSR2, loop.stop)
-loop.call_soon(os.kill, os.getpid(), signal.SIGUSR2)
+loop.add_signal_handler(signal.SIGWINCH, loop.stop)
+loop.call_soon(os.kill, os.getpid(), signal.SIGWINCH)
 loop.run_forever()
 loop.{end}()
 say("ready")
@@ -316,14 +316,14 @@ def test_a_forked_child_has_the_default_handlers() -> None:
     program = """
 stopping = StopSignal.installed()
 say("ready")
-mask = {signal.SIGUSR2}
+mask = {signal.SIGWINCH}
 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 signal.signal(signal.SIGUSR1, own := lambda number, frame: None)
 child = os.fork()
 if not child:
     stopping.request()
     handlers = [signal.getsignal(number) for number in ASKING]
-    assert handlers == [signal.default_int_handler, signal.SIG_DFL, own], handlers
+    assert handlers == [signal.default_int_handler, signal.SIG_DFL, own, signal.SIG_DFL], handlers
     assert signal.set_wakeup_fd(-1) == -1
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     os._exit(7 if stopping() and not os.waitstatus_to_exitcode(os.system("true")) else 1)

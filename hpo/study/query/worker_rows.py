@@ -18,8 +18,11 @@ from hpo.study.study import Study
 
 def living_workers(connection: sa.Connection, study: Study) -> Sequence[Any]:
     """Return the rows of the workers that were seen within one lease and have not left."""
+    columns = hpo_workers.c  # not those that an old database may lack
     return connection.execute(
-        sa.select(hpo_workers).where(
+        sa.select(
+            columns.worker, columns.host, columns.pid, columns.booted_at, columns.clock_skew, columns.versions
+        ).where(
             hpo_workers.c.study_uid == study.uid,
             hpo_workers.c.left_at.is_(None),
             workers.seen_lately(connection.dialect.name, study.spec.recovery.lease_seconds),

@@ -1,0 +1,86 @@
+"""Commands for workers on an engine: launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpo import text
+from hpo.cli.app import CodeChangeOption, CodeOption, NameOption, StorageOption, app, examples, quiet_optuna
+
+
+@app.command(
+    epilog=examples(
+        "hpo launch study.toml --on slurm --workers 32",
+        "hpo launch digits --on slurm --workers 32 --set slurm.partition=gpu --print",
+        "hpo launch study.toml --on ray --workers 8 --gpus-per-worker 0.25",
+    )
+)
+def launch(
+    study: Annotated[str, typer.Argument(help="Study file, which makes or joins its study, or the name of a study.")],
+    on: Annotated[str | None, typer.Option("--on", help="Engine: slurm, ray, kubernetes or compose.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, max=10_000, help="Number of workers.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs of a worker, such as 1 or 0.25.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of [launch], such as slurm.partition=gpu."),
+    ] = None,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the script or manifest. Nothing is submitted or recorded.")
+    ] = False,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, max=2**31 - 1, help="Number of trials of the study in total.")
+    ] = None,
+    storage: StorageOption = None,
+    name: NameOption = None,
+    code: CodeOption = None,
+    allow_code_change: CodeChangeOption = False,
+) -> None:
+    """Start workers on Slurm, Ray, Kubernetes or Compose. They leave by themselves when the budget is spent.
+
+    The password of the storage reaches the workers by the environment. No script, manifest or command line holds it.
+    """
+    from hpo.launch import launching
+    from hpo.launch.launching import Wanted
+    from hpo.spec.study_file import StudySpec
+    from hpo.storage.connect import connect, parse_url, storage_url
+    from hpo.storage.redaction import redacted_url
+    from hpo.study import study as studies
+
+    quiet_optuna()
+    is_file = study.endswith(".toml")
+    if is_file and print_only:
+        spec = StudySpec.load(Path(study), name=name)
+        wanted = Wanted.of(spec.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)
+        shown = redacted_url(parse_url(storage_url(storage, spec.storage)))
+        folder = code or Path(study).parent
+        text.say_page(launching.printed(wanted, spec, code_folder=folder, storage=shown).rstrip("\n"))
+        return
+    if is_file:
+        from hpo.launch import search
+        from hpo.view.live import LiveView
+
+        view = LiveView(is_quiet=True)
+        with view:
+            loaded = search.load(Path(study), view, name=name, code=code)
+            wanted = Wanted.of(loaded.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)
+            found = search.complete(loaded, Path(study), view, code=code, workers=0)
+            url = storage_url(storage, found.spec.storage)
+            opened = search.open_study(found, view, url=url, trials=trials, allow_code_change=allow_code_change)
+        joined, folder = opened.study, opened.code_folder
+    else:
+        joined = studies.join(connect(storage_url(storage)), study)
+        wanted = Wanted.of(joined.spec.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)
+        folder = code or joined.code_folder
+    if print_only:
+        page = launching.printed(wanted, joined.spec, code_folder=folder, storage=joined.storage.shown)
+        text.say_page(page.rstrip("\n"))
+        return
+    made = launching.launch(joined, wanted, code_folder=folder, allow_code_change=allow_code_change)
+    count = f"{made.slots} worker{'s' * (made.slots > 1)}"
+    text.say(f"launch {made.number} of {joined.name!r}: {count} on {made.engine}")
+    text.say_command("next     ", text.command("fleet", joined.name))

@@ -1,0 +1,169 @@
+"""Launches workers on an engine, changes their number, and calls them back. Each launch is recorded in the study's database.
+
+The database decides which slots have a worker. An engine is asked before and after: what was refused is not recorded, and
+what waits in its queue need not begin.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.errors import Fault, LaunchError
+from hpo.launch.engines.engine import Engine, Request
+from hpo.launch.engines.known import engine
+from hpo.queue import launches
+from hpo.queue.launches import Launch
+from hpo.queue.models import Post
+from hpo.spec.launch import Launch as LaunchSection
+from hpo.spec.study_file import StudySpec
+from hpo.storage.connect import FAILURES, check_connections, connect
+from hpo.study import study as studies
+from hpo.study.study import Study
+from hpo.text import command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a person wants to launch."""
+
+    on: str
+    workers: int
+    section: LaunchSection  # with the settings of the command line
+
+    @classmethod
+    def of(cls, section: LaunchSection, *, on: str | None, workers: int | None, gpus: float | None) -> Wanted:
+        """Return what the study file and the options say; an option comes first. Raises LaunchError if it is too little."""
+        section = LaunchSection.checked(
+            section.document
+            | {key: value for key, value in {"on": on, "gpus_per_worker": gpus}.items() if value is not None}
+        )
+        if section.on is None:
+            raise LaunchError(
+                'engine: not given; use --on slurm, ray, kubernetes or compose, or on = "..." in [launch]'
+            )
+        by_kind = sum(section.slurm.gpu_types.values()) if section.on == "slurm" else 0
+        count = workers or by_kind or section.workers
+        if count is None:
+            raise LaunchError("workers: not given; use --workers N, or workers = N in [launch]")
+        if by_kind and count != by_kind:
+            raise LaunchError(
+                f"--workers {count}: launch.slurm.gpu_types asks for {by_kind}; leave --workers out, or change gpu_types"
+            )
+        return cls(on=section.on, workers=count, section=section)
+
+
+def _request(wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str) -> Request:
+    """Return what is asked of an engine, as far as it is known without a launch in the database."""
+    return Request(
+        study=spec.name,
+        launch=None,
+        slots=range(wanted.workers),
+        workers=wanted.workers,
+        section=wanted.section,
+        code_folder=code_folder.absolute(),
+        folder=Path.cwd(),
+        logs=None,
+        grace=spec.recovery.grace_seconds,
+        environment={},
+        storage=storage,
+    )
+
+
+def printed(wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str) -> str:
+    """Return the script or manifest of a launch, without its submission. Needs neither the engine nor the storage."""
+    asked = _request(wanted, spec, code_folder=code_folder, storage=storage)
+    engine(wanted.on).check(asked)
+    return engine(wanted.on).render(asked)
+
+
+def launch(study: Study, wanted: Wanted, *, code_folder: Path, allow_code_change: bool = False) -> Launch:
+    """Record a launch and submit it. Return it.
+
+    Raises LaunchError if the engine is missing or refuses; then nothing is recorded. Raises StorageError if the storage
+    has too few connections.
+    """
+    asked = _request(wanted, study.spec, code_folder=code_folder, storage=study.storage.shown)
+    runner = engine(wanted.on)
+    runner.check(asked)
+    _check_storage(study, runner, wanted)
+    study.logs.mkdir(parents=True, exist_ok=True)
+    about = {
+        "section": wanted.section.document,
+        "code_folder": str(asked.code_folder),
+        "folder": str(asked.folder),
+        "allow_code_change": allow_code_change,
+    }
+    made = launches.begin(
+        study.storage.engine,
+        study.study_id,
+        study.uid,
+        slots=wanted.workers,
+        on=wanted.on,
+        asked=json.dumps(about),
+        launched_by=person(),
+    )
+    try:
+        _submit(study, runner, made, made.slots, first=0)
+    except BaseException:
+        launches.forget(study.storage.engine, study.uid, made.number)
+        raise
+    return made
+
+
+def _submit(study: Study, runner: Engine, launch: Launch, more: int, *, first: int) -> None:
+    """Submit workers for further slots of a launch, and record the engine's handles."""
+    asked = Request(
+        study=study.name,
+        launch=launch.number,
+        slots=range(first, first + more),
+        workers=first + more,
+        section=LaunchSection.checked(launch.asked["section"]),
+        code_folder=Path(launch.asked["code_folder"]),
+        folder=Path(launch.asked["folder"]),
+        logs=study.logs,
+        grace=study.spec.recovery.grace_seconds,
+        environment=study.storage.environment,
+        storage=study.storage.shown,
+        allow_code_change=launch.asked["allow_code_change"],
+    )
+    handles = runner.submit(asked)
+    try:
+        launches.add_handles(study.storage.engine, study.study_id, study.uid, launch.number, handles)
+    except BaseException:
+        runner.cancel(handles)
+        raise
+
+
+def _check_storage(study: Study, runner: Engine, wanted: Wanted) -> None:
+    """Refuse what other hosts cannot reach."""
+    if runner.spans_hosts and study.storage.is_sqlite:
+        raise LaunchError(
+            f"storage {study.storage.shown}: workers on other hosts cannot use a SQLite file; "
+            f"use Postgres: `{command('copy', study.storage.shown, 'postgresql://USER@HOST/DATABASE')}` takes all studies along"
+        )
+    check_connections(study.storage, wanted.workers)
+
+
+def note_refusal(url: str, name: str, post: Post, why: Exception) -> None:
+    """Record why a worker of a launch was refused, if that is possible. `hpo fleet` shows it."""
+    with suppress(Fault, *FAILURES):
+        place = connect(url)
+        try:
+            launches.note_refusal(place.engine, studies.join(place, name).uid, post, str(why))
+        finally:
+            place.close()
+
+
+def person() -> str:
+    """Return the user and the machine, as user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as containers have it
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
