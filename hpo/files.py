@@ -15,6 +15,12 @@ from typing import Any
 from hpo.errors import StudyError
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder of hpo: HPO_CACHE, else XDG_CACHE_HOME/hpo, else ~/.cache/hpo."""
+    folder = os.environ.get("HPO_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces `path` when the block ends.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -22,10 +20,10 @@ class Holdings:
 
     trials: int
     openings: int  # records of openings of the test split
-    folder: Path | None  # of checkpoints and logs; None if it is not this study's, or not seen from here
+    place: str | None  # of checkpoints; None if it is not this study's, or not seen from here
     checkpoints: int = 0
     logs: int = 0
-    size: int = 0  # bytes of the folder
+    size: int = 0  # bytes of all files there
 
     @property
     def text(self) -> str:
@@ -33,10 +31,10 @@ class Holdings:
         rows = _counted(self.trials, "trial")
         if self.openings:
             rows += f", {_counted(self.openings, 'record')} of an opened test split"
-        if self.folder is None:
+        if self.place is None:
             return f"{rows}; no folder of it is seen from here"
         files = f"{_counted(self.checkpoints, 'checkpoint')} and {_counted(self.logs, 'log')}"
-        return f"{rows}; {files} in {self.folder} ({self.size / 2**20:.1f} MiB)"
+        return f"{rows}; {files} in {self.place} ({self.size / 2**20:.1f} MiB)"
 
 
 def _counted(count: int, what: str) -> str:
@@ -49,15 +47,15 @@ def holdings(study: Study) -> Holdings:
         trials = study_rows.count_trials(connection, study.study_id)
         openings = recorded.count_openings(connection, study)
     if not study.sees_checkpoints:
-        return Holdings(trials=trials, openings=openings, folder=None)
-    files = [file for file in study.checkpoints.rglob("*") if file.is_file()]
+        return Holdings(trials=trials, openings=openings, place=None)
+    sizes = study.store.sizes()
     return Holdings(
         trials=trials,
         openings=openings,
-        folder=study.checkpoints,
-        checkpoints=sum(file.suffix == ".pt" for file in files),
-        logs=sum(file.parent == study.logs for file in files),
-        size=sum(file.stat().st_size for file in files),
+        place=study.store.place,
+        checkpoints=sum(name.endswith(".pt") for name in sizes),
+        logs=sum(file.is_file() for file in study.logs.iterdir()) if study.logs.is_dir() else 0,
+        size=sum(sizes.values()),
     )
 
 
@@ -96,8 +94,8 @@ def delete(study: Study) -> None:
         study_rows.delete_ours(connection, study.uid)
     if study.sees_checkpoints:
         try:
-            shutil.rmtree(study.checkpoints)
+            study.store.delete_all()
         except OSError as error:
             raise StudyError(
-                f"study {study.name!r} is deleted, but its folder is not: {error.strerror}; remove {study.checkpoints}"
+                f"study {study.name!r} is deleted, but its checkpoints are not: {error.strerror}; remove {study.store.place}"
             ) from None

@@ -279,15 +279,14 @@ def _differences(usual: dict[str, str], found: dict[str, str]) -> str:
 
 
 def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
-    """Check the checkpoint folder: that it is visible, has room, and holds no stale checkpoints."""
+    """Check the place of the checkpoints: that it is visible, has room on this machine, and holds no stale checkpoints."""
     if not study.sees_checkpoints:
-        yield Finding(
-            where=study.name,
-            what=f"this machine does not see the study's checkpoints in {study.checkpoints}",
-            mend="mount the folder; workers here refuse to join",
-        )
+        what, mend = study.store.why_unseen(study.uid)
+        where = f"checkpoints {study.store.place}: {what}"
+        yield Finding(where=study.name, what=where, mend=f"{mend}; until then workers here refuse to join")
         return
-    if (free := shutil.disk_usage(study.checkpoints).free) < MIN_FREE_BYTES:
+    is_used = study.checkpoints.is_dir()  # not yet by a worker, if the checkpoints are in a bucket
+    if is_used and (free := shutil.disk_usage(study.checkpoints).free) < MIN_FREE_BYTES:
         yield Finding(
             where=study.name,
             what=f"the disk of {study.checkpoints} has {free / 2**20:.0f} MiB left",
@@ -297,7 +296,7 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
     if stale:
         yield Finding(
             where=study.name,
-            what=f"checkpoints of {len(stale)} finished trials are left in {study.checkpoints}",
+            what=f"checkpoints of {len(stale)} finished trials are left in {study.store.place}",
             mend="hpo doctor --repair removes them",
             is_repaired=repair,
             is_ill=not repair,
@@ -306,6 +305,8 @@ def _checkpoints(study: Study, repair: bool) -> Iterator[Finding]:
 
 def _filesystem(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001
     """Find a checkpoint folder on a local disk though workers of several machines use it."""
+    if not study.store.is_folder:
+        return
     with study.storage.engine.connect() as connection:
         hosts = {row.host for row in worker_rows.living_workers(connection, study)}
     kind = filesystem.kind_of(study.checkpoints)

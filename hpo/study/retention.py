@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from hpo.spec.objectives import NOTHING, Beside
+from hpo.study.checkpoint_store import CheckpointStore
 from hpo.study.query import ranking, trial_columns
-from hpo.study.study import Study
+from hpo.study.study import Study, trial_name
 
 log = logging.getLogger(__name__)
 OF_TRIAL = re.compile(r"trial-(\d{6,9})")
@@ -22,15 +22,25 @@ def file_name(attempt: int, epoch: int, stamp: int) -> str:
     return f"attempt-{attempt}-epoch-{epoch}-{stamp}.pt"
 
 
-def tidy(folder: Path, attempt: int, keep: Collection[Path]) -> None:
+def attempt_of(name: str) -> int | None:
+    """Return the attempt that wrote a file, None for a file of another kind."""
+    match = OF_ATTEMPT.fullmatch(name.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def tidy(store: CheckpointStore, folder: str, attempt: int, keep: Collection[str]) -> None:
     """Remove the checkpoint files of this and of earlier attempts from a trial's folder, except `keep`.
 
     Earlier attempts can record nothing any more. Files of later attempts stay.
+
+    Args:
+        store: where the study's checkpoints lie.
+        folder: the name of the trial's folder.
+        attempt: the number of this attempt.
+        keep: names of files in the store.
     """
-    for file in folder.iterdir() if folder.exists() else ():
-        match = OF_ATTEMPT.fullmatch(file.name)
-        if match and int(match[1]) <= attempt and file not in keep:
-            file.unlink(missing_ok=True)
+    found = {name: attempt_of(name) for name in store.names(folder)}
+    store.delete(name for name, of in found.items() if of is not None and of <= attempt and name not in keep)
 
 
 def is_kept(study: Study, number: int, value: float, beside: Beside = NOTHING) -> bool:
@@ -82,12 +92,12 @@ def delete_stale(study: Study) -> list[Path]:
     leading = set(leaders(study)) if settled else set()
     removed = [folder for number, folder in settled.items() if number not in leading]
     for folder in removed:
-        shutil.rmtree(folder, ignore_errors=True)
+        study.store.delete_trial(folder.name)
     return removed
 
 
 def stale(study: Study) -> list[Path]:
-    """Return the folders of settled trials whose checkpoints are not kept. Empty if the checkpoint folder cannot be read."""
+    """Return the folders of settled trials whose checkpoints are not kept. Empty if the checkpoints cannot be listed."""
     settled = _settled(study)  # read first, likewise
     leading = _stored_leaders(study) if settled else set()
     return [folder for number, folder in settled.items() if number not in leading]
@@ -96,12 +106,13 @@ def stale(study: Study) -> list[Path]:
 def _settled(study: Study) -> dict[int, Path]:
     """Return {number: folder} of settled trials that have a folder."""
     try:
-        found = [match for file in study.checkpoints.iterdir() if (match := OF_TRIAL.fullmatch(file.name))]
+        names = study.store.trials()
     except OSError as error:
-        log.warning("%s cannot be read: %s", study.checkpoints, error)
+        if not study.store.is_away:  # else it has said so itself
+            log.warning("%s cannot be read: %s", study.store.place, error)
         return {}
-    folders = {number: study.trial_folder(number) for number in sorted(int(match[1]) for match in found)}
-    folders = {number: folder for number, folder in folders.items() if folder.exists()}
+    numbers = sorted(int(match[1]) for name in names if (match := OF_TRIAL.fullmatch(name)))
+    folders = {number: study.trial_folder(number) for number in numbers if trial_name(number) in names}
     if not folders:
         return {}
     with study.storage.engine.connect() as connection:

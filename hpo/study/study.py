@@ -7,8 +7,8 @@ name and the storage. A worker with another spec, other code or other data is re
 from __future__ import annotations
 
 import json
+import logging
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.errors import MismatchError, SpecError, StudyError, closest
-from hpo.files import atomic_write
+from hpo.files import cache_folder
 from hpo.queue import workers
-from hpo.spec import pickled, study_file
+from hpo.spec import bucket_url, pickled, study_file
 from hpo.spec.objectives import Goals
 from hpo.spec.study_file import StudySpec
 from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage
 from hpo.storage.tables import SCHEMA, UID_KEY, Hold
-from hpo.text import command, quoted
+from hpo.study.checkpoint_store import CheckpointStore, FolderStore
+from hpo.text import command
 
 if TYPE_CHECKING:
     import optuna
@@ -34,13 +35,16 @@ if TYPE_CHECKING:
     from hpo.queue.ledger import Ledger
     from hpo.queue.models import Post
 
+log = logging.getLogger(__name__)
 FINGERPRINT_KEY = "hpo:fingerprint"  # user attribute; shown by optuna-dashboard
 TAKEN_FROM_KEY = "hpo:taken_from"  # user attribute: the study that a fork or an import took trials from
 OWN_KEYS = (UID_KEY, FINGERPRINT_KEY, TAKEN_FROM_KEY)  # user attributes that no objective has set
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute with the names of the objectives
 MOST_NAMES = 20  # of studies in a message
-CODE_FOLDER = "code"  # in the checkpoint folder; holds a folder for each pickled function, named by its digest
-PROBE_FILE = "study.uid"  # in the checkpoint folder; a machine that cannot read it does not share that folder
+CODE_FOLDER = (
+    "code"  # in the machine's folder of the study; holds a folder for each pickled function, named by its digest
+)
+REQUEST_SHARE = 0.5  # of `recovery.grace` that one request to a bucket may take, so that a worker can still park
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Study:
     spec: StudySpec
     budget: int  # rows that may be spent, those that a fork copied included
     stop_reason: str | None
-    checkpoints: Path
+    store: CheckpointStore
     code_folder: Path
 
     @property
@@ -83,21 +87,23 @@ class Study:
         return optuna.load_study(study_name=self.name, storage=self.storage.optuna, sampler=sampler, pruner=pruner)
 
     @property
+    def checkpoints(self) -> Path:
+        """This machine's folder of the study: its logs, its code, and its checkpoints or those of a bucket used here."""
+        return self.store.folder
+
+    @property
     def logs(self) -> Path:
         """Where the workers that `hpo run` starts write what they and user code print."""
         return self.checkpoints / "logs"
 
     @property
     def sees_checkpoints(self) -> bool:
-        """Whether this machine sees the study's checkpoint folder, and not an empty folder in its place."""
-        try:
-            return (self.checkpoints / PROBE_FILE).read_text() == self.uid
-        except OSError:
-            return False
+        """Whether this machine sees the study's checkpoints, and not an empty folder or another bucket in their place."""
+        return self.store.is_of(self.uid)
 
     def trial_folder(self, number: int) -> Path:
-        """Return the folder of a trial's checkpoints. It need not exist."""
-        return self.checkpoints / f"trial-{number:06d}"
+        """Return this machine's folder of a trial's checkpoints. It need not exist."""
+        return self.checkpoints / trial_name(number)
 
     def ledger(self, worker: str, *, lease_seconds: float | None = None, post: Post | None = None) -> Ledger:
         """Return the ledger through which one worker writes to this study.
@@ -120,6 +126,11 @@ class Study:
             policies=self.spec.failures,
             post=post,
         )
+
+
+def trial_name(number: int) -> str:
+    """Return the name of a trial's folder in the study's store."""
+    return f"trial-{number:06d}"
 
 
 def create_or_join(
@@ -149,13 +160,16 @@ def create_or_join(
 
     Raises MismatchError if the stored study has another spec or other code, or if Optuna made it and has begun trials in it.
     Raises it too if workers of another schema work on it, or if trials are to go on from a checkpoint folder that is missing.
-    Raises StudyError if the checkpoint folder cannot be written, or if a study that takes trials is there already.
+    Raises StudyError if checkpoints cannot be written, or if a study that takes trials is there already. Raises SpecError for
+    checkpoints in a place where the study cannot have them.
     """
     import optuna
 
     from hpo.storage.optuna_private import id_of
 
-    root = checkpoint_root(place, wanted)
+    uid = uuid.uuid4().hex  # of a new study
+    store = _store_of(place, f"{checkpoint_root(place, wanted)}/{uid}", wanted)
+    store.check_writable()
     directions = list(wanted.goals.directions.values())
     made = optuna.create_study(storage=place.optuna, study_name=wanted.name, directions=directions, load_if_exists=True)
     study_id = id_of(made)
@@ -165,16 +179,23 @@ def create_or_join(
             raise StudyError(f"there is a study {wanted.name!r} already; choose another name")
         if row is None:
             _refuse_a_plain_optuna_study(connection, study_id, [one.name.lower() for one in made.directions], wanted)
-            _insert(connection, study_id, wanted, root, code_folder, code_digest, taken, forking)
+            _insert(connection, study_id, wanted, uid, store, code_folder, code_digest, taken, forking)
             row = study_rows.lock_and_read(connection, study_id)
         _check_identity(row, wanted)
         _check_schema(connection, row, wanted.name)
         budget = trials_budget or max(row.trials, wanted.budget.trials)
         managed = _stored_spec(row, wanted.name).managed_by(wanted)
         study_rows.update(connection, row.uid, trials=budget, spec=_to_store(managed))
-        _check_code(connection, row, code_digest, allow_code_change, code_folder)
+        _check_code(connection, row, code_digest, allow_code_change, code_folder, place)
     study = join(place, wanted.name)
-    _place_probe_file(study)
+    _mark_checkpoints(study)
+    if wanted.checkpoints and Path(study.store.place).parent != Path(store.place).parent:
+        log.warning(
+            "study %r has its checkpoints in %s, not in the file's %r",
+            study.name,
+            study.store.place,
+            wanted.checkpoints,
+        )
     if wanted.is_pickled:  # the one that is given, also if the study has taken another one since
         study = replace(study, code_folder=_home_of_pickled(study.checkpoints, code_digest))
         pickled.keep(code_folder, study.code_folder)
@@ -201,14 +222,15 @@ def join(place: Storage, name: str) -> Study:
             f"study {name!r} was worked on by a later hpo: its schema is {row.schema}, here {SCHEMA}; update hpo here"
         )
     assert study_id is not None
+    spec = _stored_spec(row, name)
     return Study(
         storage=place,
         study_id=study_id,
         uid=row.uid,
-        spec=_stored_spec(row, name),
+        spec=spec,
         budget=row.trials + row.imported,
         stop_reason=row.stop_reason,
-        checkpoints=Path(row.checkpoints),
+        store=_store_of(place, row.checkpoints, spec),
         code_folder=Path(row.code_folder),
     )
 
@@ -258,8 +280,8 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
         code_digest: the digest of the worker's code.
         allow_code_change: record a changed code digest instead of refusing it.
 
-    Raises MismatchError if spec, code or schema differ, or if the worker does not see the study's checkpoint folder.
-    Raises StudyError if the study was deleted.
+    Raises MismatchError if spec, code or schema differ, or if the worker does not see the study's checkpoints.
+    Raises StudyError if the study was deleted, or if checkpoints cannot be written.
     """
     with sql.writing(study.storage.engine) as connection:
         row = study_rows.lock_and_read(connection, study.study_id)
@@ -268,12 +290,12 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
         if mine is not None:
             _check_identity(row, mine)
         _check_schema(connection, row, study.name)
-        _check_code(connection, row, code_digest, allow_code_change, study.code_folder)
+        _check_code(connection, row, code_digest, allow_code_change, study.code_folder, study.storage)
     if not study.sees_checkpoints:
-        raise MismatchError(
-            f"checkpoints {study.checkpoints}: this machine does not see the study's own folder there; "
-            "mount it, or make the study with `checkpoints = PATH` on a path that every worker can read"
-        )
+        what, mend = study.store.why_unseen(study.uid)
+        raise MismatchError(f"checkpoints {study.store.place}: {what}; {mend}")
+    if not study.store.is_folder:
+        study.store.check_writable()
 
 
 def check_data(study: Study, digest: str) -> None:
@@ -309,7 +331,8 @@ def _insert(
     connection: sql.Connection,
     study_id: int,
     wanted: StudySpec,
-    checkpoints: Path,
+    uid: str,
+    store: CheckpointStore,
     code_folder: Path,
     code_digest: str,
     taken: TakenTrials | None,
@@ -317,8 +340,7 @@ def _insert(
 ) -> None:
     from hpo.storage import trial_writes
 
-    uid = uuid.uuid4().hex
-    folder = _home_of_pickled(checkpoints / uid, code_digest) if wanted.is_pickled else code_folder.absolute()
+    folder = _home_of_pickled(store.folder, code_digest) if wanted.is_pickled else code_folder.absolute()
     row = {
         "uid": uid,
         "schema": SCHEMA,
@@ -327,7 +349,7 @@ def _insert(
         "trials": wanted.budget.trials,
         "code_folder": str(folder),
         "code_digest": _recorded(code_digest),
-        "checkpoints": str(checkpoints / uid),
+        "checkpoints": store.place,
         "imported": len(taken.trials) if taken else 0,
         "stop_reason": forking,
         "hold": Hold.FORKING if forking else None,
@@ -344,35 +366,52 @@ def _insert(
     trial_writes.insert_queued(connection, study_id, [wanted.as_stored(one) for one in wanted.start])
 
 
-def checkpoint_root(place: Storage, wanted: StudySpec) -> Path:
-    """Make and return the folder of the studies' checkpoint folders. Raises StudyError if it cannot be written."""
+def checkpoint_root(place: Storage, wanted: StudySpec) -> str:
+    """Return the folder or the URL under which a new study has its checkpoints. Raises SpecError for a wrong URL."""
     given = wanted.checkpoints or os.environ.get("HPO_CHECKPOINTS")
+    if given and bucket_url.is_url(given):
+        bucket_url.check(given, "checkpoints" if wanted.checkpoints else "HPO_CHECKPOINTS")
+        if wanted.command:
+            raise SpecError(
+                f"checkpoints = {given!r}: the program of `command` saves in a folder, which other machines would not see; "
+                "name a folder that all workers see"
+            )
+        return given.rstrip("/")
     beside = Path(place.url.database or "").parent if place.is_sqlite else Path.cwd()
-    root = Path(given or beside / ".hpo").absolute()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise StudyError(
-            f"checkpoints {root}: cannot be written: {error.strerror}; "
-            "name another folder by `checkpoints = PATH` in the study file or HPO_CHECKPOINTS"
-        ) from None
-    return root
+    return str(Path(given or beside / ".hpo").absolute())
 
 
-def _place_probe_file(study: Study) -> None:
-    """Make the checkpoint folder if it is missing. Raises MismatchError if it is missing and trials go on from it."""
-    if not study.checkpoints.exists() and (
-        waiting := study_rows.count_open_checkpoints(study.storage.engine, study.uid)
-    ):
-        raise MismatchError(
-            f"checkpoints {study.checkpoints}: the folder is missing, and {waiting} trials are to go on from it; mount its disk. "
-            f"If it is lost, let them start again: `mkdir -p {quoted(study.checkpoints)}`"
-        )
-    study.checkpoints.mkdir(parents=True, exist_ok=True)
-    with atomic_write(study.checkpoints / PROBE_FILE) as part:  # a worker may read it at any time
-        part.write_text(study.uid)
+def _store_of(place: Storage, recorded: str, spec: StudySpec) -> CheckpointStore:
+    """Return the store of a study's checkpoints from the place that the database has. Nothing is read or written yet."""
+    if not bucket_url.is_url(recorded):
+        return FolderStore(Path(recorded))
+    from hpo.study.bucket_store import BucketStore
+
+    folder = _machine_root(place) / recorded.rpartition("/")[2]
+    return BucketStore(recorded, folder, patience=REQUEST_SHARE * spec.recovery.grace_seconds)
+
+
+def _machine_root(place: Storage) -> Path:
+    """Return the folder in which studies with checkpoints in a bucket have their folders of this machine.
+
+    It is HPO_CHECKPOINTS if that is a folder, else `.hpo` beside an SQLite file, else one in the user's cache folder: with
+    Postgres it must not depend on where a command is called.
+    """
+    given = os.environ.get("HPO_CHECKPOINTS")
+    if given and not bucket_url.is_url(given):
+        return Path(given).absolute()
+    if place.is_sqlite:
+        return (Path(place.url.database or "").parent / ".hpo").absolute()
+    return cache_folder().absolute() / "studies"
+
+
+def _mark_checkpoints(study: Study) -> None:
+    """Mark the store as the study's own. Raises MismatchError if it is missing and trials go on from it."""
+    if waiting := study_rows.count_open_checkpoints(study.storage.engine, study.uid):
+        why = study.store.why_missing(waiting, study.uid)
+        if why is not None:
+            raise MismatchError(why)
+    study.store.mark(study.uid)
 
 
 def _check_identity(row: Any, wanted: StudySpec) -> None:
@@ -423,16 +462,19 @@ def _recorded(digest: str) -> str:
     return digest.partition(" ")[0]
 
 
-def _home_of_pickled(checkpoints: Path, digest: str) -> Path:
+def _home_of_pickled(home: Path, digest: str) -> Path:
     """Return the folder of a pickled function of a study. Running workers read theirs while a changed one gets another."""
-    return checkpoints / CODE_FOLDER / digest[:12]
+    return home / CODE_FOLDER / digest[:12]
 
 
-def _check_code(connection: sql.Connection, row: Any, digest: str, allow_change: bool, folder: Path) -> None:
+def _check_code(
+    connection: sql.Connection, row: Any, digest: str, allow_change: bool, folder: Path, place: Storage
+) -> None:
     if lets_in(row, digest):
         return
     now, spec = _recorded(digest), _stored_spec(row, "")
-    moved = {"code_folder": str(_home_of_pickled(Path(row.checkpoints), digest))} if spec.is_pickled else {}
+    home = _store_of(place, row.checkpoints, spec).folder
+    moved = {"code_folder": str(_home_of_pickled(home, digest))} if spec.is_pickled else {}
     in_use = spec.is_pickled and workers.at_work(connection, row.uid, spec.recovery.lease_seconds)
     if not in_use and not study_rows.count_trials(connection, row.study_id, begun=True):  # nothing has run the old code
         study_rows.update(connection, row.uid, code_digest=now, **moved)

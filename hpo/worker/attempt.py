@@ -174,7 +174,7 @@ def open_trial(study: Study, client: QueueClient, lease: Lease) -> LeasedTrial:
     trial = LeasedTrial(
         study.optuna, client, lease, spec.rule, curve, spec.goals, guard=spec.guard, shifts=spec.format == 1
     )
-    pending_reports.take(study.trial_folder(trial.number), trial)
+    pending_reports.take(study.store, trial)
     limit = study.spec.budget.trial_seconds
     if limit is not None:
         lease.seconds_left = limit - sum(client.curve(lease, SECONDS))

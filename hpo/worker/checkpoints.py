@@ -1,13 +1,12 @@
-"""A trial's checkpoints: when and where they are written, and what happens if one cannot be written or read."""
+"""A trial's checkpoints: when they are written, and what happens if one cannot be written, stored or read."""
 
 from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.errors import CheckpointError
+from hpo.errors import CheckpointError, Parked
 from hpo.queue.models import Checkpoint
 from hpo.study import retention
 from hpo.study.study import Study
@@ -16,6 +15,7 @@ from hpo.worker import pending_reports
 from hpo.worker.trial import LeasedTrial
 
 log = logging.getLogger(__name__)
+RETRY_SECONDS = 0.5  # between two tries to store a checkpoint that a trial must not end without
 
 
 class Resumable(Protocol):
@@ -35,34 +35,50 @@ class CheckpointManager:
 
     def __init__(self, study: Study, run: Resumable, trial: LeasedTrial) -> None:
         self.study = study
+        self.store = study.store
         self.run = run
         self.trial = trial
         self.folder = study.trial_folder(trial.number)
         self.every = study.spec.recovery.checkpoint_seconds
         self.saved_at = time.monotonic()
-        self.is_failing = False  # the last checkpoint could not be written
+        self.is_failing = False  # the last checkpoint could not be written or stored
         trial.lease.unrecorded = []
-        found = trial.lease.claim.checkpoint
-        self.recorded = None if found is None else Path(found.path)
+        self.recorded = trial.lease.claim.checkpoint
 
     def resume(self) -> None:
         """Load the claim's checkpoint, if there is one. Start at epoch 0 if it is missing or damaged.
 
-        Raises CheckpointError if the disk fails.
+        Raises Parked if a bucket does not answer, and CheckpointError if the disk fails or a bucket stays away.
         """
         found = self.trial.lease.claim.checkpoint
         if found is None:
             return
         try:
-            self.run.load_state_dict(checkpoint.load(Path(found.path), found.digest))
+            self.run.load_state_dict(self._load(found))
         except CheckpointError as error:
             if isinstance(error.__cause__, OSError) and not self._is_missing(error.__cause__):
+                self._wait_for_a_bucket(error)
                 raise  # the disk fails or is not mounted: a data error, so a later attempt tries the same checkpoint
             log.warning("trial %d starts again at epoch 0: %s", self.trial.number, error)
             self.trial.start_over()
 
+    def _load(self, found: Checkpoint) -> dict[str, Any]:
+        try:
+            file = self.store.get(self.store.name_of(found.path), found.digest)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {found.path} cannot be opened ({error.strerror}); check that this machine sees the checkpoints"
+            ) from error
+        return checkpoint.load(file, found.digest)
+
+    def _wait_for_a_bucket(self, error: CheckpointError) -> None:
+        """Raise Parked unless the store has failed for longer than a worker waits for the storage."""
+        if self.store.is_away and self.store.failing_seconds <= self.study.spec.recovery.outage_seconds:
+            log.warning("trial %d waits for its checkpoint: %s", self.trial.number, error)
+            raise Parked(f"trial {self.trial.number}: its checkpoint cannot be read at present") from error
+
     def _is_missing(self, error: OSError) -> bool:
-        """Return whether the file is missing although the checkpoint folder is there."""
+        """Return whether the file is missing although the study's checkpoints are there."""
         return isinstance(error, FileNotFoundError) and self.study.sees_checkpoints
 
     @property
@@ -78,43 +94,98 @@ class CheckpointManager:
     def save_if_leading(self, value: float) -> None:
         """Save the final state of a trial if it is among the best, whose checkpoints are kept."""
         _, beside = self.trial.beside(value)
-        if self.trial.client.retry(lambda: retention.is_kept(self.study, self.trial.number, value, beside)):
-            self.save(self.run.epoch)
+        if not self.trial.client.retry(lambda: retention.is_kept(self.study, self.trial.number, value, beside)):
+            return
+        found = self.write(self.run.epoch)
+        if found is not None:
+            self.record(found, is_stored=self.put_patiently(found, leaves_a_note=True))
 
     def save(self, epoch: int) -> None:
         """Write the run's state and record it in the ledger. If the storage fails, leave it to the next attempt.
 
-        If the disk does not take the file, training continues and the checkpoint recorded before stays valid.
+        If the disk or the bucket does not take it, training continues and the checkpoint recorded before stays valid.
         """
         found = self.write(epoch)
         if found is not None:
-            self.record(found)
+            self.record(found, is_stored=self._put(found))
 
     def write(self, epoch: int) -> Checkpoint | None:
-        """Write the run's state to a file and return it, not recorded yet. Return None if the disk does not take it."""
-        path = self.folder / retention.file_name(self.trial.lease.claim.attempt, epoch, time.time_ns())
+        """Write the run's state to a file of this machine and return it, neither stored nor recorded yet.
+
+        Return None if the disk does not take it.
+        """
+        name = f"{self.folder.name}/{retention.file_name(self.trial.lease.claim.attempt, epoch, time.time_ns())}"
         self.saved_at = time.monotonic()
         try:
-            return Checkpoint(epoch=epoch, path=str(path), digest=checkpoint.save(path, self.run.state_dict()))
+            digest = checkpoint.save(self.folder.parent / name, self.run.state_dict())
         except OSError as error:
-            self._note_failure(epoch, error)
+            self._note_failure(f"no checkpoint of epoch {epoch} could be written: {error}")
             return None
+        return Checkpoint(epoch=epoch, path=self.store.place_of(name), digest=digest)
 
-    def record(self, found: Checkpoint) -> None:
-        """Record a written checkpoint in the ledger and remove older files."""
-        lease, path = self.trial.lease, Path(found.path)
+    def _put(self, found: Checkpoint) -> bool:
+        """Let every worker read a written file. Return False if that fails."""
         try:
-            if self.trial.client.record_checkpoint(lease, found):
-                self.recorded = path
-                kept = {path}
-            else:
-                kept = {path, pending_reports.leave(self.folder, self.trial, found)}
-            retention.tidy(self.folder, lease.claim.attempt, keep=kept | {self.recorded or path})
-            self.is_failing = False
+            self.store.put(self.store.name_of(found.path))
         except OSError as error:
-            self._note_failure(found.epoch, error)
+            self._note_failure(
+                f"epoch {found.epoch} is kept in {self.folder} on this machine until its store takes it: {error}"
+            )
+            return False
+        self.is_failing = False
+        return True
 
-    def _note_failure(self, epoch: int, error: OSError) -> None:
+    def put_patiently(self, found: Checkpoint, *, leaves_a_note: bool = False) -> bool:
+        """Store the file of a trial's last epoch, and wait for a bucket for as long as a worker waits for the storage.
+
+        Args:
+            found: the written checkpoint.
+            leaves_a_note: let a later attempt on this machine go on from the file if this one must end before it is stored.
+
+        Raises a Signal if the attempt must end meanwhile. Returns False if the bucket stays away.
+        """
+        until = time.monotonic() + self.study.spec.recovery.outage_seconds
+        while not self._put(found):
+            if time.monotonic() > until:
+                return False
+            try:
+                self.trial.client.let_go(self.trial.lease)
+            except BaseException:
+                if leaves_a_note:
+                    self.record(found, is_stored=False)
+                raise
+            time.sleep(RETRY_SECONDS)
+        return True
+
+    def record(self, found: Checkpoint, *, is_stored: bool) -> None:
+        """Record a checkpoint in the ledger and remove older files. What is not recorded is left to the next attempt.
+
+        Args:
+            found: the checkpoint.
+            is_stored: whether every worker can read its file.
+        """
+        lease, name = self.trial.lease, self.store.name_of(found.path)
+        try:
+            if is_stored and self.trial.client.record_checkpoint(lease, found):
+                self.recorded = found
+                kept = {name}
+            else:
+                follows = self.recorded.digest if self.recorded else ""
+                kept = {
+                    name,
+                    pending_reports.leave(self.store, self.trial, found, follows=follows, is_stored=is_stored),
+                }
+        except OSError as error:
+            self._note_failure(f"epoch {found.epoch} could not be left to a later attempt: {error}")
+            return
+        if self.recorded is not None:
+            kept.add(self.store.name_of(self.recorded.path))
+        try:
+            retention.tidy(self.store, self.folder.name, lease.claim.attempt, keep=kept)
+        except OSError as error:  # the next checkpoint tries again
+            log.debug("trial %d: older checkpoints stay for now: %s", self.trial.number, error)
+
+    def _note_failure(self, what: str) -> None:
         if not self.is_failing:
-            log.warning("trial %d: no checkpoint of epoch %d could be written: %s", self.trial.number, epoch, error)
+            log.warning("trial %d: %s", self.trial.number, what)
         self.is_failing = True

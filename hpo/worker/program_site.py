@@ -49,7 +49,7 @@ class ProgramSite:
         """
         if not self._study.sees_checkpoints:
             raise FileNotFoundError(
-                errno.ENOENT, "the study's checkpoint folder is not there; mount its disk", str(self._study.checkpoints)
+                errno.ENOENT, "the study's checkpoint folder is not there; mount its disk", self._study.store.place
             )
         attempt = self._trial.lease.claim.attempt
         if self._trial.lease.claim.checkpoint is not None:
@@ -57,7 +57,7 @@ class ProgramSite:
         if not self.known():
             program_folder.delete(self._home, attempt)
         self.folder.mkdir(parents=True, exist_ok=True)
-        retention.tidy(self._home, attempt, keep=())
+        retention.tidy(self._study.store, self._home.name, attempt, keep=())
         self._write_command(words)
         self._trial.lease.unrecorded = []
         self._trial.parks_in_reports = False  # the program may save first
@@ -113,7 +113,7 @@ class ProgramSite:
         reached = Checkpoint(epoch=trial.last_step, path=str(path), digest=self._command_digest)
         if not trial.client.record_checkpoint(trial.lease, reached):
             try:
-                pending_reports.leave(self._home, trial, reached)
+                pending_reports.leave(self._study.store, trial, reached)
             except OSError as error:
                 log.warning(
                     "trial %d: epoch %d could not be left to a later attempt: %s", trial.number, reached.epoch, error

@@ -117,8 +117,10 @@ class UserLoop:
             return
         client, lease, checkpoints = self._trial.client, self._trial.lease, self._saved_by()
         client.flush(lease)
-        checkpoints.record(found)
-        if self._final_best is not None and checkpoints.recorded == Path(found.path):
+        if not checkpoints.put_patiently(found):
+            return
+        checkpoints.record(found, is_stored=True)
+        if self._final_best is not None and checkpoints.recorded == found:
             step = {BEST_STEP: self._final_best["step"]}
             client.record_receipts([TrialReceipt(claim=lease.claim, receipt=step)])
 

@@ -16,6 +16,7 @@ from hpo.storage import sql, study_rows, tables
 from hpo.storage.connect import plain_url
 from hpo.study import control, deletion
 from hpo.study import study as studies
+from hpo.study.checkpoint_store import PROBE_FILE
 from hpo.study.study import Study
 from tests.cli.test_commands import Hpo, hpo
 from tests.support.trials import MakeStudy, begin, said
@@ -97,7 +98,7 @@ def test_a_study_with_a_trial_on_another_machine_is_not_deleted(make_study: Make
 
 def test_a_folder_of_another_study_stays(make_study: MakeStudy) -> None:
     study = make_study()
-    (study.checkpoints / studies.PROBE_FILE).write_text("another")
+    (study.checkpoints / PROBE_FILE).write_text("another")
     assert deletion.holdings(study).text == "0 trials; no folder of it is seen from here"
     deletion.delete(study)
     assert study.checkpoints.exists()

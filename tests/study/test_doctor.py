@@ -27,8 +27,9 @@ from hpo.storage.connect import Storage, connect
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies, hpo_trials, hpo_workers
 from hpo.study import control, doctor, resolve
 from hpo.study import study as studies
+from hpo.study.checkpoint_store import PROBE_FILE
 from hpo.study.doctor import Finding
-from hpo.study.study import PROBE_FILE, Study
+from hpo.study.study import Study
 from tests.conftest import OWN_OBJECTIVE
 from tests.support.trials import begin, claim_one, finish_claim
 
@@ -383,14 +384,15 @@ def test_a_machine_that_does_not_see_the_study_s_own_checkpoints_is_told(text: s
     probe = whole.checkpoints / PROBE_FILE
     probe.unlink() if text is None else probe.write_text(text)
     found = the_ill(whole, repair=True)
-    assert found.what == f"this machine does not see the study's checkpoints in {whole.checkpoints}"
-    assert found.mend == "mount the folder; workers here refuse to join"
+    assert found.what == f"checkpoints {whole.checkpoints}: this machine does not see the study's own folder there"
+    assert found.mend.startswith("mount it, or ")
+    assert found.mend.endswith("; until then workers here refuse to join")
     assert whole.trial_folder(1).is_dir()  # nothing is removed from a folder that may be another's
 
 
 def test_a_folder_of_checkpoints_that_is_gone_is_told(whole: Study) -> None:
     shutil.rmtree(whole.checkpoints)
-    assert the_ill(whole, repair=True).what.startswith("this machine does not see the study's checkpoints in ")
+    assert the_ill(whole, repair=True).what.startswith(f"checkpoints {whole.checkpoints}: this machine does not see ")
 
 
 def test_a_folder_that_is_no_trial_s_is_left_alone(whole: Study) -> None:

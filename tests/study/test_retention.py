@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from hpo.queue.models import Checkpoint
 from hpo.study import retention
-from hpo.study.retention import delete_stale, file_name, is_kept, stale, tidy
+from hpo.study.checkpoint_store import FolderStore
+from hpo.study.retention import delete_stale, file_name, is_kept, stale
 from hpo.study.study import Study
 from hpo.train import checkpoint
 from hpo.worker import pending_reports
@@ -26,6 +27,11 @@ def touched(folder: Path, *names: str) -> list[Path]:
 
 def left(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
+
+
+def tidy(folder: Path, attempt: int, keep: list[Path]) -> None:
+    store = FolderStore(folder.parent)
+    retention.tidy(store, folder.name, attempt, keep=[store.name_of(str(file)) for file in keep])
 
 
 # --- the files of one trial -------------------------------------------------------------------------------------------
@@ -60,6 +66,7 @@ def test_the_files_that_are_written_are_those_that_are_tidied(
 ) -> None:
     """The names of what a killed worker leaves are made elsewhere."""
     folder, killed = tmp_path / "trial-000000", set()
+    store = FolderStore(tmp_path)
     folder.mkdir()
 
     def kill(*names: object) -> None:
@@ -71,10 +78,10 @@ def test_the_files_that_are_written_are_those_that_are_tidied(
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", kill)
         with pytest.raises(KeyboardInterrupt):
-            pending_reports.leave(folder, trial, found)
+            pending_reports.leave(store, trial, found)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
-    note = pending_reports.leave(folder, trial, found)
+    note = folder.parent / pending_reports.leave(store, trial, found)
     checkpoint.save(folder / file_name(claim.attempt, 3, 1), {})
     assert len(killed) == 2
     touched(folder, *killed)

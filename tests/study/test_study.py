@@ -15,8 +15,9 @@ from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
 from hpo.storage.tables import UID_KEY
 from hpo.study import study as studies
+from hpo.study.checkpoint_store import PROBE_FILE
 from hpo.study.status import summarize
-from hpo.study.study import PROBE_FILE, Study
+from hpo.study.study import Study
 from hpo.view.pages import status_text
 from tests.conftest import OWN_OBJECTIVE
 from tests.support import racing

@@ -314,7 +314,8 @@ def leave(study: Study, trial: LeasedTrial, epoch: int, *values: float) -> Path:
     since = [Report(claim=claim, step=first + n, value=v, metrics={"value": v}) for n, v in enumerate(values)]
     trial.curve.extend(values)
     trial.lease.unrecorded = since
-    return pending_reports.leave(folder, trial, Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING))
+    found = Checkpoint(epoch=epoch, path=str(file), digest=OF_NOTHING)
+    return study.checkpoints / pending_reports.leave(study.store, trial, found)
 
 
 def park(trial: LeasedTrial) -> None:

@@ -171,7 +171,7 @@ def checkpoint_of(study: Study, row: Any) -> str | None:
     Of a command it is the folder in which the program has saved, None if that holds no files.
     """
     path: str | None = row.checkpoint_path
-    if not path or not Path(path).exists():
+    if not path or not study.store.exists(study.store.name_of(path)):
         return None
     if not study.spec.command:
         return path

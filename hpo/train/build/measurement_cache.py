@@ -9,20 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from hpo.files import write_json
+from hpo.files import cache_folder, write_json
 
 log = logging.getLogger(__name__)
 
 
 def home() -> Path:
-    """Return the path of the file: in HPO_CACHE, else in XDG_CACHE_HOME/hpo, else in ~/.cache/hpo."""
-    folder = os.environ.get("HPO_CACHE")
-    base = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpo"
-    return base / "measured.json"
+    """Return the path of the file, in the user's cache folder."""
+    return cache_folder() / "measured.json"
 
 
 def recall(key: str) -> Any:

@@ -52,7 +52,7 @@ class Privacy:
             url = study.storage.url
             names |= {part for part in (url.host, url.username) if part}
             if isinstance(study, Study):
-                folders |= {str(study.code_folder), str(study.checkpoints)}
+                folders |= {str(study.code_folder), str(study.checkpoints), study.store.place}
         return cls(names=names, folders=folders, is_off=is_full)
 
     def text(self, foreign: str) -> str:
