@@ -37,6 +37,8 @@ def search(
     name: str | None = None,
     trials: int | None = None,
     workers: int | None = None,
+    gpus: str | None = None,
+    per_gpu: str | int = "auto",
     timeout: str | float | None = None,
     storage: str | None = None,
     code: str | os.PathLike[str] | None = None,
@@ -60,6 +62,8 @@ def search(
         name: the study's name. A file has one; a function's study needs it.
         trials: the study's trials in all, over every call.
         workers: processes on this machine. By default one per GPU, without a GPU one per core. 0 only makes the study.
+        gpus: the GPUs to use: numbers or UUIDs such as "0,1", or "all" or "none". By default all that nobody else uses.
+        per_gpu: how many workers share a GPU. "auto" means one.
         timeout: the time limit of this call, in seconds or such as "30m". Unfinished trials are parked.
         storage: the database's URL. By default $HPO_STORAGE, then that of the file, then sqlite:///studies.db.
         code: the folder of a study file's own code, if it is not the file's folder.
@@ -73,6 +77,7 @@ def search(
     itself, or if every trial has failed.
     """
     from hpo.launch import search as steps
+    from hpo.launch.placement import sharers
     from hpo.spec import optuna_calls, user_path
     from hpo.view import notebook
 
@@ -80,6 +85,8 @@ def search(
     limit = _seconds(timeout)
     _refuse_no_text("storage", storage, STORAGE)
     workers = _count("workers", workers, least=0)
+    _refuse_no_text("gpus", gpus, 'a text, such as "0,1", "all" or "none"')
+    shared = sharers(per_gpu, "per_gpu")
     trials = _count("trials", trials, least=1)
     view = notebook.view(is_quiet=not progress)
     folder: Path | None  # of the code
@@ -100,8 +107,8 @@ def search(
         if workers != 0:
             steps.warm_up(loaded)
         with called():
-            count = steps.count_workers(loaded, workers)
-            found = steps.complete(loaded, file, view, code=folder, workers=count)
+            placement = steps.place_workers(loaded, workers, gpus=gpus, per_gpu=shared)
+            found = steps.complete(loaded, file, view, code=folder, workers=len(placement.places))
             from hpo.storage.connect import storage_url
 
             url = storage_url(storage, found.spec.storage)
@@ -110,11 +117,11 @@ def search(
         if why := steps.nothing_to_do(opened):
             if opened.standing.hold or opened.standing.stop_reason:
                 text.say(why, to=sys.stderr)
-        elif count:
+        elif placement.places:
             ending = steps.run(
                 opened,
                 view,
-                workers=count,
+                placement=placement,
                 limit=steps.time_limit(found, limit),
                 allow_code_change=allow_code_change,
                 may_exit=False,

@@ -77,7 +77,7 @@ def confirm(
             assert request.sister is not None
             sister = request.sister
             confirmation.remember_delta(sister, request.plan)
-        count = search.count_workers(source.spec, workers)
+        placement = search.place_workers(source.spec, workers)
     standing = summarize(sister)
     opened = search.Opened(study=sister, code_folder=sister.code_folder, is_new=False, standing=standing)
     if standing.is_over or standing.hold:
@@ -89,7 +89,7 @@ def confirm(
             f"confirms {source.name!r}: {leaders} leaders, {runs} runs of each, as trials of {sister.name!r}",
             to=sys.stderr,
         )
-        ending = search.run(opened, view, workers=count, limit=limit, allow_code_change=False)
+        ending = search.run(opened, view, placement=placement, limit=limit, allow_code_change=False)
         if ending.last_words:
             text.say_page(ending.last_words, to=sys.stderr)
     found = confirmation.read(source)

@@ -72,7 +72,7 @@ def check(
     code: CodeOption = None,
 ) -> None:
     """Explain a study file: space, data, model, time of one epoch, cost of the budget, likely mistakes."""
-    from hpo.launch.local import default_workers
+    from hpo.launch.placement import default_workers
     from hpo.strategy.lint import lint
     from hpo.study import resolve
     from hpo.view import checked
@@ -96,7 +96,10 @@ def check(
 
 @app.command(
     epilog=examples(
-        "hpo run study.toml", "hpo run study.toml --workers 4 --trials 128", "hpo run study.toml --timeout 30m"
+        "hpo run study.toml",
+        "hpo run study.toml --workers 4 --trials 128",
+        "hpo run study.toml --gpus 0,1 --per-gpu 2",
+        "hpo run study.toml --timeout 30m",
     )
 )
 def run(
@@ -111,6 +114,16 @@ def run(
             help="Number of local workers. Default: one per GPU, without a GPU one per core. 0 only creates the study.",
         ),
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            help='GPUs to use: numbers or UUIDs such as 0,1, or "all" or "none". Default: all that nobody else uses.',
+        ),
+    ] = None,
+    per_gpu: Annotated[
+        str, typer.Option("--per-gpu", metavar="auto|K", help="Number of workers that share a GPU. auto: one.")
+    ] = "auto",
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, max=2**31 - 1, help="Number of trials of the study in total.")
     ] = None,
@@ -122,17 +135,19 @@ def run(
 ) -> None:
     """Run a search: create or join the study, start workers, show progress, print the best trial."""
     from hpo.launch import search
+    from hpo.launch.placement import sharers
     from hpo.spec.durations import seconds
     from hpo.view.live import LiveView
 
+    shared = sharers(per_gpu, "--per-gpu")
     given = seconds(timeout, "--timeout") if timeout else None
     view = LiveView(is_quiet=json)
     with view:
         loaded = search.load(file, view, name=name, code=code)
         if workers != 0:
             search.warm_up(loaded)
-        count = search.count_workers(loaded, workers)
-        found = search.complete(loaded, file, view, code=code, workers=count)
+        placement = search.place_workers(loaded, workers, gpus=gpus, per_gpu=shared)
+        found = search.complete(loaded, file, view, code=code, workers=len(placement.places))
         quiet_optuna()
         from hpo.storage.connect import storage_url
 
@@ -144,12 +159,12 @@ def run(
     ending = search.Ending()
     if why := search.nothing_to_do(opened):
         text.say(why, to=sys.stderr)
-    elif not count:
+    elif not placement.places:
         next_one = text.command("worker", study.name, options=again)
         text.say_command(f"made study {study.name!r}; next: ", next_one, " on each machine", to=sys.stderr)
     else:
         limit = search.time_limit(found, given)
-        ending = search.run(opened, view, workers=count, limit=limit, allow_code_change=allow_code_change)
+        ending = search.run(opened, view, placement=placement, limit=limit, allow_code_change=allow_code_change)
         if ending.last_words:
             text.say_page(ending.last_words, to=sys.stderr)
         if ending.is_deleted:
@@ -261,7 +276,7 @@ def worker(
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
     from hpo.launch import launching, supervisor
     from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
-    from hpo.launch.local import AGAIN, say_last
+    from hpo.launch.slots import AGAIN, say_last
     from hpo.queue import workers
     from hpo.queue.models import Post
     from hpo.spec.study_file import Recovery

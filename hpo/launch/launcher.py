@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from hpo import text
 from hpo.errors import StorageError, StorageGone
 from hpo.launch.local import Fleet
+from hpo.launch.slots import CRASHES
 from hpo.queue import workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
@@ -136,8 +137,8 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
                     outage_since = outage_since or time.monotonic()
                     if time.monotonic() - outage_since > study.spec.recovery.outage_seconds:
                         raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
-                if fleet.stop_asked_at is None and (interrupt.received or time.monotonic() >= deadline):
-                    view.say(f"stopping: {_what_becomes_of_trials(study)}; Ctrl-C ends at once")
+                if fleet.stop_asked_at is None and (why := _why_stop(fleet, interrupt, deadline)):
+                    view.say(f"{why}: {_what_becomes_of_trials(study)}; Ctrl-C ends at once")
                     fleet.stop()
                 fleet.wait(REFRESH_SECONDS)
         finally:
@@ -150,6 +151,15 @@ def run_workers(study: Study, fleet: Fleet, view: LiveView, *, timeout: float | 
             if not interrupt.received:
                 raise
     return interrupt.exit_code
+
+
+def _why_stop(fleet: Fleet, interrupt: Interrupt, deadline: float) -> str:
+    """Return why the run is to end now, "" if it goes on."""
+    if interrupt.received or time.monotonic() >= deadline:
+        return "stopping"
+    if dead := fleet.died_at_start:
+        return f"stopping, since {dead[0].name} died {CRASHES} times at its start"
+    return ""
 
 
 def _what_becomes_of_trials(study: Study) -> str:

@@ -16,6 +16,7 @@ from hpo import text
 from hpo.errors import SpecError
 
 if TYPE_CHECKING:
+    from hpo.launch.placement import Placement
     from hpo.spec.study_file import StudySpec
     from hpo.study.resolve import StudyFile
     from hpo.study.status import Summary
@@ -68,14 +69,30 @@ def warm_up(loaded: StudySpec) -> None:
     fork_server.warm_up(loaded.executor if loaded.is_declared else None)
 
 
-def count_workers(loaded: StudySpec, wanted: int | None) -> int:
-    """Return how many workers to start, and warn of more than this machine can use. Raises SpecError for far too many."""
-    from hpo.launch.local import check_count, default_workers
+def place_workers(
+    loaded: StudySpec, wanted: int | None, *, gpus: str | None = None, per_gpu: int | None = None
+) -> Placement:
+    """Return the places of the workers to start. Warn of more than this machine can use, and of GPUs that are left to others.
 
-    count = next(n for n in (wanted, loaded.workers, default_workers()) if n is not None)
-    if warning := check_count(count, is_declared=loaded.is_declared):
-        text.say(f"warning: {warning}", to=sys.stderr)
-    return count
+    Args:
+        loaded: the study file.
+        wanted: how many workers; None for the number in the file, or as many as fill this machine.
+        gpus: the GPUs to use: "all", "none" or a list; None for those that nobody else uses.
+        per_gpu: how many workers share a GPU; None for one.
+
+    Raises SpecError for GPUs that are not there, and for far too many workers.
+    """
+    from hpo.launch import placement
+
+    count = loaded.workers if wanted is None else wanted
+    if wanted is None and per_gpu is not None:
+        count = None
+    found = placement.place(count, wanted=gpus, per_gpu=per_gpu)
+    count = len(found.places)
+    warning = placement.check_count(count, is_declared=loaded.is_declared, devices=found.gpu_count) if count else None
+    for line in [*found.notes(), *([warning] if warning else [])]:
+        text.say(f"warning: {line}", to=sys.stderr)
+    return found
 
 
 def complete(loaded: StudySpec, file: Path, view: LiveView, *, code: Path | None, workers: int) -> StudyFile:
@@ -167,7 +184,7 @@ def run(
     opened: Opened,
     view: LiveView,
     *,
-    workers: int,
+    placement: Placement,
     limit: float | None,
     allow_code_change: bool,
     may_exit: bool = True,
@@ -177,7 +194,7 @@ def run(
     Args:
         opened: the study.
         view: shows the progress.
-        workers: how many are started; at least one.
+        placement: the places of the workers; at least one.
         limit: the time limit in seconds.
         allow_code_change: as for `open_study`.
         may_exit: let a third signal end this process at once.
@@ -185,12 +202,13 @@ def run(
     Raises StorageError if the storage has too few connections, or fails for longer than `recovery.outage_patience`.
     """
     from hpo.launch import launcher
-    from hpo.launch.local import Fleet, last_words
+    from hpo.launch.local import Fleet
+    from hpo.launch.slots import last_words
     from hpo.storage.connect import check_connections
 
     study = opened.study
-    check_connections(study.storage, workers)
-    fleet = Fleet(study, workers, code_folder=opened.code_folder, allow_code_change=allow_code_change)
+    check_connections(study.storage, len(placement.places))
+    fleet = Fleet(study, placement, code_folder=opened.code_folder, allow_code_change=allow_code_change)
     exit_code = launcher.run_workers(study, fleet, view, timeout=limit, may_exit=may_exit)
     is_deleted = opened.is_new and fleet.refused and _is_ours_alone(opened)
     if is_deleted:  # the file has a mistake that only workers see, such as wrong data

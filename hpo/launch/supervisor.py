@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpo.launch import exit_codes
-from hpo.launch.local import (
+from hpo.launch.slots import (
+    CRASHES,
     HEALTHY_SECONDS,
     KILL_SECONDS,
     LONGEST_PAUSE_SECONDS,
     RESTART_SECONDS,
-    RESTARTS,
     died_of,
     last_word,
     say_last,
@@ -64,7 +64,7 @@ class Supervisor:
             if word.isdecimal() or self._asked.is_set():
                 return exit_codes.of(word, self.asked_by)
             crashes = 1 if time.monotonic() - began >= HEALTHY_SECONDS else crashes + 1
-            if crashes > RESTARTS:
+            if crashes >= CRASHES:
                 log.error(
                     "the worker died %d times in a row, last: %s; it is not started again", crashes, died_of(code)
                 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo.launch.local import last_words
+from hpo.launch.slots import last_words
 from hpo.storage import descriptors, sqlite_file
 from hpo.storage.connect import connect
 from tests.cases.test_exit_codes import run_fleet
@@ -51,7 +51,7 @@ def objective(trial):
 )
 def test_the_database_s_descriptors(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The worker ends at its next use of the database, before anything is written to what has those numbers now."""
-    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("hpo.launch.slots.RESTART_SECONDS", 0.01)
     study = make_study(trials=3, failures={"lost_worker": {"retries": 0}})
     text = CLOSING.replace("HOW", f"global WORDS; {how}")
     fleet = run_fleet(study, text)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from hpo.launch.local import AGAIN, Fleet, last_word, last_words, say_last
+from hpo.launch.local import Fleet
+from hpo.launch.slots import AGAIN, last_word, last_words, say_last
 from hpo.study.study import Study
 from tests.integration.processes import failures
 from tests.support.trials import MakeStudy
@@ -47,7 +48,7 @@ def run_fleet(study: Study, text: str) -> Fleet:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("hpo.launch.slots.RESTART_SECONDS", 0.01)
 
 
 def test_whatever_way_a_trial_ends_its_worker_it_fails(make_study: MakeStudy) -> None:
@@ -68,7 +69,7 @@ def test_code_that_ends_the_process_as_it_is_imported(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """A worker that ends before it has a trial is started so often and no more, and nobody says that all is well."""
-    monkeypatch.setattr("hpo.launch.local.RESTARTS", 1)
+    monkeypatch.setattr("hpo.launch.slots.CRASHES", 2)
     study = make_study(trials=1)
     fleet = run_fleet(study, f"import os\nos._exit({code})\n")
     assert fleet.slots[0].exit_codes == [code] * 2

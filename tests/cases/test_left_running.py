@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from hpo.launch import fork_server
-from hpo.launch.local import Fleet, last_words
+from hpo.launch.local import Fleet
+from hpo.launch.slots import last_words
 from hpo.storage.connect import Storage
 from hpo.worker import descendants
 from hpo.worker import loop as worker_loop
@@ -155,7 +156,7 @@ def objective(trial):
 @pytest.mark.usefixtures("adopting")
 def test_workers_whose_server_is_killed_park(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are `hpo run`'s children then, and no orphans that it is to end."""
-    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("hpo.launch.slots.RESTART_SECONDS", 0.01)
     study = make_study(trials=2)
     (study.code_folder / "mine.py").write_text(PARKING)
     fleet = Fleet(study, 2, code_folder=study.code_folder, allow_code_change=True)

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import signal
 import sqlite3
-import stat
 import tempfile
 import threading
 import time
@@ -18,12 +17,15 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import SpecError
-from hpo.launch import fork_server, gpus
+from hpo.launch import fork_server
 from hpo.launch.launcher import Interrupt, catching_signals
-from hpo.launch.local import RESTARTS, SERVER_GONE, Fleet, check_count, default_workers, last_words
+from hpo.launch.local import Fleet
+from hpo.launch.placement import check_count
+from hpo.launch.slots import CRASHES, SERVER_GONE, last_words
 from hpo.queue.models import Claim
 from hpo.study.study import Study
 from hpo.worker.signals import ASKING, ORDER
+from tests.support.nvidia_smi import A, B, install
 from tests.support.trials import MakeStudy, claim_one
 from tests.support.waiting import PATIENCE, wait_for
 
@@ -31,27 +33,7 @@ from tests.support.waiting import PATIENCE, wait_for
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program in the place of nvidia-smi that lists two GPUs."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return program
-
-
-def test_gpus_are_named_by_uuid_as_the_driver_lists_them(nvidia_smi: Path) -> None:
-    assert gpus.visible() == ["GPU-aaaa", "GPU-bbbb"]
-    assert default_workers() == 2
-    nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
-    assert gpus.visible() == []
-    assert default_workers() == len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(("given", "devices"), [("1,3", ["1", "3"]), ("", []), ("-1", []), ("GPU-x", ["GPU-x"])])
-@pytest.mark.usefixtures("nvidia_smi")
-def test_the_user_s_own_choice_of_gpus_stands(monkeypatch: pytest.MonkeyPatch, given: str, devices: list[str]) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert gpus.visible() == devices
+    return install(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("nvidia_smi")
@@ -102,7 +84,7 @@ def test_each_worker_sees_its_own_gpu_one_thread_and_the_storage(make_study: Mak
     assert fleet.failed == [], last_words(fleet.failed)
     seen = sorted(path.read_text() for path in study.code_folder.glob("seen-*"))
     url = study.storage.url.render_as_string(hide_password=False)
-    assert seen == [f"GPU-aaaa 1 {url}", f"GPU-bbbb 1 {url}"]
+    assert seen == [f"{A} 1 {url}", f"{B} 1 {url}"]
 
 
 SLOW_TO_LOAD = """
@@ -157,7 +139,7 @@ def test_a_worker_that_always_crashes_is_given_up_and_reported(make_study: MakeS
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
     fleet.start()
     tend_to_the_end(fleet)
-    assert fleet.slots[0].exit_codes == [7] * (1 + RESTARTS)
+    assert fleet.slots[0].exit_codes == [7] * CRASHES
     assert [slot.index for slot in fleet.failed] == [0]
     assert fleet.exit_code == 1
     assert "worker 0 ended with exit code 7" in last_words(fleet.failed)
@@ -264,7 +246,7 @@ def server_of_workers() -> int:
 
 def test_a_killed_server_is_started_anew(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is killed costs its workers and another one is started."""
-    monkeypatch.setattr("hpo.launch.local.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("hpo.launch.slots.RESTART_SECONDS", 0.01)
     study = make_study(trials=2)
     objective_file(study, FORKED)
     fleet = Fleet(study, 1, code_folder=study.code_folder, allow_code_change=True)
