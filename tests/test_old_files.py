@@ -188,7 +188,12 @@ def test_new_tables(home: Home) -> None:
     indexes = (
         "SELECT sql FROM sqlite_master WHERE type = 'index' AND name LIKE '%hpo_%' AND sql IS NOT NULL ORDER BY name"
     )
-    assert new.rows(indexes) == home.rows(indexes)
+    added = {
+        "sql": "CREATE INDEX ix_hpo_trials_open ON hpo_trials (study_uid, lease_until, trial_id) WHERE settled IS 0"
+    }
+    assert [row for row in new.rows(indexes) if row != added] == home.rows(indexes)
+    home.run("run", "own.toml", "--workers", "0")
+    assert sorted(map(str, home.rows(indexes))) == sorted(map(str, new.rows(indexes)))
 
 
 def test_new_postgres_tables(one_database: str, postgres_url: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hpo.queue import lease_clock
 from hpo.queue.finish import write_stop
 from hpo.queue.ledger import Ledger, cut_back
 from hpo.queue.models import Checkpoint, Claim
-from hpo.queue.rows import open_trials
+from hpo.queue.rows import open_trials, runs
 from hpo.spec.failures import Kind
 from hpo.storage import sql, study_rows, trial_writes
 from hpo.storage.tables import (
@@ -65,33 +65,50 @@ def claim_many(
         if number is not None and number < 1:
             raise ValueError(f"claim_many: {name}={number}; it must be at least 1")
     with sql.writing(ledger.engine) as connection:
-        study = lock_study(connection, ledger)
+        study = lock_study(connection, ledger, enough=wanted + (waiting_at_most or 0))
         if study.hold not in (None, Hold.PAUSED):
             return Idle.DONE
-        left = study.trials + study.imported - study.spent if study.stop_reason is None else 0
+        left = _left(connection, ledger, study)
         if study.hold == Hold.PAUSED:
-            return Idle.WAIT if left > 0 or study.unfinished else Idle.DONE
+            return Idle.WAIT if left > 0 or _is_unfinished(connection, ledger) else Idle.DONE
         taken = _take_over(connection, ledger, wanted, stack_key) if study.parked else []
         if taken and stack_key is None:
             return taken
         room = wanted - len(taken)
         if waiting_at_most is not None:
             room = min(room, waiting_at_most - (study.parked - len(taken)))
-        begun = _begin(connection, ledger, study, most=min(room, left), left=left, fleet=fleet)
+        begun = _begin(connection, ledger, study, most=min(room, left), fleet=fleet)
         if taken or begun:
             return [*taken, *begun]
-        if left > 0 and not study.unfinished:
+        if _is_unfinished(connection, ledger):
+            return Idle.WAIT
+        if left > 0:
             write_stop(connection, ledger.uid, "every point of the grid was tried")
-        return Idle.WAIT if study.unfinished else Idle.DONE
+        return Idle.DONE
 
 
-def lock_study(connection: sa.Connection, ledger: Ledger) -> Any:
+def must_wait(ledger: Ledger) -> bool:
+    """Return whether a claim would find nothing now and later ones might. It takes no lock.
+
+    A worker that waits for others asks this first. If it returns False, only a claim can tell.
+    """
+    with sql.reading(ledger.engine) as connection:
+        found = (*_counts(), _unfinished())
+        row = study_rows.living_row(connection, ledger.study_id, *found, uid=ledger.uid, enough=1)
+        if row is None or row.uid != ledger.uid or row.schema not in (None, SCHEMA) or not row.unfinished:
+            return False
+        if row.hold is not None:
+            return bool(row.hold == Hold.PAUSED)
+        return not row.parked and _left(connection, ledger, row) <= 0
+
+
+def lock_study(connection: sa.Connection, ledger: Ledger, *, enough: int) -> Any:
     """Lock the study's row as Optuna does for a new trial. Return our row with the counts of `_counts`.
 
     Raises StudyError if the study was deleted, or if another version of hpo has changed its schema.
     """
     study_rows.lock(connection, ledger.study_id)
-    row = study_rows.living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid)
+    row = study_rows.living_row(connection, ledger.study_id, *_counts(), uid=ledger.uid, enough=enough)
     if row is None or row.uid != ledger.uid:
         raise StudyError("the study was deleted while this worker ran; start `hpo run` again to make a new one")
     if row.schema not in (None, SCHEMA):
@@ -131,7 +148,7 @@ def _parked(connection: sa.Connection, ledger: Ledger, most: int, *which: sa.Col
     found = connection.execute(
         open_trials(ledger.uid, ledger.study_id, trials.c.number, _alone(ledger).label("alone"))
         .where(hpo_trials.c.lease_until.is_(None), *which)
-        .order_by(trials.c.number)
+        .order_by(hpo_trials.c.trial_id)  # the order of their numbers, and of the index
         .limit(most)
         .with_for_update(of=hpo_trials, skip_locked=True)
     )
@@ -170,36 +187,38 @@ def _taken(row: Any) -> Claim:
 # --- queued, new ------------------------------------------------------------------------------------------------------
 
 
-def _begin(connection: sa.Connection, ledger: Ledger, study: Any, *, most: int, left: int, fleet: int) -> list[Claim]:
+def _begin(connection: sa.Connection, ledger: Ledger, study: Any, *, most: int, fleet: int) -> list[Claim]:
     """Claim queued trials, then new ones.
 
     Args:
         most: the largest number of trials. It may be less than 1.
-        left: how many trials are left in the budget.
     """
     if most < 1:
         return []
     queued = _queued(connection, ledger, most) if study.queued else []
     _lease_out(connection, ledger, queued)  # first, because `_dealt` counts them
-    new = _new(connection, ledger, most - len(queued), left=left - len(queued), fleet=fleet)
+    new = _new(connection, ledger, most - len(queued), left=_unnumbered(study), fleet=fleet)
     _lease_out(connection, ledger, new)
     return [*queued, *new]
 
 
 def _queued(connection: sa.Connection, ledger: Ledger, most: int) -> list[Claim]:
     """Claim the oldest WAITING trials. A plain Optuna process may want them too, so the write checks the state."""
-    waiting = connection.execute(
-        sa.select(trials.c.trial_id, trials.c.number)
-        .where(trials.c.study_id == ledger.study_id, trials.c.state == TrialState.WAITING)
-        .order_by(trials.c.number)
-    ).all()
     claims: list[Claim] = []
-    while waiting and len(claims) < most:
-        tried, waiting = waiting[: most - len(claims)], waiting[most - len(claims) :]
+    beyond = -1
+    while (missing := most - len(claims)) and (tried := _waiting(connection, ledger, missing, beyond=beyond)):
         ids = [trial_id for trial_id, _ in tried]
         got = trial_writes.set_states(connection, ids, TrialState.RUNNING, once=(TrialState.WAITING,))
         claims += [Claim(trial_id=trial_id, number=number, attempt=1) for trial_id, number in tried if trial_id in got]
+        beyond = tried[-1].number
     return claims
+
+
+def _waiting(connection: sa.Connection, ledger: Ledger, most: int, *, beyond: int) -> Sequence[Any]:
+    """Return the ids and numbers of the oldest WAITING trials whose number is higher than `beyond`."""
+    of_study = sa.and_(trials.c.study_id == ledger.study_id, trials.c.number > beyond)
+    waiting = sa.select(trials.c.trial_id, trials.c.number).where(of_study, trials.c.state == TrialState.WAITING)
+    return connection.execute(waiting.order_by(trials.c.number).limit(most)).all()
 
 
 def _new(connection: sa.Connection, ledger: Ledger, most: int, *, left: int, fleet: int) -> list[Claim]:
@@ -240,26 +259,69 @@ def _leased(dialect: str) -> Any:
 
 @cache
 def _counts() -> tuple[sa.ColumnElement[Any], ...]:
-    """Return columns that count a study's trials.
+    """Return columns that tell how far a study is, each read from an index. Foreign trials are among them.
 
-    `spent` counts all states but WAITING, `queued` counts WAITING. `unfinished` and `parked` count only trials of ours.
+    They are not kept as counters, because other programs add and end trials, too. `begun` is the number of trials, and
+    `queued` counts WAITING ones. `parked` counts trials of ours. Both counts end at `enough`, so their cost has a bound.
     """
-    of_study = trials.c.study_id == sa.bindparam("of_study")
-    unfinished = sa.and_(
-        of_study,
-        trials.c.state == TrialState.RUNNING,
-        trials.c.trial_id == hpo_trials.c.trial_id,
-        hpo_trials.c.study_uid == sa.bindparam("uid"),
-        hpo_trials.c.settled.is_(False),
-    )
-    last = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(of_study).scalar_subquery()
-    queued = _count(of_study, trials.c.state == TrialState.WAITING)
+    last = sa.select(sa.func.coalesce(sa.func.max(trials.c.number), -1)).where(_of_study()).scalar_subquery()
     return (
-        (last + 1 - queued).label("spent"),  # the numbers have no gaps, and an index gives the last one
-        queued.label("queued"),
-        _count(unfinished).label("unfinished"),
-        _count(unfinished, hpo_trials.c.lease_until.is_(None)).label("parked"),
+        (last + 1).label("numbered"),  # the numbers have no gaps, and an index gives the last one
+        _at_most(trials, *_is_queued()).label("queued"),
+        _at_most(hpo_trials, *_is_open(), hpo_trials.c.lease_until.is_(None)).label("parked"),
+        sa.bindparam("enough", type_=sa.Integer).label("enough"),
     )
+
+
+def _left(connection: sa.Connection, ledger: Ledger, study: Any) -> int:
+    """Return how many trials the budget has left, queued ones among them. It is exact, or more than `enough`."""
+    if study.stop_reason is not None:
+        return 0
+    queued = study.queued
+    if queued > study.enough and _unnumbered(study) < 0:
+        counted = sa.select(sa.func.count()).select_from(trials).where(*_is_queued())
+        queued = connection.execute(counted, {"of_study": ledger.study_id}).scalar_one()
+    return int(_unnumbered(study) + queued)
+
+
+def _unnumbered(study: Any) -> int:
+    """Return how many trials the budget has left beside all queued ones. It is negative if too many are queued."""
+    return int(study.trials + study.imported - study.numbered)
+
+
+def _is_unfinished(connection: sa.Connection, ledger: Ledger) -> bool:
+    """Return whether a trial of ours is RUNNING."""
+    parameters = {"of_study": ledger.study_id, "uid": ledger.uid}
+    return bool(connection.execute(sa.select(_unfinished()), parameters).scalar_one())
+
+
+@cache
+def _unfinished() -> sa.ColumnElement[bool]:
+    return sa.exists().where(*_is_open()).label("unfinished")
+
+
+def _at_most(table: sa.Table, *which: sa.ColumnElement[bool]) -> Any:
+    """Count rows up to one more than the parameter `enough`."""
+    enough = sa.bindparam("enough", type_=sa.Integer) + sa.literal_column("1")
+    return (
+        sa.select(sa.func.count())
+        .select_from(sa.select(sa.literal_column("1")).select_from(table).where(*which).limit(enough).subquery())
+        .scalar_subquery()
+    )
+
+
+def _of_study() -> sa.ColumnElement[bool]:
+    return trials.c.study_id == sa.bindparam("of_study")
+
+
+def _is_queued() -> tuple[sa.ColumnElement[bool], ...]:
+    return _of_study(), trials.c.state == TrialState.WAITING
+
+
+def _is_open() -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions that a row of ours is leased or parked, and RUNNING in Optuna's table."""
+    running = sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, runs(sa.bindparam("of_study")))
+    return hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.settled.is_(False), running
 
 
 def _count(*which: sa.ColumnElement[bool]) -> Any:

@@ -50,7 +50,7 @@ def has_passed(dialect: str, moment: sa.ColumnElement[Any], by: sa.ColumnElement
         by: the column with the name of the moment's clock.
     """
     mine = name(dialect)
-    by_database = sa.and_(by.is_(None), moment < sql.clock(dialect))
+    by_database = sa.and_(by.is_(None), moment < sql.clock_at_start(dialect))
     if mine is None:
         return by_database
     by_mine = sa.and_(by.is_not_distinct_from(mine), moment < now(dialect))

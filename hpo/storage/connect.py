@@ -39,7 +39,11 @@ OUTAGES = (
 )
 #: Errors that are about the storage and say nothing about the data: an outage, or a file that is gone for good.
 UNREACHED = (*OUTAGES, StorageGone)
-BUSY_WORDS = ("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked")
+OF_POOLER = ("no more connections allowed", "query_wait_timeout", "server_login_retry")  # as pgbouncer says it
+BUSY_WORDS = (
+    *("too many clients", "connection slots", "starting up", "shutting down", "not yet accepting", "locked"),
+    *OF_POOLER,
+)
 PROBE_SECONDS = 5.0  # how long a command waits for a locked database
 DEFAULT = "sqlite:///studies.db"  # in the current folder
 MAY_READ = "is it a SQLite file that you may read?"
@@ -306,10 +310,23 @@ def _probe_postgres(url: URL, *, create: bool) -> None:
         )
 
 
-def check_connections(place: Storage, workers: int) -> None:
-    """Raise StorageError if Postgres has too few connections left for so many workers."""
-    if place.is_sqlite:
-        return
+@dataclass(frozen=True, kw_only=True)
+class Connections:
+    """How many connections to Postgres there are, and how many a run needs."""
+
+    needed: int  # by the workers and this process
+    limit: int  # max_connections
+    reserved: int
+    others: int  # in use, by others than this process; behind a pooler by all
+    is_pooled: bool  # then the needed ones are the pooler's clients
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.reserved - self.others
+
+
+def count_connections(place: Storage, workers: int) -> Connections:
+    """Count the connections of a Postgres for a run of so many workers."""
     with place.engine.connect() as connection:
         limit, reserved, used = connection.execute(
             sa.text(
@@ -319,17 +336,28 @@ def check_connections(place: Storage, workers: int) -> None:
                 " (SELECT sum(numbackends) FROM pg_stat_database)::int"
             )
         ).one()
+        is_pooled = bool(connection.info[engine.IS_POOLED])
         pool = place.engine.pool
         assert isinstance(pool, sa.pool.QueuePool)
-        others = used - pool.checkedin() - pool.checkedout()
-    left = limit - reserved - others
+        mine = 0 if is_pooled else pool.checkedin() + pool.checkedout()
     needed = engine.POOL_SIZE * (workers + 1)
-    if needed > left:
+    return Connections(needed=needed, limit=limit, reserved=reserved, others=used - mine, is_pooled=is_pooled)
+
+
+def check_connections(place: Storage, workers: int) -> None:
+    """Raise StorageError if Postgres has too few connections left for so many workers.
+
+    A pooler needs few of them, and does not tell its clients how many clients it takes. So nothing is refused then.
+    """
+    if place.is_sqlite:
+        return
+    found = count_connections(place, workers)
+    if found.needed > found.left and not found.is_pooled:
         raise StorageError(
-            f"storage {place.shown}: {workers} workers and this process take up to {needed} connections, "
-            f"{engine.POOL_SIZE} each; Postgres has {left} left "
-            f"(max_connections {limit}, {reserved} reserved, {others} in use by others): "
-            f"start at most {max(0, left // engine.POOL_SIZE - 1)} workers, or raise max_connections"
+            f"storage {place.shown}: {workers} workers and this process take up to {found.needed} connections, "
+            f"{engine.POOL_SIZE} each; Postgres has {found.left} left "
+            f"(max_connections {found.limit}, {found.reserved} reserved, {found.others} in use by others): "
+            f"start at most {max(0, found.left // engine.POOL_SIZE - 1)} workers, or raise max_connections"
         )
 
 

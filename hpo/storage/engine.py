@@ -2,6 +2,10 @@
 
 SQLite runs in write-ahead mode with a long busy timeout. A writing transaction takes the write lock when it begins.
 Postgres gets a pool of two connections. An idle connection is pinged before use.
+
+A pooler such as pgbouncer gives each transaction whichever server connection is free. A prepared statement or a setting
+of one connection is then met by another process, or by nobody. So behind a pooler nothing is prepared. The time limits
+are set by each writing transaction for itself, unless the role or the database has them already.
 """
 
 from __future__ import annotations
@@ -23,6 +27,11 @@ BUSY_SECONDS = 10.0  # how long SQLite waits for another process's write, and Po
 CONNECT_SECONDS = 10  # how long a command waits for Postgres to answer
 IDLE_SECONDS = 30.0  # Postgres ends a transaction that is idle for so long
 PING_AFTER_SECONDS = 5.0  # a connection idle for so long is pinged before use
+LIMITS = {  # milliseconds; how long a frozen or disconnected process can hold up the others
+    "lock_timeout": int(BUSY_SECONDS * 1000),
+    "idle_in_transaction_session_timeout": int(IDLE_SECONDS * 1000),
+}
+IS_POOLED, LACKS_LIMITS = "is_pooled", "lacks_limits"  # keys in a connection's `info`
 POOL_SIZE = 2  # connections of one process: for its work, and for the heartbeat thread
 
 
@@ -51,19 +60,36 @@ def arguments(url: URL, file: SqliteFile | None = None) -> dict[str, Any]:
     }
     return {
         "connect_args": connect_args,
-        "pool_events": [(_set_timeouts, "connect"), (_note_use, "checkin"), (_ping, "checkout")],
+        "pool_events": [(_set_up_server, "connect"), (_note_use, "checkin"), (_ping, "checkout")],
         "pool_size": POOL_SIZE,
         "max_overflow": 1,  # a thread that nobody waits for any more may hold one; the heartbeat need not wait for it
         "pool_recycle": 1800,
     }
 
 
-def _set_timeouts(connection: Any, record: object) -> None:  # noqa: ARG001  (SQLAlchemy passes both)
-    """Limit how long a frozen or disconnected process can hold up the others."""
+def _set_up_server(connection: Any, record: Any) -> None:
+    """Set the time limits once, or find a pooler and note what its transactions lack."""
     connection.autocommit = True  # set by statements: poolers refuse connection options
-    connection.execute(f"SET lock_timeout = {BUSY_SECONDS * 1000:.0f}")
-    connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
+    (process,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    record.info[IS_POOLED] = is_pooled = process != connection.info.backend_pid  # a pooler invents the latter
+    record.info[LACKS_LIMITS] = False
+    if is_pooled:
+        connection.prepare_threshold = None
+        defaults = f"SELECT reset_val::bigint FROM pg_settings WHERE name IN {tuple(LIMITS)}"
+        record.info[LACKS_LIMITS] = not all(value for (value,) in connection.execute(defaults))
+    else:
+        connection.execute(_limits("SET"))
     connection.autocommit = False
+
+
+def limit_transaction(connection: sa.Connection) -> None:
+    """Set the time limits for this transaction if its connection to Postgres lacks them."""
+    if connection.info.get(LACKS_LIMITS):
+        connection.exec_driver_sql(_limits("SET LOCAL"))
+
+
+def _limits(verb: str) -> str:
+    return "; ".join(f"{verb} {name} = {value}" for name, value in LIMITS.items())
 
 
 def _note_use(connection: Any, record: Any) -> None:  # noqa: ARG001  (SQLAlchemy passes both)

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.storage.engine import BUSY_SECONDS
+from hpo.storage.engine import BUSY_SECONDS, LACKS_LIMITS, limit_transaction
 
 Connection = sa.Connection  # for modules that pass one on and write no SQL
 CHUNK = 500  # ids in one IN (...); every SQLite takes at least 999 parameters
@@ -26,6 +26,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             _begin_immediate(connection)
+        else:
+            limit_transaction(connection)
         yield connection
         connection.commit()
 
@@ -34,14 +36,18 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 def writing_once(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a connection for one writing statement, or for several independent ones.
 
-    On Postgres each statement is its own transaction: one round trip instead of three.
+    On Postgres each statement is its own transaction: one round trip instead of three. Behind a pooler they are one
+    transaction, if only that can have time limits.
     """
-    if engine.dialect.name == "sqlite":
-        with writing(engine) as connection:
-            yield connection
-    else:
-        with reading(engine) as connection:
-            yield connection
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            _begin_immediate(connection)
+        elif connection.info.get(LACKS_LIMITS):
+            limit_transaction(connection)
+        else:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        yield connection
+        connection.commit()
 
 
 @contextmanager
@@ -174,6 +180,14 @@ def clock(dialect: str) -> sa.ColumnElement[float]:
     if dialect == "sqlite":
         return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Float)
     return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Float)
+
+
+@cache
+def clock_at_start(dialect: str) -> sa.ColumnElement[float]:
+    """Return what the clock of a dialect showed as the statement began. An index can be searched for it."""
+    if dialect == "sqlite":
+        return clock(dialect)
+    return sa.literal_column("extract(epoch from statement_timestamp())::double precision", sa.Float)
 
 
 def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:

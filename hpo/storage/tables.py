@@ -293,6 +293,16 @@ hpo_trials = sa.Table(
     sa.Column("partition", sa.Text, key="stack_key"),
 )
 
+#: Finds parked trials, and leases that have passed, without reading all that run. See `queue.rows.open_trials`.
+open_by_lease = sa.Index(
+    "ix_hpo_trials_open",
+    hpo_trials.c.study_uid,
+    hpo_trials.c.lease_until,
+    hpo_trials.c.trial_id,
+    sqlite_where=hpo_trials.c.settled.is_(False),
+    postgresql_where=hpo_trials.c.settled.is_(False),
+)
+
 hpo_failures = sa.Table(
     "hpo_failures",
     metadata,
@@ -400,7 +410,7 @@ def has_known_schema(engine: sa.Engine) -> bool:
 def create(engine: sa.Engine) -> None:
     """Make our missing tables and indices, and add missing columns to tables of an earlier version."""
     metadata.create_all(engine)
-    for index in (trials_by_number, trials_by_state):
+    for index in (trials_by_number, trials_by_state, open_by_lease):
         index.create(engine, checkfirst=True)
     for column in missing(engine):
         described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hpo.errors import Fault, SpecError, StorageError
 from hpo.spec import usercode
 from hpo.storage import clock, filesystem, sql, study_rows
-from hpo.storage.connect import FAILURES, Storage, cause, check_connections
+from hpo.storage.connect import FAILURES, Storage, cause, check_connections, count_connections
 from hpo.storage.tables import Hold
 from hpo.study import plain, resolve, retention
 from hpo.study import study as studies
@@ -76,6 +76,22 @@ def examine_storage(place: Storage, workers: int | None) -> Iterator[Finding]:
             yield Finding(
                 where=place.shown, what=_in_a_line(error), mend="start fewer workers, or raise max_connections"
             )
+        else:
+            yield from _behind_a_pooler(place, workers)
+
+
+def _behind_a_pooler(place: Storage, workers: int) -> Iterator[Finding]:
+    """Yield what can be known of the connections that a pooler shares out."""
+    found = count_connections(place, workers)
+    if found.is_pooled:
+        yield Finding(
+            where=place.shown,
+            what=f"is reached through a pooler: {workers} workers and this process are up to {found.needed} clients of it; "
+            f"Postgres has {found.left} connections left (max_connections {found.limit}, {found.reserved} reserved)",
+            mend="the pooler does not tell its clients its own limit: see that max_client_conn of pgbouncer is "
+            f"{found.needed} or more",
+            is_ill=False,
+        )
 
 
 def _quick_check(place: Storage) -> str:

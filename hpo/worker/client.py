@@ -138,6 +138,9 @@ class QueueClient:
         self._metrics_of: list[Report] = []  # reports that are sent without their raw metrics
         self._metrics_since = 0.0  # when the first of these was sent
         self._failing_since: float | None = None
+        self._waits_for_others = (
+            False  # the last claim found nothing yet, so the next one looks before it takes the lock
+        )
         self._claims = threading.Lock()  # held while a thread claims, even if no thread waits for the answer any more
         self._sending = threading.Lock()  # held while a thread writes reports
         self._noting = threading.Lock()  # guards the leases and the reports; not held during calls of the storage
@@ -170,14 +173,18 @@ class QueueClient:
             if call is not self._awaited:
                 raise NoAnswer("no thread waits for this claim any more")
             self._release_unheard()
+            if self._waits_for_others and claiming.must_wait(self.ledger):
+                return Idle.WAIT
             self.has_unheard_claims = True
-            return claiming.claim_many(
+            found = claiming.claim_many(
                 self.ledger,
                 wanted.count,
                 stack_key=wanted.stack_key,
                 waiting_at_most=wanted.waiting_at_most,
                 fleet=fleet,
             )
+            self._waits_for_others = found is Idle.WAIT
+            return found
 
     @contextmanager
     def _claiming(self) -> Iterator[None]:

@@ -26,6 +26,12 @@ def module(name: str, extra: str) -> None:
         _without(f"needs the module {name}: pip install 'hpo-torch[{extra}]'")
 
 
+def as_root(why: str) -> None:
+    """Skip the test, or fail it in CI, without root's rights."""
+    if os.geteuid() != 0:
+        _without(f"needs root: it {why}")
+
+
 def _without(missing: str) -> None:
     if os.environ.get("HPO_TEST_ENGINES") == "required":
         pytest.fail(missing)

@@ -18,16 +18,19 @@ from optuna.trial import TrialState
 from hpo.errors import StudyError
 from hpo.queue import claiming, reaper
 from hpo.queue.claiming import Idle
+from hpo.queue.commands import pause, resume
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report
 from hpo.spec.failures import Failure, Kind
-from hpo.storage import sql, trial_writes
+from hpo.storage import sql, study_rows, trial_writes
 from hpo.storage.connect import connect
+from hpo.storage.retry import Retry
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
-from tests.support.trials import MakeStudy, begin, claim_one, finish_claim, record_receipt, row_of
+from hpo.worker.client import ClaimRequest
+from tests.support.trials import MakeStudy, begin, claim_one, client_of, finish_claim, record_receipt, row_of
 
 pytestmark = pytest.mark.both
 
@@ -228,6 +231,59 @@ def test_each_of_many_claims_can_be_worked_on(make_study: MakeStudy) -> None:
         finish_claim(ledger, claim, TrialState.COMPLETE, 0.5, outcome="complete")
     assert claiming.claim_many(ledger, 3) is Idle.DONE
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["COMPLETE"] * 3
+
+
+def test_more_are_queued_than_are_wanted_and_than_the_budget_has(make_study: MakeStudy) -> None:
+    """The counts of queued and parked trials end early, and the budget stays exact."""
+    study = make_study(trials=12)
+    for _ in range(20):
+        study.optuna.enqueue_trial({})
+    assert numbers(many(study, 2)) == [0, 1]
+    study.optuna.ask()  # a foreign process takes one
+    assert numbers(many(study, 2)) == [3, 4]
+    for claim in many(study, 4):  # 5 to 8
+        study.ledger("w").park(claim)
+    assert numbers(many(study, 1, stack_key="a", waiting_at_most=1)) == [5]
+    assert many(study, 1, stack_key="a", waiting_at_most=1) != []  # parked ones go first
+    assert numbers(many(study, 20)) == [7]
+    assert numbers(many(study, 20)) == [8]
+    assert numbers(many(study, 20)) == [9, 10, 11]
+    assert claiming.claim_many(study.ledger("w"), 20) is Idle.WAIT
+    assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING"] * 12 + ["WAITING"] * 8
+
+
+def test_a_look_without_the_lock_knows_when_to_wait(make_study: MakeStudy) -> None:
+    """It says so only while a later claim may find what the present one does not."""
+    study = make_study(trials=2)
+    ledger = study.ledger("w")
+    assert not claiming.must_wait(ledger)
+    first, second = many(study, 2)
+    assert claiming.must_wait(ledger)
+    with sql.writing(study.storage.engine) as connection:
+        pause(connection, study.uid)
+    assert claiming.must_wait(ledger)
+    ledger.park(first)
+    assert claiming.must_wait(ledger)  # a paused study gives nothing
+    with sql.writing(study.storage.engine) as connection:
+        resume(connection, study.uid)
+    assert not claiming.must_wait(ledger)
+    (first,) = many(study, 1)
+    study.optuna.enqueue_trial({})
+    assert claiming.must_wait(ledger)  # beyond the budget
+    for claim in (first, second):
+        finish_claim(ledger, claim, TrialState.COMPLETE, 0.5, outcome="complete")
+    assert not claiming.must_wait(ledger)  # only a claim may say that all is done
+    assert claiming.claim_many(ledger, 1) is Idle.DONE
+
+
+def test_a_worker_that_waits_for_others_takes_no_lock(make_study: MakeStudy) -> None:
+    study = make_study(trials=1)
+    assert many(study, 1)
+    client = client_of(study.ledger("idle"), Retry(0.0))
+    assert client.claim(ClaimRequest(count=1)) is Idle.WAIT
+    with sql.writing(study.storage.engine) as connection:
+        study_rows.lock(connection, study.study_id)
+        assert client.claim(ClaimRequest(count=1)) is Idle.WAIT
 
 
 @pytest.mark.parametrize("settings", [{"wanted": 0}, {"wanted": 1, "fleet": 0}, {"wanted": 1, "waiting_at_most": 0}])

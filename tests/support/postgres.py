@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ ADMIN_CONNECTIONS = 3  # kept for the superuser, who still gets in when the test
 CLIENTS = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 SETTINGS = """
-listen_addresses = '127.0.0.1'
+listen_addresses = '{addresses}'
 unix_socket_directories = ''
 port = {port}
 max_connections = {max_connections}
@@ -44,8 +44,16 @@ fsync = off
 class PostgresServer:
     """A Postgres in a folder, reached over TCP on this machine; its port stays the same over a restart."""
 
-    def __init__(self, folder: Path, *, max_connections: int = 100) -> None:
+    def __init__(self, folder: Path, *, max_connections: int = 100, addresses: Sequence[str] = ()) -> None:
+        """Choose a port.
+
+        Args:
+            folder: where its data lie.
+            max_connections: how many connections the tests get.
+            addresses: further addresses of this machine that it listens on, for hosts in their networks.
+        """
         self.folder = folder
+        self._addresses = ("127.0.0.1", *addresses)
         self.log = folder / "postgres.log"
         self.port = free_port()
         self._data = folder / "data"
@@ -141,8 +149,13 @@ class PostgresServer:
         options = ["--username=postgres", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync"]
         self._run("initdb", *options, "-D", str(self._data))
         settings = SETTINGS.format(
-            port=self.port, max_connections=self._max_connections + ADMIN_CONNECTIONS, reserved=ADMIN_CONNECTIONS
+            addresses=",".join(self._addresses),
+            port=self.port,
+            max_connections=self._max_connections + ADMIN_CONNECTIONS,
+            reserved=ADMIN_CONNECTIONS,
         )
+        with (self._data / "pg_hba.conf").open("a") as file:
+            file.write("host all all samenet trust\n")
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(settings)
 
