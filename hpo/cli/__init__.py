@@ -12,7 +12,7 @@ __all__ = ["after", "app", "command", "confirm", "fleet", "lab", "main", "manage
 
 # The order in the help. A command that is missing here fails at import.
 ORDER = (
-    *("init", "check", "run", "worker", "launch"),
+    *("init", "check", "run", "worker", "launch", "fleet", "scale", "recall"),
     *("status", "logs", "pause", "resume", "stop", "enqueue", "doctor", "dashboard"),
     *("confirm", "report", "export", "train", "after", "mlflow", "replay", "fork", "import", "delete"),
 )

@@ -1,14 +1,28 @@
-"""Commands for workers on an engine: launch."""
+"""Commands for workers on an engine: launch, fleet, scale, recall."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpo import text
-from hpo.cli.app import CodeChangeOption, CodeOption, NameOption, StorageOption, app, examples, quiet_optuna
+from hpo.cli.app import (
+    CodeChangeOption,
+    CodeOption,
+    JsonOption,
+    NameOption,
+    StorageOption,
+    app,
+    examples,
+    quiet_optuna,
+    study_of,
+)
+from hpo.strategy.quiet import quiet_warnings
+
+if TYPE_CHECKING:
+    from hpo.study.study import Study
 
 
 @app.command(
@@ -84,3 +98,75 @@ def launch(
     count = f"{made.slots} worker{'s' * (made.slots > 1)}"
     text.say(f"launch {made.number} of {joined.name!r}: {count} on {made.engine}")
     text.say_command("next     ", text.command("fleet", joined.name))
+
+
+@app.command(epilog=examples("hpo fleet digits", "hpo fleet study.toml --json"))
+def fleet(
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
+    storage: StorageOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show who works on a study: host, GPU, trials, speed, last seen; and every launch."""
+    from hpo.launch import launching
+    from hpo.study import study as studies
+    from hpo.study.fleet import read_fleet
+    from hpo.view.fleet import fleet_json, fleet_text
+
+    quiet_warnings()
+    name, place = study_of(study, storage)
+    found = read_fleet(studies.join(place, name))
+    states = {one.number: launching.present(one) for one in found.launches if one.recalled_at is None}
+    if json:
+        text.say_json(fleet_json(found, states))
+    else:
+        text.say_page(fleet_text(found, states))
+
+
+@app.command(epilog=examples("hpo scale digits 8", "hpo scale digits 0"))
+def scale(
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
+    workers: Annotated[int, typer.Argument(min=0, max=10_000, help="Number of launched workers.")],
+    storage: StorageOption = None,
+) -> None:
+    """Change the number of launched workers. More are started as in the newest launch. Surplus ones park and leave."""
+    from hpo.launch import launching
+
+    joined = _joined(study, storage)
+    change = launching.scale(joined, workers)
+    if workers == change.before:
+        text.say(f"{joined.name!r} has {workers} launched workers already")
+        return
+    began = sum(map(len, change.added.values()))
+    leave = sum(map(len, change.retired.values()))
+    within = joined.spec.recovery.lease_seconds / 6
+    what = f"{began} start" if began else f"{leave} park their trials and leave, within about {within:.0f} s"
+    text.say(f"{joined.name!r}: from {change.before} to {workers} launched workers; {what}")
+
+
+@app.command(epilog=examples("hpo recall digits"))
+def recall(
+    study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")], storage: StorageOption = None
+) -> None:
+    """Call all launched workers back: they park their trials and leave, and their jobs are cancelled."""
+    from hpo.launch import launching
+
+    joined = _joined(study, storage)
+    said = launching.recall(joined)
+    if not said:
+        text.say(f"{joined.name!r} has no open launch")
+    for number, why in said.items():
+        done = f"launch {number} of {joined.name!r} is called back"
+        if why:
+            text.say_page(f"{done}; its jobs were not cancelled, so workers leave by themselves:\n{why}")
+        else:
+            text.say(f"{done}: its jobs are cancelled, its workers park their trials and leave")
+
+
+def _joined(study: str, storage: str | None) -> Study:
+    from hpo.spec.study_file import StudySpec
+    from hpo.storage.connect import connect, storage_url
+    from hpo.study import study as studies
+
+    quiet_optuna()
+    spec = StudySpec.load(Path(study)) if study.endswith(".toml") else None
+    return studies.join(connect(storage_url(storage, spec.storage if spec else None)), spec.name if spec else study)

@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,16 @@ from hpo.errors import Fault, LaunchError
 from hpo.launch.engines.engine import Engine, Request
 from hpo.launch.engines.known import engine
 from hpo.queue import launches
-from hpo.queue.launches import Launch
+from hpo.queue.launches import Change, Launch, Seen
 from hpo.queue.models import Post
 from hpo.spec.launch import Launch as LaunchSection
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import FAILURES, check_connections, connect
 from hpo.study import study as studies
+from hpo.study.status import summarize
 from hpo.study.study import Study
 from hpo.text import command
+from hpo.view import words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ def launch(study: Study, wanted: Wanted, *, code_folder: Path, allow_code_change
     asked = _request(wanted, study.spec, code_folder=code_folder, storage=study.storage.shown)
     runner = engine(wanted.on)
     runner.check(asked)
+    _refuse_if_idle(study)
     _check_storage(study, runner, wanted)
     study.logs.mkdir(parents=True, exist_ok=True)
     about = {
@@ -109,20 +113,20 @@ def launch(study: Study, wanted: Wanted, *, code_folder: Path, allow_code_change
         launched_by=person(),
     )
     try:
-        _submit(study, runner, made, made.slots, first=0)
+        _submit(study, runner, made, range(made.slots))
     except BaseException:
         launches.forget(study.storage.engine, study.uid, made.number)
         raise
     return made
 
 
-def _submit(study: Study, runner: Engine, launch: Launch, more: int, *, first: int) -> None:
-    """Submit workers for further slots of a launch, and record the engine's handles."""
+def _submit(study: Study, runner: Engine, launch: Launch, slots: range) -> None:
+    """Submit workers for slots of a launch, and record the engine's handles."""
     asked = Request(
         study=study.name,
         launch=launch.number,
-        slots=range(first, first + more),
-        workers=first + more,
+        slots=slots,
+        workers=slots.stop,
         section=LaunchSection.checked(launch.asked["section"]),
         code_folder=Path(launch.asked["code_folder"]),
         folder=Path(launch.asked["folder"]),
@@ -140,6 +144,17 @@ def _submit(study: Study, runner: Engine, launch: Launch, more: int, *, first: i
         raise
 
 
+def _refuse_if_idle(study: Study) -> None:
+    """Refuse to start workers that would leave at once."""
+    summary = summarize(study)
+    if summary.is_over or summary.hold:
+        why = (
+            words.held(summary)
+            or f"its budget is spent; `{command('run', 'FILE', options='--trials N --workers 0')}` raises it"
+        )
+        raise LaunchError(f"study {study.name!r}: workers would find nothing to do: {why}")
+
+
 def _check_storage(study: Study, runner: Engine, wanted: Wanted) -> None:
     """Refuse what other hosts cannot reach."""
     if runner.spans_hosts and study.storage.is_sqlite:
@@ -148,6 +163,54 @@ def _check_storage(study: Study, runner: Engine, wanted: Wanted) -> None:
             f"use Postgres: `{command('copy', study.storage.shown, 'postgresql://USER@HOST/DATABASE')}` takes all studies along"
         )
     check_connections(study.storage, wanted.workers)
+
+
+def present(launch: Launch) -> Mapping[int, str] | None:
+    """Return the states of the slots that a launch's engine still has; None if it cannot be asked on this machine."""
+    try:
+        return engine(launch.engine).present(launch.handles)
+    except LaunchError:
+        return None
+
+
+def scale(study: Study, count: int) -> Change:
+    """Let a study's launches have so many workers together. Surplus workers park their trials and leave.
+
+    Raises StudyError if there is no launch that could have more. Raises LaunchError if its engine is missing or refuses.
+    """
+    where = study.storage.engine, study.study_id, study.uid
+    open_ones = {one.number: one for one in launches.of_study(study.storage.engine, study.uid) if not one.recalled_at}
+    seen = {number: Seen(slots=one.slots, states=present(one)) for number, one in open_ones.items()}
+    have = sum(len(seen[number].alive(one)) for number, one in open_ones.items())
+    if count > have:
+        _refuse_if_idle(study)
+        check_connections(study.storage, count - have)
+    change = launches.resize(*where, count, seen)
+    for number, slots in change.added.items():
+        try:
+            _submit(study, engine(open_ones[number].engine), open_ones[number], slots)
+        except BaseException:
+            launches.retire(*where, number, slots)
+            raise
+    for number, leaving in change.retired.items():
+        with suppress(LaunchError):  # they leave by themselves when they begin
+            engine(open_ones[number].engine).dismiss(open_ones[number].handles, leaving)
+    return change
+
+
+def recall(study: Study) -> dict[int, str]:
+    """Call all launched workers back: they park their trials and leave, and their jobs are cancelled.
+
+    Return, for each launch that was open, why its jobs could not be cancelled; "" if they were.
+    """
+    said: dict[int, str] = {}
+    for one in launches.recall(study.storage.engine, study.uid):
+        try:
+            engine(one.engine).cancel(one.handles)
+            said[one.number] = ""
+        except LaunchError as error:
+            said[one.number] = str(error)
+    return said
 
 
 def note_refusal(url: str, name: str, post: Post, why: Exception) -> None:

@@ -37,15 +37,16 @@ BY_HAND = (signal.SIGINT,)  # a second one kills the worker
 class Supervisor:
     """Runs one worker as a child, starts it again after a crash, and passes on the signals that ask it to leave."""
 
-    def __init__(self, command: Sequence[str], mark: Path, grace: float) -> None:
+    def __init__(self, arguments: Sequence[str], mark: Path, grace: float) -> None:
         """Supervise a worker.
 
         Args:
-            command: the worker's command; `--parent` and `--mark` are added.
+            arguments: the arguments of `hpo worker`.
             mark: the file for the worker's word.
             grace: seconds from a request to leave until the worker is killed.
         """
-        self._command = [*command, "--parent", str(os.getpid()), "--mark", str(mark)]
+        own = ["--parent", str(os.getpid()), "--mark", str(mark)]  # first, since a study's name may stand after `--`
+        self._command = [sys.executable, "-P", "-m", "hpo", "worker", *own, *arguments]
         self._mark = mark
         self._grace = grace
         self._child: subprocess.Popen[bytes] | None = None
@@ -108,5 +109,4 @@ def supervise(arguments: Sequence[str], grace: float) -> int:
         grace: the study's `recovery.grace` in seconds.
     """
     with tempfile.TemporaryDirectory(prefix="hpo-worker-") as folder:
-        command = [sys.executable, "-P", "-m", "hpo", "worker", *arguments]
-        return Supervisor(command, Path(folder) / "word", grace + KILL_SECONDS).run()
+        return Supervisor(arguments, Path(folder) / "word", grace + KILL_SECONDS).run()

@@ -84,15 +84,6 @@ def forget(engine: sa.Engine, uid: str, number: int) -> None:
         connection.execute(hpo_launches.delete().where(_which(uid, number)))
 
 
-def grow(engine: sa.Engine, study_id: int, uid: str, number: int, more: int) -> range:
-    """Add slots to a launch. Return them."""
-    with sql.writing(engine) as connection:
-        _lock(connection, study_id, uid)
-        first = _one(connection, uid, number).slots
-        connection.execute(hpo_launches.update().where(_which(uid, number)).values(slots=first + more))
-        return range(first, first + more)
-
-
 def add_handles(engine: sa.Engine, study_id: int, uid: str, number: int, handles: Sequence[Handle]) -> None:
     """Record what the engine knows new jobs of a launch by."""
     with sql.writing(engine) as connection:
@@ -101,12 +92,76 @@ def add_handles(engine: sa.Engine, study_id: int, uid: str, number: int, handles
         connection.execute(hpo_launches.update().where(_which(uid, number)).values(handles=json.dumps(known)))
 
 
-def retire(engine: sa.Engine, study_id: int, uid: str, number: int, slots: Collection[int]) -> None:
-    """Let the workers of these slots leave for good."""
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What an engine said of a launch, just before its number of workers is changed."""
+
+    slots: int  # that the launch had then
+    states: Mapping[int, str] | None  # of the slots that the engine still has; None if it cannot be asked
+
+    def alive(self, launch: Launch) -> list[int]:
+        """Return the slots that have a worker or will have one; those first that lose least by leaving."""
+        if self.states is None:
+            return sorted(launch.wanted, reverse=True)
+        found = [slot for slot in launch.wanted if slot in self.states or slot >= self.slots]
+        return sorted(found, key=lambda slot: (self.states is None or self.states.get(slot) != "pending", -slot))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of the number of a study's workers, as it is recorded."""
+
+    before: int
+    added: Mapping[int, range]  # by launch
+    retired: Mapping[int, Sequence[int]]  # by launch
+
+
+def resize(engine: sa.Engine, study_id: int, uid: str, count: int, seen: Mapping[int, Seen]) -> Change:
+    """Let a study's launches have so many workers together. The newest launch changes first.
+
+    Args:
+        engine: the database.
+        study_id: the study's id.
+        uid: the study's uid.
+        count: the number of workers.
+        seen: what the engines said, by launch. A launch that is not in it was made since and has all its workers.
+
+    Raises StudyError if the study was deleted, or if no launch is left that could have more workers.
+    """
     with sql.writing(engine) as connection:
         _lock(connection, study_id, uid)
-        retired = sorted(_one(connection, uid, number).retired | set(slots))
-        connection.execute(hpo_launches.update().where(_which(uid, number)).values(retired=json.dumps(retired)))
+        open_ones = [launch for launch in reversed(_read(connection, uid)) if launch.recalled_at is None]
+        alive = {one.number: seen.get(one.number, Seen(slots=0, states=None)).alive(one) for one in open_ones}
+        before = sum(map(len, alive.values()))
+        if count > before:
+            if not open_ones:
+                raise StudyError(
+                    "no launch of this study is open, so there is nothing to scale; use `hpo launch` first"
+                )
+            newest = open_ones[0]
+            added = range(newest.slots, newest.slots + count - before)
+            connection.execute(hpo_launches.update().where(_which(uid, newest.number)).values(slots=added.stop))
+            return Change(before=before, added={newest.number: added}, retired={})
+        surplus, retired = before - count, dict[int, Sequence[int]]()
+        for launch in open_ones:
+            leaving = alive[launch.number][:surplus]
+            if leaving:
+                retired[launch.number] = sorted(leaving)
+                _retire(connection, uid, launch, leaving)
+            surplus -= len(leaving)
+        return Change(before=before, added={}, retired=retired)
+
+
+def retire(engine: sa.Engine, study_id: int, uid: str, number: int, slots: Collection[int]) -> None:
+    """Let the workers of these slots leave for good, or never begin."""
+    with sql.writing(engine) as connection:
+        _lock(connection, study_id, uid)
+        _retire(connection, uid, _one(connection, uid, number), slots)
+
+
+def _retire(connection: sa.Connection, uid: str, launch: Launch, slots: Collection[int]) -> None:
+    retired = json.dumps(sorted(launch.retired | set(slots)))
+    connection.execute(hpo_launches.update().where(_which(uid, launch.number)).values(retired=retired))
 
 
 def recall(engine: sa.Engine, uid: str) -> list[Launch]:

@@ -221,6 +221,9 @@ COMMANDS: dict[str, list[list[str]]] = {
         [HOSTILE], ["x.toml", "--on", HOSTILE], ["x.toml", "--on", "slurm", "--workers", "2", "--print"],
         [HOSTILE, "--on", "slurm", "--workers", "2"], ["x.toml", "--set", HOSTILE],
     ],
+    "fleet": [[HOSTILE], [HOSTILE, "--json"], ["none"]],
+    "scale": [[HOSTILE, "2"], [HOSTILE, "0"]],
+    "recall": [[HOSTILE], ["none"]],
     "status": [
         [], [HOSTILE], ["none"], [HOSTILE, "--json"], ["--json"], [HOSTILE, HOSTILE], [LONG],
         *([HOSTILE, "--trial", str(number)] for number in range(1, 4)), [HOSTILE, "--trial", "1", "--json"],

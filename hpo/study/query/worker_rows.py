@@ -10,9 +10,7 @@ import sqlalchemy as sa
 from hpo.queue import lease_clock, workers
 from hpo.queue.workers import LAUNCHER, TICKS_PER_LEASE
 from hpo.storage import clock
-from hpo.storage.tables import (
-    hpo_workers,
-)
+from hpo.storage.tables import hpo_workers, missing
 from hpo.study.study import Study
 
 
@@ -61,3 +59,25 @@ def workers_since_boot(connection: sa.Connection, study: Study) -> Sequence[Any]
             columns.study_uid == study.uid, columns.clock == clock.name(), columns.booted_at.is_not(None)
         )
     ).all()
+
+
+def living_at_posts(connection: sa.Connection, study: Study) -> Sequence[Any]:
+    """Return the workers that were seen within one lease and have not left: where each works, and how long ago it was seen.
+
+    An old database may lack the columns of a launch. They are empty then.
+    """
+    dialect, columns = connection.dialect.name, hpo_workers.c
+    lacking = {column.name for column in missing(study.storage.engine)}
+    places = [
+        sa.null().label(name) if name in lacking else columns[name].label(name) for name in ("launch", "slot", "gpus")
+    ]
+    now = lease_clock.now(dialect)
+    found = sa.select(
+        columns.worker, columns.host, columns.pid, (now - columns.seen_at).label("silent"), *places
+    ).where(
+        columns.study_uid == study.uid,
+        columns.left_at.is_(None),
+        ~columns.worker.startswith(LAUNCHER),
+        workers.seen_lately(dialect, study.spec.recovery.lease_seconds),
+    )
+    return connection.execute(found.order_by(columns.started_at, columns.worker)).all()
