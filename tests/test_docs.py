@@ -263,7 +263,8 @@ def test_the_commands_that_train_nothing_do_as_the_page_says(
 
 
 @pytest.mark.parametrize(
-    ("line", "completed"), [("hpo ru", ["run"]), ("hpo run --st", ["--storage"]), ("hpo s", ["status", "stop"])]
+    ("line", "completed"),
+    [("hpo ru", ["run"]), ("hpo run --st", ["--storage"]), ("hpo s", ["scale", "status", "stop"])],
 )
 def test_the_shell_completes_commands_and_options(
     line: str,
