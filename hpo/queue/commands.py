@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from hpo.queue import finish
 from hpo.queue.rows import open_trials
-from hpo.storage import study_rows
+from hpo.storage import sql, study_rows
 from hpo.storage.tables import Hold, hpo_studies, hpo_trials, trials, utc
 
 
@@ -23,6 +23,12 @@ def pause(connection: sa.Connection, uid: str) -> None:
 def resume(connection: sa.Connection, uid: str) -> None:
     """Remove the study's hold, its stop reason and its streak of failures."""
     study_rows.update(connection, uid, hold=None, stop_reason=None, streak=0)
+
+
+def hold_as_copied(connection: sa.Connection, uid: str, where: str) -> None:
+    """Let nobody work on a study that goes on elsewhere. Its copy keeps the reason for which it was stopped before."""
+    reason = sql.storable(f"copied to {where}")
+    study_rows.update(connection, uid, hold=Hold.COPIED, stop_reason=reason)
 
 
 def lock_open(connection: sa.Connection, uid: str, study_id: int) -> Sequence[Any]:

@@ -59,6 +59,24 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection whose reads all see the same state, however long they take."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="REPEATABLE READ")
+            may_be_idle(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
+        yield connection
+
+
+def may_be_idle(connection: sa.Connection) -> None:
+    """Let this transaction be idle for longer than `engine.IDLE_SECONDS` on Postgres."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+
 def _begin_immediate(connection: sa.Connection) -> None:
     """Take SQLite's write lock, with short random pauses between tries.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -65,9 +65,15 @@ def look_up(engine: sa.Engine, name: str) -> tuple[int | None, Any]:
     """Return a study's id, None if it does not exist, and our row of it, None if it is not ours."""
     is_shared = has_ours(engine)
     with engine.connect() as connection:
-        found = sa.select(studies.c.study_id).where(studies.c.study_name == name)
-        study_id = connection.execute(found).scalar_one_or_none()
+        study_id = id_of(connection, name)
         return study_id, living_row(connection, study_id) if is_shared and study_id is not None else None
+
+
+def id_of(connection: sa.Connection, name: str) -> int | None:
+    """Return a study's id, None if it does not exist."""
+    found = sa.select(studies.c.study_id).where(studies.c.study_name == name)
+    study_id: int | None = connection.execute(found).scalar_one_or_none()
+    return study_id
 
 
 def our_names(engine: sa.Engine) -> list[str]:
@@ -104,6 +110,29 @@ def count_trials(connection: sa.Connection, study_id: int, *, begun: bool = Fals
     """
     counted = sa.select(sa.func.count()).where(trials.c.study_id == study_id)
     return int(connection.execute(counted.where(trials.c.state != "WAITING") if begun else counted).scalar_one())
+
+
+def count_running(connection: sa.Connection, study_id: int, uid: str | None) -> tuple[int, int]:
+    """Count a study's RUNNING trials: those of ours, and those of other programs."""
+    ours = sa.exists().where(
+        hpo_trials.c.trial_id == trials.c.trial_id, hpo_trials.c.study_uid == uid, sa.not_(hpo_trials.c.settled)
+    )
+    running = sa.select(sa.func.count()).where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
+    every = int(connection.execute(running).scalar_one())
+    own = 0 if uid is None else int(connection.execute(running.where(ours)).scalar_one())
+    return own, every - own
+
+
+def open_checkpoints(connection: sa.Connection, uid: str) -> Sequence[Any]:
+    """Return (number, checkpoint_path, checkpoint_digest) of the trials of a study of ours that go on from a checkpoint."""
+    columns = hpo_trials.c
+    found = (
+        sa.select(trials.c.number, columns.checkpoint_path, columns.checkpoint_digest)
+        .join(trials, trials.c.trial_id == columns.trial_id)
+        .where(columns.study_uid == uid, sa.not_(columns.settled), columns.checkpoint_path.is_not(None))
+        .order_by(trials.c.number)
+    )
+    return connection.execute(found).all()
 
 
 def count_open_checkpoints(engine: sa.Engine, uid: str) -> int:
@@ -205,6 +234,14 @@ def delete(connection: sa.Connection, study_id: int) -> None:
         connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
     for table in _OF_STUDY:
         connection.execute(table.delete().where(table.c.study_id == study_id))
+
+
+def delete_dead(connection: sa.Connection, uid: str) -> None:
+    """Delete our rows of a study that Optuna has deleted. Nothing happens if the study lives."""
+    found = connection.execute(sa.select(hpo_studies.c.study_id).where(hpo_studies.c.uid == uid)).scalar_one_or_none()
+    row = None if found is None else living_row(connection, found)
+    if row is None or row.uid != uid:
+        delete_ours(connection, uid)
 
 
 def delete_ours(connection: sa.Connection, uid: str) -> None:

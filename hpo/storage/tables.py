@@ -396,6 +396,7 @@ class Hold(StrEnum):
     PAUSED = "paused"  #: by a person: running trials are parked, and workers wait
     BROKEN = "broken"  #: too many trials failed in a row: running ones may end, and workers leave
     FORKING = "forking"  #: trials of another study are still being copied into it
+    COPIED = "copied"  #: `hpo copy` has made a copy of it elsewhere, which goes on instead; workers leave
 
 
 def has_known_schema(engine: sa.Engine) -> bool:

@@ -117,6 +117,18 @@ def pause(study: Study) -> None:
         commands.pause(connection, study.uid)
 
 
+def hold_as_copied(study: Study, where: str) -> None:
+    """Let nobody work on a study of which a copy goes on elsewhere. `resume` undoes it.
+
+    Args:
+        study: the study.
+        where: the storage of the copy, without secrets.
+    """
+    with sql.writing(study.storage.engine) as connection:
+        _living(connection, study)
+        commands.hold_as_copied(connection, study.uid, where)
+
+
 def resume(study: Study) -> str | None:
     """Resume a paused or stopped study. Return what had stopped it, None if nothing had.
 

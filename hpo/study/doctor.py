@@ -141,7 +141,7 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
             where=study.name,
             what=f"{summary.hold}: {reason}",
             mend="delete it and fork again" if summary.hold == Hold.FORKING else command("resume", study.name),
-            is_ill=summary.hold != Hold.PAUSED,
+            is_ill=summary.hold not in (Hold.PAUSED, Hold.COPIED),
         )
     for parked in summary.parked:
         yield Finding(

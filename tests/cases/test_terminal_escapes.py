@@ -247,6 +247,11 @@ COMMANDS: dict[str, list[list[str]]] = {
     "mlflow": [["none"], [HOSTILE, "--to", "sqlite:///runs.db"], [HOSTILE, "--to", HOSTILE]],
     "replay": [[HOSTILE], [f"{HOSTILE}.npz"], ["none", "--sampler", HOSTILE], [HOSTILE, "--set", HOSTILE]],
     "fork": [[HOSTILE, "new", "x.toml"], [HOSTILE, HOSTILE, "x.toml"], ["none", "new", "wrong.toml"]],
+    "copy": [
+        ["sqlite:///studies.db", "sqlite:///copy.db", "--keep-source"], [HOSTILE, HOSTILE], ["sqlite:///studies.db", HOSTILE],
+        ["sqlite:///studies.db", "sqlite:///other.db", HOSTILE, "--keep-source", "--json"],
+        ["sqlite:///studies.db", "sqlite:///third.db", "none"], ["sqlite:///studies.db", "sqlite:///copy.db", HOSTILE],
+    ],
     "delete": [[LONG], [HOSTILE, "--yes"]],
     HOSTILE: [[]],
 }  # fmt: skip

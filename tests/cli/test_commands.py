@@ -31,7 +31,20 @@ from hpo.study import study as studies
 from tests.support.trials import begin, claim_one, run
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
-COMMANDS += ["enqueue", "confirm", "report", "export", "train", "fork", "import", "after", "mlflow", "replay", "delete"]
+COMMANDS += [
+    "enqueue",
+    "confirm",
+    "report",
+    "export",
+    "train",
+    "fork",
+    "import",
+    "after",
+    "mlflow",
+    "replay",
+    "copy",
+    "delete",
+]
 DATA, MODEL = '[data]\nname = "digits"\n', '[model]\nname = "mlp"\n'
 SMALL = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = { low = 1e-3, high = 0.1, log = true }\n'
 PINNED = DATA + MODEL + '[optimizer]\nname = "sgd"\nlr = 0.1\n'
