@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,9 +32,10 @@ def copy(
         list[str] | None, typer.Argument(metavar="[STUDY]...", help="Names of studies. Default: all studies.")
     ] = None,
     checkpoints: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--checkpoints", help="Folder to copy checkpoints into. Default: as for a new study in that database."
+            "--checkpoints",
+            help="Folder or bucket to copy checkpoints into. Default: as for a new study in that database.",
         ),
     ] = None,
     no_checkpoints: Annotated[
@@ -86,7 +86,7 @@ def tell(copied: Copied, old: Storage, new: Storage) -> None:
     )
     if copied.files is not None:
         files = copied.files
-        text.say(f"  {counted(files.checkpoints, 'checkpoint')} in {files.folder} ({files.size / 2**20:.1f} MiB)")
+        text.say(f"  {counted(files.checkpoints, 'checkpoint')} in {files.store.place} ({files.size / 2**20:.1f} MiB)")
     if copied.open:
         text.say(f"  {counted(copied.open, 'trial')} parked, which the next worker goes on with")
     if copied.foreign:
@@ -126,7 +126,7 @@ def as_json(copied: Copied, old: Storage, new: Storage) -> dict[str, object]:
         "from": old.shown,
         "to": new.shown,
         "tables": {one.name: {"rows": one.rows, "digest": one.digest} for one in copied.tables},
-        "checkpoints": None if copied.files is None else str(copied.files.folder),
+        "checkpoints": None if copied.files is None else copied.files.store.place,
         "parked": copied.open,
         "foreign": copied.foreign,
         "held": copied.is_held,

@@ -49,6 +49,15 @@ class TableCopy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the files of a copied study lie."""
+
+    store: str  # its checkpoints
+    code: Callable[[str], str]  # the folder of code, from the one of the old study
+    checkpoint: Callable[[str], str]  # likewise the file of a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class Changes:
     """What differs in the copy, beside ids."""
 
@@ -56,14 +65,14 @@ class Changes:
     made: Mapping[sa.Column[Any], Change] = field(default_factory=dict)
 
 
-def as_parked(moved: Callable[[str], str], *, checkpoints: bool) -> Changes:
+def as_parked(places: Places, *, checkpoints: bool) -> Changes:
     """Return the changes with which a copy of a study of ours is worked on by nobody.
 
     Leases are given back and workers have left, since no clock of the one database is known in the other. The hold of an
     earlier copy is taken away.
 
     Args:
-        moved: where a file or folder of the study lies for the copy.
+        places: where the files of the copy lie.
         checkpoints: keep the records of checkpoints. Without them open trials start again.
     """
     of_study, of_trial, of_worker = hpo_studies.c, hpo_trials.c, hpo_workers.c
@@ -78,12 +87,12 @@ def as_parked(moved: Callable[[str], str], *, checkpoints: bool) -> Changes:
     if not checkpoints:
         known = (of_trial.checkpoint_epoch, of_trial.checkpoint_path, of_trial.checkpoint_digest)
         selected |= dict.fromkeys((*known, of_trial.checkpoint_attributes), sa.null())
-
-    def change(value: str | None, row: Any) -> str | None:  # noqa: ARG001  (a Change)
-        return None if value is None else moved(value)
-
-    places = (of_study.checkpoints, of_study.code_folder, of_trial.checkpoint_path)
-    return Changes(selected=selected, made=dict.fromkeys(places, change))
+    made: dict[sa.Column[Any], Change] = {
+        of_study.checkpoints: lambda *_: places.store,
+        of_study.code_folder: lambda value, _: places.code(value),
+        of_trial.checkpoint_path: lambda value, _: None if value is None else places.checkpoint(value),
+    }
+    return Changes(selected=selected, made=made)
 
 
 class RowsDiffer(Exception):

@@ -6,12 +6,12 @@ folder of its own, since two studies that share one delete each other's checkpoi
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,24 +23,25 @@ from hpo.storage.connect import FAILURES, Storage, cause
 from hpo.storage.tables import Hold
 from hpo.study import control, deletion
 from hpo.study import study as studies
-from hpo.study.study import CODE_FOLDER, PROBE_FILE, Study
+from hpo.study.checkpoint_store import CheckpointStore, digest_of
+from hpo.study.study import CODE_FOLDER, LOGS_FOLDER, Study
 from hpo.text import command
 
 if TYPE_CHECKING:
     from hpo.storage.transfer import TableCopy
 
-NOTES = "trial-*/attempt-*-handover.json"  # of `worker.pending_reports`; each names the file of a checkpoint
+OF_TRIAL = re.compile(r"trial-\d+/")
+NOTE = re.compile(r"-handover\.json$")  # of `worker.pending_reports`; it names the file of a checkpoint
 WITHOUT = "--no-checkpoints"
-ANOTHER = "name another folder by --checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The copied folder of a study."""
+    """The copied files of a study."""
 
-    folder: Path
+    store: CheckpointStore
     checkpoints: int
-    size: int  # bytes of all its files
+    size: int  # bytes of the checkpoints and of what lies beside them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def _are_one_file(source: Storage, target: Storage) -> bool:
 
 
 def copy_study(
-    source: Storage, target: Storage, name: str, *, to: Path | None = None, checkpoints: bool = True, hold: bool = True
+    source: Storage, target: Storage, name: str, *, to: str | None = None, checkpoints: bool = True, hold: bool = True
 ) -> Copied:
     """Copy a study, whole or not at all.
 
@@ -97,7 +98,7 @@ def copy_study(
         source: the storage of the study.
         target: the other storage, with all tables.
         name: the study's name.
-        to: the folder of the studies' checkpoint folders; by default the one of a new study there.
+        to: the folder or the URL under which studies have their checkpoints; by default the one of a new study there.
         checkpoints: copy checkpoints. Without them open trials start again.
         hold: let nobody work on the old study afterwards.
 
@@ -116,7 +117,7 @@ def copy_study(
         with _files(study, target, to, checkpoints=checkpoints) as files:
             changes = transfer.Changes()
             if study is not None and files is not None:
-                changes = transfer.as_parked(_mover(study.checkpoints, files.folder), checkpoints=checkpoints)
+                changes = transfer.as_parked(_places(study, files.store), checkpoints=checkpoints)
             try:
                 with sql.writing(target.engine) as write:
                     sql.may_be_idle(write)
@@ -148,89 +149,105 @@ def _unworked(connection: sql.Connection, study: Study) -> Any:
 
 
 @contextmanager
-def _files(study: Study | None, target: Storage, to: Path | None, *, checkpoints: bool) -> Iterator[Files | None]:
-    """Make the folder of a copy, with what is in the old one. It is removed if the block fails."""
+def _files(study: Study | None, target: Storage, to: str | None, *, checkpoints: bool) -> Iterator[Files | None]:
+    """Make the store of a copy, with what is in the old one. All in it is removed if the block fails."""
     if study is None:
         yield None
         return
     if checkpoints and not study.sees_checkpoints:
         raise StudyError(
-            f"study {study.name!r}: its checkpoints in {study.checkpoints} are not seen from here; "
+            f"study {study.name!r}: its checkpoints in {study.store.place} are not seen from here; "
             f"copy on a machine that sees them, or leave them out with {WITHOUT}: unfinished trials then start again"
         )
-    root = to.absolute() if to else studies.checkpoint_root(target, study.spec)
-    folder = _new_folder(root, study.uid)
+    store = _new_store(study, target, to)
     try:
-        yield _filled(study, folder, checkpoints=checkpoints)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        why = error.strerror or error
-        raise StudyError(f"study {study.name!r}: its checkpoints cannot be copied to {folder}: {why}") from None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        yield _filled(study, store, checkpoints=checkpoints)
+    except BaseException as error:
+        with suppress(OSError):
+            store.delete_all()
+        if not isinstance(error, OSError):
+            raise
+        why = f"study {study.name!r}: its checkpoints cannot be copied to {store.place}: {error.strerror or error}"
+        raise StudyError(why) from None
 
 
-def _new_folder(root: Path, uid: str) -> Path:
-    """Make a folder for a copy. The one that is named by the uid alone may be the old study's."""
-    for name in (uid, *(f"{uid}-{secrets.token_hex(3)}" for _ in range(8))):
-        try:
-            (root / name).mkdir(parents=True)
-        except FileExistsError:
+def _new_store(study: Study, target: Storage, to: str | None) -> CheckpointStore:
+    """Return an empty store for a copy. The place that is named by the uid alone may be the old study's."""
+    spec = study.spec.model_copy(update={"checkpoints": to}) if to else study.spec
+    root = studies.checkpoint_root(target, spec)
+    studies.store_of(target, f"{root}/{study.uid}", spec).check_writable()
+    for name in (study.uid, *(f"{study.uid}-{secrets.token_hex(3)}" for _ in range(8))):
+        store = studies.store_of(target, f"{root}/{name}", spec)
+        if store.folder.exists() or (not store.is_folder and store.sizes()):
             continue
-        except OSError as error:
-            raise StudyError(f"checkpoints {root}: cannot be written: {error.strerror}; {ANOTHER}") from None
-        return root / name
-    raise StudyError(f"checkpoints {root}: no folder for the copy could be made; {ANOTHER}")
+        store.folder.mkdir(parents=True)
+        return store
+    raise StudyError(f"checkpoints {root}: no place for the copy could be made; name another one by --checkpoints")
 
 
-def _filled(study: Study, folder: Path, *, checkpoints: bool) -> Files:
-    if checkpoints:
-        shutil.copytree(study.checkpoints, folder, symlinks=True, dirs_exist_ok=True)
-        for note in folder.glob(NOTES):
-            _rename_in(note, study.checkpoints, folder)
-        _compare(study, folder)
-    elif (code := study.checkpoints / CODE_FOLDER).is_dir():
-        shutil.copytree(code, folder / CODE_FOLDER, symlinks=True)
-    with atomic_write(folder / PROBE_FILE) as part:
-        part.write_text(study.uid)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    counted = sum(file.suffix == ".pt" for file in files)
-    return Files(folder=folder, checkpoints=counted, size=sum(file.stat().st_size for file in files))
+def _filled(study: Study, store: CheckpointStore, *, checkpoints: bool) -> Files:
+    """Copy a study's files into an empty store. Logs and code lie on this machine, also where checkpoints lie in a bucket."""
+    old = study.store
+    recorded = {old.name_of(row.checkpoint_path): row for row in _recorded(study)} if checkpoints else {}
+    sizes = {name: size for name, size in old.sizes().items() if OF_TRIAL.match(name)} if checkpoints else {}
+    for name in sizes:
+        if NOTE.search(name):
+            _put_note(name, old, store)
+        else:
+            store.put(name, old.get(name))
+        if name in recorded:
+            _compare(study, recorded[name], old, store)
+    for part in (CODE_FOLDER, LOGS_FOLDER):
+        if (old.folder / part).is_dir():
+            shutil.copytree(old.folder / part, store.folder / part, symlinks=True)
+    store.mark(study.uid)
+    counted = sum(name.endswith(".pt") for name in sizes)
+    return Files(store=store, checkpoints=counted, size=sum(sizes.values()))
 
 
-def _mover(old: Path, new: Path) -> Any:
-    """Return what gives the new place of a file or folder. One outside the old folder stays where it is."""
-
-    def moved(path: str) -> str:
-        return str(new / Path(path).relative_to(old)) if Path(path).is_relative_to(old) else path
-
-    return moved
-
-
-def _rename_in(note: Path, old: Path, new: Path) -> None:
-    """Let a note of pending reports name the copied checkpoint. One that cannot be read is left to its reader."""
-    try:
-        document = json.loads(note.read_text())
-        document["checkpoint"]["path"] = _mover(old, new)(document["checkpoint"]["path"])
-    except (ValueError, KeyError, TypeError):
-        return
-    with atomic_write(note) as part:
-        part.write_text(json.dumps(document))
-
-
-def _compare(study: Study, folder: Path) -> None:
-    """Raise StudyError if a copied checkpoint of an open trial is not the one that is recorded."""
-    moved = _mover(study.checkpoints, folder)
+def _recorded(study: Study) -> Sequence[Any]:
     with study.storage.engine.connect() as connection:
-        recorded = study_rows.open_checkpoints(connection, study.uid)
-    for row in recorded:
-        path = Path(moved(row.checkpoint_path))
-        if not path.exists():  # the trial would start again in the old study, too
-            continue
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != row.checkpoint_digest:
-                raise StudyError(
-                    f"trial {row.number} of study {study.name!r}: its checkpoint {row.checkpoint_path} is damaged; "
-                    f"nothing was copied; leave checkpoints out with {WITHOUT}, or remove that file: the trial then starts again"
-                )
+        return study_rows.open_checkpoints(connection, study.uid)
+
+
+def _places(study: Study, store: CheckpointStore) -> transfer.Places:
+    old = study.store
+
+    def code(folder: str) -> str:
+        path = Path(folder)
+        return str(store.folder / path.relative_to(old.folder)) if path.is_relative_to(old.folder) else folder
+
+    return transfer.Places(store=store.place, code=code, checkpoint=lambda place: _moved(place, old, store))
+
+
+def _moved(place: str, old: CheckpointStore, new: CheckpointStore) -> str:
+    """Return the place of a copied checkpoint. One that is not the study's stays where it is."""
+    name = old.name_of(place)
+    return place if name == place else new.place_of(name)
+
+
+def _put_note(name: str, old: CheckpointStore, new: CheckpointStore) -> None:
+    """Copy a note of pending reports, which then names the copied checkpoint. One that cannot be read stays as it is."""
+    text = old.get(name).read_text(errors="replace")
+    with suppress(ValueError, KeyError, TypeError):
+        document = json.loads(text)
+        document["checkpoint"]["path"] = _moved(document["checkpoint"]["path"], old, new)
+        text = json.dumps(document)
+    note = new.folder / name
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(note) as part:
+        part.write_text(text)
+    new.put(name)
+
+
+def _compare(study: Study, row: Any, old: CheckpointStore, new: CheckpointStore) -> None:
+    """Raise StudyError if the copied checkpoint of an open trial is not the one that is recorded."""
+    name = old.name_of(row.checkpoint_path)
+    if digest_of(new.get(name)) == row.checkpoint_digest:
+        return
+    if digest_of(old.get(name)) == row.checkpoint_digest:
+        raise StudyError(f"trial {row.number} of study {study.name!r}: its checkpoint did not arrive whole; try again")
+    raise StudyError(
+        f"trial {row.number} of study {study.name!r}: its checkpoint {row.checkpoint_path} is damaged; nothing was copied; "
+        f"leave checkpoints out with {WITHOUT}, or remove that file: the trial then starts again"
+    )

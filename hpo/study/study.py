@@ -41,6 +41,7 @@ TAKEN_FROM_KEY = "hpo:taken_from"  # user attribute: the study that a fork or an
 OWN_KEYS = (UID_KEY, FINGERPRINT_KEY, TAKEN_FROM_KEY)  # user attributes that no objective has set
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's system attribute with the names of the objectives
 MOST_NAMES = 20  # of studies in a message
+LOGS_FOLDER = "logs"  # in this machine's folder of the study
 CODE_FOLDER = (
     "code"  # in the machine's folder of the study; holds a folder for each pickled function, named by its digest
 )
@@ -94,7 +95,7 @@ class Study:
     @property
     def logs(self) -> Path:
         """Where the workers that `hpo run` starts write what they and user code print."""
-        return self.checkpoints / "logs"
+        return self.checkpoints / LOGS_FOLDER
 
     @property
     def sees_checkpoints(self) -> bool:
@@ -168,7 +169,7 @@ def create_or_join(
     from hpo.storage.optuna_private import id_of
 
     uid = uuid.uuid4().hex  # of a new study
-    store = _store_of(place, f"{checkpoint_root(place, wanted)}/{uid}", wanted)
+    store = store_of(place, f"{checkpoint_root(place, wanted)}/{uid}", wanted)
     store.check_writable()
     directions = list(wanted.goals.directions.values())
     made = optuna.create_study(storage=place.optuna, study_name=wanted.name, directions=directions, load_if_exists=True)
@@ -230,7 +231,7 @@ def join(place: Storage, name: str) -> Study:
         spec=spec,
         budget=row.trials + row.imported,
         stop_reason=row.stop_reason,
-        store=_store_of(place, row.checkpoints, spec),
+        store=store_of(place, row.checkpoints, spec),
         code_folder=Path(row.code_folder),
     )
 
@@ -381,7 +382,7 @@ def checkpoint_root(place: Storage, wanted: StudySpec) -> str:
     return str(Path(given or beside / ".hpo").absolute())
 
 
-def _store_of(place: Storage, recorded: str, spec: StudySpec) -> CheckpointStore:
+def store_of(place: Storage, recorded: str, spec: StudySpec) -> CheckpointStore:
     """Return the store of a study's checkpoints from the place that the database has. Nothing is read or written yet."""
     if not bucket_url.is_url(recorded):
         return FolderStore(Path(recorded))
@@ -473,7 +474,7 @@ def _check_code(
     if lets_in(row, digest):
         return
     now, spec = _recorded(digest), _stored_spec(row, "")
-    home = _store_of(place, row.checkpoints, spec).folder
+    home = store_of(place, row.checkpoints, spec).folder
     moved = {"code_folder": str(_home_of_pickled(home, digest))} if spec.is_pickled else {}
     in_use = spec.is_pickled and workers.at_work(connection, row.uid, spec.recovery.lease_seconds)
     if not in_use and not study_rows.count_trials(connection, row.study_id, begun=True):  # nothing has run the old code

@@ -26,6 +26,7 @@ from hpo.storage.connect import Storage, connect, plain_url
 from hpo.storage.tables import Hold
 from hpo.study import control, copying
 from hpo.study import study as studies
+from hpo.study.checkpoint_store import PROBE_FILE
 from hpo.study.status import summarize
 from hpo.study.study import Study
 from tests.cli.test_commands import Hpo, hpo
@@ -136,7 +137,7 @@ def test_a_copy_has_all_rows_and_goes_on(make_study: MakeStudy, target: Storage,
     optuna.create_study(storage=target.optuna, study_name="filler").ask()  # so that ids differ
     before = rows(study.storage, study)
     trials = frozen(study.storage, study.name)
-    copied = copying.copy_study(study.storage, target, study.name, to=tmp_path / "shared")
+    copied = copying.copy_study(study.storage, target, study.name, to=str(tmp_path / "shared"))
     assert {one.name: one.rows for one in copied.tables if one.rows} == {
         "studies": 1, "study_directions": 1, "study_user_attributes": 2, "trials": 4, "trial_params": 1,
         "trial_values": 1, "trial_intermediate_values": 3, "trial_system_attributes": 2, "hpo_studies": 1,
@@ -156,7 +157,7 @@ def test_a_copy_has_all_rows_and_goes_on(make_study: MakeStudy, target: Storage,
     assert (claim.number, claim.attempt, claim.checkpoint.path, path.read_bytes()) == (2, 2, str(path), b"state")
     note = json.loads((path.parent / "attempt-1-handover.json").read_text())
     assert note["checkpoint"]["path"] == str(path)
-    assert [claim_one(new.ledger("w2")).number for _ in range(3)] == [3, 4, 5]  # type: ignore[union-attr]
+    assert [claim_one(new.ledger("w2")).number for _ in range(3)] == [3, 4, 5]
     assert summarize(new).spent == 6
 
     assert claiming.claim_many(study.ledger("w"), 1) is claiming.Idle.DONE
@@ -169,7 +170,7 @@ def test_a_copy_has_all_rows_and_goes_on(make_study: MakeStudy, target: Storage,
 @pytest.mark.both
 def test_an_export_names_the_study_in_both_storages(make_study: MakeStudy, target: Storage, tmp_path: Path) -> None:
     study = filled(make_study)
-    copying.copy_study(study.storage, target, study.name, to=tmp_path / "shared")
+    copying.copy_study(study.storage, target, study.name, to=str(tmp_path / "shared"))
     receipt = {"study": study.name, "study_uid": study.uid, "trial": 0}
     spec = study.spec.model_copy(update={"receipt": receipt})
     for place in (study.storage, target):
@@ -261,12 +262,12 @@ def test_checkpoints_that_are_missing_or_damaged_are_not_passed_over(
     file.write_bytes(b"cut")
     to = tmp_path / "to"
     with pytest.raises(StudyError, match=r"trial 2 of study 'own': its checkpoint .* is damaged; nothing was copied"):
-        copying.copy_study(study.storage, other, "own", to=to)
-    (study.checkpoints / studies.PROBE_FILE).unlink()
+        copying.copy_study(study.storage, other, "own", to=str(to))
+    (study.checkpoints / PROBE_FILE).unlink()
     with pytest.raises(StudyError, match="are not seen from here; copy on a machine that sees them"):
-        copying.copy_study(study.storage, other, "own", to=to)
+        copying.copy_study(study.storage, other, "own", to=str(to))
     assert (studies.all_names(other), list(to.iterdir())) == ([], [])
-    copying.copy_study(study.storage, other, "own", to=to, checkpoints=False)
+    copying.copy_study(study.storage, other, "own", to=str(to), checkpoints=False)
     claim = claim_one(studies.join(other, "own").ledger("w"))
     assert isinstance(claim, Claim)
     assert (claim.number, claim.attempt, claim.checkpoint) == (2, 2, None)
@@ -294,7 +295,7 @@ def test_a_row_that_arrives_changed_gives_the_copy_up(make_study: MakeStudy, oth
             "CREATE TRIGGER worse AFTER INSERT ON hpo_curves BEGIN UPDATE hpo_curves SET value = 0.1; END"
         )
     with pytest.raises(StorageError, match=r"nothing was copied .* 6 rows were read and 6 other ones arrived"):
-        copying.copy_study(study.storage, other, "own", to=tmp_path / "to")
+        copying.copy_study(study.storage, other, "own", to=str(tmp_path / "to"))
     assert (studies.all_names(other), list((tmp_path / "to").iterdir())) == ([], [])
     assert summarize(study).hold is None
 
