@@ -2,7 +2,7 @@
 
 FROM python:3.12-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE docker-compose.yml ./
 COPY hpo hpo
 COPY models models
 COPY data data

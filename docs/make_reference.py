@@ -74,7 +74,15 @@ def _section(name: str) -> list[str]:
     table = _table(TrainConfig.model_fields[name] if name in TrainConfig.model_fields else StudySpec.model_fields[name])
     if table is None:
         return []
-    return [f"{_first_paragraph(table)}{_left_out(name)}", "", *_fields(table)]
+    inner = {key: one for key, field in table.model_fields.items() if (one := _table(field)) and _is_section(one)}
+    lines = [f"{_first_paragraph(table)}{_left_out(name)}", "", *_lines(table, _docs(table), left_out=set(inner))]
+    for key, one in inner.items():
+        lines += ["", f"#### {name}.{key}", "", *(_fields(one) or ["No keys."])]
+    return lines
+
+
+def _is_section(table: type[pydantic.BaseModel]) -> bool:
+    return (table.__doc__ or "").startswith("The section [")
 
 
 def _of_a_part(name: str) -> str:

@@ -128,7 +128,16 @@ def test_what_must_last_is_in_named_volumes_and_user_code_is_read_only() -> None
 def test_the_image_copies_every_package_of_the_wheel_and_what_pip_needs() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
-    assert sources == {"pyproject.toml", "README.md", "LICENSE", "hpo", "models", "data", "constraints.txt"}
+    assert sources == {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "docker-compose.yml",
+        "hpo",
+        "models",
+        "data",
+        "constraints.txt",
+    }
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert let_in == sources
     assert all((ROOT / source).exists() for source in sources)

@@ -248,7 +248,8 @@ def test_a_wheel_leaves_models_and_data_to_the_user(tmp_path: Path, theirs: Path
     wanted = {f"{module.replace('.', '/')}/__init__.py" for module, file in MODULES.items() if file.stem == "__init__"}
     wanted |= {f"{module.replace('.', '/')}.py" for module, file in MODULES.items() if file.stem != "__init__"}
     of_page = ("report.html.j2", "report.css", "draw.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
-    assert held == wanted | {"hpo/spec/template.toml", "hpo/py.typed", *(f"hpo/view/report/{name}" for name in of_page)}
+    ours = {"hpo/spec/template.toml", "hpo/launch/engines/docker-compose.yml", "hpo/py.typed"}
+    assert held == wanted | ours | {f"hpo/view/report/{name}" for name in of_page}
     assert wheel.name.startswith("hpo_torch-")  # `hpo` is another project on the package index
     # The checkout's own path is taken away, as on a machine without it.
     code = f"sys.path = [p for p in sys.path if not p.startswith({str(ROOT)!r}) or 'site-packages' in p]\n"

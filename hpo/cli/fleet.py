@@ -72,7 +72,8 @@ def launch(
         wanted = Wanted.of(spec.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)
         shown = redacted_url(parse_url(storage_url(storage, spec.storage)))
         folder = code or Path(study).parent
-        text.say_page(launching.printed(wanted, spec, code_folder=folder, storage=shown).rstrip("\n"))
+        page = launching.printed_of_file(Path(study), wanted, spec, code_folder=folder, storage=shown)
+        text.say_page(page.rstrip("\n"))
         return
     if is_file:
         from hpo.launch import search
@@ -91,7 +92,7 @@ def launch(
         wanted = Wanted.of(joined.spec.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)
         folder = code or joined.code_folder
     if print_only:
-        page = launching.printed(wanted, joined.spec, code_folder=folder, storage=joined.storage.shown)
+        page = launching.printed(joined, wanted, code_folder=folder)
         text.say_page(page.rstrip("\n"))
         return
     made = launching.launch(joined, wanted, code_folder=folder, allow_code_change=allow_code_change)

@@ -61,7 +61,15 @@ class Wanted:
         return cls(on=section.on, workers=count, section=section)
 
 
-def _request(wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str) -> Request:
+def _request(
+    wanted: Wanted,
+    spec: StudySpec,
+    *,
+    code_folder: Path,
+    storage: str,
+    checkpoints: str | None,
+    making: Path | None = None,
+) -> Request:
     """Return what is asked of an engine, as far as it is known without a launch in the database."""
     return Request(
         study=spec.name,
@@ -75,12 +83,31 @@ def _request(wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str
         grace=spec.recovery.grace_seconds,
         environment={},
         storage=storage,
+        needs_code=_needs_code(spec),
+        checkpoints=checkpoints,
+        making=making,
     )
 
 
-def printed(wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str) -> str:
-    """Return the script or manifest of a launch, without its submission. Needs neither the engine nor the storage."""
-    asked = _request(wanted, spec, code_folder=code_folder, storage=storage)
+def _needs_code(spec: StudySpec) -> bool:
+    """Return whether a study has code in files of the user's own."""
+    return not spec.is_pickled and (spec.command is not None or bool(spec.code_references))
+
+
+def printed(study: Study, wanted: Wanted, *, code_folder: Path) -> str:
+    """Return the script or manifest of a launch, without its submission. Needs no engine."""
+    storage, checkpoints = study.storage.shown, study.store.place
+    asked = _request(wanted, study.spec, code_folder=code_folder, storage=storage, checkpoints=checkpoints)
+    engine(wanted.on).check(asked)
+    return engine(wanted.on).render(asked)
+
+
+def printed_of_file(file: Path, wanted: Wanted, spec: StudySpec, *, code_folder: Path, storage: str) -> str:
+    """Return the script or manifest of a launch of a study that need not be there yet. Needs neither engine nor storage."""
+    checkpoints = spec.checkpoints or os.environ.get("HPO_CHECKPOINTS")
+    asked = _request(
+        wanted, spec, code_folder=code_folder, storage=storage, checkpoints=checkpoints, making=file.absolute()
+    )
     engine(wanted.on).check(asked)
     return engine(wanted.on).render(asked)
 
@@ -91,7 +118,8 @@ def launch(study: Study, wanted: Wanted, *, code_folder: Path, allow_code_change
     Raises LaunchError if the engine is missing or refuses; then nothing is recorded. Raises StorageError if the storage
     has too few connections.
     """
-    asked = _request(wanted, study.spec, code_folder=code_folder, storage=study.storage.shown)
+    storage, checkpoints = study.storage.shown, study.store.place
+    asked = _request(wanted, study.spec, code_folder=code_folder, storage=storage, checkpoints=checkpoints)
     runner = engine(wanted.on)
     runner.check(asked)
     _refuse_if_idle(study)
@@ -135,6 +163,8 @@ def _submit(study: Study, runner: Engine, launch: Launch, slots: range) -> None:
         environment=study.storage.environment,
         storage=study.storage.shown,
         allow_code_change=launch.asked["allow_code_change"],
+        needs_code=_needs_code(study.spec),
+        checkpoints=study.store.place,
     )
     handles = runner.submit(asked)
     try:

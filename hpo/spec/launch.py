@@ -11,6 +11,8 @@ from annotated_types import Ge, Le
 
 from hpo.errors import SpecError, nearest
 from hpo.spec import options
+from hpo.spec.compose import ComposeOptions
+from hpo.spec.kubernetes import KubernetesOptions
 
 MAX_LAUNCHED = 10_000  # workers of one launch
 EngineName = Literal["slurm", "ray", "kubernetes", "compose"]
@@ -49,14 +51,6 @@ class SlurmOptions(_Section):
 
 class RayOptions(_Section):
     """The section [launch.ray]."""
-
-
-class KubernetesOptions(_Section):
-    """The section [launch.kubernetes]."""
-
-
-class ComposeOptions(_Section):
-    """The section [launch.compose]."""
 
 
 class Launch(_Section):

@@ -206,7 +206,8 @@ def explain(
         if found["type"] == "extra_forbidden" and inside:  # in a section that is a model itself
             section: typing.Any = model
             for step in (key, *inside[:-1]):
-                section = section.model_fields[step].annotation
+                is_list = typing.get_origin(section) is list  # and the step is an index
+                section = typing.get_args(section)[0] if is_list else section.model_fields[step].annotation
             where = path.rpartition(".")[0]
             lines.append(f"{path}: {where} takes no {inside[-1]!r}{nearest(inside[-1], section.model_fields)}")
         elif found["type"] == "extra_forbidden":

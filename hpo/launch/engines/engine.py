@@ -36,6 +36,9 @@ class Request:
     environment: Mapping[str, str]  # variables with which a worker opens the storage; they hold the password
     storage: str  # the storage as it may be shown
     allow_code_change: bool = False
+    needs_code: bool = False  # whether the study has code of the user's own
+    checkpoints: str | None = None  # folder or URL of the checkpoints; None if nobody has said it yet
+    making: Path | None = None  # the study file, if the workers' side is to make the study, since this one has not
 
     def worker(self, slot: str, *, hpo: Sequence[str] = HPO, code: Path | None = None) -> list[str]:
         """Return the command of a supervised worker.
@@ -80,7 +83,12 @@ class Engine:
 
 
 def call(
-    program: str, *arguments: str, package: str, given: str | None = None, environment: Mapping[str, str] | None = None
+    program: str,
+    *arguments: str,
+    package: str,
+    given: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = ASK_SECONDS,
 ) -> str:
     """Run a program of an engine and return what it prints.
 
@@ -90,6 +98,7 @@ def call(
         package: what to install if it is missing, in words.
         given: its standard input.
         environment: its whole environment, if it is not this process's own.
+        seconds: for which it is waited for.
 
     Raises LaunchError if it is missing, fails, or needs too long.
     """
@@ -107,11 +116,11 @@ def call(
             env=environment and {**environment},
             capture_output=True,
             text=True,
-            timeout=ASK_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command}: gave no answer within {ASK_SECONDS:.0f} s") from None
+        raise LaunchError(f"{command}: gave no answer within {seconds:.0f} s") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise LaunchError(f"{command}: failed with exit code {done.returncode}", *(f"  {line}" for line in said[-12:]))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpo.errors import LaunchError
-from hpo.launch.engines import slurm
+from hpo.launch.engines import compose, kubernetes, slurm
 from hpo.launch.engines.engine import Engine
 
-ENGINES: Mapping[str, Engine] = {"slurm": slurm.ENGINE}
+ENGINES: Mapping[str, Engine] = {
+    "slurm": slurm.ENGINE,
+    "kubernetes": kubernetes.ENGINE,
+    "compose": compose.ENGINE,
+}
 
 
 def engine(name: str) -> Engine:
