@@ -18,11 +18,13 @@ def pause(connection: sa.Connection, uid: str) -> None:
     """Make workers park their trials and wait. Nothing changes if something else holds the study."""
     of_study = sa.and_(hpo_studies.c.uid == uid, hpo_studies.c.hold.is_(None))
     connection.execute(hpo_studies.update().where(of_study).values(hold=Hold.PAUSED))
+    study_rows.raise_orders(connection, uid)
 
 
 def resume(connection: sa.Connection, uid: str) -> None:
     """Remove the study's hold, its stop reason and its streak of failures."""
     study_rows.update(connection, uid, hold=None, stop_reason=None, streak=0)
+    study_rows.raise_orders(connection, uid)
 
 
 def hold_as_copied(connection: sa.Connection, uid: str, where: str) -> None:
@@ -57,6 +59,7 @@ def end(connection: sa.Connection, row: Any) -> bool:
         .where(hpo_trials.c.study_uid == row.study_uid, hpo_trials.c.trial_id == row.trial_id)
         .values(stop_requested=True)
     )
+    study_rows.raise_orders(connection, row.study_uid)
     return False
 
 

@@ -152,13 +152,22 @@ class Ledger:
         return set(map(tuple, connection.execute(_renew_statement(connection.dialect.name), parameters)))
 
     def commands_of(self, claims: Collection[Claim]) -> dict[Claim, Commands]:
-        """Read which claims are lost and what people have ordered, in one statement without a lock."""
+        """Read which claims are lost and what people have ordered, in one statement without a lock.
+
+        It need not be read again before `orders` changes.
+        """
         if not claims:
             return {}
         parameters = {"uid": self.uid, "of_trials": [claim.trial_id for claim in claims]}
         with sql.reading(self.engine) as connection:
             rows = {row.trial_id: row for row in connection.execute(_commands_statement(), parameters)}
         return {claim: _commands(claim, rows.get(claim.trial_id)) for claim in claims}
+
+    def orders(self) -> int | None:
+        """Return the version of the study's orders; None if the study was deleted. It is the cheapest read there is."""
+        with sql.reading(self.engine) as connection:
+            found: int | None = connection.execute(_orders_statement(), {"uid": self.uid}).scalar_one_or_none()
+            return found
 
     def _update_and_renew(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
         """Set columns of the claim's row and renew its lease.
@@ -453,6 +462,7 @@ def _commands_statement() -> Any:
             hpo_trials.c.lease_until,
             hpo_trials.c.stop_requested,
             hpo_studies.c.hold,
+            hpo_studies.c.orders,
         )
         .join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
         .where(
@@ -462,10 +472,15 @@ def _commands_statement() -> Any:
     )
 
 
+@cache
+def _orders_statement() -> Any:
+    return sa.select(hpo_studies.c.orders).where(hpo_studies.c.uid == sa.bindparam("uid"))
+
+
 def _commands(claim: Claim, row: Any) -> Commands:
     if row is None or row.attempt != claim.attempt or row.settled or row.lease_until is None:
         return Commands(lost=True, stop=False, park=False)
-    return Commands(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED)
+    return Commands(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED, orders=row.orders)
 
 
 _ENDS: dict[str, sa.types.TypeEngine[Any]] = {

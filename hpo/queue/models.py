@@ -65,3 +65,4 @@ class Commands:
     lost: bool  # the claim no longer stands
     stop: bool  # a person ended the trial
     park: bool  # the study is paused
+    orders: int = field(default=0, compare=False)  # the version of the study's orders that this was read from

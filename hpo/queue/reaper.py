@@ -17,7 +17,7 @@ from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.queue.rows import open_trials
 from hpo.spec.failures import Failure, Kind
-from hpo.storage import clock, sql
+from hpo.storage import clock, sql, study_rows
 from hpo.storage.tables import hpo_failures, hpo_trials
 
 LONGEST_WAITS = 5  # pauses in a row; each lasts at most one lease
@@ -132,6 +132,8 @@ def _lose(
     for row in lost:
         failure = Failure(kind=Kind.LOST_WORKER, message=f"{how(row)} ({row.worker})")
         finish.fail(connection, row, failure, ledger.policies)
+    if lost:
+        study_rows.raise_orders(connection, ledger.uid)  # an owner that lives after all learns it within a tick
     return len(lost)
 
 

@@ -208,6 +208,16 @@ def clock_at_start(dialect: str) -> sa.ColumnElement[float]:
     return sa.literal_column("extract(epoch from statement_timestamp())::double precision", sa.Float)
 
 
+def analyze(engine: sa.Engine, *tables: sa.Table) -> None:
+    """Let Postgres count what is in tables, from which it plans. It does so by itself only about once a minute.
+
+    Nothing is done if another process does it now, or if this user may not.
+    """
+    if engine.dialect.name == "postgresql":
+        with reading(engine) as connection:
+            connection.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) {', '.join(table.name for table in tables)}")
+
+
 def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     """Cut ids into pieces that fit into one statement."""
     return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))

@@ -211,6 +211,11 @@ def update(connection: sa.Connection, uid: str, **values: Any) -> None:
     connection.execute(hpo_studies.update().where(hpo_studies.c.uid == uid).values(**values))
 
 
+def raise_orders(connection: sa.Connection, uid: str) -> None:
+    """Let the workers of a study read again what is ordered, and which of their claims stand."""
+    update(connection, uid, orders=hpo_studies.c.orders + 1)
+
+
 # --- deleted ----------------------------------------------------------------------------------------------------------
 
 _OF_TRIAL = (

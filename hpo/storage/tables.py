@@ -260,6 +260,9 @@ hpo_studies = sa.Table(
     sa.Column("imported", sa.Integer, nullable=False, default=0),  # rows that a fork copied; not charged to the budget
     sa.Column("stop_reason", sa.Text),  # if set, no new trial is started
     sa.Column("hold", sa.String(10)),  # if set, nothing is claimed; see `Hold`
+    sa.Column(
+        "orders", sa.Integer, nullable=False, server_default="0"
+    ),  # raised by each order, so that workers read it
     sa.Column("streak_kind", sa.String(40)),  # the kind of failure that ended the last trials
     sa.Column("streak", sa.Integer, nullable=False, server_default="0"),  # how many trials in a row it ended
     sa.Column("code_folder", sa.Text, nullable=False),  # the folder of the user's code when the study was made

@@ -51,15 +51,18 @@ from hpo.queue.report import Report
 from hpo.queue.start import SuggestedParams, TrialReceipt
 from hpo.spec.failures import Failure, Verdict
 from hpo.spec.objectives import KnownCosts
-from hpo.storage import clock
+from hpo.storage import clock, sql
 from hpo.storage.connect import FAILURES, UNREACHED, cause
 from hpo.storage.retry import Result, Retry, within
+from hpo.storage.tables import hpo_trials, trials
 from hpo.worker.signals import StopSignal
 
 log = logging.getLogger(__name__)
 _HasClaim = TypeVar("_HasClaim", bound=HasClaim)
 RENEWALS_PER_LEASE = 3
 AT_ONCE = 100  # kept reports in one statement
+RECHECK_SECONDS = 10.0  # after which commands are read again, whether their version has changed or not
+FEWEST_DOUBLED = 128  # trials; Postgres plans well for fewer, whatever it believes
 METRICS_AT_ONCE = 500  # reports whose raw metrics are written in one transaction; others wait for its lock
 METRICS_SECONDS = 10.0  # for which raw metrics are collected; only views read them while a trial runs
 NOT_ASKED = "ended by a signal that `hpo run` did not send: by the trial's own code, or by hand"
@@ -74,6 +77,19 @@ class ClaimRequest:
     count: int  # the largest number of trials
     stack_key: str | None = None  # the key of the open stack, if there is one
     waiting_at_most: int | None = None  # how many trials may wait for another stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """Which commands the heartbeat has read last."""
+
+    claims: frozenset[Claim] = frozenset()  # those that stood
+    orders: int = -1  # the version of the study's orders
+    read_at: float = field(default_factory=time.monotonic)
+
+    def holds(self, claims: Collection[Claim]) -> bool:
+        """Whether the commands for these claims are known, unless the orders have changed since."""
+        return self.claims.issuperset(claims) and time.monotonic() - self.read_at < RECHECK_SECONDS
 
 
 @dataclass(eq=False)
@@ -129,8 +145,10 @@ class QueueClient:
         self.retry = retry
         self.stopping = stopping
         self.has_unheard_claims = False  # trials may be leased to this worker by a claim whose answer was lost
+        self.has_doubled_a_study = False  # so the database's statistics are old
         self.gone: StorageGone | None = None  # set when the storage is known to be gone for good
         self.finished: int | None = None  # how many trials of the study had finished at the last report
+        self._heard = Heard()  # by the heartbeat's thread
         self._leases: dict[Token, Lease] = {}
         self._awaited: object | None = None  # the claim that the training thread waits for, or has not held yet
         self._since = 0  # all trials below this number have finished
@@ -164,6 +182,8 @@ class QueueClient:
                 return Idle.WAIT
             leases = found if isinstance(found, Idle) else [self.hold(claim) for claim in found]
             self.has_unheard_claims = False
+            if not isinstance(found, Idle) and any(map(_doubles_a_study, found)):
+                self.has_doubled_a_study = True
             return leases
         finally:
             self._awaited = None
@@ -493,13 +513,27 @@ class QueueClient:
             finally:
                 self._claims.release()
 
+    def refresh_statistics(self) -> None:
+        """Let the database count the trials anew after a mass start. Raises the storage's errors."""
+        sql.analyze(self.ledger.engine, trials, hpo_trials)
+        self.has_doubled_a_study = False
+
     def poll_commands(self) -> None:
-        """Read the commands for the trials in one statement, and find lost leases. Raises the storage's errors."""
+        """Learn the commands for the trials, and find lost leases. Raises the storage's errors.
+
+        They are read again only once the study's orders have changed, or RECHECK_SECONDS have passed: an earlier version
+        of hpo orders without raising the version.
+        """
         leases = self._standing()
-        for claim, commands in self.ledger.commands_of(leases.keys()).items():
+        if not leases or (self._heard.holds(leases) and self.ledger.orders() == self._heard.orders):
+            return
+        found = self.ledger.commands_of(leases.keys())
+        for claim, commands in found.items():
             leases[claim].commands = commands
             if commands.lost:
                 leases[claim].is_lost = True
+        standing = {claim: commands.orders for claim, commands in found.items() if not commands.lost}
+        self._heard = Heard(claims=frozenset(standing), orders=min(standing.values(), default=-1))
 
     # --- both -------------------------------------------------------------------------------------------------------
 
@@ -608,6 +642,12 @@ class QueueClient:
 
     def _held(self, reports: Sequence[Report]) -> list[Report]:
         return [report for report in reports if report.claim.token in self._leases]
+
+
+def _doubles_a_study(claim: Claim) -> bool:
+    """Return whether a claim begins a trial whose number is a power of two."""
+    number = claim.number
+    return claim.attempt == 1 and number >= FEWEST_DOUBLED and number & (number - 1) == 0
 
 
 def _without(kept: list[Report], done: Sequence[Report]) -> list[Report]:

@@ -98,6 +98,8 @@ class Heartbeat:
         self._do("poll commands", client.poll_commands)
         if client.has_unheard_claims:
             self._do("release", client.release_unheard)
+        if client.has_doubled_a_study:
+            self._do("analyze", client.refresh_statistics)
         for lease in client.leases:
             if self._is_overdue(lease):
                 self._try("overdue", partial(self._overdue, lease))

@@ -142,7 +142,7 @@ def test_a_host_is_cut_off_for_longer_than_a_lease_and_comes_back(
         "direction": "maximize",
         "budget": {"trials": TRIALS},
     }
-    document |= {"checkpoints": str(tmp_path / "checkpoints"), "recovery": {"lease": "3s"}, "pruner": {"name": "none"}}
+    document |= {"checkpoints": str(tmp_path / "checkpoints"), "recovery": {"lease": "6s"}, "pruner": {"name": "none"}}
     place = connect(server.url, create=True)
     study = studies.create_or_join(place, StudySpec.from_document(document), code_folder=tmp_path, code_digest="")
 

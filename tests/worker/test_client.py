@@ -14,16 +14,17 @@ from optuna.trial import TrialState
 
 from hpo.errors import LostLease, NoAnswer, Outage, Stopped
 from hpo.queue import claiming
+from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.report import Report, ReportResult
-from hpo.storage import clock, sql
+from hpo.storage import clock, sql, study_rows
 from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import client
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import ClaimRequest, Lease, QueueClient
 from hpo.worker.heartbeat import Heartbeat
 from tests.support.trials import AN_OUTAGE, MakeStudy, client_of, finish_claim, refused, said
 from tests.support.waiting import PATIENCE, wait_for
@@ -457,7 +458,64 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     for _ in range(2):
         getattr(queue_client, seen_by)()
         assert [is_lost(queue_client, lease) for lease in leases] == [False, False, True]
+        with sql.writing(study.storage.engine) as connection:
+            study_rows.raise_orders(connection, study.uid)
     assert asked.sizes == [3, 2]
+
+
+def test_commands_are_read_once_per_version_of_the_orders(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are also read for each new trial, and again after a while for what an earlier version of hpo has ordered."""
+    study = make_study(trials=5)
+    queue_client, leases = opened(study, 2)
+    asked = Noted(monkeypatch, "commands_of")
+    for _ in range(3):
+        queue_client.poll_commands()
+    assert asked.sizes == [2]
+    control.stop_trial(study, 0)
+    for _ in range(2):
+        queue_client.poll_commands()
+    assert asked.sizes == [2, 2]
+    assert [lease.commands.stop for lease in leases] == [True, False]
+    (third,) = more(queue_client, 1)
+    with sql.writing(study.storage.engine) as connection:
+        connection.execute(hpo_trials.update().values(stop_requested=True))
+    queue_client.poll_commands()
+    assert asked.sizes == [2, 2, 3]
+    assert third.commands.stop
+    queue_client.remove(third)
+    queue_client.poll_commands()
+    assert asked.sizes == [2, 2, 3]
+    monkeypatch.setattr(client, "RECHECK_SECONDS", 0.0)
+    queue_client.poll_commands()
+    assert asked.sizes == [2, 2, 3, 2]
+
+
+@pytest.mark.both
+def test_a_mass_start_lets_the_database_count_again(make_study: MakeStudy) -> None:
+    """Whoever begins trial 128, 256 and so on has the statistics refreshed, once."""
+    study = make_study(trials=200)
+    queue_client, _ = opened(study, 128)
+    assert not queue_client.has_doubled_a_study
+    leases = queue_client.claim(ClaimRequest(count=10))
+    assert not isinstance(leases, Idle)
+    assert queue_client.has_doubled_a_study
+    Heartbeat(queue_client)._keep()
+    assert not queue_client.has_doubled_a_study
+    if not study.storage.is_sqlite:
+        with sql.reading(study.storage.engine) as connection:
+            counted = sa.text("SELECT relname, reltuples FROM pg_class WHERE relname IN ('trials', 'hpo_trials')")
+            assert {row.relname: row.reltuples for row in connection.execute(counted)} == {
+                "trials": 138,
+                "hpo_trials": 138,
+            }
+    queue_client.ledger.park(leases[0].claim)
+    assert leases[0].claim.number == 128
+    again = queue_client.claim(ClaimRequest(count=1))
+    assert not isinstance(again, Idle)
+    assert again[0].claim.number == 128
+    assert not queue_client.has_doubled_a_study  # it was there already
 
 
 def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeStudy) -> None:
