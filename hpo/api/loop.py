@@ -81,13 +81,19 @@ def load_weights(path: Path | str) -> dict[str, Any]:
     states of all objects at the loop's end.
 
     Args:
-        path: the checkpoint, which `hpo export` prints.
+        path: the checkpoint, which `hpo export` prints: a file, or a URL in object storage.
 
     Raises CheckpointError for a file that cannot be read, or that neither `epochs` nor `save` has written.
     """
+    from hpo.spec import bucket_url
     from hpo.train import user_state
 
-    return user_state.load_weights(path)
+    if not bucket_url.is_url(str(path)):
+        return user_state.load_weights(path)
+    from hpo.study import bucket_store
+
+    with bucket_store.downloaded(str(path)) as file:
+        return user_state.load_weights(file)
 
 
 def loop_of(trial: optuna.Trial) -> UserLoop | None:

@@ -18,7 +18,7 @@ import pydantic
 from annotated_types import Ge, Le
 
 from hpo.errors import Mistakes, SpecError, located, shown
-from hpo.spec import configuration, metrics, objectives, options, pickled, space, toml_file, usercode
+from hpo.spec import bucket_url, configuration, metrics, objectives, options, pickled, space, toml_file, usercode
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.divergence import DivergenceGuard
 from hpo.spec.durations import seconds
@@ -188,8 +188,8 @@ class StudySpec(pydantic.BaseModel):
     storage: str | None = None
     """URL of the database: sqlite:///FILE or postgresql://USER@HOST/DB. `--storage` and $HPO_STORAGE come first."""
     checkpoints: str | None = None
-    """Folder of checkpoints and worker logs. By default $HPO_CHECKPOINTS, else `.hpo` beside the SQLite file; with Postgres
-    `.hpo` in the current folder."""
+    """Folder of checkpoints and worker logs, or a place in object storage: s3://BUCKET/PREFIX, gs:// or az://. By default
+    $HPO_CHECKPOINTS, else `.hpo` beside the SQLite file; with Postgres `.hpo` in the current folder."""
     receipt: dict[str, Any] = {}
     """Origin of a pinned config: study, trial, seeds, versions, curves. A search ignores it."""
 
@@ -600,6 +600,8 @@ def check_path(value: Any, path: str) -> None:
     """Raise SpecError for a path with a control character. Its usual origin is a Windows path with backslashes in "..."."""
     if isinstance(value, str) and not value.isprintable():
         raise SpecError(f"{path} = {shown(value)}: is not a path, it holds a control character; {toml_file.ESCAPES}")
+    if path == "checkpoints" and isinstance(value, str) and bucket_url.is_url(value):
+        bucket_url.check(value, path)
 
 
 def _lifted(spec: StudySpec, section: str) -> Tree:

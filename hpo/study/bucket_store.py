@@ -12,15 +12,18 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpo.errors import StudyError
+from hpo.errors import CheckpointError, StudyError
 from hpo.files import atomic_write
+from hpo.spec import bucket_url
 from hpo.spec.bucket_url import CREDENTIALS
 from hpo.storage.redaction import HIDDEN, redacted_message
 from hpo.study.checkpoint_store import PROBE_FILE, digest_of, names_in
@@ -31,6 +34,7 @@ Answer = TypeVar("Answer")
 PART = 64 * 2**20  # bytes of one request, where a file is too large for a single one
 ONE_PUT = 256 * 2**20  # bytes up to which a file is one request; it is held in memory
 CONNECT_SECONDS = 5.0
+DOWNLOAD_SECONDS = 60.0  # of one request of a person who loads weights
 RETRIES = 3  # of one request, after a dropped connection or an error 5xx
 QUIET_SECONDS = 5.0  # after a failure, in which no request is sent
 SECRETS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|PASSWORD|ACCOUNT|SAS)\w*")  # environment variables
@@ -95,8 +99,8 @@ class BucketStore:
     def put(self, name: str, file: Path | None = None) -> None:
         found = file or self.folder / name
         is_large = found.stat().st_size > ONE_PUT
+        self._known_in(name).add(name)  # a server that was too slow to answer may have it all the same
         self._ask(lambda obs, client: obs.put(client, name, found, use_multipart=is_large, chunk_size=PART))
-        self._known_in(name).add(name)
 
     def get(self, name: str, digest: str | None = None) -> Path:
         file = self.folder / name
@@ -120,8 +124,8 @@ class BucketStore:
         return self._known[folder] | names_in(self.folder, folder)
 
     def trials(self) -> set[str]:
-        found = self._ask(lambda obs, client: obs.list_with_delimiter(client, "")["common_prefixes"])
-        return {*found} | ({file.name for file in self.folder.iterdir()} if self.folder.is_dir() else set())
+        found = {name.partition("/")[0] for name in self._listed("")}  # some servers name empty folders too
+        return found | ({file.name for file in self.folder.iterdir()} if self.folder.is_dir() else set())
 
     def sizes(self) -> dict[str, int]:
         return self._listed("")
@@ -268,6 +272,19 @@ class BucketStore:
             log.warning("checkpoints %s; it is tried again at the next checkpoint", failure)
         self._quiet_until = time.monotonic() + QUIET_SECONDS
         return failure
+
+
+@contextmanager
+def downloaded(place: str) -> Iterator[Path]:
+    """Yield a temporary file with the content of a checkpoint at its place. Raises CheckpointError if it cannot be read."""
+    bucket_url.check(place, "the checkpoint")
+    url, _, name = place.rpartition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = BucketStore(url, Path(folder), patience=DOWNLOAD_SECONDS).get(name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {place} cannot be read: {error.strerror}") from None
+        yield file
 
 
 def _download(obs: Any, client: Any, name: str, file: Path) -> None:

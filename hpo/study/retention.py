@@ -28,7 +28,7 @@ def attempt_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def tidy(store: CheckpointStore, folder: str, attempt: int, keep: Collection[str]) -> None:
+def tidy(store: CheckpointStore, folder: str, attempt: int, keep: Collection[str], *, anew: bool = False) -> None:
     """Remove the checkpoint files of this and of earlier attempts from a trial's folder, except `keep`.
 
     Earlier attempts can record nothing any more. Files of later attempts stay.
@@ -38,8 +38,9 @@ def tidy(store: CheckpointStore, folder: str, attempt: int, keep: Collection[str
         folder: the name of the trial's folder.
         attempt: the number of this attempt.
         keep: names of files in the store.
+        anew: look for files of which this process does not know.
     """
-    found = {name: attempt_of(name) for name in store.names(folder)}
+    found = {name: attempt_of(name) for name in store.names(folder, anew=anew)}
     store.delete(name for name, of in found.items() if of is not None and of <= attempt and name not in keep)
 
 

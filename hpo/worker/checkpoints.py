@@ -98,7 +98,7 @@ class CheckpointManager:
             return
         found = self.write(self.run.epoch)
         if found is not None:
-            self.record(found, is_stored=self.put_patiently(found, leaves_a_note=True))
+            self.record(found, is_stored=self.put_patiently(found, leaves_a_note=True), is_last=True)
 
     def save(self, epoch: int) -> None:
         """Write the run's state and record it in the ledger. If the storage fails, leave it to the next attempt.
@@ -157,12 +157,13 @@ class CheckpointManager:
             time.sleep(RETRY_SECONDS)
         return True
 
-    def record(self, found: Checkpoint, *, is_stored: bool) -> None:
+    def record(self, found: Checkpoint, *, is_stored: bool, is_last: bool = False) -> None:
         """Record a checkpoint in the ledger and remove older files. What is not recorded is left to the next attempt.
 
         Args:
             found: the checkpoint.
             is_stored: whether every worker can read its file.
+            is_last: the trial ends with it, so no later checkpoint removes what is left.
         """
         lease, name = self.trial.lease, self.store.name_of(found.path)
         try:
@@ -181,7 +182,7 @@ class CheckpointManager:
         if self.recorded is not None:
             kept.add(self.store.name_of(self.recorded.path))
         try:
-            retention.tidy(self.store, self.folder.name, lease.claim.attempt, keep=kept)
+            retention.tidy(self.store, self.folder.name, lease.claim.attempt, keep=kept, anew=is_last)
         except OSError as error:  # the next checkpoint tries again
             log.debug("trial %d: older checkpoints stay for now: %s", self.trial.number, error)
 

@@ -24,6 +24,7 @@ from hpo.queue.ledger import Ledger
 from hpo.spec.failures import Failure, Kind, Verdict
 from hpo.storage.connect import FAILURES, cause
 from hpo.storage.retry import Retry
+from hpo.study.checkpoint_store import CheckpointStore
 from hpo.study.study import Study
 from hpo.worker import descendants, restart
 from hpo.worker.client import NOT_ASKED, Lease, QueueClient
@@ -81,7 +82,7 @@ def work(
         overdue = partial(end_overdue, ledger, stopping)
         with Heartbeat(client, parent=parent, leave=stopping.request, retire=stopping.retire, overdue=overdue):
             try:
-                code = run(runner, client, restart.RestartPolicy(study.spec.recovery), fleet)
+                code = run(runner, client, restart.RestartPolicy(study.spec.recovery), fleet, study.store)
             except BaseException as error:  # usually an outage that lasted too long
                 runner.leave(error)
                 client.leave(error)
@@ -98,11 +99,13 @@ def work(
     return stopping.exit_code
 
 
-def run(runner: TrialRunner, client: QueueClient, policy: restart.RestartPolicy, fleet: int) -> int:
+def run(
+    runner: TrialRunner, client: QueueClient, policy: restart.RestartPolicy, fleet: int, store: CheckpointStore
+) -> int:
     """Claim and train until nothing is left or the worker is asked to stop. Return 0 or RECYCLE."""
     pause, zombies = Pause(), descendants.Zombies()
     while runner.is_busy or not client.stopping():
-        found = fill(runner, client, fleet, pause)
+        found = fill(runner, client, fleet, pause, store)
         if runner.is_busy:
             ended = runner.advance()
             reasons = [policy.reason(kind) for kind in ended]
@@ -120,13 +123,15 @@ def run(runner: TrialRunner, client: QueueClient, policy: restart.RestartPolicy,
     return 0
 
 
-def fill(runner: TrialRunner, client: QueueClient, fleet: int, pause: Pause) -> Idle | None:
+def fill(runner: TrialRunner, client: QueueClient, fleet: int, pause: Pause, store: CheckpointStore) -> Idle | None:
     """Claim what the runner wants, until there is nothing to claim or the runner wants nothing more.
+
+    While a bucket does not answer nothing is claimed, since a claimed trial may need its checkpoint.
 
     Returns why there is nothing to claim, else None.
     """
     while pause.is_over and not client.stopping() and (wanted := runner.wants()) is not None:
-        leases = client.claim(wanted, fleet, may_wait=not runner.is_busy)
+        leases = Idle.WAIT if store.is_away else client.claim(wanted, fleet, may_wait=not runner.is_busy)
         if isinstance(leases, Idle):
             runner.go_without()
             pause.begin()

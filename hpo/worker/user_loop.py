@@ -119,7 +119,7 @@ class UserLoop:
         client.flush(lease)
         if not checkpoints.put_patiently(found):
             return
-        checkpoints.record(found, is_stored=True)
+        checkpoints.record(found, is_stored=True, is_last=True)
         if self._final_best is not None and checkpoints.recorded == found:
             step = {BEST_STEP: self._final_best["step"]}
             client.record_receipts([TrialReceipt(claim=lease.claim, receipt=step)])
