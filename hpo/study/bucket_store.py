@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpo.errors import CheckpointError, StudyError
+from hpo.errors import CheckpointError, StorageError, StudyError
 from hpo.files import atomic_write
 from hpo.spec import bucket_url
 from hpo.spec.bucket_url import CREDENTIALS
@@ -40,6 +40,14 @@ QUIET_SECONDS = 5.0  # after a failure, in which no request is sent
 SECRETS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|PASSWORD|ACCOUNT|SAS)\w*")  # environment variables
 CODE = re.compile(r"<Code>(\w+)</Code>")
 CAUSE = re.compile(r'message: "([^"]*)"|error: "([^"]*)"')
+TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+#: What credentials of S3 may come from, beside the service of a machine at Amazon.
+OF_S3 = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
 NO_EXTRA = "obstore is not installed; pip install 'hpo-torch[s3]'"
 ALLOWED = "the credentials must allow to get, put, list and delete objects"
 
@@ -50,12 +58,14 @@ class BucketError(OSError):
     Attributes:
         what: what is wrong, without the place; also as `strerror`, like the other errors of files.
         mend: what to do about it.
+        is_outage: whether a later try may succeed without a change.
     """
 
-    def __init__(self, place: str, what: str, mend: str) -> None:
+    def __init__(self, place: str, what: str, mend: str, *, is_outage: bool = False) -> None:
         super().__init__(f"{place}: {what}; {mend}")
         self.what = self.strerror = what
         self.mend = mend
+        self.is_outage = is_outage
 
 
 class BucketStore:
@@ -172,13 +182,13 @@ class BucketStore:
             self._ask(lambda obs, client: obs.put(client, name, b"hpo", use_multipart=False))
             self._ask(lambda obs, client: obs.delete(client, [name]))
         except BucketError as error:
-            raise StudyError(f"checkpoints {self._root}: {error.what}; {error.mend}") from None
+            raise self._refusal(error) from None
 
     def mark(self, uid: str) -> None:
         try:
             self._ask(lambda obs, client: obs.put(client, PROBE_FILE, uid.encode(), use_multipart=False))
         except BucketError as error:
-            raise StudyError(f"checkpoints {self._root}: {error.what}; {error.mend}") from None
+            raise self._refusal(error) from None
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def is_of(self, uid: str) -> bool:
@@ -210,9 +220,9 @@ class BucketStore:
         content = self._ask(lambda obs, client: obs.get(client, PROBE_FILE).bytes())
         return bytes(content).decode(errors="replace")
 
-    @property
-    def _root(self) -> str:
-        return self.place.rpartition("/")[0]
+    def _refusal(self, error: BucketError) -> StorageError | StudyError:
+        said = f"checkpoints {self.place.rpartition('/')[0]}: {error.what}; {error.mend}"
+        return StorageError(said) if error.is_outage else StudyError(said)
 
     @property
     def _scheme(self) -> str:
@@ -261,15 +271,18 @@ class BucketStore:
 
     def _note_answer(self) -> None:
         if self._failing_since is not None:
-            log.warning("checkpoints %s: answers again after %.0f s", self.place, self.failing_seconds)
+            log.info("checkpoints %s: answers again after %.0f s", self.place, self.failing_seconds)
         self._failing_since = self._failure = None
         self._quiet_until = 0.0
 
     def _note_failure(self, error: Exception) -> BucketError:
-        self._failure = failure = _explained(self.place, error)
+        failure = _explained(self.place, error)
+        if self._scheme == "s3" and not any(name in os.environ for name in OF_S3):
+            what = f"{failure.what}, and no AWS_ACCESS_KEY_ID is set"
+            failure = BucketError(self.place, what, failure.mend, is_outage=failure.is_outage)
+        self._failure = failure
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            log.warning("checkpoints %s; it is tried again at the next checkpoint", failure)
         self._quiet_until = time.monotonic() + QUIET_SECONDS
         return failure
 
@@ -306,10 +319,12 @@ def _explained(place: str, error: Exception) -> BucketError:
         return BucketError(place, "there is no such bucket", f"make it, or check its name and {source}")
     if "TimedOut" in said or "timed out" in said:
         mend = "check the network; a large checkpoint needs a longer `recovery.grace`, half of which a request may take"
-        return BucketError(place, "the server did not answer in time", mend)
+        return BucketError(place, "the server did not answer in time", mend, is_outage=True)
     if cause := CAUSE.search(said):
         what = f"the server cannot be reached ({_without_secrets(cause[1] or cause[2])})"
-        return BucketError(place, what, f"check the network and {source}")
+        return BucketError(place, what, f"check the network and {source}", is_outage=True)
+    if code and code[1] in TEMPORARY:
+        return BucketError(place, f"the server is overloaded ({code[1]})", "try again later", is_outage=True)
     if code:
         return BucketError(place, f"the server refused ({code[1]})", f"check {source}; {ALLOWED}")
     return BucketError(place, _without_secrets(said.partition("\n")[0]), f"check {source}")

@@ -91,7 +91,7 @@ class CheckpointStore(Protocol):
     # --- is it the study's own? --------------------------------------------------------------------------------------
 
     def check_writable(self) -> None:
-        """Raise StudyError, with the mend, if files cannot be written and deleted here."""
+        """Raise StudyError, with the mend, if files cannot be written and deleted; StorageError if a later try may succeed."""
 
     def mark(self, uid: str) -> None:
         """Write the probe file."""

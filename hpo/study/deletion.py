@@ -21,6 +21,7 @@ class Holdings:
     trials: int
     openings: int  # records of openings of the test split
     place: str | None  # of checkpoints; None if it is not this study's, or not seen from here
+    unseen: str = ""  # the place in that case
     checkpoints: int = 0
     logs: int = 0
     size: int = 0  # bytes of all files there
@@ -32,7 +33,7 @@ class Holdings:
         if self.openings:
             rows += f", {_counted(self.openings, 'record')} of an opened test split"
         if self.place is None:
-            return f"{rows}; no folder of it is seen from here"
+            return f"{rows}; its checkpoints are not seen in {self.unseen}, so what is there stays"
         files = f"{_counted(self.checkpoints, 'checkpoint')} and {_counted(self.logs, 'log')}"
         return f"{rows}; {files} in {self.place} ({self.size / 2**20:.1f} MiB)"
 
@@ -47,7 +48,7 @@ def holdings(study: Study) -> Holdings:
         trials = study_rows.count_trials(connection, study.study_id)
         openings = recorded.count_openings(connection, study)
     if not study.sees_checkpoints:
-        return Holdings(trials=trials, openings=openings, place=None)
+        return Holdings(trials=trials, openings=openings, place=None, unseen=study.store.place)
     sizes = study.store.sizes()
     return Holdings(
         trials=trials,

@@ -282,7 +282,8 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
         allow_code_change: record a changed code digest instead of refusing it.
 
     Raises MismatchError if spec, code or schema differ, or if the worker does not see the study's checkpoints.
-    Raises StudyError if the study was deleted, or if checkpoints cannot be written.
+    Raises StudyError if the study was deleted, or if checkpoints cannot be written. Raises StorageError if a bucket does not
+    answer: a worker that restarts waits for it.
     """
     with sql.writing(study.storage.engine) as connection:
         row = study_rows.lock_and_read(connection, study.study_id)
@@ -292,11 +293,11 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
             _check_identity(row, mine)
         _check_schema(connection, row, study.name)
         _check_code(connection, row, code_digest, allow_code_change, study.code_folder, study.storage)
+    if not study.store.is_folder:
+        study.store.check_writable()
     if not study.sees_checkpoints:
         what, mend = study.store.why_unseen(study.uid)
         raise MismatchError(f"checkpoints {study.store.place}: {what}; {mend}")
-    if not study.store.is_folder:
-        study.store.check_writable()
 
 
 def check_data(study: Study, digest: str) -> None:

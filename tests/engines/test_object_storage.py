@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import hpo
-from hpo.errors import MismatchError, StudyError
+from hpo.errors import MismatchError, StorageError, StudyError
 from hpo.queue import reaper
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage, plain_url
@@ -194,6 +195,7 @@ def test_what_the_database_did_not_take_goes_on_at_another_machine(
 def test_training_goes_on_while_the_server_does_not_answer(
     site: Site, server: Server, whole: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     study = site.make("frozen")
     assert work(study, site.objective(lambda epoch: {2: server.freeze, 4: server.thaw}.get(epoch, int)())) == 0
     assert (curve(study), site.epochs, row_of(study).attempt) == (whole, [*range(EPOCHS)], 1)
@@ -333,7 +335,7 @@ def test_wrong_credentials_are_refused_and_not_shown(
         site.make("another")
     assert studies.names(site.place) == ["guarded"]
     other = site.at("b", study)
-    with pytest.raises(MismatchError, match=r"access is denied \(SignatureDoesNotMatch\)") as unseen:
+    with pytest.raises(StudyError, match=r"access is denied \(SignatureDoesNotMatch\)") as unseen:
         studies.check_worker(other, mine=None, code_digest="", allow_code_change=False)
     (found,) = [one for one in doctor.examine(study.storage, study.name, repair=False) if "checkpoints" in one.what]
     assert "access is denied" in found.what
@@ -343,7 +345,9 @@ def test_wrong_credentials_are_refused_and_not_shown(
 
 def test_a_server_that_is_not_there_is_told_before_a_study_is_made(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StudyError, match=r"cannot be reached \(Connection refused\); check the network and AWS_ACCESS"):
+    with pytest.raises(
+        StorageError, match=r"cannot be reached \(Connection refused\); check the network and AWS_ACCESS"
+    ):
         site.make("away")
     assert optuna.get_all_study_names(site.place.optuna) == []
 

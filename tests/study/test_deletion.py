@@ -99,7 +99,10 @@ def test_a_study_with_a_trial_on_another_machine_is_not_deleted(make_study: Make
 def test_a_folder_of_another_study_stays(make_study: MakeStudy) -> None:
     study = make_study()
     (study.checkpoints / PROBE_FILE).write_text("another")
-    assert deletion.holdings(study).text == "0 trials; no folder of it is seen from here"
+    assert (
+        deletion.holdings(study).text
+        == f"0 trials; its checkpoints are not seen in {study.checkpoints}, so what is there stays"
+    )
     deletion.delete(study)
     assert study.checkpoints.exists()
 
