@@ -52,6 +52,16 @@ class SlurmOptions(_Section):
 class RayOptions(_Section):
     """The section [launch.ray]."""
 
+    address: str | None = None
+    """Address of the cluster, such as "10.0.0.5:6379". By default $RAY_ADDRESS, else the cluster that runs on this machine, else
+    a new one here that ends with its driver."""
+    cpus_per_worker: Annotated[float, Ge(0)] = 1.0
+    """CPU cores that Ray sets aside for a worker."""
+    resources: dict[str, Annotated[float, Ge(0)]] = {}
+    """Further resources of a worker by Ray's names, such as { "accelerator_type:A100" = 0.001 } for a kind of GPU."""
+    environment: list[str] = []
+    """Variables of this machine that workers get too, such as "AWS_ACCESS_KEY_ID". The nodes' own ones need no mention."""
+
 
 class Launch(_Section):
     """The section [launch]."""

@@ -38,6 +38,19 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+@contextmanager
+def letting_go() -> Iterator[None]:
+    """Adopt no process whose parent ends within this block. So it outlives this process, as a daemon does."""
+    adopts = _adopts()
+    if adopts:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        if adopts:
+            adopt_orphans()
+
+
 def _end_of(process: int) -> None:
     if os.getpid() == process:  # not in a fork of it
         end()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpo.errors import LaunchError
-from hpo.launch.engines import compose, kubernetes, slurm
+from hpo.launch.engines import compose, kubernetes, ray, slurm
 from hpo.launch.engines.engine import Engine
 
 ENGINES: Mapping[str, Engine] = {
     "slurm": slurm.ENGINE,
+    "ray": ray.ENGINE,
     "kubernetes": kubernetes.ENGINE,
     "compose": compose.ENGINE,
 }
