@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ class Launched:
     def log(self, launch: int) -> str:
         return (studies.join(self.place, "own").logs / f"driver-launch-{launch}-0.log").read_text()
 
+    def wait_for(self, condition: Callable[[], bool], launch: int = 1) -> None:
+        """Wait for something that happens while a launch's driver lives."""
+        wait_for(lambda: condition() or not _is_alive(self.driver, launch))
+        assert condition(), self.log(launch)
+
     def wait_for_end(self, launch: int) -> None:
         """Wait until a launch's driver and all its workers have ended."""
         wait_for(lambda: not _is_alive(self.driver, launch))
@@ -155,7 +160,7 @@ def test_two_workers_share_a_gpu_and_a_new_driver_takes_over_from_a_killed_one(
     with launched(tmp_path, nodes, postgres_url, trials=24) as study:
         first = study.launch()
         assert first.returncode == 0, first.stderr
-        wait_for(lambda: len({trial.user_attrs.get("worker") for trial in study.trials if trial.user_attrs}) == 4)
+        study.wait_for(lambda: len({trial.user_attrs.get("worker") for trial in study.trials if trial.user_attrs}) == 4)
         places = {(trial.user_attrs["worker"], trial.user_attrs["gpu"]) for trial in study.trials if trial.user_attrs}
         assert sorted(gpu for _, gpu in places) == ["0", "0", "1", "1"]
         workers = [psutil.Process(worker) for worker, _ in places]
@@ -175,7 +180,7 @@ def test_a_killed_node_and_a_drained_one_cost_no_trial(nodes: RayNodes, tmp_path
     with launched(tmp_path, nodes, postgres_url, trials=48) as study:
         done = study.launch()
         assert done.returncode == 0, done.stderr
-        wait_for(lambda: study.count("COMPLETE") >= 4)
+        study.wait_for(lambda: study.count("COMPLETE") >= 4)
         nodes.order("kill", 0)
         nodes.order("drain", 1)
         study.wait_for_end(1)
@@ -194,7 +199,9 @@ def test_workers_for_which_no_node_is_large_enough_wait_until_they_are_called_ba
     with launched(tmp_path, nodes, postgres_url, trials=4) as study:
         done = study.launch("--gpus-per-worker", "64")
         assert done.returncode == 0, done.stderr
-        wait_for(lambda: "4 of 4 workers wait for a place: each needs 64 GPU and 1 CPU, and no node" in study.log(1))
+        study.wait_for(
+            lambda: "4 of 4 workers wait for a place: each needs 64 GPU and 1 CPU, and no node" in study.log(1)
+        )
         joined = studies.join(study.place, "own")
         launches.recall(study.place.engine, joined.uid)
         study.wait_for_end(1)

@@ -21,7 +21,7 @@ from hpo.launch import exit_codes
 from hpo.launch.engines.ray import SLOT, Plan
 from hpo.launch.engines.ray_actor import Ended, Place, WorkerActor
 from hpo.launch.engines.ray_cluster import Cluster, Needs
-from hpo.launch.local import HEALTHY_SECONDS, KILL_SECONDS, LONGEST_PAUSE_SECONDS, RESTART_SECONDS
+from hpo.launch.slots import HEALTHY_SECONDS, KILL_SECONDS, LONGEST_PAUSE_SECONDS, RESTART_SECONDS
 from hpo.queue import launches
 from hpo.storage.connect import FAILURES, connect, storage_url
 from hpo.study import study as studies
