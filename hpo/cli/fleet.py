@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,6 +97,8 @@ def launch(
         text.say_page(page.rstrip("\n"))
         return
     made = launching.launch(joined, wanted, code_folder=folder, allow_code_change=allow_code_change)
+    for doubt in launching.doubts(joined, made):
+        text.say_page(f"note: {doubt}", to=sys.stderr)
     count = f"{made.slots} worker{'s' * (made.slots > 1)}"
     text.say(f"launch {made.number} of {joined.name!r}: {count} on {made.engine}")
     text.say_command("next     ", text.command("fleet", joined.name))

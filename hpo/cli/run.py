@@ -273,8 +273,11 @@ def worker(
     grace: Annotated[float, typer.Option("--grace", hidden=True, help="Seconds in which the worker parks.")] = 30.0,
 ) -> None:
     """Join a study with one more worker, on any machine. Space, sampler and pruner come from the study."""
+    if supervised and parent is None:
+        place = [] if launch is None else ["--launch", str(launch), "--slot", str(slot)]
+        raise typer.Exit(_supervised([*place, "--fleet", str(fleet)], study, storage, code, allow_code_change, grace))
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
-    from hpo.launch import launching, supervisor
+    from hpo.launch import launching
     from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
     from hpo.launch.slots import AGAIN, say_last
     from hpo.queue import workers
@@ -287,12 +290,6 @@ def worker(
     from hpo.worker import restart
 
     post = None if launch is None else Post(launch=launch, slot=slot)
-    if supervised and parent is None:
-        arguments = [] if post is None else ["--launch", str(post.launch), "--slot", str(post.slot)]
-        arguments += ["--fleet", str(fleet), *(["--code", str(code)] if code else [])]
-        arguments += ["--allow-code-change"] if allow_code_change else []
-        os.environ |= {"HPO_STORAGE": storage} if storage else {}  # not an argument, which other users can read
-        raise typer.Exit(supervisor.supervise([*arguments, "--", study], grace))
     logging.raiseExceptions = False  # user code may close the log; the worker goes on
     said = logging.StreamHandler(sys.stderr)
     said.setFormatter(text.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -336,6 +333,18 @@ def worker(
     if parent is not None:
         restart.leave(code_of_exit)
     raise typer.Exit(code_of_exit)
+
+
+def _supervised(
+    arguments: list[str], study: str, storage: str | None, code: Path | None, allow_code_change: bool, grace: float
+) -> int:
+    """Run a worker as a child of this process, which loads no more than it needs. Return the exit code."""
+    from hpo.launch import supervisor
+
+    arguments += ["--code", str(code)] if code else []
+    arguments += ["--allow-code-change"] if allow_code_change else []
+    os.environ |= {"HPO_STORAGE": storage} if storage else {}  # not an argument, which other users can read
+    return supervisor.supervise([*arguments, "--", study], grace)
 
 
 def enlist(

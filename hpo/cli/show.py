@@ -77,9 +77,14 @@ def status(
         tell(pages.to_json(history), pages.history_text(history), json=json)
 
 
-@app.command(epilog=examples("hpo logs digits", "hpo logs digits -f", "hpo logs digits --trial 11"))
+@app.command(
+    epilog=examples("hpo logs digits", "hpo logs digits -f", "hpo logs digits --trial 11", "hpo logs digits 1.3 -f")
+)
 def logs(
     study: Annotated[str, typer.Argument(help="Name of the study, or its study file.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[WORKER]", help="Only this launched worker, named as in `hpo fleet`: 1.3.")
+    ] = None,
     worker: Annotated[int | None, typer.Option("--worker", min=0, help="Only this worker of the last run.")] = None,
     trial: Annotated[
         int | None,
@@ -92,22 +97,26 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is printed, until Ctrl-C.")] = False,
     storage: StorageOption = None,
 ) -> None:
-    """Show what the workers of `hpo run` and your own code have printed: the logs of the last run.
+    """Show what workers and your own code have printed: the logs of the last run, and of the last launch.
 
     Trials of one stack are trained together, so lines of the others stand among those of a trial.
     """
     from hpo.errors import SpecError, StudyError
+    from hpo.launch import launching
     from hpo.launch import logs as worker_logs
     from hpo.study import study as studies
     from hpo.study import trial_history
 
     if worker is not None and trial is not None:
         raise SpecError(f"--worker {worker} and --trial {trial} cannot be combined; remove one")
+    launch = None
+    if name is not None:
+        launch, worker = worker_named(name, worker, trial)
     quiet_warnings()
-    name, place = study_of(study, storage)
-    joined = studies.join(place, name)
+    of_study, place = study_of(study, storage)
+    joined = studies.join(place, of_study)
     attempts = 0 if trial is None else trial_history.history(joined, trial).attempt
-    shown = worker_logs.Tail(joined.logs, worker=worker, trial=trial)
+    shown = worker_logs.Tail(joined.logs, worker=worker, trial=trial, launch=launch)
     for line in shown.lines():
         text.say_page(line)
     while follow:
@@ -117,7 +126,20 @@ def logs(
     for line in shown.rest():
         text.say_page(line)
     if why := shown.missing(attempts):
-        raise StudyError(f"study {name!r}: {why}")
+        elsewhere = launching.log_commands(joined, launch, worker)
+        raise StudyError(f"study {of_study!r}: {why}", *(f"  of a launched worker: {said}" for said in elsewhere))
+
+
+def worker_named(name: str, worker: int | None, trial: int | None) -> tuple[int | None, int]:
+    """Return the launch, None without one, and the number of a worker. Raises SpecError for a wrong name."""
+    from hpo.errors import SpecError
+
+    launch, dot, number = name.rpartition(".")
+    if not number.isdecimal() or (dot and not launch.isdecimal()):
+        raise SpecError(f"{name}: is no name of a worker; use one of `hpo fleet`, such as 1.3, or a number")
+    if worker is not None or trial is not None:
+        raise SpecError(f"{name}: cannot be combined with --worker or --trial; remove one")
+    return (int(launch) if dot else None), int(number)
 
 
 @app.command(

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from hpo.errors import Fault, LaunchError
 from hpo.launch.engines.engine import Engine, Request
-from hpo.launch.engines.known import engine
+from hpo.launch.engines.known import ENGINES, engine
 from hpo.queue import launches
 from hpo.queue.launches import Change, Launch, Seen
 from hpo.queue.models import Post
+from hpo.spec import bucket_url
 from hpo.spec.launch import Launch as LaunchSection
 from hpo.spec.study_file import StudySpec
+from hpo.storage import filesystem
 from hpo.storage.connect import FAILURES, check_connections, connect
 from hpo.study import study as studies
 from hpo.study.status import summarize
@@ -158,7 +160,7 @@ def _submit(study: Study, runner: Engine, launch: Launch, slots: range) -> None:
         section=LaunchSection.checked(launch.asked["section"]),
         code_folder=Path(launch.asked["code_folder"]),
         folder=Path(launch.asked["folder"]),
-        logs=study.logs,
+        logs=None if bucket_url.is_url(study.store.place) else study.logs,  # of a bucket each host has its own
         grace=study.spec.recovery.grace_seconds,
         environment=study.storage.environment,
         storage=study.storage.shown,
@@ -203,6 +205,18 @@ def present(launch: Launch) -> Mapping[int, str] | None:
         return None
 
 
+def doubts(study: Study, launch: Launch) -> list[str]:
+    """Return what may keep workers on other hosts from joining, in words."""
+    place = study.store.place
+    kind = "" if bucket_url.is_url(place) else filesystem.kind_of(Path(place))
+    if not ENGINES[launch.engine].spans_hosts or not kind or kind in filesystem.NETWORK:
+        return []
+    return [
+        f"checkpoints {place} lie on {kind}, which looks local to this machine. A worker that does not see them is refused, and "
+        "`hpo fleet` shows it. Then use a shared folder or a bucket: checkpoints = PATH or s3://BUCKET/PREFIX"
+    ]
+
+
 def scale(study: Study, count: int) -> Change:
     """Let a study's launches have so many workers together. Surplus workers park their trials and leave.
 
@@ -226,6 +240,21 @@ def scale(study: Study, count: int) -> Change:
         with suppress(LaunchError):  # they leave by themselves when they begin
             engine(open_ones[number].engine).dismiss(open_ones[number].handles, leaving)
     return change
+
+
+def log_commands(study: Study, number: int | None, slot: int | None) -> list[str]:
+    """Return the engines' own commands that show logs which do not lie in the study's folder.
+
+    Args:
+        study: the study.
+        number: of this launch only.
+        slot: of this slot only.
+    """
+    found = []
+    for one in launches.of_study(study.storage.engine, study.uid):
+        if number in (None, one.number) and one.engine in ENGINES:
+            found.append(ENGINES[one.engine].log_command(one.handles, slot or 0))
+    return [said for said in found if said is not None]
 
 
 def recall(study: Study) -> dict[int, str]:

@@ -24,6 +24,9 @@ LAST_BYTES = 4096  # of a log in which its last entry is looked for
 KEPT = 100  # logs in a folder, those of earlier runs included
 YOUNG_SECONDS = 86_400.0  # since the last line; a younger log of another machine is kept, its worker may be alive
 NAME = re.compile(r"worker-(?P<machine>.*)-(?P<run>\d+)-(?P<worker>\d+)\.log")
+LAUNCHED = (
+    "launch"  # in place of the machine in the name of a launched worker's log; the run is then the launch's number
+)
 STAMP = r"\d{4}-\d\d-\d\d [\d:,]+ INFO "
 JOINED = re.compile(f"{STAMP}joined study ")  # a worker's first line
 #: An attempt begins or ends. Output of user code without a newline may stand before it.
@@ -92,20 +95,36 @@ def _ages(logs: Iterable[Path]) -> Iterable[tuple[float, Path]]:
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
-def of_last_run(folder: Path, worker: int | None = None) -> dict[str, Path]:
-    """Return the logs of the last run on each machine by the workers' names: the number, and the machine if there are several.
+def launched_name(launch: int | str, slot: int | str) -> str:
+    """Return the file name of a launched worker's log."""
+    return f"worker-{LAUNCHED}-{launch}-{slot}.log"
+
+
+def of_last_run(folder: Path, worker: int | None = None, *, launch: int | None = None) -> dict[str, Path]:
+    """Return the logs of the last run on each machine, and of the last launch, by the workers' names.
+
+    A name is the worker's number, with its machine if there are several. A launched worker is named as 2.0: launch and slot.
 
     Args:
         folder: the study's logs.
         worker: return this worker's log only.
+        launch: return logs of this launch only.
     """
     found = [match for log in by_age(folder) if (match := NAME.fullmatch(log.name))]
+    if launch is not None:
+        found = [match for match in found if (match["machine"], int(match["run"])) == (LAUNCHED, launch)]
     last = {match["machine"]: match["run"] for match in found}
     return {
-        match["worker"] if len(last) == 1 else f"{match['machine']}:{match['worker']}": folder / match[0]
+        _worker_name(match, is_alone=len(last) == 1): folder / match[0]
         for match in sorted(found, key=lambda match: (match["machine"], int(match["worker"])))
         if last[match["machine"]] == match["run"] and worker in (None, int(match["worker"]))
     }
+
+
+def _worker_name(match: re.Match[str], *, is_alone: bool) -> str:
+    if match["machine"] == LAUNCHED:
+        return f"{match['run']}.{match['worker']}"
+    return match["worker"] if is_alone else f"{match['machine']}:{match['worker']}"
 
 
 def by_age(folder: Path) -> list[Path]:
@@ -181,10 +200,14 @@ class Tail:
         folder: the study's logs.
         worker: of this worker only.
         trial: of this trial only, in any run.
+        launch: of this launch only.
     """
 
-    def __init__(self, folder: Path, *, worker: int | None = None, trial: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, worker: int | None = None, trial: int | None = None, launch: int | None = None
+    ) -> None:
         self._folder = folder
+        self._launch = launch
         self._worker = worker
         self._trial = trial
         self._readers: dict[Path, LogReader] = {}
@@ -199,7 +222,7 @@ class Tail:
 
     def _read(self, read: Callable[[LogReader], list[str]]) -> list[str]:
         of_trial = self._trial is not None
-        logs = {log.name: log for log in by_age(self._folder)} if of_trial else of_last_run(self._folder, self._worker)
+        logs = {log.name: log for log in by_age(self._folder)} if of_trial else self._of_last_run()
         found = {}
         for name, log in logs.items():
             reader = self._readers.setdefault(log, LogReader(log, self._trial))
@@ -209,6 +232,9 @@ class Tail:
                 found[log.name] = read(self._readers.setdefault(log, OutputReader(log)))
         is_one = of_trial or len(logs) == 1
         return [line if is_one else f"{name} | {line}" for name, lines in found.items() for line in lines]
+
+    def _of_last_run(self) -> dict[str, Path]:
+        return of_last_run(self._folder, self._worker, launch=self._launch)
 
     def missing(self, attempts: int) -> str | None:
         """Return what was not found, in words; None if everything was.
@@ -220,9 +246,8 @@ class Tail:
             f"logs of this machine's workers are in {self._folder}; a worker started by hand prints to its own terminal"
         )
         if self._trial is None:
-            which = (
-                "no log can be read" if self._worker is None else f"the last run has no log of worker {self._worker}"
-            )
+            named = f"worker {self._worker}" if self._launch is None else f"worker {self._launch}.{self._worker}"
+            which = "no log can be read" if self._worker is None else f"the last run has no log of {named}"
             return None if self._readers else f"{which}; {where}"
         if not attempts:
             return f"trial {self._trial} has no log, since no worker of hpo has begun it"

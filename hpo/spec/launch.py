@@ -95,7 +95,7 @@ class Launch(_Section):
                 table = table.setdefault(section, {})
                 if not isinstance(table, dict):
                     raise SpecError(f"--set {word}: {section} is no table of [launch]{nearest(section, ENGINE_NAMES)}")
-            table[key] = _value(value.strip())
+            table[key] = value.strip() if _is_text(sections, key) else _value(value.strip())
         return self.checked(document)
 
     @classmethod
@@ -114,6 +114,18 @@ class _InAFile(_Section):
 
 
 ENGINE_NAMES = ("slurm", "ray", "kubernetes", "compose")
+
+
+def _is_text(sections: Iterable[str], key: str) -> bool:
+    """Return whether a key of [launch] takes text, so that 16 and 8:00:00 need no quotes on a command line."""
+    model: Any = Launch
+    for section in sections:
+        field = model.model_fields.get(section)
+        model = field.annotation if field else None
+        if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
+            return False
+    field = model.model_fields.get(key)
+    return field is not None and field.annotation in (str, str | None)
 
 
 def _value(text: str) -> Any:

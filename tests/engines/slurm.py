@@ -14,8 +14,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import psutil
 import pytest
 
 from tests.engines.needed import program
@@ -115,10 +115,9 @@ class Slurm:
 
     def kill(self, node: str) -> None:
         """Kill a node with all that runs on it, as a loss of power does."""
-        os.kill(self._pid(node), signal.SIGKILL)
-        for process in self._steps(node):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for process in self._processes(node):
+            with suppress(psutil.Error):
+                process.kill()
 
     def ask(self, *command: str) -> str:
         """Run a command of Slurm and return what it prints; "" if Slurm does not answer yet."""
@@ -137,24 +136,27 @@ class Slurm:
         for job in self.jobs("PENDING"):
             self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def limit(self, *, minutes: int) -> None:
+        """Change the time limit of all jobs."""
+        for job in self.jobs():
+            self.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
+    def preempt_all(self) -> None:
+        """Run a job of a higher priority, which takes all nodes for a moment."""
+        options = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+        self.ask("sbatch", "--wait", *options)
+
     def cancel_all(self) -> None:
         """End all jobs and wait until they are gone."""
         self.ask("scancel", "--signal=KILL", "--full", *self.jobs())
         self.ask("scancel", *self.jobs())
         wait_for(lambda: not self.jobs())
 
-    def _pid(self, name: str) -> int:
-        return int((self.root / f"{name}.pid").read_text())
-
-    def _steps(self, node: str) -> list[int]:
-        """Return the processes that run jobs of a node: slurmstepd names it in its environment's spool folder."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with suppress(OSError):
-                    if f"SLURMD_NODENAME={node}\0".encode() in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-        return found
+    def _processes(self, node: str) -> list[psutil.Process]:
+        """Return what runs on a node: the daemons that have its log open, and what they began."""
+        log = str(self.root / "log" / f"{node}.log")
+        daemons = [one for one in psutil.process_iter() if one.name().startswith("slurm") and _has_open(one, log)]
+        return [*daemons, *(child for one in daemons for child in one.children(recursive=True))]
 
     def _call(self, *command: str) -> None:
         done = subprocess.run(
@@ -163,18 +165,16 @@ class Slurm:
         assert done.returncode == 0, done.stderr
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(Exception):
-            self.ask("scancel", "--signal=KILL", "--full", *self.jobs())
         for node in NODES:
-            for process in self._steps(node):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-        for name in (*NODES, "slurmctld", "munged"):
+            self.kill(node)
+        for name in ("slurmctld", "munged"):
             with suppress(OSError, ValueError):
-                os.kill(self._pid(name), signal.SIGKILL)
+                os.kill(int((self.root / f"{name}.pid").read_text()), signal.SIGKILL)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def environment(slurm: Slurm) -> dict[str, Any]:
-    """Return what the commands of a user of this Slurm have in their environment."""
-    return {"SLURM_CONF": str(slurm.conf)}
+def _has_open(process: psutil.Process, file: str) -> bool:
+    try:
+        return any(os.readlink(entry) == file for entry in Path(f"/proc/{process.pid}/fd").iterdir())
+    except OSError:
+        return False

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import LaunchError
+from hpo.launch.logs import launched_name
 from hpo.queue.launches import Handle
 from hpo.spec.launch import Launch as LaunchSection
 
 HPO = (sys.executable, "-P", "-m", "hpo")  # this very hpo, on machines that share its environment
-LOG_NAME = "worker-launch-{launch}-{slot}.log"  # in the study's folder of logs
 ASK_SECONDS = 60.0  # for which a program of an engine is waited for
 
 
@@ -31,7 +31,7 @@ class Request:
     section: LaunchSection
     code_folder: Path
     folder: Path  # in which the workers begin
-    logs: Path | None  # the study's folder of logs; None if the study does not exist yet
+    logs: Path | None  # the study's folder of logs; None if other hosts do not see it, or without a study
     grace: float  # seconds
     environment: Mapping[str, str]  # variables with which a worker opens the storage; they hold the password
     storage: str  # the storage as it may be shown
@@ -54,10 +54,10 @@ class Request:
         return [*hpo, "worker", "--supervised", *launch, *of_study, *change, "--", self.study]
 
     def log(self, slot: str) -> str | None:
-        """Return the path of a worker's log, None if the study does not exist yet or the launch is only printed."""
+        """Return the path of a worker's log, None if it has no common folder or the launch is only printed."""
         if self.logs is None or self.launch is None:
             return None
-        return str(self.logs / LOG_NAME.format(launch=self.launch, slot=slot))
+        return str(self.logs / launched_name(self.launch, slot))
 
 
 @dataclass(frozen=True, kw_only=True)
