@@ -155,8 +155,12 @@ class Slurm:
     def _processes(self, node: str) -> list[psutil.Process]:
         """Return what runs on a node: the daemons that have its log open, and what they began."""
         log = str(self.root / "log" / f"{node}.log")
-        daemons = [one for one in psutil.process_iter() if one.name().startswith("slurm") and _has_open(one, log)]
-        return [*daemons, *(child for one in daemons for child in one.children(recursive=True))]
+        daemons = [one for one in psutil.process_iter() if _has_open(one, log)]
+        found = [*daemons]
+        for one in daemons:
+            with suppress(psutil.Error):
+                found += one.children(recursive=True)
+        return found
 
     def _call(self, *command: str) -> None:
         done = subprocess.run(
@@ -174,7 +178,9 @@ class Slurm:
 
 
 def _has_open(process: psutil.Process, file: str) -> bool:
+    """Return whether a process of Slurm has a file open."""
     try:
-        return any(os.readlink(entry) == file for entry in Path(f"/proc/{process.pid}/fd").iterdir())
-    except OSError:
+        is_of_slurm = process.name().startswith("slurm")
+        return is_of_slurm and any(os.readlink(entry) == file for entry in Path(f"/proc/{process.pid}/fd").iterdir())
+    except (OSError, psutil.Error):  # it has ended
         return False

@@ -1,0 +1,196 @@
+"""Launches: what is rendered, what the database records of them, and which workers leave when there are to be fewer."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpo.launch import exit_codes, launching, supervisor
+from hpo.launch.launching import Wanted
+from hpo.queue import launches
+from hpo.queue.launches import Launch, Seen
+from hpo.queue.models import Post
+from hpo.spec.launch import Launch as LaunchSection
+from hpo.study.study import Study
+from hpo.worker import loop as worker_loop
+from hpo.worker.signals import ASKING, StopSignal
+from tests.cli.test_commands import OWN, Hpo, hpo, make_study
+from tests.support.trials import MakeStudy
+
+__all__ = ["hpo"]
+SLURM = ["--on", "slurm", "--workers", "4"]
+
+
+def test_the_script_of_slurm_holds_no_password(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    settings = ["slurm.partition=gpu", "slurm.time=30", "slurm.setup=['module load cuda']"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    url = "postgresql://me:s3cret@db.example/hpo"
+    code, said, err = hpo("launch", "own.toml", *SLURM, "--gpus-per-worker", "2", *sets, "--storage", url, "--print")
+    assert (code, err) == (0, "")
+    assert "s3cret" not in said
+    assert [line.removeprefix("#SBATCH ") for line in said.splitlines() if line.startswith("#SBATCH ")] == [
+        "--job-name=hpo-own",
+        "--array=0-3",
+        "--ntasks=1",
+        "--cpus-per-task=1",
+        "--gres=gpu:2",
+        "--partition=gpu",
+        "--time=30",
+        "--requeue",
+        "--signal=USR2@90",
+        "--open-mode=append",
+        f"--chdir={tmp_path}",
+        "--output=hpo-%A_%a.log",
+    ]
+    assert "\nmodule load cuda\nsrun --unbuffered " in said
+    assert f" -m hpo worker --supervised --code {tmp_path} --fleet 4 --grace 30 -- own\n" in said
+    assert "75|138|140|143) scontrol requeue" in said
+
+
+def test_each_kind_of_gpu_has_an_array(hpo: Hpo, tmp_path: Path) -> None:
+    make_study(tmp_path)
+    code, said, _ = hpo("launch", "own.toml", "--on", "slurm", "--set", "slurm.gpu_types={a100=3,h100=1}", "--print")
+    assert code == 0
+    told = [line.removeprefix("#SBATCH --") for line in said.splitlines()]
+    assert [line for line in told if line.startswith(("array", "gres"))] == [
+        *("array=0-2", "gres=gpu:a100:1"),
+        *("array=3-3", "gres=gpu:h100:1"),
+    ]
+
+
+WRONG = {
+    "no engine": (["--workers", "2"], "engine: not given; use --on slurm, ray"),
+    "no number": (["--on", "slurm"], "workers: not given; use --workers N"),
+    "another engine": (["--on", "lsf", "--workers", "2"], "launch.on = 'lsf': input should be 'slurm', 'ray'"),
+    "a key of no engine": ([*SLURM, "--set", "slurm.partion=x"], "launch.slurm takes no 'partion' (did you mean"),
+    "no key": ([*SLURM, "--set", "gpu"], "--set gpu: is not a key and its value"),
+    "part of a GPU": ([*SLURM, "--gpus-per-worker", "0.5", "--print"], "Slurm gives whole GPUs"),
+    "too late a notice": (
+        [*SLURM, "--set", "slurm.time=60", "--set", "slurm.notice=30", "--print"],
+        "launch.slurm.notice = 30: a worker parks within recovery.grace = 30 s; use more than 30",
+    ),
+    "a file of one host": (SLURM, "workers on other hosts cannot use a SQLite file; use Postgres: `hpo copy "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_launch_is_refused_and_not_recorded(hpo: Hpo, tmp_path: Path, case: str) -> None:
+    study = make_study(tmp_path)
+    arguments, message = WRONG[case]
+    code, said, err = hpo("launch", "own.toml", *arguments)
+    assert (code, said) == (2, "")
+    assert message in err
+    assert launches.of_study(study.storage.engine, study.uid) == []
+
+
+def test_without_sbatch_the_message_names_print(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = make_study()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(launching, "_check_storage", lambda *_: None)  # SQLite, which Slurm's hosts could not use
+    wanted = Wanted.of(LaunchSection(), on="slurm", workers=2, gpus=None)
+    with pytest.raises(launching.LaunchError, match="sbatch: not found on this machine; install Slurm"):
+        launching.launch(study, wanted, code_folder=tmp_path)
+    assert launches.of_study(study.storage.engine, study.uid) == []
+
+
+def record(study: Study, slots: int) -> Launch:
+    """Record a launch without submitting it."""
+    where = study.storage.engine, study.study_id, study.uid
+    return launches.begin(*where, on="slurm", slots=slots, asked=json.dumps({}), launched_by="me@here")
+
+
+@pytest.mark.both
+def test_exactly_as_many_slots_are_retired_as_are_too_many(make_study: MakeStudy) -> None:
+    study = make_study()
+    where = study.storage.engine, study.study_id, study.uid
+    record(study, 4)
+    record(study, 3)
+    states = {
+        1: Seen(slots=4, states={0: "running", 1: "pending", 2: "running"}),  # 3 has ended
+        2: Seen(slots=3, states={0: "running", 1: "pending", 2: "running"}),
+    }
+    change = launches.resize(*where, 2, states)
+    assert (change.before, change.retired, change.added) == (6, {2: [0, 1, 2], 1: [1]}, {})
+    assert launches.resize(*where, 2, states).retired == {}  # another person, who saw the same, wants the same
+    change = launches.resize(*where, 5, states)
+    assert (change.before, change.added) == (2, {2: range(3, 6)})
+    assert launches.resize(*where, 5, states).added == {}
+    assert [one.wanted for one in launches.of_study(study.storage.engine, study.uid)] == [{0, 2, 3}, {3, 4, 5}]
+    assert [one.number for one in launches.recall(study.storage.engine, study.uid)] == [1, 2]
+    with pytest.raises(launches.StudyError, match="no launch of this study is open"):
+        launches.resize(*where, 1, {})
+
+
+@pytest.mark.parametrize("how", ["retired", "recalled"])
+def test_a_worker_whose_slot_is_retired_leaves_for_good_before_it_claims(make_study: MakeStudy, how: str) -> None:
+    study = make_study()
+    where = study.storage.engine, study.study_id, study.uid
+    launch = record(study, 2)
+    if how == "retired":
+        launches.retire(*where, launch.number, [1])
+    else:
+        launches.recall(study.storage.engine, study.uid)
+    begun: list[int] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        begun.append(trial.number)
+        return 1.0
+
+    stopping = StopSignal()
+    ledger = study.ledger("w", post=Post(launch=launch.number, slot=1))
+    assert worker_loop.work(study, objective, ledger, stopping) == 0
+    assert begun == []
+
+
+@pytest.mark.parametrize(
+    ("word", "asked_by", "code"),
+    [
+        ("0", None, 0),
+        ("0", signal.SIGTERM, 0),
+        ("2", None, 2),
+        ("75", None, 75),
+        ("143", signal.SIGUSR2, 140),  # the supervisor has passed it on as another signal
+        ("143", signal.SIGTERM, 143),
+        ("138", None, 138),
+        ("130", None, 1),
+        ("1", None, 1),
+        ("again", None, 1),
+        ("", signal.SIGTERM, 1),
+    ],
+)
+def test_the_exit_code_of_a_worker(word: str, asked_by: int | None, code: int) -> None:
+    assert exit_codes.of(word, asked_by) == code
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_user_code_that_exits_with_a_code_of_ours_has_not_parked(
+    hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study(tmp_path)
+    (tmp_path / "mine.py").write_text("import os\ndef objective(trial): os._exit(143)\n")
+    monkeypatch.setattr(supervisor, "CRASHES", 1)
+    assert supervisor.supervise(["--allow-code-change", "--", "own"], 30.0) == 1
+
+
+def test_the_section_is_no_part_of_a_studys_identity(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    assert "launch" not in study.spec.document
+    changed = make_study(tmp_path, OWN + '[launch]\non = "slurm"\n[launch.slurm]\npartition = "gpu"\n')
+    assert changed.spec.fingerprint == study.spec.fingerprint
+    assert changed.spec.launch.document == {"on": "slurm", "slurm": {"partition": "gpu"}}
