@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from hpo.errors import LaunchError, StudyError
 from hpo.launch import exit_codes, launching, supervisor
 from hpo.launch.launching import Wanted
 from hpo.queue import launches
@@ -96,7 +97,7 @@ def test_without_sbatch_the_message_names_print(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(launching, "_check_storage", lambda *_: None)  # SQLite, which Slurm's hosts could not use
     wanted = Wanted.of(LaunchSection(), on="slurm", workers=2, gpus=None)
-    with pytest.raises(launching.LaunchError, match="sbatch: not found on this machine; install Slurm"):
+    with pytest.raises(LaunchError, match="sbatch: not found on this machine; install Slurm"):
         launching.launch(study, wanted, code_folder=tmp_path)
     assert launches.of_study(study.storage.engine, study.uid) == []
 
@@ -125,7 +126,7 @@ def test_exactly_as_many_slots_are_retired_as_are_too_many(make_study: MakeStudy
     assert launches.resize(*where, 5, states).added == {}
     assert [one.wanted for one in launches.of_study(study.storage.engine, study.uid)] == [{0, 2, 3}, {3, 4, 5}]
     assert [one.number for one in launches.recall(study.storage.engine, study.uid)] == [1, 2]
-    with pytest.raises(launches.StudyError, match="no launch of this study is open"):
+    with pytest.raises(StudyError, match="no launch of this study is open"):
         launches.resize(*where, 1, {})
 
 
