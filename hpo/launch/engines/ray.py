@@ -23,8 +23,9 @@ from pathlib import Path
 import psutil
 
 from hpo.errors import LaunchError
-from hpo.launch.engines.engine import HPO, LOG_NAME, Engine, Request
+from hpo.launch.engines.engine import HPO, Engine, Request
 from hpo.launch.engines.ray_cluster import MISSING
+from hpo.launch.logs import launched_name
 from hpo.queue.launches import Handle
 from hpo.worker import descendants
 
@@ -142,7 +143,7 @@ def _plan(request: Request) -> Plan:
     section, options = request.section, request.section.ray
     log = state = None
     if request.logs is not None and request.launch is not None:
-        log = str(request.logs / LOG_NAME.format(launch=request.launch, slot=SLOT))
+        log = str(request.logs / launched_name(request.launch, SLOT))
         state = str(request.logs / f"driver-launch-{request.launch}-{request.slots.start}.json")
     return Plan(
         study=request.study,
