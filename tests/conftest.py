@@ -7,6 +7,7 @@ starts in a second. A test finds the one database in it empty, or gets a databas
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -47,6 +48,12 @@ OWN_OBJECTIVE = {
     "sampler": {"name": "random"},
     "pruner": {"name": "none"},
 }
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector skip all modules and tests, of which it would look at each object again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

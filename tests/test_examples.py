@@ -80,7 +80,7 @@ def test_what_one_training_left_is_searched_on_by_another(shell: Shell) -> None:
 def test_the_objectives_of_other_libraries_report_each_epoch(shell: Shell, stem: str) -> None:
     package, epochs = LIBRARIES[stem]
     pytest.importorskip(package)
-    shell.run("run", str(EXAMPLES / f"{stem}.toml"), "--trials", "1", "--workers", "1")
+    shell.forked("run", str(EXAMPLES / f"{stem}.toml"), "--trials", "1", "--workers", "1")
     (trial,) = shell.trials(stem.replace("_", "-"))
     assert trial.state.is_finished()
     assert (trial.value or 0.0) > 0.6

@@ -110,18 +110,18 @@ def only_checkpoint(folder: Path) -> set[str]:
 
 def test_status(home: Home) -> None:
     """The studies stand as they did, each number of it; but that time is now that of their workers."""
-    found, wanted = json.loads(home.run("status", "--json")), json.loads((FIXTURES / "status.json").read_text())
+    found, wanted = json.loads(home.forked("status", "--json")), json.loads((FIXTURES / "status.json").read_text())
     assert [one.pop("seconds") > 0 for one in found] == [one.pop("seconds") > 0 for one in wanted]
     assert [one["best"]["interval"] for one in found] == [None] * 3  # nobody recorded the number of validation images
     assert [of_then(one, other) for one, other in zip(found, wanted, strict=True)] == wanted
-    trial = json.loads(home.run("status", "digits", "--trial", "5", "--json"))
+    trial = json.loads(home.forked("status", "digits", "--trial", "5", "--json"))
     wanted = json.loads(told_of(FIXTURES / "trial.json", home.folder))
     assert of_then(trial, wanted) == wanted
 
 
 def test_export(home: Home) -> None:
     """The best trial's file is the same, letter by letter."""
-    home.run("export", "digits", "-o", "again.toml")
+    home.forked("export", "digits", "-o", "again.toml")
     assert (home.folder / "again.toml").read_text() == told_of(FIXTURES / "winner.toml", home.folder)
 
 
@@ -141,10 +141,10 @@ def test_run(either: Home) -> None:
     assert [trial["attempt"] for trial in either.trials("digits")] == [1] * 7
 
     if either.is_sqlite:
-        summary = json.loads(either.run("run", "digits.toml", "--json"))
+        summary = json.loads(either.forked("run", "digits.toml", "--json").splitlines()[-1])
         assert (summary["budget"], summary["spent"], summary["parked"]) == (8, 8, [])
     else:
-        either.run("worker", "digits")
+        either.forked("worker", "digits")
 
     again = either.seconds("digits")
     for number, seconds in trained.items():  # an epoch that is trained again takes another time
@@ -175,9 +175,9 @@ def test_run(either: Home) -> None:
 
 def test_own_objectives(home: Home) -> None:
     """Workers go on with own objectives: failed trials stay, the parked one keeps its parameters, the queued one is run."""
-    home.run("worker", "own")
-    home.run("resume", "front")
-    home.run("worker", "front")
+    home.forked("worker", "own")
+    home.forked("resume", "front")
+    home.forked("worker", "front")
     for study in ("own", "front"):
         assert home.trials(study) == ENDS[study]
     storage = optuna.storages.RDBStorage(home.url)
@@ -190,7 +190,7 @@ def test_new_tables(home: Home) -> None:
     """A database made now has the tables and columns that the old one has, and those that were added."""
     assert home.schema() == (FIXTURES / "schema.sql").read_text()
     new = Home(home.folder, f"sqlite:///{home.folder}/new.db")
-    new.run("run", "own.toml", "--workers", "0")
+    new.forked("run", "own.toml", "--workers", "0")
     assert without_added(columns(new)) == columns(home)
     indexes = (
         "SELECT sql FROM sqlite_master WHERE type = 'index' AND name LIKE '%hpo_%' AND sql IS NOT NULL ORDER BY name"
@@ -200,7 +200,7 @@ def test_new_tables(home: Home) -> None:
         "CREATE INDEX ix_hpo_launches_study_id ON hpo_launches (study_id)",
     ]
     assert [row for row in new.rows(indexes) if row["sql"] not in added] == home.rows(indexes)
-    home.run("run", "own.toml", "--workers", "0")
+    home.forked("run", "own.toml", "--workers", "0")
     assert sorted(map(str, home.rows(indexes))) == sorted(map(str, new.rows(indexes)))
 
 

@@ -288,7 +288,7 @@ def test_a_run_ends_with_an_error_and_leaves_the_new_file_alone(tmp_path: Path) 
     shell = Shell(tmp_path, f"sqlite:///{tmp_path}/studies.db")
     shell.write(REPLACING, trials=500)
     content = another(tmp_path).read_bytes()
-    said = shell.run("run", "own.toml", "--workers", "2", code=2)
+    said = shell.forked("run", "own.toml", "--workers", "2", code=2)
     assert f"error: storage sqlite:///{tmp_path}/studies.db: the file {REPLACED}; the new one was left as it is" in said
     assert "winner" not in said
     assert (tmp_path / "studies.db").read_bytes() == content

@@ -279,7 +279,7 @@ def test_a_run_of_failed_trials_has_no_winner(shell: Shell) -> None:
     """Failed trials are counted with their reason and end without a winner, which the exit code tells too."""
     shell.write("mine.py", STUBBORN)
     shell.write("mine.toml", OWN.replace("FUNCTION", "failing"))
-    said = shell.run("run", "mine.toml", "--workers", "1", code=1)
+    said = shell.forked("run", "mine.toml", "--workers", "1", code=1)
     assert "RuntimeError: no luck" in said
     assert [trial.state for trial in shell.trials("mine")] == [TrialState.FAIL] * 3
     assert "none of its trials is complete (3 failed)" in shell.forked("export", "mine", code=2)
@@ -344,7 +344,7 @@ def test_a_file_that_only_workers_see_to_be_wrong_leaves_no_study(shell: Shell) 
     ]
     for name in ("csv_images.csv", "csv_labels.csv"):
         shell.write(name, "no table of images\n")
-    said = shell.run("run", "wrong.toml", "--workers", "2", code=2)
+    said = shell.forked("run", "wrong.toml", "--workers", "2", code=2)
     assert "csv_images.csv" in said
     assert "there is no study" in shell.forked("status", "csv-search", code=2)
 

@@ -159,7 +159,7 @@ def test_after_the_only_worker_was_killed_a_later_one_finishes_its_trial_though_
     wait_for(lambda: bool(begun(shell, 0)))
     worker.kill()
     (shell.folder / "go").touch()
-    shell.run("worker", "own")
+    shell.forked("worker", "own")
     study = shell.study(place)
     assert [(trial.number, trial.state) for trial in trials_of(study)] == [(0, TrialState.COMPLETE)]
     assert len(begun(shell, 0)) == 2

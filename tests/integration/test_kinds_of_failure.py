@@ -67,7 +67,7 @@ def test_an_objective_that_always_raises_stops_the_study_and_goes_on_once_it_is_
     shell: Shell, place: Storage
 ) -> None:
     shell.write(ALWAYS, trials=30)
-    said = shell.run("run", "own.toml", "--workers", "1", code=1)
+    said = shell.forked("run", "own.toml", "--workers", "1", code=1)
     assert "10 trials in a row ended by exception, the last: RuntimeError: no luck with trial 9" in said
     assert "hpo resume own" in said
     study = shell.study(place)
@@ -103,7 +103,7 @@ def objective(trial):
 def test_a_trial_that_ends_its_process_has_lost_its_worker(shell: Shell, place: Storage) -> None:
     """A trial that ends its process in silence has lost its worker all the same, whatever the code."""
     shell.write(LEAVER, trials=4)
-    shell.run("run", "own.toml", "--workers", "1")
+    shell.forked("run", "own.toml", "--workers", "1")
     study = shell.study(place)
     assert [trial.state.name for trial in trials_of(study)] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     found = [(row.number, row.kind, row.verdict) for row in failures(study)]
@@ -112,7 +112,7 @@ def test_a_trial_that_ends_its_process_has_lost_its_worker(shell: Shell, place: 
 
 def test_a_trial_that_kills_its_worker_each_time_ends_and_the_others_go_on(shell: Shell, place: Storage) -> None:
     shell.write(KILLER, trials=4)
-    said = shell.run("run", "own.toml", "--workers", "1")
+    said = shell.forked("run", "own.toml", "--workers", "1")
     assert "3 × lost_worker (2 tried again)" in said
     study = shell.study(place)
     assert [trial.state.name for trial in trials_of(study)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
@@ -138,7 +138,7 @@ def test_a_trial_that_hangs_is_ended_from_outside(shell: Shell, place: Storage) 
     shell.write(HUNG, trials=2, more='[recovery]\nlease = "1s"\n')
     file = shell.folder / "own.toml"
     file.write_text(file.read_text().replace("trials = 2", 'trials = 2\ntrial_timeout = "3s"'))
-    shell.run("run", "own.toml", "--workers", "1")
+    shell.forked("run", "own.toml", "--workers", "1")
     study = shell.study(place)
     assert [(trial.state.name, trial.value) for trial in trials_of(study)] == [("PRUNED", 3.0), ("COMPLETE", 1.0)]
     assert [(row.kind, row.verdict) for row in failures(study)] == [("time_limit", "prune")]

@@ -105,7 +105,7 @@ def test_a_run_with_too_many_workers_is_refused(tmp_path: Path) -> None:
         assert "8 workers and this process take up to 18 connections" in said
         assert "start at most 2 workers, or raise max_connections" in said
         assert "0 of 2 finished" in shell.forked("status", "own")  # nothing was started
-        shell.run("run", "own.toml", "--workers", "2")
+        shell.forked("run", "own.toml", "--workers", "2")
         assert "2 of 2 finished" in shell.forked("status", "own")
 
 

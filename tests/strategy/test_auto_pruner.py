@@ -116,7 +116,7 @@ def test_other_pruners_have_their_own_rungs() -> None:
 # --- who is compared --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
 def test_with_equal_lengths_it_decides_as_successive_halving(seed: int) -> None:
     """Trials side by side in any order, whose last epoch is not judged, as in a worker."""
     draws = np.random.RandomState(seed)

@@ -94,8 +94,16 @@ def check_ends(study: Study) -> None:
 BOUNDS = {"params": "<= 800", "accuracy": ">= 0.25"}
 
 
-@pytest.mark.both
-@pytest.mark.parametrize("executor", ["loop", "stack"])
+@pytest.mark.parametrize(
+    ("storage_kind", "executor"),
+    [
+        ("sqlite", "loop"),
+        ("postgres", "stack"),
+        pytest.param("sqlite", "stack", marks=pytest.mark.soak),
+        pytest.param("postgres", "loop", marks=pytest.mark.soak),
+    ],
+    indirect=["storage_kind"],
+)
 def test_every_trial_ends_with_all_its_values(place: Storage, tmp_path: Path, executor: str) -> None:
     study = made(place, tmp_path, 12, executor=executor, slots=3, constraints=BOUNDS)
     assert work(study) == 0

@@ -1,6 +1,6 @@
 """What commit ec5e555 left, put down in a folder as if it had been made there, and `hpo` commands run on it.
 
-The commands are processes, and the database is read by plain statements: nothing here knows a module of `hpo`.
+The commands are processes or forks, and the database is read by plain statements: nothing here knows a module of `hpo`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 import torch
 
+from tests.integration.shell import forked
 from tests.support.waiting import PATIENCE
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "ec5e555"
@@ -66,6 +67,10 @@ class Home:
             return done.stdout + done.stderr
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def forked(self, *arguments: str) -> str:
+        """Run a command in a fork, where nothing hangs on its being a process of its own; return what it said."""
+        return forked(arguments, self.folder, self.environment, 0)
 
     def rows(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
         """Return what a statement finds in the database."""
