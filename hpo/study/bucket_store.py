@@ -37,6 +37,7 @@ CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 60.0  # of one request of a person who loads weights
 RETRIES = 3  # of one request, after a dropped connection or an error 5xx
 QUIET_SECONDS = 5.0  # after a failure, in which no request is sent
+QUIET_FACTOR = 3.0  # of the time that the failed request has taken, in which none is sent either
 SECRETS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|PASSWORD|ACCOUNT|SAS)\w*")  # environment variables
 CODE = re.compile(r"<Code>(\w+)</Code>")
 CAUSE = re.compile(r'message: "([^"]*)"|error: "([^"]*)"')
@@ -209,6 +210,8 @@ class BucketStore:
     def why_missing(self, waiting: int, uid: str) -> str | None:
         try:
             self._probe()
+        except BucketError as error:
+            raise self._refusal(error) from None
         except FileNotFoundError:
             return (
                 f"checkpoints {self.place}: the object {PROBE_FILE} is missing, and {waiting} trials are to go on from there; "
@@ -242,6 +245,7 @@ class BucketStore:
             import obstore
         except ImportError:
             raise BucketError(self.place, NO_EXTRA, "or name a folder by `checkpoints = PATH`") from None
+        began = time.monotonic()
         try:
             answer = call(obstore, self._client())
         except Exception as error:  # obstore raises its own errors, and Python's for some
@@ -250,7 +254,7 @@ class BucketStore:
                 raise FileNotFoundError(errno.ENOENT, "there is no such object", self.place) from None
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise  # of a file of this machine
-            raise self._note_failure(error) from None  # its text may hold a secret
+            raise self._note_failure(error, time.monotonic() - began) from None  # its text may hold a secret
         self._note_answer()
         return answer
 
@@ -275,7 +279,7 @@ class BucketStore:
         self._failing_since = self._failure = None
         self._quiet_until = 0.0
 
-    def _note_failure(self, error: Exception) -> BucketError:
+    def _note_failure(self, error: Exception, seconds: float) -> BucketError:
         failure = _explained(self.place, error)
         if self._scheme == "s3" and not any(name in os.environ for name in OF_S3):
             what = f"{failure.what}, and no AWS_ACCESS_KEY_ID is set"
@@ -283,7 +287,7 @@ class BucketStore:
         self._failure = failure
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-        self._quiet_until = time.monotonic() + QUIET_SECONDS
+        self._quiet_until = time.monotonic() + QUIET_SECONDS + QUIET_FACTOR * seconds
         return failure
 
 

@@ -103,7 +103,10 @@ class CheckpointStore(Protocol):
         """Return why `is_of` is False, and the mend."""
 
     def why_missing(self, waiting: int, uid: str) -> str | None:
-        """Return what is missing and what mends it if so many trials are to go on from here; None if nothing is."""
+        """Return what is missing and what mends it if so many trials are to go on from here; None if nothing is.
+
+        Raises StudyError or StorageError if a bucket fails.
+        """
 
 
 class FolderStore:

@@ -73,6 +73,7 @@ def credentials(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     monkeypatch.setattr(bucket_store, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(bucket_store, "QUIET_FACTOR", 0.0)
     yield
     server.thaw()
 
