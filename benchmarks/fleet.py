@@ -66,8 +66,9 @@ from hpo.worker.signals import StopSignal  # noqa: E402
 CURVES = ROOT / "benchmarks" / "tables" / "mlp.npz"
 THREADS = 16  # of one driver: how many of its workers call at one instant
 TICK_SECONDS, IDLE_SECONDS = 1.0, 2.0  # as a worker's heartbeat, and its longest pause between claims
+WITH_LIMITS = "pooled, limits of the role"
 SERVER_CONNECTIONS = 20  # of the pooler
-COST_CALLS = 200
+COST_CALLS, READERS = 200, 20
 DRAWING = threading.Lock()  # the workers of a driver share its recorded trials
 
 
@@ -292,6 +293,7 @@ def run_fleet(url: str, pids: tuple[int, int], options: argparse.Namespace, coun
     server, pooler = (cpu_of(pid) - was for pid, was in zip(pids, before, strict=True))
     check_exact(place, study, budget, options.epochs)
     place.close()
+    history = read_history(url, pids[0], study.name)
     took = {what: sorted(one for answer in answers for one in answer["took"].get(what, [])) for what in WHATS}
     started = sorted(moment for answer in answers for moment in answer["started"])
     return {
@@ -302,9 +304,20 @@ def run_fleet(url: str, pids: tuple[int, int], options: argparse.Namespace, coun
         "calls a second": sum(map(len, took.values())) / seconds,
         "server CPU, cores": server / seconds,
         "pooler CPU, cores": pooler / seconds,
+        "server CPU ms to read 1,000 finished trials": 1000 * history / budget * 1000,
         "server CPU ms a call": 1000 * server / sum(map(len, took.values())),
         **{f"{what} p50 / p99 ms": f"{at(found, 0.5)} / {at(found, 0.99)}" for what, found in took.items() if found},
     }
+
+
+def read_history(url: str, pid: int, name: str) -> float:
+    """Return the server's CPU seconds for a worker that reads all trials of a study, as a sampler does once."""
+    before = cpu_of(pid)
+    for _ in range(READERS):
+        place = connect(url)
+        assert studies.join(place, name).optuna.get_trials(deepcopy=False)
+        place.close()
+    return (cpu_of(pid) - before) / READERS
 
 
 WHATS = ("claim", "suggest", "report", "metrics", "finish", "orders", "renew", "analyze", "stamp and reap")
@@ -367,6 +380,18 @@ def costs(url: str, pid: int, running: int, name: str) -> dict[str, float]:
     return cost
 
 
+def give_limits(direct: str) -> None:
+    """Give the role our time limits, and end its connections, which have none."""
+    place = connect(direct, create=True)
+    with place.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        for limit, value in engine.LIMITS.items():
+            connection.exec_driver_sql(f"ALTER ROLE CURRENT_USER SET {limit} = {value}")
+        mine = "usename = current_user AND pid <> pg_backend_pid()"
+        connection.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+    place.close()
+
+
 def per_call(pid: int, do: Callable[[], Any]) -> float:
     before = cpu_of(pid)
     for _ in range(COST_CALLS):
@@ -410,8 +435,10 @@ def main() -> None:
         drive(json.loads(options.drive))
         return
     with servers() as (direct, pooled, pids):
-        for running in options.cost:
-            for name, url in (("direct", direct), ("pooled", pooled)):
+        for name, url in (("direct", direct), ("pooled", pooled), (WITH_LIMITS, pooled)):
+            if name == WITH_LIMITS:
+                give_limits(direct)
+            for running in options.cost:
                 cost = costs(url, pids[0], running, name)
                 row = "  ".join(f"{what} {spent:.2f}" for what, spent in cost.items())
                 print(f"server CPU ms a call, {running} RUNNING, {name}: {row}", flush=True)
