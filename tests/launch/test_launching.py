@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import pytest
 from hpo.errors import LaunchError, StudyError
 from hpo.launch import exit_codes, launching, supervisor
 from hpo.launch.launching import Wanted
-from hpo.queue import launches
+from hpo.queue import launches, workers
 from hpo.queue.launches import Launch, Seen
 from hpo.queue.models import Post
 from hpo.spec.launch import Launch as LaunchSection
+from hpo.storage import sql
+from hpo.study.fleet import read_fleet
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import ASKING, StopSignal
@@ -195,3 +198,17 @@ def test_the_section_is_no_part_of_a_studys_identity(tmp_path: Path) -> None:
     changed = make_study(tmp_path, OWN + '[launch]\non = "slurm"\n[launch.slurm]\npartition = "gpu"\n')
     assert changed.spec.fingerprint == study.spec.fingerprint
     assert changed.spec.launch.document == {"on": "slurm", "slurm": {"partition": "gpu"}}
+
+
+def test_the_fleet_of_a_database_without_launches_can_be_read(make_study: MakeStudy) -> None:
+    study = make_study()
+    ledger = study.ledger("w")
+    workers.register(ledger)
+    with sql.writing(study.storage.engine) as connection:
+        for name in ("launch", "slot", "gpus"):
+            connection.exec_driver_sql(f"ALTER TABLE hpo_workers DROP COLUMN {name}")
+        connection.exec_driver_sql("DROP TABLE hpo_launches")
+    found = read_fleet(study)
+    assert [(one.name, one.launch, one.gpus) for one in found.workers] == [("w", None, None)]
+    assert found.launches == []
+    workers.register(dataclasses.replace(ledger, post=Post(launch=1, slot=0)))  # if nobody may add the columns
