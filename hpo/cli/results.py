@@ -96,7 +96,7 @@ def export(
             text.say(f"note: this study has not trained it; it took the result from {words.origin(origin)}")
         if isinstance(opened, plain.PlainStudy) or opened.spec.is_declared or not result.checkpoint:
             continue
-        if opened.spec.command:
+        if opened.spec.has_program:
             text.say(f"what its program saved: {result.checkpoint}")
         else:
             of_step = f" of step {result.receipt[BEST_STEP]}" if BEST_STEP in result.receipt else ""

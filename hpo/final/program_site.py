@@ -76,7 +76,7 @@ def given(spec: StudySpec, output: Path, *, replaying: bool) -> Iterator[ShownPr
 
     An objective gets None: it needs none.
     """
-    if spec.command is None:
+    if not spec.has_program:
         yield None
     elif replaying:
         with tempfile.TemporaryDirectory(prefix="hpo-replay-") as folder:

@@ -87,7 +87,7 @@ def place_workers(
     count = loaded.workers if wanted is None else wanted
     if wanted is None and per_gpu is not None:
         count = None
-    found = placement.place(count, wanted=gpus, per_gpu=per_gpu)
+    found = placement.place(count, processes=loaded.processes, wanted=gpus, per_gpu=per_gpu)
     count = len(found.places)
     warning = placement.check_count(count, is_declared=loaded.is_declared, devices=found.gpu_count) if count else None
     for line in [*found.notes(), *([warning] if warning else [])]:

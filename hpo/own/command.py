@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,10 @@ import optuna
 
 from hpo.errors import LostLease, Outage, Parked, ProgramError, Unasked
 from hpo.own.process import Lines, OutOfMemoryCount, Program
+from hpo.own.ranks import Ranks
 from hpo.spec import program, seeds, space
 from hpo.spec.program import Command, PrintedMetric, Reported
+from hpo.spec.study_file import StudySpec
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1  # how soon an order to the worker is seen, and what `hpo.report` has sent
@@ -69,22 +71,19 @@ class Site(Protocol):
 class CommandTraining:
     """A function that trains one trial by a command. `trial.loop` is the Site of the trial."""
 
-    def __init__(
-        self, command: Command, metric: PrintedMetric, tree: space.Tree, *, study: str, seed: int, folder: Path
-    ) -> None:
+    def __init__(self, spec: StudySpec, folder: Path) -> None:
         """Make the training of a study.
 
         Args:
-            tree: the section [space], with Parameters for ranges and choices.
-            study: the study's name.
-            seed: the study's seed.
+            spec: a spec with a command.
             folder: the folder of the study file.
+
+        Raises SpecError if there is no such program.
         """
-        self._command = command
-        self._metric = metric
-        self._tree = tree
-        self._study = study
-        self._seed = seed
+        self._command = Command.parse(spec.command or ())
+        self._command.refuse_missing(folder)
+        self._metric = PrintedMetric.parse(spec.metric)
+        self._spec = spec
         self._folder = folder
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -94,30 +93,34 @@ class CommandTraining:
         program fails or gives no value.
         """
         site: Site = trial.loop  # type: ignore[attr-defined]
-        values = dict(program.flat(space.suggest(self._tree, trial)))
-        own = self._variables(trial, site)
+        values = dict(program.flat(space.suggest(self._spec.tree, trial)))
+        own = variables(self._spec, trial, site)
         words, memory = self._command.filled({**values, **own}), OutOfMemoryCount()
         site.begin(words)
         try:
             curve = Curve(trial, site)
-            with Program(words, folder=self._folder, environment={**_environment(), **own}) as running:
+            with self._started(words, {**environment(), **own}, site) as running:
                 run = Run(running, site, self._metric, curve)
                 run.to_its_end()
-                refuse_failure(running.exit_code, run.last_lines, memory, site)
+                refuse_failure(running, run.last_lines, memory, site)
         finally:
             site.end()
         if curve.last is None:
-            raise ProgramError(*_with_output(f"the program ended without a value: {self._sought}", run.last_lines))
+            raise ProgramError(*with_output(f"the program ended without a value: {self._sought}", run.last_lines))
         return curve.last
 
-    def _variables(self, trial: optuna.Trial, site: Site) -> dict[str, str]:
-        return {
-            program.TRIAL: str(trial.number),
-            program.STUDY: self._study,
-            program.SEED: str(seeds.of_trial(self._seed, trial.number, trial.user_attrs) % SEEDS),
-            program.CHECKPOINT_DIR: str(site.folder),
-            program.REPORTS: str(site.reports),
-        }
+    def _started(self, words: Sequence[str], environment: Mapping[str, str], site: Site) -> Program | Ranks:
+        if self._spec.processes == 1:
+            return Program(words, folder=self._folder, environment=environment)
+        return Ranks(
+            words,
+            self._spec.processes,
+            folder=self._folder,
+            environment=environment,
+            keep=site.keep,
+            timeout=self._spec.recovery.rank_seconds,
+            reports=site.reports,
+        )
 
     @property
     def _sought(self) -> str:
@@ -128,30 +131,43 @@ class CommandTraining:
         return "the study file has no metric, and the program did not call hpo.report"
 
 
-def _environment() -> dict[str, str]:
+def variables(spec: StudySpec, trial: optuna.Trial, site: Site) -> dict[str, str]:
+    """Return the variables that tell a program of its trial."""
+    return {
+        program.TRIAL: str(trial.number),
+        program.STUDY: spec.name,
+        program.SEED: str(seeds.of_trial(spec.seed, trial.number, trial.user_attrs) % SEEDS),
+        program.CHECKPOINT_DIR: str(site.folder),
+        program.REPORTS: str(site.reports),
+    }
+
+
+def environment() -> dict[str, str]:
     """Return the environment that programs share. What Python prints comes at once."""
     found = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
     return {"PYTHONUNBUFFERED": "1", **found, "PATH": program.search_path()}
 
 
-def refuse_failure(code: int | None, last_lines: Sequence[str], memory: OutOfMemoryCount, site: Site) -> None:
+def refuse_failure(running: Program | Ranks, last_lines: Sequence[str], memory: OutOfMemoryCount, site: Site) -> None:
     """Raise what the end of a program means, unless it ended well.
 
     If the worker is to end the attempt, that counts and not how the program took the signal. Else this raises Unasked if a
     signal from outside killed the program, and ProgramError for any other failure.
     """
     site.let_go()
+    code = running.exit_code
     if code == 0:
         return
+    name, last_lines = running.name, running.last_lines or last_lines
     if code is None or code > 0:
-        raise ProgramError(*_with_output(f"the program ended with exit code {code}", last_lines))
+        raise ProgramError(*with_output(f"{name} ended with exit code {code}", last_lines))
     deadline = time.monotonic() + CONFIRM_SECONDS
     while time.monotonic() < deadline:
         site.let_go()
         time.sleep(0.05)
     if -code == signal.SIGKILL and memory.has_grown():
-        raise ProgramError(*_with_output("the program was killed, since the machine ran out of memory", last_lines))
-    why = ProgramError(*_with_output(f"the program was killed by {_signal_name(-code)}", last_lines))
+        raise ProgramError(*with_output(f"{name} was killed, since the machine ran out of memory", last_lines))
+    why = ProgramError(*with_output(f"{name} was killed by {_signal_name(-code)}", last_lines))
     if -code in FROM_OUTSIDE:
         raise Unasked(why.lines[0]) from why
     raise why
@@ -161,7 +177,7 @@ def _signal_name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"  # of real time
 
 
-def _with_output(why: str, last_lines: Sequence[str]) -> list[str]:
+def with_output(why: str, last_lines: Sequence[str]) -> list[str]:
     """Return the lines of an error: the reason with the last line of the output, then the last lines."""
     if not last_lines:
         return [f"{why}; it printed nothing"]
@@ -238,7 +254,7 @@ def _is_same(one: float, other: float) -> bool:
 class Run:
     """One run of a program, from its first line to its end."""
 
-    def __init__(self, running: Program, site: Site, metric: PrintedMetric, curve: Curve) -> None:
+    def __init__(self, running: Program | Ranks, site: Site, metric: PrintedMetric, curve: Curve) -> None:
         self._program = running
         self._site = site
         self._metric = metric

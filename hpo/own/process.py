@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from hpo.errors import ProgramError
 
 #: Signals to the whole group do not reach the guard. Only SIGKILL does. The pipe's one line is the child's id.
@@ -36,13 +38,16 @@ SIGNALS = 32  # the numbers below this are those of POSIX
 class Program:
     """A running program. Leaving the block kills whatever is left of its group."""
 
-    def __init__(self, words: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], *, folder: Path, environment: Mapping[str, str], descriptors: Sequence[int] = ()
+    ) -> None:
         """Start a program. Its errors come in one stream with its output; its input is empty.
 
         Args:
             words: the program and its arguments.
             folder: its working directory.
             environment: all of its environment.
+            descriptors: open files of this process that it gets too.
 
         Raises ProgramError if it cannot be started.
         """
@@ -57,6 +62,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 process_group=self._guard.pid,
+                pass_fds=descriptors,
             )
         except (OSError, ValueError) as error:  # ValueError: a null character in a word
             self._end_guard()
@@ -78,13 +84,33 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._signal(signal.SIGKILL)
-        with suppress(PermissionError):
-            self._child.kill()  # it may be in a third group
+        self.kill()
         self._output.close()
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(END_SECONDS)
         self._end_guard()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return "the program"
+
+    @property
+    def last_lines(self) -> list[str] | None:
+        """The last lines of the process that has failed; None if they are those of the output."""
+        return None
+
+    @property
+    def status(self) -> str:
+        """What the system says of the process, in words."""
+        with suppress(psutil.Error):
+            found = psutil.Process(self._child.pid).status()
+            return "is stopped" if found == psutil.STATUS_STOPPED else f"is {found}"
+        return "has ended"
+
+    def fileno(self) -> int:
+        """Return the descriptor of its output."""
+        return self._output.fileno()
 
     @property
     def exit_code(self) -> int | None:
@@ -109,6 +135,12 @@ class Program:
     def terminate(self) -> None:
         """Ask the whole group to end, by SIGTERM, and the program's own group if it has made one."""
         self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the whole group, without waiting for its end."""
+        self._signal(signal.SIGKILL)
+        with suppress(PermissionError):
+            self._child.kill()  # it may be in a third group
 
     def _signal(self, number: int) -> None:
         for group in (self._guard.pid, self._child.pid):  # the second one exists if the program has made it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +25,17 @@ def load(spec: StudySpec, folder: Path) -> Function:
     Raises SpecError if the code cannot be imported or called, or if there is no such program.
     """
     if spec.command is not None:
-        return _by_command(spec, spec.command, folder)
+        from hpo.own.command import CommandTraining
+
+        return CommandTraining(spec, folder)
+    if spec.processes > 1:
+        from hpo.own.ranked import RankedTraining
+
+        return RankedTraining(spec, folder)
     if spec.train:
         return _with_config(usercode.load_function(spec.train, folder, "train", ("config", "trial")), spec.tree)
     assert spec.objective is not None
     return usercode.load_objective(spec.objective, folder)  # type: ignore[no-any-return]
-
-
-def _by_command(spec: StudySpec, words: Sequence[str], folder: Path) -> Function:
-    from hpo.own.command import CommandTraining
-    from hpo.spec.program import Command, PrintedMetric
-
-    command = Command.parse(words)
-    command.refuse_missing(folder)
-    metric = PrintedMetric.parse(spec.metric)
-    return CommandTraining(command, metric, spec.tree, study=spec.name, seed=spec.seed, folder=folder)
 
 
 def _with_config(train: Callable[[space.Tree, optuna.Trial], Any], tree: space.Tree) -> Function:

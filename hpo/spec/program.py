@@ -23,6 +23,7 @@ from hpo.spec import space
 TRIAL, STUDY, SEED, CHECKPOINT_DIR = "HPO_TRIAL", "HPO_STUDY", "HPO_SEED", "HPO_CHECKPOINT_DIR"
 VARIABLES = (TRIAL, STUDY, SEED, CHECKPOINT_DIR)
 REPORTS = "HPO_REPORTS"  # likewise, for `hpo.report` alone: the file that it writes to
+CHANNEL = "HPO_RANK_CHANNEL"  # of a rank that runs a function: the descriptor by which it talks to its worker
 PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 JSON = "json:"  # before the key of a value in JSON lines

@@ -45,11 +45,12 @@ UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ be
 SPLIT_SEED = "split_seed"  # the option of [data]
 MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 MAX_WORKERS = 4096  # on one machine
+MAX_PROCESSES = 64  # of one trial, on one machine
 MAX_CHOICES = 1000  # each is checked with every part of every other section, and is stored in every trial's row
 #: Keys that are checked against each other. If one of them has a wrong shape, this check is skipped.
 JUDGED_TOGETHER = {
     *(*SECTIONS, "objective", "train", "command", "params", "space"),
-    *("metric", "direction", "objectives", "constraints", "value"),
+    *("metric", "direction", "objectives", "constraints", "value", "processes_per_trial"),
 }
 LEFT_OUT_IF_EMPTY = (
     *OPTIONAL,
@@ -98,6 +99,9 @@ class Recovery(pydantic.BaseModel):
     keep_checkpoints: Annotated[int, Ge(0), Le(MAX_TRIALS)] = 1
     """Number of best COMPLETE trials whose last checkpoint is kept. With several objectives any number above 0 keeps the whole
     Pareto front."""
+    rank_timeout: str = "30m"
+    """With `processes_per_trial`: how long all processes of a trial may be silent before the attempt ends. Printed lines and
+    reports count. Use more than the longest epoch takes."""
     recycle_trials: Positive = 10_000
     """Number of trials after which a worker process restarts."""
     recycle_growth_mb: Positive = 2048
@@ -110,6 +114,10 @@ class Recovery(pydantic.BaseModel):
     @property
     def grace_seconds(self) -> float:
         return seconds(self.grace, "recovery.grace")
+
+    @property
+    def rank_seconds(self) -> float:
+        return seconds(self.rank_timeout, "recovery.rank_timeout")
 
     @property
     def outage_seconds(self) -> float:
@@ -139,6 +147,8 @@ class StudySpec(pydantic.BaseModel):
     command: list[str] | None = None
     """The user's own program and its arguments, with the trial's values in places such as "{lr}". It replaces the training
     sections."""
+    processes_per_trial: Annotated[int, Ge(1), Le(MAX_PROCESSES)] | None = None
+    """Processes of one trial of the user's own training, under torchrun's environment, each on a GPU of its own; 1 by default."""
     space: dict[str, Any] = {}
     """The search space of `train` or `command`: ranges, choices and constants. Tables may be nested."""
     start: list[dict[str, Any]] = []
@@ -281,6 +291,8 @@ class StudySpec(pydantic.BaseModel):
 
     def _with_own_defaults(self) -> StudySpec:
         self._refuse_beside_own()
+        if self.processes_per_trial == 1:
+            return self.model_copy(update={"processes_per_trial": None})._with_own_defaults()
         if self.command is not None:
             return self._with_command_defaults()
         if self.objectives:
@@ -343,6 +355,11 @@ class StudySpec(pydantic.BaseModel):
         return self.model_copy(update={"direction": direction})
 
     def _with_training_defaults(self) -> StudySpec:
+        if self.processes_per_trial is not None and self.processes_per_trial > 1:
+            raise SpecError(
+                f"processes_per_trial = {self.processes_per_trial}: a declared training fills a GPU with several trials instead, "
+                "as one stack; only a training of your own (train, objective or command) has several processes"
+            )
         missing = [section for section in ("data", "model", "optimizer") if not getattr(self, section)]
         if self.params and len(missing) == 3:
             raise SpecError('objective: missing; [params] belong to an objective: add objective = "file.py:function"')
@@ -398,6 +415,16 @@ class StudySpec(pydantic.BaseModel):
     def is_declared(self) -> bool:
         """Whether the training sections declare the training. Otherwise it is the user's own."""
         return self.own_kind is None
+
+    @property
+    def processes(self) -> int:
+        """How many processes train one trial."""
+        return self.processes_per_trial or 1
+
+    @property
+    def has_program(self) -> bool:
+        """Whether a trial is trained by processes of its own, which save in a folder of the trial."""
+        return self.command is not None or self.processes > 1
 
     @property
     def own_code(self) -> str | None:
@@ -582,7 +609,7 @@ def _check_durations(spec: StudySpec) -> None:
         if text := getattr(spec.budget, key):
             with mistakes.collect():
                 seconds(text, f"budget.{key}")
-    for key in ("lease_seconds", "grace_seconds", "outage_seconds", "checkpoint_seconds"):
+    for key in ("lease_seconds", "grace_seconds", "rank_seconds", "outage_seconds", "checkpoint_seconds"):
         with mistakes.collect():
             getattr(spec.recovery, key)
     mistakes.raise_if_any()

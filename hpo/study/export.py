@@ -241,7 +241,7 @@ def taken_from(study: Study | PlainStudy, result: TrialResult) -> dict[str, Any]
 
 def _weights(study: Study, result: TrialResult) -> str | None:
     """Return where in its checkpoint a user's own loop keeps the weights to use, as `hpo.load_weights` reads them."""
-    if study.spec.is_declared or study.spec.command or result.checkpoint is None:
+    if study.spec.is_declared or study.spec.has_program or result.checkpoint is None:
         return None
     return "best.objects" if BEST_STEP in result.receipt else "objects"
 

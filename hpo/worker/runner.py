@@ -104,4 +104,4 @@ def run_trial(attempt: Attempt, objective: Callable[[LeasedTrial], Any]) -> None
 
 
 def _loop_of(attempt: Attempt) -> UserLoop | ProgramSite:
-    return (ProgramSite if attempt.study.spec.command else UserLoop)(attempt.study, attempt.trial)
+    return (ProgramSite if attempt.study.spec.has_program else UserLoop)(attempt.study, attempt.trial)

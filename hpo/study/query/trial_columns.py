@@ -173,7 +173,7 @@ def checkpoint_of(study: Study, row: Any) -> str | None:
     path: str | None = row.checkpoint_path
     if not path or not study.store.exists(study.store.name_of(path)):
         return None
-    if not study.spec.command:
+    if not study.spec.has_program:
         return path
     folder = program_folder.newest(Path(path).parent)
     return str(folder) if program_folder.holds_files(folder) else None
