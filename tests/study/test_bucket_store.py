@@ -6,6 +6,10 @@ tests/engines/test_object_storage.py has the tests with a real server.
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from hpo.study.checkpoint_store import FolderStore, digest_of
 from tests.conftest import OWN_OBJECTIVE
 
 URL = "s3://bucket/studies"
+SAID = "a server may say anything"
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +55,60 @@ def test_no_study_is_made_while_its_bucket_cannot_be_reached(lite: Storage, tmp_
         "checkpoints s3://bucket/studies: the server cannot be reached (Connection refused); check the network and "
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
     )
+    assert optuna.get_all_study_names(lite.optuna) == []
+
+
+@contextmanager
+def answering(status: int, code: str) -> Iterator[str]:
+    """Run a server that gives each request this answer, in the words of Amazon's. SeaweedFS gives none of them."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            content = f"<Error><Code>{code}</Code><Message>{SAID}</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "told"),
+    [
+        (404, "NoSuchBucket", StudyError, "there is no such bucket; make it, or check its name and AWS_ACCESS_KEY_ID"),
+        (403, "AccessDenied", StudyError, "access is denied (AccessDenied); check AWS_ACCESS_KEY_ID"),
+        (503, "SlowDown", StorageError, "the server is overloaded (SlowDown); try again later"),
+        (
+            400,
+            "AuthorizationHeaderMalformed",
+            StudyError,
+            "the server refused (AuthorizationHeaderMalformed); check AWS_",
+        ),
+    ],
+)
+def test_what_a_server_refuses_is_told_before_a_study_is_made(
+    status: int,
+    code: str,
+    kind: type[Exception],
+    told: str,
+    lite: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with answering(status, code) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(kind) as refused:
+            make(lite, tmp_path)
+    assert str(refused.value).startswith(f"checkpoints s3://bucket/studies: {told}")
+    assert SAID not in str(refused.value)
     assert optuna.get_all_study_names(lite.optuna) == []
 
 
