@@ -43,6 +43,9 @@ READ_ANEW: dict[str, dict[str, Any]] = {"image_folder": {}, "csv": {}, "npz": {"
 MANAGED = ("budget", "recovery", "failures", "executor", "slots", "launch")
 UNIDENTIFYING = {*MANAGED, "workers", "storage", "checkpoints"}  # may differ between two runs of one study
 SPLIT_SEED = "split_seed"  # the option of [data]
+#: The option of a stored [sampler] that holds what `auto` stands for in the study. It is no part of a study's identity.
+STANDS_FOR = "stands_for"
+BY_SPACE = "by its space"  # what it holds in a study that was made before there was such a record
 MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 MAX_WORKERS = 4096  # on one machine
 MAX_PROCESSES = 64  # of one trial, on one machine
@@ -511,6 +514,7 @@ class StudySpec(pydantic.BaseModel):
     def identity(self) -> dict[str, Any]:
         """The part of the document that must be equal for all workers of a study."""
         found = {key: value for key, value in self.document.items() if key not in UNIDENTIFYING}
+        found["sampler"] = {key: value for key, value in self.sampler.items() if key != STANDS_FOR}
         if self.objectives:  # a list, since their order counts
             found["objectives"] = [list(objective) for objective in self.objectives.items()]
         return found
@@ -581,10 +585,11 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
     A resolved document holds every default of its version. An optimizer without `decay` was written before `decay` existed,
     so all weights decay. A document without `format` has format 1. One without `failures.diverged.patience` has no guard.
+    One whose sampler is `auto` without a record of what it stands for chooses by its space.
     """
     if not isinstance(document, Mapping):  # reported later
         return document
-    document = without_unnamed_guard({"format": 1, **document})
+    document = _with_record_of_auto(without_unnamed_guard({"format": 1, **document}))
     optimizer = document.get("optimizer")
     if not isinstance(optimizer, dict) or not optimizer:
         return document
@@ -592,6 +597,13 @@ def as_meant(document: Mapping[str, Any]) -> Mapping[str, Any]:
     if any("decay" in table for table in tables):
         return document
     return {**document, "optimizer": {**optimizer, "decay": "all"}}
+
+
+def _with_record_of_auto(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    sampler = document.get("sampler")
+    if not isinstance(sampler, dict) or sampler.get("name") != "auto":
+        return document
+    return {**document, "sampler": {STANDS_FOR: BY_SPACE, **sampler}}
 
 
 def without_unnamed_guard(document: Mapping[str, Any]) -> Mapping[str, Any]:

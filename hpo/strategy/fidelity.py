@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.trial_rows import TrialRow
@@ -113,10 +114,40 @@ class FidelityTPE(ArrayTPE):
     On another storage than ours, with several objectives or with constraints it is Optuna's TPE.
     """
 
-    def __init__(self, *, ladder: Ladder, enough: int = ENOUGH, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        ladder: Ladder,
+        enough: int = ENOUGH,
+        first: optuna.samplers.BaseSampler | None = None,
+        **settings: Any,
+    ) -> None:
+        """Take the rungs and the number of trials that are enough at one.
+
+        Args:
+            ladder: the rungs.
+            enough: the number of trials.
+            first: draws the parameters as long as too few trials are ranked; by default each is drawn at random.
+            settings: of Optuna's TPE.
+        """
         super().__init__(constant_liar=True, **settings)
         self._ladder = ladder
         self._enough = enough
+        self._first = first
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Space:
+        found = super().infer_relative_search_space(study, trial)
+        first = self._drawing_first
+        return found if first is None else first.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        first = self._drawing_first
+        return (super() if first is None else first).sample_relative(study, trial, search_space)
+
+    @property
+    def _drawing_first(self) -> optuna.samplers.BaseSampler | None:
+        """What draws this trial in place of the model, None if the model does."""
+        return self._first if self._look is not None and len(self._look) < self.startup_trials else None
 
     def look_of(self, columns: FinishedTrials, running: Sequence[TrialRow], study: optuna.Study) -> Look:
         """Return the look at finished trials and at other running ones, which are given by ascending number."""

@@ -19,7 +19,7 @@ from hpo.errors import SpecError
 from hpo.spec import options, seeds, space
 from hpo.spec.study_file import StudySpec
 from hpo.storage.optuna_private import NumberedQMC
-from hpo.strategy import pruners
+from hpo.strategy import auto_sampler, pruners
 from hpo.strategy.fidelity import ENOUGH, FidelityTPE
 from hpo.strategy.pruners import named
 from hpo.strategy.tpe import ArrayTPE
@@ -27,7 +27,6 @@ from hpo.strategy.tpe import ArrayTPE
 Sampler = optuna.samplers.BaseSampler
 Count = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
-TINY_GRID = 32  # points; `auto` tries them all
 MAX_GRID = 100_000  # points; a larger grid is a mistake, and Optuna keeps all points in memory
 
 
@@ -77,22 +76,25 @@ def fidelity_tpe(
     min_trials: Annotated[int, Ge(1)] = ENOUGH,
     explore: Count = 4,
     group: bool = False,
+    start: Literal["random", "qmc"] = "random",
 ) -> Sampler:
     """TPE that ranks trials of unequal length at the highest rung that enough of them have reached, complete or not. The rungs
     are the pruner's; with a pruner without rungs they are the epochs 1, 3, 9, 27 and so on.
 
     Args:
-        n_startup_trials: the number of first trials that are drawn at random.
+        n_startup_trials: the number of trials that are ranked before the first one is suggested by them.
         n_ei_candidates: the number of candidates for the expected improvement.
         min_trials: the number of trials that must have reached a rung.
         explore: one trial in so many is drawn at random, since early rungs may mislead; 0 for none.
         group: sample the parameters of each branch as a group; by default true if the space is conditional.
+        start: how the trials before them are drawn; qmc is a low-discrepancy sequence, for spaces without conditions.
     """
-    if explore and draw.number % explore == explore - 1:
+    if explore and (start == "random" or draw.number >= n_startup_trials) and draw.number % explore == explore - 1:
         return random(draw)
     return FidelityTPE(
         ladder=pruners.ladder(draw.spec),
         enough=min_trials,
+        first=qmc(draw) if start == "qmc" else None,
         n_startup_trials=n_startup_trials,
         n_ei_candidates=n_ei_candidates,
         multivariate=True,
@@ -223,8 +225,8 @@ def qmc(draw: Draw, *, qmc_type: Literal["sobol", "halton"] = "sobol", scramble:
 
 
 def auto(draw: Draw) -> Sampler:
-    """A sampler by the search space: the grid of a tiny space, else fidelity_tpe; tpe for several objectives and for constraints.
-    `hpo check` says which and why."""
+    """A sampler by the search space and the budget: the grid if the budget covers all its points, else fidelity_tpe; tpe for
+    several objectives and for constraints. The study records it. `hpo check` says which and why."""
     return build(draw.spec, draw.number)
 
 
@@ -287,52 +289,11 @@ def _points(spec: StudySpec, given: Mapping[str, Any]) -> int:
     return space.grid_points(spec.tree) if listed is None else math.prod(map(len, listed.values()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoChoice:
-    """The sampler that `auto` stands for, and the reason, one line of text."""
-
-    spec: StudySpec  # with this sampler
-    why: str
-
-
-def choose(spec: StudySpec) -> AutoChoice:
-    """Return what a study's sampler `auto` stands for.
-
-    It depends on what all workers of a study share, now and later: the search space, the objectives and the constraints. It does
-    not depend on the budget and the workers, which each run may change.
-    """
-    name, why = _chosen(spec)
-    table: dict[str, Any] = {"name": name}
-    if name == "fidelity_tpe" and spec.objective:
-        table["group"] = True  # the space may be conditional; a flat one is one group
-    return AutoChoice(spec=resolve(spec.model_copy(update={"sampler": table})), why=why)
-
-
-def _chosen(spec: StudySpec) -> tuple[str, str]:
-    if spec.objectives:
-        return "tpe", "there are several objectives"
-    if spec.constraints:
-        return "tpe", "there are constraints"
-    if spec.objective:
-        return "fidelity_tpe", "the space is in the objective's own suggest calls"
-    points = _tiny_grid(spec)
-    if points:
-        return "grid", f"the space has {points} points, and the study ends after them"
-    return "fidelity_tpe", f"the space is no grid of 2 to {TINY_GRID} points"
-
-
-def _tiny_grid(spec: StudySpec) -> int:
-    """Return the number of points of the space, 0 if it is no tiny grid."""
-    try:
-        points = space.grid_points(spec.tree)
-    except SpecError:  # a real range without a step, or a conditional space
-        return 0
-    return points if 2 <= points <= TINY_GRID else 0
-
-
 def settled(spec: StudySpec) -> StudySpec:
     """Return the spec with the sampler that suggests: what `auto` stands for, else its own."""
-    return choose(spec).spec if spec.sampler["name"] == "auto" else spec
+    if spec.sampler["name"] != "auto":
+        return spec
+    return resolve(spec.model_copy(update={"sampler": auto_sampler.choose(spec).table}))
 
 
 def build(spec: StudySpec, trial_number: int) -> Sampler:

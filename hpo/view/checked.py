@@ -78,10 +78,9 @@ def _metric_text(metric: str) -> str:
 def _sampler_text(spec: StudySpec) -> str:
     if spec.sampler["name"] != "auto":
         return _named(spec.sampler)
-    from hpo.strategy import samplers  # loads Optuna
+    from hpo.strategy import auto_sampler, samplers  # loads Optuna
 
-    choice = samplers.choose(spec)
-    return f"auto: {_named(choice.spec.sampler)}, since {choice.why}"
+    return f"auto: {_named(samplers.settled(spec).sampler)}, since {auto_sampler.choose(spec).why}"
 
 
 def _rungs_text(spec: StudySpec) -> str:

@@ -11,9 +11,10 @@ import pytest
 
 from hpo.errors import SpecError
 from hpo.spec import space
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import StudySpec, as_meant
+from hpo.storage import memory
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
-from hpo.strategy import samplers
+from hpo.strategy import auto_sampler, samplers
 
 RANGE = {"low": 0.0, "high": 1.0}
 FLAT: dict[str, Any] = {
@@ -273,34 +274,95 @@ FULL_GRID = STEPPED | {
     "optimizer": {"name": "o", "lr": 0.1},
     "model": {"name": "m", "widths": {"choices": [[1], [2, 3]]}},
 }
+WIDE = STEPPED | {
+    "model": {"name": "m", "dropout": {"low": 0, "high": 100, "step": 1}},
+    "training": {"batch_size": {"low": 8, "high": 40, "step": 8}},
+    "optimizer": {"name": "o", "lr": 0.1},
+}
 
 
 @pytest.mark.parametrize(
     ("tree", "name", "why"),
     [
-        (FLAT, "fidelity_tpe", "the space is no grid of 2 to 32 points"),
-        (CONDITIONAL, "fidelity_tpe", "the space is no grid of 2 to 32 points"),
-        (STEPPED, "grid", "the space has 8 points, and the study ends after them"),
-        (FULL_GRID, "grid", "the space has 2 points, and the study ends after them"),
-        (FULL_GRID | {"model": {"name": "m"}}, "fidelity_tpe", "the space is no grid of 2 to 32 points"),  # 1 point
+        (FLAT, "fidelity_tpe", "the space is no grid"),
+        (CONDITIONAL, "fidelity_tpe", "the space is no grid"),
+        (STEPPED, "grid", "the budget of 64 trials covers all 8 points of the space; the study ends after them"),
+        (FULL_GRID, "grid", "the budget of 64 trials covers all 2 points of the space; the study ends after them"),
+        (FULL_GRID | {"model": {"name": "m"}}, "fidelity_tpe", "the space is no grid"),  # 1 point
+        (
+            STEPPED | {"budget": {"trials": 7}},
+            "fidelity_tpe",
+            "the budget of 7 trials does not cover the 8 points of the space; 7 trials with 1 at once are too few to learn "
+            "from, so they are drawn by qmc",
+        ),
+        (WIDE | {"budget": {"trials": 600}}, "fidelity_tpe", "the space has 505 points, more than 256"),
+        (
+            CONDITIONAL | {"budget": {"trials": 17}, "workers": 8},
+            "fidelity_tpe",
+            "the space is no grid; 17 trials with 8 at once are too few to learn from, so they are drawn at random",
+        ),
+        (CONDITIONAL | {"budget": {"trials": 18}, "workers": 8}, "fidelity_tpe", "the space is no grid"),
         (STEPPED | {"objectives": OBJECTIVES}, "tpe", "there are several objectives"),
         (STEPPED | {"constraints": BOUND}, "tpe", "there are constraints"),
     ],
 )
 def test_what_auto_stands_for(tree: dict[str, Any], name: str, why: str) -> None:
-    """The choice is the one of a study with that sampler. It does not change with the budget, which a later run may raise."""
+    """The choice is the one of a study with that sampler."""
     found = spec("auto", tree)
     assert found.sampler == {"name": "auto"}
-    choice = samplers.choose(found)
-    assert (choice.spec.sampler, choice.why) == (spec(name, tree).sampler, why)
-    assert samplers.grid_size(found) == samplers.grid_size(choice.spec)
-    other = spec("auto", tree | {"budget": {"trials": 5}})
-    assert (samplers.choose(other).spec.sampler, other.fingerprint) == (choice.spec.sampler, found.fingerprint)
-    assert type(samplers.build(found, 3)) is type(samplers.build(choice.spec, 3))
+    choice, options = auto_sampler.choose(found), {}
+    if name == "fidelity_tpe" and not space.is_conditional(found.tree):
+        options = {"start": "qmc"}
+    assert (choice.name, choice.options, choice.why) == (name, options, why)
+    named = spec(name, tree, **options)
+    assert samplers.settled(found) == named
+    assert samplers.grid_size(found) == samplers.grid_size(named)
+    assert type(samplers.build(found, 3)) is type(samplers.build(named, 3))
+
+
+@pytest.mark.parametrize("later", [5, 8, 1000])
+def test_a_study_keeps_what_auto_stands_for_when_its_budget_changes(later: int) -> None:
+    for first, name in ((8, "grid"), (7, "fidelity_tpe")):
+        found = spec("auto", STEPPED)
+        recorded = auto_sampler.recorded(found, first)
+        assert recorded.sampler == {"name": "auto", "stands_for": name}
+        assert recorded.fingerprint == found.fingerprint
+        stored = StudySpec.from_document(as_meant(recorded.document))
+        joined = stored.managed_by(spec("auto", STEPPED | {"budget": {"trials": later}}))
+        assert auto_sampler.recorded(joined, later) == joined
+        assert samplers.settled(joined).sampler == samplers.settled(recorded).sampler
+        assert samplers.settled(joined).sampler["name"] == name
+
+
+@pytest.mark.parametrize(("tree", "name"), [(STEPPED, "grid"), (FLAT, "fidelity_tpe"), (CONDITIONAL, "fidelity_tpe")])
+def test_a_study_from_before_the_record_keeps_the_sampler_of_its_space(tree: dict[str, Any], name: str) -> None:
+    """Its budget does not cover the grid, and its first trials are drawn at random."""
+    found = spec("auto", tree | {"budget": {"trials": 7}})
+    old, new = (StudySpec.from_document(as_meant(one.document)) for one in (found, auto_sampler.recorded(found, 7)))
+    assert (old.sampler, new.sampler["stands_for"]) == ({"name": "auto", "stands_for": "by its space"}, "fidelity_tpe")
+    assert old.fingerprint == new.fingerprint
+    assert samplers.settled(old).sampler == spec(name, tree).sampler
+
+
+def test_what_auto_stands_for_is_no_option_of_a_study_file() -> None:
+    with pytest.raises(SpecError, match=r"sampler.stands_for"):
+        spec("auto", stands_for="qmc")
+
+
+def test_auto_draws_its_first_trials_by_qmc_and_then_learns() -> None:
+    """Ten trials have ended before the model suggests. Every fourth trial from then on is random."""
+    found, studies = spec("auto"), [optuna.create_study(study_name="s", storage=memory.storage()) for _ in range(3)]
+    drawn, by_qmc, learned = (
+        [trial.params for trial in search(one, trials, study).trials]
+        for one, trials, study in zip((found, spec("qmc"), found), (10, 12, 12), studies, strict=True)
+    )
+    assert drawn == by_qmc[:10] == learned[:10]
+    assert learned[10] != by_qmc[10]
+    assert learned[11] == next_params(spec("random"), optuna.create_study(), 11)
 
 
 def test_auto_groups_the_space_of_an_objective_that_may_branch() -> None:
-    assert samplers.choose(own(name="auto")).spec.sampler["group"] is True
+    assert samplers.settled(own(name="auto")).sampler["group"] is True
     with pytest.raises(SpecError, match="fidelity_tpe': does not support several objectives"):
         spec("fidelity_tpe", FLAT | {"objectives": OBJECTIVES})
 

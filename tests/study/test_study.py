@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hpo.errors import MismatchError, StudyError
 from hpo.queue.models import Checkpoint
 from hpo.spec.study_file import StudySpec
+from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
 from hpo.storage.tables import UID_KEY
@@ -68,6 +70,20 @@ def test_a_larger_budget_is_no_disagreement_and_stays(make_study: MakeStudy) -> 
 def test_a_budget_given_by_hand_is_taken_as_it_is(make_study: MakeStudy) -> None:
     made = make_study(trials=5)
     assert join_again(made, made.spec, trials_budget=3).budget == 3
+
+
+def test_a_study_records_what_auto_stands_for_and_one_from_before_the_record_chooses_by_its_space(
+    make_study: MakeStudy,
+) -> None:
+    made = make_study(trials=5, sampler={"name": "auto"})
+    wanted = spec_of(made, sampler={"name": "auto"})
+    assert made.spec.sampler == {"name": "auto", "stands_for": "fidelity_tpe"}
+    assert join_again(made, wanted, trials_budget=500).spec == made.spec
+    with sql.writing(made.storage.engine) as connection:
+        study_rows.update(connection, made.uid, spec=json.dumps(wanted.document))
+    for old in (studies.join(made.storage, "own"), join_again(made, wanted)):
+        assert old.spec.sampler == {"name": "auto", "stands_for": "by its space"}
+        assert old.spec.fingerprint == made.spec.fingerprint
 
 
 def test_workers_storage_and_checkpoints_may_differ(make_study: MakeStudy, tmp_path: Path) -> None:
