@@ -142,7 +142,9 @@ class FidelityTPE(ArrayTPE):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
         first = self._drawing_first
-        return (super() if first is None else first).sample_relative(study, trial, search_space)
+        if first is not None:
+            return first.sample_relative(study, trial, search_space)
+        return super().sample_relative(study, trial, search_space)
 
     @property
     def _drawing_first(self) -> optuna.samplers.BaseSampler | None:
