@@ -187,7 +187,7 @@ def test_a_killed_node_and_a_drained_one_cost_no_trial(nodes: RayNodes, tmp_path
         assert [trial.number for trial in study.trials] == [*range(48)]
         assert study.count("COMPLETE") == 48
         said = study.log(1)
-        assert said.count("its node is gone; another worker starts") >= 1
+        assert said.count("its node is gone, or cannot be reached; another worker starts") >= 1
         assert said.count("is draining; the worker parks its trials") >= 1
         assert said.count("has parked its trials; it goes on elsewhere") >= 1
         assert said.splitlines()[-1].endswith("leaving with exit code 0")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from hpo.errors import LaunchError
 
 log = logging.getLogger(__name__)
 MANY = 10_000.0  # workers on a node, if they need nothing of it
+LISTEN_SECONDS = 10.0  # for which a connection to the cluster is waited for
 CALLS = 4  # of an actor at a time: `run` blocks one thread
 MISSING = "ray: not installed; `pip install 'hpo-torch[ray]'`, or add --print, which needs no engine"
 
@@ -53,6 +56,7 @@ class Cluster:
 
         Raises LaunchError if there is no module `ray`, or the cluster cannot be reached.
         """
+        _refuse_if_nobody_listens(address or os.environ.get("RAY_ADDRESS"))
         try:
             import ray
         except ImportError:
@@ -104,9 +108,15 @@ class Cluster:
 
         ray.kill(actor)
 
-    def has_lost(self, node: str) -> bool:
-        """Return whether a node is gone or about to go."""
-        return node not in {each["NodeID"] for each in self._nodes()} or node in self.draining()
+    def is_lost(self, node: str, error: Exception) -> bool:
+        """Return whether a node is gone or about to go, or whether an actor on it cannot be reached, as this error says.
+
+        Ray needs some seconds more to learn that a node is dead than to see that its actors do not answer.
+        """
+        from ray.exceptions import ActorUnavailableError
+
+        is_alive = node in {each["NodeID"] for each in self._nodes()}
+        return not is_alive or node in self.draining() or isinstance(error, ActorUnavailableError)
 
     def draining(self) -> frozenset[str]:
         """Return the nodes that are about to be taken away. Without Ray's private call for it none: then leases expire."""
@@ -152,6 +162,17 @@ def _room(resources: Mapping[str, float], needs: Needs) -> int:
 
 def _amounts(amounts: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items() if amount)
+
+
+def _refuse_if_nobody_listens(address: str | None) -> None:
+    """Raise LaunchError if an address such as 10.0.0.5:6379 takes no connection. Ray itself needs minutes to say so."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return  # none, or one such as "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=LISTEN_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise LaunchError(*_unreachable(address, error)) from None
 
 
 def _unreachable(address: str | None, error: Exception) -> list[str]:

@@ -149,9 +149,9 @@ class Driver:
         """Decide what comes after an actor that is gone. A lost node is no failure of the worker."""
         if self.stopping():
             return
-        if slot.place is None or self.cluster.has_lost(slot.place.node) or getattr(error, "preempted", False):
-            log.info("slot %d: its node is gone; another worker starts", slot.number)
-            slot.start_at = time.monotonic()
+        if slot.place is None or self.cluster.is_lost(slot.place.node, error):
+            log.info("slot %d: its node is gone, or cannot be reached; another worker starts", slot.number)
+            slot.start_at = time.monotonic() + RESTART_SECONDS
         else:
             self._fail(slot, f"the actor died: {text.short(str(error).splitlines()[0])}", None)
 
