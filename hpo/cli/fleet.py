@@ -42,7 +42,7 @@ def launch(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of [launch], such as slurm.partition=gpu."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the section launch, such as slurm.partition=gpu."),
     ] = None,
     print_only: Annotated[
         bool, typer.Option("--print", help="Print the script or manifest. Nothing is submitted or recorded.")
