@@ -28,6 +28,7 @@ from hpo.storage.connect import connect
 from hpo.storage.tables import hpo_studies
 from hpo.study import resolve
 from hpo.study import study as studies
+from tests.integration.shell import forked
 from tests.support.trials import begin, claim_one, run
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
@@ -714,17 +715,14 @@ def test_a_damaged_file_is_told_whatever_else_can_still_be_read(table: str, hpo:
     assert "restore a copy of it" in out
 
 
-def test_a_postgres_that_cannot_carry_the_workers_planned_is_ill(postgres_url: str) -> None:
+def test_a_postgres_that_cannot_carry_the_workers_planned_is_ill(postgres_url: str, tmp_path: Path) -> None:
     connect(postgres_url, create=True).close()
 
-    def doctor(workers: int) -> tuple[int, str]:
-        command = [sys.executable, "-P", "-m", "hpo", "doctor", "--workers", str(workers), "--storage", postgres_url]
-        done = subprocess.run(command, capture_output=True, text=True)  # a process that ends gives back its connections
-        return done.returncode, done.stdout + done.stderr
+    def doctor(workers: int, code: int) -> str:  # a fork that ends gives back its connections
+        return forked(("doctor", "--workers", str(workers), "--storage", postgres_url), tmp_path, {}, code)
 
-    assert doctor(8) == (0, "nothing to mend\n")
-    code, told = doctor(1000)
-    assert code == 1
+    assert doctor(8, code=0) == "nothing to mend\n"
+    told = doctor(1000, code=1)
     assert "1000 workers and this process take up to 2002 connections, 2 each; Postgres has " in told
     assert told.endswith("1 to mend\n")
 
