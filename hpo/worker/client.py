@@ -17,6 +17,8 @@ What each thread may touch:
 - `_noting` guards `_leases`, `_unsent` and `_metrics_of`. No thread calls the storage while it holds this lock.
 - Either thread sets a lease's `commands`, `is_lost`, `renewed_at`, `refused` and `has_ended`, each by a single assignment.
   `is_lost` is never reset to False. All else in a lease belongs to the training thread.
+- `_heard` belongs to the heartbeat. `_waits_for_others` is used under `_claims`. `has_doubled_a_study` is set by the
+  training thread and reset by the heartbeat.
 
 The time from one renewal to the next is at most a third of a lease, one tick and one wait for a lock. The heartbeat
 checks before each duty whether a renewal is due, and a duty waits only once for a lock of another client. So a lease of
@@ -515,8 +517,8 @@ class QueueClient:
 
     def refresh_statistics(self) -> None:
         """Let the database count the trials anew after a mass start. Raises the storage's errors."""
+        self.has_doubled_a_study = False  # first, because the other thread may set it meanwhile
         sql.analyze(self.ledger.engine, trials, hpo_trials)
-        self.has_doubled_a_study = False
 
     def poll_commands(self) -> None:
         """Learn the commands for the trials, and find lost leases. Raises the storage's errors.
