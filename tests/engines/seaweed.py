@@ -45,6 +45,7 @@ class Server:
             "s3.port": self.port,
             "bucket": BUCKET,
             **dict.fromkeys(("admin.ui", "webdav", "master.telemetry"), "false"),
+            **dict.fromkeys(("s3.port.iceberg", "s3.port.lance"), 0),  # their ports would be the same in each server
         }
         for name in ("master.port", "volume.port", "filer.port", "admin.port"):
             flags[name] = free_port()
