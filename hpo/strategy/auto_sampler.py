@@ -106,7 +106,7 @@ def _why_the_model(spec: StudySpec, points: int) -> str:
         why = f"the budget of {trials:,} trials does not cover the {points:,} points of the space"
     else:
         why = f"the space has {points:,} points, more than {MOST_POINTS}"
-    if trials < FIRST + workers:
+    if trials <= max(FIRST, workers):  # so many begin before any can be ranked
         how = "by qmc" if _options(spec).get("start") == "qmc" else "at random"
-        return f"{why}; {trials} trials with {workers} at once are too few to learn from, so they are drawn {how}"
+        return f"{why}; a budget of {trials} trials is too small to learn from, so they are drawn {how}"
     return why

@@ -292,16 +292,16 @@ WIDE = STEPPED | {
         (
             STEPPED | {"budget": {"trials": 7}},
             "fidelity_tpe",
-            "the budget of 7 trials does not cover the 8 points of the space; 7 trials with 1 at once are too few to learn "
+            "the budget of 7 trials does not cover the 8 points of the space; a budget of 7 trials is too small to learn "
             "from, so they are drawn by qmc",
         ),
         (WIDE | {"budget": {"trials": 600}}, "fidelity_tpe", "the space has 505 points, more than 256"),
         (
-            CONDITIONAL | {"budget": {"trials": 17}, "workers": 8},
+            CONDITIONAL | {"budget": {"trials": 12}, "workers": 12},
             "fidelity_tpe",
-            "the space is no grid; 17 trials with 8 at once are too few to learn from, so they are drawn at random",
+            "the space is no grid; a budget of 12 trials is too small to learn from, so they are drawn at random",
         ),
-        (CONDITIONAL | {"budget": {"trials": 18}, "workers": 8}, "fidelity_tpe", "the space is no grid"),
+        (CONDITIONAL | {"budget": {"trials": 13}, "workers": 12}, "fidelity_tpe", "the space is no grid"),
         (STEPPED | {"objectives": OBJECTIVES}, "tpe", "there are several objectives"),
         (STEPPED | {"constraints": BOUND}, "tpe", "there are constraints"),
     ],
