@@ -237,6 +237,7 @@ class Talk:
             if rank == 0:
                 self.result = said
                 self._ended_at = time.monotonic()
+                self._answer_waiting()
         elif said.step is None:
             self._answer(rank, self._at_once(rank, said))
         else:
@@ -262,6 +263,8 @@ class Talk:
                 self._turns[rank].made[ask.step] += 1
             elif self._ending is not None:
                 answer = Answer(ends=str(self._ending))
+            elif self.result is not None:  # rank 0 has ended, and nothing is decided any more
+                answer = _go_on(self.result, ask)
             else:
                 continue
             del self._waiting[rank]
@@ -337,6 +340,13 @@ class Talk:
         if saves:
             self._saved_at = time.monotonic()
         return EndOfEpoch(saves=saves, parks=False)
+
+
+def _go_on(result: Result, ask: Ask) -> Answer:
+    """Return what another rank is told at a call to which rank 0 has not come before its end."""
+    if result.is_pruned:
+        return Answer(ends="rank 0 was pruned")
+    return Answer(value=EndOfEpoch(saves=False, parks=False) if ask.step == "epoch" else None)
 
 
 def _plain(error: Exception) -> Exception:
