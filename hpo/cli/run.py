@@ -221,12 +221,16 @@ def report_end(study: Study, *, json: bool, drawn: bool, again: str) -> Summary:
 
 def _tell_end(study: Study, summary: Summary, *, drawn: bool, again: str) -> None:
     from hpo.errors import StudyError
+    from hpo.storage.tables import Hold
     from hpo.study.export import taken_from
     from hpo.study.results import best
     from hpo.view import chance, confirmed, pages, words
 
     if not drawn:
         text.say_page(pages.status_text(summary))
+    if summary.hold == Hold.SPENT:
+        text.say("next     change the limit in [budget], then the same command; or hpo export the best so far")
+        return
     if summary.hold:
         text.say_command("next     ", text.command("resume", study.name, options=again), ", then the same command")
         return

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.queue import lease_clock
+from hpo.queue import lease_clock, limits
 from hpo.queue.finish import write_stop
 from hpo.queue.ledger import Ledger, cut_back
 from hpo.queue.models import Checkpoint, Claim
@@ -68,7 +68,10 @@ def claim_many(
         study = lock_study(connection, ledger, enough=wanted + (waiting_at_most or 0))
         if study.hold not in (None, Hold.PAUSED):
             return Idle.DONE
-        left = _left(connection, ledger, study)
+        spent = limits.enforce(connection, study)
+        if spent is not None and spent.key in limits.OF_TIME:
+            return Idle.DONE
+        left = _left(connection, ledger, study) if spent is None else 0
         if study.hold == Hold.PAUSED:
             return Idle.WAIT if left > 0 or _is_unfinished(connection, ledger) else Idle.DONE
         taken = _take_over(connection, ledger, wanted, stack_key) if study.parked else []

@@ -480,7 +480,8 @@ def _orders_statement() -> Any:
 def _commands(claim: Claim, row: Any) -> Commands:
     if row is None or row.attempt != claim.attempt or row.settled or row.lease_until is None:
         return Commands(lost=True, stop=False, park=False)
-    return Commands(lost=False, stop=row.stop_requested, park=row.hold == Hold.PAUSED, orders=row.orders)
+    park = row.hold in (Hold.PAUSED, Hold.SPENT)
+    return Commands(lost=False, stop=row.stop_requested, park=park, orders=row.orders)
 
 
 _ENDS: dict[str, sa.types.TypeEngine[Any]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.queue import finish, lease_clock, workers
+from hpo.queue import finish, lease_clock, limits, workers
 from hpo.queue.ledger import Ledger
 from hpo.queue.models import Claim
 from hpo.queue.rows import open_trials
@@ -39,7 +39,7 @@ class Reaper:
         return since >= self._ledger.lease_seconds / workers.TICKS_PER_LEASE
 
     def __call__(self) -> int:
-        """Stamp this process's row and take expired leases. Return how many trials were taken.
+        """Stamp this process's row, take expired leases, and stop a study whose limit is spent. Return how many were taken.
 
         The stamp is a write, so it waits for locks and fails in an outage. The time since the last stamp shows both.
         """
@@ -49,6 +49,9 @@ class Reaper:
             pause = self._pause(connection, now)
             is_held_off = pause > 0 or now < self._not_before
             taken = reap(connection, self._ledger, of_old_boots_only=is_held_off)
+            study = study_rows.living_row(connection, self._ledger.study_id)
+            if study is not None and study.uid == self._ledger.uid and study.hold is None:
+                limits.enforce(connection, study)
         self._written_at = now  # only here is it known that the commit succeeded
         self._not_before = max(self._not_before, now + pause)
         self._waits = 0 if not is_held_off else self._waits + (pause > 0)

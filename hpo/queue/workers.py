@@ -31,22 +31,26 @@ def new_name() -> str:
 
 
 def register(ledger: Ledger) -> None:
-    """Write this process's row. A process that has restarted itself overwrites its own."""
+    """Write this process's row. A process that has restarted itself keeps the time of its first start."""
     place = _place(ledger)
     with sql.writing(ledger.engine) as connection:
         dialect = connection.dialect.name
+        clock_name = lease_clock.name(dialect)
         before = time.time()
         now, of_database = connection.execute(sa.select(lease_clock.now(dialect), sql.now(connection))).one()
+        began = sa.select(hpo_workers.c.started_at).where(
+            _me(ledger), hpo_workers.c.clock.is_not_distinct_from(clock_name)
+        )
         row = {
             "study_uid": ledger.uid,
             "worker": ledger.worker,
             "study_id": ledger.study_id,
             "host": platform.node(),
             "pid": os.getpid(),
-            "started_at": now,
+            "started_at": connection.execute(began).scalar_one_or_none() or now,
             "seen_at": now,
             "left_at": None,
-            "clock": lease_clock.name(dialect),
+            "clock": clock_name,
             "clock_skew": (before + time.time()) / 2 - of_database,
             "booted_at": clock.started_at() if dialect == "sqlite" else None,
             "versions": json.dumps({**versions(), "schema": str(SCHEMA)}),

@@ -12,10 +12,10 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import pydantic
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from hpo.errors import Mistakes, SpecError, located, shown
 from hpo.spec import bucket_url, configuration, metrics, objectives, options, pickled, space, toml_file, usercode
@@ -76,9 +76,31 @@ class Budget(pydantic.BaseModel):
     """Trials of the study in total, over all runs and in any state but WAITING."""
     timeout: str | None = None
     """Wall-clock limit of one `hpo run`, such as "30m". Unfinished trials are parked and continue in the next run."""
+    wall_clock: str | None = None
+    """Wall-clock limit of the study, such as "6h", over all runs and machines. Time counts while at least one worker is there.
+    When it is spent, running trials are parked."""
+    gpu_hours: Annotated[float, Gt(0)] | None = None
+    """Limit on the hours for which workers occupy GPUs, summed over GPUs. A worker on the CPU counts as one GPU. When it is
+    spent, running trials are parked."""
+    target: float | None = None
+    """Value at which the search ends: a COMPLETE trial that violates no constraint reaches it. Running trials are finished."""
+    patience: Positive | None = None
+    """Number of trials without a better value after which the search ends. Complete and pruned trials count, from the best one
+    on. Running trials are finished."""
     trial_timeout: str | None = None
     """Limit on the training time of one trial, epochs restored from a checkpoint included. `failures.time_limit` says how the
     trial ends."""
+
+    LIMITS: ClassVar = ("wall_clock", "gpu_hours", "target", "patience")
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The keys of the limits beside trials that are set."""
+        return tuple(key for key in self.LIMITS if getattr(self, key) is not None)
+
+    @property
+    def wall_clock_seconds(self) -> float | None:
+        return seconds(self.wall_clock, "budget.wall_clock") if self.wall_clock else None
 
     @property
     def trial_seconds(self) -> float | None:
@@ -617,7 +639,18 @@ def without_unnamed_guard(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_durations(spec: StudySpec) -> None:
     mistakes = Mistakes()
-    for key in ("timeout", "trial_timeout"):
+    if spec.objectives and (given := [key for key in ("target", "patience") if key in spec.budget.limits]):
+        mistakes.add(
+            SpecError(
+                f"budget.{given[0]}: several objectives have a front and no best value; remove it, or limit the study by trials, "
+                "wall_clock or gpu_hours"
+            )
+        )
+    if not math.isfinite(spec.budget.target or 0):
+        mistakes.add(
+            SpecError(f"budget.target = {spec.budget.target}: no trial has such a value; give a finite number")
+        )
+    for key in ("timeout", "wall_clock", "trial_timeout"):
         if text := getattr(spec.budget, key):
             with mistakes.collect():
                 seconds(text, f"budget.{key}")

@@ -399,6 +399,7 @@ class Hold(StrEnum):
     PAUSED = "paused"  #: by a person: running trials are parked, and workers wait
     BROKEN = "broken"  #: too many trials failed in a row: running ones may end, and workers leave
     FORKING = "forking"  #: trials of another study are still being copied into it
+    SPENT = "spent"  #: a limit of time is spent: running trials are parked, and workers leave
     COPIED = "copied"  #: `hpo copy` has made a copy of it elsewhere, which goes on instead; workers leave
 
 

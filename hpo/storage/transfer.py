@@ -155,8 +155,8 @@ def copy_rows(
     }
     for table in copied:
         key = _surrogate(table)
-        columns = [column for column in table.c if column is not key or key in ids]
-        read = [sa.null().label(c.key) if c in lacking else changes.selected.get(c, c).label(c.key) for c in columns]
+        columns = [column for column in table.c if column not in lacking and (column is not key or key in ids)]
+        read = [changes.selected.get(column, column).label(column.key) for column in columns]
         select = sa.select(*read).where(of_study(table, study_id, uid)).order_by(*table.primary_key.columns)
         sent = _Digest()
         translate = _translator(columns, ids, changes.made)

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from hpo.errors import StudyError
-from hpo.queue import commands, finish, lease_clock
+from hpo.queue import commands, finish, lease_clock, limits
 from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage
 from hpo.storage.tables import Hold
@@ -132,13 +132,15 @@ def hold_as_copied(study: Study, where: str) -> None:
 def resume(study: Study) -> str | None:
     """Resume a paused or stopped study. Return what had stopped it, None if nothing had.
 
-    Raises StudyError if a fork is still being copied into it.
+    Raises StudyError if a fork is still being copied into it, or if a limit of its budget is spent.
     """
     with sql.writing(study.storage.engine) as connection:
         row = _living(connection, study)
         if row.hold == Hold.FORKING:
             raise StudyError(f"study {study.name!r}: {row.stop_reason}")
         commands.resume(connection, study.uid)
+        if spent := limits.enforce(connection, study_rows.lock_and_read(connection, study.study_id)):
+            raise StudyError(f"study {study.name!r}: {limits.reason(spent)}; {limits.MEND}")
         return f"stopped: {row.stop_reason}" if row.stop_reason else row.hold and str(row.hold)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from hpo.errors import Fault, SpecError, StorageError
+from hpo.queue import limits
 from hpo.spec import usercode
 from hpo.storage import clock, filesystem, sql, study_rows
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections, count_connections
@@ -133,6 +134,10 @@ def _in_a_line(error: Fault) -> str:
     return "; ".join(error.lines)
 
 
+#: Holds that `hpo resume` does not end.
+MENDS: dict[str, str] = {Hold.FORKING: "delete it and fork again", Hold.SPENT: limits.MEND}
+
+
 def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)
     summary = summarize(study)
     if summary.hold:
@@ -140,8 +145,8 @@ def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001 
         yield Finding(
             where=study.name,
             what=f"{summary.hold}: {reason}",
-            mend="delete it and fork again" if summary.hold == Hold.FORKING else command("resume", study.name),
-            is_ill=summary.hold not in (Hold.PAUSED, Hold.COPIED),
+            mend=MENDS.get(summary.hold) or command("resume", study.name),
+            is_ill=summary.hold not in (Hold.PAUSED, Hold.COPIED, Hold.SPENT),
         )
     for parked in summary.parked:
         yield Finding(

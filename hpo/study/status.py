@@ -7,10 +7,9 @@ new or had not ended, so a refresh costs the same however many trials have finis
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from heapq import nlargest, nsmallest
@@ -18,12 +17,14 @@ from itertools import islice
 from typing import Any
 
 from hpo.errors import StudyError
+from hpo.queue import limits
+from hpo.queue.limits import Limit
 from hpo.spec import metrics
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, STOPPED, Hold
 from hpo.study import interval
 from hpo.study.interval import Interval
-from hpo.study.query import changes, failure_rows, ranking, recorded, trial_columns, worker_rows
+from hpo.study.query import changes, failure_rows, ranking, recorded, trial_columns
 from hpo.study.study import Study
 
 LEADING = 100  # best trials that are kept in sight; what is said of the best tenth is said of at most so many
@@ -109,6 +110,7 @@ class Summary:
     imported: int = 0  # finished trials that a fork copied; also in `counts`, `budget` and `spent`
     metric: str | None = None  # the only objective of a declared training
     value_rule: str | None = None  # which epochs of the metric's curve are a trial's value
+    limits: list[Limit] = field(default_factory=list)  # beside the number of trials
     code_changes: int = 0  # changes of the user's own code that `--allow-code-change` has accepted
 
     @property
@@ -244,7 +246,8 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         curves = recorded.judged_curves(connection, [trial.trial_id for trial in live])
         again = failure_rows.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
         trained = trial_columns.seconds_trained(connection, study, [trial.trial_id for trial in live])
-        lives = worker_rows.lives(connection, study)
+        lives = limits.lives(connection, row)
+        limited = limits.look(connection, row)
         count = failure_rows.count_failures(connection, study)
         failures = (
             past.failures
@@ -285,9 +288,14 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         ],
         parked=[_parked(study, trial) for trial in parked],
         failures=with_unrecorded(failures, foreign=tally.foreign_fails, stopped=tally.stopped_fails),
-        seconds=_worked(lives) if lives else _elapsed(tally, clock() if live else None),
+        seconds=limits.wall_seconds(lives) if lives else _elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
-        seconds_left=_seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
+        seconds_left=_soonest(
+            _seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
+            limited,
+            is_held=row.hold == Hold.SPENT,
+        ),
+        limits=limited,
         objectives=dict(study.spec.objectives),
         front=[
             FrontTrial(number=one.number, values=ranking.named(study, came_to.values)) for one, came_to in tally.front
@@ -428,23 +436,6 @@ def with_unrecorded(failures: Sequence[FailureCount], *, foreign: int, stopped: 
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _worked(lives: Sequence[Any]) -> float:
-    """Return the seconds in which at least one worker was there, summed over clocks. Pauses between runs do not count."""
-    by_clock: dict[str | None, list[tuple[float, float]]] = {}
-    for life in lives:
-        by_clock.setdefault(life.clock, []).append((life.started_at, life.until))
-    return sum(_covered(spans) for spans in by_clock.values())
-
-
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the time that spans (start, end) cover together. Overlaps count once."""
-    covered, until = 0.0, -math.inf
-    for start, end in sorted(spans):
-        covered += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return covered
-
-
 def _elapsed(tally: Tally, until: float | None) -> float:
     if tally.first_start is None:
         return 0.0
@@ -461,9 +452,17 @@ def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
     """
     if len(spans) < 2:
         return None
-    return _covered((trial_columns.timestamp(start), trial_columns.timestamp(end)) for _, start, end in spans) / len(
-        spans
-    )
+    return limits.covered(
+        (trial_columns.timestamp(start), trial_columns.timestamp(end)) for _, start, end in spans
+    ) / len(spans)
+
+
+def _soonest(by_trials: float | None, limited: Sequence[Limit], *, is_held: bool) -> float | None:
+    """Return when the first of the budget's limits is spent, in seconds from now; None if it is, or if nothing is known."""
+    if is_held:
+        return None
+    ends = [limit.seconds_left for limit in limited if limit.seconds_left is not None]
+    return min([*ends, *([] if by_trials is None else [by_trials])], default=None)
 
 
 def _seconds_left(counts: Mapping[str, int], budget: int, pace: float | None, *, stopped: bool) -> float | None:

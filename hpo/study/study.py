@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.errors import MismatchError, SpecError, StudyError, closest
 from hpo.files import cache_folder
-from hpo.queue import workers
+from hpo.queue import limits, workers
 from hpo.spec import bucket_url, pickled, study_file
 from hpo.spec.objectives import Goals
 from hpo.spec.study_file import StudySpec
@@ -189,6 +189,8 @@ def create_or_join(
         budget = trials_budget or max(row.trials, wanted.budget.trials)
         managed = _stored_spec(row, wanted.name).managed_by(wanted)
         study_rows.update(connection, row.uid, trials=budget, spec=_to_store(managed))
+        limits.reopen(connection, row)
+        limits.enforce(connection, study_rows.lock_and_read(connection, study_id))
         _check_code(connection, row, code_digest, allow_code_change, code_folder, place)
     study = join(place, wanted.name)
     _mark_checkpoints(study)

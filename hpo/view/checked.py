@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hpo import text
@@ -38,7 +38,7 @@ def spec_text(spec: StudySpec) -> str:
         f"study {spec.name}: {goal}, value: {rule}, seed {spec.seed}",
         *([f"command: {spec.own_code}"] if spec.command else []),
         *([f"bounds: {', '.join(map(str, goals.bounds))}"] if goals.bounds else []),
-        f"budget: {spec.budget.trials} trials" + (f", {spec.budget.timeout} a run" if spec.budget.timeout else ""),
+        f"budget: {', '.join(_budget_words(spec))}",
         f"sampler: {_sampler_text(spec)}",
         f"pruner: {_named(spec.pruner)}{_rungs_text(spec)}",
         f"divergence guard: {spec.guard}",
@@ -111,6 +111,37 @@ def _constants(spec: StudySpec) -> list[str]:
     return walk(spec.tree, "")
 
 
+def _budget_words(spec: StudySpec) -> Iterator[str]:
+    """Yield the limits of the budget; the first that is spent ends the search."""
+    budget = spec.budget
+    yield f"{budget.trials} trials"
+    if budget.wall_clock:
+        yield f"{budget.wall_clock} wall clock in all"
+    if budget.gpu_hours:
+        yield f"{budget.gpu_hours:g} GPU-hours"
+    if budget.target is not None:
+        yield f"until a value of {budget.target:g}"
+    if budget.patience:
+        yield f"until {budget.patience} trials without a better value"
+    if budget.timeout:
+        yield f"{budget.timeout} a run"
+
+
+def _end_words(spec: StudySpec, cost: float, workers: int) -> str:
+    """Return that a limit of time ends the search before its last trial, "" if it does not."""
+    budget = spec.budget
+    ends = {}
+    if budget.wall_clock_seconds is not None:
+        ends["wall_clock"] = budget.wall_clock_seconds
+    if budget.gpu_hours is not None:
+        ends["gpu_hours"] = budget.gpu_hours * 3600 / workers
+    key = min(ends, key=lambda key: ends[key], default="")
+    if not key or ends[key] >= cost:
+        return ""
+    share = int(budget.trials * ends[key] / cost)
+    return f"; budget.{key} ends it after {duration(ends[key])}, about {share} such trials"
+
+
 def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
     """Return the data's classes, the model's table, the measured epoch and the cost of the budget."""
     epoch = found.epoch
@@ -131,7 +162,8 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         + " in each worker"
         + f": {found.choice.why}",
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} of training "
-        f"with {workers} worker{'s' if workers > 1 else ''}, plus some seconds to start; pruning and stacking reduce this",
+        f"with {workers} worker{'s' if workers > 1 else ''}, plus some seconds to start; pruning and stacking reduce this"
+        + _end_words(spec, cost, workers),
         "",
     ]
     return text.page(lines)

@@ -73,6 +73,8 @@ def status_text(found: Summary) -> str:
         *_best_lines(summary),
         f"time     {words.clock(summary)}",
     ]
+    if summary.limits:
+        lines.append(f"budget   {' · '.join(map(words.limit, summary.limits))}")
     if summary.infeasible and summary.best:
         lines.append(f"bounds   {words.violating(summary)}")
     if why := words.held(found):

@@ -53,6 +53,8 @@ def render(found: Summary, width: int, height: int = 50, around: Around | None =
         blocks[-1].append(" (parked ones wait for a worker or a stack)", "dim")
     if around.machine:
         blocks.append(_line(around.machine, "dim"))
+    if summary.limits:
+        blocks.append(_line(" · ".join(map(words.limit, summary.limits)), "dim"))
     if why := text.safe(words.held(found)):
         blocks.append(_line(why, "yellow"))
     for failure in summary.failures:

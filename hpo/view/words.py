@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo import text
+from hpo.queue import limits
 from hpo.study.format import amount_text, counted, duration
 
 if TYPE_CHECKING:
+    from hpo.queue.limits import Limit
     from hpo.study.status import FailureCount, RunningTrial, Summary
     from hpo.study.trial_history import FinishedTrial, TrialHistory
 
@@ -19,7 +21,20 @@ def held(summary: Summary) -> str:
         return f"{summary.hold}: workers wait; {text.command('resume', summary.name)}"
     if not summary.stop_reason:
         return ""
+    if summary.stop_reason.startswith(limits.SIGN):
+        return f"stopped: {summary.stop_reason}; {limits.MEND}"
     return f"stopped: {summary.stop_reason}" + (f"; {text.command('resume', summary.name)}" if summary.hold else "")
+
+
+def limit(one: Limit) -> str:
+    """Return a limit and what is used of it."""
+    if one.key == "target":
+        return f"target {one.wanted:g}" + ("" if one.used is None else f" (best {one.used:.6g})")
+    if one.key == "patience":
+        return f"{one.used or 0:.0f} of {one.wanted:.0f} trials without a better value"
+    if one.key == "gpu_hours":
+        return f"{(one.used or 0) / limits.HOUR:.2f} of {one.wanted / limits.HOUR:g} GPU-hours"
+    return f"{duration(one.used or 0)} of {duration(one.wanted)} wall clock"
 
 
 def states(summary: Summary) -> dict[str, str]:

@@ -134,7 +134,7 @@ def test_a_process_that_was_recycled_enters_again_under_its_name(make_study: Mak
     workers.register(ledger)
     (after,) = rows(study)
     assert after.left_at is None
-    assert before.left_at < after.started_at == after.seen_at
+    assert before.started_at == after.started_at < before.left_at < after.seen_at  # the time before counts, too
 
 
 def test_one_name_may_work_on_two_studies(make_study: MakeStudy) -> None:

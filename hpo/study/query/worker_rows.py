@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.queue import lease_clock, workers
-from hpo.queue.workers import LAUNCHER, TICKS_PER_LEASE
+from hpo.queue.workers import LAUNCHER
 from hpo.storage import clock
 from hpo.storage.tables import hpo_workers, missing
 from hpo.study.study import Study
@@ -32,23 +32,6 @@ def hosts(connection: sa.Connection, study: Study) -> list[str]:
     """Return the hosts of all workers that a study has had."""
     found = sa.select(hpo_workers.c.host).where(hpo_workers.c.study_uid == study.uid).distinct()
     return list(connection.execute(found).scalars())
-
-
-def lives(connection: sa.Connection, study: Study) -> Sequence[Any]:
-    """Return (clock, started_at, until) of each worker of the study, until it left or was last seen.
-
-    A worker that has not left lives until its next stamp is due, if its clock can be read here.
-    """
-    dialect, columns = connection.dialect.name, hpo_workers.c
-    due = columns.seen_at + study.spec.recovery.lease_seconds / TICKS_PER_LEASE
-    now = lease_clock.now(dialect)
-    is_mine = columns.clock.is_not_distinct_from(lease_clock.name(dialect))
-    living = sa.case((sa.not_(is_mine), columns.seen_at), (due < now, due), else_=now)
-    return connection.execute(
-        sa.select(columns.clock, columns.started_at, sa.func.coalesce(columns.left_at, living).label("until")).where(
-            columns.study_uid == study.uid, ~columns.worker.startswith(LAUNCHER)
-        )
-    ).all()
 
 
 def workers_since_boot(connection: sa.Connection, study: Study) -> Sequence[Any]:
