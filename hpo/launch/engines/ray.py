@@ -99,6 +99,7 @@ def submit(request: Request) -> list[Handle]:
     assert request.logs is not None
     assert plan.state is not None
     said = Path(plan.state).with_suffix(".log")
+    Path(plan.state).unlink(missing_ok=True)  # of a launch of this number that was refused
     with descendants.letting_go():
         started = subprocess.run(
             ["/bin/sh", "-c", START, str(said), *DRIVER, plan.words],
@@ -168,14 +169,18 @@ def _wait_for(driver: psutil.Process, state: Path, said: Path) -> None:
     deadline = time.monotonic() + CONNECT_SECONDS
     while not state.exists():
         if not descendants.is_alive(driver.pid):
-            lines = said.read_text(errors="replace").splitlines()
-            raise LaunchError(
-                *(line.removeprefix("error: ") for line in lines[-12:] or ["the driver ended without a word"])
-            )
+            raise LaunchError(*_last_words(said))
         if time.monotonic() > deadline:
             driver.terminate()
             raise LaunchError(f"the driver has not reached its cluster within {CONNECT_SECONDS:.0f} s (log: {said})")
         time.sleep(0.1)
+
+
+def _last_words(said: Path) -> list[str]:
+    """Return the error with which a driver has ended, without what Ray itself has printed before."""
+    lines = said.read_text(errors="replace").splitlines()[-12:]
+    first = next((index for index, line in enumerate(lines) if line.startswith("error: ")), 0)
+    return [line.removeprefix("error: ") for line in lines[first:]] or ["the driver ended without a word"]
 
 
 def _driver(handle: Handle) -> psutil.Process | None:

@@ -182,4 +182,5 @@ def _unreachable(address: str | None, error: Exception) -> list[str]:
         f"launch.ray.address: no cluster was reached at {where}: {said}",
         "run the command on a node of the cluster, or start a cluster here by `ray start --head`; from outside a cluster, "
         "`ray job submit` runs what --print prints",
+        "with token authentication, RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster",
     ]
