@@ -6,13 +6,14 @@ cannot recycle itself, since there is no command line to repeat; tests of that s
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,42 @@ from hpo.study.study import Study
 from tests.support.waiting import PATIENCE
 
 CONTEXT = multiprocessing.get_context("forkserver")
-#: What a declared study needs, the optimizers' own imports among it, and commands of all kinds.
+#: What a declared study needs, the optimizers' own imports among it, and commands of all kinds. The plots of `hpo train` and
+#: the migrations of a new database took a second of each.
 PRELOAD = [
+    "alembic.command",
     "hpo.cli.run",
-    "hpo.worker.objective",
-    "hpo.worker.loop",
+    "hpo.final.openings",
     "hpo.final.train",
+    "hpo.launch.launcher",
+    "hpo.launch.launching",
+    "hpo.launch.local",
+    "hpo.launch.search",
     "hpo.study.export",
-    "sklearn.datasets",
+    "hpo.worker.loop",
+    "hpo.worker.objective",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "sklearn.datasets.data",
+    "sklearn.datasets.descr",
     "sklearn.model_selection",
+    "sqlalchemy.orm",
     "torch._dynamo",
+    "torch.utils.serialization.config",
     "torch.utils.tensorboard",
+    "yaml",
 ]
+
+
+def context() -> ForkServerContext:
+    """Return what starts processes in forks of the server. All tests ask here: the first of them decides what it loads."""
+    CONTEXT.set_forkserver_preload(PRELOAD)  # hpo.launch.fork_server has a server of its own
+    return CONTEXT
 
 
 def fork(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
     """Start a process that calls this in a fork of the server."""
-    CONTEXT.set_forkserver_preload(PRELOAD)  # before the server's start; hpo.launch.fork_server asks for something else
-    process = CONTEXT.Process(target=target, args=arguments)
+    process = context().Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -55,6 +74,7 @@ def main(arguments: list[str], environment: dict[str, str], log: str, busy_secon
     Args:
         busy_seconds: how long SQLite waits for a lock, if otherwise than usual.
     """
+    gc.freeze()  # as a worker of `hpo run` does: the server's objects are no garbage
     os.environ.update(environment)
     fork_server.SERVER = forkserver._forkserver  # the one that this process comes from
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

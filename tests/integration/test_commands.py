@@ -172,7 +172,9 @@ def test_from_a_study_file_to_tested_weights(shell: Shell) -> None:
 
 
 def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: Shell) -> None:
-    shell.write("digits.toml", 'executor = "loop"\n' + DIGITS.replace("EPOCHS", "500"))  # auto may change amid a trial
+    shell.write("slow.py", SLOW_MODEL)
+    slow = DIGITS.replace('"mlp"\nwidths = [8]', '"slow:net"').replace("EPOCHS", "40")
+    shell.write("digits.toml", 'executor = "loop"\n' + slow)  # auto may change amid a trial
     process = shell.start("run", "digits.toml", "--workers", "2", "--trials", "2")
     wait_for(lambda: has_reports(shell), process)
     process.send_signal(signal.SIGINT)
@@ -186,15 +188,39 @@ def test_a_ctrl_c_parks_the_trials_and_the_next_run_goes_on_with_them(shell: She
     reached = max(trial["epoch"] for trial in status["parked"])
     assert reached >= 1
 
+    shell.write("go", "")
     shell.forked("worker", "digits")
     *_, summary = shell.forked("run", "digits.toml", "--trials", "2", "--json").splitlines()  # after what stderr says
     said = json.loads(summary)
     assert (said["counts"]["complete"], said["budget"]) == (2, 2)
     made = shell.trials()
     assert [trial.state for trial in made] == [TrialState.COMPLETE] * 2
-    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 501))] * 2
+    assert [sorted(trial.intermediate_values) for trial in made] == [list(range(1, 41))] * 2
     shell.forked("export", "digits", "--trial", "0", "-o", "first.toml")
     assert "equal the trial's bit for bit" in shell.forked("train", "first.toml", "--replay")
+
+
+SLOW_MODEL = """
+import time
+from pathlib import Path
+
+from torch import nn
+
+GO = Path(__file__).with_name("go")
+
+class Net(nn.Module):
+    def __init__(self, inputs, classes, dropout):
+        super().__init__()
+        self.dropout, self.layer = nn.Dropout(dropout), nn.Linear(inputs, classes)
+
+    def forward(self, images):
+        if not GO.exists():
+            time.sleep(0.01)  # so the trials cannot end before the signal
+        return self.layer(self.dropout(images.flatten(1)))
+
+def net(input_shape, num_classes, dropout):
+    return Net(input_shape[0] * input_shape[1] * input_shape[2], num_classes, dropout)
+"""
 
 
 def test_a_second_ctrl_c_ends_at_once_and_still_loses_nothing(shell: Shell) -> None:

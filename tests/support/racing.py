@@ -1,11 +1,11 @@
 """What the processes of test_beside_optuna.py and test_study.py run: started anew, all at once, each with a storage of its own.
 
-They come from a server that has this module imported and forks (`forkserver`), so that a process costs no second of imports.
+They come from the tests' server of forks, so that a process costs no second of imports.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.storage import trial_writes
 from hpo.storage.connect import connect
 from hpo.study import study as studies
+from tests.integration.processes import context
 from tests.support.waiting import PATIENCE
 
 together: Barrier  # of the processes of one race
@@ -48,16 +49,15 @@ def opened(url: str, kind: str) -> Iterator[BaseStorage]:
 
 def race(act: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
     """Call `act` in as many processes as it is given arguments for, and return what each returned."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    count = len(arguments[0])
-    with ProcessPoolExecutor(count, context, initializer=_meet_at, initargs=(context.Barrier(count),)) as pool:
+    server, count = context(), len(arguments[0])
+    with ProcessPoolExecutor(count, server, initializer=_meet_at, initargs=(server.Barrier(count),)) as pool:
         return list(pool.map(act, *arguments))
 
 
 def _meet_at(barrier: Barrier) -> None:
     global together
     together = barrier
+    gc.freeze()  # as in other forks
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -77,11 +77,10 @@ def race_with_a_kill(url: str, document: dict[str, Any], count: int) -> list[str
 
     Return the study's uid as each of the others got it.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    barrier, found = context.Barrier(count), context.SimpleQueue()
+    server = context()
+    barrier, found = server.Barrier(count), server.SimpleQueue()
     processes = [
-        context.Process(target=_make_or_die, args=(barrier, found, url, document, place == 0)) for place in range(count)
+        server.Process(target=_make_or_die, args=(barrier, found, url, document, place == 0)) for place in range(count)
     ]
     for process in processes:
         process.start()
