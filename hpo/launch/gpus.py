@@ -8,11 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import psutil
 
 from hpo.errors import SpecError, shown
+from hpo.worker.gpu_share import given_devices
 
 USED_BYTES = 2 * 2**30  # of a GPU's memory; what a display takes is below this
 LISTED = re.compile(r"GPU (?P<number>\d+): (?P<model>.+) \(UUID: (?P<uuid>GPU-\S+)\)")
@@ -40,13 +40,13 @@ class Gpu:
 
 def visible() -> list[str]:
     """Return a value for CUDA_VISIBLE_DEVICES for each GPU that this process may use; [] without a GPU."""
-    given = _given()
+    given = given_devices()
     return _installed_names() if given is None else given
 
 
 def listed() -> list[Gpu]:
     """Return the GPUs that this process may use. Who else uses them is not looked at if the user has chosen them."""
-    given = _given()
+    given = given_devices()
     if given is not None:  # counted as CUDA counts them
         return [Gpu(name=name, number=str(place)) for place, name in enumerate(given)]
     used = _users()
@@ -101,14 +101,6 @@ def _named(wanted: str, found: Sequence[Gpu]) -> list[Gpu]:
 def _why_none() -> str:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "nvidia-smi lists none here" if given is None else f"CUDA_VISIBLE_DEVICES is {given!r}, which shows none"
-
-
-def _given() -> list[str] | None:
-    """Return the devices of CUDA_VISIBLE_DEVICES, None without it. As for CUDA, a -1 hides all that come after it."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return None
-    return [*takewhile(lambda device: device not in ("", "-1"), (device.strip() for device in given.split(",")))]
 
 
 def _installed_names() -> list[str]:

@@ -72,7 +72,11 @@ def _request(
     checkpoints: str | None,
     making: Path | None = None,
 ) -> Request:
-    """Return what is asked of an engine, as far as it is known without a launch in the database."""
+    """Return what is asked of an engine, as far as it is known without a launch in the database.
+
+    Raises LaunchError if a worker has fewer GPUs than a trial has processes.
+    """
+    _refuse_too_few_gpus(wanted.section.gpus_per_worker, spec.processes)
     return Request(
         study=spec.name,
         launch=None,
@@ -89,6 +93,15 @@ def _request(
         checkpoints=checkpoints,
         making=making,
     )
+
+
+def _refuse_too_few_gpus(gpus: float | None, processes: int) -> None:
+    """Refuse what would let several ranks of a trial share a GPU, which NCCL does not do, or let the engine choose."""
+    if processes > 1 and (gpus is None or 0 < gpus < processes):
+        raise LaunchError(
+            f"launch.gpus_per_worker{'' if gpus is None else f' = {gpus:g}'}: {'not given' if gpus is None else 'too few'}; "
+            f"with processes_per_trial = {processes} use {processes}, or 0 on the CPU"
+        )
 
 
 def _needs_code(spec: StudySpec) -> bool:

@@ -76,10 +76,18 @@ def file_of(folder: Path, epoch: int, rank: int, count: int) -> Path:
     return folder / f"epoch-{epoch}-rank-{rank}-of-{count}.pt"
 
 
-def saved_epochs(folder: Path, count: int) -> list[int]:
-    """Return the epochs that all of so many ranks have saved, in order."""
-    found: dict[int, set[int]] = defaultdict(set)
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if (match := SAVED.fullmatch(file.name)) and int(match[3]) == count:
-            found[int(match[1])].add(int(match[2]))
-    return sorted(epoch for epoch, ranks in found.items() if ranks == set(range(count)))
+def take_up(folder: Path, count: int) -> int:
+    """Return the last epoch that all of so many ranks have saved, 0 if there is none. Delete files of later epochs.
+
+    Such a file is of a rank that saved before another one died. It must not count as one of the next attempt.
+    """
+    ranks_of: dict[int, set[int]] = defaultdict(set)
+    files = [*folder.iterdir()] if folder.is_dir() else []
+    saved = [(file, match) for file in files if (match := SAVED.fullmatch(file.name)) and int(match[3]) == count]
+    for _, match in saved:
+        ranks_of[int(match[1])].add(int(match[2]))
+    last = max((epoch for epoch, ranks in ranks_of.items() if ranks == set(range(count))), default=0)
+    for file, match in saved:
+        if int(match[1]) > last:
+            file.unlink(missing_ok=True)
+    return last

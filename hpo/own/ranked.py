@@ -21,7 +21,7 @@ from hpo.errors import LostLease, Outage, Parked, ProgramError, Signal
 from hpo.own import command
 from hpo.own.command import GRACE_SECONDS, LINGER_SECONDS, LOOK_SECONDS, Curve, Site
 from hpo.own.process import OutOfMemoryCount
-from hpo.own.rank_channel import Answer, Ask, EndOfEpoch, Result, Task, Turns, saved_epochs
+from hpo.own.rank_channel import Answer, Ask, EndOfEpoch, Result, Task, Turns, take_up
 from hpo.own.ranks import Ranks
 from hpo.spec import seeds, space, usercode
 from hpo.spec.program import Reported
@@ -56,7 +56,8 @@ class RankedTraining:
                 talk.send(self._task(trial, site, config))
                 run = RankedRun(running, talk, site)
                 run.to_its_end()
-                command.refuse_failure(running, [], memory, site)
+                if running.exit_code != 0:
+                    command.refuse_failure(running, [], memory, site)
         finally:
             site.end()
         if talk.result is None:
@@ -85,7 +86,7 @@ class RankedTraining:
             user_attrs=trial.user_attrs,
             seed=seeds.of_trial(self._spec.seed, trial.number, trial.user_attrs),
             save_to=site.folder,
-            resumes_at=max(saved_epochs(site.folder, self._spec.processes), default=0),
+            resumes_at=take_up(site.folder, self._spec.processes),
         )
 
 
@@ -124,7 +125,10 @@ class RankedRun:
         return self._ranks.exit_code is None
 
     def _await_end(self, why: Signal) -> None:
-        """Let the ranks come to the end of an epoch, where they learn that the trial is parked, or let the grace pass."""
+        """Let the ranks come to the end of an epoch, where they learn that the trial is parked, or let the grace pass.
+
+        If rank 0's function returns before, the trial is complete.
+        """
         self._talk.wanted = why
         deadline = time.monotonic() + self._site.grace
         while self._ranks.running and time.monotonic() < deadline:
@@ -132,7 +136,8 @@ class RankedRun:
             deadline = min(deadline, self._talk.deadline(self._ranks.running))
         self._linger(0)
         self._talk.raise_ending()
-        raise why
+        if not (isinstance(why, Parked) and self._talk.result is not None and self._ranks.exit_code == 0):
+            raise why
 
     def _listen(self) -> None:
         chunk = self._ranks.read(LOOK_SECONDS, self._talk.descriptors)
@@ -329,14 +334,20 @@ class Talk:
         self._site.let_go()
 
     def _end_epoch(self, is_forced: bool, is_last: bool, epoch: int) -> EndOfEpoch:  # noqa: ARG002
-        """Decide what all ranks do after an epoch of `hpo.epochs`: save if that is due, or if the trial is to be parked."""
+        """Decide what all ranks do after an epoch of `hpo.epochs`: save if that is due, or if the trial is to be parked.
+
+        After the last epoch nothing is saved. An attempt that began there would have no epoch left, and return no value.
+        """
+        if is_last:
+            self._has_loop = False  # a report after the loop may park the trial
+            return EndOfEpoch(saves=False, parks=False)
         try:
             self._let_go()
         except (Parked, Outage) as why:
             self._end_by(why)
             return EndOfEpoch(saves=True, parks=True)
         is_due = time.monotonic() - self._saved_at >= self._checkpoint_seconds
-        saves = is_forced or (is_due and not is_last)
+        saves = is_forced or is_due
         if saves:
             self._saved_at = time.monotonic()
         return EndOfEpoch(saves=saves, parks=False)

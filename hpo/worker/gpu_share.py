@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import takewhile
 
 SHARE = "HPO_WORKER_GPUS"  # environment variable; a part of one if several workers share it
 
@@ -16,8 +17,16 @@ def gpu_share() -> float:
     """
     if given := os.environ.get(SHARE):
         return float(given)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return float(len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
+    devices = given_devices()
+    if devices is not None:
+        return float(len(devices))
     torch = sys.modules.get("torch")
     return 0.0 if torch is None else float(torch.cuda.device_count())
+
+
+def given_devices() -> list[str] | None:
+    """Return the devices of CUDA_VISIBLE_DEVICES, None without it. As for CUDA, a -1 hides all that come after it."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    return [*takewhile(lambda device: device not in ("", "-1"), (device.strip() for device in given.split(",")))]

@@ -27,7 +27,7 @@ class RankLoop:
 
     def epochs(self, count: int, objects: Mapping[str, Any]) -> Iterator[int]:
         """Yield the epochs that are left, counted from 0."""
-        for epoch in range(self.resume(objects), count):
+        for epoch in range(self._begin(objects, before=count), count):
             yield epoch
             self._end_epoch(epoch + 1, is_forced=False, is_last=epoch + 1 == count)
 
@@ -37,6 +37,10 @@ class RankLoop:
         Raises RuntimeError for a second loop in the trial, TypeError or CheckpointError for objects that cannot be saved, and
         MismatchError if the file does not fit them.
         """
+        return self._begin(objects)
+
+    def _begin(self, objects: Mapping[str, Any], *, before: int | None = None) -> int:
+        """Begin the loop, as `resume` does. Files of this epoch or a later one are not loaded: no epoch would be left."""
         from hpo.train import checkpoint
         from hpo.train.user_state import UserState
 
@@ -44,7 +48,8 @@ class RankLoop:
             raise RuntimeError("hpo.epochs or hpo.resume was called twice; a trial has one loop")
         self._state = state = UserState(objects)
         self._ask(Ask(call="loop"))
-        if start := self._task.resumes_at:
+        start = self._task.resumes_at if before is None or self._task.resumes_at < before else 0
+        if start:
             state.load_state_dict(checkpoint.load(file_of(self._task.save_to, start, self._rank, self._count)))
         checkpoint.refuse_objects(state.state_dict())
         return start

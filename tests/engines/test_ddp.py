@@ -143,6 +143,39 @@ def test_both_ranks_are_parked_and_pruned_at_the_same_epoch(make_study: MakeStud
     assert (only(study).state, max(only(study).intermediate_values)) == (TrialState.PRUNED, 4)
 
 
+RETURNS_AFTER_THE_LOOP = """
+import os, pathlib, time
+import hpo
+HERE = pathlib.Path(__file__).parent
+def train(config, trial):
+    value = -1.0
+    for epoch in hpo.epochs(trial, config["epochs"], state={}):
+        value = float(epoch)
+        trial.report(value, epoch)
+        (HERE / f"at-{os.environ['RANK']}-{epoch}").touch()
+        while epoch == 4 and not (HERE / "go").exists():
+            time.sleep(0.02)
+    return value
+"""
+
+
+def test_a_trial_that_is_to_be_parked_in_its_last_epoch_is_completed(make_study: MakeStudy) -> None:
+    """Parked there, it would go on without an epoch to train, and return the value from before its loop."""
+    study = ranked(make_study, RETURNS_AFTER_THE_LOOP, pruner={"name": "none"})
+    stopping = StopSignal()
+
+    def park() -> None:
+        wait_for(lambda: all((study.code_folder / f"at-{rank}-4").exists() for rank in (0, 1)))
+        stopping.request()
+        (study.code_folder / "go").touch()
+
+    thread = threading.Thread(target=park)
+    thread.start()
+    work(study, stopping)
+    thread.join()
+    assert (only(study).state, only(study).value) == (TrialState.COMPLETE, 4.0)
+
+
 SILENT = """
 import os, pathlib, time
 HERE = pathlib.Path(__file__).parent

@@ -153,6 +153,8 @@ def test_a_worker_knows_its_share_of_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     assert gpu_share() == 0.5
     monkeypatch.delenv("HPO_WORKER_GPUS")  # as in a worker that a cluster started
     assert gpu_share() == 2.0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,-1,3")
+    assert gpu_share() == 1.0
     assert Place(devices=None).environment == {}
     assert Place(devices=()).environment == {"CUDA_VISIBLE_DEVICES": "", "HPO_WORKER_GPUS": "0.0"}
 

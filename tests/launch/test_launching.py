@@ -68,6 +68,23 @@ def test_each_kind_of_gpu_has_an_array(hpo: Hpo, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        (None, "launch.gpus_per_worker: not given; with processes_per_trial = 2 use 2, or 0 on the CPU"),
+        ("1", "launch.gpus_per_worker = 1: too few; with processes_per_trial = 2 use 2, or 0 on the CPU"),
+        ("0", ""),
+        ("2", ""),
+    ],
+)
+def test_a_worker_has_a_gpu_for_each_process_of_a_trial(
+    hpo: Hpo, tmp_path: Path, gpus: str | None, message: str
+) -> None:
+    make_study(tmp_path, OWN + "processes_per_trial = 2\n")
+    code, _, err = hpo("launch", "own.toml", *SLURM, *(["--gpus-per-worker", gpus] if gpus else []), "--print")
+    assert (code, err) == ((2, f"error: {message}\n") if message else (0, ""))
+
+
 WRONG = {
     "no engine": (["--workers", "2"], "engine: not given; use --on slurm, ray"),
     "no number": (["--on", "slurm"], "workers: not given; use --workers N"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import Unasked
-from hpo.own.rank_channel import file_of, saved_epochs
+from hpo.own.rank_channel import file_of, take_up
 from hpo.own.ranks import ADDRESS, Port, Ranks
 from tests.support.waiting import PATIENCE, wait_for
 
@@ -116,9 +116,13 @@ def test_a_port_is_kept_for_rank_0() -> None:
 
 
 def test_ranks_go_on_after_an_epoch_that_all_have_saved(tmp_path: Path) -> None:
-    assert saved_epochs(tmp_path / "missing", 2) == []
+    """What one rank has saved later is deleted: the next attempt must not go on with files of two attempts."""
+    assert take_up(tmp_path / "missing", 2) == 0
     for epoch, rank, count in [(2, 0, 2), (2, 1, 2), (4, 0, 2), (4, 1, 2), (6, 0, 2), (8, 0, 1)]:
         file_of(tmp_path, epoch, rank, count).touch()
     (tmp_path / "other.pt").touch()
-    assert saved_epochs(tmp_path, 2) == [2, 4]
-    assert saved_epochs(tmp_path, 1) == [8]
+    assert take_up(tmp_path, 2) == 4
+    assert take_up(tmp_path, 1) == 8
+    left = {file.name for file in tmp_path.iterdir()}
+    kept = {file_of(tmp_path, epoch, rank, 2).name for epoch in (2, 4) for rank in (0, 1)}
+    assert left == {*kept, "other.pt", "epoch-8-rank-0-of-1.pt"}
