@@ -1,15 +1,19 @@
 """A Ray cluster of several nodes on this machine, as a process of its own: `python -m tests.engines.ray_nodes`.
 
-It prints its address, then obeys orders, one a line: `add GPUS`, `kill N`, `drain N`. It ends with its input. Ray changes signals
-and warnings of the process that starts a cluster, so pytest is not that process.
+It prints its address, then obeys orders, one a line: `add GPUS`, `bare GPUS`, `kill N`, `drain N`. A bare node has no `hpo`.
+It ends with its input. Ray changes signals and warnings of the process that starts a cluster, so pytest is not that process.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 import ray
@@ -41,6 +45,8 @@ def obey(orders: Iterable[str], gpus: float) -> None:
         for order, number in (line.split() for line in orders):
             if order == "add":
                 nodes.append(cluster.add_node(**SMALL, num_gpus=float(number)))
+            elif order == "bare":
+                cluster.add_node(**SMALL, num_gpus=float(number), resources={"bare": 1.0}, env_vars=without_hpo())
             elif order == "kill":
                 kill(cluster, nodes[int(number)])
             elif order == "drain":
@@ -52,6 +58,14 @@ def obey(orders: Iterable[str], gpus: float) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def without_hpo() -> dict[str, str]:
+    """Return the environment of a node whose Python finds no package `hpo`."""
+    folder = tempfile.mkdtemp(prefix="hpo-bare-")
+    atexit.register(shutil.rmtree, folder)
+    Path(folder, "hpo.py").write_text("raise ModuleNotFoundError(\"No module named 'hpo'\")")
+    return {"PYTHONPATH": folder}
 
 
 def kill(cluster: Cluster, node: object) -> None:

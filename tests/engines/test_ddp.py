@@ -21,7 +21,7 @@ from tests.support.trials import MakeStudy
 from tests.support.waiting import wait_for
 from tests.worker.test_command import only, work
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.parametrize("storage_kind", ["sqlite"], indirect=True)]
 EPOCHS = 5
 DDP = """
 import hashlib, json, os, pathlib, signal, time

@@ -209,6 +209,19 @@ def test_workers_for_which_no_node_is_large_enough_wait_until_they_are_called_ba
         assert study.trials == []
 
 
+def test_a_node_without_hpo_is_given_up_with_the_reason(nodes: RayNodes, tmp_path: Path, postgres_url: str) -> None:
+    nodes.order("bare", 1)
+    with launched(tmp_path, nodes, postgres_url, trials=4) as study:
+        done = study.launch("--workers", "1", "--set", "ray.resources={bare=1}")
+        assert done.returncode == 0, done.stderr
+        study.wait_for_end(1)
+        said = study.log(1)
+        assert (
+            said.count("the actor could not begin: ModuleNotFoundError: No module named 'hpo'; every node needs") == 3
+        )
+        assert said.splitlines()[-1].endswith("leaving with exit code 1")
+
+
 def test_an_address_without_a_cluster_is_an_error_and_records_nothing(
     nodes: RayNodes, tmp_path: Path, postgres_url: str
 ) -> None:

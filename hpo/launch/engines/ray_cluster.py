@@ -118,6 +118,12 @@ class Cluster:
         is_alive = node in {each["NodeID"] for each in self._nodes()}
         return not is_alive or node in self.draining() or isinstance(error, ActorUnavailableError)
 
+    @staticmethod
+    def why_not_begun(error: Exception) -> str:
+        """Return why an actor could not begin on its node, for example without the package `hpo`; "" if it had begun."""
+        lines = str(error).splitlines() if getattr(error, "actor_init_failed", False) else []
+        return lines[-1].strip() if lines else ""
+
     def draining(self) -> frozenset[str]:
         """Return the nodes that are about to be taken away. Without Ray's private call for it none: then leases expire."""
         import ray

@@ -149,7 +149,10 @@ class Driver:
         """Decide what comes after an actor that is gone. A lost node is no failure of the worker."""
         if self.stopping():
             return
-        if slot.place is None or self.cluster.is_lost(slot.place.node, error):
+        if why := self.cluster.why_not_begun(error):
+            what = f"the actor could not begin: {text.short(why)}; every node needs the same hpo-torch[ray] and Python"
+            self._fail(slot, what, None)
+        elif slot.place is None or self.cluster.is_lost(slot.place.node, error):
             log.info("slot %d: its node is gone, or cannot be reached; another worker starts", slot.number)
             slot.start_at = time.monotonic() + RESTART_SECONDS
         else:
