@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def training() -> ModuleType:
-    """The training, imported before a worker is forked."""
+    """The training, imported before a worker is forked. Its modules are no garbage, which each training collects."""
     pytest.importorskip("lightning")
     from tests.callbacks import lightning_training
 
+    gc.collect()
+    gc.freeze()
     return lightning_training
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +25,12 @@ EPOCHS = 5
 
 @pytest.fixture(scope="module", autouse=True)
 def training() -> ModuleType:
-    """The training, imported before a worker is forked."""
+    """The training, imported before a worker is forked. Its modules are no garbage, which each training collects."""
     pytest.importorskip("transformers")
     from tests.callbacks import transformers_training
 
+    gc.collect()
+    gc.freeze()
     return transformers_training
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.testing.pytest_samplers import (
@@ -151,9 +151,46 @@ class TestEachSampler(InOurStorage):
         assert len({tuple(trial.params.values()) for trial in study.trials}) == 4
 
 
+def one_of_each(*distributions: BaseDistribution) -> pytest.MarkDecorator:
+    """Let a test of Optuna's take these distributions, of which the soak has those whose range alone is another one."""
+    seen: list[Any] = []
+    given = []
+    for one in distributions:
+        kind = (type(one), getattr(one, "log", None), getattr(one, "step", None))
+        given.append(pytest.param(one, marks=SOAK if kind in seen and kind[0] is not CategoricalDistribution else ()))
+        seen.append(kind)
+    return pytest.mark.parametrize("distribution", given)
+
+
+FLOATS = [
+    FloatDistribution(-1.0, 1.0),
+    FloatDistribution(0.0, 1.0),
+    FloatDistribution(-1.0, 0.0),
+    FloatDistribution(1e-7, 1.0, log=True),
+    FloatDistribution(-10, 10, step=0.1),
+    FloatDistribution(-10.2, 10.2, step=0.1),
+]
+INTS = [
+    IntDistribution(-10, 10),
+    IntDistribution(0, 10),
+    IntDistribution(-10, 0),
+    IntDistribution(-10, 10, step=2),
+    IntDistribution(0, 10, step=2),
+    IntDistribution(-10, 0, step=2),
+    IntDistribution(1, 100, log=True),
+]
+CHOICES = [CategoricalDistribution(choices) for choices in ((1, 2, 3), ("a", "b", "c"), (1, "a"))]
+
+
 @pytest.mark.parametrize("sampler", [TPE, CMAES, NSGA2, RANDOM, QMC, GP, GP_AT_ONCE], indirect=True)
 class TestEverySamplerOnOurStorage(InOurStorage, BasicSamplerTestCase):
-    pass
+    @one_of_each(*FLOATS)
+    def test_float(self, sampler: Callable[[], BaseSampler], distribution: FloatDistribution) -> None:
+        super().test_float(sampler, distribution)
+
+    @one_of_each(*INTS)
+    def test_int(self, sampler: Callable[[], BaseSampler], distribution: IntDistribution) -> None:
+        super().test_int(sampler, distribution)
 
 
 @pytest.mark.parametrize("sampler", [TPE, CMAES, GP_AT_ONCE], indirect=True)
@@ -163,7 +200,11 @@ class TestSamplersThatLookAtAllParametersAtOnceOnOurStorage(InOurStorage, Relati
 
 @pytest.mark.parametrize("sampler", [TPE, NSGA2, RANDOM, QMC, GP], indirect=True)
 class TestSamplersWithTwoObjectivesOnOurStorage(InOurStorage, MultiObjectiveSamplerTestCase):
-    pass
+    @one_of_each(*FLOATS, *INTS, *CHOICES)
+    def test_multi_objective_sample_independent(
+        self, sampler: Callable[[], BaseSampler], distribution: BaseDistribution
+    ) -> None:
+        super().test_multi_objective_sample_independent(sampler, distribution)
 
 
 @pytest.mark.parametrize("sampler", [CMAES], indirect=True)

@@ -149,7 +149,7 @@ def trial(splits: Splits, name: str, **changes: Any) -> Trial:
 
 @pytest.mark.parametrize("name", ALL)
 def test_curves_and_weights_are_those_of_the_loop_and_of_plain_torch(splits: Splits, name: str) -> None:
-    trials = trial(splits, name, epochs=4).several(2)
+    trials = trial(splits, name, epochs=2).several(2)
     runs, alone = [trial.run() for trial in trials], [trial.run() for trial in trials]
     results = train(stack_of(runs))
     expected = [trial.by_plain_torch() for trial in trials]
