@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -133,7 +133,7 @@ def connect(text: str, *, create: bool = False, only_reads: bool = False) -> Sto
     Args:
         text: the URL.
         create: make the SQLite file, Optuna's tables and ours if they are missing. Without it that is an error.
-        only_reads: also open a SQLite file that may not be written.
+        only_reads: also open a SQLite file that may not be written, and tables of an earlier hpo that may not be changed.
 
     Raises StorageError if the storage is missing, unreachable, another program's, or on a network file system. Raises
     StorageBusy if it is locked, starting up, or has no connection left. No message shows the password.
@@ -154,7 +154,7 @@ def connect(text: str, *, create: bool = False, only_reads: bool = False) -> Sto
     except FAILURES as error:
         raise _unreachable(url, error) from None
     try:
-        _complete_old_tables(opened, url)
+        _complete_old_tables(opened, url, only_reads=only_reads)
     except BaseException:
         opened.dispose()
         raise
@@ -196,17 +196,22 @@ def _creating(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def _complete_old_tables(opened: sa.Engine, url: URL) -> None:
+def _complete_old_tables(opened: sa.Engine, url: URL, *, only_reads: bool) -> None:
     try:
         lacking = tables.missing(opened)
     except FAILURES as error:
         raise _unreachable(url, error) from None
     if not lacking:
         return
+    is_dispensable = {*lacking} <= {*(tables.DISPENSABLE_TO_READERS if only_reads else tables.DISPENSABLE)}
+    create = partial(tables.create, opened)  # an earlier hpo works with the added columns too
     try:
-        _creating(lambda: tables.create(opened))  # an earlier hpo works with the added columns too
+        if only_reads and is_dispensable:
+            create()  # once, since a reader usually may not
+        else:
+            _creating(create)
     except FAILURES as error:
-        if all(any(column is one for one in tables.DISPENSABLE) for column in lacking):
+        if is_dispensable:
             return
         names = ", ".join(f"{column.table.name}.{column.name}" for column in lacking)
         raise StorageError(

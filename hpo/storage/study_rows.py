@@ -37,7 +37,7 @@ from hpo.storage.tables import (
 def living_row(
     connection: sa.Connection, study_id: int, *more: sa.ColumnElement[Any], **parameters: Any
 ) -> sa.Row[Any] | None:
-    """Return our row of a study, None if it has none or only a dead one (see `tables`).
+    """Return our row of a study without `orders`, None if it has none or only a dead one (see `tables`).
 
     Args:
         connection: an open connection.
@@ -50,8 +50,9 @@ def living_row(
 
 @cache
 def _living(*more: sa.ColumnElement[Any]) -> Any:
+    kept = [column for column in hpo_studies.c if column is not hpo_studies.c.orders]  # readers may lack it
     return (
-        sa.select(hpo_studies, *more)
+        sa.select(*kept, *more)
         .join(study_user_attributes, study_user_attributes.c.study_id == hpo_studies.c.study_id)
         .where(
             hpo_studies.c.study_id == sa.bindparam("of_study"),

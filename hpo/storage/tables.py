@@ -262,7 +262,7 @@ hpo_studies = sa.Table(
     sa.Column("hold", sa.String(10)),  # if set, nothing is claimed; see `Hold`
     sa.Column(
         "orders", sa.Integer, nullable=False, server_default="0"
-    ),  # raised by each order, so that workers read it
+    ),  # their version, by which workers know of new ones
     sa.Column("streak_kind", sa.String(40)),  # the kind of failure that ended the last trials
     sa.Column("streak", sa.Integer, nullable=False, server_default="0"),  # how many trials in a row it ended
     sa.Column("code_folder", sa.Text, nullable=False),  # the folder of the user's code when the study was made
@@ -391,6 +391,8 @@ DISPENSABLE = (
     hpo_test_openings.c.trainings,
     hpo_test_openings.c.trials_tried,
 )
+#: Likewise, for a process that only reads. Workers need them, and so does who gives orders.
+DISPENSABLE_TO_READERS = (*DISPENSABLE, hpo_studies.c.orders)
 
 
 class Hold(StrEnum):

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import func, select
 
 from hpo.storage.connect import connect
-from hpo.storage.tables import DISPENSABLE, trials
+from hpo.storage.tables import DISPENSABLE_TO_READERS, trials
 from tests.cli.test_commands import OWN, Hpo, hpo, make_study, refused
 
 __all__ = ["hpo"]
@@ -95,7 +95,7 @@ def test_commands_that_read_need_no_right_to_write(kind: str, hpo: Hpo, folder: 
     assert finished(told[0][1]) == "1"
     (folder / "out" / "best.toml").unlink()  # or the second export says that it replaced the file
     if kind == "an hpo of before":
-        drop(folder, *DISPENSABLE)
+        drop(folder, *DISPENSABLE_TO_READERS)
     before = (folder / "studies.db").read_bytes()
     close(folder)
     with as_another_user():
