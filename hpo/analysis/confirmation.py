@@ -19,8 +19,9 @@ from hpo.analysis.noise import Closeness, Noise
 from hpo.analysis.verdict import Dominance, Mean, Verdict
 from hpo.errors import MismatchError, SpecError, StudyError
 from hpo.spec import metrics, seeds, space
+from hpo.spec.budget import Budget
 from hpo.spec.seeds import SEED_KEY
-from hpo.spec.study_file import MAX_NAME, Budget, StudySpec
+from hpo.spec.study_file import MAX_NAME, StudySpec
 from hpo.spec.training import Part
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, FOLD_KEY, UID_KEY, Hold

@@ -286,7 +286,7 @@ def worker(
     from hpo.launch.slots import AGAIN, say_last
     from hpo.queue import workers
     from hpo.queue.models import Post
-    from hpo.spec.study_file import Recovery
+    from hpo.spec.recovery import Recovery
     from hpo.storage import descriptors
     from hpo.storage.connect import storage_url
     from hpo.study import resolve
@@ -362,7 +362,7 @@ def enlist(
 ) -> tuple[Study, Objective]:
     """Join the study and build its objective. A busy storage is waited for, a missing one is an error at once."""
     from hpo.errors import StorageBusy
-    from hpo.spec.study_file import Recovery
+    from hpo.spec.recovery import Recovery
     from hpo.storage.connect import OUTAGES, connect
     from hpo.storage.retry import Retry
     from hpo.study import resolve

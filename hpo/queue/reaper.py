@@ -39,7 +39,7 @@ class Reaper:
         return since >= self._ledger.lease_seconds / workers.TICKS_PER_LEASE
 
     def __call__(self) -> int:
-        """Stamp this process's row, take expired leases, and stop a study whose limit is spent. Return how many were taken.
+        """Stamp this process's row, take expired leases, and stop a study whose time is spent. Return how many were taken.
 
         The stamp is a write, so it waits for locks and fails in an outage. The time since the last stamp shows both.
         """
@@ -51,7 +51,7 @@ class Reaper:
             taken = reap(connection, self._ledger, of_old_boots_only=is_held_off)
             study = study_rows.living_row(connection, self._ledger.study_id)
             if study is not None and study.uid == self._ledger.uid and study.hold is None:
-                limits.enforce(connection, study)
+                limits.enforce(connection, study, values=False)  # claims look at values, when a trial has ended
         self._written_at = now  # only here is it known that the commit succeeded
         self._not_before = max(self._not_before, now + pause)
         self._waits = 0 if not is_held_off else self._waits + (pause > 0)

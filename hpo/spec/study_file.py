@@ -12,22 +12,23 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 
 from hpo.errors import Mistakes, SpecError, located, shown
 from hpo.spec import bucket_url, configuration, metrics, objectives, options, pickled, space, toml_file, usercode
+from hpo.spec.budget import Budget
 from hpo.spec.curve import Direction, ValueRule
 from hpo.spec.divergence import DivergenceGuard
-from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies, Policy
 from hpo.spec.launch import Launch
 from hpo.spec.objectives import OWN_VALUE, Goals
 from hpo.spec.program import Command, PrintedMetric
+from hpo.spec.recovery import Recovery
 from hpo.spec.space import Choices, Tree
-from hpo.spec.training import OPTIONAL, SECTIONS, Positive, with_sections
+from hpo.spec.training import OPTIONAL, SECTIONS, with_sections
 from hpo.text import command
 
 MAX_NAME = 200  # characters; Optuna's column holds 512
@@ -46,7 +47,6 @@ SPLIT_SEED = "split_seed"  # the option of [data]
 #: The option of a stored [sampler] that holds what `auto` stands for in the study. It is no part of a study's identity.
 STANDS_FOR = "stands_for"
 BY_SPACE = "by its space"  # what it holds in a study that was made before there was such a record
-MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 MAX_WORKERS = 4096  # on one machine
 MAX_PROCESSES = 64  # of one trial, on one machine
 MAX_CHOICES = 1000  # each is checked with every part of every other section, and is stored in every trial's row
@@ -65,92 +65,6 @@ LEFT_OUT_IF_EMPTY = (
 #: Keys that name the user's own training. One of them replaces the training sections.
 OWN = ("objective", "train", "command")
 WITH_SPACE = ("train", "command")  # those of which [space] is the search space
-
-
-class Budget(pydantic.BaseModel):
-    """Limits of the study."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    trials: Annotated[int, Ge(1), Le(MAX_TRIALS)] = 64
-    """Trials of the study in total, over all runs and in any state but WAITING."""
-    timeout: str | None = None
-    """Wall-clock limit of one `hpo run`, such as "30m". Unfinished trials are parked and continue in the next run."""
-    wall_clock: str | None = None
-    """Wall-clock limit of the study, such as "6h", over all runs and machines. Time counts while at least one worker is there.
-    When it is spent, running trials are parked."""
-    gpu_hours: Annotated[float, Gt(0)] | None = None
-    """Limit on the hours for which workers occupy GPUs, summed over GPUs. A worker on the CPU counts as one GPU. When it is
-    spent, running trials are parked."""
-    target: float | None = None
-    """Value at which the search ends: a COMPLETE trial that violates no constraint reaches it. Running trials are finished."""
-    patience: Positive | None = None
-    """Number of trials without a better value after which the search ends. Complete and pruned trials count, from the best one
-    on. Running trials are finished."""
-    trial_timeout: str | None = None
-    """Limit on the training time of one trial, epochs restored from a checkpoint included. `failures.time_limit` says how the
-    trial ends."""
-
-    LIMITS: ClassVar = ("wall_clock", "gpu_hours", "target", "patience")
-
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """The keys of the limits beside trials that are set."""
-        return tuple(key for key in self.LIMITS if getattr(self, key) is not None)
-
-    @property
-    def wall_clock_seconds(self) -> float | None:
-        return seconds(self.wall_clock, "budget.wall_clock") if self.wall_clock else None
-
-    @property
-    def trial_seconds(self) -> float | None:
-        return seconds(self.trial_timeout, "budget.trial_timeout") if self.trial_timeout else None
-
-
-class Recovery(pydantic.BaseModel):
-    """Leases, checkpoints and restarts of workers."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    lease: str = "60s"
-    """A worker that is silent for longer loses its trial. Workers renew their leases three times in this time. Use 20s or more,
-    which is longer than a wait for a database lock."""
-    grace: str = "30s"
-    """Time from the stop signal to the end of a worker process. The worker parks its trials in this time."""
-    outage_patience: str = "10m"
-    """How long a worker waits for a failing storage before it exits. It trains on meanwhile."""
-    checkpoint_every: str = "30s"
-    """Training time between two checkpoints. Each is written at the end of an epoch; "0s" writes one after every epoch."""
-    keep_checkpoints: Annotated[int, Ge(0), Le(MAX_TRIALS)] = 1
-    """Number of best COMPLETE trials whose last checkpoint is kept. With several objectives any number above 0 keeps the whole
-    Pareto front."""
-    rank_timeout: str = "30m"
-    """With `processes_per_trial`: how long all processes of a trial may be silent before the attempt ends. Printed lines and
-    reports count. Use more than the longest epoch takes."""
-    recycle_trials: Positive = 10_000
-    """Number of trials after which a worker process restarts."""
-    recycle_growth_mb: Positive = 2048
-    """Growth of a worker's resident memory, in MiB, after which its process restarts."""
-
-    @property
-    def lease_seconds(self) -> float:
-        return seconds(self.lease, "recovery.lease")
-
-    @property
-    def grace_seconds(self) -> float:
-        return seconds(self.grace, "recovery.grace")
-
-    @property
-    def rank_seconds(self) -> float:
-        return seconds(self.rank_timeout, "recovery.rank_timeout")
-
-    @property
-    def outage_seconds(self) -> float:
-        return seconds(self.outage_patience, "recovery.outage_patience")
-
-    @property
-    def checkpoint_seconds(self) -> float:
-        return seconds(self.checkpoint_every, "recovery.checkpoint_every", zero=True)
 
 
 class StudySpec(pydantic.BaseModel):
@@ -274,7 +188,9 @@ class StudySpec(pydantic.BaseModel):
             with mistakes.collect():
                 spec = spec._with_defaults()
         with mistakes.collect():
-            _check_durations(spec)
+            spec.budget.check(has_front=bool(spec.objectives))
+        with mistakes.collect():
+            spec.recovery.check()
         for key in ("storage", "checkpoints"):
             with mistakes.collect():
                 check_path(getattr(spec, key), key)
@@ -635,29 +551,6 @@ def without_unnamed_guard(document: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(failures, dict) or not isinstance(diverged, dict) or "patience" in diverged:
         return document
     return {**document, "failures": {**failures, "diverged": {**diverged, "patience": 0}}}
-
-
-def _check_durations(spec: StudySpec) -> None:
-    mistakes = Mistakes()
-    if spec.objectives and (given := [key for key in ("target", "patience") if key in spec.budget.limits]):
-        mistakes.add(
-            SpecError(
-                f"budget.{given[0]}: several objectives have a front and no best value; remove it, or limit the study by trials, "
-                "wall_clock or gpu_hours"
-            )
-        )
-    if not math.isfinite(spec.budget.target or 0):
-        mistakes.add(
-            SpecError(f"budget.target = {spec.budget.target}: no trial has such a value; give a finite number")
-        )
-    for key in ("timeout", "wall_clock", "trial_timeout"):
-        if text := getattr(spec.budget, key):
-            with mistakes.collect():
-                seconds(text, f"budget.{key}")
-    for key in ("lease_seconds", "grace_seconds", "rank_seconds", "outage_seconds", "checkpoint_seconds"):
-        with mistakes.collect():
-            getattr(spec.recovery, key)
-    mistakes.raise_if_any()
 
 
 def check_name(name: str, path: str) -> None:

@@ -7,9 +7,10 @@ new or had not ended, so a refresh costs the same however many trials have finis
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from heapq import nlargest, nsmallest
@@ -246,7 +247,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         curves = recorded.judged_curves(connection, [trial.trial_id for trial in live])
         again = failure_rows.failed_attempts(connection, study, [trial.trial_id for trial in live if trial.attempt > 1])
         trained = trial_columns.seconds_trained(connection, study, [trial.trial_id for trial in live])
-        lives = limits.lives(connection, row)
+        worked = limits.worker_time(connection, row)
         limited = limits.look(connection, row)
         count = failure_rows.count_failures(connection, study)
         failures = (
@@ -288,12 +289,12 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         ],
         parked=[_parked(study, trial) for trial in parked],
         failures=with_unrecorded(failures, foreign=tally.foreign_fails, stopped=tally.stopped_fails),
-        seconds=limits.wall_seconds(lives) if lives else _elapsed(tally, clock() if live else None),
+        seconds=worked.wall if worked else _elapsed(tally, clock() if live else None),
         seconds_per_trial=pace,
         seconds_left=_soonest(
             _seconds_left(counts, budget, pace, stopped=row.stop_reason is not None),
             limited,
-            is_held=row.hold == Hold.SPENT,
+            is_held=row.hold in (Hold.SPENT, Hold.COPIED),
         ),
         limits=limited,
         objectives=dict(study.spec.objectives),
@@ -452,9 +453,18 @@ def _pace(spans: Sequence[tuple[int, datetime, datetime]]) -> float | None:
     """
     if len(spans) < 2:
         return None
-    return limits.covered(
-        (trial_columns.timestamp(start), trial_columns.timestamp(end)) for _, start, end in spans
-    ) / len(spans)
+    return covered((trial_columns.timestamp(start), trial_columns.timestamp(end)) for _, start, end in spans) / len(
+        spans
+    )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the time that spans (start, end) cover together. Overlaps count once."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _soonest(by_trials: float | None, limited: Sequence[Limit], *, is_held: bool) -> float | None:

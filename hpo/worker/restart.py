@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import psutil
 
 from hpo.spec.failures import SPOILING, Kind
-from hpo.spec.study_file import Recovery
+from hpo.spec.recovery import Recovery
 from hpo.worker import descendants
 from hpo.worker.signals import HEARD, StopSignal
 

@@ -6,14 +6,13 @@ import re
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import SpecError, StudyError
 from hpo.queue import claiming, limits, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
-from hpo.queue.limits import HOUR, Life
+from hpo.queue.limits import HOUR
 from hpo.queue.models import Claim
 from hpo.queue.reaper import Reaper
 from hpo.spec.study_file import StudySpec
@@ -108,9 +107,25 @@ def test_a_trial_that_violates_a_constraint_reaches_no_target(make_study: MakeSt
     finish_claim(ledger, claim, TrialState.COMPLETE, 0.0, outcome="complete")
     assert limited(study)["target"].is_spent is False
     claim = taken(ledger)
+    study.storage.optuna.set_trial_system_attr(claim.trial_id, "constraints:size", float("inf"))
+    finish_claim(ledger, claim, TrialState.COMPLETE, 0.0, outcome="complete")
+    assert limited(study)["target"].is_spent is False
+    claim = taken(ledger)
     study.storage.optuna.set_trial_system_attr(claim.trial_id, "constraints:size", -0.5)
+    study.storage.optuna.set_trial_system_attr(claim.trial_id, "constraints:odd", float("nan"))  # no number above 0
     finish_claim(ledger, claim, TrialState.COMPLETE, 0.05, outcome="complete")
-    assert (limited(study)["target"].is_spent, limited(study)["target"].trial) == (True, 1)
+    assert (limited(study)["target"].is_spent, limited(study)["target"].trial) == (True, 2)
+
+
+def test_a_limit_that_was_raised_meanwhile_stops_nothing(make_study: MakeStudy) -> None:
+    study = make_study(budget={"trials": 100, "wall_clock": "1h"})
+    began(study, study.ledger("w"), 2 * HOUR)
+    with study.storage.engine.begin() as connection:
+        old = study_rows.living_row(connection, study.study_id)
+    raised(study, wall_clock="9h")
+    with study.storage.engine.begin() as connection:
+        limits.enforce(connection, old)
+    assert (summarize(study).hold, summarize(study).stop_reason) == (None, None)
 
 
 @pytest.mark.both
@@ -163,16 +178,31 @@ def test_a_study_stopped_by_a_person_stays_stopped_when_its_limit_is_raised(make
     assert summarize(study).hold is None
 
 
-def test_time_is_counted_once_for_what_is_shared() -> None:
-    def life(worker: str, start: float, end: float, gpus: str | None, clock: str | None = None) -> Life:
-        return Life(worker=worker, clock=clock, gpus=gpus, start=start, end=end, is_here=False)
+Lived = tuple[float, float, str | None, str | None]  # from, to, CUDA_VISIBLE_DEVICES, clock
 
-    shared = [life("a", 0, 10, "GPU-1"), life("b", 5, 20, "GPU-1"), life("c", 30, 40, "GPU-1,GPU-2")]
-    assert (limits.wall_seconds(shared), limits.gpu_seconds(shared)) == (30, 40)
-    by_number = [life("a", 0, 10, "0"), life("b", 0, 10, "0")]  # perhaps two GPUs: an engine numbers those of each job
-    assert (limits.wall_seconds(by_number), limits.gpu_seconds(by_number)) == (10, 20)
-    on_cpus = [life("a", 0, 10, None), life("b", 0, 10, ""), life("c", 0, 10, "-1", clock="other")]
-    assert (limits.wall_seconds(on_cpus), limits.gpu_seconds(on_cpus)) == (20, 30)
+
+@pytest.mark.both
+def test_time_is_counted_once_for_what_is_shared(make_study: MakeStudy) -> None:
+    study = make_study(budget={"trials": 100, "gpu_hours": 1.0})
+
+    def counted(*lived: Lived) -> tuple[float, float]:
+        with study.storage.engine.connect() as connection:
+            for number, (start, end, gpus, clock) in enumerate(lived):
+                row = {"worker": f"w{number}", "started_at": start, "seen_at": end, "left_at": end}
+                fixed = {"study_uid": study.uid, "study_id": study.study_id, "host": "h", "pid": 1, "clock_skew": 0.0}
+                connection.execute(hpo_workers.insert().values(**row, **fixed, gpus=gpus, clock=clock, versions="{}"))
+            found = limits.worker_time(connection, study_rows.living_row(connection, study.study_id), devices=True)
+            connection.rollback()
+        assert found is not None
+        assert found.devices == 0
+        return found.wall, found.gpu
+
+    one, pair = "GPU-1", "GPU-2,GPU-3"
+    assert counted((0, 10, one, "a"), (5, 20, one, "a"), (6, 7, one, "a"), (30, 40, one, "a")) == (30, 30)
+    assert counted((0, 10, pair, "a"), (5, 20, "GPU-2, GPU-3", "a"), (30, 40, one, "b")) == (30, 50)
+    by_number = [(0.0, 10.0, "0", "a"), (0.0, 10.0, "0,1", "a")]  # an engine numbers those of each job anew
+    assert counted(*by_number) == (10, 30)
+    assert counted((0, 10, None, "a"), (0, 10, "", "a"), (0, 10, "-1", "b")) == (20, 30)
 
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -187,6 +217,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "budget.target = nan: no trial has such a value": {"budget": {"target": float("nan")}},
     "budget.wall_clock": {"budget": {"wall_clock": "soon"}},
     "budget.gpu_hours": {"budget": {"gpu_hours": 0.0}},
+    "budget.gpu_hours = inf": {"budget": {"gpu_hours": float("inf")}},
     "budget.patience": {"budget": {"patience": 0}},
 }
 
@@ -202,7 +233,4 @@ def test_a_wrong_limit_is_refused(said: str) -> None:
 
 def test_a_budget_without_limits_is_stored_as_before(make_study: MakeStudy) -> None:
     study = make_study()
-    with study.storage.engine.connect() as connection:
-        spec = connection.execute(sa.text("SELECT spec FROM hpo_studies")).scalar_one()
-    assert limits.budget_of(spec) is None
     assert study.spec.document["budget"] == {"trials": 10}

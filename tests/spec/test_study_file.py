@@ -13,7 +13,8 @@ from hpo.errors import SpecError
 from hpo.spec import space, study_file
 from hpo.spec.durations import seconds
 from hpo.spec.failures import Policies
-from hpo.spec.study_file import Recovery, StudySpec, as_meant
+from hpo.spec.recovery import Recovery
+from hpo.spec.study_file import StudySpec, as_meant
 from hpo.study import resolve
 from tests.support.paths import ROOT
 

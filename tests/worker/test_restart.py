@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from hpo.spec.failures import SPOILING, Kind
-from hpo.spec.study_file import Recovery
+from hpo.spec.recovery import Recovery
 from hpo.worker import restart
 from hpo.worker.restart import MIB, RestartPolicy
 from hpo.worker.signals import ASKING
