@@ -440,6 +440,8 @@ class StudySpec(pydantic.BaseModel):
         found["launch"] = self.launch.document
         if not found["launch"]:  # as in studies from before it
             del found["launch"]
+        if self.processes_per_trial is None:  # it has no meaning then, and studies from before it lack it
+            del found["recovery"]["rank_timeout"]
         if not self.failures.diverged.patience:  # as in studies from before the divergence guard
             found["failures"]["diverged"] = {key: found["failures"]["diverged"][key] for key in Policy.model_fields}
         if self.format == 1:  # it had neither key

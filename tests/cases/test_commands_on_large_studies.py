@@ -20,8 +20,9 @@ from hpo.spec.failures import Kind
 from hpo.spec.study_file import StudySpec
 from hpo.storage import tables
 from hpo.storage.connect import Storage, connect, plain_url
-from hpo.study import query, resolve, retention
+from hpo.study import resolve, retention
 from hpo.study.export import export
+from hpo.study.query import changes
 from hpo.study.status import Tally, read
 from hpo.study.study import Study
 from hpo.train.build import measurement_cache
@@ -185,7 +186,7 @@ def test_a_summary_is_the_same_whatever_is_in_memory_at_once(
         return plus(tally, found, *rest)
 
     monkeypatch.setattr(Tally, "plus", counted)
-    monkeypatch.setattr(query, "PAGE", 2)
+    monkeypatch.setattr(changes, "PAGE", 2)
     assert read(study, clock=lambda: START) == whole
     assert sizes == [2, 2, 1, 0, 3]  # pages of 2 trials without those that may still change; these come last
     run(study, 0.875)
