@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,9 @@ from hpo.study.checkpoint_store import PROBE_FILE, digest_of, names_in
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
-PART = 64 * 2**20  # bytes of one request, where a file is too large for a single one
+PART = (
+    16 * 2**20
+)  # bytes of one request, where a file is too large for a single one; an upload sends 12 of them at a time
 ONE_PUT = 256 * 2**20  # bytes up to which a file is one request; it is held in memory
 CONNECT_SECONDS = 5.0
 DOWNLOAD_SECONDS = 60.0  # of one request of a person who loads weights
@@ -41,7 +43,8 @@ QUIET_FACTOR = 3.0  # of the time that the failed request has taken, in which no
 SECRETS = re.compile(r"(AWS|AZURE|GOOGLE)_\w*(KEY|SECRET|TOKEN|PASSWORD|ACCOUNT|SAS)\w*")  # environment variables
 CODE = re.compile(r"<Code>(\w+)</Code>")
 CAUSE = re.compile(r'message: "([^"]*)"|error: "([^"]*)"')
-TEMPORARY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+STATUS = re.compile(r"status code: (\d{3})((?: [A-Z][A-Za-z]+)*)")  # with the words of the standard, not the server's
+TEMPORARY = ("408", "429")  # beside 5xx: statuses after which a later try may succeed
 #: What credentials of S3 may come from, beside the service of a machine at Amazon.
 OF_S3 = (
     "AWS_ACCESS_KEY_ID",
@@ -123,9 +126,14 @@ class BucketStore:
         return file
 
     def exists(self, name: str) -> bool:
+        was_away = self.is_away
         try:
             self._ask(lambda obs, client: obs.head(client, name))
-        except OSError:
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if not was_away:  # else it has been said
+                log.warning("it is not known whether %s is there: %s", self.place_of(name), error)
             return False
         return True
 
@@ -168,7 +176,12 @@ class BucketStore:
 
     def _delete(self, names: list[str]) -> None:
         if names:
-            self._ask(lambda obs, client: obs.delete(client, names))
+            try:
+                self._ask(_deletion(names))
+            except FileNotFoundError:  # Google and Azure refuse the whole if one is missing, S3 does not
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        self._ask(_deletion([name]))
         for name in names:
             self._known_in(name).discard(name)
 
@@ -240,7 +253,7 @@ class BucketStore:
     def _ask(self, call: Callable[[Any, Any], Answer]) -> Answer:
         """Return what a call of obstore returns. Raises FileNotFoundError for a missing object, else BucketError."""
         if self._failure is not None and self.is_away:
-            raise self._failure
+            raise self._failure.with_traceback(None)  # else it gathers the frames of each raise
         try:
             import obstore
         except ImportError:
@@ -304,6 +317,10 @@ def downloaded(place: str) -> Iterator[Path]:
         yield file
 
 
+def _deletion(names: list[str]) -> Callable[[Any, Any], object]:
+    return lambda obs, client: obs.delete(client, names)
+
+
 def _download(obs: Any, client: Any, name: str, file: Path) -> None:
     """Write an object to a file, in parts that one request's time is enough for."""
     size = obs.head(client, name)["size"]
@@ -313,12 +330,13 @@ def _download(obs: Any, client: Any, name: str, file: Path) -> None:
 
 
 def _explained(place: str, error: Exception) -> BucketError:
-    """Return the error of obstore in words of ours. Of its text only codes and the system's messages are shown."""
+    """Return the error of obstore in words of ours. Of a server's answer only its codes are shown."""
     said = str(error)
-    code = CODE.search(said)
     source = CREDENTIALS[place.partition(":")[0]]
+    named, status = CODE.search(said), STATUS.search(said)
+    code = named[1] if named else "".join(status.groups()) if status else ""
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
-        return BucketError(place, f"access is denied{f' ({code[1]})' if code else ''}", f"check {source}; {ALLOWED}")
+        return BucketError(place, f"access is denied ({code})", f"check {source}; {ALLOWED}")
     if "NoSuchBucket" in said or type(error).__name__ == "NotFoundError":
         return BucketError(place, "there is no such bucket", f"make it, or check its name and {source}")
     if "TimedOut" in said or "timed out" in said:
@@ -327,10 +345,10 @@ def _explained(place: str, error: Exception) -> BucketError:
     if cause := CAUSE.search(said):
         what = f"the server cannot be reached ({_without_secrets(cause[1] or cause[2])})"
         return BucketError(place, what, f"check the network and {source}", is_outage=True)
-    if code and code[1] in TEMPORARY:
-        return BucketError(place, f"the server is overloaded ({code[1]})", "try again later", is_outage=True)
+    if code == "RequestTimeout" or (status and (status[1] in TEMPORARY or status[1].startswith("5"))):
+        return BucketError(place, f"the server fails at present ({code})", "try again later", is_outage=True)
     if code:
-        return BucketError(place, f"the server refused ({code[1]})", f"check {source}; {ALLOWED}")
+        return BucketError(place, f"the server refused ({code})", f"check {source}; {ALLOWED}")
     return BucketError(place, _without_secrets(said.partition("\n")[0]), f"check {source}")
 
 

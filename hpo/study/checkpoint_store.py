@@ -63,7 +63,7 @@ class CheckpointStore(Protocol):
         """
 
     def exists(self, name: str) -> bool:
-        """Return whether a file can be read. It is False if the store fails."""
+        """Return whether a file can be read. If the store fails, it is False with a warning."""
 
     def names(self, folder: str, *, anew: bool = False) -> set[str]:
         """Return the names of what lies in a trial's folder, here and for every worker.

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpo.errors import MismatchError, SpecError, StudyError, closest
+from hpo.errors import MismatchError, SpecError, StorageError, StudyError, closest
 from hpo.files import cache_folder
 from hpo.queue import limits, workers
 from hpo.spec import bucket_url, pickled, study_file
@@ -301,7 +301,8 @@ def check_worker(study: Study, *, mine: StudySpec | None, code_digest: str, allo
         study.store.check_writable()
     if not study.sees_checkpoints:
         what, mend = study.store.why_unseen(study.uid)
-        raise MismatchError(f"checkpoints {study.store.place}: {what}; {mend}")
+        said = f"checkpoints {study.store.place}: {what}; {mend}"
+        raise StorageError(said) if study.store.is_away else MismatchError(said)
 
 
 def check_data(study: Study, digest: str) -> None:

@@ -59,36 +59,56 @@ def test_no_study_is_made_while_its_bucket_cannot_be_reached(lite: Storage, tmp_
 
 
 @contextmanager
-def answering(status: int, code: str) -> Iterator[str]:
-    """Run a server that gives each request this answer, in the words of Amazon's. SeaweedFS gives none of them."""
+def answering(status: int, content: str, *, takes_writes: bool = False) -> Iterator[str]:
+    """Run a server that gives each request this answer, but for writes if it takes them."""
 
     class Answer(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            content = f"<Error><Code>{code}</Code><Message>{SAID}</Message></Error>".encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            is_taken = takes_writes and self.command in ("PUT", "POST")
+            said = b"<DeleteResult><Deleted><Key>x</Key></Deleted></DeleteResult>" if is_taken else content.encode()
+            self.send_response(200 if is_taken else status)
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(said)
+
+        do_GET = do_PUT = do_POST = answer
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def of_amazon(code: str) -> str:
+    """Return an error in the words of Amazon's server. SeaweedFS has none of these."""
+    return f"<Error><Code>{code}</Code><Message>{SAID}</Message></Error>"
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "told"),
+    ("status", "content", "kind", "told"),
     [
-        (404, "NoSuchBucket", StudyError, "there is no such bucket; make it, or check its name and AWS_ACCESS_KEY_ID"),
-        (403, "AccessDenied", StudyError, "access is denied (AccessDenied); check AWS_ACCESS_KEY_ID"),
-        (503, "SlowDown", StorageError, "the server is overloaded (SlowDown); try again later"),
+        (
+            404,
+            of_amazon("NoSuchBucket"),
+            StudyError,
+            "there is no such bucket; make it, or check its name and AWS_ACCESS_KEY_ID",
+        ),
+        (403, of_amazon("AccessDenied"), StudyError, "access is denied (AccessDenied); check AWS_ACCESS_KEY_ID"),
+        (503, of_amazon("SlowDown"), StorageError, "the server fails at present (SlowDown); try again later"),
+        (502, f"<html>{SAID}</html>", StorageError, "the server fails at present (502 Bad Gateway); try again later"),
+        (429, "", StorageError, "the server fails at present (429 Too Many Requests); try again later"),
+        (400, of_amazon("RequestTimeout"), StorageError, "the server fails at present (RequestTimeout); try again"),
+        (405, f"<html>{SAID}</html>", StudyError, "the server refused (405 Method Not Allowed); check AWS_"),
         (
             400,
-            "AuthorizationHeaderMalformed",
+            of_amazon("AuthorizationHeaderMalformed"),
             StudyError,
             "the server refused (AuthorizationHeaderMalformed); check AWS_",
         ),
@@ -96,20 +116,58 @@ def answering(status: int, code: str) -> Iterator[str]:
 )
 def test_what_a_server_refuses_is_told_before_a_study_is_made(
     status: int,
-    code: str,
+    content: str,
     kind: type[Exception],
     told: str,
     lite: Storage,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with answering(status, code) as url:
+    with answering(status, content) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(kind) as refused:
             make(lite, tmp_path)
     assert str(refused.value).startswith(f"checkpoints s3://bucket/studies: {told}")
     assert SAID not in str(refused.value)
     assert optuna.get_all_study_names(lite.optuna) == []
+
+
+def test_a_worker_tries_again_if_its_bucket_fails_while_it_joins(
+    lite: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine never starts a worker again that was refused, and Kubernetes ends the whole Job."""
+    with answering(503, "", takes_writes=True) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        study = make(lite, tmp_path)
+        with pytest.raises(
+            StorageError, match=r"the server fails at present \(503 Service Unavailable\); try again later"
+        ):
+            studies.check_worker(study, mine=None, code_digest="", allow_code_change=False)
+
+
+def test_it_is_said_if_nobody_knows_whether_a_checkpoint_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = BucketStore(URL, tmp_path, patience=5)
+    assert [store.exists("t/a.pt"), store.exists("t/b.pt")] == [False, False]
+    (said,) = caplog.messages
+    assert said.startswith(f"it is not known whether {URL}/t/a.pt is there: {URL}: the server cannot be reached")
+
+
+def test_objects_are_deleted_beside_one_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that failed may have left none. Google, Azure and obstore's store of files then refuse the whole."""
+    from obstore.store import LocalStore
+
+    (tmp_path / "bucket").mkdir()
+    store = BucketStore(URL, tmp_path / "here", patience=5)
+    monkeypatch.setattr(store, "_client", lambda: LocalStore(tmp_path / "bucket"))
+    file = tmp_path / "state"
+    file.write_bytes(b"state")
+    for name in "abc":
+        store.put(f"t/{name}.pt", file)
+    (tmp_path / "bucket/t/a.pt").unlink()
+    store.delete([f"t/{name}.pt" for name in "abc"])
+    assert (store.sizes(), store.names("t")) == ({}, set())
 
 
 def test_without_obstore_the_extra_is_named(lite: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
