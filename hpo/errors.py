@@ -8,6 +8,7 @@ HpoError
     ├── CheckpointError   a checkpoint file is missing, damaged, or not the recorded one
     ├── StorageError      the database cannot be reached, opened or used safely
     │   ├── StorageBusy   the database is locked, starting up, or has no free connection
+    │   ├── StorageAway   no database server answers
     │   └── StorageGone   the database file was removed or replaced while it was open
     ├── LaunchError       an engine is missing, or refused what it was asked for
     ├── StudyError        the study does not exist, has no result, or is in the wrong state
@@ -102,6 +103,10 @@ class StorageError(Fault):
 
 class StorageBusy(StorageError):
     """Raised when the database is locked, starting up, or has no free connection. A later try may succeed."""
+
+
+class StorageAway(StorageError):
+    """Raised when no database server answers at the URL: it is down, or the URL is wrong."""
 
 
 class StorageGone(StorageError):

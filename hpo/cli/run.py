@@ -23,6 +23,7 @@ from hpo.cli.app import (
     app,
     examples,
     quiet_optuna,
+    study_of,
 )
 from hpo.errors import StorageError, located
 from hpo.worker.signals import StopSignal
@@ -274,14 +275,16 @@ def worker(
     ] = False,
     launch: Annotated[int | None, typer.Option("--launch", hidden=True, help="Number of the launch.")] = None,
     slot: Annotated[int, typer.Option("--slot", hidden=True, help="Place in the launch.")] = 0,
-    grace: Annotated[float, typer.Option("--grace", hidden=True, help="Seconds in which the worker parks.")] = 30.0,
+    grace: Annotated[
+        float | None, typer.Option("--grace", hidden=True, help="Seconds after which the supervisor kills.")
+    ] = None,
 ) -> None:
     """Join a study with one more worker, on any machine. Space, sampler and pruner come from the study."""
     if supervised and parent is None:
         place = [] if launch is None else ["--launch", str(launch), "--slot", str(slot)]
         raise typer.Exit(_supervised([*place, "--fleet", str(fleet)], study, storage, code, allow_code_change, grace))
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
-    from hpo.launch import launching
+    from hpo.launch import launching, logs
     from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
     from hpo.launch.slots import AGAIN, say_last
     from hpo.queue import workers
@@ -305,7 +308,9 @@ def worker(
     url = storage_url(storage, mine.spec.storage if mine else None)
     try:
         try:
-            joined, objective = enlist(url, study, mine, code, stopping, allow_code_change=allow_code_change)
+            joined, objective = enlist(
+                url, study, mine, code, stopping, allow_code_change=allow_code_change, is_launched=post is not None
+            )
         except Fault as refusal:  # no trial is claimed yet, so no trial is the cause
             say_last(mark, USAGE_ERROR)
             if post is not None and not isinstance(refusal, StorageError):
@@ -318,6 +323,8 @@ def worker(
             joined.spec.recovery.grace_seconds, last_act=lambda: worker_loop.give_all_back(ledger, stopping)
         )
         descriptors.watch(joined.storage.engine, worker_loop.end_cut_off)
+        if post is not None:
+            logs.keep_bounded(joined.logs / logs.launched_name(post.launch, post.slot))
         logging.info("joined study %r in %s as %s", joined.name, joined.storage.shown, ledger.worker)
         code_of_exit = worker_loop.work(joined, objective, ledger, stopping, parent=parent, fleet=fleet)
     except MismatchError:  # changed code does not fit the study; the trial was handed back
@@ -340,15 +347,28 @@ def worker(
 
 
 def _supervised(
-    arguments: list[str], study: str, storage: str | None, code: Path | None, allow_code_change: bool, grace: float
+    arguments: list[str],
+    study: str,
+    storage: str | None,
+    code: Path | None,
+    allow_code_change: bool,
+    grace: float | None,
 ) -> int:
     """Run a worker as a child of this process, which loads no more than it needs. Return the exit code."""
     from hpo.launch import supervisor
+    from hpo.launch.slots import Dead
+    from hpo.worker import descendants
+
+    def release(dead: Dead) -> bool:
+        from hpo.launch import releases  # loads Optuna, which only the end of a worker that died needs
+
+        return releases.release_once(lambda: study_of(study, storage), dead)
 
     arguments += ["--code", str(code)] if code else []
     arguments += ["--allow-code-change"] if allow_code_change else []
     os.environ |= {"HPO_STORAGE": storage} if storage else {}  # not an argument, which other users can read
-    return supervisor.supervise([*arguments, "--", study], grace)
+    descendants.adopt()
+    return supervisor.supervise([*arguments, "--", study], grace=grace, release=release)
 
 
 def enlist(
@@ -359,9 +379,13 @@ def enlist(
     stopping: StopSignal,
     *,
     allow_code_change: bool,
+    is_launched: bool = False,
 ) -> tuple[Study, Objective]:
-    """Join the study and build its objective. A busy storage is waited for, a missing one is an error at once."""
-    from hpo.errors import StorageBusy
+    """Join the study and build its objective. A busy storage is waited for, a missing one is an error at once.
+
+    A launched worker waits for a server that does not answer too: it did as the study was launched.
+    """
+    from hpo.errors import StorageAway, StorageBusy
     from hpo.spec.recovery import Recovery
     from hpo.storage.connect import OUTAGES, connect
     from hpo.storage.retry import Retry
@@ -387,6 +411,6 @@ def enlist(
         return joined, objective
 
     # The default patience, since the study's own `recovery.outage_patience` is not read yet.
-    borne = StorageError if restart.MARK in os.environ else StorageBusy
-    retry = Retry(Recovery().outage_seconds, stopping, passing=(borne, *OUTAGES))
+    borne = (StorageError,) if restart.MARK in os.environ else (StorageBusy, *[StorageAway] * is_launched)
+    retry = Retry(Recovery().outage_seconds, stopping, passing=(*borne, *OUTAGES))
     return retry(attempt)

@@ -32,6 +32,8 @@ from hpo.study.study import Study
 from hpo.text import command
 from hpo.view import words
 
+BY_OWN_URL = ("slurm", "ray")  # engines whose workers get the storage's URL as it is here
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -220,14 +222,21 @@ def present(launch: Launch) -> Mapping[int, str] | None:
 
 def doubts(study: Study, launch: Launch) -> list[str]:
     """Return what may keep workers on other hosts from joining, in words."""
-    place = study.store.place
-    kind = "" if bucket_url.is_url(place) else filesystem.kind_of(Path(place))
-    if not ENGINES[launch.engine].spans_hosts or not kind or kind in filesystem.NETWORK:
+    if not ENGINES[launch.engine].spans_hosts:
         return []
-    return [
-        f"checkpoints {place} lie on {kind}, which looks local to this machine. A worker that does not see them is refused, and "
-        "`hpo fleet` shows it. Then use a shared folder or a bucket: checkpoints = PATH or s3://BUCKET/PREFIX"
-    ]
+    place, found = study.store.place, list[str]()
+    kind = "" if bucket_url.is_url(place) else filesystem.kind_of(Path(place))
+    if kind and kind not in filesystem.NETWORK:
+        found.append(
+            f"checkpoints {place} lie on {kind}, which looks local to this machine. A worker that does not see them is "
+            "refused, and `hpo fleet` shows it. Then use a shared folder or a bucket: checkpoints = PATH or s3://BUCKET/PREFIX"
+        )
+    if launch.engine in BY_OWN_URL and study.storage.url.host in ("localhost", "127.0.0.1", "::1"):
+        found.append(
+            f"storage {study.storage.shown}: {study.storage.url.host} is another machine on each host. Workers elsewhere do "
+            "not reach it; name this machine, such as postgresql://USER@HOST/DATABASE"
+        )
+    return found
 
 
 def scale(study: Study, count: int) -> Change:
@@ -237,7 +246,7 @@ def scale(study: Study, count: int) -> Change:
     """
     where = study.storage.engine, study.study_id, study.uid
     open_ones = {one.number: one for one in launches.of_study(study.storage.engine, study.uid) if not one.recalled_at}
-    seen = {number: Seen(slots=one.slots, states=present(one)) for number, one in open_ones.items()}
+    seen = {number: Seen(submitted=one.submitted, states=present(one)) for number, one in open_ones.items()}
     have = sum(len(seen[number].alive(one)) for number, one in open_ones.items())
     if count > have:
         _refuse_if_idle(study)
@@ -276,7 +285,7 @@ def recall(study: Study) -> dict[int, str]:
     Return, for each launch that was open, why its jobs could not be cancelled; "" if they were.
     """
     said: dict[int, str] = {}
-    for one in launches.recall(study.storage.engine, study.uid):
+    for one in launches.recall(study.storage.engine, study.study_id, study.uid):
         try:
             engine(one.engine).cancel(one.handles)
             said[one.number] = ""

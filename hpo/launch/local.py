@@ -17,8 +17,8 @@ from pathlib import Path
 from hpo.launch import fork_server, logs
 from hpo.launch.exit_codes import USAGE_ERROR
 from hpo.launch.placement import Placement, spread
-from hpo.launch.releases import Dead, Releases
-from hpo.launch.slots import KILL_SECONDS, SERVER_GONE, Slot, last_word, say_last
+from hpo.launch.releases import Releases
+from hpo.launch.slots import KILL_SECONDS, SERVER_GONE, Dead, Slot, last_word, say_last
 from hpo.launch.usage import Usage
 from hpo.study.study import Study
 from hpo.worker import descendants

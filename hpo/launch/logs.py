@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from hpo.own import output
 from hpo.worker import descendants
 
 MOST_BYTES = 8 * 2**20  # of a log, and of the cut-off part beside it
+BOUND_SECONDS = 10.0  # between two looks at a launched worker's log
 #: A line that the worker logged, with its words; all else is the output of user code, or of what ended the worker.
 STAMPED = re.compile(r"\d{4}-\d\d-\d\d \S+ [A-Z]+ (.*)")
 LAST_BYTES = 4096  # of a log in which its last entry is looked for
@@ -51,6 +53,17 @@ def bound(log: Path) -> None:
             long.seek(-MOST_BYTES, os.SEEK_END)
             kept.write(long.read(MOST_BYTES))
         os.truncate(log, 0)
+
+
+def keep_bounded(log: Path) -> None:
+    """Bound a log from now on, as long as this process lives. A log that is not there is no error."""
+
+    def again() -> None:
+        while True:
+            bound(log)
+            time.sleep(BOUND_SECONDS)
+
+    threading.Thread(target=again, name="log", daemon=True).start()
 
 
 def last_lines(log: Path, count: int) -> list[str]:

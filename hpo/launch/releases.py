@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 
-from hpo.launch.slots import died_of
+from hpo.errors import Fault
+from hpo.launch.slots import Dead, died_of
 from hpo.queue import reaper
+from hpo.storage.connect import FAILURES, Storage
+from hpo.storage.retry import within
+from hpo.study import study as studies
 from hpo.study.study import Study
 
 RELEASE_SECONDS = 2.0  # between two attempts while the storage fails
+ANSWER_SECONDS = 10.0  # for which the only attempt may last
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dead:
-    """A worker that has ended: its name, its exit code, and whether it exited in order or was asked to."""
+def release_once(open_study: Callable[[], tuple[str, Storage]], dead: Dead) -> bool:
+    """Release the leases of a dead worker over a connection of its own. Return whether its end cost a trial.
 
-    worker: str
-    code: int
-    in_order: bool
+    If the storage fails, the leases expire.
+
+    Args:
+        open_study: returns the study's name and its opened storage.
+        dead: the worker.
+    """
+
+    def release() -> bool:
+        name, place = open_study()
+        try:
+            return Releases(studies.join(place, name)).release(dead)
+        finally:
+            place.close()
+
+    with suppress(Fault, *FAILURES):
+        return within(ANSWER_SECONDS, release)
+    return False
 
 
 class Releases:

@@ -26,6 +26,15 @@ SERVER_GONE = 255  # multiprocessing's exit code for a worker whose server was g
 AGAIN = "again"  # a worker's word in place of an exit code: it restarts, or is restarted if that fails
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dead:
+    """A worker that has ended: its name, its exit code, and whether it exited in order or was asked to."""
+
+    worker: str
+    code: int
+    in_order: bool
+
+
 @dataclass
 class Slot:
     """A place for one worker process."""

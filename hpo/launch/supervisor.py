@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpo.launch import exit_codes
@@ -24,34 +26,40 @@ from hpo.launch.slots import (
     KILL_SECONDS,
     LONGEST_PAUSE_SECONDS,
     RESTART_SECONDS,
+    Dead,
     died_of,
     last_word,
     say_last,
 )
-from hpo.worker.signals import ASKING, ORDER
+from hpo.worker import descendants
+from hpo.worker.signals import ASKING, HEARD, ORDER
 
 log = logging.getLogger(__name__)
 BY_HAND = (signal.SIGINT,)  # a second one kills the worker
+LOOK_SECONDS = 0.1  # between two looks for a request, in a pause
 
 
 class Supervisor:
     """Runs one worker as a child, starts it again after a crash, and passes on the signals that ask it to leave."""
 
-    def __init__(self, arguments: Sequence[str], mark: Path, grace: float) -> None:
+    def __init__(
+        self, arguments: Sequence[str], mark: Path, *, grace: float | None, release: Callable[[Dead], bool]
+    ) -> None:
         """Supervise a worker.
 
         Args:
             arguments: the arguments of `hpo worker`.
             mark: the file for the worker's word.
-            grace: seconds from a request to leave until the worker is killed.
+            grace: seconds from a request to leave until the worker is killed; None for no limit.
+            release: releases the leases of a dead worker, and returns whether its end cost a trial.
         """
-        own = ["--parent", str(os.getpid()), "--mark", str(mark)]  # first, since a study's name may stand after `--`
-        self._command = [sys.executable, "-P", "-m", "hpo", "worker", *own, *arguments]
+        self._arguments = arguments
         self._mark = mark
         self._grace = grace
+        self._release = release
+        self._own_children = descendants.children()
         self._child: subprocess.Popen[bytes] | None = None
         self._killing: threading.Timer | None = None
-        self._asked = threading.Event()
         self.asked_by: int | None = None  # the first signal that asked
 
     def run(self) -> int:
@@ -61,34 +69,54 @@ class Supervisor:
         crashes = 0
         while True:
             began = time.monotonic()
-            code, word = self._run_once()
-            if word.isdecimal() or self._asked.is_set():
+            dead, word = self._run_once()
+            if word.isdecimal():
                 return exit_codes.of(word, self.asked_by)
-            crashes = 1 if time.monotonic() - began >= HEALTHY_SECONDS else crashes + 1
+            cost_a_trial = self._release(dead)
+            if self.asked_by is not None:
+                return exit_codes.of(word, self.asked_by)
+            # A crash that cost a trial is counted by the trial and the study.
+            crashes = (crashes if time.monotonic() - began < HEALTHY_SECONDS else 0) + (not cost_a_trial)
             if crashes >= CRASHES:
-                log.error(
-                    "the worker died %d times in a row, last: %s; it is not started again", crashes, died_of(code)
-                )
+                how = died_of(dead.code)
+                log.error("the worker died %d times in a row, last: %s; it is not started again", crashes, how)
                 return exit_codes.FAILED
-            pause = min(RESTART_SECONDS * 2 ** (crashes - 1), LONGEST_PAUSE_SECONDS)
-            log.warning("the worker died: %s; it is started again in %g s", died_of(code), pause)
-            if self._asked.wait(pause):
-                return 128 + (self.asked_by or signal.SIGTERM)
+            pause = min(RESTART_SECONDS * 2 ** max(0, crashes - 1), LONGEST_PAUSE_SECONDS)
+            log.warning("the worker died: %s; it is started again in %g s", died_of(dead.code), pause)
+            if self._is_asked_within(pause):
+                return exit_codes.of("", self.asked_by)
 
-    def _run_once(self) -> tuple[int, str]:
-        """Run one worker process. Return its exit code and its word."""
+    def _run_once(self) -> tuple[Dead, str]:
+        """Run one worker process. Return its end and its word."""
         say_last(self._mark, "")
-        self._child = child = subprocess.Popen(self._command, start_new_session=True, stdin=subprocess.DEVNULL)
-        if self._asked.is_set():  # before there was a child
+        name = f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        own = ["--parent", str(os.getpid()), "--mark", str(self._mark), "--as", name]  # before a `--`
+        command = [sys.executable, "-P", "-m", "hpo", "worker", *own, *self._arguments]
+        # The worker inherits this mask. A signal waits until the worker can answer it; before that it would kill the worker.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            self._child = child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if self.asked_by is not None:  # perhaps before there was a child
             self._ask()
-        return child.wait(), last_word(self._mark)
+        code = child.wait()
+        descendants.end_orphans(but=self._own_children)  # what a killed worker has left running
+        word = last_word(self._mark)
+        return Dead(worker=name, code=code, in_order=self.asked_by is not None or word != ""), word
+
+    def _is_asked_within(self, seconds: float) -> bool:
+        """Wait. Return at once if this process is asked to leave. An Event could deadlock with the signal's handler."""
+        deadline = time.monotonic() + seconds
+        while self.asked_by is None and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        return self.asked_by is not None
 
     def _receive(self, number: int, frame: object) -> None:  # noqa: ARG002  (signal's own signature)
-        if self._asked.is_set() and number in BY_HAND and self._child is not None:
-            self._child.kill()
-        if not self._asked.is_set():
+        if self.asked_by is not None and number in BY_HAND:
+            self._kill()
+        if self.asked_by is None:
             self.asked_by = number
-            self._asked.set()
         self._ask()
 
     def _ask(self) -> None:
@@ -96,17 +124,24 @@ class Supervisor:
         if self._child is None:
             return
         self._child.send_signal(ORDER)
-        if self._killing is None:
-            self._killing = threading.Timer(self._grace, self._child.kill)
+        if self._killing is None and self._grace is not None:
+            self._killing = threading.Timer(self._grace, self._kill)
             self._killing.daemon = True
             self._killing.start()
 
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
 
-def supervise(arguments: Sequence[str], grace: float) -> int:
+
+def supervise(arguments: Sequence[str], *, grace: float | None, release: Callable[[Dead], bool]) -> int:
     """Run `hpo worker ARGUMENTS` under a supervisor, which is this process. Return the exit code.
 
     Args:
-        grace: the study's `recovery.grace` in seconds.
+        arguments: the arguments.
+        grace: the study's `recovery.grace` in seconds; None if it is not known, then the engine alone kills.
+        release: releases the leases of a dead worker, and returns whether its end cost a trial.
     """
     with tempfile.TemporaryDirectory(prefix="hpo-worker-") as folder:
-        return Supervisor(arguments, Path(folder) / "word", grace + KILL_SECONDS).run()
+        limit = None if grace is None else grace + KILL_SECONDS
+        return Supervisor(arguments, Path(folder) / "word", grace=limit, release=release).run()

@@ -18,7 +18,8 @@ from hpo.queue.models import Post
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import hpo_launches
 
-Handle = Mapping[str, Any]  # what an engine knows jobs by, as plain JSON
+#: What an engine knows jobs by, as plain JSON. "first" and "last" are their slots.
+Handle = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,16 @@ class Launch:
         """The slots that are to have a worker while the study has something to do."""
         return frozenset() if self.recalled_at is not None else frozenset(range(self.slots)) - self.retired
 
+    @property
+    def submitted(self) -> frozenset[int]:
+        """The slots that the engine was asked for. The others are about to be submitted, or their launcher has died."""
+        return frozenset(slot for one in self.handles for slot in range(one["first"], one["last"] + 1))
+
 
 def of_study(engine: sa.Engine, uid: str) -> list[Launch]:
     """Return all launches of a study, the oldest first."""
-    if not sa.inspect(engine).has_table(hpo_launches.name):  # a database of an earlier version
-        return []
     with sql.reading(engine) as connection:
-        return _read(connection, uid)
+        return [launch for launch in _read(connection, uid) if launch.slots]  # without those that were refused
 
 
 def begin(engine: sa.Engine, study_id: int, uid: str, *, on: str, slots: int, asked: str, launched_by: str) -> Launch:
@@ -79,9 +83,10 @@ def begin(engine: sa.Engine, study_id: int, uid: str, *, on: str, slots: int, as
 
 
 def forget(engine: sa.Engine, uid: str, number: int) -> None:
-    """Delete a launch that the engine has refused."""
+    """Hide a launch that the engine has refused. Its number is not used again, since a job of it may have begun nevertheless."""
     with sql.writing(engine) as connection:
-        connection.execute(hpo_launches.delete().where(_which(uid, number)))
+        gone = {"slots": 0, "recalled_at": sql.now(connection)}
+        connection.execute(hpo_launches.update().where(_which(uid, number)).values(**gone))
 
 
 def add_handles(engine: sa.Engine, study_id: int, uid: str, number: int, handles: Sequence[Handle]) -> None:
@@ -96,14 +101,14 @@ def add_handles(engine: sa.Engine, study_id: int, uid: str, number: int, handles
 class Seen:
     """What an engine said of a launch, just before its number of workers is changed."""
 
-    slots: int  # that the launch had then
+    submitted: Collection[int]  # the slots that the engine had been asked for then
     states: Mapping[int, str] | None  # of the slots that the engine still has; None if it cannot be asked
 
     def alive(self, launch: Launch) -> list[int]:
         """Return the slots that have a worker or will have one; those first that lose least by leaving."""
         if self.states is None:
             return sorted(launch.wanted, reverse=True)
-        found = [slot for slot in launch.wanted if slot in self.states or slot >= self.slots]
+        found = [slot for slot in launch.wanted if slot in self.states or slot not in self.submitted]
         return sorted(found, key=lambda slot: (self.states is None or self.states.get(slot) != "pending", -slot))
 
 
@@ -131,7 +136,7 @@ def resize(engine: sa.Engine, study_id: int, uid: str, count: int, seen: Mapping
     with sql.writing(engine) as connection:
         _lock(connection, study_id, uid)
         open_ones = [launch for launch in reversed(_read(connection, uid)) if launch.recalled_at is None]
-        alive = {one.number: seen.get(one.number, Seen(slots=0, states=None)).alive(one) for one in open_ones}
+        alive = {one.number: seen.get(one.number, Seen(submitted=(), states=None)).alive(one) for one in open_ones}
         before = sum(map(len, alive.values()))
         if count > before:
             if not open_ones:
@@ -164,14 +169,14 @@ def _retire(connection: sa.Connection, uid: str, launch: Launch, slots: Collecti
     connection.execute(hpo_launches.update().where(_which(uid, launch.number)).values(retired=retired))
 
 
-def recall(engine: sa.Engine, uid: str) -> list[Launch]:
+def recall(engine: sa.Engine, study_id: int, uid: str) -> list[Launch]:
     """Let the workers of all launches leave for good. Return the launches that were not recalled before."""
-    open_ones = [launch for launch in of_study(engine, uid) if launch.recalled_at is None]
-    if not open_ones:
-        return []
     with sql.writing(engine) as connection:
+        _lock(connection, study_id, uid)
+        open_ones = [launch for launch in _read(connection, uid) if launch.recalled_at is None]
         of_study_ = sa.and_(hpo_launches.c.study_uid == uid, hpo_launches.c.recalled_at.is_(None))
-        connection.execute(hpo_launches.update().where(of_study_).values(recalled_at=sql.now(connection)))
+        if open_ones:
+            connection.execute(hpo_launches.update().where(of_study_).values(recalled_at=sql.now(connection)))
     return open_ones
 
 
@@ -205,6 +210,8 @@ def _one(connection: sa.Connection, uid: str, number: int) -> Launch:
 
 
 def _read(connection: sa.Connection, uid: str) -> list[Launch]:
+    if not sa.inspect(connection).has_table(hpo_launches.name):  # a database of an earlier version
+        return []
     found = sa.select(hpo_launches).where(hpo_launches.c.study_uid == uid).order_by(hpo_launches.c.launch)
     return [_launch(row) for row in connection.execute(found)]
 

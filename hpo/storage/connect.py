@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from hpo.errors import NoAnswer, StorageBusy, StorageError, StorageGone
+from hpo.errors import NoAnswer, StorageAway, StorageBusy, StorageError, StorageGone
 from hpo.storage import engine, filesystem, tables
 from hpo.storage.redaction import redacted_message, redacted_text, redacted_url
 from hpo.storage.sqlite_file import SqliteFile
@@ -221,9 +221,12 @@ def _complete_old_tables(opened: sa.Engine, url: URL, *, only_reads: bool) -> No
 
 
 def _unreachable(url: URL, error: Exception) -> StorageError:
-    """Return the error for a failed connection: StorageBusy if it may pass soon."""
+    """Return the error for a failed connection: StorageBusy if it may pass soon, StorageAway if no server answers."""
     said = redacted_message(cause(error), url)
-    kind = StorageBusy if any(word in said for word in BUSY_WORDS) else StorageError
+    of_server = getattr(getattr(error, "orig", None), "sqlstate", "")  # None if no answer to a statement is the cause
+    is_away = of_server is None and "FATAL" not in said  # with this word a server refuses a connection
+    is_busy = any(word in said for word in BUSY_WORDS)
+    kind = StorageBusy if is_busy else StorageAway if is_away else StorageError
     return kind(f"storage {redacted_url(url)}: {said}")
 
 

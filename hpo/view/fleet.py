@@ -63,8 +63,9 @@ def _queued(one: Launch, states: Mapping[int, str] | None) -> str:
     if states is None:
         return f" ({one.engine} cannot be asked from here)"
     pending = sum(state == "pending" for state in states.values())
-    ended = len(one.wanted - states.keys())
-    return (f", {pending} wait in the queue" if pending else "") + (f", {ended} ended" if ended else "")
+    jobless, ended = len(one.wanted - one.submitted), len((one.wanted & one.submitted) - states.keys())
+    told = {"wait in the queue": pending, "not submitted yet": jobless, "ended": ended}
+    return "".join(f", {count} {what}" for what, count in told.items() if count)
 
 
 def _table(fleet: Fleet) -> list[str]:

@@ -203,7 +203,7 @@ def test_workers_for_which_no_node_is_large_enough_wait_until_they_are_called_ba
             lambda: "4 of 4 workers wait for a place: each needs 64 GPU and 1 CPU, and no node" in study.log(1)
         )
         joined = studies.join(study.place, "own")
-        launches.recall(study.place.engine, joined.uid)
+        launches.recall(study.place.engine, joined.study_id, joined.uid)
         study.wait_for_end(1)
         assert study.log(1).splitlines()[-1].endswith("leaving with exit code 0")
         assert study.trials == []

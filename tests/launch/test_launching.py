@@ -10,20 +10,26 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
-from hpo.errors import LaunchError, StudyError
-from hpo.launch import exit_codes, launching, supervisor
+from hpo.cli.run import enlist
+from hpo.errors import LaunchError, Outage, StorageAway, StudyError
+from hpo.launch import exit_codes, launching, releases, slots, supervisor
 from hpo.launch.launching import Wanted
+from hpo.launch.slots import Dead
 from hpo.queue import launches, workers
 from hpo.queue.launches import Launch, Seen
 from hpo.queue.models import Post
 from hpo.spec.launch import Launch as LaunchSection
 from hpo.storage import sql
+from hpo.storage.connect import connect
+from hpo.storage.tables import hpo_failures
 from hpo.study.fleet import read_fleet
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import ASKING, StopSignal
 from tests.cli.test_commands import OWN, Hpo, hpo, make_study
+from tests.support.postgres import free_port
 from tests.support.trials import MakeStudy
 
 __all__ = ["hpo"]
@@ -55,6 +61,7 @@ def test_the_script_of_slurm_holds_no_password(hpo: Hpo, tmp_path: Path) -> None
     assert "\nmodule load cuda\nsrun --unbuffered " in said
     assert f" -m hpo worker --supervised --code {tmp_path} --fleet 4 --grace 30 -- own\n" in said
     assert "75|138|140|143) scontrol requeue" in said
+    assert said.endswith("\nexit $code\n")  # if Slurm does not queue it again, it has not ended well
 
 
 def test_each_kind_of_gpu_has_an_array(hpo: Hpo, tmp_path: Path) -> None:
@@ -135,8 +142,8 @@ def test_exactly_as_many_slots_are_retired_as_are_too_many(make_study: MakeStudy
     record(study, 4)
     record(study, 3)
     states = {
-        1: Seen(slots=4, states={0: "running", 1: "pending", 2: "running"}),  # 3 has ended
-        2: Seen(slots=3, states={0: "running", 1: "pending", 2: "running"}),
+        1: Seen(submitted=range(4), states={0: "running", 1: "pending", 2: "running"}),  # 3 has ended
+        2: Seen(submitted=range(3), states={0: "running", 1: "pending", 2: "running"}),
     }
     change = launches.resize(*where, 2, states)
     assert (change.before, change.retired, change.added) == (6, {2: [0, 1, 2], 1: [1]}, {})
@@ -145,9 +152,33 @@ def test_exactly_as_many_slots_are_retired_as_are_too_many(make_study: MakeStudy
     assert (change.before, change.added) == (2, {2: range(3, 6)})
     assert launches.resize(*where, 5, states).added == {}
     assert [one.wanted for one in launches.of_study(study.storage.engine, study.uid)] == [{0, 2, 3}, {3, 4, 5}]
-    assert [one.number for one in launches.recall(study.storage.engine, study.uid)] == [1, 2]
+    assert [one.number for one in launches.recall(study.storage.engine, study.study_id, study.uid)] == [1, 2]
     with pytest.raises(StudyError, match="no launch of this study is open"):
         launches.resize(*where, 1, {})
+
+
+def test_slots_that_another_person_is_about_to_submit_count(make_study: MakeStudy) -> None:
+    """One has launched four workers and scaled to six. sbatch has not answered yet, so no engine knows slots 4 and 5."""
+    study = make_study()
+    where = study.storage.engine, study.study_id, study.uid
+    launch = record(study, 4)
+    launches.add_handles(*where, launch.number, [{"job": "7", "first": 0, "last": 3}])
+    launches.resize(*where, 6, {1: Seen(submitted=range(4), states=dict.fromkeys(range(4), "running"))})
+    (found,) = launches.of_study(study.storage.engine, study.uid)
+    assert (found.wanted, found.submitted) == (frozenset(range(6)), frozenset(range(4)))
+    seen = Seen(submitted=found.submitted, states=dict.fromkeys(range(3), "running"))  # 3 has ended
+    assert seen.alive(found) == [5, 4, 2, 1, 0]
+    assert launches.resize(*where, 6, {1: seen}).added == {1: range(6, 7)}
+
+
+def test_a_refused_launch_is_hidden_and_its_number_is_not_used_again(make_study: MakeStudy) -> None:
+    """A job that began all the same, for example since sbatch was interrupted, has a worker that leaves."""
+    study = make_study()
+    launch = record(study, 2)
+    launches.forget(study.storage.engine, study.uid, launch.number)
+    assert launches.of_study(study.storage.engine, study.uid) == []
+    assert record(study, 2).number == 2
+    assert launches.is_retired(study.storage.engine, study.uid, Post(launch=1, slot=0))
 
 
 @pytest.mark.parametrize("how", ["retired", "recalled"])
@@ -158,7 +189,7 @@ def test_a_worker_whose_slot_is_retired_leaves_for_good_before_it_claims(make_st
     if how == "retired":
         launches.retire(*where, launch.number, [1])
     else:
-        launches.recall(study.storage.engine, study.uid)
+        launches.recall(study.storage.engine, study.study_id, study.uid)
     begun: list[int] = []
 
     def objective(trial: optuna.Trial) -> float:
@@ -184,7 +215,9 @@ def test_a_worker_whose_slot_is_retired_leaves_for_good_before_it_claims(make_st
         ("130", None, 1),
         ("1", None, 1),
         ("again", None, 1),
-        ("", signal.SIGTERM, 1),
+        ("again", signal.SIGUSR2, 140),
+        ("", None, 1),
+        ("", signal.SIGTERM, 143),  # it had to be killed
     ],
 )
 def test_the_exit_code_of_a_worker(word: str, asked_by: int | None, code: int) -> None:
@@ -199,14 +232,110 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("handlers")
-def test_user_code_that_exits_with_a_code_of_ours_has_not_parked(
-    hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_study(tmp_path)
-    (tmp_path / "mine.py").write_text("import os\ndef objective(trial): os._exit(143)\n")
+class Supervised:
+    """Supervises workers of the study in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.study = make_study(folder, OWN + "[budget]\ntrials = 1\n")
+        self.code = folder / "mine.py"
+        self.dead: list[Dead] = []
+
+    def run(self, *, grace: float = 30.0) -> int:
+        return supervisor.supervise(["--allow-code-change", "--", "own"], grace=grace, release=self._release)
+
+    def _release(self, dead: Dead) -> bool:
+        self.dead.append(dead)
+        return releases.release_once(lambda: ("own", connect(str(self.study.storage.url))), dead)
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        with sql.reading(self.study.storage.engine) as connection:
+            rows = connection.execute(sa.select(hpo_failures.c.kind, hpo_failures.c.message))
+            return [(kind, message) for kind, message in rows]
+
+
+@pytest.fixture
+def supervised(
+    hpo: Hpo, handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Supervised]:  # in the study's folder
+    del hpo, handlers
     monkeypatch.setattr(supervisor, "CRASHES", 1)
-    assert supervisor.supervise(["--allow-code-change", "--", "own"], 30.0) == 1
+    found = Supervised(tmp_path)
+    yield found
+    found.study.storage.close()
+
+
+def test_a_worker_that_dies_before_it_has_a_trial_is_given_up(supervised: Supervised) -> None:
+    """User code exits with a code of ours, so nothing may believe that it has parked."""
+    supervised.code.write_text("import os\nos._exit(143)\n")
+    assert supervised.run() == 1
+    assert [(one.code, one.in_order) for one in supervised.dead] == [(143, False)]
+
+
+def test_a_crash_that_costs_a_trial_is_counted_by_the_trial(supervised: Supervised, tmp_path: Path) -> None:
+    supervised.code.write_text(
+        "import os, pathlib\n"
+        "def objective(trial):\n"
+        f"    died = pathlib.Path({str(tmp_path / 'died')!r})\n"
+        "    if not died.exists():\n"
+        "        died.touch()\n"
+        "        os._exit(143)\n"
+        "    return 1.0\n"
+    )
+    assert supervised.run() == 0
+    name = supervised.dead[0].worker
+    assert supervised.failures == [("lost_worker", f"its worker died: exit code 143 ({name})")]
+
+
+def ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a signal arrive when the supervisor is about to start a worker."""
+
+    def asked(mark: Path | None, word: int | str) -> None:
+        slots.say_last(mark, word)
+        signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr(supervisor, "say_last", asked)
+
+
+def test_a_worker_that_is_asked_while_it_starts_leaves_in_order(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_at_once(monkeypatch)
+    assert supervised.run() == 140
+    assert supervised.dead == []
+
+
+def test_a_worker_that_had_to_be_killed_after_a_preemption_is_run_again(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_at_once(monkeypatch)
+    monkeypatch.setattr(supervisor, "KILL_SECONDS", 0.0)
+    assert supervised.run(grace=0.0) == 140
+    assert [(one.code, one.in_order) for one in supervised.dead] == [(-signal.SIGKILL, True)]
+    assert supervised.failures == []
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_a_launched_worker_waits_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch, is_launched: bool) -> None:
+    monkeypatch.setattr("hpo.storage.retry.STOPPING_SECONDS", 0.0)
+    stopping = StopSignal()
+    stopping.request()
+    url = f"postgresql://127.0.0.1:{free_port()}/hpo"
+    with pytest.raises(Outage if is_launched else StorageAway):
+        enlist(url, "own", None, None, stopping, allow_code_change=False, is_launched=is_launched)
+
+
+def test_what_other_hosts_may_not_reach_is_told(make_study: MakeStudy) -> None:
+    study = make_study()
+    launch = record(study, 1)
+    place = dataclasses.replace(study.storage, url=sa.make_url("postgresql://me:s3cret@localhost/hpo"))
+    said = [
+        doubt for doubt in launching.doubts(dataclasses.replace(study, storage=place), launch) if "storage" in doubt
+    ]
+    assert [doubt.partition(";")[0] for doubt in said] == [
+        "storage postgresql://me:***@localhost/hpo: localhost is another machine on each host. "
+        "Workers elsewhere do not reach it"
+    ]
 
 
 def test_the_section_is_no_part_of_a_studys_identity(tmp_path: Path) -> None:

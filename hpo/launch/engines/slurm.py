@@ -8,6 +8,7 @@ does not queue itself again on exit code 143 ends as FAILED.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,14 +27,17 @@ SCRIPT = """\
 : "${{HPO_STORAGE:?set it to the URL of the storage, then call sbatch again}}"
 me=$SLURM_JOB_ID
 [ -n "$SLURM_ARRAY_JOB_ID" ] && me=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun itself no longer takes it over
 {setup}srun --unbuffered {worker}
 code=$?
 case $code in
-    {again}) scontrol requeue "$me"; sleep 60 ;; # parked, or the storage is away: once more
-    *) exit $code ;;
+    {again}) scontrol requeue "$me" && sleep 60 ;; # parked, or the storage is away: once more
 esac
+exit $code
 """
 SLOT = "SLOT"
+TASK = re.compile(r"^\d+_(\d+) (\w+)$", re.MULTILINE)  # of squeue, which names the cluster in other lines
+FORGOTTEN = "Invalid job id"  # what Slurm says of a job some minutes after its end
 
 
 def check(request: Request) -> None:
@@ -95,19 +99,18 @@ def present(handles: Sequence[Handle]) -> Mapping[int, str] | None:
                 package=PACKAGE,
             )
         except LaunchError as error:
-            if "Invalid job id" in str(error):  # Slurm forgets a job some minutes after its end
+            if FORGOTTEN in str(error):
                 continue
             raise
-        for line in said.splitlines():
-            task, state = line.split()
-            found[int(task.partition("_")[2])] = "pending" if state in WAITING else "running"
+        for slot, state in TASK.findall(said):
+            found[int(slot)] = "pending" if state in WAITING else "running"
     return found
 
 
 def cancel(handles: Sequence[Handle]) -> None:
     """Cancel all jobs. Their workers park and leave."""
     for handle in handles:
-        call("scancel", *_on(handle), handle["job"], package=PACKAGE)
+        _scancel(handle, handle["job"])
 
 
 def dismiss(handles: Sequence[Handle], slots: Collection[int]) -> None:
@@ -115,7 +118,15 @@ def dismiss(handles: Sequence[Handle], slots: Collection[int]) -> None:
     for handle in handles:
         tasks = [f"{handle['job']}_{slot}" for slot in sorted(slots) if handle["first"] <= slot <= handle["last"]]
         if tasks:
-            call("scancel", *_on(handle), "--state=PENDING", *tasks, package=PACKAGE)
+            _scancel(handle, "--state=PENDING", *tasks)
+
+
+def _scancel(handle: Handle, *arguments: str) -> None:
+    try:
+        call("scancel", *_on(handle), *arguments, package=PACKAGE)
+    except LaunchError as error:
+        if FORGOTTEN not in str(error):
+            raise
 
 
 def _on(handle: Handle) -> list[str]:
@@ -125,7 +136,7 @@ def _on(handle: Handle) -> list[str]:
 def _scripts(request: Request) -> Iterator[tuple[range, str]]:
     """Yield the slots and the script of each job array."""
     first, kinds = request.slots.start, request.section.slurm.gpu_types
-    # Slots that are added later go to the last kind.
+    # Slots that are added later go to the last kind, unless they are as many as the launch had at first.
     if len(request.slots) != sum(kinds.values()):
         kinds = {kind: len(request.slots) for kind in [*kinds][-1:]}
     for kind, count in kinds.items() or [("", len(request.slots))]:
