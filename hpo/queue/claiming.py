@@ -101,7 +101,7 @@ def must_wait(ledger: Ledger) -> bool:
         if row is None or row.uid != ledger.uid or row.schema not in (None, SCHEMA) or not row.unfinished:
             return False
         if row.hold is not None:
-            return bool(row.hold == Hold.PAUSED)
+            return bool(row.hold == Hold.PAUSED and row.stop_reason is None)  # a limit may be spent meanwhile
         return not row.parked and _left(connection, ledger, row) <= 0
 
 

@@ -18,7 +18,7 @@ from hpo.queue.models import Claim
 from hpo.queue.rows import open_trials
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import clock, sql, study_rows
-from hpo.storage.tables import hpo_failures, hpo_trials
+from hpo.storage.tables import Hold, hpo_failures, hpo_trials
 
 LONGEST_WAITS = 5  # pauses in a row; each lasts at most one lease
 
@@ -50,7 +50,7 @@ class Reaper:
             is_held_off = pause > 0 or now < self._not_before
             taken = reap(connection, self._ledger, of_old_boots_only=is_held_off)
             study = study_rows.living_row(connection, self._ledger.study_id)
-            if study is not None and study.uid == self._ledger.uid and study.hold is None:
+            if study is not None and study.uid == self._ledger.uid and study.hold in (None, Hold.PAUSED):
                 limits.enforce(connection, study, values=False)  # claims look at values, when a trial has ended
         self._written_at = now  # only here is it known that the commit succeeded
         self._not_before = max(self._not_before, now + pause)

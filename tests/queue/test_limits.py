@@ -234,3 +234,19 @@ def test_a_wrong_limit_is_refused(said: str) -> None:
 def test_a_budget_without_limits_is_stored_as_before(make_study: MakeStudy) -> None:
     study = make_study()
     assert study.spec.document["budget"] == {"trials": 10}
+
+
+@pytest.mark.both
+def test_a_spent_time_ends_the_wait_of_a_paused_study(make_study: MakeStudy) -> None:
+    """Its workers occupy their machines while they wait. A parked trial is no reason to stay."""
+    study = make_study(budget={"trials": 100, "wall_clock": "1h"})
+    ledger = study.ledger("w")
+    workers.register(ledger)
+    ledger.park(taken(ledger))
+    control.pause(study)
+    assert claiming.claim_many(ledger, 1) is Idle.WAIT
+    assert claiming.must_wait(ledger)
+    began(study, ledger, HOUR)
+    Reaper(ledger)()
+    assert not claiming.must_wait(ledger)
+    assert claiming.claim_many(ledger, 1) is Idle.DONE
