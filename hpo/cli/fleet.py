@@ -59,6 +59,7 @@ def launch(
 
     The password of the storage reaches the workers by the environment. No script, manifest or command line holds it.
     """
+    from hpo.errors import LaunchError
     from hpo.launch import launching
     from hpo.launch.launching import Wanted
     from hpo.spec.study_file import StudySpec
@@ -68,6 +69,13 @@ def launch(
 
     quiet_optuna()
     is_file = study.endswith(".toml")
+    if trials is not None and (print_only or not is_file):
+        raise LaunchError(
+            f"--trials {trials}: "
+            + ("--print changes no study" if print_only else f"{study!r} is a study's name, and a file is needed")
+            + "; leave --trials out, or raise the budget first: "
+            + f"`{text.command('run', study if is_file else 'FILE', options=f'--trials {trials} --workers 0')}`"
+        )
     if is_file and print_only:
         spec = StudySpec.load(Path(study), name=name)
         wanted = Wanted.of(spec.launch.with_settings(settings or []), on=on, workers=workers, gpus=gpus)

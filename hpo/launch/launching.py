@@ -182,6 +182,7 @@ def _submit(study: Study, runner: Engine, launch: Launch, slots: range) -> None:
         allow_code_change=launch.asked["allow_code_change"],
         needs_code=_needs_code(study.spec),
         checkpoints=study.store.place,
+        uid=study.uid,
     )
     handles = runner.submit(asked)
     try:

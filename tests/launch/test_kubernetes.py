@@ -118,12 +118,13 @@ def test_a_pod_knows_its_slot_and_no_variable_is_found_in_a_name(tmp_path: Path)
 def test_each_launch_and_each_of_its_parts_has_a_name_of_its_own(tmp_path: Path) -> None:
     long, other = "x" * 200, "X" * 200
     asked = [{"launch": None}, {"launch": 1}, {"launch": 1, "slots": range(4, 8)}, {"launch": 2}]
+    asked += [{"launch": 1, "uid": "of a deleted study"}]
     names = [
         only_job(rendered(tmp_path, study=study, **more))["metadata"]["name"]
         for study in (long, other)
         for more in asked
     ]
-    assert len(set(names)) == 8
+    assert len(set(names)) == 10
     assert max(map(len, names)) <= 57
 
 
@@ -338,6 +339,18 @@ def test_jobs_are_created_and_what_launches_share_is_applied(tmp_path: Path, kub
     shown = ENGINE.log_command(handles, 2)
     assert shown == f"kubectl logs --namespace=ml {selected},batch.kubernetes.io/job-completion-index=2 --tail=-1"
     assert ENGINE.log_command(handles, 4) is None
+
+
+def test_a_launch_that_is_refused_leaves_nothing_behind(tmp_path: Path, kubectl: Kubectl) -> None:
+    """kubectl makes one part after the other. What is left would stand in the way of the next launch of this number."""
+    kubectl(get_secret="secret/hpo-storage")
+    script = tmp_path / "bin/kubectl"
+    script.write_text(script.read_text() + 'case "$1" in create) echo "exceeded quota" >&2; exit 1;; esac\n')
+    asked_for = request(tmp_path, kubernetes={"namespace": "ml"})
+    with pytest.raises(LaunchError, match=r"kubectl create --filename=-: failed with exit code 1\n  exceeded quota"):
+        ENGINE.submit(asked_for)
+    selected = f"--selector=hpo/job={only_job(rendered(tmp_path))['metadata']['name']}"
+    assert asked(tmp_path)[-1] == ["delete", "job,configmap", "--namespace=ml", selected, "--wait=false"]
 
 
 def test_a_missing_secret_is_told_before_anything_is_made(tmp_path: Path, kubectl: Kubectl) -> None:

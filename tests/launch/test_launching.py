@@ -98,6 +98,10 @@ WRONG = {
     "another engine": (["--on", "lsf", "--workers", "2"], "launch.on = 'lsf': input should be 'slurm', 'ray'"),
     "a key of no engine": ([*SLURM, "--set", "slurm.partion=x"], "launch.slurm takes no 'partion' (did you mean"),
     "no key": ([*SLURM, "--set", "gpu"], "--set gpu: is not a key and its value"),
+    "trials of a page": (
+        [*SLURM, "--trials", "9", "--print"],
+        "--trials 9: --print changes no study; leave --trials out",
+    ),
     "part of a GPU": ([*SLURM, "--gpus-per-worker", "0.5", "--print"], "Slurm gives whole GPUs"),
     "too late a notice": (
         [*SLURM, "--set", "slurm.time=60", "--set", "slurm.notice=30", "--print"],

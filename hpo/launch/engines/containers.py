@@ -114,7 +114,7 @@ def refuse_hidden_folder(request: Request, mounted: Iterable[str], place: Place,
 def short_name(request: Request) -> str:
     """Return a name for what is made in an engine, from the study, the launch and its first slot. No other launch has it."""
     slug = re.sub(r"[^a-z0-9]+", "-", request.study.lower()).strip("-")
-    digest = hashlib.sha256(f"{request.study}\n{request.storage}".encode()).hexdigest()[:6]
+    digest = hashlib.sha256(f"{request.study}\n{request.storage}\n{request.uid}".encode()).hexdigest()[:6]
     parts = [digest, *([str(request.launch)] if request.launch is not None else [])]
     parts += [str(request.slots.start)] if request.slots.start else []
     tail = "-".join(parts)

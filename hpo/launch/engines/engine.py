@@ -38,6 +38,7 @@ class Request:
     allow_code_change: bool = False
     needs_code: bool = False  # whether the study has code of the user's own
     checkpoints: str | None = None  # folder or URL of the checkpoints; None if nobody has said it yet
+    uid: str = ""  # the study's, which no other study of its name has; "" if it need not be there yet
     making: Path | None = None  # the study file, if the workers' side is to make the study, since this one has not
 
     def worker(self, slot: str, *, hpo: Sequence[str] = HPO, code: Path | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def submit(request: Request) -> list[Handle]:
     if shared := [one for one in found if one["kind"] not in JOB_KINDS]:
         call("kubectl", "apply", "--server-side", "--filename=-", package=PACKAGE, given=yaml_text.dump(shared))
     own = [one for one in found if one["kind"] in JOB_KINDS]
-    call("kubectl", "create", "--filename=-", package=PACKAGE, given=yaml_text.dump(own))
+    try:
+        call("kubectl", "create", "--filename=-", package=PACKAGE, given=yaml_text.dump(own))
+    except BaseException:  # of its parts some may be made, which the next launch of this number would meet
+        with suppress(LaunchError):
+            _delete(workers.name, options.namespace)
+        raise
     slots = request.slots
     return [
         {
@@ -86,8 +92,13 @@ def present(handles: Sequence[Handle]) -> Mapping[int, str] | None:
 def cancel(handles: Sequence[Handle]) -> None:
     """Delete the Jobs. Their pods get SIGTERM, park and leave."""
     for handle in handles:
-        selected = f"--selector={JOB_LABEL}={handle['job']}"
-        call("kubectl", "delete", "job,configmap", *_in(handle), selected, "--wait=false", package=PACKAGE)
+        _delete(handle["job"], handle["namespace"])
+
+
+def _delete(job: str, namespace: str | None) -> None:
+    """Delete a Job and its code, as far as they are there."""
+    selected = f"--selector={JOB_LABEL}={job}"
+    call("kubectl", "delete", "job,configmap", *_namespace(namespace), selected, "--wait=false", package=PACKAGE)
 
 
 def dismiss(handles: Sequence[Handle], slots: Collection[int]) -> None:
@@ -158,7 +169,7 @@ def _workers(request: Request) -> Workers:
         count=len(request.slots),
         command=tuple(_command(request, folder)),
         storage=escaped(_storage(request)),
-        checkpoints=request.checkpoints,
+        checkpoints=None if request.checkpoints is None else escaped(request.checkpoints),
         grace=request.grace,
         gpus=gpus_of(request.section.gpus_per_worker, options.gpu_resource),
         code=_code(request),
