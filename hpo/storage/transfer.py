@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from hpo.storage.tables import (
     Hold,
     alembic_version,
+    hpo_launches,
     hpo_studies,
     hpo_trials,
     hpo_workers,
@@ -68,19 +69,20 @@ class Changes:
 def as_parked(places: Places, *, checkpoints: bool) -> Changes:
     """Return the changes with which a copy of a study of ours is worked on by nobody.
 
-    Leases are given back and workers have left, since no clock of the one database is known in the other. The hold of an
-    earlier copy is taken away.
+    Leases are given back and workers have left, since no clock of the one database is known in the other. Launches are
+    recalled, since their jobs work on the old study. The hold of an earlier copy is taken away.
 
     Args:
         places: where the files of the copy lie.
         checkpoints: keep the records of checkpoints. Without them open trials start again.
     """
-    of_study, of_trial, of_worker = hpo_studies.c, hpo_trials.c, hpo_workers.c
+    of_study, of_trial, of_worker, of_launch = hpo_studies.c, hpo_trials.c, hpo_workers.c, hpo_launches.c
     is_copied = of_study.hold == Hold.COPIED
     selected: dict[sa.Column[Any], sa.ColumnElement[Any]] = {
         of_trial.lease_until: sa.null(),
         of_trial.lease_clock: sa.null(),
         of_worker.left_at: sa.func.coalesce(of_worker.left_at, of_worker.seen_at),
+        of_launch.recalled_at: sa.func.coalesce(of_launch.recalled_at, of_launch.launched_at),
         of_study.stop_reason: sa.case((is_copied, sa.null()), else_=of_study.stop_reason),
         of_study.hold: sa.case((is_copied, sa.null()), else_=of_study.hold),
     }

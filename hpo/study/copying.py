@@ -24,6 +24,7 @@ from hpo.storage.tables import Hold
 from hpo.study import control, deletion
 from hpo.study import study as studies
 from hpo.study.checkpoint_store import CheckpointStore, digest_of
+from hpo.study.query import worker_rows
 from hpo.study.study import CODE_FOLDER, LOGS_FOLDER, Study
 from hpo.text import command
 
@@ -124,6 +125,8 @@ def copy_study(
                     if row is not None:
                         study_rows.delete_dead(write, row.uid)
                     tables = transfer.copy_rows(read, write, study_id, row and row.uid, changes)
+                    if study is not None and hold:
+                        _refuse_if_worked_on(read, study)
             except (*FAILURES, transfer.RowsDiffer) as error:
                 why = str(error) if isinstance(error, transfer.RowsDiffer) else cause(error)
                 raise StorageError(f"study {name!r}: nothing was copied to {target.shown}: {why}") from None
@@ -143,6 +146,16 @@ def _unworked(connection: sql.Connection, study: Study) -> Any:
         raise StudyError(f"study {study.name!r} is not whole yet: {row.stop_reason}")
     deletion.refuse_if_at_work(study, connection)
     return row
+
+
+def _refuse_if_worked_on(before: sql.Connection, study: Study) -> None:
+    """Raise StudyError if a worker was at work on the old study since it was read. Its trials would be lost by the hold."""
+    with study.storage.engine.connect() as now:
+        _unworked(now, study)
+        if worker_rows.last_seen(now, study) != worker_rows.last_seen(before, study):
+            raise StudyError(
+                f"study {study.name!r}: a worker was at work on it during the copy; nothing was copied; try again"
+            )
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

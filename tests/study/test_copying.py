@@ -23,7 +23,7 @@ from hpo.queue.models import Checkpoint, Claim
 from hpo.spec.failures import Failure, Kind
 from hpo.storage import sql, study_rows, transfer
 from hpo.storage.connect import Storage, connect, plain_url
-from hpo.storage.tables import Hold
+from hpo.storage.tables import Hold, hpo_launches
 from hpo.study import control, copying
 from hpo.study import study as studies
 from hpo.study.checkpoint_store import PROBE_FILE
@@ -241,6 +241,35 @@ def test_a_study_at_work_or_unmade_is_not_copied(make_study: MakeStudy, other: S
     with pytest.raises(StudyError, match="study 'own' is not whole yet: a fork was cut off"):
         copying.copy_study(study.storage, other, "own")
     assert studies.all_names(other) == []
+
+
+def test_a_study_that_is_worked_on_during_the_copy_is_not_copied(
+    make_study: MakeStudy, other: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = filled(make_study)
+    copy_rows = transfer.copy_rows
+
+    def meanwhile(*given: Any) -> list[transfer.TableCopy]:
+        copied = copy_rows(*given)
+        workers.register(study.ledger("late"))
+        workers.unregister(study.ledger("late"))
+        return copied
+
+    monkeypatch.setattr(transfer, "copy_rows", meanwhile)
+    with pytest.raises(StudyError, match="a worker was at work on it during the copy; nothing was copied"):
+        copying.copy_study(study.storage, other, "own")
+    assert (studies.all_names(other), summarize(study).hold) == ([], None)
+
+
+def test_launches_are_recalled_in_the_copy(make_study: MakeStudy, other: Storage) -> None:
+    study = make_study()
+    launch = {"study_id": study.study_id, "launch": 1, "engine": "slurm", "slots": 4, "retired": "[]", "handles": "[]"}
+    with study.storage.engine.begin() as connection:
+        told = {"asked": "{}", "launched_by": "me@here", "launched_at": 5.0}
+        connection.execute(hpo_launches.insert().values(study_uid=study.uid, **launch, **told))
+    copying.copy_study(study.storage, other, "own")
+    with other.engine.connect() as connection:
+        assert connection.execute(sa.select(hpo_launches.c.recalled_at)).scalars().all() == [5.0]
 
 
 def test_leases_of_killed_workers_are_given_back_in_the_copy(make_study: MakeStudy, other: Storage) -> None:

@@ -34,6 +34,13 @@ def hosts(connection: sa.Connection, study: Study) -> list[str]:
     return list(connection.execute(found).scalars())
 
 
+def last_seen(connection: sa.Connection, study: Study) -> tuple[int, float | None]:
+    """Return how many workers a study has had, and when one was last seen, by whichever clock."""
+    seen = sa.select(sa.func.count(), sa.func.max(hpo_workers.c.seen_at)).where(hpo_workers.c.study_uid == study.uid)
+    count, latest = connection.execute(seen).one()
+    return count, latest
+
+
 def workers_since_boot(connection: sa.Connection, study: Study) -> Sequence[Any]:
     """Return (worker, booted_at) of all workers, living or not, that started on this machine since it booted."""
     columns = hpo_workers.c
