@@ -129,7 +129,8 @@ def copy_study(
                         _refuse_if_worked_on(read, study)
             except (*FAILURES, transfer.RowsDiffer) as error:
                 why = str(error) if isinstance(error, transfer.RowsDiffer) else cause(error)
-                raise StorageError(f"study {name!r}: nothing was copied to {target.shown}: {why}") from None
+                what = "look whether it arrived in" if _may_have_arrived(target, name) else "nothing was copied to"
+                raise StorageError(f"study {name!r}: {what} {target.shown}: {why}") from None
         ours, foreign = study_rows.count_running(read, study_id, row and row.uid)
     is_held = study is not None and hold
     if study is not None and hold:
@@ -163,7 +164,7 @@ def _refuse_if_worked_on(before: sql.Connection, study: Study) -> None:
 
 @contextmanager
 def _files(study: Study | None, target: Storage, to: str | None, *, checkpoints: bool) -> Iterator[Files | None]:
-    """Make the store of a copy, with what is in the old one. All in it is removed if the block fails."""
+    """Make the store of a copy, with what is in the old one. All in it is removed if the block fails and no study arrived."""
     if study is None:
         yield None
         return
@@ -176,12 +177,21 @@ def _files(study: Study | None, target: Storage, to: str | None, *, checkpoints:
     try:
         yield _filled(study, store, checkpoints=checkpoints)
     except BaseException as error:
-        with suppress(OSError):
-            store.delete_all()
+        if not _may_have_arrived(target, study.name):
+            with suppress(OSError):
+                store.delete_all()
         if not isinstance(error, OSError):
             raise
         why = f"study {study.name!r}: its checkpoints cannot be copied to {store.place}: {error.strerror or error}"
         raise StudyError(why) from None
+
+
+def _may_have_arrived(target: Storage, name: str) -> bool:
+    """Return whether the target may have the study: a commit can succeed although its answer is lost or awaited no more."""
+    try:
+        return name in studies.all_names(target)
+    except FAILURES:
+        return True
 
 
 def _new_store(study: Study, target: Storage, to: str | None) -> CheckpointStore:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,28 @@ def test_a_study_that_is_worked_on_during_the_copy_is_not_copied(
     with pytest.raises(StudyError, match="a worker was at work on it during the copy; nothing was copied"):
         copying.copy_study(study.storage, other, "own")
     assert (studies.all_names(other), summarize(study).hold) == ([], None)
+
+
+def test_a_copy_that_arrived_keeps_its_files_when_the_answer_is_lost(
+    make_study: MakeStudy, other: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = filled(make_study)
+
+    @contextmanager
+    def unheard(engine: sa.Engine) -> Iterator[sa.Connection]:
+        with writing(engine) as connection:
+            yield connection
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the connection is lost"))
+
+    writing = sql.writing
+    monkeypatch.setattr(sql, "writing", unheard)
+    with pytest.raises(StorageError, match=r"look whether it arrived in .*the connection is lost"):
+        copying.copy_study(study.storage, other, "own")
+    monkeypatch.setattr(sql, "writing", writing)
+    claim = claim_one(studies.join(other, "own").ledger("w"))
+    assert isinstance(claim, Claim)
+    assert claim.checkpoint is not None
+    assert Path(claim.checkpoint.path).read_bytes() == b"state"
 
 
 def test_launches_are_recalled_in_the_copy(make_study: MakeStudy, other: Storage) -> None:
