@@ -52,6 +52,7 @@ def copy(
     The copy is counted and compared. Afterwards the old study is held, so that nobody goes on with it by accident. Refused
     while workers are at work on it.
     """
+    from hpo.analysis.confirmation import SUFFIX
     from hpo.errors import SpecError
     from hpo.storage.connect import connect
     from hpo.study import copying
@@ -73,6 +74,11 @@ def copy(
         done.append(copied)
         if not json:
             tell(copied, old, new)
+    if not json:
+        there = {*known.all_names(old)} - {*names, *known.all_names(new)}
+        for sister in (f"{name}{SUFFIX}" for name in names):
+            if sister in there:
+                text.say(f"not copied: {text.quoted(sister)}, the confirmation; it is a study of its own: name it, too")
     if json:
         text.say_json([as_json(one, old, new) for one in done])
 

@@ -400,6 +400,9 @@ def test_the_command_copies_all_studies_and_says_what_to_do(make_study: MakeStud
     (found,) = json.loads(told)
     assert (code, found["study"], found["tables"]["trials"]["rows"], found["held"]) == (0, "own", 4, False)
     assert summarize(studies.join(study.storage, "own")).hold == Hold.COPIED  # as it was
+    optuna.create_study(storage=study.storage.optuna, study_name="own/confirm")
+    code, told, wrong = hpo("copy", old, f"sqlite:///{tmp_path}/fourth.db", "own", "--keep-source")
+    assert "not copied: own/confirm, the confirmation; it is a study of its own: name it, too\n" in told
     code, told, wrong = hpo("copy", f"sqlite:///{tmp_path}/none.db", new)
     assert (code, told) == (2, "")
     assert "none.db: no such file" in wrong
