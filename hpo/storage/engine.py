@@ -60,6 +60,8 @@ def arguments(url: URL, file: SqliteFile | None = None) -> dict[str, Any]:
     }
     return {
         "connect_args": connect_args,
+        # A claim counts after it has the study's lock. With the default of some databases it would count as before it.
+        "isolation_level": "READ COMMITTED",
         "pool_events": [(_set_up_server, "connect"), (_note_use, "checkin"), (_ping, "checkout")],
         "pool_size": POOL_SIZE,
         "max_overflow": 1,  # a thread that nobody waits for any more may hold one; the heartbeat need not wait for it

@@ -405,3 +405,22 @@ def test_what_does_not_pass_by_itself_is_not_busy(tmp_path: Path, postgres_url: 
         with pytest.raises(StorageError) as caught:
             connect(url)
         assert not isinstance(caught.value, StorageBusy)
+
+
+def test_a_transaction_sees_what_was_committed_before_each_statement(postgres_url: str) -> None:
+    """So a claim counts as of the time at which it has the lock, whatever the database's default is."""
+    made = connect(postgres_url, create=True)
+    with made.engine.connect() as connection:
+        name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
+        connection.exec_driver_sql(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
+        connection.commit()
+    made.close()
+    place = connect(postgres_url)
+    for _ in range(2):
+        with sql.writing(place.engine) as connection:
+            assert connection.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "read committed"
+            shown = connection.exec_driver_sql("SHOW default_transaction_isolation").scalar_one()
+            assert shown == "repeatable read"
+        with sql.writing_once(place.engine) as connection:  # which has no transaction
+            connection.exec_driver_sql("SELECT 1")
+    place.close()
