@@ -7,6 +7,7 @@ It ends with its input. Ray changes signals and warnings of the process that sta
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import shutil
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
 CPUS = 4
@@ -52,7 +52,11 @@ def obey(orders: Iterable[str], gpus: float) -> None:
             elif order == "drain":
                 deadline = int((time.time() + GRACE_SECONDS) * 1000)
                 found = nodes[int(number)].node_id
-                accepted, why = GcsClient(address=cluster.address).drain_node(found, BY_PREEMPTION, "spot", deadline)
+                accepted, why = (
+                    importlib.import_module("ray._raylet")
+                    .GcsClient(address=cluster.address)
+                    .drain_node(found, BY_PREEMPTION, "spot", deadline)
+                )
                 assert accepted, why
             say("done")
     finally:
