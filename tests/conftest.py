@@ -41,6 +41,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process of a test 
 sys.dont_write_bytecode = False
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # and what processes that tests start compute
 
+PATH = list(sys.path)  # forks find `tests` by it
+
 OWN_OBJECTIVE = {
     "name": "own",
     "objective": "mine.py:objective",
@@ -76,9 +78,9 @@ def own_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Take back what importing a user's code does to a process for good: a real one loads that of one study."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(user_path, "_codes", {})
-    path, modules = list(sys.path), dict(sys.modules)
+    modules = dict(sys.modules)
     yield
-    sys.path[:] = path
+    sys.path[:] = PATH  # a fixture of a module may have opened user code before this one
     sys.modules.update(modules)  # of those that were dropped for a user's of the same name
     for name in sys.modules.keys() - modules.keys():
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):

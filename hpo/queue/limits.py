@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from hpo.queue import lease_clock
 from hpo.queue.workers import LAUNCHER, TICKS_PER_LEASE
-from hpo.spec.budget import Budget
+from hpo.spec.budget import HOUR, SIGN, Budget
 from hpo.spec.recovery import Recovery
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import (
@@ -29,11 +29,8 @@ from hpo.storage.tables import (
     trials,
 )
 
-MEND = "change it in [budget], then hpo run again"
-SIGN = "budget."  # the beginning of a stop reason that a limit gave
 OF_TIME = ("wall_clock", "gpu_hours")  # running trials are parked; at the other limits they go on to their ends
 BY_UUID = ("GPU-", "MIG-")  # how CUDA_VISIBLE_DEVICES begins where it says which GPUs of the machine they are
-HOUR = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,9 @@ from hpo.errors import Mistakes, SpecError
 from hpo.spec.durations import seconds
 from hpo.spec.training import Positive
 
+MEND = "change it in [budget], then hpo run again"
+SIGN = "budget."  # the beginning of a stop reason that a limit gave
+HOUR = 3600.0
 MAX_TRIALS = 2**31 - 1  # the largest value of an integer column in Postgres
 
 

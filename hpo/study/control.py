@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import StudyError
 from hpo.queue import commands, finish, lease_clock, limits
+from hpo.spec import budget
 from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage
 from hpo.storage.tables import Hold
@@ -140,7 +141,7 @@ def resume(study: Study) -> str | None:
             raise StudyError(f"study {study.name!r}: {row.stop_reason}")
         commands.resume(connection, study.uid)
         if spent := limits.enforce(connection, study_rows.lock_and_read(connection, study.study_id)):
-            raise StudyError(f"study {study.name!r}: {limits.reason(spent)}; {limits.MEND}")
+            raise StudyError(f"study {study.name!r}: {limits.reason(spent)}; {budget.MEND}")
         return f"stopped: {row.stop_reason}" if row.stop_reason else row.hold and str(row.hold)
 
 

@@ -13,8 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from hpo.errors import Fault, SpecError, StorageError
-from hpo.queue import limits
-from hpo.spec import usercode
+from hpo.spec import budget, usercode
 from hpo.storage import clock, filesystem, sql, study_rows
 from hpo.storage.connect import FAILURES, Storage, cause, check_connections, count_connections
 from hpo.storage.tables import Hold
@@ -135,7 +134,7 @@ def _in_a_line(error: Fault) -> str:
 
 
 #: Holds that `hpo resume` does not end.
-MENDS: dict[str, str] = {Hold.FORKING: "delete it and fork again", Hold.SPENT: limits.MEND}
+MENDS: dict[str, str] = {Hold.FORKING: "delete it and fork again", Hold.SPENT: budget.MEND}
 
 
 def _standing(study: Study, repair: bool) -> Iterator[Finding]:  # noqa: ARG001  (a check's signature)

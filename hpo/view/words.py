@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hpo import text
-from hpo.queue import limits
+from hpo.spec import budget
 from hpo.study.format import amount_text, counted, duration
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def held(summary: Summary) -> str:
         return f"{summary.hold}: workers wait; {text.command('resume', summary.name)}"
     if not summary.stop_reason:
         return ""
-    if summary.stop_reason.startswith(limits.SIGN):
-        return f"stopped: {summary.stop_reason}; {limits.MEND}"
+    if summary.stop_reason.startswith(budget.SIGN):
+        return f"stopped: {summary.stop_reason}; {budget.MEND}"
     return f"stopped: {summary.stop_reason}" + (f"; {text.command('resume', summary.name)}" if summary.hold else "")
 
 
@@ -33,7 +33,7 @@ def limit(one: Limit) -> str:
     if one.key == "patience":
         return f"{one.used or 0:.0f} of {one.wanted:.0f} trials without a better value"
     if one.key == "gpu_hours":
-        return f"{(one.used or 0) / limits.HOUR:.2f} of {one.wanted / limits.HOUR:g} GPU-hours"
+        return f"{(one.used or 0) / budget.HOUR:.2f} of {one.wanted / budget.HOUR:g} GPU-hours"
     return f"{duration(one.used or 0)} of {duration(one.wanted)} wall clock"
 
 

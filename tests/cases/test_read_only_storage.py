@@ -70,6 +70,7 @@ def drop(folder: Path, *columns: sa.Column[Any]) -> None:
     for column in columns:
         connection.execute(f"ALTER TABLE {column.table.name} DROP COLUMN {column.name}")
     connection.commit()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else the file is written when the last reader closes it
     connection.close()
 
 

@@ -33,6 +33,10 @@ from tests.support.trials import begin, claim_one, run
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
 COMMANDS += [
+    "launch",
+    "fleet",
+    "scale",
+    "recall",
     "enqueue",
     "confirm",
     "report",

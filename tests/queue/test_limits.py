@@ -12,9 +12,9 @@ from hpo.errors import SpecError, StudyError
 from hpo.queue import claiming, limits, workers
 from hpo.queue.claiming import Idle
 from hpo.queue.ledger import Ledger
-from hpo.queue.limits import HOUR
 from hpo.queue.models import Claim
 from hpo.queue.reaper import Reaper
+from hpo.spec.budget import HOUR
 from hpo.spec.study_file import StudySpec
 from hpo.storage import study_rows
 from hpo.storage.tables import Hold, hpo_workers
