@@ -18,7 +18,7 @@ endif
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
-	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 12 minutes)"
+	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 10 minutes)"
 	@echo "make engines  install Ray and others, then the tests with real engines: Slurm, Ray, pgbouncer, an S3 server, Chromium"
 	@echo "make check  ruff, mypy, import-linter and the docs alone"
 	@echo "make docs   build the documentation into site/; open site/index.html"
