@@ -237,6 +237,18 @@ WRONG = {
         {"kubernetes": {"storage": "postgresql://hpo:hunter2@db/hpo"}},
         "launch.kubernetes.storage: holds a password, which would be shown",
     ),
+    "a token in the file": (
+        {
+            "kubernetes": {
+                "env": {"TOKENIZERS_PARALLELISM": "0", "AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "HF_TOKEN": PASSWORD}
+            }
+        },
+        "launch.kubernetes.env.HF_TOKEN: its name is that of a secret",
+    ),
+    "a key in the file": (
+        {"kubernetes": {"env": {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": PASSWORD}}},
+        "launch.kubernetes.env.AWS_SECRET_ACCESS_KEY: its name is that of a secret",
+    ),
     "two databases": (
         {"kubernetes": {"storage": "postgresql://hpo@db/hpo", "postgres": True}},
         "launch.kubernetes.storage = 'postgresql://hpo@db/hpo': contradicts postgres = true",

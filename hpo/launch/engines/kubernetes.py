@@ -6,6 +6,7 @@ A Secret of the user's holds the database's password. Manifests refer to it, and
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,10 @@ PACKAGE = "kubectl (https://kubernetes.io/docs/tasks/tools/)"
 INDEX = "JOB_COMPLETION_INDEX"  # the environment variable of a pod of an Indexed Job
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 MOST_CODE = 1_000_000  # bytes; a ConfigMap holds 1 MiB with its keys
+#: Names of variables that hold a secret, such as HF_TOKEN, but not the path of one, such as AWS_WEB_IDENTITY_TOKEN_FILE.
+OF_A_SECRET = re.compile(
+    r"(?i)(.*_)?(PG)?(PASSWORD|PASSWD|SECRET|TOKEN|(API|ACCOUNT|PRIVATE|SECRET_ACCESS)_KEY)(?!.*_(FILE|PATH)$)(_.*)?"
+)
 JOB_KINDS = ("Job", "ConfigMap")  # what one launch has for itself
 SECRET = """\
 # Secret {name} has the password of the database under the key {key}. To make it:
@@ -43,6 +48,11 @@ def check(request: Request) -> None:
         )
     if options.postgres and not options.secret:
         raise LaunchError('launch.kubernetes.secret = "": postgres = true needs a Secret with a password; name one')
+    if secrets := [name for name in options.env if OF_A_SECRET.fullmatch(name)]:
+        raise LaunchError(
+            f"launch.kubernetes.env.{secrets[0]}: its name is that of a secret, and the manifest and the database would show it; "
+            f"put it into a Secret, and name that in launch.kubernetes.env_from"
+        )
     _storage(request)
     _code(request)
     refuse_hidden_folder(request, options.volumes.values(), PLACE, "launch.kubernetes.volumes = {{ CLAIM = {folder} }}")
