@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 
 from hpo.errors import SpecError, shown
+from hpo.queue.limits import BY_UUID
 from hpo.worker.gpu_share import given_devices
 
 USED_BYTES = 2 * 2**30  # of a GPU's memory; what a display takes is below this
@@ -34,7 +35,7 @@ class Gpu:
 
     def is_meant(self, word: str) -> bool:
         """Return whether a word of `--gpus` names this GPU: its number, its whole GPU's number, or how its UUID begins."""
-        is_uuid = word.startswith(("GPU-", "MIG-")) and self.name.startswith(word)
+        is_uuid = word.startswith(BY_UUID) and self.name.startswith(word)
         return is_uuid or word in (self.number, self.number.partition(":")[0])
 
 
@@ -93,6 +94,11 @@ def _named(wanted: str, found: Sequence[Gpu]) -> list[Gpu]:
                 f"--gpus {shown(wanted)}: there is no GPU {shown(word)}; "
                 + (f"there are {here}" if found else _why_none())
                 + '; write numbers or UUIDs such as 0,1, or "all" or "none"'
+            )
+        if len(meant) > 1 and word.startswith(BY_UUID):
+            raise SpecError(
+                f"--gpus {shown(wanted)}: {len(meant)} UUIDs begin with {shown(word)}, such as {meant[0].name} and "
+                f"{meant[1].name}; write more of the one that is meant"
             )
         taken |= {gpu.name: gpu for gpu in meant}
     return [*taken.values()]

@@ -105,6 +105,7 @@ def test_a_run_without_a_free_gpu_does_not_train_on_the_cpu_unasked(
         ("2", "--gpus '2': there is no GPU '2'; there are 0, 1; write numbers or UUIDs such as 0,1"),
         ("0,", "--gpus '0,': there is no GPU ''; there are 0, 1"),
         ("GPU-9", "--gpus 'GPU-9': there is no GPU 'GPU-9'; there are 0, 1"),
+        ("GPU-", "--gpus 'GPU-': 2 UUIDs begin with 'GPU-', such as GPU-"),
         ("gpu0", "--gpus 'gpu0': there is no GPU 'gpu0'"),
     ],
 )
