@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from hpo.receipt import processor
 from hpo.train.build import measurement_cache
+from hpo.train.memory import PeakBytes, address_of, bytes_of
 from hpo.train.precision import Precision, autocasting, number_type
 from hpo.train.run import Run
 from hpo.train.stack import architecture
@@ -68,54 +65,10 @@ def memory_mb(model: nn.Module, forward: Forward) -> float:
     Tensors are counted one by one, so the result is the same on every device. It does not include workspaces of kernels
     nor the rounding of an allocator.
     """
-    held = {_address(tensor): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    with _Peak(held) as peak:
+    held = {address_of(tensor): bytes_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    with PeakBytes(held) as peak:
         forward()
     return float(sum(held.values()) + peak.most) / MEGABYTE
-
-
-def _bytes(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage().nbytes())
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tracks the peak of the bytes of living tensors that operations make."""
-
-    def __init__(self, known: Iterable[int]) -> None:
-        """Start at 0 bytes.
-
-        Args:
-            known: addresses of storages that are not counted here.
-        """
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
-        self._now = 0
-        self._alive = set(known)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {_address(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and _address(tensor) not in given:  # neither a view nor written in place
-                self._count(tensor)
-        return made
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), int(storage.nbytes())
-        if address and address not in self._alive:
-            self._alive.add(address)
-            self._now += size
-            self.most = max(self.most, self._now)
-            weakref.finalize(storage, self._free, address, size)
-
-    def _free(self, address: int, size: int) -> None:
-        self._alive.discard(address)
-        self._now -= size
 
 
 MEASURES: dict[str, Callable[[nn.Module, Forward], float]] = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,9 +22,11 @@ from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Stopping, TrainConfig, Training
+from hpo.train import memory
 from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
+from hpo.train.memory import in_gibibytes
 from hpo.train.monitors import Watch
 from hpo.train.optim.losses import own_kind
 from hpo.train.run import Run
@@ -31,6 +34,7 @@ from hpo.train.stack import architecture, select, sizing
 from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.row_optimizers import order_of
 from hpo.train.stack.select import Make
+from hpo.train.stack.sizing import Need, Size
 from hpo.train.stack.stack import Stack
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,13 @@ class Choice:
     executor: str  # "loop", "stack" or "vmap"
     slots: int
     why: str  # the reason, one line of text
+    need: Need | None = None  # the memory of stacks; None if it was not counted, as on a CPU
+
+    @classmethod
+    def from_dict(cls, kept: Any) -> Choice:
+        """Return a choice that was kept by `asdict`; TypeError if it has the format of another version."""
+        found = cls(**kept)
+        return replace(found, need=found.need and Need(**kept["need"]))
 
     def build(self, like: Run) -> Executor:
         """Return an empty executor for runs like this one."""
@@ -64,6 +75,14 @@ class Choice:
         return replace(
             self, executor=executor, slots=most, why=f"no more than {most} {because}; without this limit: {self.why}"
         )
+
+    def within(self, device: torch.device) -> Choice:
+        """Return this choice with as many slots as fit into what is free on the device now."""
+        free = memory.free_bytes(device)
+        if self.need is None or free is None:
+            return self
+        sizes = f"{in_gibibytes(self.need.of(self.slots))} for {self.slots}, {in_gibibytes(free)} free"
+        return self.limited(self.need.most(free), f"fit into {sizing.SHARE:.0%} of the device's free memory ({sizes})")
 
 
 def train(executor: Executor, run: Run, stop: Callable[[], bool]) -> Iterator[EpochResult]:
@@ -99,11 +118,11 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
     make = partial(_made, config, folder, device)
     key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
     with contextlib.suppress(TypeError):  # nothing is remembered, or it has the format of another version
-        return Choice(**measurement_cache.recall(key))
+        return Choice.from_dict(measurement_cache.recall(key)).within(device)
     log.info("measuring how many trials are best trained together, once for each architecture")
     choice = _measure(spec, make, splits, config.training.batch_size)
     measurement_cache.keep(key, asdict(choice))
-    return choice
+    return choice.within(device)
 
 
 def _made(
@@ -152,15 +171,25 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
         forward = select.find(make, splits, batch_size)
     except Unstackable as reason:
         return Choice(executor="loop", slots=1, why=f"cannot be trained as one model: {reason}")
+    need = sizing.need_of(forward, make, splits) if memory.is_known(splits.train.labels.device) else None
     if not measures:
-        return Choice(executor=forward.name, slots=int(spec.slots), why=f"the study says slots = {spec.slots}")
-    found = sizing.measure(forward, lambda seed: make(seed, splits, None), step, may_lose=spec.executor == "auto")
+        why = f"the study says slots = {spec.slots}"
+        return Choice(executor=forward.name, slots=int(spec.slots), why=why, need=need)
+    may_lose = spec.executor == "auto"
+    found = sizing.measure(forward, lambda seed: make(seed, splits, None), step, may_lose=may_lose, need=need)
     rates = "images/s by trials together: " + ", ".join(f"{slots}: {rate:,.0f}" for slots, rate in found.rates.items())
     if found.slots == 1:
         return Choice(executor="loop", slots=1, why=f"faster than a stack; {rates}")
     gain = found.rates[found.slots] / found.rates[1]
-    why = f"{found.slots} together train {gain:.1f} times as fast as one; {rates}"
-    return Choice(executor=forward.name, slots=found.slots, why=why)
+    why = f"{found.slots} together train {gain:.1f} times as fast as one{_memory_words(found, need)}; {rates}"
+    return Choice(executor=forward.name, slots=found.slots, why=why, need=need)
+
+
+def _memory_words(found: Size, need: Need | None) -> str:
+    """Return the counted and the measured memory of the best stack, "" if they are not known."""
+    if need is None or found.peak is None:
+        return ""
+    return f", in {in_gibibytes(found.peak)} at most (predicted {in_gibibytes(need.of(found.slots))})"
 
 
 def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choice:

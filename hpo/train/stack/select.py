@@ -58,7 +58,7 @@ def of(name: str, run: Run) -> Forward:
 def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_size: int) -> None:
     """Train two runs for STEPS epochs of one step in float64, alone and together; Unstackable if their losses differ."""
     size = min(batch_size, IMAGES, len(splits.train.labels))
-    few = dataclasses.replace(splits, train=_first(splits.train, size), validation=_first(splits.validation, size))
+    few = dataclasses.replace(splits, train=first(splits.train, size), validation=first(splits.validation, size))
     alone = [list(islice(train(make(seed, few, torch.float64)), STEPS)) for seed in (1, 2)]
     runs = [make(seed, few, torch.float64) for seed in (1, 2)]
     stack = Stack(build(runs[0]), runs[0], len(runs))
@@ -76,5 +76,6 @@ def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_siz
                 )
 
 
-def _first(split: Split, count: int) -> Split:
+def first(split: Split, count: int) -> Split:
+    """Return the first images of a split, with their labels."""
     return Split(images=split.images[:count], labels=split.labels[:count])

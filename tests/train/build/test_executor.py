@@ -34,7 +34,10 @@ def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     calls = []
     size = sizing.Size(slots=8, rates={1: 100.0, 8: 400.0})
 
-    def measure(forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool) -> sizing.Size:
+    def measure(
+        forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool, need: sizing.Need | None
+    ) -> sizing.Size:
+        assert need is None  # not counted on a CPU
         calls.append(may_lose)
         return size
 
