@@ -27,12 +27,15 @@ from hpo.data.source import Reading, Source
 from hpo.data.table import tabled
 
 Edge = Annotated[int, Ge(1), Le(4096)]
+WhiteLevel = Annotated[int, Ge(256), Le(2**31 - 1)]
 Size = tuple[int, int]  # height, width
 Colour = Literal["rgb", "grey", "rgba", "grey_alpha"]
 
 COLOURS = {"rgb": ("RGB", 3), "grey": ("L", 1), "rgba": ("RGBA", 4), "grey_alpha": ("LA", 2)}  # Pillow's mode, channels
 WITH_ALPHA = ("rgba", "grey_alpha")
 DEEP = ("I", "F")  # first letters of modes with more than 8 bits per channel, whose values Pillow would clip
+SIXTEEN = ";16"  # in Pillow's raw mode of a coloured file with 16 bits per channel, of which Pillow keeps the upper 8
+FULL = 65_535  # white of 16 bits
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # formats that Pillow decodes without another program
 FITS: dict[str, Callable[[Image.Image, Size], Image.Image]] = {
     "crop": lambda image, size: ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR),
@@ -55,11 +58,21 @@ class Decoding:
     colour: str
     fit: str
     background: tuple[int, ...] | None  # RGB behind transparent pixels; None: alpha is dropped, or kept as a channel
+    white_level: int | None = None  # value of white in a file of more than 8 bits; None: such a file is refused
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of an image, [C, H, W]."""
         return COLOURS[self.colour][1], *self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one file."""
+
+    fault: str = ""  # why it cannot be used
+    was_laid: bool = False  # its transparent pixels lie on the background
+    lost_bits: bool = False  # it has 16 bits per channel, of which the upper 8 are kept
 
 
 def image_folder(
@@ -74,6 +87,7 @@ def image_folder(
     colour: Colour = "rgb",
     background: str | None = None,
     fit: Literal["crop", "pad", "stretch"] = "crop",
+    white_level: WhiteLevel | None = None,
     reading: Reading = 2,
 ) -> Source:
     """Return the images below `root/CLASS/`, at any depth.
@@ -95,6 +109,8 @@ def image_folder(
         colour: channels of the decoded images; `rgba` and `grey_alpha` keep transparency as the last channel.
         background: colour behind transparent pixels, such as "black" or "#808080" (default white).
         fit: how another aspect ratio is fitted: crop the middle, pad with black, or stretch.
+        white_level: value of white in grey files with more than 8 bits, such as 65535, or 4095 of a 12-bit camera. Such
+            files are refused without it. Files of 8 bits stay as they are.
         reading: 1 reads as hpo did before December 2026: hidden files are images, folders named train are classes,
             alpha is dropped.
     """
@@ -102,7 +118,11 @@ def image_folder(
     if len(edges) != 2:
         raise ValueError(f"size = {size}: write one number, or [height, width]")
     decoding = Decoding(
-        size=(edges[0], edges[1]), colour=colour, fit=fit, background=_ground(background, colour, reading)
+        size=(edges[0], edges[1]),
+        colour=colour,
+        fit=fit,
+        background=_ground(background, colour, reading),
+        white_level=white_level,
     )
     folder = existing_folder(root, "root")
     roots: dict[Part, str | None] = {"validation": validation_root, "test": test_root}
@@ -126,6 +146,7 @@ def image_folder(
         )
         states = {part: [_states(files), [file.label for file in files]] for part, files in found.parts.items()}
         key = [reading, decoding.shape, fit, decoding.background, found.classes, states]
+    key += [white_level] if white_level else []  # so that what is cached without it stays in use
     source = cached("image_folder", key, lambda target: _write(found, decoding, target))
     paths = [str(file.path) for file in found.parts["train"]]
     return replace(source, notes=(*found.notes, *source.notes), place=paths.__getitem__, reading=reading)
@@ -155,19 +176,19 @@ def _states(files: Sequence[ImageFile]) -> list[list[str | int]]:
 
 def _write(found: Listing, decoding: Decoding, folder: Path) -> None:
     """Decode and write all parts; BadFile lists the files that cannot be used."""
-    bad: list[str] = []
-    transparent = 0
+    outcomes: list[Outcome] = []
     for part, files in found.parts.items():
         prefix = "" if part == "train" else f"{part}_"
-        decoded = _decode(files, decoding, folder / f"{prefix}images.npy")
-        bad += [one for one in decoded if isinstance(one, str)]
-        transparent += sum(one is True for one in decoded)
+        outcomes += _decode(files, decoding, folder / f"{prefix}images.npy")
         np.save(folder / f"{prefix}labels.npy", np.array([file.label for file in files], dtype=np.int64))
-    count = sum(map(len, found.parts.values()))
-    if bad:
+    count = len(outcomes)
+    if bad := [one.fault for one in outcomes if one.fault]:
         more = [f"and {len(bad) - TOLD} more"] if len(bad) > TOLD else []
         raise BadFile(f"{len(bad)} of {count} files cannot be used; mend or remove them:", *bad[:TOLD], *more)
-    describe(folder, found.classes, [_laid(transparent, count, decoding)] if transparent else [])
+    laid, reduced = sum(one.was_laid for one in outcomes), sum(one.lost_bits for one in outcomes)
+    notes = [_laid(laid, count, decoding)] if laid else []
+    notes += [f"{reduced} of {count} images have 16 bits per channel, of which the upper 8 are kept"] if reduced else []
+    describe(folder, found.classes, notes)
 
 
 def _laid(transparent: int, count: int, decoding: Decoding) -> str:
@@ -178,26 +199,22 @@ def _laid(transparent: int, count: int, decoding: Decoding) -> str:
     )
 
 
-def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> list[str | bool]:
-    """Decode files into an array [N, C, H, W] on disk, in threads on all cores: Pillow releases the GIL.
-
-    Returns:
-        For each file, whether it was laid on the background, or the reason why it cannot be used.
-    """
+def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> list[Outcome]:
+    """Decode files into an array [N, C, H, W] on disk, in threads on all cores: Pillow releases the GIL."""
     images = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), *decoding.shape))
     large = Lock()
     Image.init()  # without it Pillow knows only some of the formats
 
-    def decode(row: int) -> str | bool:
+    def decode(row: int) -> Outcome:
         file = files[row]
         try:
             if file.fault:
                 raise ValueError(file.fault)
-            images[row], was_laid = _decoded(file.path, decoding, large)
+            images[row], outcome = _decoded(file.path, decoding, large)
         except Exception as error:  # Pillow may raise any exception for a damaged file
             said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return f"{file.path}: {said or type(error).__name__}"
-        return was_laid
+            return Outcome(fault=f"{file.path}: {said or type(error).__name__}")
+        return outcome
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # decompression bombs are refused by size below, and palettes are converted
@@ -212,22 +229,51 @@ def _decode(files: Sequence[ImageFile], decoding: Decoding, target: Path) -> lis
     return found
 
 
-def _decoded(path: Path, decoding: Decoding, large: Lock) -> tuple[npt.NDArray[np.uint8], bool]:
-    """Return an image [C, H, W], and whether it has transparent pixels that were laid on the background."""
+def _decoded(path: Path, decoding: Decoding, large: Lock) -> tuple[npt.NDArray[np.uint8], Outcome]:
+    """Return an image [C, H, W] and how it was read."""
     with Image.open(path, formats=FORMATS) as opened:
         pixels = opened.width * opened.height
         if pixels > MOST_PIXELS:
             raise ValueError(
                 f"has {opened.width}x{opened.height} pixels, more than {MOST_PIXELS:,} in all; make it smaller"
             )
-        if opened.mode.startswith(DEEP):
-            raise ValueError(f"has pixels of mode {opened.mode}, more than 8 bits each; convert it to 8 bits")
+        is_deep = opened.mode.startswith(DEEP)
+        lost_bits = not is_deep and any(SIXTEEN in str(tile.args) for tile in opened.tile)
+        _refuse_bits(opened.mode, decoding.white_level, lost_bits)
         with large if pixels > MANY_PIXELS else nullcontext():
             upright = ImageOps.exif_transpose(opened)
+            if is_deep and decoding.white_level:
+                upright = _scaled(upright, decoding.white_level)
             coloured, was_laid = _coloured(upright, decoding)
             image = FITS[decoding.fit](coloured, decoding.size)
     values = np.asarray(image).reshape(*decoding.size, -1)
-    return np.ascontiguousarray(values.transpose(2, 0, 1)), was_laid
+    return np.ascontiguousarray(values.transpose(2, 0, 1)), Outcome(was_laid=was_laid, lost_bits=lost_bits)
+
+
+def _refuse_bits(mode: str, white_level: int | None, lost_bits: bool) -> None:
+    """Raise ValueError for an image of more than 8 bits that cannot be read as declared."""
+    if mode.startswith("F"):
+        raise ValueError(f"has pixels of mode {mode}, numbers with a fraction; convert it to whole numbers")
+    if mode.startswith(DEEP) and white_level is None:
+        raise ValueError(
+            f"has pixels of mode {mode}, more than 8 bits each; write the value of white, such as white_level = {FULL}, "
+            "or convert it to 8 bits"
+        )
+    if lost_bits and white_level not in (None, FULL):
+        raise ValueError(
+            f"has colours of 16 bits, which are read with white_level = {FULL} only; convert it to 8 bits, or to grey"
+        )
+
+
+def _scaled(image: Image.Image, white_level: int) -> Image.Image:
+    """Return an image of more than 8 bits as grey of 8 bits; ValueError for a value outside black and white."""
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > white_level:
+        raise ValueError(
+            f"has values from {lowest} to {highest}, and white_level = {white_level} allows 0 to {white_level}"
+        )
+    return Image.fromarray(np.rint(values * (255 / white_level)).astype(np.uint8))
 
 
 def _coloured(image: Image.Image, decoding: Decoding) -> tuple[Image.Image, bool]:
