@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hpo.data import stratify
 from hpo.data.source import Source
 
 HELD_OUT = 0.15  # share of the split images for validation, and again for test
@@ -63,13 +64,9 @@ def held_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def _fold(rest: Tensor, source: Source, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return train (all other folds) and validation (this fold) of the images outside the test part."""
-    from sklearn.model_selection import StratifiedKFold  # here, as in `data.digits`
-
     indices = np.sort(rest.numpy())
     refuse_rare_classes(source, torch.from_numpy(indices), folds)
-    strata = source.labels.numpy()[indices]
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(indices, strata)
-    train, validation = list(parts)[fold]
+    train, validation = stratify.fold(source.labels.numpy()[indices], folds, fold, seed % 2**32)
     return torch.from_numpy(indices[train]), torch.from_numpy(indices[validation])
 
 
@@ -102,11 +99,8 @@ def _some(indices: Tensor, labels: Tensor, count: int, seed: int) -> Tensor:
 def _hold_out(
     indices: npt.NDArray[np.int64], labels: Tensor, count: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    from sklearn.model_selection import train_test_split  # here, as in `data.digits`
-
-    strata = labels.cpu().numpy()[indices]
-    rest, held = train_test_split(indices, test_size=count, stratify=strata, random_state=seed % 2**32)
-    return np.sort(rest), np.sort(held)
+    rest, held = stratify.held_out(labels.cpu().numpy()[indices], count, seed % 2**32)
+    return indices[rest], indices[held]
 
 
 def refuse_rare_classes(source: Source, rows: Tensor, fewest: int) -> None:

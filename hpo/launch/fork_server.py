@@ -31,7 +31,7 @@ _starting = threading.Lock()
 _workers: set[int] = set()  # process ids
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
 #: Preloaded for a declared study only. A user's own objective may set options of torch before it imports torch.
-DECLARED = ["hpo.worker.objective", "sklearn.datasets", "sklearn.model_selection"]
+DECLARED = ["hpo.worker.objective"]
 COMPILER = ["torch._dynamo"]  # the steps of torch's optimizers import it, the steps of a stack do not
 #: Environment of the server. Some libraries read it at import. A training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
