@@ -12,7 +12,7 @@ from torch import Tensor
 
 CHUNK = 64 * 2**20  # bytes per read where all images are read once
 CPU = torch.device("cpu")
-SHARES = {"cuda": 1 / 3, "cpu": 1 / 8}  # largest share of a device's memory for images; on a CPU each worker has a copy
+SHARE, SHARE_OF_CPU = 1 / 3, 1 / 8  # largest share of a device's memory for images; on a CPU each worker has a copy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,8 +86,8 @@ def fits(images: int, device: torch.device) -> bool:
 
     The limit is a share of the total memory, not of the free memory, so that all workers on a machine decide alike.
     """
-    if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu":
+        whole = torch.get_device_module(device).get_device_properties(device).total_memory
     else:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return images <= whole * SHARES.get(device.type, SHARES["cpu"])
+    return bool(images <= whole * (SHARE_OF_CPU if device.type == "cpu" else SHARE))

@@ -30,7 +30,7 @@ from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.study.interval import IMAGES_KEY
 from hpo.text import command, quoted
-from hpo.train import checkpoint, validation
+from hpo.train import checkpoint, devices, validation
 from hpo.train.batches import most_pieces
 from hpo.train.build import assemble, executor, registry
 from hpo.train.build.executor import Choice
@@ -154,7 +154,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     folder = code_folder or find_code_folder(spec, path)
     config = registry.read(spec.tree, folder)
     torch.set_num_threads(config.training.threads)
-    device = assemble.pick_device()
+    device = devices.pick()
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
     if accumulation > most_pieces(config.training.batch_size):
         raise SpecError(
@@ -195,7 +195,7 @@ def _command_folder(command: Command, beside: Path, before: Path) -> Path:
 def describe(training: FinalTraining, count: int | None = None) -> str:
     """Return a line on the training: model, data, optimizer, schedule, epochs, seed, or the number of seeds, and device."""
     seed = f"seed {training.seed}" if count is None else f"{count} seeds"
-    config, device = training.config, assemble.device_name(training.device)
+    config, device = training.config, devices.name(training.device)
     return (
         f"{training.path}: {config.model.name} on {config.data.name}, {config.optimizer.name} with {config.schedule.name} "
         f"schedule, {config.training.epochs} epochs, {seed}, on {device}"
@@ -400,7 +400,7 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
         "history": kept.history,
         "receipt": receipt(
             folder=training.folder,
-            device=assemble.device_name(training.device),
+            device=devices.name(training.device),
             threads=training.config.training.threads,
             executor="loop" if "+" in training.executor else training.executor,
             seed=training.seed,

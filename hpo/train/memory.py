@@ -1,12 +1,11 @@
-"""The memory of a device: what operations take, counted tensor by tensor, and what is free."""
+"""The memory that operations take, counted tensor by tensor. What a device has and has left is asked of `devices.py`."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -64,40 +63,6 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _free(self, address: int, size: int) -> None:
         self._alive.discard(address)
         self._now -= size
-
-
-def _free_of_cuda(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-        device
-    )  # in blocks that this process holds
-    return free + unused
-
-
-#: Bytes that a process can still take, by type of device.
-FREE: dict[str, Callable[[torch.device], int]] = {"cuda": _free_of_cuda}
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes of a device that this process can still take; None if they are not known, as on a CPU."""
-    free = FREE.get(device.type)
-    return None if free is None else free(device)
-
-
-def is_known(device: torch.device) -> bool:
-    """Return whether a device's free memory is known."""
-    return device.type in FREE
-
-
-def begin_peak(device: torch.device) -> None:
-    """Forget the peak of a device's memory, so that `measured_peak` tells of what follows."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def measured_peak(device: torch.device) -> int | None:
-    """Return the most bytes of a device that this process held at once, by its allocator; None on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def in_gibibytes(size: int) -> str:

@@ -7,13 +7,14 @@ clipping.
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hpo.train import devices
 
 NORM, SQUARE, PRODUCT = range(3)  # places of the sums of |g|, |g|^2, and g * (g of the previous step)
 SUMS = 3
@@ -136,8 +137,7 @@ def of_gradients(
 
 def of_resources(device: torch.device, images: int, seconds: float) -> dict[str, float]:
     """Return training images per second and peak memory in MiB, of the GPU or else of this process."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {"images_per_second": images / seconds if seconds > 0 else math.nan, "peak_memory_mb": peak}
+    return {
+        "images_per_second": images / seconds if seconds > 0 else math.nan,
+        "peak_memory_mb": devices.peak_memory_mb(device),
+    }

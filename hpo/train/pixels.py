@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hpo.data import Stored
+from hpo.train import devices
 
 FLOAT_COPY_BYTES = 64 * 2**20  # images up to this size as floats are normalised once, not batch by batch
 AHEAD = 3  # batches that are read ahead
@@ -67,7 +68,7 @@ class Pixels:
             _Rows(self._images),
             batch_sampler=order,
             collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda",
+            pin_memory=devices.is_accelerator(device),
             generator=torch.Generator(),  # the loader draws a number, which must not come from torch's global generator
         )
         for images in _ahead(iter(loader)):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hpo.models import adopt_dropout
 from hpo.spec.seeds import derive
+from hpo.train import devices
 
 
 def initial_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -37,23 +38,23 @@ class Randomness:
 
     def begin(self, epoch: int) -> None:
         """Seed the generators for an epoch, counted from 0."""
-        self.dropout.manual_seed(derive(self._seed, "dropout", epoch))
-        seed = derive(self._seed, "global", epoch)
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
-                torch.cuda.manual_seed(seed)
+        self._seed_for("", epoch)
 
     def states(self) -> dict[str, Tensor]:
         """Return the states of the generators within an epoch."""
-        states = {"dropout": self.dropout.get_state(), "global": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        return states
+        return {"dropout": self.dropout.get_state(), **devices.random_states(self._device)}
 
-    def restore(self, states: Mapping[str, Tensor]) -> None:
-        """Restore the states of the generators."""
+    def restore(self, states: Mapping[str, Tensor], epoch: int, batch: int) -> None:
+        """Restore the states of the generators before a batch of an epoch.
+
+        The states of another type of device do not fit. Then the rest of the epoch gets random numbers of its own.
+        """
+        if not devices.can_restore(self._device, states):
+            self._seed_for(f" from batch {batch}", epoch)
+            return
         self.dropout.set_state(states["dropout"])
-        torch.set_rng_state(states["global"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], self._device)
+        devices.restore_random(self._device, states)
+
+    def _seed_for(self, part: str, epoch: int) -> None:
+        self.dropout.manual_seed(derive(self._seed, f"dropout{part}", epoch))
+        devices.seed_all(self._device, derive(self._seed, f"global{part}", epoch))

@@ -279,7 +279,7 @@ class Run:
     def enter_epoch(self) -> None:
         """Begin the next epoch, or continue a stopped one: set generators, schedule, train mode and frozen layers."""
         if self.batch:
-            self.randomness.restore(self._generators)
+            self.randomness.restore(self._generators, self.epoch, self.batch)
         else:
             self.randomness.begin(self.epoch)
             self.loss_sum.zero_()

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from hpo.errors import CheckpointError, MismatchError
 from hpo.spec.curve import Direction, is_better
-from hpo.train import checkpoint
+from hpo.train import checkpoint, devices
 
 PAIRS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))  # of modules and of torch.Generator
 
@@ -163,7 +163,7 @@ def _load(value: Any, state: Any) -> None:
 
 
 def _random_states() -> dict[str, Any]:
-    """Return the states of the global generators of Python, NumPy, torch and, if it is in use, CUDA."""
+    """Return the states of the global generators of Python, NumPy, torch and the accelerators in use."""
     kind, words, place, has_gauss, gauss = np.random.get_state()
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -176,9 +176,7 @@ def _random_states() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+    return states | devices.states_of_all()
 
 
 @contextmanager
@@ -198,6 +196,4 @@ def _restore_random(states: Mapping[str, Any]) -> None:
     kind, keys, place, has_gauss, cached = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), place, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    devices = range(torch.cuda.device_count())  # maybe fewer than when the states were saved
-    for device, state in zip(devices, states.get("cuda", []), strict=False):
-        torch.cuda.set_rng_state(state, device)
+    devices.restore_all(states)

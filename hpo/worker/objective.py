@@ -18,6 +18,7 @@ from hpo.storage.tables import FOLD_KEY
 from hpo.study import study as studies
 from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
 from hpo.study.study import Study
+from hpo.train import devices
 from hpo.train.batches import can_halve
 from hpo.train.build import assemble, costs
 from hpo.train.build.executor import Choice, Executor, choose, remember, spread, stack_key_of
@@ -42,7 +43,7 @@ def declared(study: Study, folder: Path) -> Declared:
 
     Raises MismatchError if the study was made with other data.
     """
-    device = assemble.pick_device()
+    device = devices.pick()
     first = TrainConfig.from_tree(next(space.variants(study.spec.tree)))
     log.info("preparing the data: %s", first.data.name)
     splits = assemble.load_splits(first, study.spec.split_seed, folder, device)
@@ -157,7 +158,7 @@ class Declared:
             spec.goals.costs,
             run,
             threads=config.training.threads,
-            device=assemble.device_name(self._device),
+            device=devices.name(self._device),
             code=usercode.digest(spec.code_references, self._folder),
         )
 
@@ -165,7 +166,7 @@ class Declared:
         """Return the receipt of a trial that an executor holds."""
         found = receipt(
             folder=self._folder,
-            device=assemble.device_name(self._device),
+            device=devices.name(self._device),
             threads=attempt.config.training.threads,
             executor="+".join(dict.fromkeys(attempt.run.executors)),
             accumulation=attempt.run.accumulation,

@@ -148,7 +148,7 @@ def test_an_error_of_the_disk_is_the_trial_s_data_error() -> None:
 
 def test_the_size_decides_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load(resident=None).train.images, Tensor)
-    monkeypatch.setattr(storing, "SHARES", {"cpu": 1e-12})
+    monkeypatch.setattr(storing, "SHARE_OF_CPU", 1e-12)
     assert isinstance(load(resident=None).train.images, Stored)
     assert isinstance(load(resident=None).validation.images, Stored)
     assert isinstance(load(resident=True).train.images, Tensor)

@@ -15,7 +15,7 @@ from hpo.errors import SpecError
 from hpo.final import train as final
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train import loop
+from hpo.train import devices, loop
 from hpo.train.build import assemble
 from tests.support.declared import nothing, quiet
 
@@ -40,7 +40,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The receipt of a trial in two micro-batches."""
     folder = tmp_path_factory.mktemp("trial")
     spec = StudySpec.load(write(folder / "best.toml"))
-    config, device = TrainConfig.from_tree(spec.tree), assemble.pick_device()
+    config, device = TrainConfig.from_tree(spec.tree), devices.pick()
     torch.set_num_threads(config.training.threads)
     splits = assemble.load_splits(config, spec.split_seed, folder, device)
     results = list(loop.train(assemble.build_run(config, splits, 11, folder, device, accumulation=2)))

@@ -28,6 +28,8 @@ from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from hpo.train import devices
+
 NAME = "twin"
 TOTAL_MEMORY = 2**30  # bytes that the device says it has
 WITHOUT_KERNEL = ("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view")
@@ -432,6 +434,9 @@ class Backend:
     def memory_allocated(self, _device: Any = None) -> int:
         return _memory.held
 
+    def memory_reserved(self, _device: Any = None) -> int:
+        return _memory.held  # it keeps no blocks that no tensor uses
+
     def max_memory_allocated(self, _device: Any = None) -> int:
         return _memory.peak
 
@@ -466,7 +471,7 @@ def _is_pinned(tensor: torch.Tensor, _device: Any = None) -> bool:
 
 @contextmanager
 def plugged_in() -> Iterator[None]:
-    """Make the device available until the end of the block."""
+    """Make the device available until the end of the block. Training then picks it, as it picks a GPU."""
     with (
         mock.patch.object(torch, "Generator", _AnyGenerator),
         mock.patch.object(torch.Tensor, "pin_memory", _pinned),
@@ -475,6 +480,7 @@ def plugged_in() -> Iterator[None]:
             torch_optimizer, "_foreach_supported_types", [*torch_optimizer._foreach_supported_types, Twin]
         ),
         mock.patch.object(_foreach_utils, "_foreach_supported_types", [*_foreach_utils._foreach_supported_types, Twin]),
+        mock.patch.object(devices, "ACCELERATORS", (NAME,)),
         mock.patch.multiple(Backend, plugged_in=True, default_generators=(TwinGenerator(),)),
     ):
         yield

@@ -20,6 +20,7 @@ from hpo.files import atomic_write
 from hpo.final.after.raw import batches
 from hpo.models import Dropout, use_generator
 from hpo.spec.seeds import derive
+from hpo.train import devices
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +72,8 @@ def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int,
     for module in drops:
         module.train()
     use_generator(model, torch.Generator(images.device).manual_seed(derive(seed, "mc dropout", 0)))
-    devices = [images.device] if images.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):  # torch's own dropout draws from the global generators
+        with devices.forked_random(images.device):  # torch's own dropout draws from the global generators
             torch.manual_seed(derive(seed, "mc dropout", 1))
             found = [_of_batch(model, some, passes) for some in batches(images, batch)]
     finally:

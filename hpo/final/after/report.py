@@ -22,7 +22,7 @@ from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
 from hpo.receipt import receipt
 from hpo.study.interval import Interval, wilson
-from hpo.train.build import assemble
+from hpo.train import devices
 
 REPORT = "after.json"
 DOUBT = "mc_dropout.csv"
@@ -137,7 +137,7 @@ def _receipt(trained: Trained) -> dict[str, Any]:
     training = trained.training
     return receipt(
         folder=training.folder,
-        device=assemble.device_name(training.device),
+        device=devices.name(training.device),
         threads=torch.get_num_threads(),
         identity=training.identity,
         weights_sha256=trained.weights_sha256,

@@ -31,16 +31,6 @@ RGB = 3  # channels
 PREPARING_BATCH = 128  # images per batch of a model's preparation: lsuv, or a step of the autoencoder
 
 
-def pick_device() -> torch.device:
-    """Return the GPU that this process may use, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """Return the device's name, for a receipt."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
     """Return the training and validation split of the config's data on the device. The test split stays sealed."""
     return split(config, load_source(config, folder), split_seed, device)

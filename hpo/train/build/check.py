@@ -20,6 +20,7 @@ from hpo.spec import seeds, space, usercode
 from hpo.spec.space import Choices, Parameter, Tree
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
+from hpo.train import devices
 from hpo.train.batches import steps_per_epoch
 from hpo.train.build import assemble, costs, executor, range_types, registry
 from hpo.train.build.executor import Choice
@@ -64,7 +65,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         sheet: PNG file to write, with training images of each class.
     """
     tree = spec.tree
-    device = assemble.pick_device()
+    device = devices.pick()
     config = TrainConfig.from_tree(space.middle(tree, {}))
     source = assemble.load_source(config, folder)
     splits = assemble.split(config, source, spec.split_seed, device)
@@ -84,7 +85,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         spec.goals.costs,
         run,
         threads=config.training.threads,
-        device=assemble.device_name(device),
+        device=devices.name(device),
         code=usercode.digest(spec.code_references, folder),
     )
     epochs = tree["training"]["epochs"]
@@ -95,7 +96,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         model=str(table),
         weights=None if taken_over is None else str(taken_over),
         epoch=next(train(run)),
-        device=assemble.device_name(device),
+        device=devices.name(device),
         choice=executor.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
         longest_trial_epochs=int(max(space.ends_of(epochs))),
         untyped=list(range_types.untyped(tree, registry.option_models(folder))),

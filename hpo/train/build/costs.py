@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hpo.receipt import processor
+from hpo.train import devices
 from hpo.train.build import measurement_cache
 from hpo.train.memory import PeakBytes, address_of, bytes_of
 from hpo.train.precision import Precision, autocasting, number_type
@@ -50,12 +51,10 @@ def latency_ms(model: nn.Module, forward: Forward) -> float:
 
 
 def _timed(forward: Forward, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    devices.synchronize(device)
     began = time.perf_counter()
     forward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    devices.synchronize(device)
     return time.perf_counter() - began
 
 

@@ -22,7 +22,7 @@ from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Stopping, TrainConfig, Training
-from hpo.train import memory
+from hpo.train import devices
 from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import Loop
@@ -78,7 +78,7 @@ class Choice:
 
     def within(self, device: torch.device) -> Choice:
         """Return this choice with as many slots as fit into what is free on the device now."""
-        free = memory.free_bytes(device)
+        free = devices.free_bytes(device)
         if self.need is None or free is None:
             return self
         sizes = f"{in_gibibytes(self.need.of(self.slots))} for {self.slots}, {in_gibibytes(free)} free"
@@ -144,7 +144,7 @@ def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) 
 
     It contains digests of the user's code and of ours, since the same layers may be run differently.
     """
-    known = (torch.__version__, processor(), assemble.device_name(device), _our_code())
+    known = (torch.__version__, processor(), devices.name(device), _our_code())
     described = repr((*known, usercode.digest(spec.code_references, folder), stack_key, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
@@ -171,7 +171,7 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
         forward = select.find(make, splits, batch_size)
     except Unstackable as reason:
         return Choice(executor="loop", slots=1, why=f"cannot be trained as one model: {reason}")
-    need = sizing.need_of(forward, make, splits) if memory.is_known(splits.train.labels.device) else None
+    need = sizing.need_of(forward, make, splits) if devices.free_bytes(splits.train.labels.device) is not None else None
     if not measures:
         why = f"the study says slots = {spec.slots}"
         return Choice(executor=forward.name, slots=int(spec.slots), why=why, need=need)

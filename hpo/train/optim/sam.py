@@ -6,13 +6,15 @@ is approximately the largest within a distance of rho.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hpo.train import devices
 
 TINY = 1e-12  # added to the norm of a gradient, which may be 0
 
@@ -41,7 +43,8 @@ def passes(
         dropout: generator of the model's masks.
         loss_sum: tensor in which the caller sums losses.
     """
-    masks, others = dropout.get_state(), _global_states(dropout.device)
+    masks = dropout.get_state()
+    others = _states(devices.default_generators(dropout.device))  # a user's model may draw from them
     yield from batch
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     before, counted = [parameter.detach().clone() for parameter in trained], loss_sum.clone()
@@ -56,13 +59,7 @@ def passes(
         torch._foreach_copy_(trained, before)
 
 
-def _global_states(device: torch.device) -> dict[torch.Generator, Tensor]:
-    """Return the states of torch's global generators, from which a user's model may draw."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(
-            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-        )
+def _states(generators: Iterable[torch.Generator]) -> dict[torch.Generator, Tensor]:
     return {generator: generator.get_state() for generator in generators}
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
+from hpo.train import devices
 from hpo.train.optim.sgdw import SGDW
 from hpo.train.stack.flat_parameters import FlatParameters
 from hpo.train.stack.row_optimizers import ROW_OPTIMIZERS, Group, Span, move_in, spans_of, torchs_own, trained
@@ -401,8 +402,7 @@ class Broadcast:
         """
         if len(self._sent) != len(numbers):
             self._sent = self._sent.new_empty(len(numbers))
-        pinned = self._sent.device.type == "cuda"
-        host = torch.tensor(numbers, dtype=self._sent.dtype, pin_memory=pinned)
+        host = devices.pinned(torch.tensor(numbers, dtype=self._sent.dtype), self._sent.device)
         return self._sent.copy_(host, non_blocking=True)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from hpo.data import Splits
 from hpo.spec.failures import Kind, kind_of
-from hpo.train import memory
+from hpo.train import devices, memory
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.train.stack import select
@@ -118,14 +118,14 @@ def measure(
     before = _peak_bytes()
     while slots <= MOST and misses < MISSES and _fits(runs[0], slots, need, before):
         runs += [make(seed) for seed in range(len(runs), slots)]
-        memory.begin_peak(device)
+        devices.begin_peak(device)
         try:
             rates[slots] = slots * batch / _stacked_step(forward, runs)
         except RuntimeError as error:  # the CPU's allocator raises a plain RuntimeError
             if kind_of(error) is not Kind.OUT_OF_MEMORY:
                 raise
             break
-        peaks[slots] = memory.measured_peak(device)
+        peaks[slots] = devices.peak_bytes(device)
         if rates[slots] >= GAIN * rates[best] or (best == 1 and not may_lose):
             best, misses = slots, 0
         else:
@@ -136,7 +136,7 @@ def measure(
 
 def _fits(run: Run, slots: int, need: Need | None, before: int) -> bool:
     """Return whether a stack fits into memory: by its need, else by its rows and by this process's growth since `before`."""
-    free = memory.free_bytes(run.device)
+    free = devices.free_bytes(run.device)
     if need is not None and free is not None:
         return slots <= need.most(free)
     return max(_bytes(run, slots), _peak_bytes() - before) <= MEMORY_BYTES
@@ -158,8 +158,7 @@ def _step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: t
     asked: list[float] = []
 
     def stop() -> bool:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        devices.synchronize(device)
         asked.append(time.perf_counter())
         measured = len(asked) - 1 - WARM_UP_STEPS
         return measured >= STEPS or (measured >= 2 and asked[-1] - asked[WARM_UP_STEPS] >= SECONDS)

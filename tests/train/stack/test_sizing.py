@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpo.data import Splits
 from hpo.models import cnn, mlp
-from hpo.train import memory
+from hpo.train import devices, memory
 from hpo.train.build import executor, measurement_cache
 from hpo.train.build.executor import Choice
 from hpo.train.memory import PeakBytes
@@ -75,7 +75,7 @@ def test_a_stack_that_does_not_fit_is_not_tried(
 ) -> None:
     tried = []
     monkeypatch.setattr(sizing, "_stacked_step", lambda _forward, runs: tried.append(len(runs)) or 0.01)
-    monkeypatch.setitem(memory.FREE, "cpu", lambda _device: 10_000)
+    monkeypatch.setattr(devices, "free_bytes", lambda _device: 10_000)
     of = partial(make, "mlp", "sgd")
     found = sizing.measure(None, lambda seed: of(seed, splits, None), 0.01, need=Need(fixed=0, each=1_000))
     assert tried == [2, 4, 8]  # nine would fit
@@ -85,7 +85,7 @@ def test_a_stack_that_does_not_fit_is_not_tried(
 def test_a_remembered_choice_is_limited_by_what_is_free_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was measured on an empty device. Now another process takes most of it."""
     free = [100 * memory.GIBIBYTE, 3 * memory.GIBIBYTE // 2]
-    monkeypatch.setitem(memory.FREE, "cpu", lambda _device: free[0])
+    monkeypatch.setattr(devices, "free_bytes", lambda _device: free[0])
     monkeypatch.setattr(sizing, "need_of", lambda *arguments: Need(fixed=0, each=memory.GIBIBYTE // 4))
     question = prepared(tmp_path, executor="stack", slots=64)
     first = executor.choose(*question, tmp_path, CPU)
