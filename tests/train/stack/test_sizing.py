@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,22 @@ def test_a_remembered_choice_is_limited_by_what_is_free_now(tmp_path: Path, monk
     (kept,) = measurement_cache._read().values()
     assert Choice.from_dict(kept) == first  # the limit of the moment is not remembered
     assert dataclasses.asdict(first)["need"] == {"fixed": 0, "each": memory.GIBIBYTE // 4}
+
+
+def test_a_step_on_one_thread_is_measured_by_its_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that takes the core makes no step slower."""
+    seconds = {"cpu": count(), "wall": count(step=10)}
+    monkeypatch.setattr(time, "thread_time", lambda: next(seconds["cpu"]))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds["wall"]))
+
+    def train_epoch(stop: Callable[[], bool]) -> None:
+        while not stop():
+            pass
+
+    threads = torch.get_num_threads()
+    try:
+        for used, expected in ((1, 1), (2, 10)):
+            torch.set_num_threads(used)
+            assert sizing._step_seconds(train_epoch, CPU) == expected
+    finally:
+        torch.set_num_threads(threads)
