@@ -27,7 +27,7 @@ def _source(name: str, images: int) -> Source:
     pixels, labels = bench_data.read(name, images)
     channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     return Source(
-        images=torch.from_numpy(channels_first), labels=torch.from_numpy(labels), num_classes=bench_data.CLASSES
+        inputs=torch.from_numpy(channels_first), targets=torch.from_numpy(labels), num_classes=bench_data.CLASSES
     )
 
 

@@ -13,19 +13,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hpo.data import statistics
 from hpo.data.arrays import npz
 from hpo.data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
 from hpo.data.digits import digits
 from hpo.data.fake import fake
 from hpo.data.files import FILE
 from hpo.data.folder import image_folder
+from hpo.data.inputs import Inputs, Kind, are_resident, each, head, placed, selected, some
 from hpo.data.overview import Overview, contact_sheet, overview
 from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
 from hpo.data.select import select
-from hpo.data.source import Source, Split, Splits
+from hpo.data.source import Fitted, Source, Split, Splits, Task
 from hpo.data.split import parted
 from hpo.data.spreadsheet import spreadsheets
-from hpo.data.stored import Images, Stored, as_stored, brought, chunks, fits
+from hpo.data.stored import CPU, Stored, chunks
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
@@ -46,6 +48,9 @@ __all__ = [
     "SOURCES",
     "Augmentation",
     "Drawn",
+    "Fitted",
+    "Inputs",
+    "Kind",
     "MixedLabels",
     "Overview",
     "Source",
@@ -53,40 +58,59 @@ __all__ = [
     "Splits",
     "Stored",
     "Strength",
+    "Task",
     "Tone",
     "contact_sheet",
     "digits",
     "draw",
+    "each",
+    "head",
     "load",
     "load_test",
     "overview",
     "select",
+    "some",
 ]
 
 
 def load(source: Source, *, split_seed: int, device: torch.device | str) -> Splits:
     """Return the training and validation split of a source.
 
-    Labels are on the device. Images are too if they fit; else they stay in their store. ValueError if a class has too
-    few images for a split.
+    Targets are on the device. Inputs are too if they fit; else they stay in their store. ValueError if a class has too
+    few rows for a split. All statistics and encodings come from the training split.
 
     Args:
-        split_seed: decides which images belong to which split.
+        split_seed: decides which rows belong to which split.
     """
     device = torch.device(device)
     train, validation, test = parted(source, split_seed)
-    resident = _is_resident(source, len(train) + len(validation), device)
-    stored = [_taken(source, None, train), _taken(source, source.own_validation, validation)]
-    seen, labels = [brought(images, torch.device("cpu"), resident) for images, _ in stored], [one for _, one in stored]
-    mean, std, white = _channel_statistics(seen[0])
+    resident = are_resident(source.inputs, len(train) + len(validation), device, source.resident)
+    parts = [_taken(source, None, train), _taken(source, source.own_validation, validation)]
+    raw = [placed(inputs, CPU, resident or source.fit is not None) for inputs, _ in parts]
+    targets = [one for _, one in parts]
+    fitted = None if source.fit is None else source.fit(raw[0])
+    inputs = raw if fitted is None else [fitted.transform(one) for one in raw]
+    mean, std, white = statistics.of_inputs(inputs[0])
+    moments = statistics.of_targets(targets[0]) if source.task == "regression" else None
+    known = [
+        Split(inputs=placed(x, device, resident), targets=_targets(y, moments).to(device))
+        for x, y in zip(inputs, targets, strict=True)
+    ]
     return Splits(
-        train=Split(images=_moved(seen[0], device), labels=labels[0].to(device)),
-        validation=Split(images=_moved(seen[1], device), labels=labels[1].to(device)),
+        train=known[0],
+        validation=known[1],
+        task=source.task,
         num_classes=source.num_classes,
-        mean=mean.to(device),
-        std=std.to(device),
-        digest=_digest([seen[0], labels[0], seen[1], labels[1]]),
+        mean=each(mean, lambda one: one.to(device)),
+        std=each(std, lambda one: one.to(device)),
+        target_mean=None if moments is None else moments[0].to(device),
+        target_std=None if moments is None else moments[1].to(device),
+        digest=_digest([inputs[0], targets[0], inputs[1], targets[1]]),
         classes=source.classes,
+        target_names=source.target_names,
+        categories=fitted.categories if fitted else (),
+        vocabulary=fitted.vocabulary if fitted else 0,
+        about=fitted.about if fitted else {},
         white=white,
         notes=source.notes,
         test_count=len(test),
@@ -96,50 +120,34 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
 def load_test(source: Source, *, split_seed: int, device: torch.device | str) -> Split:
     """Return the sealed test split of a source, on the device or in its store as in `load`.
 
-    It is the test part that the source ships, else the images that `load` left out for this seed.
+    It is the test part that the source ships, else the rows that `load` left out for this seed.
     """
     device = torch.device(device)
-    _, _, rows = parted(source, split_seed)
-    images, labels = _taken(source, source.own_test, rows)
-    return Split(images=brought(images, device, _is_resident(source, len(labels), device)), labels=labels.to(device))
+    train, _, rows = parted(source, split_seed)
+    inputs, targets = _taken(source, source.own_test, rows)
+    of_training = _taken(source, None, train)
+    if source.fit is not None:
+        inputs = source.fit(placed(of_training[0], CPU, resident=True)).transform(placed(inputs, CPU, resident=True))
+    moments = statistics.of_targets(of_training[1]) if source.task == "regression" else None
+    resident = are_resident(source.inputs, len(targets), device, source.resident)
+    return Split(inputs=placed(inputs, device, resident), targets=_targets(targets, moments).to(device))
 
 
-def _taken(source: Source, own: tuple[Images, Tensor] | None, rows: Tensor) -> tuple[Stored, Tensor]:
-    """Return images and labels of a part by their rows, from the source's own part if it ships one."""
-    images, labels = own or (source.images, source.labels)
-    return as_stored(images)[rows], labels[rows]
+def _taken(source: Source, own: tuple[Inputs, Tensor] | None, rows: Tensor) -> tuple[Inputs, Tensor]:
+    """Return inputs and targets of a part by their rows, from the source's own part if it ships one."""
+    inputs, targets = own or (source.inputs, source.targets)
+    return selected(inputs, rows), targets[rows]
 
 
-def _is_resident(source: Source, images: int, device: torch.device) -> bool:
-    """Return whether this number of images goes into the device's memory: by option, else by their size."""
-    return fits(images * source.images.shape[1:].numel(), device) if source.resident is None else source.resident
+def _targets(targets: Tensor, moments: statistics.Moments | None) -> Tensor:
+    return targets if moments is None else (targets - moments[0]) / moments[1]
 
 
-def _moved(images: Images, device: torch.device) -> Images:
-    return images.to(device) if isinstance(images, Tensor) else brought(images, device, resident=False)
-
-
-def _channel_statistics(images: Images) -> tuple[Tensor, Tensor, int]:
-    """Return mean and std [C] of uint8 images, and their highest value.
-
-    They are computed from counts of each pixel value. This is exact and needs no float copy of the images.
-    """
-    values = torch.arange(256, dtype=torch.float64)
-    counts = torch.zeros((images.shape[1], 256), dtype=torch.int64)
-    for chunk in chunks(images):
-        channels = chunk.transpose(0, 1).flatten(1)  # [C, N*H*W]
-        counts += torch.stack([channel.bincount(minlength=256) for channel in channels])
-    shares = counts.double() / (images.shape.numel() // images.shape[1])
-    mean = (shares * values).sum(1)
-    std = (shares * (values - mean[:, None]).square()).sum(1).sqrt()
-    white = int(counts.sum(0).nonzero().max())
-    return mean.float(), torch.where(std > 0, std, 1.0).float(), white
-
-
-def _digest(parts: list[Images]) -> str:
+def _digest(parts: list[Inputs]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part.dtype}{list(part.shape)}".encode())
-        for chunk in chunks(part):
+    named = [sorted(part.items()) if isinstance(part, dict) else [("", part)] for part in parts]
+    for name, rows in (one for part in named for one in part):
+        digest.update(f"{name}{rows.dtype}{list(rows.shape)}".encode())
+        for chunk in chunks(rows):
             digest.update(chunk.contiguous().numpy().data)
     return digest.hexdigest()

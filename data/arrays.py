@@ -87,14 +87,14 @@ def npz(
         for part in ("validation", "test")
     )
     return Source(
-        images=archive.pixels("train", last),
-        labels=archive.numbers("train", order),
+        inputs=archive.pixels("train", last),
+        targets=archive.numbers("train", order),
         num_classes=len(order),
         classes=tuple(order),
-        validation_images=validation[0],
-        validation_labels=validation[1],
-        test_images=test[0],
-        test_labels=test[1],
+        validation_inputs=validation[0],
+        validation_targets=validation[1],
+        test_inputs=test[0],
+        test_targets=test[1],
         notes=(*archive.notes, *told),
         place=archive.place,
         reading=reading,

@@ -20,8 +20,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from hpo.data.files import BadFile, data_dir
+from hpo.data.inputs import Inputs
 from hpo.data.source import Source
-from hpo.data.stored import Images
 
 FORMAT = 1  # increase it when the files of an entry change their meaning
 ABOUT = "about.json"  # written last
@@ -75,14 +75,14 @@ def _make(place: Path, write: Callable[[Path], None]) -> None:
 
 def keep(folder: Path, source: Source) -> None:
     """Write a source that is in memory into a folder."""
-    for part, found in (("", (source.images, source.labels)), *_own_parts(source)):
+    for part, found in (("", (source.inputs, source.targets)), *_own_parts(source)):
         assert isinstance(found[0], Tensor)
         _save(folder / f"{part}images.npy", found[0])
         _save(folder / f"{part}labels.npy", found[1])
     describe(folder, source.classes, source.notes)
 
 
-def _own_parts(source: Source) -> list[tuple[str, tuple[Images, Tensor]]]:
+def _own_parts(source: Source) -> list[tuple[str, tuple[Inputs, Tensor]]]:
     parts = {"validation_": source.own_validation, "test_": source.own_test}
     return [(prefix, own) for prefix, own in parts.items() if own is not None]
 
@@ -105,15 +105,15 @@ def _read(place: Path) -> Source:
         for part in ("validation", "test")
     )
     return Source(
-        images=_mapped(place / "images.npy"),
-        labels=_loaded(place / "labels.npy"),
+        inputs=_mapped(place / "images.npy"),
+        targets=_loaded(place / "labels.npy"),
         num_classes=len(about["classes"]),
         classes=tuple(about["classes"]),
         notes=tuple(about.get("notes", ())),
-        validation_images=validation[0],
-        validation_labels=validation[1],
-        test_images=test[0],
-        test_labels=test[1],
+        validation_inputs=validation[0],
+        validation_targets=validation[1],
+        test_inputs=test[0],
+        test_targets=test[1],
     )
 
 

@@ -19,8 +19,8 @@ def digits() -> Source:
     """Return 1797 images [1, 8, 8] in ten classes (Alpaydin & Kaynak 1998). Pixels are 0 to 16. There is no test split."""
     images, labels = _in_the_package() or _loaded()
     return Source(
-        images=torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 8, 8),
-        labels=torch.from_numpy(labels.astype(np.int64)),
+        inputs=torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 8, 8),
+        targets=torch.from_numpy(labels.astype(np.int64)),
         num_classes=10,
     )
 

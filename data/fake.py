@@ -43,11 +43,11 @@ def fake(
     images, labels = _drawn(pictures, count, noise, generator)
     test_images, test_labels = _drawn(pictures, test_count, noise, generator)
     return Source(
-        images=images,
-        labels=labels,
+        inputs=images,
+        targets=labels,
         num_classes=num_classes,
-        test_images=test_images if test_count else None,
-        test_labels=test_labels if test_count else None,
+        test_inputs=test_images if test_count else None,
+        test_targets=test_labels if test_count else None,
     )
 
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.data.files import BadFile
+from hpo.data.inputs import Inputs, some
 from hpo.data.names import Part
 from hpo.data.source import Source, Split, Splits
-from hpo.data.split import parted
-from hpo.data.stored import Images, chunks
+from hpo.data.split import parted, strata
+from hpo.data.stored import chunks
 
 EXAMPLES = 12  # most classes with an example image
 ROWS, COLUMNS = 6, 12  # size of an example in characters, which are about twice as high as wide
@@ -41,20 +42,29 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
     train, validation, test = parted(source, split_seed)
     of_validation, of_test = source.own_validation, source.own_test
     labels: dict[Part, Tensor] = {
-        "train": source.labels[train],
-        "validation": (of_validation[1] if of_validation else source.labels)[validation],
-        "test": (of_test[1] if of_test else source.labels)[test],
+        "train": strata(source, source.targets)[train],
+        "validation": strata(source, of_validation[1] if of_validation else source.targets)[validation],
+        "test": strata(source, of_test[1] if of_test else source.targets)[test],
     }
-    first = [_first(splits.train, number, 1) for number in range(min(EXAMPLES, source.num_classes))]
+    classes = _names(source)
+    shown = range(min(EXAMPLES, len(classes)) if splits.kind == "image" and source.task == "classification" else 0)
+    first = [_first(splits.train, number, 1) for number in shown]
     return Overview(
-        shape=list(splits.train.images.shape[1:]),
-        classes=list(source.classes) or [str(number) for number in range(source.num_classes)],
-        counts={part: found.bincount(minlength=source.num_classes).tolist() for part, found in labels.items()},
+        shape=list(some(splits.train.inputs).shape[1:]),
+        classes=classes,
+        counts={part: found.bincount(minlength=len(classes)).tolist() for part, found in labels.items()},
         shipped=[part for part, own in (("validation", of_validation), ("test", of_test)) if own],  # type: ignore[misc]
         notes=list(source.notes),
         copies=_copies(splits),
         examples=[_brightness(images, splits.white) for images in first],
     )
+
+
+def _names(source: Source) -> list[str]:
+    """Return the names of the strata whose rows are counted."""
+    if source.task == "classification":
+        return list(source.classes) or [str(number) for number in range(source.num_classes)]
+    return ["false", "true"] if source.task == "binary" else ["all rows"]
 
 
 def contact_sheet(splits: Splits, path: Path) -> None:
@@ -64,7 +74,9 @@ def contact_sheet(splits: Splits, path: Path) -> None:
     """
     from torchvision.utils import make_grid, save_image  # here, since nothing else needs it
 
-    channels, *sides = splits.train.images.shape[1:]
+    if splits.kind != "image" or splits.task != "classification":
+        raise BadFile(f"{path}: a contact sheet shows images of classes; this data has none")
+    channels, *sides = some(splits.train.inputs).shape[1:]
     rows = []
     for number in range(min(SHEET_CLASSES, splits.num_classes)):
         found = _first(splits.train, number, SHEET_IMAGES)
@@ -81,8 +93,9 @@ def contact_sheet(splits: Splits, path: Path) -> None:
 
 def _first(split: Split, number: int, count: int) -> Tensor:
     """Return the first `count` images of a class on the CPU, fewer if it has fewer."""
-    rows = (split.labels == number).nonzero().flatten()[:count].cpu()
-    return split.images[rows].cpu() if isinstance(split.images, Tensor) else split.images.take(rows)
+    rows = (split.targets == number).nonzero().flatten()[:count].cpu()
+    inputs = some(split.inputs)
+    return inputs[rows].cpu() if isinstance(inputs, Tensor) else inputs.take(rows)
 
 
 def _brightness(images: Tensor, white: int) -> list[list[float]]:
@@ -96,11 +109,15 @@ def _brightness(images: Tensor, white: int) -> list[list[float]]:
 
 
 def _copies(splits: Splits) -> int:
-    known = set(_marks(splits.train.images))
-    return sum(mark in known for mark in _marks(splits.validation.images))
+    known = set(_marks(splits.train.inputs))
+    return sum(mark in known for mark in _marks(splits.validation.inputs))
 
 
-def _marks(images: Images) -> Iterator[bytes]:
-    for chunk in chunks(images):
-        for image in chunk.cpu().contiguous().numpy():
-            yield hashlib.blake2b(image.data, digest_size=16).digest()
+def _marks(inputs: Inputs) -> Iterator[bytes]:
+    """Yield a digest of each row."""
+    if isinstance(inputs, dict):
+        yield from map(b"".join, zip(*map(_marks, inputs.values()), strict=True))
+        return
+    for chunk in chunks(inputs):
+        for row in chunk.cpu().contiguous().numpy():
+            yield hashlib.blake2b(row.data, digest_size=16).digest()

@@ -99,12 +99,12 @@ def _read(kind: Any, form: Format, files: list[File], unfinished: Path) -> Sourc
             raise BadFile(*_how_to_get(home, files, error)) from error
     classes = [str(name) for name in getattr(train, "classes", DIGITS)]
     return Source(
-        images=_pixels(form.pixels(train)),
-        labels=_labels(form.labels(train)),
+        inputs=_pixels(form.pixels(train)),
+        targets=_labels(form.labels(train)),
         num_classes=len(classes),
         classes=tuple(classes),
-        test_images=_pixels(form.pixels(test)),
-        test_labels=_labels(form.labels(test)),
+        test_inputs=_pixels(form.pixels(test)),
+        test_targets=_labels(form.labels(test)),
     )
 
 

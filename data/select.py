@@ -1,4 +1,4 @@
-"""Options of every source: classes to keep, number of images, how they are split, and where they are kept.
+"""Options of every source: classes to keep, number of rows, how they are split, and where they are kept.
 
 `hpo.train.build.registry` offers them beside the source's own options, for a user's own source too.
 """
@@ -15,9 +15,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hpo.data.channels import refuse_implausible
+from hpo.data.inputs import Inputs, selected
 from hpo.data.names import whole_number
 from hpo.data.source import Reading, Source
-from hpo.data.stored import Images, as_stored
 
 Class = str | int  # name or number of a class
 SHOWN = 20  # most names of classes in a message
@@ -41,13 +41,13 @@ def select(
         classes: classes to keep, by name or number (default: all). They are numbered anew in this order. A list in the
             list makes one class of several. A number is a label of the data. If no class has a number as its name, it
             is the position among the classes, from 0.
-        subset: number of images of train and validation together to keep, stratified. The test part stays whole.
+        subset: number of rows of train and validation together to keep, stratified. The test part stays whole.
         folds: number of stratified folds of train and validation. The test part is the same for all folds.
         fold: which fold is the validation part, from 0.
-        resident: whether images are kept in the device's memory, or read batch by batch from their store (default: by
+        resident: whether inputs are kept in the device's memory, or read batch by batch from their store (default: by
             size). Results are the same bit for bit.
         reading: 1 takes each number in `classes` as a position, as hpo did before December 2026.
-        split_seed: decides which images are for training, validation and test, and the folds and the subset. The study's
+        split_seed: decides which rows are for training, validation and test, and the folds and the subset. The study's
             seed does not. In studies of before December 2026 it does.
     """
     if (folds is None) != (fold is None) or (folds is not None and fold is not None and fold >= folds):
@@ -60,8 +60,10 @@ def select(
         )
     if reading is not None:
         source = replace(source, reading=reading)
-    if source.reading != 1:
-        refuse_implausible(source.images.shape[1:])
+    if source.reading != 1 and source.kind == "image" and not isinstance(source.inputs, dict):
+        refuse_implausible(source.inputs.shape[1:])
+    if classes is not None and source.task != "classification":
+        raise ValueError(f"classes = {classes}: the task is {source.task}, which has no classes; remove it")
     if classes is not None:
         source = _of_classes(source, [one if isinstance(one, list) else [one] for one in classes])
     return replace(source, subset=subset, folds=folds, fold=fold, resident=resident)
@@ -76,10 +78,10 @@ def _of_classes(source: Source, wanted: Sequence[Sequence[Class]]) -> Source:
     for new, group in enumerate(groups):
         renumbered[group] = new
     changes: dict[str, Any] = {"num_classes": len(groups), "classes": _names(source, groups)}
-    changes["images"], changes["labels"] = _kept(source.images, source.labels, renumbered)
+    changes["inputs"], changes["targets"] = _kept(source.inputs, source.targets, renumbered)
     for part, own in (("validation", source.own_validation), ("test", source.own_test)):
         if own is not None:
-            changes[f"{part}_images"], changes[f"{part}_labels"] = _kept(*own, renumbered)
+            changes[f"{part}_inputs"], changes[f"{part}_targets"] = _kept(*own, renumbered)
     return replace(source, **changes)
 
 
@@ -130,7 +132,7 @@ def _names(source: Source, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
     return tuple("+".join(names[number] for number in group) for group in groups)
 
 
-def _kept(images: Images, labels: Tensor, renumbered: Tensor) -> tuple[Images, Tensor]:
-    new = renumbered[labels]
+def _kept(inputs: Inputs, targets: Tensor, renumbered: Tensor) -> tuple[Inputs, Tensor]:
+    new = renumbered[targets]
     rows = (new >= 0).nonzero().flatten()
-    return as_stored(images)[rows], new[rows]
+    return selected(inputs, rows), new[rows]

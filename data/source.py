@@ -1,36 +1,91 @@
-"""The types of this package: a source of labelled images, and the splits made from it."""
+"""The types of this package: a source of rows with targets, and the splits made from it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from hpo.data.stored import Images, Stored
+from hpo.data.inputs import CATEGORIES, NUMBERS, Inputs, Kind, kind_of, some
+from hpo.data.stored import Rows, Stored
 
 #: How a source's files and its option `classes` are read: 1 as before December 2026, 2 as since.
 Reading = Literal[1, 2]
+Task = Literal["classification", "binary", "multilabel", "regression"]
+
+#: Names of the constructor's arguments before December 2026. Users' own sources may still use them.
+FORMER = {
+    "images": "inputs",
+    "labels": "targets",
+    "validation_images": "validation_inputs",
+    "validation_labels": "validation_targets",
+    "test_images": "test_inputs",
+    "test_labels": "test_targets",
+}
+Cls = TypeVar("Cls", bound=type)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
-    """Labelled images as they are stored. A shipped validation or test part has its own tensors."""
+class Fitted:
+    """What a source made of the training part's inputs: how all inputs are encoded."""
 
-    images: Images  # uint8 [N, C, H, W]
-    labels: Tensor  # int64 [N], from 0 to num_classes - 1
-    num_classes: int
-    validation_images: Images | None = None  # uint8 [L, C, H, W]
-    validation_labels: Tensor | None = None  # int64 [L]
-    test_images: Images | None = None  # uint8 [M, C, H, W]
-    test_labels: Tensor | None = None  # int64 [M]
-    classes: tuple[str, ...] = ()  # names by class number, if there are names
-    notes: tuple[str, ...] = ()  # how ambiguous files were read
-    place: Callable[[int], str] | None = None  # file or row of an image, by its row in the store of `images`
+    transform: Callable[[Inputs], Inputs]
+    categories: tuple[int, ...] = ()  # number of codes of each categorical column, with code 0 for unseen values
+    vocabulary: int = 0  # number of tokens, with 0 for padding and 1 for unknown ones
+    about: dict[str, Any] = field(default_factory=dict)  # the encoding as plain values for JSON
+
+
+def _with_former_names(cls: Cls) -> Cls:
+    """Let the constructor take the names in FORMER too. In `dataclasses.replace` they win."""
+    init: Any = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def renamed(self: Any, **given: Any) -> None:
+        init(self, **(given | {FORMER[name]: given.pop(name) for name in FORMER.keys() & given.keys()}))
+
+    cls.__init__ = renamed  # type: ignore[misc]
+    return cls
+
+
+@_with_former_names
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Rows as they are stored, with their targets. A shipped validation or test part has its own tensors.
+
+    Args:
+        inputs: uint8 or float32 images [N, C, H, W], float32 features [N, F], float32 series [N, C, T], int64 tokens
+            [N, L], a table of `numbers` float32 [N, F] and `categories` int64 [N, C], or other tensors by name.
+        targets: int64 [N] for classification, bool [N, 1] for binary, bool [N, L] for multilabel, float32 [N, T] in
+            original units for regression.
+        task: decides the model's outputs, the loss by default and the metrics.
+        num_classes: number of classes, for classification.
+        classes: names of classes by number, or of labels by column.
+        target_names: names of the columns of `targets`, for regression.
+        validation_inputs: inputs of the validation part, if the source ships one. Likewise targets, and a test part.
+        notes: how ambiguous files were read.
+        place: returns the file or row of an input, by its row in the store of `inputs`.
+        fit: makes the encoding of all inputs from those of the training part alone; None: inputs stay as they are.
+        subset: option of `hpo.data.select`, as all that follow.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    task: Task = "classification"
+    num_classes: int = 0
+    validation_inputs: Inputs | None = None
+    validation_targets: Tensor | None = None
+    test_inputs: Inputs | None = None
+    test_targets: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    place: Callable[[int], str] | None = None
+    fit: Callable[[Inputs], Fitted] | None = None
     reading: Reading = 2
-    # Options of `select` for the split.
     subset: int | None = None
     folds: int | None = None
     fold: int | None = None
@@ -38,76 +93,138 @@ class Source:
 
     def __post_init__(self) -> None:
         """Raise ValueError for tensors of a wrong type, shape or range."""
-        if self.num_classes < 2:
+        if self.task == "classification" and self.num_classes < 2:
             raise ValueError(f"num_classes = {self.num_classes}: a source needs at least 2 classes")
-        if len(self.classes) not in (0, self.num_classes):
+        if self.task == "classification" and len(self.classes) not in (0, self.num_classes):
             raise ValueError(f"{len(self.classes)} names of classes for {self.num_classes} classes; give one for each")
-        _check("images", self.images, "labels", self.labels, self.num_classes)
-        self._check_own("validation", self.validation_images, self.validation_labels)
-        self._check_own("test", self.test_images, self.test_labels)
+        self._check("", self.inputs, self.targets)
+        self._check_own("validation_", self.validation_inputs, self.validation_targets)
+        self._check_own("test_", self.test_inputs, self.test_targets)
 
-    def _check_own(self, part: str, images: Images | None, labels: Tensor | None) -> None:
-        if (images is None) != (labels is None):
-            raise ValueError(f"only one of {part}_images and {part}_labels is given; give both, or neither")
-        if images is None or labels is None:
+    def _check(self, part: str, inputs: Inputs, targets: Tensor) -> None:
+        _check_inputs(f"{part}inputs", inputs)
+        wanted, dimensions, said = TARGETS[self.task]
+        name = f"{part}targets"
+        if targets.dtype != wanted:
+            raise ValueError(f"{name} are {targets.dtype}; give {said} as {wanted}")
+        count = some(inputs).shape[0]
+        if targets.ndim != dimensions or targets.shape[:1] != torch.Size([count]):
+            of_each = "one for each row" if dimensions == 1 else f"{[count, 'L' if wanted == torch.bool else 'T']}"
+            raise ValueError(f"{name} have shape {list(targets.shape)} beside {count} {part}inputs; give {of_each}")
+        if self.task == "classification":
+            lowest, highest = int(targets.min()), int(targets.max())
+            if lowest < 0 or highest >= self.num_classes:
+                raise ValueError(
+                    f"{name} run from {lowest} to {highest}; with num_classes = {self.num_classes} "
+                    f"they must lie in 0..{self.num_classes - 1}"
+                )
+        elif self.task == "binary" and targets.shape[1] != 1:
+            raise ValueError(f'{name} have {targets.shape[1]} columns; binary has 1, write task = "multilabel"')
+        elif self.task == "regression" and not bool(targets.isfinite().all()):
+            row = int((~targets.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{name}[{row}] is {targets[row].tolist()}; give finite numbers, or leave the row out")
+
+    def _check_own(self, part: str, inputs: Inputs | None, targets: Tensor | None) -> None:
+        if (inputs is None) != (targets is None):
+            raise ValueError(f"only one of {part}inputs and {part}targets is given; give both, or neither")
+        if inputs is None or targets is None:
             return
-        _check(f"{part}_images", images, f"{part}_labels", labels, self.num_classes)
-        if images.shape[1:] != self.images.shape[1:]:
-            raise ValueError(
-                f"{part}_images have shape {list(images.shape[1:])}, images "
-                f"{list(self.images.shape[1:])}; bring both to one shape [C, H, W]"
-            )
+        self._check(part, inputs, targets)
+        ours, others = _described(self.inputs), _described(inputs)
+        if ours != others:
+            raise ValueError(f"{part}inputs have shape {others}, inputs {ours}; bring both to one shape")
+        if targets.shape[1:] != self.targets.shape[1:]:
+            raise ValueError(f"{part}targets have shape {list(targets.shape)}, targets {list(self.targets.shape)}")
 
     @property
-    def own_validation(self) -> tuple[Images, Tensor] | None:
-        """Images and labels of the shipped validation part, or None."""
-        return _pair(self.validation_images, self.validation_labels)
+    def kind(self) -> Kind:
+        """What the inputs are."""
+        return kind_of(self.inputs)
 
     @property
-    def own_test(self) -> tuple[Images, Tensor] | None:
-        """Images and labels of the shipped test part, or None."""
-        return _pair(self.test_images, self.test_labels)
+    def outputs(self) -> int:
+        """Number of a model's outputs: classes, labels, or targets."""
+        return self.num_classes if self.task == "classification" else self.targets.shape[1]
+
+    @property
+    def images(self) -> Inputs:
+        """The former name of `inputs`."""
+        return self.inputs
+
+    @property
+    def labels(self) -> Tensor:
+        """The former name of `targets`."""
+        return self.targets
+
+    @property
+    def own_validation(self) -> tuple[Inputs, Tensor] | None:
+        """Inputs and targets of the shipped validation part, or None."""
+        return _pair(self.validation_inputs, self.validation_targets)
+
+    @property
+    def own_test(self) -> tuple[Inputs, Tensor] | None:
+        """Inputs and targets of the shipped test part, or None."""
+        return _pair(self.test_inputs, self.test_targets)
 
     def named(self, number: int) -> str:
         """Return a class's name in quotes, or its number if classes have no names."""
         return repr(self.classes[number]) if self.classes else str(number)
 
     def placed(self, index: int) -> str:
-        """Return the place of one of `images`: its file, its row in a file, or its number."""
-        row = int(self.images.rows[index]) if isinstance(self.images, Stored) else index
-        return self.place(row) if self.place else f"image {row}"
+        """Return the place of one of `inputs`: its file, its row in a file, or its number."""
+        row = int(self.inputs.rows[index]) if isinstance(self.inputs, Stored) else index
+        return self.place(row) if self.place else f"{'image' if self.kind == 'image' else 'row'} {row}"
 
 
-def _pair(images: Images | None, labels: Tensor | None) -> tuple[Images, Tensor] | None:
-    return None if images is None or labels is None else (images, labels)
+#: Type and number of dimensions of the targets of a task, and what they are.
+TARGETS: dict[Task, tuple[torch.dtype, int, str]] = {
+    "classification": (torch.int64, 1, "class numbers"),
+    "binary": (torch.bool, 2, "labels"),
+    "multilabel": (torch.bool, 2, "labels"),
+    "regression": (torch.float32, 2, "numbers"),
+}
 
 
-def _check(images_name: str, images: Images, labels_name: str, labels: Tensor, num_classes: int) -> None:
-    if images.dtype != torch.uint8:
-        raise ValueError(f"{images_name} are {images.dtype}; give raw pixels as torch.uint8")
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"{images_name} have shape {list(images.shape)}; give [N, C, H, W], none of them 0")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"{labels_name} are {labels.dtype}; give class numbers as torch.int64")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{labels_name} have shape {list(labels.shape)} beside {images.shape[0]} {images_name}; "
-            "give one for each image"
-        )
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"{labels_name} run from {lowest} to {highest}; with num_classes = {num_classes} "
-            f"they must lie in 0..{num_classes - 1}"
-        )
+def _pair(inputs: Inputs | None, targets: Tensor | None) -> tuple[Inputs, Tensor] | None:
+    return None if inputs is None or targets is None else (inputs, targets)
+
+
+def _check_inputs(name: str, inputs: Inputs) -> None:
+    """Raise ValueError for inputs of a wrong type or shape, or with values that are not finite."""
+    kind = kind_of(inputs)
+    tensors: dict[str, Rows] = dict(inputs) if isinstance(inputs, dict) else {name: inputs}
+    for one, rows in tensors.items():
+        wanted = {NUMBERS: torch.float32, CATEGORIES: torch.int64}.get(one) if kind == "table" else rows.dtype
+        if rows.dtype != wanted or (kind == "table" and rows.ndim != 2):
+            raise ValueError(f"{one} are {rows.dtype} of shape {list(rows.shape)}; give {wanted} [N, columns]")
+        if 0 in rows.shape:
+            raise ValueError(f"{one} have shape {list(rows.shape)}; none of them may be 0")
+        if isinstance(rows, Tensor) and rows.is_floating_point():
+            bad = rows.isinf() if one == NUMBERS and kind == "table" else ~rows.isfinite()
+            if bool(bad.any()):
+                at = bad.nonzero()[0].tolist()
+                raise ValueError(f"{one}{at} is {rows[tuple(at)].item()}; give finite numbers")
+    counts = {one: rows.shape[0] for one, rows in tensors.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the inputs have different numbers of rows: {counts}")
+
+
+def _described(inputs: Inputs) -> Any:
+    """Return shape and type of a row, for a comparison and a message."""
+    if isinstance(inputs, dict):
+        return {name: _described(one) for name, one in sorted(inputs.items())}
+    return list(inputs.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One part of a source. Its labels are on the device where they are used, its images too or in their store."""
+    """One part of a source. Its targets are on the device where they are used, its inputs too or in their store.
 
-    images: Images  # uint8 [N, C, H, W]
-    labels: Tensor  # int64 [N]
+    Targets of a regression are standardised: (target - mean) / std, with `Splits.target_mean` and `Splits.target_std`.
+    """
+
+    inputs: Inputs
+    targets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,11 +233,33 @@ class Splits:
 
     train: Split
     validation: Split
-    num_classes: int
-    mean: Tensor  # float32 [C], of the training split, in raw pixel values
-    std: Tensor  # float32 [C], of the training split, in raw pixel values; 1 for a constant channel
+    num_classes: int  # 0 if the task has no classes
+    mean: Tensor | dict[str, Tensor]  # float32 [C] or [F], of the training split, in raw values; empty for tokens
+    std: Tensor | dict[str, Tensor]  # as `mean`; 1 where values are constant
     digest: str  # SHA-256 of both splits, as hex
-    classes: tuple[str, ...] = ()  # names by class number, if there are names
-    white: int = 255  # highest raw value in the training split
+    task: Task = "classification"
+    classes: tuple[str, ...] = ()  # names by class number or column of labels, if there are names
+    target_names: tuple[str, ...] = ()  # names of the columns of a regression's targets
+    target_mean: Tensor | None = None  # float32 [T], of the training split, for a regression
+    target_std: Tensor | None = None  # float32 [T]
+    categories: tuple[int, ...] = ()  # number of codes of each categorical column
+    vocabulary: int = 0  # number of tokens
+    about: dict[str, Any] = field(default_factory=dict)  # how inputs are encoded, as plain values for JSON
+    white: int = 255  # highest raw value of uint8 images in the training split
     notes: tuple[str, ...] = ()  # how ambiguous files were read
-    test_count: int = 0  # number of images in the test split, which is not here
+    test_count: int = 0  # number of rows in the test split, which is not here
+
+    @property
+    def kind(self) -> Kind:
+        """What the inputs are."""
+        return kind_of(self.train.inputs)
+
+    @property
+    def outputs(self) -> int:
+        """Number of a model's outputs: classes, labels, or targets."""
+        return self.num_classes if self.task == "classification" else self.train.targets.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device where the splits are used."""
+        return some(self.train.inputs).device

@@ -22,10 +22,10 @@ TOLD = 10  # most rare classes named in a message
 def parted(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices of a source's train, validation and test part, each int64 and sorted.
 
-    A shipped part is taken whole, with indices into its own images. The other parts are split off `source.images`.
+    A shipped part is taken whole, with indices into its own images. The other parts are split off `source.inputs`.
     Folds and a subset do not change the test part. ValueError if a class or the source has too few images.
     """
-    labels, own_validation, own_test = source.labels, source.own_validation, source.own_test
+    labels, own_validation, own_test = strata(source, source.targets), source.own_validation, source.own_test
     everything = torch.arange(len(labels))
     refuse_rare_classes(source, everything, FEWEST[3 - (own_validation is not None) - (own_test is not None)])
     if own_validation is None and own_test is None:
@@ -43,9 +43,16 @@ def parted(source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     if source.folds is not None and source.fold is not None:
         train, validation = _fold(torch.cat([train, validation]), source, source.folds, source.fold, seed)
     if source.subset is not None:
-        validation_labels = labels if own_validation is None else own_validation[1]
+        validation_labels = labels if own_validation is None else strata(source, own_validation[1])
         train, validation = _subset(train, labels, validation, validation_labels, source.subset, seed)
     return train, validation, test
+
+
+def strata(source: Source, targets: Tensor) -> Tensor:
+    """Return the stratum of each row, int64 [N]: its class, or 0 for a task without classes."""
+    if source.task == "classification":
+        return targets
+    return targets[:, 0].long() if source.task == "binary" else torch.zeros(len(targets), dtype=torch.int64)
 
 
 def stratified(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +73,7 @@ def _fold(rest: Tensor, source: Source, folds: int, fold: int, seed: int) -> tup
     """Return train (all other folds) and validation (this fold) of the images outside the test part."""
     indices = np.sort(rest.numpy())
     refuse_rare_classes(source, torch.from_numpy(indices), folds)
-    train, validation = stratify.fold(source.labels.numpy()[indices], folds, fold, seed % 2**32)
+    train, validation = stratify.fold(strata(source, source.targets).numpy()[indices], folds, fold, seed % 2**32)
     return torch.from_numpy(indices[train]), torch.from_numpy(indices[validation])
 
 
@@ -105,7 +112,7 @@ def _hold_out(
 
 def refuse_rare_classes(source: Source, rows: Tensor, fewest: int) -> None:
     """Raise ValueError if a class has too few images among these rows. It names the classes and an image of each."""
-    labels = source.labels[rows]
+    labels = strata(source, source.targets)[rows]
     classes, counts = torch.unique(labels, return_counts=True)
     rare = (counts < fewest).nonzero().flatten().tolist()
     if not rare:

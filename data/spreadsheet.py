@@ -160,14 +160,14 @@ def _read(tables: Mapping[Part, Table], shape: Sequence[int] | None, channels_la
     images = {part: table.pixels(shape, channels_last) for part, table in tables.items()}
     labels = {part: table.numbers(texts[part], classes, len(images[part])) for part, table in tables.items()}
     return Source(
-        images=images["train"],
-        labels=labels["train"],
+        inputs=images["train"],
+        targets=labels["train"],
         num_classes=len(classes),
         classes=tuple(classes),
-        validation_images=images.get("validation"),
-        validation_labels=labels.get("validation"),
-        test_images=images.get("test"),
-        test_labels=labels.get("test"),
+        validation_inputs=images.get("validation"),
+        validation_targets=labels.get("validation"),
+        test_inputs=images.get("test"),
+        test_targets=labels.get("test"),
     )
 
 

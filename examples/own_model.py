@@ -18,7 +18,7 @@ def blobs(*, images: int = 600, noise: float = 60.0) -> Source:
     for label in range(4):
         row, column = 4 * (label // 2), 4 * (label % 2)
         pixels[labels == label, :, row : row + 4, column : column + 4] += 50
-    return Source(images=pixels.clamp(0, 255).to(torch.uint8), labels=labels, num_classes=4)
+    return Source(inputs=pixels.clamp(0, 255).to(torch.uint8), targets=labels, num_classes=4)
 
 
 class TwoPaths(nn.Module):

@@ -6,17 +6,15 @@ from typing import Unpack
 
 from torch import nn
 
-from hpo.models import shapes
 from hpo.models.activations import Activation
 from hpo.models.blocks import Blocks, Depth, Layers, Rate, Widths
 from hpo.models.dropout import Dropout
 from hpo.models.norms import Norm
-from hpo.models.shapes import Shape
 
 
 def cnn(
-    shape: Shape,
-    outputs: int,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
     *,
     channels: Widths = (16, 32),
     depth: Depth | None = None,
@@ -38,7 +36,7 @@ def cnn(
         dropout: dropout probability before the last linear layer.
         block_dropout: dropout probability after each activation.
     """
-    fan_in, height, width = shapes.image("cnn", shape)
+    fan_in, height, width = input_shape
     stages = min(height, width).bit_length() - 1
     if len(channels) > stages:
         raise ValueError(
@@ -56,7 +54,7 @@ def cnn(
             fan_in = fan_out
         _pool(body)
         height, width = height // 2, width // 2
-    head = nn.Linear(fan_in * height * width, outputs)
+    head = nn.Linear(fan_in * height * width, num_classes)
     return blocks.finished([*body, nn.Flatten(), Dropout(dropout), head], "cnn")
 
 

@@ -45,7 +45,7 @@ def test_every_model_optimizer_and_schedule_of_the_large_search_trains() -> None
     assert {"model.name", "optimizer.name", "schedule.name"} <= named.keys()
     part = TrainConfig.from_tree(space.middle(tree, {}))
     splits = assemble.load_splits(part, 0, found.code_folder, device)
-    few = data.Split(images=splits.train.images[:256], labels=splits.train.labels[:256])
+    few = data.Split(inputs=splits.train.inputs[:256], targets=splits.train.targets[:256])
     splits = dataclasses.replace(splits, train=few)
     for number in range(max(map(len, named.values()))):
         taken = {

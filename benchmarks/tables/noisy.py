@@ -17,4 +17,4 @@ def noisy_digits(*, share: Annotated[float, Ge(0), Lt(1)]) -> Source:
     is_drawn = torch.rand(len(clean.labels), generator=generator) < share
     drawn = torch.randint(clean.num_classes, clean.labels.shape, generator=generator)
     labels = torch.where(is_drawn, drawn, clean.labels)
-    return Source(images=clean.images, labels=labels, num_classes=clean.num_classes)
+    return Source(inputs=clean.images, targets=labels, num_classes=clean.num_classes)

@@ -353,10 +353,10 @@ def show_replay(training: FinalTraining) -> int:
 
 
 def show_epoch(result: EpochResult) -> None:
-    further = {name: value for name, value in result.watched.items() if name.startswith("validation_")}
+    judged = {"validation_accuracy": result.validation_accuracy, **result.watched}
+    further = {name: value for name, value in judged.items() if name.startswith("validation_") and value is not None}
     text.say(
         f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
-        f"validation accuracy {result.validation_accuracy:.4f}  "
         + "".join(f"{name.replace('_', ' ')} {value:.4f}  " for name, value in further.items())
         + f"lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
     )

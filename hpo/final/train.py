@@ -379,8 +379,7 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
     tested = validation.assess(
         run.model,
         test,
-        mean=training.splits.mean,
-        std=training.splits.std,
+        splits=training.splits,
         precision=training.config.training.precision,
         accumulation=training.accumulation,
         loss=run.judging_loss,
@@ -389,8 +388,8 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
     return {
         "identity": training.identity,
         **{f"test_{name}": value for name, value in tested.items()},
-        "test_images": len(test.labels),
-        IMAGES_KEY: len(training.splits.validation.labels),
+        "test_images": len(test.targets),
+        IMAGES_KEY: len(training.splits.validation.targets),
         "classes": list(training.splits.classes),
         "value": rule(kept.curve),
         "epoch": rule.best_epoch(kept.curve),

@@ -19,7 +19,6 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "soap": ("pytorch_optimizer",),
-    "timm": ("timm",),
     "transformers": ("transformers", "accelerate"),
 }
 

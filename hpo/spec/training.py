@@ -32,8 +32,8 @@ SECTIONS = (
 )
 #: Optional sections. A section that is left out is not a part of the study's identity.
 OPTIONAL = ("augment", "loss", "sam", "warmup", "averaging", "stopping", "watch")
-#: Defaults of optional parts. The default of `warmup` is none.
-UNSAID: dict[str, Tree] = {"loss": {"name": "cross_entropy"}, "averaging": {"name": "none"}}
+#: Defaults of optional parts. The default of `warmup` is none, and that of `loss` is decided by the data's task.
+UNSAID: dict[str, Tree] = {"averaging": {"name": "none"}}
 Positive = Annotated[int, Ge(1)]
 Epochs = Annotated[int, Ge(1), Le(1_000_000)]
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -236,7 +236,7 @@ class TrainConfig(pydantic.BaseModel):
     data: Part
     augment: Augment = Augment()
     model: Part
-    loss: Part
+    loss: Part | None = None
     optimizer: Part
     sam: Sam = Sam()
     schedule: Part

@@ -15,7 +15,7 @@ class EpochResult:
     epoch: int  # epochs finished, from 1
     train_loss: float  # mean over the epoch's steps, each before its update
     validation_loss: float  # without label smoothing
-    validation_accuracy: float  # share of images, 0..1
+    validation_accuracy: float | None  # share of right targets, 0..1; None for a regression
     learning_rate: float  # of the first parameter group, in the epoch's last step
     seconds: float  # training and validation
     watched: Mapping[str, float] = field(default_factory=dict)  # further measured values, under the names of the ledger
@@ -27,5 +27,6 @@ class EpochResult:
     @property
     def numbers(self) -> dict[str, float]:
         """All measured values, under the names of the ledger."""
-        plain = {key: float(value) for key, value in vars(self).items() if key not in ("epoch", "watched")}
+        found = {key: value for key, value in vars(self).items() if key not in ("epoch", "watched")}
+        plain = {key: float(value) for key, value in found.items() if value is not None}
         return plain | dict(self.watched)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from hpo.data import Augmentation, MixedLabels
 from hpo.train import monitors, validation
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
+from hpo.train.inputs import Batch
 from hpo.train.optim import losses, sam
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.optimizers import load_compiler
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
 
-Piece = tuple[Tensor, Tensor, MixedLabels | None]  # a micro-batch: images, labels, and mixed labels if images are mixed
+Piece = tuple[Batch, Tensor, MixedLabels | None]  # a micro-batch: inputs, targets, and mixed labels of mixed images
 
 
 class Loop:
@@ -78,14 +80,14 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
     """Train the rest of one epoch; return False if `stop` ended it."""
     laid_out = run.layout  # before `enter_epoch`, since its test changes the modes of layers
     run.enter_epoch()
-    model, optimizer, labels, loss_sum = run.model, run.optimizer, run.splits.train.labels, run.loss_sum
+    model, optimizer, targets, loss_sum = run.model, run.optimizer, run.splits.train.targets, run.loss_sum
     autocast = autocasting(run.device, run.precision)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     weights, units = run.penalised.targets(model, parameters)
     average = run.average
     taken = None if average is None else average.pairs(model)
     batches = torch.split(run.order(), run.batch_size)
-    fed = run.images.feed(batches[run.batch :])
+    fed = run.inputs.feed(batches[run.batch :])
     augmentation = _augmentation(run)
     for batch in range(run.batch, run.steps_per_epoch):
         if stop():
@@ -94,12 +96,12 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
         run.set_rate(batch)
         for parameter in parameters:  # as optimizer.zero_grad(), without its profiling hooks
             parameter.grad = None
-        x, y = next(fed), labels.index_select(0, batches[batch])
-        for shown, label, mixture in _passes(run, parameters, _cut(run, x, y, augmentation, batch)):
+        x, y = next(fed), targets.index_select(0, batches[batch])
+        for shown, target, mixture in _passes(run, parameters, _cut(run, x, y, augmentation, batch)):
             with autocast:
-                loss = _mean_loss(run.loss, model(laid_out(shown)), label, mixture)
+                loss = _mean_loss(run.loss, model(laid_out(shown)), target, mixture)
             if run.pieces > 1:
-                loss = loss * (len(label) / run.batch_size)
+                loss = loss * (len(target) / run.batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         run.penalised.add_to_gradients(weights)
@@ -118,13 +120,20 @@ def _augmentation(run: Run) -> Augmentation | None:
     return None if drawn is None else Augmentation([drawn], run.batch_size, 0, run.tone, run.device)
 
 
-def _cut(run: Run, x: Tensor, y: Tensor, augmentation: Augmentation | None, batch: int) -> Iterable[Piece]:
+def _cut(run: Run, x: Batch, y: Tensor, augmentation: Augmentation | None, batch: int) -> Iterable[Piece]:
     """Return the augmented micro-batches of a batch."""
     mixed = None
-    if augmentation is not None:
+    if augmentation is not None and isinstance(x, Tensor):
         x, mixed = augmentation.images(x, batch), augmentation.labels(y, batch)
     mixtures = [None] * run.pieces if mixed is None else mixed.pieces(run.pieces)
-    return zip(cut(x, run.pieces), cut(y, run.pieces), mixtures, strict=True)
+    return zip(_pieces(x, run.pieces), cut(y, run.pieces), mixtures, strict=True)
+
+
+def _pieces(x: Batch, count: int) -> Sequence[Batch]:
+    if not isinstance(x, dict):
+        return cut(x, count)
+    columns = [cut(part, count) for part in x.values()]
+    return [dict(zip(x, parts, strict=True)) for parts in zip(*columns, strict=True)]
 
 
 def _passes(run: Run, parameters: Sequence[Tensor], batch: Iterable[Piece]) -> Iterable[Piece]:
@@ -134,11 +143,11 @@ def _passes(run: Run, parameters: Sequence[Tensor], batch: Iterable[Piece]) -> I
     return sam.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness.dropout, run.loss_sum)
 
 
-def _mean_loss(loss_of: Loss, logits: Tensor, labels: Tensor, mixed: MixedLabels | None) -> Tensor:
-    """Return the mean loss of images. Mixed images have a weighted loss of both labels."""
+def _mean_loss(loss_of: Loss, outputs: Tensor, targets: Tensor, mixed: MixedLabels | None) -> Tensor:
+    """Return the mean loss of rows. Mixed images have a weighted loss of both labels."""
     if mixed is None:
-        return losses.reduced(loss_of, logits, labels, "mean")
-    return mixed.losses(lambda labels: loss_of(logits, labels)).mean()
+        return losses.reduced(loss_of, outputs, targets, "mean")
+    return mixed.losses(lambda labels: loss_of(outputs, labels)).mean()
 
 
 def _clip(run: Run, parameters: list[Tensor]) -> None:
@@ -153,41 +162,41 @@ def _clip(run: Run, parameters: list[Tensor]) -> None:
 
 @torch.no_grad()
 def _finish_epoch(run: Run, started: float) -> EpochResult:
-    logits: list[Tensor] | None = [] if run.watch.metrics else None
-    validated = _validate(run, logits)
+    outputs: list[Tensor] | None = [] if run.watch.metrics else None
+    validated = _validate(run, outputs)
     measured = torch.stack([run.loss_sum / run.steps_per_epoch, *validated])
     train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
-    watched = _watched(run, torch.cat(logits) if logits else None)
+    watched = _watched(run, torch.cat(outputs) if outputs else None)
     return run.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started, watched)
 
 
-def _validate(run: Run, logits_too: list[Tensor] | None) -> Tensor:
+def _validate(run: Run, outputs_too: list[Tensor] | None) -> Tensor:
     """Return loss and accuracy [2] of the validation split, with the average of weights if there is one."""
     average = run.average
     if average is None:
-        return _judge(run, logits_too)
+        return _judge(run, outputs_too)
     if average.takes_epoch(run.epoch + 1):
         average.take(average.pairs(run.model))
     with average.shown_in(run.model):
         if average.norms_anew and average.count:
             with autocasting(run.device, run.precision):
                 average.compute_statistics(run.model, plain_batches(run))
-        return _judge(run, logits_too)
+        return _judge(run, outputs_too)
 
 
-def _judge(run: Run, logits_too: list[Tensor] | None) -> Tensor:
+def _judge(run: Run, outputs_too: list[Tensor] | None) -> Tensor:
     how = (run.precision, validation.batch_size(run.accumulation), run.layout, run.judging_loss)
-    return validation.measure(run.model, run.validation_images, run.splits.validation.labels, *how, logits_too)
+    return validation.measure(run.model, run.validation_inputs, run.splits.validation.targets, *how, outputs_too)
 
 
-def plain_batches(run: Run) -> Iterator[Tensor]:
-    """Return the images of the epoch's micro-batches without augmentation."""
+def plain_batches(run: Run) -> Iterator[Any]:
+    """Return the inputs of the epoch's micro-batches without augmentation."""
     batches = torch.split(run.order(), run.batch_size)
-    return map(run.layout, run.images.feed(rows for batch in batches for rows in cut(batch, run.pieces)))
+    return map(run.layout, run.inputs.feed(rows for batch in batches for rows in cut(batch, run.pieces)))
 
 
-def _watched(run: Run, logits: Tensor | None) -> dict[str, float]:
-    found = {} if logits is None else run.further_metrics(logits)
+def _watched(run: Run, outputs: Tensor | None) -> dict[str, float]:
+    found = {} if outputs is None else run.further_metrics(outputs)
     if not run.watch.gradients:
         return found
     *sums, norm = torch.cat([run.monitor.sums, run.monitor.parameter_norm()[None]]).tolist()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hpo.data import Drawn, Splits, Strength, Tone, draw
+from hpo.data import Drawn, Splits, Strength, Tone, draw, some
 from hpo.errors import CheckpointError
 from hpo.models import freezing, use_generator
 from hpo.spec.metrics import column
@@ -23,13 +23,13 @@ from hpo.spec.training import Stopping
 from hpo.train import early_stopping, eval_metrics, monitors
 from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
 from hpo.train.epoch import EpochResult
+from hpo.train.inputs import Layout, PreparedInputs, in_units, layout_of, prepared
 from hpo.train.monitors import StepMonitor, Watch
 from hpo.train.optim import averaging, losses, optimizers, penalties, schedules
 from hpo.train.optim.averaging import Average, Averaging
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.penalties import Penalties
 from hpo.train.optim.schedules import Schedule
-from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, number_type
 from hpo.train.randomness import Randomness
 
@@ -54,22 +54,22 @@ STATE = (
 class Run:
     """One trial in training. Its state can be saved and resumed between epochs, or where `stop` ended it.
 
-    Images and labels stay on their device as the splits hold them. Every random draw is keyed by (seed, purpose,
+    Inputs and targets stay on their device as the splits hold them. Every random draw is keyed by (seed, purpose,
     epoch).
 
     With micro-batches the gradients of a batch add up to those of the whole batch, and each batch is still one step.
     Validation uses batches that are smaller by the same factor. Apart from rounding there are two differences from
     whole batches: batch norm works on micro-batches, and dropout masks are drawn for each. A training split smaller
-    than one batch uses fewer micro-batches, so that none has a single image. The number of micro-batches belongs to the
+    than one batch uses fewer micro-batches, so that none has a single row. The number of micro-batches belongs to the
     configuration of a saved state.
 
     Args:
-        model: the model, on the device of the images.
+        model: the model, on the device of the inputs.
         optimizer: a new optimizer. The schedule multiplies its learning rates.
         schedule: maps an optimizer step to learning-rate factor and momentum.
         splits: training and validation data.
         epochs: number of epochs.
-        batch_size: images per optimizer step.
+        batch_size: rows per optimizer step.
         seed: seed of all random draws.
         precision: number type of the forward pass.
         accumulation: micro-batches per batch, near-equal and in order.
@@ -83,7 +83,7 @@ class Run:
         stopping: rules that end the run before its last epoch; None: no rules.
         watch: further values to measure.
 
-    ValueError for an impossible batch size or number of micro-batches, or if model and images are on different devices.
+    ValueError for an impossible batch size or number of micro-batches, or if model and inputs are on different devices.
     """
 
     def __init__(
@@ -113,14 +113,12 @@ class Run:
         if not 1 <= accumulation <= most_pieces(batch_size):
             raise ValueError(
                 f"accumulation = {accumulation} with batch_size = {batch_size}; a micro-batch needs at least "
-                f"{SMALLEST_PIECE} images: give from 1 to {most_pieces(batch_size)}"
+                f"{SMALLEST_PIECE} rows: give from 1 to {most_pieces(batch_size)}"
             )
-        device = splits.train.images.device
+        device = splits.device
         strangers = {p.device for p in model.parameters()} - {device}
         if strangers:
-            raise ValueError(
-                f"the model is on {strangers.pop()}, the images on {device}; move the model before the run"
-            )
+            raise ValueError(f"the model is on {strangers.pop()}, the data on {device}; move the model before the run")
         self.model = model
         self.optimizer = optimizer
         self.splits = splits
@@ -129,8 +127,8 @@ class Run:
         self.randomness = Randomness(seed, device)
         use_generator(model, self.randomness.dropout)
         self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch(len(splits.train.labels), batch_size)
-        self.batch_size = min(batch_size, len(splits.train.labels))
+        self.steps_per_epoch = steps_per_epoch(len(splits.train.targets), batch_size)
+        self.batch_size = min(batch_size, len(splits.train.targets))
         self.accumulation = accumulation
         self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch of the actual size
         self.precision: Precision = precision
@@ -173,26 +171,27 @@ class Run:
         return optimizers.ALONE.get(type(self.optimizer).__name__) or freezing.why_alone(self.model)
 
     @property
-    def images(self) -> Pixels:
-        """The training images, normalised, in the number type of the parameters."""
-        splits = self.splits
-        return pixels(splits.train.images, splits.mean, splits.std, number_type(self.model))
+    def inputs(self) -> PreparedInputs:
+        """The training inputs, standardised, in the number type of the parameters."""
+        return prepared(self.splits.train, self.splits, number_type(self.model))
 
     @property
     def tone(self) -> Tone:
         """The conversion between normalised images and shares of white."""
-        return Tone(self.splits.mean, self.splits.std, self.splits.white)
+        mean, std = self.splits.mean, self.splits.std
+        assert isinstance(mean, Tensor)  # only images are augmented
+        assert isinstance(std, Tensor)
+        return Tone(mean, std, self.splits.white)
 
     @property
-    def validation_images(self) -> Pixels:
-        """The validation images, normalised, in the number type of the parameters."""
-        splits = self.splits
-        return pixels(splits.validation.images, splits.mean, splits.std, number_type(self.model))
+    def validation_inputs(self) -> PreparedInputs:
+        """The validation inputs, standardised, in the number type of the parameters."""
+        return prepared(self.splits.validation, self.splits, number_type(self.model))
 
     @cached_property
     def layout(self) -> Layout:
-        """The function that lays out the model's images in memory. Its test may change the modes of layers."""
-        return layout_of(self.model, self.images)
+        """The function that lays out the model's inputs in memory. Its test may change the modes of layers."""
+        return layout_of(self.model, self.inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs for a bit-for-bit resume, made of tensors and plain values.
@@ -292,12 +291,14 @@ class Run:
     def order(self) -> Tensor:
         """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU to be the same on every device."""
         generator = self.randomness.drawn_for("order", self.epoch)
-        order = torch.randperm(len(self.splits.train.labels), generator=generator).to(self.device)
+        order = torch.randperm(len(self.splits.train.targets), generator=generator).to(self.device)
         return order[: self.steps_per_epoch * self.batch_size]
 
     def drawn(self) -> Drawn | None:
         """Return the changes of the epoch's images, in the order of `order`; None without augmentation."""
-        height, width = self.splits.train.images.shape[2:]
+        if self.augment == AS_THEY_ARE:
+            return None
+        height, width = some(self.splits.train.inputs).shape[2:]
         random = partial(self.randomness.drawn_for, epoch=self.epoch)
         return draw(self.augment, self.steps_per_epoch, self.batch_size, (height, width), random)
 
@@ -333,7 +334,7 @@ class Run:
         Args:
             train_loss: mean training loss.
             validation_loss: mean validation loss.
-            accuracy: share of correct validation images, 0 to 1.
+            accuracy: share of right validation targets, 0 to 1; not used for a regression.
             seconds: duration of this call of the executor.
             watched: further measured values, under the names of the ledger.
         """
@@ -348,7 +349,7 @@ class Run:
             epoch=self.epoch,
             train_loss=train_loss,
             validation_loss=validation_loss,
-            validation_accuracy=accuracy,
+            validation_accuracy=None if self.splits.task == "regression" else accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
             watched=watched,
@@ -359,9 +360,11 @@ class Run:
         self._look_whether_to_stop()
         return result
 
-    def further_metrics(self, logits: Tensor) -> dict[str, float]:
-        """Return the further validation metrics, from the logits [N, classes] of the validation split."""
-        found = eval_metrics.compute(self.watch.metrics, logits, self.splits.validation.labels)
+    def further_metrics(self, outputs: Tensor) -> dict[str, float]:
+        """Return the further validation metrics, from the model's outputs [N, O] for the validation split."""
+        splits = self.splits
+        values = in_units(outputs, splits), in_units(splits.validation.targets, splits)
+        found = eval_metrics.compute(self.watch.metrics, *values)
         return {column(name): value for name, value in found.items()}
 
     def _look_whether_to_stop(self) -> None:

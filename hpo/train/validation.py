@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hpo.data import Split
+from hpo.data import Split, Splits
 from hpo.train import eval_metrics
+from hpo.train.inputs import Layout, PreparedInputs, in_units, layout_of, prepared
 from hpo.train.optim import losses
 from hpo.train.optim.losses import Loss
-from hpo.train.pixels import Layout, Pixels, layout_of, pixels
 from hpo.train.precision import Precision, autocasting, number_type
 
-EVALUATION_BATCH = 1024  # images; limits the memory of activations; larger batches are not faster
+EVALUATION_BATCH = 1024  # rows; limits the memory of activations; larger batches are not faster
 LOSS_AND_ACCURACY = ("loss", "accuracy")
 
 
@@ -28,40 +28,59 @@ def assess(
     model: nn.Module,
     split: Split,
     *,
-    mean: Tensor,
-    std: Tensor,
+    splits: Splits,
     precision: Precision = "float32",
     accumulation: int = 1,
     loss: Loss = losses.CROSS_ENTROPY,
     metrics: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Return mean loss, accuracy and further metrics of a split by name. The model is left in eval mode.
+    """Return mean loss, accuracy (not of a regression) and further metrics of a split by name.
+
+    The model is left in eval mode.
 
     Args:
-        mean: mean of each channel in raw pixel values [C].
-        std: standard deviation of each channel in raw pixel values [C].
+        splits: the splits by whose training part inputs and targets are standardised.
         precision: number type of the forward pass.
         accumulation: as in training; batches of validation are smaller by this factor.
-        loss: maps logits [B, classes] and labels [B] to losses [B].
+        loss: maps outputs [B, O] and targets [B, ...] to losses [B].
         metrics: names of further metrics.
     """
-    images = pixels(split.images, mean, std, number_type(model))
-    logits: list[Tensor] | None = [] if metrics else None
-    size, laid_out = batch_size(accumulation), layout_of(model, images)
-    totals = measure(model, images, split.labels, precision, size, laid_out, loss, logits)
+    inputs = prepared(split, splits, number_type(model))
+    outputs: list[Tensor] | None = [] if metrics else None
+    size, laid_out = batch_size(accumulation), layout_of(model, inputs)
+    totals = measure(model, inputs, split.targets, precision, size, laid_out, loss, outputs)
     found = dict(zip(LOSS_AND_ACCURACY, totals.tolist(), strict=True))
-    return found | (eval_metrics.compute(metrics, torch.cat(logits), split.labels) if logits else {})
+    if splits.task == "regression":
+        del found["accuracy"]
+    if not outputs:
+        return found
+    values = in_units(torch.cat(outputs), splits), in_units(split.targets, splits)
+    return found | eval_metrics.compute(metrics, *values)
+
+
+def right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return which targets the outputs hit, float64 [N, ...]: the class, or the share of a row's labels. NaN for numbers.
+
+    Args:
+        outputs: [N, O, ...].
+        targets: int64 [N, ...] or bool [N, L, ...]; float [N, T, ...] of a regression.
+    """
+    if targets.dtype == torch.int64:
+        return (outputs.argmax(1) == targets).double()
+    if targets.dtype == torch.bool:
+        return ((outputs > 0) == targets).double().mean(1)
+    return torch.full_like(targets[:, 0], torch.nan, dtype=torch.float64)
 
 
 def measure(
     model: nn.Module,
-    images: Pixels,
-    labels: Tensor,
+    inputs: PreparedInputs,
+    targets: Tensor,
     precision: Precision,
     batch: int,
     laid_out: Layout,
     loss_of: Loss,
-    logits_too: list[Tensor] | None = None,
+    outputs_too: list[Tensor] | None = None,
 ) -> Tensor:
     """Return mean loss and accuracy as a float64 tensor [2] on the device.
 
@@ -69,18 +88,18 @@ def measure(
     training again.
 
     Args:
-        batch: images per batch.
-        laid_out: lays out images in memory.
-        loss_of: maps logits [B, classes] and labels [B] to losses [B].
-        logits_too: gets the logits [B, classes] of each batch appended, if given.
+        batch: rows per batch.
+        laid_out: lays out inputs in memory.
+        loss_of: maps outputs [B, O] and targets [B, ...] to losses [B].
+        outputs_too: gets the outputs [B, O] of each batch appended, if given.
     """
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=labels.device)
-    for x, y in zip(images.split(batch), torch.split(labels, batch), strict=True):
+    totals = torch.zeros(2, dtype=torch.float64, device=targets.device)
+    for x, y in zip(inputs.split(batch), torch.split(targets, batch), strict=True):
         with autocasting(y.device, precision):
-            logits = model(laid_out(x))
-            loss = losses.reduced(loss_of, logits, y, "sum")
-        totals += torch.stack([loss.double(), (logits.argmax(1) == y).sum().double()])
-        if logits_too is not None:
-            logits_too.append(logits)
-    return totals / len(labels)
+            outputs = model(laid_out(x))
+            loss = losses.reduced(loss_of, outputs, y, "sum")
+        totals += torch.stack([loss.double(), right(outputs, y).sum()])
+        if outputs_too is not None:
+            outputs_too.append(outputs)
+    return totals / len(targets)

@@ -93,7 +93,7 @@ class Declared:
         accumulation = attempt.lease.claim.accumulation
         fold = attempt.trial.user_attrs.get(FOLD_KEY)
         splits = self._splits if fold is None else self._splits_of_fold(fold)
-        batch = min(config.training.batch_size, len(splits.train.labels))
+        batch = min(config.training.batch_size, len(splits.train.targets))
         if can_halve(batch, accumulation):
             attempt.finer_accumulation = 2 * accumulation
         seed = seeds.of_trial(self._study.spec.seed, attempt.number, attempt.trial.user_attrs)
@@ -174,7 +174,7 @@ class Declared:
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),
             split_seed=self._study.spec.split_seed,
             data_digest=attempt.run.splits.digest,
-            **{IMAGES_KEY: len(attempt.run.splits.validation.labels), TEST_IMAGES_KEY: attempt.run.splits.test_count},
+            **{IMAGES_KEY: len(attempt.run.splits.validation.targets), TEST_IMAGES_KEY: attempt.run.splits.test_count},
         )
         return TrialReceipt(claim=attempt.lease.claim, receipt=found, stack_key=attempt.stack_key)
 

@@ -105,7 +105,7 @@ def test_images_counted_by_the_last_side_are_refused(tmp_path: Path, shape: list
 )
 def test_a_source_of_one_s_own_is_looked_at_as_well(shape: tuple[int, int, int], is_refused: bool) -> None:
     """It is refused if it can only be [H, W, C]: twelve channels of a signal, or of small squares, are as they are."""
-    source = Source(images=torch.zeros((6, *shape), dtype=torch.uint8), labels=torch.arange(6) % 2, num_classes=2)
+    source = Source(inputs=torch.zeros((6, *shape), dtype=torch.uint8), targets=torch.arange(6) % 2, num_classes=2)
     select(source, reading=1)
     if is_refused:
         with pytest.raises(ValueError, match=r"(bring them to|leave them as) \[[13], "):

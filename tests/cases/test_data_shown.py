@@ -36,12 +36,12 @@ def test_parts_and_classes_are_counted_and_the_test_part_stays_shut() -> None:
     test_images, test_labels = some(11, 200)
     found = shown(
         Source(
-            images=images,
-            labels=labels,
-            validation_images=validation_images,
-            validation_labels=validation_labels,
-            test_images=Sealed(store=test_images, rows=torch.arange(11)),
-            test_labels=test_labels,
+            inputs=images,
+            targets=labels,
+            validation_inputs=validation_images,
+            validation_targets=validation_labels,
+            test_inputs=Sealed(store=test_images, rows=torch.arange(11)),
+            test_targets=test_labels,
             num_classes=3,
             classes=("ant", "bee", "cat"),
             notes=("something",),
@@ -57,7 +57,7 @@ def test_parts_and_classes_are_counted_and_the_test_part_stays_shut() -> None:
 
 def test_parts_that_are_cut_are_counted_too() -> None:
     images, labels = some(100)
-    found = shown(Source(images=images, labels=labels, num_classes=3))
+    found = shown(Source(inputs=images, targets=labels, num_classes=3))
     assert {part: sum(counts) for part, counts in found.counts.items()} == {"train": 70, "validation": 15, "test": 15}
     assert (found.shipped, found.classes) == ([], ["0", "1", "2"])
 
@@ -67,12 +67,12 @@ def test_copies_in_validation_are_counted() -> None:
     images, labels = some(30)
     test_images, test_labels = some(3, 100)
     source = Source(
-        images=images,
-        labels=labels,
-        validation_images=torch.cat([images[25:], test_images]),
-        validation_labels=torch.cat([labels[25:], test_labels]),
-        test_images=test_images,
-        test_labels=test_labels,
+        inputs=images,
+        targets=labels,
+        validation_inputs=torch.cat([images[25:], test_images]),
+        validation_targets=torch.cat([labels[25:], test_labels]),
+        test_inputs=test_images,
+        test_targets=test_labels,
         num_classes=3,
     )
     assert shown(source).copies == 5
@@ -81,12 +81,12 @@ def test_copies_in_validation_are_counted() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 def test_a_sheet_of_images_has_a_row_for_each_class(tmp_path: Path, channels: int) -> None:
     images, labels = some(60)
-    source = Source(images=images.expand(-1, channels, -1, -1).clone(), labels=labels, num_classes=3)
+    source = Source(inputs=images.expand(-1, channels, -1, -1).clone(), targets=labels, num_classes=3)
     splits = data.load(source, split_seed=0, device="cpu")
     data.contact_sheet(splits, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.size == (8 * 34 + 2, 3 * 34 + 2)
-        first = splits.train.images[splits.train.labels == 1][0, 0, 0, 0]
+        first = splits.train.inputs[splits.train.targets == 1][0, 0, 0, 0]
         assert sheet.getpixel((10, 34 + 10))[0] == pytest.approx(int(first) / splits.white * 255, abs=1)
     with pytest.raises(BadFile, match="cannot be written: No such file or directory"):
         data.contact_sheet(splits, tmp_path / "no" / "a.png")

@@ -40,10 +40,10 @@ def test_folders_of_parts_are_parts(tmp_path: Path, train: str, validation: str,
     source = read(tmp_path)
     assert source.classes == ("cat", "dog")
     splits = data.load(source, split_seed=0, device="cpu")
-    assert greys(splits.train.images) == [0, 1, 2, 3]
-    assert greys(splits.validation.images) == [10, 11, 12, 13]
-    assert splits.validation.labels.tolist() == [0, 0, 1, 1]
-    assert greys(data.load_test(source, split_seed=0, device="cpu").images) == [20, 21, 22, 23]
+    assert greys(splits.train.inputs) == [0, 1, 2, 3]
+    assert greys(splits.validation.inputs) == [10, 11, 12, 13]
+    assert splits.validation.targets.tolist() == [0, 0, 1, 1]
+    assert greys(data.load_test(source, split_seed=0, device="cpu").inputs) == [20, 21, 22, 23]
 
 
 def test_the_part_that_is_missing_is_cut_from_the_training_part(tmp_path: Path) -> None:
@@ -53,13 +53,13 @@ def test_the_part_that_is_missing_is_cut_from_the_training_part(tmp_path: Path) 
     pictures.classes(tmp_path / "b" / "test", 3, start=50)
     assert [len(rows) for rows in parted(read(tmp_path / "a"), 0)] == [34, 6, 6]
     assert [len(rows) for rows in parted(read(tmp_path / "b"), 0)] == [34, 6, 6]
-    assert greys(data.load(read(tmp_path / "a"), split_seed=0, device="cpu").validation.images) == list(range(50, 56))
+    assert greys(data.load(read(tmp_path / "a"), split_seed=0, device="cpu").validation.inputs) == list(range(50, 56))
 
 
 def test_parts_may_lie_elsewhere(tmp_path: Path) -> None:
     root, other = pictures.classes(tmp_path / "r", 8), pictures.classes(tmp_path / "v", 2, start=90)
     splits = data.load(read(root, validation_root=str(other)), split_seed=0, device="cpu")
-    assert greys(splits.validation.images) == [90, 91, 92, 93]
+    assert greys(splits.validation.inputs) == [90, 91, 92, 93]
 
 
 MIXTURES = [
@@ -182,9 +182,9 @@ def test_arrays_of_parts_are_parts(tmp_path: Path, names: tuple[str, str, str]) 
     np.savez(tmp_path / "a.npz", **arrays(**dict(zip(names, (6, 4, 2), strict=True))))
     source = SOURCES["npz"](path=str(tmp_path / "a.npz"))
     splits = data.load(source, split_seed=0, device="cpu")
-    assert greys(splits.train.images) == [0, 1, 2, 3, 4, 5]
-    assert greys(splits.validation.images) == [6, 7, 8, 9]
-    assert greys(data.load_test(source, split_seed=0, device="cpu").images) == [10, 11]
+    assert greys(splits.train.inputs) == [0, 1, 2, 3, 4, 5]
+    assert greys(splits.validation.inputs) == [6, 7, 8, 9]
+    assert greys(data.load_test(source, split_seed=0, device="cpu").inputs) == [10, 11]
     assert source.notes == ()
 
 
@@ -212,10 +212,10 @@ def own_validation(**changes: object) -> Source:
 
 def test_classes_and_subsets_are_taken_from_all_parts_and_folds_are_refused() -> None:
     chosen = data.load(select(own_validation(), classes=["c", "a"]), split_seed=0, device="cpu")
-    assert greys(chosen.validation.images) == [100 + row for row in range(30) if row % 3 != 1]
-    assert chosen.validation.labels.tolist() == [1, 0] * 10
+    assert greys(chosen.validation.inputs) == [100 + row for row in range(30) if row % 3 != 1]
+    assert chosen.validation.targets.tolist() == [1, 0] * 10
     few = data.load(select(own_validation(), subset=40), split_seed=0, device="cpu")
-    assert (len(few.train.labels), len(few.validation.labels)) == (29, 11)
-    assert set(greys(few.validation.images)) <= set(range(100, 130))
+    assert (len(few.train.targets), len(few.validation.targets)) == (29, 11)
+    assert set(greys(few.validation.inputs)) <= set(range(100, 130))
     with pytest.raises(ValueError, match="folds = 5: the data has a validation part of its own; remove folds and fold"):
         select(own_validation(), folds=5, fold=0)

@@ -107,9 +107,9 @@ def test_a_column_of_parts_says_the_parts(tmp_path: Path) -> None:
     rows = ["000,cat,train", "001,dog,Train", "002,cat,valid", "003,dog,valid", "004,cat,test", "005,dog,test"]
     found = read(tmp_path, "\n".join(["file,label,split", *rows]))
     assert found.images[:, 0, 0, 0].tolist() == [0, 1]
-    assert found.validation_images[:, 0, 0, 0].tolist() == [2, 3]
-    assert found.test_images[:, 0, 0, 0].tolist() == [4, 5]
-    assert found.test_labels.tolist() == [0, 1]
+    assert found.validation_inputs[:, 0, 0, 0].tolist() == [2, 3]
+    assert found.test_inputs[:, 0, 0, 0].tolist() == [4, 5]
+    assert found.test_targets.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_parts_of_such_tables(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text(text)
     paths = {"images": "a.csv", "validation_images": "v.csv", "test_images": "t.csv"}
     found = SOURCES["csv"](**{option: str(tmp_path / path) for option, path in paths.items()}, header=True)
-    assert (found.validation_images.item(), found.validation_labels.tolist()) == (3, [1])
-    assert (found.test_images.item(), found.test_labels.tolist()) == (4, [0])
+    assert (found.validation_inputs.item(), found.validation_targets.tolist()) == (3, [1])
+    assert (found.test_inputs.item(), found.test_targets.tolist()) == (4, [0])
 
 
 def test_names_of_columns_that_are_numbers_are_no_image(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def splits() -> Splits:
     labels = torch.arange(80) % CLASSES
     images = torch.randint(0, 200, (80, 3, 8, 8), dtype=torch.uint8, generator=generator)
     images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return data.load(Source(images=images, labels=labels, num_classes=CLASSES), split_seed=0, device="cpu")
+    return data.load(Source(inputs=images, targets=labels, num_classes=CLASSES), split_seed=0, device="cpu")
 
 
 def trial(splits: Splits, strength: Strength, seed: int = 0, **changes: Any) -> Trial:

@@ -133,7 +133,7 @@ def test_colours_are_changed_between_black_and_the_datas_own_white(channels: int
 def test_the_digits_white_is_16() -> None:
     splits = data.load(data.digits(), split_seed=0, device="cpu")
     tone = Tone(splits.mean, splits.std, splits.white)
-    normal = (splits.train.images.float() - splits.mean.view(-1, 1, 1)) / splits.std.view(-1, 1, 1)
+    normal = (splits.train.inputs.float() - splits.mean.view(-1, 1, 1)) / splits.std.view(-1, 1, 1)
     brightest = jitter(normal, torch.tensor([[9.0, 1, 1, 0]]).expand(len(normal), -1), ["brightness"], tone)
     raw = brightest * splits.std.view(-1, 1, 1) + splits.mean.view(-1, 1, 1)
     assert raw.max().item() == pytest.approx(16.0, abs=1e-4)

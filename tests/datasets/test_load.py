@@ -31,28 +31,28 @@ def test_the_digits_are_the_whole_set_of_scikit_learn() -> None:
     assert digits.images.shape == (1797, 1, 8, 8)
     assert (int(digits.images.min()), int(digits.images.max())) == (0, 16)
     assert digits.labels.unique().tolist() == list(range(10))
-    assert digits.test_images is None
+    assert digits.test_inputs is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": torch.zeros(120, 2, 4, 5)}, "images are torch.float32; give raw pixels as torch.uint8"),
-        ({"images": torch.zeros(120, 4, 5, dtype=torch.uint8)}, r"\[120, 4, 5\]; give \[N, C, H, W\]"),
-        ({"images": torch.zeros(0, 2, 4, 5, dtype=torch.uint8)}, "none of them 0"),
-        ({"labels": torch.zeros(120, dtype=torch.int32)}, "labels are torch.int32; give class numbers as torch.int64"),
-        ({"labels": torch.zeros(119, dtype=torch.int64)}, r"labels have shape \[119\] beside 120 images"),
+        ({"images": torch.zeros(120, 2, 4, 5).double()}, "inputs are torch.float64.*; give images as uint8 or float32"),
+        ({"images": torch.zeros(120, 4, 5, dtype=torch.uint8)}, r"\[120, 4, 5\]; give images as .* \[N, C, H, W\]"),
+        ({"images": torch.zeros(0, 2, 4, 5, dtype=torch.uint8)}, "none of them may be 0"),
+        ({"labels": torch.zeros(120, dtype=torch.int32)}, "targets are torch.int32; give class numbers as torch.int64"),
+        ({"labels": torch.zeros(119, dtype=torch.int64)}, r"targets have shape \[119\] beside 120 inputs"),
         ({"labels": torch.full((120,), 3)}, r"run from 3 to 3; with num_classes = 3 they must lie in 0..2"),
         ({"labels": torch.full((120,), -1)}, "run from -1 to -1"),
         ({"num_classes": 1}, "num_classes = 1: a source needs at least 2"),
-        ({"test_labels": torch.zeros(1, dtype=torch.int64)}, "only one of test_images and test_labels"),
+        ({"test_labels": torch.zeros(1, dtype=torch.int64)}, "only one of test_inputs and test_targets"),
         (
             {"test_images": torch.zeros(1, 2, 4, 4, dtype=torch.uint8), "test_labels": torch.zeros(1).long()},
-            r"test_images have shape \[2, 4, 4\], images \[2, 4, 5\]",
+            r"test_inputs have shape \[2, 4, 4\], inputs \[2, 4, 5\]",
         ),
         (
             {"test_images": torch.zeros(2, 2, 4, 5, dtype=torch.uint8), "test_labels": torch.zeros(1).long()},
-            r"test_labels have shape \[1\] beside 2 test_images",
+            r"test_targets have shape \[1\] beside 2 test_inputs",
         ),
     ],
 )
@@ -106,8 +106,8 @@ def test_load_and_load_test_share_nothing_and_leave_nothing_out() -> None:
     given = source()
     splits = load(given)
     test = data.load_test(given, split_seed=0, device="cpu")
-    assert [len(part.labels) for part in (splits.train, splits.validation, test)] == [84, 18, 18]
-    rows = torch.cat([part.images.flatten(1) for part in (splits.train, splits.validation, test)])
+    assert [len(part.targets) for part in (splits.train, splits.validation, test)] == [84, 18, 18]
+    rows = torch.cat([part.inputs.flatten(1) for part in (splits.train, splits.validation, test)])
     assert len(rows.unique(dim=0)) == len(given.images)
 
 
@@ -119,7 +119,14 @@ def test_what_load_returns_has_no_test_part() -> None:
         "mean",
         "std",
         "digest",
+        "task",
         "classes",
+        "target_names",
+        "target_mean",
+        "target_std",
+        "categories",
+        "vocabulary",
+        "about",
         "white",
         "notes",
         "test_count",  # their number, and none of them
@@ -130,15 +137,15 @@ def test_a_test_split_of_the_source_is_used_as_it_is() -> None:
     test_images = torch.full((2, 2, 4, 5), 7, dtype=torch.uint8)
     given = source(test_images=test_images, test_labels=torch.tensor([1, 2]))
     splits = load(given)
-    assert (len(splits.train.labels), len(splits.validation.labels)) == (102, 18)
+    assert (len(splits.train.targets), len(splits.validation.targets)) == (102, 18)
     test = data.load_test(given, split_seed=0, device="cpu")
-    assert torch.equal(test.images, test_images)
-    assert test.labels.tolist() == [1, 2]
+    assert torch.equal(test.inputs, test_images)
+    assert test.targets.tolist() == [1, 2]
 
 
 def test_statistics_are_per_channel_and_of_the_training_part_alone() -> None:
     splits = load(source())
-    pixels = splits.train.images.double()
+    pixels = splits.train.inputs.double()
     torch.testing.assert_close(splits.mean.double(), pixels.mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(splits.std.double(), pixels.std((0, 2, 3), correction=0), rtol=1e-6, atol=0)
     assert splits.mean.dtype == splits.std.dtype == torch.float32

@@ -48,10 +48,10 @@ def test_classes_are_kept_and_numbered_anew(classes: list, names: tuple, numbers
     assert (splits.classes, splits.num_classes) == (names, 2)
     for part in (splits.train, splits.validation):
         for new, old in enumerate(numbers):
-            seen = part.images[part.labels == new].flatten().long() % 4  # the class that the pixel tells
+            seen = part.inputs[part.targets == new].flatten().long() % 4  # the class that the pixel tells
             assert sorted(set(seen.tolist())) == sorted([old] if isinstance(old, int) else old)
     wanted = {old: new for new, group in enumerate(numbers) for old in ([group] if isinstance(group, int) else group)}
-    assert test.labels.tolist() == [wanted[old] for old in [3, 2, 1, 0] if old in wanted]
+    assert test.targets.tolist() == [wanted[old] for old in [3, 2, 1, 0] if old in wanted]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def splits(folder: Path, **options) -> Splits:
 
 def test_the_options_of_all_sources_stand_beside_the_source_s_own(tmp_path: Path) -> None:
     assert splits(tmp_path, name="fake", count=200, classes=[3, [1, 2]]).num_classes == 2
-    assert len(splits(tmp_path, subset=100).train.labels) == 82
+    assert len(splits(tmp_path, subset=100).train.targets) == 82
     assert "subset" not in spec(tmp_path).data  # what is not said is no part of a study's identity
     (tmp_path / "mine.py").write_text(OWN)
     own = splits(tmp_path, name="mine.py:mine", classes=[0, 1], subset="all")  # its own option of that name
@@ -172,7 +172,7 @@ def test_files_are_looked_up_beside_the_study_file(tmp_path: Path) -> None:
     (tmp_path / "i.csv").write_text("1,2,3,4\n" * 40)
     (tmp_path / "l.csv").write_text("a\nb\n" * 20)
     options = {"name": "csv", "images": "i.csv", "labels": str(tmp_path / "l.csv")}
-    assert splits(tmp_path, **options).train.images.shape == (28, 1, 2, 2)
+    assert splits(tmp_path, **options).train.inputs.shape == (28, 1, 2, 2)
     assert registry.files(spec(tmp_path, **options)) == ["i.csv", str(tmp_path / "l.csv")]
 
 

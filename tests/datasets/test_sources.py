@@ -68,15 +68,15 @@ def test_a_published_set_is_read_from_files_that_are_there_once(name: str, monke
         found = SOURCES[name]()
         assert np.array_equal(found.images, images)
         assert found.labels.tolist() == labels.tolist()
-        assert np.array_equal(found.test_images, test_images)
-        assert found.test_labels.tolist() == test_labels.tolist()
+        assert np.array_equal(found.test_inputs, test_images)
+        assert found.test_targets.tolist() == test_labels.tolist()
         assert len(found.classes) == found.num_classes == (100 if name == "cifar100" else 10)
         for path in data_dir().iterdir():  # what was kept needs them no more
             if path.name != "cache":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert len(kept()) == 1
-    assert len(data.load(found, split_seed=0, device="cpu").train.labels) == COUNTS[True] * 0.85
-    assert torch.equal(data.load_test(found, split_seed=0, device="cpu").images, torch.from_numpy(test_images))
+    assert len(data.load(found, split_seed=0, device="cpu").train.targets) == COUNTS[True] * 0.85
+    assert torch.equal(data.load_test(found, split_seed=0, device="cpu").inputs, torch.from_numpy(test_images))
 
 
 @pytest.mark.usefixtures("offline")
@@ -209,8 +209,8 @@ def test_a_folder_is_decoded_once_and_anew_when_a_file_changes(tmp_path: Path) -
 def test_a_folder_ships_a_test_split_with_its_classes(tmp_path: Path) -> None:
     root, test_root = folder(tmp_path / "root", 8), folder(tmp_path / "test", 1)
     found = SOURCES["image_folder"](root=str(root), test_root=str(test_root), size=4)
-    assert found.test_labels.tolist() == [0, 0, 1, 1]
-    assert len(data.load_test(found, split_seed=0, device="cpu").labels) == 4
+    assert found.test_targets.tolist() == [0, 0, 1, 1]
+    assert len(data.load_test(found, split_seed=0, device="cpu").targets) == 4
     (test_root / "blue").mkdir()
     with pytest.raises(BadFile, match="blue: is not a class of the training images; known: green, red"):
         SOURCES["image_folder"](root=str(root), test_root=str(test_root), size=4)
@@ -288,7 +288,7 @@ def test_channels_may_stand_side_by_side_and_a_test_split_be_shipped(tmp_path: P
         images=images, labels=labels, test_images=images, test_labels=labels, shape=[2, 1, 2], channels_last=True
     )
     assert found.images.tolist() == [[[[1, 3]], [[2, 4]]], [[[5, 7]], [[6, 8]]]]
-    assert torch.equal(found.test_images, found.images)
+    assert torch.equal(found.test_inputs, found.inputs)
     strange = sheet(tmp_path / "t.csv", "a", "c")
     with pytest.raises(BadFile, match=r"t\.csv, row 2, column 1: 'c' is not a class of the training images"):
         SOURCES["csv"](images=images, labels=labels, test_images=images, test_labels=strange)
@@ -357,7 +357,7 @@ def test_an_archive_of_arrays_is_read(tmp_path: Path, arrays: dict, options: dic
     assert list(found.images.shape) == [4, *shape]
     assert found.images.sum() == sum(range(48)) or shape[0] == 1
     assert (found.classes, found.labels.tolist()) == (("1", "3"), [1, 0, 1, 0])
-    assert (found.test_labels is None) == ("x_test" not in arrays)
+    assert (found.test_targets is None) == ("x_test" not in arrays)
 
 
 @pytest.mark.parametrize(
@@ -392,11 +392,11 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) ->
 
 def test_made_up_images_depend_on_their_class_and_on_the_seed() -> None:
     found = SOURCES["fake"](count=200, test_count=50, num_classes=4, shape=[3, 6, 5], noise=0.5)
-    assert (list(found.images.shape), list(found.test_images.shape)) == ([200, 3, 6, 5], [50, 3, 6, 5])
+    assert (list(found.inputs.shape), list(found.test_inputs.shape)) == ([200, 3, 6, 5], [50, 3, 6, 5])
     assert found.labels.bincount().tolist() == [50] * 4
     means = torch.stack([found.images[found.labels == k].float().mean(0) for k in range(4)]).flatten(1)
-    nearest = torch.cdist(found.test_images.float().flatten(1), means).argmin(1)
-    assert torch.eq(nearest, found.test_labels).float().mean() > 0.9
+    nearest = torch.cdist(found.test_inputs.float().flatten(1), means).argmin(1)
+    assert torch.eq(nearest, found.test_targets).float().mean() > 0.9
     assert torch.equal(found.images, SOURCES["fake"](count=200, num_classes=4, shape=[3, 6, 5], noise=0.5).images)
     assert not torch.equal(found.images, SOURCES["fake"](count=200, num_classes=4, shape=[3, 6, 5], seed=1).images)
     with pytest.raises(ValueError, match=r"shape = \[8, 8\]: write \[channels, height, width\]"):

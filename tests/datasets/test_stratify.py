@@ -107,5 +107,5 @@ def test_neither_the_digits_nor_their_split_loads_scikit_learn(monkeypatch: pyte
     for name in ("sklearn.datasets", "sklearn.model_selection"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it is an error
     source = SOURCES["digits"]()
-    assert len(load(source, split_seed=0, device="cpu").train.labels) == 1257
-    assert len(load(replace(source, folds=3, fold=1), split_seed=0, device="cpu").train.labels) == 1018
+    assert len(load(source, split_seed=0, device="cpu").train.targets) == 1257
+    assert len(load(replace(source, folds=3, fold=1), split_seed=0, device="cpu").train.targets) == 1018

@@ -18,7 +18,7 @@ from hpo.data import SOURCES, Source, Split, Splits, Stored, Strength, select
 from hpo.data import stored as storing
 from hpo.spec.failures import Kind, kind_of
 from hpo.train import loop
-from hpo.train.pixels import AHEAD, pixels
+from hpo.train.inputs import AHEAD, PreparedTensor
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 from hpo.train.stack import select as select_forward
@@ -32,7 +32,7 @@ def source() -> Source:
     labels = torch.arange(120) % 3
     images = torch.randint(0, 200, (120, 1, 8, 8), dtype=torch.uint8, generator=generator)
     images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return Source(images=images, labels=labels, num_classes=3)
+    return Source(inputs=images, targets=labels, num_classes=3)
 
 
 def load(*, resident: bool | None, **options: Any) -> Splits:
@@ -41,7 +41,7 @@ def load(*, resident: bool | None, **options: Any) -> Splits:
 
 def both(**options: Any) -> list[Splits]:
     found = [load(resident=resident, **options) for resident in (True, False)]
-    assert [isinstance(splits.train.images, Stored) for splits in found] == [False, True]
+    assert [isinstance(splits.train.inputs, Stored) for splits in found] == [False, True]
     return found
 
 
@@ -56,12 +56,12 @@ def test_what_is_known_of_the_data_is_the_same(options: dict[str, Any], monkeypa
     assert streamed.digest == resident.digest
     assert torch.equal(streamed.mean, resident.mean)
     assert torch.equal(streamed.std, resident.std)
-    assert streamed.train.images.shape == resident.train.images.shape
-    everything = torch.arange(len(resident.train.images))
-    assert torch.equal(streamed.train.images.take(everything), resident.train.images)
+    assert streamed.train.inputs.shape == resident.train.inputs.shape
+    everything = torch.arange(len(resident.train.inputs))
+    assert torch.equal(streamed.train.inputs.take(everything), resident.train.inputs)
     tests = [data.load_test(select(source(), resident=r, **options), split_seed=0, device="cpu") for r in (True, False)]
     model = initial_model(build_mlp, 0)
-    evaluated = [assess(model, test, mean=resident.mean, std=resident.std) for test in tests]
+    evaluated = [assess(model, test, splits=resident) for test in tests]
     assert evaluated[0] == evaluated[1]
 
 
@@ -122,7 +122,7 @@ def test_batches_are_read_ahead_by_one_thread_that_ends_with_them() -> None:
             return super().take(which)
 
     images = Noted(store=source().images, rows=torch.arange(120))
-    fed = pixels(images, streamed.mean, streamed.std, torch.float32).feed(torch.arange(120).split(10))
+    fed = PreparedTensor(images, streamed.mean, streamed.std, torch.float32).feed(torch.arange(120).split(10))
     assert reads == []
     next(fed)
     while len(reads) < AHEAD + 1:
@@ -140,18 +140,18 @@ def test_an_error_of_the_disk_is_the_trial_s_data_error() -> None:
             raise OSError(5, "Input/output error")
 
     splits = load(resident=True)
-    broken = Split(images=Broken(store=source().images, rows=torch.arange(84)), labels=splits.train.labels)
+    broken = Split(inputs=Broken(store=source().images, rows=torch.arange(84)), targets=splits.train.targets)
     with pytest.raises(OSError, match="Input/output error") as caught:
         list(loop.train(make(data.Splits(**{**vars(splits), "train": broken}))))
     assert kind_of(caught.value) is Kind.DATA_ERROR
 
 
 def test_the_size_decides_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(load(resident=None).train.images, Tensor)
+    assert isinstance(load(resident=None).train.inputs, Tensor)
     monkeypatch.setattr(storing, "SHARE_OF_CPU", 1e-12)
-    assert isinstance(load(resident=None).train.images, Stored)
-    assert isinstance(load(resident=None).validation.images, Stored)
-    assert isinstance(load(resident=True).train.images, Tensor)
+    assert isinstance(load(resident=None).train.inputs, Stored)
+    assert isinstance(load(resident=None).validation.inputs, Stored)
+    assert isinstance(load(resident=True).train.inputs, Tensor)
 
 
 def test_a_folder_of_images_is_read_from_the_disk_alone(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_a_folder_of_images_is_read_from_the_disk_alone(tmp_path: Path) -> None:
             Image.new("L", (4, 4), value + number).save(tmp_path / name / f"{number}.png")
     given = SOURCES["image_folder"](root=str(tmp_path), size=4, colour="grey")
     splits = data.load(select(given, resident=False, classes=["b", "a"]), split_seed=0, device="cpu")
-    assert isinstance(splits.train.images, Stored)
-    place = splits.train.images.store.data_ptr()
+    assert isinstance(splits.train.inputs, Stored)
+    place = splits.train.inputs.store.data_ptr()
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     [name] = [m[-1] for m in maps if int(m[0].split("-")[0], 16) <= place < int(m[0].split("-")[1], 16)]
     assert name.endswith("/images.npy")
-    values = splits.train.images.take(torch.arange(len(splits.train.labels))).flatten(1).double().mean(1)
-    assert ((values >= 200) == (splits.train.labels == 0)).all()
+    values = splits.train.inputs.take(torch.arange(len(splits.train.targets))).flatten(1).double().mean(1)
+    assert ((values >= 200) == (splits.train.targets == 0)).all()

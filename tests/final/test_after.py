@@ -72,15 +72,15 @@ def images(run: Trained) -> Tensor:
 
 def test_the_model_is_taken_up_as_it_was_left(run: Trained) -> None:
     part = run.training.splits.validation
-    found = logits(run.deployed(run.model), part.images, run.batch)
+    found = logits(run.deployed(run.model), part.inputs, run.batch)
     epoch = run.metrics["history"][run.metrics["epoch"] - 1]
-    assert (found.argmax(1) == part.labels).double().mean().item() == epoch["validation_accuracy"]
-    assert nn.functional.cross_entropy(found, part.labels).item() == pytest.approx(epoch["validation_loss"], rel=1e-6)
+    assert (found.argmax(1) == part.targets).double().mean().item() == epoch["validation_accuracy"]
+    assert nn.functional.cross_entropy(found, part.targets).item() == pytest.approx(epoch["validation_loss"], rel=1e-6)
     assert epoch["validation_accuracy"] > 0.9
 
 
 def test_images_in_store_are_scored_like_resident_ones(run: Trained) -> None:
-    raw = run.training.splits.validation.images
+    raw = run.training.splits.validation.inputs
     stored = data.Stored(store=raw.cpu().flip(0), rows=torch.arange(len(raw)).flip(0), device=raw.device)
     model = run.deployed(run.copy())
     assert torch.equal(logits(model, stored, 100), logits(model, raw, 100))
@@ -268,7 +268,7 @@ def test_a_file_gives_the_model_s_logits(run: Trained, images: Tensor, tmp_path:
         pytest.importorskip(package)
     recipe = name.rpartition(".")[0]
     exact = recipe in ("trained", "fold", "prune=0.3", "channels=0.1")
-    raw = run.training.splits.validation.images.cpu()
+    raw = run.training.splits.validation.inputs.cpu()
     model = run.deployed(run.copy() if recipe == "trained" else steps.read(recipe).apply(run.copy(), images))
     if name in LACKING:
         with pytest.raises(StudyError, match=f"{name}: onnx cannot hold this model.*{LACKING[name]}"):
@@ -336,7 +336,7 @@ def test_an_operation_that_onnx_lacks_is_named_and_leaves_no_file(tmp_path: Path
 
 
 def test_doubt_is_what_the_formulas_say_of_the_passes(run: Trained) -> None:
-    raw = run.training.splits.validation.images[:50]
+    raw = run.training.splits.validation.inputs[:50]
     model, passes = run.deployed(run.copy()), 12
     doubt = mcdropout.sample(model, raw, passes=passes, seed=5, batch=50)
     seen: list[Tensor] = []
@@ -372,7 +372,7 @@ def test_the_spread_of_one_dropped_unit_is_the_bernoulli_s(kind: type[nn.Module]
 def test_sampling_leaves_the_model_and_torch_s_generator_as_they_were(run: Trained) -> None:
     model = run.deployed(nn.Sequential(run.copy(), nn.Dropout(0.5))).eval()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    mcdropout.sample(model, run.training.splits.validation.images[:9], passes=3, seed=1, batch=4)
+    mcdropout.sample(model, run.training.splits.validation.inputs[:9], passes=3, seed=1, batch=4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in model.modules())

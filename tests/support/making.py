@@ -26,7 +26,7 @@ def make_entry(place: str, log: Path, found: Queue[tuple[list[int], tuple[str, .
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.5)
         images = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1)
-        keep(folder, Source(images=images, labels=torch.arange(16) % 2, num_classes=2, classes=("a", "b")))
+        keep(folder, Source(inputs=images, targets=torch.arange(16) % 2, num_classes=2, classes=("a", "b")))
 
     entry = cached("entry", 1, write)
     assert isinstance(entry.images, torch.Tensor)

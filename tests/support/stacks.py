@@ -34,7 +34,7 @@ def digits(count: int = 120, side: int = 8) -> Splits:
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 200, (count, 1, side, side), dtype=torch.uint8, generator=generator)
     images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return data.load(Source(images=images, labels=labels, num_classes=CLASSES), split_seed=0, device="cpu")
+    return data.load(Source(inputs=images, targets=labels, num_classes=CLASSES), split_seed=0, device="cpu")
 
 
 def small_mlp() -> nn.Module:
@@ -58,7 +58,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        return steps_per_epoch(len(self.splits.train.labels), self.batch_size)
+        return steps_per_epoch(len(self.splits.train.targets), self.batch_size)
 
     def model(self) -> nn.Module:
         return initial_model(lambda: self.build().to(self.dtype), self.seed)
@@ -94,7 +94,7 @@ def plain_epochs(trial: Trial, model: nn.Module, optimizer: Optimizer, epochs: I
     base = [group["lr"] for group in trial.optimizer(trial.model().parameters(), lr=trial.lr).param_groups]
     schedule = trial.schedule(trial.epochs * trial.steps)
     images, validation = (
-        (part.images.to(dtype) - splits.mean.to(dtype).view(-1, 1, 1)) * (1 / splits.std.to(dtype).view(-1, 1, 1))
+        (part.inputs.to(dtype) - splits.mean.to(dtype).view(-1, 1, 1)) * (1 / splits.std.to(dtype).view(-1, 1, 1))
         for part in (splits.train, splits.validation)
     )
     generator = torch.Generator()
@@ -114,7 +114,7 @@ def plain_epochs(trial: Trial, model: nn.Module, optimizer: Optimizer, epochs: I
                 elif momentum is not None:
                     group["betas"] = (momentum, group["betas"][1])
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images[rows]), splits.train.labels[rows])
+            loss = F.cross_entropy(model(images[rows]), splits.train.targets[rows])
             loss.backward()
             if "clip_value" in trial.options:
                 nn.utils.clip_grad_value_(model.parameters(), trial.options["clip_value"])
@@ -125,14 +125,14 @@ def plain_epochs(trial: Trial, model: nn.Module, optimizer: Optimizer, epochs: I
         model.eval()
         with torch.no_grad():
             logits = model(validation)
-        labels = splits.validation.labels
+        labels = splits.validation.targets
         accuracy = (logits.argmax(1) == labels).double().mean().item()
         result.append([sum(losses) / trial.steps, F.cross_entropy(logits, labels).item(), accuracy])
     return result
 
 
 def numbers(results: Iterable[EpochResult]) -> Numbers:
-    return [[result.train_loss, result.validation_loss, result.validation_accuracy] for result in results]
+    return [[result.train_loss, result.validation_loss, result.validation_accuracy or 0.0] for result in results]
 
 
 def stack_of(runs: Sequence[Run], slots: int = 0) -> Stack:

@@ -39,7 +39,7 @@ def source() -> Source:
     labels = torch.arange(120) % CLASSES
     images = torch.randint(0, 180, (120, 3, 8, 8), dtype=torch.uint8, generator=generator)
     images[:, 0, 0] += (labels * 30).to(torch.uint8)[:, None]
-    return Source(images=images, labels=labels, num_classes=CLASSES)
+    return Source(inputs=images, targets=labels, num_classes=CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -130,11 +130,11 @@ def test_measures_are_scikit_learn_s() -> None:
     *_, last = loop.train(run)
     validation = run.splits.validation
     with torch.no_grad():
-        logits = run.model(next(run.validation_images.split(1000)))
+        logits = run.model(next(run.validation_inputs.split(1000)))
     probabilities = logits.softmax(1).numpy()
     for name in ALL:
-        assert last.judged(name) == pytest.approx(REFERENCES[name](probabilities, validation.labels.numpy()), abs=1e-6)
-    again = assess(run.model, validation, mean=run.splits.mean, std=run.splits.std, metrics=ALL)
+        assert last.judged(name) == pytest.approx(REFERENCES[name](probabilities, validation.targets.numpy()), abs=1e-6)
+    again = assess(run.model, validation, splits=run.splits, metrics=ALL)
     assert again == {name: last.judged(name) for name in ("loss", "accuracy", *ALL)}
 
 
@@ -146,7 +146,7 @@ def test_metrics_change_nothing_of_a_training() -> None:
 
 
 def by_vmap(runs: list[Run]) -> Stack:
-    stack = Stack(VmapForward(runs[0].model, next(runs[0].validation_images.split(2))), runs[0], len(runs))
+    stack = Stack(VmapForward(runs[0].model, next(runs[0].validation_inputs.split(2))), runs[0], len(runs))
     for run in runs:
         stack.put(run)
     return stack

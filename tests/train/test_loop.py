@@ -18,7 +18,7 @@ from hpo.errors import CheckpointError
 from hpo.models import Dropout, cnn, mlp
 from hpo.spec.seeds import derive
 from hpo.spec.training import Stopping
-from hpo.train import checkpoint, loop, pixels, validation
+from hpo.train import checkpoint, inputs, loop, validation
 from hpo.train.batches import can_halve, steps_per_epoch
 from hpo.train.epoch import EpochResult
 from hpo.train.monitors import Watch
@@ -183,7 +183,7 @@ def test_a_state_of_another_version_is_told_by_what_it_lacks(splits: Splits) -> 
 def test_a_run_on_a_gpu_resumes_amid_an_epoch(splits: Splits, tmp_path: Path) -> None:
     def on_gpu() -> Run:
         part = {
-            name: data.Split(images=getattr(splits, name).images.cuda(), labels=getattr(splits, name).labels.cuda())
+            name: data.Split(inputs=getattr(splits, name).inputs.cuda(), targets=getattr(splits, name).targets.cuda())
             for name in ("train", "validation")
         }
         there = dataclasses.replace(splits, mean=splits.mean.cuda(), std=splits.std.cuda(), **part)
@@ -227,15 +227,15 @@ def test_a_run_is_what_a_plain_loop_over_the_same_batches_does(splits: Splits) -
     model = initial_model(lambda: mlp((1, 8, 8), 3, widths=[8, 6]), 7)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(EPOCHS * STEPS)(step).factor)
-    images = (splits.train.images.float() - splits.mean) * (1 / splits.std)
-    validation = (splits.validation.images.float() - splits.mean) * (1 / splits.std)
+    images = (splits.train.inputs.float() - splits.mean) * (1 / splits.std)
+    validation = (splits.validation.inputs.float() - splits.mean) * (1 / splits.std)
     for epoch in range(EPOCHS):
         model.train()
         losses = []
         order = torch.randperm(84, generator=torch.Generator().manual_seed(derive(7, "order", epoch)))
         for rows in order.split(BATCH)[:STEPS]:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images[rows]), splits.train.labels[rows])
+            loss = F.cross_entropy(model(images[rows]), splits.train.targets[rows])
             loss.backward()
             optimizer.step()
             rate = optimizer.param_groups[0]["lr"]
@@ -246,9 +246,9 @@ def test_a_run_is_what_a_plain_loop_over_the_same_batches_does(splits: Splits) -
             logits = model(validation)
         assert results[epoch].epoch == epoch + 1
         assert results[epoch].train_loss == pytest.approx(sum(losses) / STEPS, rel=1e-12)
-        expected = F.cross_entropy(logits, splits.validation.labels).item()
+        expected = F.cross_entropy(logits, splits.validation.targets).item()
         assert results[epoch].validation_loss == pytest.approx(expected, rel=1e-6)
-        assert results[epoch].validation_accuracy == (logits.argmax(1) == splits.validation.labels).double().mean()
+        assert results[epoch].validation_accuracy == (logits.argmax(1) == splits.validation.targets).double().mean()
         assert results[epoch].learning_rate == pytest.approx(rate, rel=1e-12)
 
 
@@ -261,22 +261,22 @@ def test_dropout_draws_from_the_trial_and_not_from_the_global_generator(splits: 
 
 def test_normalising_batch_by_batch_changes_no_bit(splits: Splits, monkeypatch) -> None:
     expected = timeless(list(loop.train(make(splits))))
-    monkeypatch.setattr(pixels, "FLOAT_COPY_BYTES", 0)
-    pixels.pixels.cache_clear()
+    monkeypatch.setattr(inputs, "FLOAT_COPY_BYTES", 0)
+    inputs.prepared.cache_clear()
     assert timeless(list(loop.train(make(splits)))) == expected
 
 
 def test_validation_in_several_batches_covers_every_image_once(splits: Splits, monkeypatch) -> None:
     model = initial_model(build_mlp, 0)
-    whole = assess(model, splits.validation, mean=splits.mean, std=splits.std)
+    whole = assess(model, splits.validation, splits=splits)
     monkeypatch.setattr(validation, "EVALUATION_BATCH", 7)
-    assert assess(model, splits.validation, mean=splits.mean, std=splits.std) == pytest.approx(whole, rel=1e-6)
+    assert assess(model, splits.validation, splits=splits) == pytest.approx(whole, rel=1e-6)
 
 
 def test_assessing_gives_what_the_run_reports(splits: Splits) -> None:
     run = make(splits)
     *_, last = loop.train(run)
-    found = assess(run.model, splits.validation, mean=splits.mean, std=splits.std)
+    found = assess(run.model, splits.validation, splits=splits)
     assert found == {"loss": last.validation_loss, "accuracy": last.validation_accuracy}
 
 
@@ -433,7 +433,7 @@ def test_stop_is_not_asked_before_every_micro_batch(splits: Splits) -> None:
 
 def test_a_micro_batch_has_two_images_at_least(splits: Splits) -> None:
     """A micro batch has two images where the training part is smaller than a batch."""
-    few = data.Split(images=splits.train.images[:5], labels=splits.train.labels[:5])
+    few = data.Split(inputs=splits.train.inputs[:5], targets=splits.train.targets[:5])
     run = make_plain(dataclasses.replace(splits, train=few), accumulation=8)
     list(loop.train(run))
     assert run.model.taken[True] == [3, 2] * EPOCHS
@@ -441,7 +441,7 @@ def test_a_micro_batch_has_two_images_at_least(splits: Splits) -> None:
 
 def test_validation_takes_fewer_images_at_once_with_micro_batches(splits: Splits, monkeypatch) -> None:
     monkeypatch.setattr(validation, "EVALUATION_BATCH", 9)
-    images = len(splits.validation.labels)
+    images = len(splits.validation.targets)
     for accumulation, size in ((1, 9), (2, 4), (4, 2)):
         run = make_plain(splits, accumulation=accumulation)
         next(loop.train(run))
@@ -488,7 +488,7 @@ def test_a_run_over_nothing_is_refused(splits: Splits, changes: dict[str, int]) 
 def test_a_model_on_another_device_than_the_images_is_refused(splits: Splits) -> None:
     model = build_mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="the model is on meta, the images on cpu"):
+    with pytest.raises(ValueError, match="the model is on meta, the data on cpu"):
         make(splits, model=model.to("meta"), optimizer=optimizer)
 
 
@@ -508,7 +508,7 @@ class Viewing(nn.Module):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_laid_out_for_convolutions_are_the_same_images(channels: int) -> None:
     images = torch.rand(5, channels, 8, 6)
-    laid_out = pixels.channels_last(images)
+    laid_out = inputs.channels_last(images)
     assert laid_out.stride() == (48 * channels, 1, 6 * channels, channels)
     assert torch.equal(laid_out, images)
     maps = nn.Conv2d(channels, 4, 3)(laid_out)
@@ -518,8 +518,8 @@ def test_images_laid_out_for_convolutions_are_the_same_images(channels: int) -> 
 def test_a_run_lays_images_out_for_convolutions(splits: Splits) -> None:
     """A run lays images out for convolutions and leaves weights and states as they are."""
     run = make(splits, build_cnn)
-    assert run.layout is pixels.channels_last
-    assert make(splits, build_mlp).layout is pixels.as_they_lie
+    assert run.layout is inputs.channels_last
+    assert make(splits, build_mlp).layout is inputs.as_they_lie
     list(loop.train(run))
     tensors = [*run.model.parameters(), *(t for s in run.optimizer.state.values() for t in s.values() if t.ndim)]
     assert all(tensor.is_contiguous() for tensor in tensors)
@@ -527,5 +527,5 @@ def test_a_run_lays_images_out_for_convolutions(splits: Splits) -> None:
 
 def test_a_model_that_goes_by_memory_gets_its_images_as_they_lie(splits: Splits) -> None:
     run = make(splits, Viewing)
-    assert run.layout is pixels.as_they_lie
+    assert run.layout is inputs.as_they_lie
     assert [result.epoch for result in loop.train(run)] == [1, 2, 3]

@@ -34,7 +34,7 @@ def clear_digits() -> Splits:
     labels = torch.arange(120) % CLASSES
     images = torch.randint(0, 100, (120, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[torch.arange(120), 0, labels] = 255
-    return data.load(Source(images=images, labels=labels, num_classes=CLASSES), split_seed=0, device="cpu")
+    return data.load(Source(inputs=images, targets=labels, num_classes=CLASSES), split_seed=0, device="cpu")
 
 
 TRIAL = Trial(splits=clear_digits(), epochs=3, options={"watch": EVERYTHING})
@@ -44,13 +44,13 @@ def gradients_by_hand(trial: Trial) -> tuple[list[list[Tensor]], list[Tensor]]:
     """Train with torch.autograd alone; return every step's gradient by epoch, flat, and the parameters after each epoch."""
     model, splits = trial.model(), trial.splits
     parameters = list(model.parameters())
-    images = (splits.train.images.to(trial.dtype) - splits.mean.view(-1, 1, 1)) / splits.std.view(-1, 1, 1)
+    images = (splits.train.inputs.to(trial.dtype) - splits.mean.view(-1, 1, 1)) / splits.std.view(-1, 1, 1)
     found, ends = [], []
     for epoch in range(trial.epochs):
         generator = torch.Generator().manual_seed(derive(trial.seed, "order", epoch))
         found.append([])
         for rows in torch.randperm(len(images), generator=generator).split(trial.batch_size)[: trial.steps]:
-            loss = F.cross_entropy(model(images[rows]), splits.train.labels[rows])
+            loss = F.cross_entropy(model(images[rows]), splits.train.targets[rows])
             gradient = torch.autograd.grad(loss, parameters)
             found[-1].append(torch.cat([g.reshape(-1) for g in gradient]))
             with torch.no_grad():

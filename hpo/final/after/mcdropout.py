@@ -119,7 +119,7 @@ def write(path: Path, doubt: Doubt, part: data.Split) -> None:
 
 def _rows(doubt: Doubt, part: data.Split) -> Iterator[list[Any]]:
     columns = [
-        part.labels[:, None],
+        part.targets[:, None],
         doubt.mean.argmax(1, keepdim=True),
         doubt.entropy[:, None],
         doubt.mutual_information[:, None],

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hpo.data import Stored
+from hpo.data import Inputs, Stored
+from hpo.data.stored import Rows
+from hpo.errors import StudyError
+
+
+def rows_of(inputs: Inputs) -> Rows:
+    """Return the inputs of a model that takes one tensor; StudyError for several tensors."""
+    if isinstance(inputs, dict):
+        raise StudyError(
+            f"the model takes several tensors ({', '.join(inputs)}); `hpo after` needs a model of one tensor"
+        )
+    return inputs
 
 
 def batches(images: Tensor | Stored, size: int) -> Iterator[Tensor]:

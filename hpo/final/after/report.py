@@ -16,7 +16,7 @@ from hpo.files import write_json
 from hpo.final.after import files, mcdropout
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.files import Exported
-from hpo.final.after.raw import first
+from hpo.final.after.raw import first, rows_of
 from hpo.final.after.scores import Score, logits, score
 from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
@@ -84,8 +84,9 @@ def make(
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made_from = _receipt(trained)
     part = trained.training.splits.validation
-    shown = first(part.images, COMPARED).cpu()
-    reference = logits(trained.deployed(trained.model), part.images, trained.batch)
+    images = rows_of(part.inputs)
+    shown = first(images, COMPARED).cpu()
+    reference = logits(trained.deployed(trained.model), images, trained.batch)
     variants: list[Variant] = []
     unfit: list[str] = []
     for recipe in [AS_TRAINED, *recipes]:
@@ -94,8 +95,8 @@ def make(
         except StudyError as error:
             unfit.append(str(error))
             continue
-        scored = score(model, logits(model, part.images, trained.batch), reference, part)
-        variant = Variant(name=recipe.name, score=scored, interval=wilson(scored.accuracy, len(part.labels)))
+        scored = score(model, logits(model, images, trained.batch), reference, part)
+        variant = Variant(name=recipe.name, score=scored, interval=wilson(scored.accuracy, len(part.targets)))
         for one in formats:
             try:
                 variant.files.append(_export(model, shown, output / f"{recipe.name}.{one}", made_from, recipe))
@@ -110,7 +111,7 @@ def make(
             unfit.append(str(error))
     report = VariantReport(
         folder=str(trained.folder),
-        validation_images=len(part.labels),
+        validation_images=len(part.targets),
         variants=variants,
         mc_dropout=doubt,
         unfit=unfit,
@@ -128,9 +129,11 @@ def _export(model: Deployed, images: Tensor, path: Path, made_from: dict[str, An
 
 def _doubt(trained: Trained, part: data.Split, passes: int, output: Path) -> dict[str, float]:
     model = trained.deployed(trained.copy())
-    doubt = mcdropout.sample(model, part.images, passes=passes, seed=trained.training.seed, batch=trained.batch)
+    doubt = mcdropout.sample(
+        model, rows_of(part.inputs), passes=passes, seed=trained.training.seed, batch=trained.batch
+    )
     mcdropout.write(output / DOUBT, doubt, part)
-    return doubt.summary(part.labels)
+    return doubt.summary(part.targets)
 
 
 def _receipt(trained: Trained) -> dict[str, Any]:
@@ -145,6 +148,6 @@ def _receipt(trained: Trained) -> dict[str, Any]:
         split_seed=training.spec.split_seed,
         seed=training.seed,
         classes=list(training.splits.classes),
-        mean=training.splits.mean.tolist(),
-        std=training.splits.std.tolist(),
+        mean=data.each(training.splits.mean, Tensor.tolist),
+        std=data.each(training.splits.std, Tensor.tolist),
     )

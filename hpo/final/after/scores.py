@@ -45,8 +45,8 @@ def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split) 
     values = [_values(tensor) for tensor in _weights(model)]
     parameters = sum(value.numel() for value in values)
     return Score(
-        accuracy=(classes == part.labels).double().mean().item(),
-        loss=F.cross_entropy(found.double(), part.labels).item(),
+        accuracy=(classes == part.targets).double().mean().item(),
+        loss=F.cross_entropy(found.double(), part.targets).item(),
         agreement=(classes == reference.argmax(1)).double().mean().item(),
         parameters=parameters,
         zeros=sum(int((value == 0).sum()) for value in values) / max(1, parameters),

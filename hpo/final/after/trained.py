@@ -16,7 +16,7 @@ from hpo.files import read_json
 from hpo.final import train as final
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
-from hpo.final.after.raw import first
+from hpo.final.after.raw import first, rows_of
 from hpo.final.train import FinalTraining
 from hpo.models import use_generator
 from hpo.text import command, quoted
@@ -47,11 +47,13 @@ class Trained:
     def deployed(self, model: nn.Module) -> Deployed:
         """Return a model with this training's normalisation in front."""
         splits = self.training.splits
+        assert isinstance(splits.mean, Tensor)
+        assert isinstance(splits.std, Tensor)
         return Deployed(model, splits.mean, splits.std)
 
     def calibration(self) -> Tensor:
         """Return normalised training images [N, C, H, W] for the steps, N = 256 at most."""
-        images = first(self.training.splits.train.images, CALIBRATION)
+        images = first(rows_of(self.training.splits.train.inputs), CALIBRATION)
         return self.deployed(self.model).to(images.device).normalised(images)
 
 

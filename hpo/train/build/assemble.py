@@ -11,23 +11,26 @@ import torch
 from torch import nn
 
 from hpo import data, models
-from hpo.errors import SpecError
+from hpo.errors import SpecError, shown
 from hpo.spec import metrics, space, usercode
 from hpo.spec.space import Tree
 from hpo.spec.training import Part, TrainConfig
 from hpo.train import eval_metrics
 from hpo.train.batches import steps_per_epoch
 from hpo.train.build import registry
+from hpo.train.build.shape import shape_of
+from hpo.train.inputs import endless_batches
 from hpo.train.monitors import Watch
 from hpo.train.optim import losses, param_groups, warmup
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.penalties import Penalties
 from hpo.train.optim.schedules import Schedule
-from hpo.train.pixels import endless_batches
 from hpo.train.randomness import initial_model
 from hpo.train.run import Run
 
 RGB = 3  # channels
+SIDES = " ([channels, height, width])"
+OUTPUT = {"classification": "class", "binary": "label", "multilabel": "label", "regression": "target"}
 PREPARING_BATCH = 128  # images per batch of a model's preparation: lsuv, or a step of the autoencoder
 
 
@@ -61,7 +64,14 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:
     """Raise SpecError if the config's augmentation does not fit the images."""
-    channels, *sides = splits.train.images.shape[1:]
+    if splits.kind != "image" or data.some(splits.train.inputs).dtype != torch.uint8:
+        if named := sorted(config.augment.model_fields_set):
+            raise SpecError(
+                f"augment.{named[0]} = {shown(getattr(config.augment, named[0]))}: the data has no images of whole "
+                "numbers from 0 to 255, and only such are augmented; remove [augment]"
+            )
+        return
+    channels, *sides = data.some(splits.train.inputs).shape[1:]
     if config.augment.crop >= min(sides):
         raise SpecError(
             f"augment.crop = {config.augment.crop}: moves images of {sides[0]}x{sides[1]} pixels out of view; "
@@ -101,15 +111,14 @@ def build_run(
     check_images(config, splits)
     training = config.training
     eval_metrics.check(config.watch.metrics, splits.num_classes)
-    shape = tuple(splits.train.images.shape[1:])
 
     def build() -> nn.Module:
-        model = registry.call("model", config.model, folder, shape, splits.num_classes)
-        return models.prepare(model, endless_batches(splits.train.images, splits.mean, splits.std, PREPARING_BATCH))
+        model = registry.call("model", config.model, folder, shape_of(splits), splits.outputs)
+        return models.prepare(model, endless_batches(splits, PREPARING_BATCH))
 
     model = initial_model(build, seed)
     model = model.to(device, dtype)
-    steps = steps_per_epoch(len(splits.train.labels), training.batch_size)
+    steps = steps_per_epoch(len(splits.train.targets), training.batch_size)
     optimizer = registry.call("optimizer", config.optimizer, folder, model)
     param_groups.set_rates(optimizer)
     return Run(
@@ -125,7 +134,7 @@ def build_run(
         augment=data.Strength(**config.augment.model_dump()),
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
-        loss=build_loss(config.loss, splits.num_classes, folder, device),
+        loss=build_loss(config.loss, splits, folder, device),
         penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
         averaging=registry.call("averaging", config.averaging, folder),
         sam_rho=config.sam.rho,
@@ -163,13 +172,21 @@ def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
     return warmup.before(schedule, warming, registry.call("warmup", config.warmup, folder, lengths))
 
 
-def build_loss(part: Part, classes: int, folder: Path, device: torch.device) -> Loss:
-    """Return a loss by name for this number of classes, tested on two images; SpecError if it is not a loss."""
+def build_loss(part: Part | None, splits: data.Splits, folder: Path, device: torch.device) -> Loss:
+    """Return a loss by name, or the task's own, tested on two rows; SpecError if it is not a loss for these targets."""
+    part = part or Part(name=losses.BY_TASK[splits.task], options={}, paths={})
     loss = registry.call("loss", part, folder)
     try:
-        return losses.try_out(loss, classes, device)
+        return losses.try_out(loss, splits.outputs, _two_targets(splits), device)
     except Exception as error:  # a user's own loss may raise anything
         raise SpecError(f"loss {part.name}: {type(error).__name__}: {error}") from error
+
+
+def _two_targets(splits: data.Splits) -> torch.Tensor:
+    """Return targets of two rows: the first and the last class, or those of the first row."""
+    if splits.task == "classification":
+        return torch.tensor([0, splits.num_classes - 1])
+    return splits.train.targets[:1].expand(2, -1)
 
 
 def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
@@ -190,13 +207,12 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
     would need terabytes, and missing files of weights.
     """
     problems: dict[str, None] = {}
-    shape = tuple(splits.train.images.shape[1:])
     for variant in space.variants({"model": tree["model"]}):
         part = Part.from_tree("model", variant["model"])
         if part.name not in models.MODELS:
             continue  # a user's own may compute with its weights when it is built
         try:
-            registry.without_memory(part, folder, shape, splits.num_classes)
+            registry.without_memory(part, folder, shape_of(splits), splits.outputs)
         except SpecError as error:
             problems |= dict.fromkeys(error.lines)
     if problems:
@@ -214,30 +230,37 @@ def try_own_model(run: Run, name: str) -> None:
     """
     if name in models.MODELS:
         return
-    images, classes = next(run.validation_images.split(2)), run.splits.num_classes
-    labels = torch.full((len(images),), classes - 1, device=run.device)
-    shape = list(images.shape[1:])
+    rows, outputs = next(run.validation_inputs.split(2)), run.splits.outputs
+    count = len(data.some(rows))
+    targets = _two_targets(run.splits)[-count:].to(run.device)
+    shape = data.each(rows, lambda one: list(one.shape[1:]))
     try:
         with torch.no_grad():
-            output = run.model.eval()(images)
+            output = run.model.eval()(rows)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {error}{usercode.where(error)}"
-        raise SpecError(f"model {name}: fails on images of {shape} ([channels, height, width]): {said}") from error
+        raise SpecError(
+            f"model {name}: fails on {_said(run.splits)} of {shape}{SIDES if run.splits.kind == 'image' else ''}: {said}"
+        ) from error
     try:
-        run.loss(output, labels)
+        run.loss(output, targets)
     except Exception as error:  # likewise
         got = f"a tensor {list(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise SpecError(
-            f"model {name}: returns {got} for {len(images)} images, on which the loss fails: {said}; "
-            f"return a tensor {[len(images), classes]}, one number for each image and class"
+            f"model {name}: returns {got} for {count} {_said(run.splits)}, on which the loss fails: {said}; "
+            f"return a tensor {[count, outputs]}, one number for each {_said(run.splits)[:-1]} and {OUTPUT[run.splits.task]}"
         ) from error
+
+
+def _said(splits: data.Splits) -> str:
+    return "images" if splits.kind == "image" else "rows"
 
 
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
     """Raise SpecError if a loss in the search space does not work with this data."""
     for variant in space.variants({key: tree[key] for key in tree.keys() & {"loss"}}):
         for section, part in variant.items():
-            build_loss(Part.from_tree(section, part), splits.num_classes, folder, device)
+            build_loss(Part.from_tree(section, part), splits, folder, device)

@@ -75,11 +75,10 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assemble.build_run(config, splits, seed, folder, device)
-    shape = splits.train.images.shape[1:]
     taken_over = reuse(run.model)
     assemble.try_own_model(run, config.model.name)
     run = assemble.build_run(config, splits, seed, folder, device)
-    table = torchinfo.summary(run.model, input_size=(config.training.batch_size, *shape), verbose=0, device=device)
+    table = torchinfo.summary(run.model, input_data=[next(run.inputs.split(run.batch_size))], verbose=0, device=device)
     run = assemble.build_run(config, splits, seed, folder, device)  # a new one, since torchinfo ran the first forward
     measured = costs.measure(
         spec.goals.costs,
@@ -156,11 +155,11 @@ def _mark(
         return [schedule(step) for step in range(STEPS * config.training.epochs)]
     if section == "averaging":
         averaging, epochs = registry.call("averaging", config.averaging, folder), config.training.epochs
-        steps = epochs * steps_per_epoch(len(splits.train.labels), config.training.batch_size)
+        steps = epochs * steps_per_epoch(len(splits.train.targets), config.training.batch_size)
         begins = [averaging.has_begun(epoch, epochs) for epoch in range(1, epochs + 1)]
         return [averaging.every, begins, [averaging.share(count) for count in range(1, steps + 1)]]
     rows = TRIED_STEPS * config.training.batch_size
-    few = data.Split(images=splits.train.images[:rows], labels=splits.train.labels[:rows])
+    few = data.Split(inputs=data.head(splits.train.inputs, rows), targets=splits.train.targets[:rows])
     run = assemble.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
     next(train(run))
     return [value.tolist() for value in run.model.state_dict().values()]

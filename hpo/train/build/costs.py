@@ -18,8 +18,9 @@ from torch import nn
 from hpo.receipt import processor
 from hpo.train import devices
 from hpo.train.build import measurement_cache
+from hpo.train.build.shape import shape_of
 from hpo.train.memory import PeakBytes, address_of, bytes_of
-from hpo.train.precision import Precision, autocasting, number_type
+from hpo.train.precision import autocasting
 from hpo.train.run import Run
 from hpo.train.stack import architecture
 
@@ -91,7 +92,7 @@ def measure(names: Iterable[str], run: Run, *, threads: int, device: str, code: 
         code: digest of the user's own code, which may run the same layers differently.
     """
     with _at_rest(run.model, threads):
-        forward = _forward(run.model, run.splits.train.images.shape[1:], run.device, run.precision)
+        forward = _forward(run)
         found = {}
         for name in names:
             key = _key(name, run, threads, device, code) if name in TIMED else ""
@@ -105,7 +106,8 @@ def measure(names: Iterable[str], run: Run, *, threads: int, device: str, code: 
 
 
 def _key(name: str, run: Run, threads: int, device: str, code: str) -> str:
-    layout = architecture.digest(run.model, tuple(run.splits.train.images.shape[1:]), run.precision, threads)
+    shape = shape_of(run.splits)
+    layout = architecture.digest(run.model, shape, run.precision, threads)
     described = repr((name, torch.__version__, processor(), device, code, layout))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
@@ -122,12 +124,12 @@ def _at_rest(model: nn.Module, threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _forward(model: nn.Module, shape: Iterable[int], device: torch.device, precision: Precision) -> Forward:
-    image = torch.zeros((1, *shape), dtype=number_type(model), device=device)
+def _forward(run: Run) -> Forward:
+    row = run.inputs.take(torch.zeros(1, dtype=torch.int64, device=run.device))
 
     @torch.no_grad()
     def forward() -> object:
-        with autocasting(device, precision):
-            return model(image)
+        with autocasting(run.device, run.precision):
+            return run.model(row)
 
     return forward

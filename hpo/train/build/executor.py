@@ -171,7 +171,7 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
         forward = select.find(make, splits, batch_size)
     except Unstackable as reason:
         return Choice(executor="loop", slots=1, why=f"cannot be trained as one model: {reason}")
-    need = sizing.need_of(forward, make, splits) if devices.free_bytes(splits.train.labels.device) is not None else None
+    need = sizing.need_of(forward, make, splits) if devices.free_bytes(splits.device) is not None else None
     if not measures:
         why = f"the study says slots = {spec.slots}"
         return Choice(executor=forward.name, slots=int(spec.slots), why=why, need=need)

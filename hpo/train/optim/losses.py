@@ -1,8 +1,9 @@
 """Losses by name. The keyword-only parameters of a function are the options of the loss.
 
-A loss maps logits [B, classes] and labels [B] to the loss of each image [B]. The mean of a batch, the loss of mixed
-labels and the evaluation are made from it. A user's own loss is made by a function or class that takes nothing but
-options, such as `torch.nn:CrossEntropyLoss` with reduction = "none".
+A loss maps outputs [B, O] and targets to the loss of each row [B]. Targets are class numbers int64 [B], labels bool
+[B, L], or standardised numbers [B, T]. The mean of a batch, the loss of mixed labels and the evaluation are made from
+it. A user's own loss is made by a function or class that takes nothing but options, such as
+`torch.nn:CrossEntropyLoss` with reduction = "none".
 
 The validation loss is the mean of the chosen loss without label smoothing. So the values of trials with different label
 smoothing can be compared.
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Smoothing = Annotated[float, Ge(0), Lt(1)]
-#: Maps logits [N, classes, ...], labels [N, ...] and label smoothing (a number or [N, 1, ...]) to losses [N, ...].
+#: Maps outputs [N, O, ...], targets (class numbers [N, ...], else [N, O, ...]) and label smoothing (a number or
+#: [N, 1, ...]) to losses [N, ...].
 Formula = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 
-IGNORED = -100  # label of filler images in a batch; their loss is 0
+IGNORED = -100  # class number of filler rows in a batch; their loss is 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 
 
 def reduced(loss: Loss, logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-    """Return the mean or the sum of the images' losses. For cross-entropy it equals torch's own to the last bit."""
+    """Return the mean or the sum of the rows' losses. For cross-entropy it equals torch's own to the last bit."""
     if isinstance(loss, KnownLoss) and loss.formula is _cross_entropy:
         smoothing = loss.label_smoothing
         return F.cross_entropy(_wide(logits), labels, reduction=reduction, label_smoothing=smoothing)
@@ -97,17 +99,22 @@ def own_kind(loss: Loss) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def try_out(loss: Loss, classes: int, device: torch.device) -> Loss:
-    """Move a loss to this device and return it; ValueError if it does not return a differentiable loss for each image."""
+def try_out(loss: Loss, outputs: int, targets: Tensor, device: torch.device) -> Loss:
+    """Move a loss to this device and return it; ValueError if it does not return a differentiable loss for each row.
+
+    Args:
+        outputs: number of the model's outputs.
+        targets: targets of two rows.
+    """
     if isinstance(loss, nn.Module):
         if any(parameter.requires_grad for parameter in loss.parameters()):
             raise ValueError("has parameters, but the optimizer trains only those of the model; make them buffers")
         loss = loss.to(device)
-    logits = torch.zeros((2, classes), device=device, requires_grad=True)
-    found = loss(logits, torch.tensor([0, classes - 1], device=device))
+    logits = torch.zeros((2, outputs), device=device, requires_grad=True)
+    found = loss(logits, targets.to(device))
     if not isinstance(found, Tensor) or found.shape != (2,):
         got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise ValueError(f'gave {got} for 2 images, not one loss for each; leave the mean to us (reduction = "none")')
+        raise ValueError(f'gave {got} for 2 rows, not one loss for each; leave the mean to us (reduction = "none")')
     if not found.requires_grad:
         raise ValueError("gave losses without a gradient to the logits; compute them with torch's operations")
     return loss
@@ -131,16 +138,22 @@ class RowLosses:
         ]
 
     def __call__(self, logits: Tensor, labels: Tensor, filling: int = 0) -> Tensor:
-        """Return the losses [K, B].
+        """Return the losses [K, B + filling].
 
         Args:
-            logits: [K, classes, B].
-            labels: [K, B].
-            filling: number of filler images at the end of the batch, with label IGNORED and loss 0.
+            logits: the models' outputs [K, O, B + filling].
+            labels: targets, class numbers [K, B] or others [K, B, T].
+            filling: number of filler rows at the end of the batch. Their loss is 0.
         """
-        logits = _wide(logits)
+        logits, labels = _wide(logits), behind(labels)
         if self._own:
-            return self._by_own(logits, labels, labels.shape[1] - filling)
+            return self._by_own(logits, labels)
+        if labels.ndim == 2:
+            return self._by_formulas(logits, F.pad(labels, (0, filling), value=IGNORED) if filling else labels)
+        losses = self._by_formulas(logits[:, :, : labels.shape[2]], labels)
+        return F.pad(losses, (0, filling)) if filling else losses
+
+    def _by_formulas(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing = self._smoothing.to(logits.dtype)
         if len(self._groups) == 1:
             formula, is_smoothed, _ = self._groups[0]
@@ -152,13 +165,19 @@ class RowLosses:
             total = total + torch.where(rows[:, 0], losses, 0.0)
         return total
 
-    def _by_own(self, logits: Tensor, labels: Tensor, taken: int) -> Tensor:
+    def _by_own(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Call the user's functions row by row, each with the tensors that a single run would pass to it."""
+        taken = labels.shape[-1]
         rows = [
-            loss(of_run[:, :taken].t(), its[:taken])
+            loss(of_run[:, :taken].t(), its.t())
             for loss, of_run, its in zip(self._own, logits.unbind(0), labels.unbind(0), strict=True)
         ]
-        return F.pad(torch.stack(rows), (0, labels.shape[1] - taken))
+        return F.pad(torch.stack(rows), (0, logits.shape[2] - taken))
+
+
+def behind(targets: Tensor) -> Tensor:
+    """Return the targets of K runs with rows behind: class numbers [K, B] as they are, others [K, B, T] as [K, T, B]."""
+    return targets if targets.ndim == 2 else targets.transpose(1, 2)
 
 
 # --- formulas -----------------------------------------------------------------------------------------------------------
@@ -179,6 +198,8 @@ def _bce_with_logits(logits: Tensor, labels: Tensor, smoothing: float | Tensor) 
 
 
 def _mse_of_softmax(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tensor:
+    if labels.dtype != torch.int64:  # a softmax is of classes
+        return _mse_of_logits(logits, labels, smoothing)
     return _mse_of_logits(F.softmax(logits, 1), labels, smoothing)
 
 
@@ -187,13 +208,17 @@ def _mse_of_logits(logits: Tensor, labels: Tensor, smoothing: float | Tensor) ->
 
 
 def _targets(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tensor:
-    """Return smoothed one-hot targets in the shape of the logits."""
+    """Return targets in the shape of the logits: numbers as they are, smoothed labels, or smoothed one-hot classes."""
+    if labels.is_floating_point():
+        return labels.to(logits.dtype)
+    if labels.dtype == torch.bool:
+        return labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
     hot = torch.zeros_like(logits).scatter_(1, labels.clamp(min=0).unsqueeze(1), 1.0)
     return hot * (1 - smoothing) + smoothing / logits.shape[1]
 
 
 def _without_ignored(losses: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(labels == IGNORED, 0.0, losses)
+    return torch.where(labels == IGNORED, 0.0, losses) if labels.dtype == torch.int64 else losses
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -202,3 +227,10 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 CROSS_ENTROPY = cross_entropy()
+#: Name of the loss by task, where a study file names none.
+BY_TASK = {
+    "classification": "cross_entropy",
+    "binary": "bce_with_logits",
+    "multilabel": "bce_with_logits",
+    "regression": "mse",
+}

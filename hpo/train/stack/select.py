@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 import torch
 
-from hpo.data import Split, Splits
+from hpo.data import Split, Splits, head
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import forward, vmap_forward
@@ -17,7 +17,7 @@ from hpo.train.stack.layers import Unstackable
 from hpo.train.stack.stack import Forward, Stack
 
 STEPS = 3  # steps of the check, each an epoch; momentum and running statistics matter from the second on
-IMAGES = 16  # most images in a batch of the check
+ROWS = 16  # most rows in a batch of the check
 TOLERANCE = 1e-10  # in float64, where only the order of additions may differ
 
 Make = Callable[[int, Splits, torch.dtype | None], Run]  # makes a new run from seed, data and number type
@@ -44,7 +44,10 @@ def _by_hand(run: Run) -> Forward:
 
 
 def _by_vmap(run: Run) -> Forward:
-    return vmap_forward.VmapForward(run.model, next(run.validation_images.split(2)))
+    few = next(run.validation_inputs.split(2))
+    if isinstance(few, dict):
+        raise Unstackable("its inputs are several tensors")
+    return vmap_forward.VmapForward(run.model, few)
 
 
 BUILDERS: dict[str, Callable[[Run], Forward]] = {"stack": _by_hand, "vmap": _by_vmap}
@@ -57,7 +60,7 @@ def of(name: str, run: Run) -> Forward:
 
 def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_size: int) -> None:
     """Train two runs for STEPS epochs of one step in float64, alone and together; Unstackable if their losses differ."""
-    size = min(batch_size, IMAGES, len(splits.train.labels))
+    size = min(batch_size, ROWS, len(splits.train.targets))
     few = dataclasses.replace(splits, train=first(splits.train, size), validation=first(splits.validation, size))
     alone = [list(islice(train(make(seed, few, torch.float64)), STEPS)) for seed in (1, 2)]
     runs = [make(seed, few, torch.float64) for seed in (1, 2)]
@@ -77,5 +80,5 @@ def check(build: Callable[[Run], Forward], make: Make, splits: Splits, batch_siz
 
 
 def first(split: Split, count: int) -> Split:
-    """Return the first images of a split, with their labels."""
-    return Split(images=split.images[:count], labels=split.labels[:count])
+    """Return the first rows of a split, with their targets."""
+    return Split(inputs=head(split.inputs, count), targets=split.targets[:count])

@@ -91,7 +91,7 @@ def _counted(forward: Forward, make: Make, splits: Splits, slots: int) -> int:
 
 def _peak_of(forward: Forward, make: Make, splits: Splits, slots: int, stop: Callable[[], bool]) -> int:
     """Return the peak bytes on the device while a new stack trains to the end of an epoch, or until `stop`."""
-    peak = memory.PeakBytes(device=splits.train.labels.device.type)
+    peak = memory.PeakBytes(device=splits.device.type)
     with peak:
         runs = [make(seed, splits, None) for seed in range(slots)]
         _stack_of(forward, runs).train_epoch(stop)

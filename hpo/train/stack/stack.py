@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hpo.data import Augmentation
+from hpo.data import Augmentation, each
 from hpo.train.epoch import EpochResult
+from hpo.train.inputs import Batch
 from hpo.train.monitors import of_gradients
-from hpo.train.optim.losses import IGNORED, RowLosses, own_kind
+from hpo.train.optim.losses import RowLosses, behind, own_kind
 from hpo.train.optim.penalties import NONE
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
@@ -28,6 +30,7 @@ from hpo.train.stack.row_averages import RowAverages
 from hpo.train.stack.row_monitors import RowMonitors
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
+from hpo.train.validation import right
 
 EVALUATION_BATCH = 256  # images per batch of validation, for every run and every K, so that no result depends on it
 # The number of rows is a multiple of this. A convolution in one group uses another kernel than one in several groups,
@@ -37,12 +40,12 @@ STEPS: dict[str, Callable[[FlatParameters], Steps]] = {"cpu": RowByRow}  # by ty
 
 
 class Forward(Protocol):
-    """The forward pass of K models: images [K, B, C, H, W], or [B, C, H, W] for all models, to logits [K, classes, B]."""
+    """The forward pass of K models: inputs [K, B, ...], or [B, ...] for all models, to outputs [K, O, B]."""
 
     name: str
     # Optional: lanes: int. On a CPU batches are filled up to a multiple of it, see `Pass.filling`.
 
-    def __call__(self, at: Pass, images: Tensor) -> Tensor: ...
+    def __call__(self, at: Pass, inputs: Any, /) -> Tensor: ...
 
 
 class Stack:
@@ -157,9 +160,9 @@ class Stack:
             for run in runs:
                 run.spend(seconds)
             return []
-        logits: list[Tensor] | None = [] if runs[0].watch.metrics else None
-        measured = self._measure(logits).tolist()  # the one wait for the device in an epoch
-        watched = self._watched(logits)
+        outputs: list[Tensor] | None = [] if runs[0].watch.metrics else None
+        measured = self._measure(outputs).tolist()  # the one wait for the device in an epoch
+        watched = self._watched(outputs)
         seconds = time.perf_counter() - started
         return [
             run.close_epoch(train_loss, loss, accuracy, seconds, more)
@@ -177,7 +180,7 @@ class Stack:
         if self._monitors is not None:
             self._monitors.begin()
         self._enter(waiting)
-        fed = runs[0].images.feed(self._shown(commands[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
+        fed = runs[0].inputs.feed(self._shown(commands[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
         for batch in range(first, runs[0].steps_per_epoch):
             if stop():
                 self._leave(runs, waiting, batch)
@@ -188,7 +191,7 @@ class Stack:
         return True
 
     def _commands(self, some: Run) -> Tensor:
-        """Return the image rows of all batches [K, steps, B]. An empty slot gets those of another run."""
+        """Return the rows of all batches [K, steps, B]. An empty slot gets those of another run."""
         commands = [(run or some).order() for run in self._places]
         return torch.stack(commands).view(len(commands), some.steps_per_epoch, some.batch_size)
 
@@ -200,7 +203,7 @@ class Stack:
         return Augmentation(drawn, some.batch_size, self._filling(some.batch_size), some.tone, some.device)
 
     def _filling(self, size: int) -> int:
-        """Return the number of filler images for a batch of this size."""
+        """Return the number of filler rows for a batch of this size."""
         return -size % self._lanes
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
@@ -237,45 +240,47 @@ class Stack:
             run.leave_epoch(max(run.batch, batch))
 
     def _shown(self, batches: Tensor) -> Tensor:
-        """Return the flat image rows that a step reads for batches [K, B], each batch filled up."""
+        """Return the flat rows that a step reads for batches [K, B], each batch filled up."""
         return filled(batches, 1, self._filling(batches.shape[1])).reshape(-1)
 
     def _losses(
-        self, some: Run, batches: Tensor, images: Tensor, augmentation: Augmentation | None = None, batch: int = 0
+        self, some: Run, batches: Tensor, inputs: Batch, augmentation: Augmentation | None = None, batch: int = 0
     ) -> Tensor:
         """Return each model's mean loss over its batch [K].
 
         Args:
-            batches: rows of the training images [K, B].
-            images: the images that `_shown` names. They may be overwritten.
+            batches: rows of the training part [K, B].
+            inputs: the inputs that `_shown` names. They may be overwritten.
             batch: number of the batch in the epoch, from 0, for the augmentation.
         """
         size = batches.shape[1]
         filling = self._filling(size)
-        labels = some.splits.train.labels.index_select(0, batches.reshape(-1)).view(batches.shape)
+        every = some.splits.train.targets
+        targets = every.index_select(0, batches.reshape(-1)).view(*batches.shape, *every.shape[1:])
         mixed = None
-        if augmentation is not None:
-            images, mixed = augmentation.images(images, batch), augmentation.labels(labels, batch)
+        if augmentation is not None and isinstance(inputs, Tensor):
+            inputs, mixed = augmentation.images(inputs, batch), augmentation.labels(targets, batch)
         with autocasting(some.device, some.precision):
-            logits = self._forward(self._pass(filling), images.view(len(batches), -1, *images.shape[1:]))
+            by_run = each(inputs, lambda one: one.view(len(batches), -1, *one.shape[1:]))
+            outputs = self._forward(self._pass(filling), by_run)
 
-            def losses_for(labels: Tensor) -> Tensor:
-                return self._loss_of(logits, filled(labels, 1, filling, IGNORED), filling)
+            def losses_for(targets: Tensor) -> Tensor:
+                return self._loss_of(outputs, targets, filling)
 
-            losses = losses_for(labels) if mixed is None else mixed.losses(losses_for)
+            losses = losses_for(targets) if mixed is None else mixed.losses(losses_for)
             return losses.sum(1) / size
 
     def _refuse_unused(self, first: Run) -> None:
         """Raise Unstackable if the loss has no gradient for a parameter: torch's optimizers would skip it, a row's cannot."""
         batches = torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device)
-        losses = self._losses(first, batches, first.images.take(self._shown(batches)))
+        losses = self._losses(first, batches, first.inputs.take(self._shown(batches)))
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves, allow_unused=True)
         unused = [name for name, gradient in zip(self._trained, gradients, strict=True) if gradient is None]
         if unused:
             raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
-    def _step(self, batches: Tensor, images: Tensor, augmentation: Augmentation | None, batch: int) -> None:
-        losses = self._losses(self.runs[0], batches, images, augmentation, batch)
+    def _step(self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None, batch: int) -> None:
+        losses = self._losses(self.runs[0], batches, inputs, augmentation, batch)
         gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
         torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
         self._loss_sums += losses.detach()
@@ -314,36 +319,37 @@ class Stack:
             gradient.mul_(torch.clamp(run.clip_norm / (norm + 1e-6), max=1.0))  # as in torch.nn.utils.clip_grad_norm_
 
     @torch.no_grad()
-    def _measure(self, logits_too: list[Tensor] | None = None) -> Tensor:
+    def _measure(self, outputs_too: list[Tensor] | None = None) -> Tensor:
         """Return training loss, validation loss and validation accuracy by row, float64 [K, 3] on the device.
 
         Args:
-            logits_too: gets the logits [K, classes, B] of each batch appended, if given.
+            outputs_too: gets the outputs [K, O, B] of each batch appended, if given.
         """
         some = self.runs[0]
         self._averages.take_epoch(self._epochs())
         parameters, buffers = self._averages.judged()
         loss_of = RowLosses([(run or some).judging_loss for run in self._places], some.device)
         totals = torch.zeros((2, len(self._places)), dtype=torch.float64, device=some.device)
-        labels = some.splits.validation.labels
-        parts = zip(some.validation_images.split(EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
-        for images, y in parts:
-            filling = self._filling(len(y))
-            images, y = filled(images, 0, filling), filled(y, 0, filling, IGNORED)
+        targets = some.splits.validation.targets
+        parts = zip(some.validation_inputs.split(EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH), strict=True)
+        for inputs, y in parts:
+            size, filling = len(y), self._filling(len(y))
             with autocasting(some.device, some.precision):
                 at = Pass(self._rows.count, parameters, buffers, False, self._noise, filling)
-                logits = self._forward(at, images)
-                losses = loss_of(logits, y.expand(len(logits), -1), filling)
-            totals += torch.stack([losses.double().sum(1), (logits.argmax(1) == y).double().sum(1)])
-            if logits_too is not None:
-                logits_too.append(logits[:, :, : logits.shape[2] - filling])
-        return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(labels))], dim=1)
+                outputs = self._forward(at, each(inputs, partial(filled, dim=0, more=filling)))
+                losses = loss_of(outputs, y.expand(len(outputs), *y.shape), filling)
+            outputs = outputs[:, :, :size]
+            hits = right(outputs, behind(y.expand(len(outputs), *y.shape)))
+            totals += torch.stack([losses.double().sum(1), hits.sum(1)])
+            if outputs_too is not None:
+                outputs_too.append(outputs)
+        return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(targets))], dim=1)
 
     @torch.no_grad()
-    def _watched(self, logits: list[Tensor] | None) -> list[dict[str, float]]:
+    def _watched(self, outputs: list[Tensor] | None) -> list[dict[str, float]]:
         """Return the further metrics and the gradient statistics that each run watches, by row."""
         found: list[dict[str, float]] = [{} for _ in self._places]
-        whole = torch.cat(logits, dim=2).transpose(1, 2) if logits else None
+        whole = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else None
         sums = self._monitors.measured() if self._monitors is not None else None
         for row, run in enumerate(self._places):
             if run is not None and whole is not None:

@@ -55,7 +55,7 @@ def test_ema_without_warm_up_is_torch_s(splits: Splits) -> None:
 def judged_anew(run: Run) -> tuple[float, float]:
     net = copy.deepcopy(run.model)
     net.load_state_dict(run.judged_weights())
-    found = assess(net, run.splits.validation, mean=run.splits.mean, std=run.splits.std)
+    found = assess(net, run.splits.validation, splits=run.splits)
     return found["loss"], found["accuracy"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hpo.data import MixedLabels
 from hpo.train.optim import losses
-from hpo.train.optim.losses import IGNORED, LOSSES, KnownLoss, Loss, RowLosses
+from hpo.train.optim.losses import LOSSES, KnownLoss, Loss, RowLosses
 
 CLASSES, IMAGES = 4, 6
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ MANY: dict[str, list[Loss]] = {
 def test_losses_of_k_runs_are_each_run_s_own(name: str) -> None:
     functions, filling = MANY[name], 2
     logits = draw(len(functions), CLASSES, IMAGES + filling).requires_grad_()
-    labels = F.pad(torch.stack([LABELS.roll(row) for row in range(len(functions))]), (0, filling), value=IGNORED)
+    labels = torch.stack([LABELS.roll(row) for row in range(len(functions))])
     found = RowLosses(functions, CPU)(logits, labels, filling)
     assert torch.equal(found[:, IMAGES:], torch.zeros(len(functions), filling, dtype=torch.float64))
     found.sum().backward()
@@ -142,9 +142,9 @@ class Learning(nn.Module):
 
 
 WRONG: dict[str, tuple[Loss, str]] = {
-    "a mean": (nn.CrossEntropyLoss(), r'gave shape \[\] for 2 images, .* \(reduction = "none"\)'),
-    "by class": (lambda logits, labels: logits.square(), r"gave shape \[2, 4\] for 2 images"),
-    "no tensor": (lambda logits, labels: cast(Tensor, 1.0), "gave a float for 2 images"),
+    "a mean": (nn.CrossEntropyLoss(), r'gave shape \[\] for 2 rows, .* \(reduction = "none"\)'),
+    "by class": (lambda logits, labels: logits.square(), r"gave shape \[2, 4\] for 2 rows"),
+    "no tensor": (lambda logits, labels: cast(Tensor, 1.0), "gave a float for 2 rows"),
     "learning": (Learning(), "has parameters, but the optimizer"),
     "cut off": (lambda logits, labels: logits.detach().sum(1), "without a gradient to the logits"),
 }
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[Loss, str]] = {
 def test_what_is_no_loss_is_told_before_training(name: str) -> None:
     loss, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
-        losses.try_out(loss, CLASSES, CPU)
+        losses.try_out(loss, CLASSES, torch.tensor([0, CLASSES - 1]), CPU)
 
 
 def test_a_stack_tells_losses_of_ones_own_apart_by_name() -> None:

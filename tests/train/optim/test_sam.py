@@ -64,11 +64,11 @@ def test_every_step_is_the_formulas_whatever_the_optimizer(splits: Splits, name:
     one = trial(splits, name, epochs=2)
     run, model = one.run(), one.model()
     by_formula = ByFormula(model, one.optimizer(model.parameters(), lr=one.lr), RHO)
-    images = (splits.train.images.double() - splits.mean.double().view(-1, 1, 1)) / splits.std.double().view(-1, 1, 1)
+    images = (splits.train.inputs.double() - splits.mean.double().view(-1, 1, 1)) / splits.std.double().view(-1, 1, 1)
     for result in loop.train(run):
         twin = one.run()
         twin.epoch = result.epoch - 1
-        losses = [by_formula.step_on(images[rows], splits.train.labels[rows]) for rows in twin.order().split(20)]
+        losses = [by_formula.step_on(images[rows], splits.train.targets[rows]) for rows in twin.order().split(20)]
         assert result.train_loss == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     for ours, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)

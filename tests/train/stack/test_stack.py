@@ -336,8 +336,8 @@ def test_a_slot_of_larger_images_too(name: str) -> None:
 def test_a_slot_of_images_in_colour_too(splits: Splits) -> None:
     colour = replace(
         splits,
-        train=data.Split(images=splits.train.images.repeat(1, 3, 1, 1), labels=splits.train.labels),
-        validation=data.Split(images=splits.validation.images.repeat(1, 3, 1, 1), labels=splits.validation.labels),
+        train=data.Split(inputs=splits.train.inputs.repeat(1, 3, 1, 1), targets=splits.train.targets),
+        validation=data.Split(inputs=splits.validation.inputs.repeat(1, 3, 1, 1), targets=splits.validation.targets),
         mean=splits.mean.repeat(3),
         std=splits.std.repeat(3),
     )
