@@ -14,12 +14,13 @@ MAKEFLAGS += --jobs=2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test engines check docs reference clean
+.PHONY: help demo test engines gpu check docs reference clean
 
 help:
 	@echo "make demo   install, search $(DEMO), train the best config (after the installation: about 20 s on 2 idle cores)"
 	@echo "make test   install what tests need, then ruff, mypy, import-linter, the docs and pytest (about 10 minutes)"
 	@echo "make engines  install Ray and others, then the tests with real engines: Slurm, Ray, pgbouncer, an S3 server, Chromium"
+	@echo "make gpu    on a machine with a GPU: the tests that need it, then a table of how fast it trains (9 minutes at most)"
 	@echo "make check  ruff, mypy, import-linter and the docs alone"
 	@echo "make docs   build the documentation into site/; open site/index.html"
 	@echo "make reference  write docs/reference.md from the code"
@@ -82,8 +83,18 @@ test: check .venv/compiled.stamp
 engines: .venv/engines.stamp
 	@$(BIN)/pytest -m "engines or browser" --numprocesses 2 --dist loadfile tests/engines tests/view/report $(PYTEST)
 
+# Nothing that the interpreter has is installed again: its torch fits the machine's driver. WHEELS=FOLDER serves without a network.
+GPU_PYTHON := $(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON)))
+gpu:
+	@test -n "$(GPU_PYTHON)" || { echo "hpo needs Python >= 3.11; none found: make gpu PYTHON=/path/to/python3.12"; exit 2; }
+	@python=$$($(GPU_PYTHON) benchmarks/gpu_machine.py $(WHEELS)) || exit 2; export PYTHONPATH=$(CURDIR); \
+	echo "== tests that need a GPU"; \
+	timeout 180 $$python -m pytest -m gpu -rs $$(grep -rl 'mark\.gpu' tests --include='test_*.py') || exit 1; \
+	echo "== benchmarks/gpu.py"; \
+	timeout 360 $$python benchmarks/gpu.py $(GPU)
+
 reference: .venv/run.stamp
 	@$(BIN)/python docs/make_reference.py docs/reference.md
 
 clean:
-	rm -rf .venv site studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf .venv .venv-gpu site studies.db studies.db-wal studies.db-shm .hpo runs best.toml .mypy_cache .ruff_cache .pytest_cache dist

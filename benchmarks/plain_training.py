@@ -14,10 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -29,6 +28,9 @@ from torchvision import transforms
 
 from benchmarks import bench_data, bench_parts
 from benchmarks.tasks import Task
+
+if TYPE_CHECKING:
+    import optuna  # a GPU machine may be without it, where `gpu.py` trains one configuration
 
 HELD_OUT = 0.15  # of all images, for validation and again for the test part that is left alone
 
@@ -118,6 +120,8 @@ def suggest(trial: optuna.Trial, task: Task) -> Config:
 
 def get_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Return the sampler, with the settings that `hpo` gives it."""
+    import optuna
+
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
@@ -181,9 +185,11 @@ def define_scheduler(config: Config, optimizer: optim.Optimizer, steps: int) -> 
     return None
 
 
-def train(config: Config, task: Task, data: Data, loader_workers: int = 0) -> Iterator[float]:
+def train(
+    config: Config, task: Task, data: Data, loader_workers: int = 0, device: torch.device | None = None
+) -> Iterator[float]:
     """Train one trial, yielding the validation metric after each epoch; Diverged after one whose loss is not finite."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings: dict[str, Any] = {"num_workers": loader_workers, "persistent_workers": loader_workers > 0}
     settings["pin_memory"] = device.type == "cuda"
     train_loader = DataLoader(data.train, batch_size=task.batch_size, shuffle=True, drop_last=True, **settings)

@@ -15,6 +15,9 @@ differs by chance, so compare seconds per epoch as well, or `--pruner none`, whe
     python benchmarks/vs_optuna.py --repeats 3
     python benchmarks/vs_optuna.py --task digits --trials 64 --pruner none --json results.json
     python benchmarks/vs_optuna.py --task resnet18
+
+`--gpu` compares on one GPU: one process a side, DataLoaders with processes of their own, and our loop and our stack as two
+sides. `gpu.py` measures training alone there, and whether it computes what a CPU computes.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are no p
 
 from benchmarks import comparison, tasks
 from benchmarks.comparison import Comparison
-from benchmarks.sides import HpoSide, OptunaSide, OwnSide
+from benchmarks.sides import HpoSide, OptunaSide, OwnSide, Side
 
 
 def main() -> None:
@@ -38,21 +41,40 @@ def main() -> None:
     parser.add_argument(
         "--loader-workers",
         type=int,
-        default=0,
-        help="processes of each DataLoader without hpo's data (default 0)",
+        help="processes of each DataLoader without hpo's data (default 0; with --gpu 4)",
     )
+    parser.add_argument("--gpu", action="store_true", help="on one GPU, with one process a side")
     parser.add_argument("--default-threads", action="store_true", help="leave Optuna's side torch's own thread count")
     given = parser.parse_args()
+    if given.gpu:
+        refuse_without_gpu()
+    workers = given.loader_workers if given.loader_workers is not None else 4 if given.gpu else 0
+    own_side: dict[str, Side] = {"hpo": OwnSide() if given.own else HpoSide(executor=given.executor)}
+    if given.gpu and not given.own and given.executor is None:
+        own_side = {f"hpo-{executor}": HpoSide(executor=executor) for executor in ("loop", "stack")}
     options = comparison.options_of(
-        given, storage=given.storage, loader_workers=given.loader_workers, default_threads=given.default_threads
+        given,
+        storage=given.storage,
+        loader_workers=workers,
+        default_threads=given.default_threads,
+        gpu=given.gpu,
+        processes=1 if given.gpu else 2,
     )
     Comparison(
-        sides={"optuna": OptunaSide(), "hpo": OwnSide() if given.own else HpoSide(executor=given.executor)},
+        sides={"optuna": OptunaSide(), **own_side},
         tasks=comparison.tasks_of(given),
         options=options,
         repeats=given.repeats,
         json=given.json,
     ).run()
+
+
+def refuse_without_gpu() -> None:
+    """Raise SystemExit if torch cannot train on a GPU."""
+    import torch  # here: `--help` does without
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu: torch sees no CUDA device here; leave it out to compare on the CPU")
 
 
 if __name__ == "__main__":

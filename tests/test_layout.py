@@ -195,7 +195,7 @@ def isolated(code: str, *, path: Path | None = None, folder: Path | str = "/") -
         ("hpo.launch.launcher, hpo.launch.local, hpo.view.live", ("torch",)),
         (", ".join(fork_server.ANY), ("torch",)),  # an objective may have something to say to torch before it loads it
         (
-            "hpo.models, hpo.data, hpo.train.build.check, hpo.train.stack.stack",
+            "hpo.models, hpo.data, hpo.train.build.check, hpo.train.stack.stack, benchmarks.gpu",
             ("optuna", "sqlalchemy", "torchvision"),
         ),
     ],

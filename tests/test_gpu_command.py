@@ -1,0 +1,88 @@
+"""`make gpu`: what it installs, how it holds a device against the CPU, and the table that it prints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_machine, tasks
+from benchmarks.gpu_agreement import Agreement, Disagreement, relative
+from benchmarks.gpu_ways import WAYS, Way
+from hpo.train.epoch import EpochResult
+from hpo.train.run import Run
+from tests.support import twin
+
+STACK = WAYS[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongWay(Way):
+    """A way whose weights begin somewhat off."""
+
+    factor: float
+
+    def finished(self, runs: list[Run]) -> list[list[EpochResult]]:
+        with torch.no_grad():
+            for run in runs:
+                list(run.model.parameters())[-2].mul_(self.factor)  # of the last layer, after all norms
+        return super().finished(runs)
+
+
+def wrong(factor: float) -> Way:
+    return WrongWay(name="wrong", executor="loop", factor=factor)
+
+
+def test_a_device_is_held_against_the_cpu() -> None:
+    """A stack on the pretended device agrees. Weights that are off by 0.1 % differ in the first step."""
+    with twin.plugged_in():
+        agreement = Agreement(task=tasks.load("digits"), device=twin.DEVICE, epochs=1, seeds=2)
+        assert agreement.check(STACK).startswith("digits, stack: first step ")
+        with pytest.raises(Disagreement, match=r"digits, wrong on twin:0: first step, train_loss is .* than 1e-05"):
+            agreement.check(wrong(1.001))
+        with pytest.raises(Disagreement, match=r"float64, epoch 1, \w+_loss is .* more than 1e-08"):
+            agreement._curve(wrong(1 + 1e-6))
+        with pytest.raises(Disagreement, match="mean final accuracy is"):
+            agreement._final(wrong(-1000.0))
+
+
+def test_not_a_number_is_a_difference() -> None:
+    agreement = Agreement(task=tasks.load("digits"), device=torch.device("cpu"))
+    with pytest.raises(Disagreement, match="loss is nan"):
+        agreement._refuse(STACK, "loss", float("nan"), 1.0, relative(float("nan"), 1.0), 1e-5)
+
+
+def test_the_table_has_a_row_for_each_way(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--task", "mlp28", "--images", "400", "--loader-workers", "0", "--slots", "2", "--no-check"]
+    assert gpu.main([*small, "--device", "cpu", "--repeats", "2", "--seconds", "0"]) == 0
+    rows = [
+        line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| mlp28")
+    ]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [
+        ("plain script", "1", "2"),
+        ("loop", "1", "2"),
+        ("stack", "2", "2"),
+    ]
+    late = [*small, "--device", "cpu", "--minutes", "0"]
+    assert gpu.main(late) == 1
+    assert "not measured, since 0 minutes were over: mlp28" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu.main([]) == 1
+    assert "torch sees no CUDA device here" in capsys.readouterr().err
+
+
+def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
+    assert gpu_machine.missing(sys.path, gpu_machine.requirements()) == []
+    for name, version in (("torch", "2.11.0+cu130"), ("pydantic_core", "2.1"), ("pydantic", "2.8.9")):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    wanted = {"torch": "torch>=2.11", "pydantic": "pydantic>=2.9", "pydantic-core": "pydantic-core", "numpy": "numpy"}
+    assert gpu_machine.missing([str(tmp_path)], wanted) == ["pydantic>=2.9", "numpy"]
