@@ -22,6 +22,7 @@ from hpo.cli.app import (
     study_of,
     users_folder,
 )
+from hpo.loading import uncollected
 from hpo.strategy.quiet import quiet_warnings
 from hpo.worker.signals import StopSignal
 
@@ -172,10 +173,12 @@ def train(
     Each new folder opens the test split again. The study records every opening.
     """
     from hpo.errors import SpecError
-    from hpo.final import train as final
-    from hpo.view import chance
 
-    quiet_optuna()
+    with uncollected():
+        from hpo.final import train as final
+        from hpo.view import chance
+
+        quiet_optuna()
     if several is not None and replay:
         raise SpecError(f"--seeds {several} and --replay cannot be combined: a replay has the trial's seed; remove one")
     spec = final.load_pinned(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ from hpo.cli.app import (
     study_of,
 )
 from hpo.errors import StorageError, located
+from hpo.loading import uncollected
 from hpo.worker.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -138,22 +140,25 @@ def run(
     from hpo.launch import search
     from hpo.launch.placement import sharers
     from hpo.spec.durations import seconds
-    from hpo.view.live import LiveView
 
     shared = sharers(per_gpu, "--per-gpu")
     given = seconds(timeout, "--timeout") if timeout else None
+    if workers != 0:
+        search.warm_up_for(file)
+    from hpo.view.live import LiveView
+
     view = LiveView(is_quiet=json)
     with view:
         loaded = search.load(file, view, name=name, code=code)
-        if workers != 0:
-            search.warm_up(loaded)
         placement = search.place_workers(loaded, workers, gpus=gpus, per_gpu=shared)
-        found = search.complete(loaded, file, view, code=code, workers=len(placement.places))
-        quiet_optuna()
-        from hpo.storage.connect import storage_url
+        with uncollected():
+            found = search.complete(loaded, file, view, code=code, workers=len(placement.places))
+            quiet_optuna()
+            from hpo.storage.connect import storage_url
 
-        url = storage_url(storage, found.spec.storage)
-        opened = search.open_study(found, view, url=url, trials=trials, allow_code_change=allow_code_change)
+            url = storage_url(storage, found.spec.storage)
+            opened = search.open_study(found, view, url=url, trials=trials, allow_code_change=allow_code_change)
+            gc.freeze()  # what is loaded is no garbage
     study = opened.study
     again = again_option(storage, found.spec.storage, study.storage.shown)
     text.say(f"storage  {study.storage.shown} ({opened.joined})", to=sys.stderr)

@@ -161,6 +161,7 @@ def ids() -> frozenset[int]:
 
 def _be_a_worker(arguments: list[str], environment: dict[str, str], log: str, folder: str) -> None:
     gc.freeze()  # the server's objects are no garbage; each collection over them took 0.3 s and copied their memory
+    gc.enable()
     os.setsid()  # a Ctrl-C in the terminal then reaches only the parent
     os.environ.clear()
     os.environ.update(environment)

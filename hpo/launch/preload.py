@@ -5,6 +5,7 @@ signal to a new worker stays pending until the worker's `StopSignal` is installe
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ def _tidy(server: int, starter: int, folder: str) -> None:
         time.sleep(0.01)
 
 
+gc.disable()  # the server only loads modules and forks; each worker enables it
 descendants.adopt_orphans()
 warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")  # of an orphan
 signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)

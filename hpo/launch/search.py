@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hpo import text
 from hpo.errors import SpecError
+from hpo.loading import uncollected
 
 if TYPE_CHECKING:
     from hpo.launch.placement import Placement
@@ -69,6 +70,16 @@ def warm_up(loaded: StudySpec) -> None:
     fork_server.warm_up(loaded.executor if loaded.is_declared else None)
 
 
+def warm_up_for(file: Path) -> None:
+    """Do the same before the study file is checked, since the check loads modules too. `load` says what is wrong with a file."""
+    from hpo.launch import fork_server
+    from hpo.spec import toml_file, usercode
+
+    with contextlib.suppress(SpecError, OSError):
+        document = toml_file.read(file)
+        fork_server.warm_up(None if document.keys() & {*usercode.OWN} else str(document.get("executor")))
+
+
 def place_workers(
     loaded: StudySpec, wanted: int | None, *, gpus: str | None = None, per_gpu: int | None = None
 ) -> Placement:
@@ -108,9 +119,10 @@ def complete(loaded: StudySpec, file: Path, view: LiveView, *, code: Path | None
     Raises SpecError if a value is wrong, if nothing is searched, or if data are missing on a machine that starts workers.
     """
     view.stage(f"{loaded.name}: loading {' and '.join(_heavy(loaded))}, some seconds")
-    from hpo.study import resolve
+    # User code may change the folder, and print.
+    with uncollected(), contextlib.chdir("."), contextlib.redirect_stdout(sys.stderr):
+        from hpo.study import resolve
 
-    with contextlib.chdir("."), contextlib.redirect_stdout(sys.stderr):  # user code may change the folder, and print
         found = resolve.complete(loaded, file, code_folder=code)
     if found.spec.is_pinned:
         raise SpecError(f"{file}: has no range or choices to search; train it with `{text.command('train', file)}`")

@@ -62,8 +62,6 @@ LEFT_OUT_IF_EMPTY = (
     "space",
     "start",
 )  # if empty, not a part of a study's identity
-#: Keys that name the user's own training. One of them replaces the training sections.
-OWN = ("objective", "train", "command")
 WITH_SPACE = ("train", "command")  # those of which [space] is the search space
 
 
@@ -267,7 +265,7 @@ class StudySpec(pydantic.BaseModel):
 
     def _refuse_beside_own(self) -> None:
         """Raise SpecError for keys that contradict the key of the user's own training."""
-        key, *others = (key for key in OWN if getattr(self, key) is not None)
+        key, *others = (key for key in usercode.OWN if getattr(self, key) is not None)
         own = f"{key} = {shown(getattr(self, key))}"
         if others:
             raise SpecError(
@@ -349,8 +347,8 @@ class StudySpec(pydantic.BaseModel):
 
     @property
     def own_kind(self) -> str | None:
-        """The key that names the user's own training, one of OWN; None for a declared training."""
-        return next((key for key in OWN if getattr(self, key) is not None), None)
+        """The key that names the user's own training, one of usercode.OWN; None for a declared training."""
+        return next((key for key in usercode.OWN if getattr(self, key) is not None), None)
 
     @property
     def is_declared(self) -> bool:

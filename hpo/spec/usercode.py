@@ -26,6 +26,8 @@ from hpo.spec import optuna_calls, pickled, syntax, user_path
 from hpo.spec.captures import is_importable
 from hpo.text import quoted
 
+#: Keys of a study file that name the user's own training. One of them replaces the training sections.
+OWN = ("objective", "train", "command")
 OURS = ("models", "data")  # parts that earlier versions imported without `hpo.`
 MOST_CODE_BYTES = 2**20  # of a file; a longer one is not looked at as Python source
 FORMS = '"file.py:function" or "package.module:function"'

@@ -17,7 +17,7 @@ from hpo.own import training
 from hpo.spec import configuration, space, usercode
 from hpo.spec.configuration import Configuration
 from hpo.spec.program import Command
-from hpo.spec.study_file import OWN, StudySpec, read_document
+from hpo.spec.study_file import StudySpec, read_document
 from hpo.spec.training import SECTIONS, TrainConfig
 
 
@@ -69,7 +69,7 @@ def read(path: Path, *, name: str | None = None, code_folder: Path | None = None
 
 def _refuse_rest(document: Mapping[str, Any], folder: Path) -> None:
     """Check the values of a document whose grammar is wrong somewhere. Raises SpecError that lists the mistakes."""
-    if document.keys() & {*OWN, "space"}:
+    if document.keys() & {*usercode.OWN, "space"}:
         return
     from hpo.strategy import pruners, samplers
     from hpo.train.build import registry
