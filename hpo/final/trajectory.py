@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FILE = "trajectory.svg"
+#: Of the figure's size. A layout that matplotlib computes takes as long as the drawing itself.
+MARGINS = {"left": 0.08, "right": 0.98, "top": 0.95, "bottom": 0.08, "wspace": 0.22, "hspace": 0.32}
 
 
 def can_draw() -> bool:
@@ -25,8 +27,8 @@ def draw(path: Path, steps: Sequence[Sequence[float]], history: Sequence[Mapping
     """
     from matplotlib.figure import Figure  # pyplot would look for a display
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    by_step, norms, path_of, by_epoch = figure.subplots(2, 2).flat
+    figure = Figure(figsize=(10, 7))
+    by_step, norms, path_of, by_epoch = figure.subplots(2, 2, gridspec_kw=MARGINS).flat
     numbers = range(1, len(steps) + 1)
     loss, gradient, weights = ([step[which] for step in steps] for which in range(3))
     by_step.plot(numbers, loss, linewidth=0.8)
