@@ -77,7 +77,7 @@ def warm_up_for(file: Path) -> None:
 
     with contextlib.suppress(SpecError, OSError):
         document = toml_file.read(file)
-        fork_server.warm_up(None if document.keys() & {*usercode.OWN} else str(document.get("executor")))
+        fork_server.warm_up(None if document.keys() & {*usercode.OWN} else str(document.get("executor", "auto")))
 
 
 def place_workers(

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpo.errors import SpecError
-from hpo.launch import fork_server
+from hpo.launch import fork_server, search
 from hpo.launch.launcher import Interrupt, catching_signals
 from hpo.launch.local import Fleet
 from hpo.launch.placement import check_count
@@ -213,9 +213,10 @@ def test_a_signal_is_passed_on_while_the_main_thread_waits_for_the_storage(
 
 
 FORKED = """
-import os, pathlib, sys
+import gc, os, pathlib, sys
 import numpy
 def objective(trial):
+    assert gc.isenabled(), "the server loads modules without it"
     told = [os.getsid(0) == os.getpid(), os.getppid(), sys.orig_argv[1:4], os.getcwd(), os.readlink("/proc/self/fd/0")]
     pathlib.Path(__file__).with_name(f"told-{trial.number}").write_text(repr(told))
     pathlib.Path(__file__).with_name(f"drawn-{trial.number}").write_text(repr(numpy.random.random()))
@@ -292,6 +293,28 @@ def test_orphans_are_left_if_a_worker_s_start_would_have_to_be_waited_for(make_s
     fleet = Fleet(make_study(), 1, code_folder=Path())
     with fork_server._starting:
         fleet.end_orphans(may_wait=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('name = "s"', ["auto"]),
+        ('objective = "mine.py:f"', [None]),
+        ('executor = "loop"', ["loop"]),
+        ('executor = "stack"', ["stack"]),
+        ("name = ", []),
+    ],
+)
+def test_the_server_starts_before_the_study_file_is_checked(
+    content: str, expected: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be read starts none. `load` says what is wrong with it."""
+    started: list[str | None] = []
+    monkeypatch.setattr(fork_server, "warm_up", started.append)
+    (tmp_path / "study.toml").write_text(content)
+    search.warm_up_for(tmp_path / "study.toml")
+    search.warm_up_for(tmp_path / "missing.toml")
+    assert started == expected
 
 
 def test_the_server_loads_modules_that_exist() -> None:
