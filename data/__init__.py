@@ -21,11 +21,12 @@ from hpo.data.fake import fake
 from hpo.data.files import FILE
 from hpo.data.folder import image_folder
 from hpo.data.inputs import Inputs, Kind, are_resident, each, head, placed, selected, some
+from hpo.data.leaks import Leak
 from hpo.data.overview import Overview, contact_sheet, overview
 from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
 from hpo.data.select import select
 from hpo.data.source import Fitted, Source, Split, Splits, Task
-from hpo.data.split import parted
+from hpo.data.split import notes_on, parted
 from hpo.data.spreadsheet import spreadsheets
 from hpo.data.stored import CPU, Stored, chunks
 
@@ -51,6 +52,7 @@ __all__ = [
     "Fitted",
     "Inputs",
     "Kind",
+    "Leak",
     "MixedLabels",
     "Overview",
     "Source",
@@ -112,7 +114,7 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
         vocabulary=fitted.vocabulary if fitted else 0,
         about=fitted.about if fitted else {},
         white=white,
-        notes=source.notes,
+        notes=(*source.notes, *notes_on(source, train, validation, test)),
         test_count=len(test),
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.data.files import BadFile
-from hpo.data.inputs import Inputs, some
+from hpo.data.inputs import some
+from hpo.data.leaks import Leak, leaks
 from hpo.data.names import Part
-from hpo.data.source import Source, Split, Splits
-from hpo.data.split import parted, strata
-from hpo.data.stored import chunks
+from hpo.data.source import Source, Split, SplitRule, Splits
+from hpo.data.split import parted, rule_of, strata
 
 EXAMPLES = 12  # most classes with an example image
 ROWS, COLUMNS = 6, 12  # size of an example in characters, which are about twice as high as wide
@@ -26,14 +24,16 @@ SHEET_EDGE = 32  # contact sheet: smallest side of an image in pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """Parts, classes and examples. The labels of the test part are counted, but its images are not opened."""
+    """Parts, classes and examples. The targets of the test part are counted, and its rows compared with others by digests."""
 
     shape: list[int]  # [C, H, W]
     classes: list[str]  # names, or numbers if there are no names
     counts: dict[Part, list[int]]  # images per class
     shipped: list[Part]  # parts that the source ships; the others were split off
-    notes: list[str]  # how ambiguous files were read
-    copies: int  # validation images that equal a training image in every pixel
+    notes: list[str]  # how ambiguous files were read, and how rows are divided
+    unit: str  # what a row is called: image or row
+    split: SplitRule  # how rows are divided
+    leaks: list[Leak]  # what two parts share
     examples: list[list[list[float]]]  # one per class: brightness from 0 to 1, ROWS x COLUMNS
 
 
@@ -54,8 +54,10 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
         classes=classes,
         counts={part: found.bincount(minlength=len(classes)).tolist() for part, found in labels.items()},
         shipped=[part for part, own in (("validation", of_validation), ("test", of_test)) if own],  # type: ignore[misc]
-        notes=list(source.notes),
-        copies=_copies(splits),
+        notes=list(splits.notes),
+        unit=source.unit,
+        split=rule_of(source),
+        leaks=leaks(source, split_seed),
         examples=[_brightness(images, splits.white) for images in first],
     )
 
@@ -106,18 +108,3 @@ def _brightness(images: Tensor, white: int) -> list[list[float]]:
     grey = colours.float().mean(1, keepdim=True) / max(1, white)
     found: list[list[float]] = F.adaptive_avg_pool2d(grey, (ROWS, COLUMNS))[0, 0].tolist()
     return found
-
-
-def _copies(splits: Splits) -> int:
-    known = set(_marks(splits.train.inputs))
-    return sum(mark in known for mark in _marks(splits.validation.inputs))
-
-
-def _marks(inputs: Inputs) -> Iterator[bytes]:
-    """Yield a digest of each row."""
-    if isinstance(inputs, dict):
-        yield from map(b"".join, zip(*map(_marks, inputs.values()), strict=True))
-        return
-    for chunk in chunks(inputs):
-        for row in chunk.cpu().contiguous().numpy():
-            yield hashlib.blake2b(row.data, digest_size=16).digest()

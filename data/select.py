@@ -15,9 +15,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hpo.data.channels import refuse_implausible
-from hpo.data.inputs import Inputs, selected
+from hpo.data.inputs import selected
 from hpo.data.names import whole_number
-from hpo.data.source import Reading, Source
+from hpo.data.source import Reading, Source, SplitRule
+from hpo.data.split import can_be_stratified
 
 Class = str | int  # name or number of a class
 SHOWN = 20  # most names of classes in a message
@@ -27,6 +28,7 @@ def select(
     source: Source,
     *,
     classes: list[Class | list[Class]] | None = None,
+    split: SplitRule | None = None,
     subset: Annotated[int, Ge(1)] | None = None,
     folds: Annotated[int, Ge(2)] | None = None,
     fold: Annotated[int, Ge(0)] | None = None,
@@ -41,8 +43,12 @@ def select(
         classes: classes to keep, by name or number (default: all). They are numbered anew in this order. A list in the
             list makes one class of several. A number is a label of the data. If no class has a number as its name, it
             is the position among the classes, from 0.
-        subset: number of rows of train and validation together to keep, stratified. The test part stays whole.
-        folds: number of stratified folds of train and validation. The test part is the same for all folds.
+        split: how rows are divided: stratified by class or by quantiles of a single number; at random; by group, so that
+            no group is in two parts; or by time, the latest rows for test and those before them for validation (default:
+            by the groups or times that the data names, else stratified, else at random if a row has several targets).
+        subset: number of rows of train and validation together to keep, stratified by class. The test part stays whole.
+        folds: number of folds of train and validation, made as `split` says. The test part is the same for all folds. By
+            time each fold trains on what lies before its validation part.
         fold: which fold is the validation part, from 0.
         resident: whether inputs are kept in the device's memory, or read batch by batch from their store (default: by
             size). Results are the same bit for bit.
@@ -66,7 +72,29 @@ def select(
         raise ValueError(f"classes = {classes}: the task is {source.task}, which has no classes; remove it")
     if classes is not None:
         source = _of_classes(source, [one if isinstance(one, list) else [one] for one in classes])
-    return replace(source, subset=subset, folds=folds, fold=fold, resident=resident)
+    source = replace(source, split=split, subset=subset, folds=folds, fold=fold, resident=resident)
+    _refuse_rule(source)
+    return source
+
+
+def _refuse_rule(source: Source) -> None:
+    """Raise ValueError if the data cannot be divided as `split` says, or names two ways without it."""
+    said = f'split = "{source.split}"'
+    if source.split is None:
+        if source.groups is not None and source.times is not None:
+            raise ValueError('the data names groups and times; write split = "group" or split = "time"')
+        return
+    if source.own_validation is not None and source.own_test is not None:
+        raise ValueError(
+            f"{said}: the data has a validation and a test part of its own, so nothing is split; remove it"
+        )
+    if source.split == "group" and source.groups is None:
+        raise ValueError(f"{said}: the data names no groups; a table takes `group`, a Source of your own `groups`")
+    if source.split == "time" and source.times is None:
+        raise ValueError(f"{said}: the data names no times; a table takes `time`, a Source of your own `times`")
+    if source.split == "stratified" and not can_be_stratified(source):
+        count = source.targets.shape[1]
+        raise ValueError(f'{said}: a row has {count} targets, which cannot be balanced at once; write split = "random"')
 
 
 def _of_classes(source: Source, wanted: Sequence[Sequence[Class]]) -> Source:
@@ -78,10 +106,9 @@ def _of_classes(source: Source, wanted: Sequence[Sequence[Class]]) -> Source:
     for new, group in enumerate(groups):
         renumbered[group] = new
     changes: dict[str, Any] = {"num_classes": len(groups), "classes": _names(source, groups)}
-    changes["inputs"], changes["targets"] = _kept(source.inputs, source.targets, renumbered)
-    for part, own in (("validation", source.own_validation), ("test", source.own_test)):
-        if own is not None:
-            changes[f"{part}_inputs"], changes[f"{part}_targets"] = _kept(*own, renumbered)
+    for prefix in ("", "validation_", "test_"):
+        if getattr(source, f"{prefix}targets") is not None:
+            changes |= _kept(source, prefix, renumbered)
     return replace(source, **changes)
 
 
@@ -132,7 +159,10 @@ def _names(source: Source, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
     return tuple("+".join(names[number] for number in group) for group in groups)
 
 
-def _kept(inputs: Inputs, targets: Tensor, renumbered: Tensor) -> tuple[Inputs, Tensor]:
-    new = renumbered[targets]
-    rows = (new >= 0).nonzero().flatten()
-    return selected(inputs, rows), new[rows]
+def _kept(source: Source, prefix: str, renumbered: Tensor) -> dict[str, Any]:
+    """Return the fields of a part with the rows of the kept classes."""
+    targets = renumbered[getattr(source, f"{prefix}targets")]
+    rows = (targets >= 0).nonzero().flatten()
+    kept = {f"{prefix}inputs": selected(getattr(source, f"{prefix}inputs"), rows), f"{prefix}targets": targets[rows]}
+    keys = {name: getattr(source, name, None) for name in (f"{prefix}groups", f"{prefix}times")}
+    return kept | {name: key[rows] for name, key in keys.items() if key is not None}

@@ -15,6 +15,8 @@ from hpo.data.stored import Rows, Stored
 
 #: How a source's files and its option `classes` are read: 1 as before December 2026, 2 as since.
 Reading = Literal[1, 2]
+#: How rows are divided into parts.
+SplitRule = Literal["stratified", "random", "group", "time"]
 Task = Literal["classification", "binary", "multilabel", "regression"]
 
 #: Names of the constructor's arguments before December 2026. Users' own sources may still use them.
@@ -68,8 +70,11 @@ class Source:
         validation_inputs: inputs of the validation part, if the source ships one. Likewise targets, and a test part.
         notes: how ambiguous files were read.
         place: returns the file or row of an input, by its row in the store of `inputs`.
+        groups: int64 [N], the group of each row of `inputs`, such as a patient, for a split by group.
+        times: int64 or float [N], when each row of `inputs` was made, in any unit, for a split by time.
+        validation_groups: groups of the shipped validation part, for `hpo check`. Likewise of a test part.
         fit: makes the encoding of all inputs from those of the training part alone; None: inputs stay as they are.
-        subset: option of `hpo.data.select`, as all that follow.
+        split: option of `hpo.data.select`, as all that follow.
     """
 
     inputs: Inputs
@@ -84,8 +89,13 @@ class Source:
     target_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     place: Callable[[int], str] | None = None
+    groups: Tensor | None = None
+    times: Tensor | None = None
+    validation_groups: Tensor | None = None
+    test_groups: Tensor | None = None
     fit: Callable[[Inputs], Fitted] | None = None
     reading: Reading = 2
+    split: SplitRule | None = None
     subset: int | None = None
     folds: int | None = None
     fold: int | None = None
@@ -100,6 +110,11 @@ class Source:
         self._check("", self.inputs, self.targets)
         self._check_own("validation_", self.validation_inputs, self.validation_targets)
         self._check_own("test_", self.test_inputs, self.test_targets)
+        _check_keys("groups", self.groups, self.targets)
+        _check_keys("times", self.times, self.targets)
+        _check_keys("validation_groups", self.validation_groups, self.validation_targets)
+        _check_keys("test_groups", self.test_groups, self.test_targets)
+        _refuse_constant(self)
 
     def _check(self, part: str, inputs: Inputs, targets: Tensor) -> None:
         _check_inputs(f"{part}inputs", inputs)
@@ -142,6 +157,11 @@ class Source:
         return kind_of(self.inputs)
 
     @property
+    def unit(self) -> str:
+        """What one of the inputs is called."""
+        return "image" if self.kind == "image" else "row"
+
+    @property
     def outputs(self) -> int:
         """Number of a model's outputs: classes, labels, or targets."""
         return self.num_classes if self.task == "classification" else self.targets.shape[1]
@@ -168,12 +188,18 @@ class Source:
 
     def named(self, number: int) -> str:
         """Return a class's name in quotes, or its number if classes have no names."""
+        if self.task == "binary" and not self.classes:
+            return str(bool(number)).lower()
         return repr(self.classes[number]) if self.classes else str(number)
+
+    def class_at(self, number: int, index: int) -> str:
+        """Return a class's name with the place of one of its rows."""
+        return f"{self.named(number)} (first: {self.placed(index)})"
 
     def placed(self, index: int) -> str:
         """Return the place of one of `inputs`: its file, its row in a file, or its number."""
         row = int(self.inputs.rows[index]) if isinstance(self.inputs, Stored) else index
-        return self.place(row) if self.place else f"{'image' if self.kind == 'image' else 'row'} {row}"
+        return self.place(row) if self.place else f"{self.unit} {row}"
 
 
 #: Type and number of dimensions of the targets of a task, and what they are.
@@ -207,6 +233,34 @@ def _check_inputs(name: str, inputs: Inputs) -> None:
     counts = {one: rows.shape[0] for one, rows in tensors.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the inputs have different numbers of rows: {counts}")
+
+
+def _check_keys(name: str, keys: Tensor | None, targets: Tensor | None) -> None:
+    """Raise ValueError for groups or times of a wrong type or length."""
+    if keys is None:
+        return
+    count = 0 if targets is None else len(targets)
+    if keys.dtype != torch.int64 and (name != "times" or not keys.is_floating_point()):
+        raise ValueError(f"{name} are {keys.dtype}; give torch.int64{', or floats' * (name == 'times')}")
+    if list(keys.shape) != [count]:
+        raise ValueError(f"{name} have shape {list(keys.shape)} beside {count} rows; give one for each row")
+    if keys.is_floating_point() and not bool(keys.isfinite().all()):
+        raise ValueError(f"{name}[{int((~keys.isfinite()).nonzero()[0])}] is not finite; give each row its time")
+
+
+def _refuse_constant(source: Source) -> None:
+    """Raise ValueError if a column of the targets has one value in all rows, so that there is nothing to learn."""
+    columns = source.targets[:, None] if source.targets.ndim == 1 else source.targets
+    constant = (columns == columns[:1]).all(0).nonzero().flatten().tolist()
+    if not constant or len(columns) < 2:
+        return
+    number, names = constant[0], source.target_names or (source.classes if source.task == "multilabel" else ())
+    column = f" {names[number]!r}" if names else f"s[:, {number}]" if source.targets.ndim > 1 else "s"
+    value = columns[0, number].item()
+    said = f"class {source.named(int(value))}" if source.task in ("classification", "binary") else str(value).lower()
+    raise ValueError(
+        f"target{column}: {said} in all {len(columns)} rows, so there is nothing to learn; name another target"
+    )
 
 
 def _described(inputs: Inputs) -> Any:

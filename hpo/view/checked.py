@@ -14,7 +14,7 @@ from hpo.study import interval
 from hpo.study.format import amount_text, duration, range_text, value_text
 
 if TYPE_CHECKING:
-    from hpo.data import Overview
+    from hpo.data import Leak, Overview
     from hpo.train.build.check import Findings
 
 WIDEST_NAME = 40  # characters of a class name
@@ -193,16 +193,24 @@ def _data_lines(found: Overview) -> list[str]:
         *([f"  ... and {more} more classes"] if more > 0 else []),
         row("all", totals),
         *(f"  note: {note}" for note in found.notes),
-        *([_copies(found.copies, sum(found.counts["validation"]))] if found.copies else []),
+        *(f"  note: {_leak_text(leak, found)}" for leak in found.leaks),
         *_example_lines(names, found.examples),
     ]
 
 
-def _copies(copies: int, validation: int) -> str:
-    return (
-        f"  note: {copies} of {validation} validation images are pixel-identical to training images; they make the validation "
-        "score too good: remove copies from the data"
-    )
+def _leak_text(leak: Leak, found: Overview) -> str:
+    """Return what two parts share, with the mend."""
+    earlier, later = ("training" if part == "train" else part for part in (leak.earlier, leak.later))
+    some = f"{leak.count} of {leak.whole} {later} {found.unit}s"
+    first = f"(first: {leak.places[0]}, like {leak.places[1]})"
+    bad = f"they make the {later} score too good"
+    if leak.what == "row":
+        return (
+            f"{some} are copies of {earlier} {found.unit}s {first}; {bad}: remove copies, or give copies one group and split "
+            "by group"
+        )
+    mend = "give each group one part" if leak.later in found.shipped else 'write split = "group"'
+    return f"{some} have a group of the {earlier} part {first}; {bad}: {mend}"
 
 
 def small_part_warnings(spec: StudySpec, found: Overview) -> list[str]:
@@ -211,7 +219,7 @@ def small_part_warnings(spec: StudySpec, found: Overview) -> list[str]:
     if not interval.is_too_wide(images):
         return []
     mends = ["add images"]
-    halves = (sum(found.counts["train"]) + images) // 2
+    halves = (sum(found.counts["train"]) + images) // (3 if found.split == "time" else 2)
     if "validation" not in found.shipped and "folds" not in spec.data and halves > images:
         mends.append(f"use folds = 2 and fold = 0 in [data] (about {halves} images)")
     if spec.value in ("best", "last"):

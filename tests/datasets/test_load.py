@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hpo import data
-from hpo.data import SOURCES, Source, Splits
-from hpo.data.split import held_out, parted, stratified
+from hpo.data import SOURCES, Source, Splits, Stored
+from hpo.data.split import parted
 
 
 def source(per_class: int = 40, num_classes: int = 3, **changes) -> Source:
@@ -20,6 +20,11 @@ def source(per_class: int = 40, num_classes: int = 3, **changes) -> Source:
         "num_classes": num_classes,
     }
     return Source(**(values | changes))
+
+
+def stratified(labels: torch.Tensor, seed: int, **own: object) -> tuple[torch.Tensor, ...]:
+    images = torch.zeros((len(labels), 1, 1, 1), dtype=torch.uint8)
+    return parted(Source(inputs=images, targets=labels, num_classes=int(labels.max()) + 1, **own), seed)
 
 
 def load(given: Source, split_seed: int = 0) -> Splits:
@@ -71,7 +76,8 @@ def test_the_parts_are_disjoint_cover_everything_and_are_70_15_15() -> None:
 
 
 def test_without_a_test_part_the_split_is_85_15() -> None:
-    train, validation = held_out(torch.arange(1000) % 10, 5)
+    own = {"test_inputs": torch.zeros(1, 1, 1, 1, dtype=torch.uint8), "test_targets": torch.zeros(1, dtype=torch.int64)}
+    train, validation, _ = stratified(torch.arange(1000) % 10, 5, **own)
     assert (len(train), len(validation)) == (850, 150)
     assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(1000))
 
@@ -131,6 +137,18 @@ def test_what_load_returns_has_no_test_part() -> None:
         "notes",
         "test_count",  # their number, and none of them
     ]
+
+
+class Sealed(Stored):
+    """Images that may be counted and not read."""
+
+    def take(self, which: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the test part was opened")
+
+
+def test_load_counts_a_shipped_test_part_and_does_not_read_it() -> None:
+    sealed = Sealed(store=source().images, rows=torch.arange(11))
+    assert load(source(test_inputs=sealed, test_targets=torch.arange(11) % 3)).test_count == 11
 
 
 def test_a_test_split_of_the_source_is_used_as_it_is() -> None:

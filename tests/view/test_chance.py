@@ -166,7 +166,9 @@ def overview(train: int, validation: int, **changes: Any) -> Overview:
         "counts": {"train": [train - 1, 1], "validation": [validation - 1, 1], "test": [1, 1]},
         "shipped": [],
         "notes": [],
-        "copies": 0,
+        "unit": "image",
+        "split": "stratified",
+        "leaks": [],
         "examples": [],
     }
     return Overview(**(found | changes))
