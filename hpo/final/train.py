@@ -371,6 +371,17 @@ def open_folder(training: FinalTraining, folder: Path) -> None:
         raise StudyError(f"{folder}: cannot be written: {error.strerror}; name another folder with -o") from None
 
 
+def units(splits: data.Splits) -> dict[str, Any]:
+    """Return how inputs are encoded and standardised, and targets, as plain values for JSON."""
+    found: dict[str, Any] = {
+        name: data.each(getattr(splits, name), lambda one: one.tolist()) for name in ("mean", "std")
+    }
+    if splits.target_mean is not None and splits.target_std is not None:
+        found |= {"target_mean": splits.target_mean.tolist(), "target_std": splits.target_std.tolist()}
+        found |= {"targets": list(splits.target_names)}
+    return found | ({"encoding": splits.about} if splits.about else {})
+
+
 def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) -> dict[str, Any]:
     """Assess the kept weights, and return all metrics."""
     run.model.load_state_dict(kept.weights)
@@ -391,6 +402,7 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
         "test_images": len(test.targets),
         IMAGES_KEY: len(training.splits.validation.targets),
         "classes": list(training.splits.classes),
+        **units(training.splits),
         "value": rule(kept.curve),
         "epoch": rule.best_epoch(kept.curve),
         "stopped_by": run.stopped_by,

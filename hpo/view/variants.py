@@ -25,7 +25,7 @@ def report_text(report: VariantReport) -> str:
         console.print(_table(report))
     lines = [*(line.rstrip() for line in capture.get().splitlines()), *_doubt(report)]
     lines += [
-        f"{one.file}: {size_text(one.bytes)}, logits within {one.largest_difference:.1e} of the model's on {one.images} images"
+        f"{one.file}: {size_text(one.bytes)}, outputs within {one.largest_difference:.1e} of the model's on {one.images} rows"
         for variant in report.variants
         for one in variant.files
     ]
@@ -34,11 +34,13 @@ def report_text(report: VariantReport) -> str:
 
 def _table(report: VariantReport) -> Table:
     table = Table(
-        title=f"{text.safe(report.folder)}, on {report.validation_images} validation images",
+        title=f"{text.safe(report.folder)}, on {report.validation_images} validation rows",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
-    for head in ("variant", "accuracy", "95 % interval", "change", "loss", "same class", "zeros", "parameters", "size"):
+    is_regression = report.variants[0].score.accuracy is None
+    quality = ("rmse", "change", "loss") if is_regression else ("accuracy", "95 % interval", "change", "loss", "same")
+    for head in ("variant", *quality, "zeros", "parameters", "size"):
         table.add_column(head, justify="left" if head == "variant" else "right", overflow="fold")
     for variant in report.variants:
         table.add_row(*_row(variant, report.variants[0]))
@@ -47,18 +49,27 @@ def _table(report: VariantReport) -> Table:
 
 def _row(variant: Variant, first: Variant) -> list[str]:
     score = variant.score
-    change = "" if variant is first else f"{score.accuracy - first.score.accuracy:+.4f}"
     return [
         text.short(variant.name),
-        f"{score.accuracy:.4f}",
-        range_text(variant.interval),
-        change,
-        value_text(score.loss),
-        f"{score.agreement:.1%}",
+        *_quality(variant, first),
         f"{score.zeros:.1%}",
         f"{score.parameters:,}",
         size_text(score.bytes),
     ]
+
+
+def _quality(variant: Variant, first: Variant) -> list[str]:
+    """Return the columns on how good a variant is, and how far from the first."""
+    score, before = variant.score, first.score
+    if score.rmse is not None and before.rmse is not None:
+        change = "" if variant is first else f"{score.rmse - before.rmse:+.4g}"
+        return [value_text(score.rmse), change, value_text(score.loss)]
+    assert score.accuracy is not None
+    assert before.accuracy is not None
+    assert score.agreement is not None
+    change = "" if variant is first else f"{score.accuracy - before.accuracy:+.4f}"
+    interval = range_text(variant.interval) if variant.interval else "-"
+    return [f"{score.accuracy:.4f}", interval, change, value_text(score.loss), f"{score.agreement:.1%}"]
 
 
 def _doubt(report: VariantReport) -> list[str]:

@@ -25,7 +25,7 @@ from hpo.final.after.deployed import Deployed
 from hpo.final.after.fold import fold
 from hpo.final.after.prune import channels, prune
 from hpo.final.after.raw import first
-from hpo.final.after.scores import logits
+from hpo.final.after.scores import outputs
 from hpo.final.after.trained import Trained
 from hpo.models import Dropout
 from hpo.spec import extras
@@ -67,12 +67,14 @@ def run(folder: Path) -> Trained:
 @pytest.fixture
 def images(run: Trained) -> Tensor:
     """Normalised training images."""
-    return run.calibration()
+    found = run.calibration()
+    assert isinstance(found, Tensor)
+    return found
 
 
 def test_the_model_is_taken_up_as_it_was_left(run: Trained) -> None:
     part = run.training.splits.validation
-    found = logits(run.deployed(run.model), part.inputs, run.batch)
+    found = outputs(run.deployed(run.model), part.inputs, run.batch)
     epoch = run.metrics["history"][run.metrics["epoch"] - 1]
     assert (found.argmax(1) == part.targets).double().mean().item() == epoch["validation_accuracy"]
     assert nn.functional.cross_entropy(found, part.targets).item() == pytest.approx(epoch["validation_loss"], rel=1e-6)
@@ -83,7 +85,7 @@ def test_images_in_store_are_scored_like_resident_ones(run: Trained) -> None:
     raw = run.training.splits.validation.inputs
     stored = data.Stored(store=raw.cpu().flip(0), rows=torch.arange(len(raw)).flip(0), device=raw.device)
     model = run.deployed(run.copy())
-    assert torch.equal(logits(model, stored, 100), logits(model, raw, 100))
+    assert torch.equal(outputs(model, stored, 100), outputs(model, raw, 100))
     assert torch.equal(first(stored, 7), raw[:7])
     sampled = [mcdropout.sample(model, images, passes=3, seed=0, batch=100) for images in (stored, raw)]
     assert torch.equal(sampled[0].mean, sampled[1].mean)
@@ -323,9 +325,9 @@ class Bessel(nn.Module):
         return torch.special.i1(x).flatten(1)
 
 
-def test_an_operation_that_onnx_lacks_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+def test_an_operation_that_onnx_lacks_is_named_and_leaves_no_file(run: Trained, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = Deployed(Bessel(), torch.zeros(1), torch.ones(1)).eval()
+    model = Deployed(Bessel(), run.training.splits).eval()
     raw = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     with pytest.raises(StudyError, match=r"model.onnx: onnx cannot hold this model: .*i1"):
         files.export(model, raw, tmp_path / "model.onnx", {}, is_coarse=False)
@@ -387,7 +389,7 @@ def test_the_command_tells_and_keeps_what_it_found(
     monkeypatch.setattr(data, "load_test", None)  # the test part stays shut
     code, out, err = hpo("after", str(folder), "fold", "prune=0.5", "--mc-dropout", "4", "--export", "pt2", "-o", "out")
     assert (code, err) == (0, "")
-    assert out.split("variant")[0].strip() == f"{folder}, on 270 validation images"
+    assert out.split("variant")[0].strip() == f"{folder}, on 270 validation rows"
     assert [name for name in ("trained", "fold", "prune=0.5", "Monte Carlo dropout, 4 passes") if name not in out] == []
     kept = json.loads((tmp_path / "out" / report.REPORT).read_text())
     names = ["after.json", "fold.pt2", "mc_dropout.csv", "prune=0.5.pt2", "trained.pt2"]

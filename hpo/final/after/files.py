@@ -19,58 +19,75 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from hpo.data import each
 from hpo.errors import StudyError
 from hpo.files import atomic_write
 from hpo.final.after import onnxrun
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
+from hpo.final.after.raw import rows, tensors
 from hpo.final.after.steps import refuse_missing
+from hpo.train.inputs import Batch
 
 RECEIPT = "hpo_receipt"  # the key of the receipt in a file
-INPUT, OUTPUT = "images", "logits"
+OUTPUT = "logits"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in torch's messages
-TOLERANCE = 1e-4  # of the largest logit, for a model in float32
+TOLERANCE = 1e-4  # of the largest output, for a model in float32
 COARSE_TOLERANCE = 5e-2  # for 16 and 8 bits, where another order of sums changes a value by a whole step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An exported file whose logits agree with the model's."""
+    """An exported file whose outputs agree with the model's."""
 
     file: str
     format: str
     bytes: int
     sha256: str
-    images: int  # number of images it was compared on
-    largest_difference: float  # of all logits
+    images: int  # number of rows it was compared on
+    largest_difference: float  # of all outputs
 
 
 Receipt = Mapping[str, Any]
-Batches = Sequence[Tensor]
-Write = Callable[[ExportedProgram, Path, Receipt, Batches], Batches]
+Outputs = Sequence[Tensor]
+Batches = Sequence[Batch]
+Write = Callable[[ExportedProgram, Path, Receipt, Batches], Outputs]
 
 
-def pt2(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
-    """Write a `torch.export.save` archive with the receipt. Return the logits of the loaded file for each batch."""
+def pt2(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Outputs:
+    """Write a `torch.export.save` archive with the receipt. Return the outputs of the loaded file for each batch."""
     torch.export.save(program, path, extra_files={RECEIPT: json.dumps(receipt)})
     loaded = torch.export.load(path).module()
-    return [loaded(images) for images in batches]
+    return [loaded(inputs) for inputs in batches]
 
 
-def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Batches:
-    """Write ONNX with a dynamic batch size and the receipt as metadata. Return onnxruntime's logits for each batch."""
-    made = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Outputs:
+    """Write ONNX with a dynamic batch size and the receipt as metadata. Return onnxruntime's outputs for each batch."""
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=_input_names(batches[0]), output_names=[OUTPUT], verbose=False
+    )
     assert made is not None
     made.model.metadata_props[RECEIPT] = json.dumps(receipt)
     made.save(path)
     return _run_by_onnxruntime(path, batches)
 
 
-def _run_by_onnxruntime(path: Path, batches: Batches) -> Batches:
-    """Return the logits of each batch, computed in another process; RuntimeError if it fails or crashes."""
+def _input_names(inputs: Batch) -> list[str]:
+    """Return the names of a file's inputs: the names of several tensors, else what the one tensor is."""
+    if isinstance(inputs, dict):
+        return sorted(inputs)
+    return ["images" if inputs.ndim == 4 else "inputs"]
+
+
+def _run_by_onnxruntime(path: Path, batches: Batches) -> Outputs:
+    """Return the outputs of each batch, computed in another process; RuntimeError if it fails or crashes."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = f"{folder}/given.npz", f"{folder}/found.npz"
-        arrays: dict[str, Any] = {str(index): images.numpy() for index, images in enumerate(batches)}
+        arrays: dict[str, Any] = {
+            f"{index} {place}": one.numpy()
+            for index, inputs in enumerate(batches)
+            for place, one in enumerate(tensors(inputs))
+        }
         np.savez(given, **arrays)
         command = [sys.executable, "-P", onnxrun.__file__, str(path), given, found]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,31 +104,31 @@ EXTRA_OF = {"onnx": "onnx"}  # format -> the extra of ours that it needs
 
 
 @torch.no_grad()
-def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_coarse: bool) -> Exported:
+def export(model: Deployed, inputs: Batch, path: Path, receipt: Receipt, *, is_coarse: bool) -> Exported:
     """Write the model in the format of the path's suffix and compare the file with the model.
 
     The exported graph takes any batch size.
 
     Args:
         model: the model, on the CPU.
-        images: raw images [N, C, H, W] with N >= 2, on the CPU.
+        inputs: raw inputs of N >= 2 rows, on the CPU.
         path: the file to write.
         receipt: stored in the file.
         is_coarse: whether the model computes in 16 or 8 bits.
 
     Raises StudyError if the format's extra is not installed, if torch cannot export the model, if the format lacks an operation,
-    or if the logits differ. No file is left then.
+    or if the outputs differ. No file is left then.
     """
     kind = path.suffix[1:]
     refuse_missing(EXTRA_OF.get(kind), f"--export {kind}")
     with atomic_write(path) as part:
-        found = _written(kind, model, images, part, path.name, receipt)
-        expected = model(images)
+        found = _written(kind, model, inputs, part, path.name, receipt)
+        expected = model(inputs)
         difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
         allowed = (COARSE_TOLERANCE if is_coarse else TOLERANCE) * max(1.0, largest)
         if not difference <= allowed:
             raise StudyError(
-                f"{path.name}: its logits differ from the model's by {difference:.3g}, more than {allowed:.3g}; the file was "
+                f"{path.name}: its outputs differ from the model's by {difference:.3g}, more than {allowed:.3g}; the file was "
                 "removed; export it in another format or number type"
             )
     return Exported(
@@ -119,27 +136,31 @@ def export(model: Deployed, images: Tensor, path: Path, receipt: Receipt, *, is_
         format=kind,
         bytes=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        images=len(images),
+        images=len(expected),
         largest_difference=difference,
     )
 
 
-def _written(kind: str, model: Deployed, images: Tensor, part: Path, name: str, receipt: Receipt) -> Tensor:
-    """Write the model to the file `part`, and return the file's logits.
+def _written(kind: str, model: Deployed, inputs: Batch, part: Path, name: str, receipt: Receipt) -> Tensor:
+    """Write the model to the file `part`, and return the file's outputs.
 
     Args:
         kind: the format.
         model: the model, on the CPU.
-        images: raw images.
+        inputs: raw inputs.
         part: the temporary file.
         name: the final file name, for messages.
         receipt: stored in the file.
     """
     try:
         with quietly():
-            program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},))
+            batch = Dim("batch")
+            shapes = each(inputs, lambda _: {0: batch})
+            program = torch.export.export(model, (rows(inputs, slice(2)),), dynamic_shapes=(shapes,))
             # A batch of one is tried too, since a graph may treat the example's batch size as a constant.
-            return torch.cat(list(FORMATS[kind](program, part, receipt, [images[:1], images[1:]])))
+            return torch.cat(
+                list(FORMATS[kind](program, part, receipt, [rows(inputs, slice(1)), rows(inputs, slice(1, None))]))
+            )
     except Exception as error:  # torch.export, the exporter and the runtimes raise many types
         told = _told(error).replace(str(part), name)
         raise StudyError(

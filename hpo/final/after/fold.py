@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from hpo.errors import StudyError
 from hpo.final.after.extras import quietly
+from hpo.train.inputs import Batch
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -18,7 +19,7 @@ TOLERANCE = 1e-3  # of the largest logit; float32 rounding stays far below
 
 
 @torch.no_grad()
-def fold(model: nn.Module, images: Tensor) -> nn.Module:
+def fold(model: nn.Module, inputs: Batch) -> nn.Module:
     """Fold each batch norm into the linear layer or convolution right before it (Jacob et al. 2018, section 3.2).
 
     In eval mode a batch norm is x * g + b with constant g and b. So it can be merged into the weight and bias of the layer, if
@@ -36,7 +37,7 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
-    _check(model, traced, images)
+    _check(model, traced, inputs)
     return traced
 
 
@@ -77,8 +78,8 @@ def _calls(traced: fx.GraphModule, node: fx.Node) -> int:
     return sum(_called(traced, other) is module for other in traced.graph.nodes if other.op == "call_module")
 
 
-def _check(model: nn.Module, folded: nn.Module, images: Tensor) -> None:
-    before, after = model(images), folded(images)
+def _check(model: nn.Module, folded: nn.Module, inputs: Batch) -> None:
+    before, after = model(inputs), folded(inputs)
     difference, largest = (before - after).abs().max().item(), before.abs().max().item()
     if not difference <= TOLERANCE * max(1.0, largest):
         raise StudyError(

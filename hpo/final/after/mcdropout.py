@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from hpo import data
-from hpo.data import Stored
 from hpo.errors import StudyError
 from hpo.files import atomic_write
 from hpo.final.after.raw import batches
 from hpo.models import Dropout, use_generator
 from hpo.spec.seeds import derive
 from hpo.train import devices
+from hpo.train.inputs import Batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Doubt:
-    """The uncertainty of a model on N images, in float64. Entropies are in nats, from 0 to log(classes)."""
+    """The uncertainty of a model on N rows, in float64. Entropies are in nats, from 0 to log(classes)."""
 
     passes: int
     mean: Tensor  # [N, classes], mean class probabilities over the passes
@@ -34,7 +34,7 @@ class Doubt:
     mutual_information: Tensor  # [N], entropy minus the passes' mean entropy: the uncertainty that more data can reduce
 
     def summary(self, labels: Tensor) -> dict[str, float]:
-        """Return means over all images, and accuracy and loss of the mean probabilities, for a report."""
+        """Return means over all rows, and accuracy and loss of the mean probabilities, for a report."""
         right = self.mean.argmax(1) == labels
         return {
             "passes": self.passes,
@@ -49,17 +49,17 @@ class Doubt:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int, batch: int) -> Doubt:
+def sample(model: nn.Module, inputs: data.Inputs, *, passes: int, seed: int, batch: int) -> Doubt:
     """Run a model `passes` times with active dropout. All other modules are in eval mode.
 
     The memory does not grow with the number of passes. The random numbers depend on the seed and on `batch`.
 
     Args:
-        model: the model, which takes raw images.
-        images: raw images [N, C, H, W].
+        model: the model, which takes raw inputs.
+        inputs: raw inputs of N rows.
         passes: the number of passes, at least 2.
         seed: the seed of the dropout masks.
-        batch: the number of images at once.
+        batch: the number of rows at once.
 
     Raises StudyError if the model has no dropout with p above 0.
     """
@@ -71,11 +71,11 @@ def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int,
     model.eval()
     for module in drops:
         module.train()
-    use_generator(model, torch.Generator(images.device).manual_seed(derive(seed, "mc dropout", 0)))
+    use_generator(model, torch.Generator(data.some(inputs).device).manual_seed(derive(seed, "mc dropout", 0)))
     try:
-        with devices.forked_random(images.device):  # torch's own dropout draws from the global generators
+        with devices.forked_random(data.some(inputs).device):  # torch's own dropout draws from the global generators
             torch.manual_seed(derive(seed, "mc dropout", 1))
-            found = [_of_batch(model, some, passes) for some in batches(images, batch)]
+            found = [_of_batch(model, some, passes) for some in batches(inputs, batch)]
     finally:
         use_generator(model, None)
         model.eval()
@@ -85,11 +85,11 @@ def sample(model: nn.Module, images: Tensor | Stored, *, passes: int, seed: int,
     )
 
 
-def _of_batch(model: nn.Module, images: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _of_batch(model: nn.Module, inputs: Batch, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean, spread, entropy of the mean, and mean entropy, accumulated pass by pass (Welford 1962)."""
-    mean = squares = expected = torch.zeros((), dtype=torch.float64, device=images.device)
+    mean = squares = expected = torch.zeros((), dtype=torch.float64, device=data.some(inputs).device)
     for count in range(1, passes + 1):
-        probabilities = model(images).double().softmax(1)
+        probabilities = model(inputs).double().softmax(1)
         step = probabilities - mean
         mean = mean + step / count
         squares = squares + step * (probabilities - mean)

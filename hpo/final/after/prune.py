@@ -13,12 +13,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import prune as pruning
 
 from hpo.errors import StudyError
+from hpo.final.after.raw import rows
+from hpo.train.inputs import Batch
 
 Layer = nn.Linear | _ConvNd
 Share = Annotated[float, Gt(0), Lt(1)]
 
 
-def prune(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:  # noqa: ARG001  (a step's signature)
+def prune(model: nn.Module, inputs: Batch, *, share: Share) -> nn.Module:  # noqa: ARG001  (a step's signature)
     """Set the smallest weights of linear layers, convolutions and attention to zero (Han et al. 2015).
 
     Weights are ranked over the whole model. Biases and norms are left out.
@@ -44,7 +46,7 @@ def _weights(module: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def channels(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:
+def channels(model: nn.Module, inputs: Batch, *, share: Share) -> nn.Module:
     """Set whole channels and neurons with the smallest 2-norm to zero, in each layer but the last (Li et al. 2017).
 
     Each layer keeps at least one output. The bias of an output is set to zero too, so the output is 0. A batch norm after the
@@ -53,7 +55,7 @@ def channels(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:
     Args:
         share: the share of each layer's outputs.
     """
-    layers = _called(model, images)[:-1]
+    layers = _called(model, inputs)[:-1]
     if not layers:
         raise StudyError("channels: the model has no layer before its last one; remove channels")
     for layer in layers:
@@ -70,7 +72,7 @@ def channels(model: nn.Module, images: Tensor, *, share: Share) -> nn.Module:
     return model
 
 
-def _called(model: nn.Module, images: Tensor) -> list[Layer]:
+def _called(model: nn.Module, inputs: Batch) -> list[Layer]:
     """Return the linear layers and convolutions in the order of a forward pass."""
     called: dict[Layer, None] = {}
 
@@ -80,7 +82,7 @@ def _called(model: nn.Module, images: Tensor) -> list[Layer]:
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Layer)]
     try:
-        model(images[:2])
+        model(rows(inputs, slice(2)))
     finally:
         for hook in hooks:
             hook.remove()

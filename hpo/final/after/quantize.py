@@ -5,27 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from hpo.data import each
 from hpo.errors import StudyError
 from hpo.final.after.extras import module, quietly
+from hpo.final.after.raw import batches, rows
+from hpo.train.inputs import Batch
 
-CALIBRATION_BATCH = 64  # images
+CALIBRATION_BATCH = 64  # rows
 
 
-def int8(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001  (a step's signature)
-    """Quantise linear layers to int8: weights per output, activations dynamically per image (torchao)."""
+def int8(model: nn.Module, inputs: Batch) -> nn.Module:  # noqa: ARG001  (a step's signature)
+    """Quantise linear layers to int8: weights per output, activations dynamically per row (torchao)."""
     return _linear(model, "int8", "Int8DynamicActivationInt8WeightConfig")
 
 
-def int8_weights(model: nn.Module, images: Tensor) -> nn.Module:  # noqa: ARG001
+def int8_weights(model: nn.Module, inputs: Batch) -> nn.Module:  # noqa: ARG001
     """Quantise only the weights of linear layers to int8, with one scale per output (torchao)."""
     return _linear(model, "int8_weights", "Int8WeightOnlyConfig")
 
 
 @torch.no_grad()
-def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
-    """Quantise weights and activations of convolutions and linear layers to int8, calibrated on 256 training images.
+def int8_static(model: nn.Module, inputs: Batch) -> nn.Module:
+    """Quantise weights and activations of convolutions and linear layers to int8, calibrated on 256 training rows.
 
     Uses PT2E of torchao with the quantiser for x86, for CPUs. Batch norms are folded (Jacob et al. 2018).
     """
@@ -34,12 +37,13 @@ def int8_static(model: nn.Module, images: Tensor) -> nn.Module:
     try:
         with quietly():
             batch = {0: torch.export.Dim("batch")}
+            shapes = (each(inputs, lambda _: batch),)
             # strict: only then torch before 2.15 records the layer of each operation, which the quantiser needs.
-            graph = torch.export.export(model, (images[:2],), dynamic_shapes=(batch,), strict=True).module()
+            graph = torch.export.export(model, (rows(inputs, slice(2)),), dynamic_shapes=shapes, strict=True).module()
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
             observed = flow.prepare_pt2e(graph, quantizer)
-            for some in torch.split(images, CALIBRATION_BATCH):
+            for some in batches(inputs, CALIBRATION_BATCH):
                 observed(some)
             quantised: fx.GraphModule = flow.convert_pt2e(observed)
     except Exception as error:  # torch.export and torchao raise many types

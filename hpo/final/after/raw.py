@@ -1,4 +1,4 @@
-"""Batches of raw images on the device, from a tensor or from stored images."""
+"""Batches of raw inputs on the device, from tensors or from stored rows."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 from torch import Tensor
 
 from hpo.data import Inputs, Stored
-from hpo.data.stored import Rows
-from hpo.errors import StudyError
+from hpo.train.inputs import Batch
 
 
-def rows_of(inputs: Inputs) -> Rows:
-    """Return the inputs of a model that takes one tensor; StudyError for several tensors."""
+def batches(inputs: Inputs, size: int) -> Iterator[Batch]:
+    """Yield all rows in order, `size` at a time, on the device."""
     if isinstance(inputs, dict):
-        raise StudyError(
-            f"the model takes several tensors ({', '.join(inputs)}); `hpo after` needs a model of one tensor"
-        )
-    return inputs
-
-
-def batches(images: Tensor | Stored, size: int) -> Iterator[Tensor]:
-    """Yield all images in order, in batches [size, C, H, W], on the device."""
-    if isinstance(images, Tensor):
-        yield from torch.split(images, size)
+        columns = [torch.split(one, size) for one in inputs.values()]
+        yield from (dict(zip(inputs, parts, strict=True)) for parts in zip(*columns, strict=True))
+    elif isinstance(inputs, Stored):
+        for rows in torch.split(torch.arange(len(inputs)), size):
+            yield inputs.take(rows).to(inputs.device)
     else:
-        for rows in torch.split(torch.arange(len(images)), size):
-            yield images.take(rows).to(images.device)
+        yield from torch.split(inputs, size)
 
 
-def first(images: Tensor | Stored, count: int) -> Tensor:
-    """Return the first `count` images, or all if there are fewer."""
-    return next(batches(images, count))
+def first(inputs: Inputs, count: int) -> Batch:
+    """Return the first `count` rows, or all if there are fewer."""
+    return next(batches(inputs, count))
+
+
+def rows(batch: Batch, which: slice) -> Batch:
+    """Return some rows of a batch."""
+    return {name: one[which] for name, one in batch.items()} if isinstance(batch, dict) else batch[which]
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch in the order of their names."""
+    return [batch[name] for name in sorted(batch)] if isinstance(batch, dict) else [batch]

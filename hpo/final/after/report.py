@@ -13,16 +13,18 @@ from torch import Tensor
 from hpo import data
 from hpo.errors import StudyError
 from hpo.files import write_json
+from hpo.final import train as final
 from hpo.final.after import files, mcdropout
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.files import Exported
-from hpo.final.after.raw import first, rows_of
-from hpo.final.after.scores import Score, logits, score
+from hpo.final.after.raw import first, tensors
+from hpo.final.after.scores import Score, outputs, score
 from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
 from hpo.receipt import receipt
 from hpo.study.interval import Interval, wilson
 from hpo.train import devices
+from hpo.train.inputs import Batch
 
 REPORT = "after.json"
 DOUBT = "mc_dropout.csv"
@@ -36,7 +38,9 @@ class Variant:
 
     name: str
     score: Score
-    interval: Interval  # of the accuracy
+    interval: (
+        Interval | None
+    )  # of the accuracy; None without one, and for several labels of a row, which are not independent
     files: list[Exported] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # the reasons why files could not be written
 
@@ -83,10 +87,10 @@ def make(
     except OSError as error:
         raise StudyError(f"{output}: cannot be written: {error.strerror}; name another folder with -o") from None
     made_from = _receipt(trained)
-    part = trained.training.splits.validation
-    images = rows_of(part.inputs)
-    shown = first(images, COMPARED).cpu()
-    reference = logits(trained.deployed(trained.model), images, trained.batch)
+    splits = trained.training.splits
+    part = splits.validation
+    shown = data.each(first(part.inputs, COMPARED), Tensor.cpu)
+    reference = outputs(trained.deployed(trained.model), part.inputs, trained.batch)
     variants: list[Variant] = []
     unfit: list[str] = []
     for recipe in [AS_TRAINED, *recipes]:
@@ -95,8 +99,10 @@ def make(
         except StudyError as error:
             unfit.append(str(error))
             continue
-        scored = score(model, logits(model, images, trained.batch), reference, part)
-        variant = Variant(name=recipe.name, score=scored, interval=wilson(scored.accuracy, len(part.targets)))
+        scored = score(model, outputs(model, part.inputs, trained.batch), reference, part, splits)
+        has_interval = scored.accuracy is not None and splits.task != "multilabel"
+        interval = wilson(scored.accuracy, len(part.targets)) if has_interval and scored.accuracy is not None else None
+        variant = Variant(name=recipe.name, score=scored, interval=interval)
         for one in formats:
             try:
                 variant.files.append(_export(model, shown, output / f"{recipe.name}.{one}", made_from, recipe))
@@ -121,17 +127,30 @@ def make(
     return report
 
 
-def _export(model: Deployed, images: Tensor, path: Path, made_from: dict[str, Any], recipe: Recipe) -> Exported:
-    told = {"recipe": recipe.name, "input": f"uint8 {['batch', *images.shape[1:]]}, raw pixels", **made_from}
+def _export(model: Deployed, inputs: Batch, path: Path, made_from: dict[str, Any], recipe: Recipe) -> Exported:
+    told = {"recipe": recipe.name, "input": _described(inputs), **made_from}
     is_coarse = any(step.name not in ("fold", "prune", "channels") for step in recipe.steps)
-    return files.export(on_cpu(model), images, path, told, is_coarse=is_coarse)
+    return files.export(on_cpu(model), inputs, path, told, is_coarse=is_coarse)
+
+
+def _described(inputs: Batch) -> str:
+    """Return type, shape and meaning of the inputs of an exported model, in the order in which it takes them."""
+    names = sorted(inputs) if isinstance(inputs, dict) else [""]
+    said = []
+    for name, one in zip(names, tensors(inputs), strict=True):
+        kind = str(one.dtype).removeprefix("torch.")
+        meaning = ", raw pixels" if one.dtype == torch.uint8 else ""
+        said.append(f"{name} {kind} {['batch', *one.shape[1:]]}{meaning}".strip())
+    return "; ".join(said)
 
 
 def _doubt(trained: Trained, part: data.Split, passes: int, output: Path) -> dict[str, float]:
+    if trained.training.splits.task != "classification":
+        raise StudyError(
+            "--mc-dropout: estimates the doubt about classes, which this task has not; remove --mc-dropout"
+        )
     model = trained.deployed(trained.copy())
-    doubt = mcdropout.sample(
-        model, rows_of(part.inputs), passes=passes, seed=trained.training.seed, batch=trained.batch
-    )
+    doubt = mcdropout.sample(model, part.inputs, passes=passes, seed=trained.training.seed, batch=trained.batch)
     mcdropout.write(output / DOUBT, doubt, part)
     return doubt.summary(part.targets)
 
@@ -148,6 +167,5 @@ def _receipt(trained: Trained) -> dict[str, Any]:
         split_seed=training.spec.split_seed,
         seed=training.seed,
         classes=list(training.splits.classes),
-        mean=data.each(training.splits.mean, Tensor.tolist),
-        std=data.each(training.splits.std, Tensor.tolist),
+        **final.units(training.splits),
     )

@@ -4,54 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo import data
-from hpo.data import Stored
 from hpo.final.after.raw import batches
+from hpo.train.inputs import in_units
+from hpo.train.validation import right
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """The score and size of one model."""
 
-    accuracy: float  # share of images, 0..1
-    loss: float  # mean cross-entropy in nats
-    agreement: float  # share of images with the same predicted class as the trained model
+    accuracy: float | None  # share of right targets, 0..1; None for a regression
+    rmse: float | None  # of a regression, over all targets in original units; None for other tasks
+    loss: float  # mean cross-entropy in nats, or mean squared error of standardised targets
+    agreement: float | None  # share of targets predicted as by the trained model; None for a regression
     parameters: int  # weights and biases, or their quantised values
     zeros: float  # share of the parameters that are 0
     bytes: int  # of parameters and buffers in memory
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor | Stored, batch: int) -> Tensor:
-    """Return the logits [N, classes] of raw images [N, C, H, W], computed in batches."""
-    return torch.cat([model(some) for some in batches(images, batch)])
+def outputs(model: nn.Module, inputs: data.Inputs, batch: int) -> Tensor:
+    """Return a deployed model's outputs [N, O] for raw inputs, computed in batches."""
+    return torch.cat([model(some) for some in batches(inputs, batch)])
 
 
-def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split) -> Score:
+def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split, splits: data.Splits) -> Score:
     """Return the score of a model.
 
     Args:
-        model: the model.
-        found: its logits [N, classes] on the part.
-        reference: the trained model's logits [N, classes].
-        part: the images and labels.
+        model: the deployed model.
+        found: its outputs [N, O] on the part.
+        reference: the trained model's outputs [N, O].
+        part: the inputs and targets.
+        splits: the splits that the part belongs to.
     """
-    classes = found.argmax(1)
     values = [_values(tensor) for tensor in _weights(model)]
     parameters = sum(value.numel() for value in values)
     return Score(
-        accuracy=(classes == part.targets).double().mean().item(),
-        loss=F.cross_entropy(found.double(), part.targets).item(),
-        agreement=(classes == reference.argmax(1)).double().mean().item(),
+        **_quality(found.double(), reference, part.targets, splits),
         parameters=parameters,
         zeros=sum(int((value == 0).sum()) for value in values) / max(1, parameters),
         bytes=sum(_bytes(tensor) for tensor in _tensors(model)),
     )
+
+
+def _quality(found: Tensor, reference: Tensor, targets: Tensor, splits: data.Splits) -> dict[str, Any]:
+    """Return accuracy, root mean squared error, loss and agreement."""
+    if splits.target_std is not None:
+        squares = (found - in_units(targets, splits)).square()
+        loss = (squares / splits.target_std.double().square()).mean().item()
+        return {"accuracy": None, "rmse": squares.mean().sqrt().item(), "loss": loss, "agreement": None}
+    loss_of = F.cross_entropy if targets.dtype == torch.int64 else _binary_cross_entropy
+    same = reference.argmax(1) if targets.dtype == torch.int64 else reference > 0
+    return {
+        "accuracy": right(found, targets).mean().item(),
+        "rmse": None,
+        "loss": loss_of(found, targets).item(),
+        "agreement": right(found, same).mean().item(),
+    }
+
+
+def _binary_cross_entropy(found: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(found, targets.double())
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Steps on a trained model by name, and recipes of steps: `fold+prune=0.5+int8`.
 
-A step is a function of the model and of normalised training images [N, C, H, W]. It returns the changed model and may modify
+A step is a function of the model and of standardised training inputs [N, ...]. It returns the changed model and may modify
 the given one. A value after `=` is its only keyword-only parameter.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hpo.errors import SpecError, StudyError, nearest
 from hpo.final.after.fold import fold
@@ -19,6 +19,7 @@ from hpo.final.after.precision import bf16, fp16
 from hpo.final.after.prune import channels, prune
 from hpo.final.after.quantize import int8, int8_static, int8_weights
 from hpo.spec import extras, options
+from hpo.train.inputs import Batch
 
 STEPS: dict[str, Callable[..., nn.Module]] = {
     "fold": fold,
@@ -31,7 +32,7 @@ STEPS: dict[str, Callable[..., nn.Module]] = {
     "int8_static": int8_static,
 }
 EXTRA_OF = dict.fromkeys(("int8", "int8_weights", "int8_static"), "int8")  # step -> the extra that it needs
-GIVEN = 2  # positional arguments of a step: model and images
+GIVEN = 2  # positional arguments of a step: model and inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Recipe:
     name: str
     steps: Sequence[Step]
 
-    def apply(self, model: nn.Module, images: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, inputs: Batch) -> nn.Module:
         """Return the model after all steps, in eval mode.
 
         Raises StudyError that names a step which does not support the model, or whose extra is not installed.
@@ -57,7 +58,7 @@ class Recipe:
         for step in self.steps:
             try:
                 refuse_missing(EXTRA_OF.get(step.name), step.name)
-                model = STEPS[step.name](model, images, **step.options)
+                model = STEPS[step.name](model, inputs, **step.options)
             except StudyError as error:
                 raise StudyError(f"{self.name}: {error}" if len(self.steps) > 1 else str(error)) from error
             except RuntimeError as error:  # a device or number type may lack an operation

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpo.errors import StudyError
 from hpo.files import read_json
 from hpo.final import train as final
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
-from hpo.final.after.raw import first, rows_of
+from hpo.final.after.raw import first
 from hpo.final.train import FinalTraining
 from hpo.models import use_generator
 from hpo.text import command, quoted
 from hpo.train import checkpoint, validation
+from hpo.train.inputs import Batch
 
-CALIBRATION = 256  # training images that a step gets
+CALIBRATION = 256  # training rows that a step gets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +46,13 @@ class Trained:
         return copy.deepcopy(self.model)
 
     def deployed(self, model: nn.Module) -> Deployed:
-        """Return a model with this training's normalisation in front."""
-        splits = self.training.splits
-        assert isinstance(splits.mean, Tensor)
-        assert isinstance(splits.std, Tensor)
-        return Deployed(model, splits.mean, splits.std)
+        """Return a model that takes raw inputs and gives values in original units."""
+        return Deployed(model, self.training.splits)
 
-    def calibration(self) -> Tensor:
-        """Return normalised training images [N, C, H, W] for the steps, N = 256 at most."""
-        images = first(rows_of(self.training.splits.train.inputs), CALIBRATION)
-        return self.deployed(self.model).to(images.device).normalised(images)
+    def calibration(self) -> Batch:
+        """Return standardised training inputs [N, ...] for the steps, N = 256 at most."""
+        inputs = first(self.training.splits.train.inputs, CALIBRATION)
+        return self.deployed(self.model).to(self.training.device).normalised(inputs)
 
 
 def load(folder: Path, code_folder: Path | None = None) -> Trained:
@@ -72,7 +70,7 @@ def load(folder: Path, code_folder: Path | None = None) -> Trained:
         raise StudyError(f"{folder / final.CONFIG}: is not the config that {folder / final.METRICS} was made from")
     if metrics["receipt"]["data_digest"] != training.splits.digest:
         raise StudyError(
-            f"{folder}: the images of {training.config.data.name} have changed since the training; train again"
+            f"{folder}: the data of {training.config.data.name} has changed since the training; train again"
         )
     weights = folder / final.WEIGHTS
     model = training.run().model
