@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -34,6 +35,7 @@ NAME = "twin"
 TOTAL_MEMORY = 2**30  # bytes that the device says it has
 WITHOUT_KERNEL = ("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view")
 READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)  # the host needs a result to go on
+RESIZING = ("resize_", "resize_as_", "set_")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 # CUDA's multi_tensor_apply: tensors per launch by the number of lists, blocks per launch, elements per block.
 TENSORS_PER_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
@@ -199,6 +201,9 @@ def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     drawing = torch.Tag.nondeterministic_seeded in op.tags and kwargs.get("generator") is None
     with _own_generator() if drawing else _nothing():
         result = op(*tree_map(_numbers, args), **tree_map(_numbers, kwargs))
+    if torch.Tag.inplace_view in op.tags and name not in RESIZING:
+        with no_dispatch():  # the shape of the tensor itself, which has no memory
+            op(*args, **kwargs)
     known = {id(leaf.numbers): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Twin)}
     return tree_map(lambda value: _wrapped(op, value, known), result)
 
@@ -209,9 +214,10 @@ def _wrapped(op: Any, value: Any, known: dict[int, Twin]) -> Any:
         return value
     if id(value) not in known:
         return Twin(value)
-    if known[id(value)].shape != value.shape or known[id(value)].stride() != value.stride():
+    found = known[id(value)]
+    if found.shape != value.shape or found.stride() != value.stride():
         raise NotImplementedError(f"{op} changes the shape of a tensor in place, which the twin device cannot do")
-    return known[id(value)]
+    return found
 
 
 def _copied(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
