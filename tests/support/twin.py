@@ -16,8 +16,8 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from unittest import mock
@@ -26,7 +26,6 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from hpo.train import devices
@@ -181,7 +180,19 @@ class Twin(torch.Tensor):
 
 
 def _numbers(value: Any) -> Any:
+    """Return the CPU's tensor, or list of tensors, for one argument of an operation."""
+    if isinstance(value, list | tuple):
+        return [_numbers(one) for one in value]
     return value.numbers if isinstance(value, Twin) else value
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[tuple[torch.Tensor, bool]]:
+    """Yield the tensors among arguments, and whether each lies in a list."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value, False
+        elif isinstance(value, list | tuple):
+            yield from ((one, True) for one in value if isinstance(one, torch.Tensor))
 
 
 def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -199,17 +210,20 @@ def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         kwargs["pin_memory"] = False
     _count_operation(op, name, args, kwargs)
     drawing = torch.Tag.nondeterministic_seeded in op.tags and kwargs.get("generator") is None
-    with _own_generator() if drawing else _nothing():
-        result = op(*tree_map(_numbers, args), **tree_map(_numbers, kwargs))
+    with _own_generator() if drawing else nullcontext():
+        result = op(*_numbers(args), **{key: _numbers(value) for key, value in kwargs.items()})
     if torch.Tag.inplace_view in op.tags and name not in RESIZING:
         with no_dispatch():  # the shape of the tensor itself, which has no memory
             op(*args, **kwargs)
-    known = {id(leaf.numbers): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Twin)}
-    return tree_map(lambda value: _wrapped(op, value, known), result)
+    given = _tensors((*args, *kwargs.values()))
+    known = {id(one.numbers): one for one, _ in given if isinstance(one, Twin)}
+    return _wrapped(op, result, known)
 
 
 def _wrapped(op: Any, value: Any, known: dict[int, Twin]) -> Any:
     """Return a result as a tensor of the device. The result of an operation in place is the tensor itself."""
+    if isinstance(value, list | tuple):
+        return type(value)(_wrapped(op, one, known) for one in value)
     if not isinstance(value, torch.Tensor):
         return value
     if id(value) not in known:
@@ -256,12 +270,8 @@ def _refuse_mixed(op: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any
     plain = [*args, *kwargs.values()]
     if name in INDEXING and isinstance(args[0], Twin):  # CUDA copies indices of the CPU
         plain = [args[0], *args[2:]]
-    tensors = [leaf for leaf in tree_leaves(plain) if isinstance(leaf, torch.Tensor)]
-    listed = [leaf for one in plain if isinstance(one, list | tuple) for leaf in one if isinstance(leaf, torch.Tensor)]
-    on_cpu = [
-        leaf for leaf in tensors if not isinstance(leaf, Twin) and (leaf.dim() or any(leaf is one for one in listed))
-    ]
-    if on_cpu and any(isinstance(leaf, Twin) for leaf in tree_leaves((args, kwargs))):
+    strangers = any(not isinstance(one, Twin) and (is_listed or one.dim()) for one, is_listed in _tensors(plain))
+    if strangers and any(isinstance(one, Twin) for one, _ in _tensors((*args, *kwargs.values()))):
         raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found {NAME}:0 and cpu")
 
 
@@ -379,11 +389,6 @@ def _own_generator() -> Iterator[None]:
         yield
     finally:
         generator.swap_with_default()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 # --- the device -----------------------------------------------------------------------------------------------------------
