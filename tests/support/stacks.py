@@ -28,13 +28,13 @@ CLASSES = 3
 Numbers = list[list[float]]  # by epoch: training loss, validation loss, accuracy
 
 
-def digits(count: int = 120, side: int = 8) -> Splits:
+def digits(count: int = 120, side: int = 8, device: torch.device | str = "cpu") -> Splits:
     """Return images that can be told apart, and not at once."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 200, (count, 1, side, side), dtype=torch.uint8, generator=generator)
     images[:, 0, 0] += (labels * 20).to(torch.uint8)[:, None]
-    return data.load(Source(inputs=images, targets=labels, num_classes=CLASSES), split_seed=0, device="cpu")
+    return data.load(Source(inputs=images, targets=labels, num_classes=CLASSES), split_seed=0, device=device)
 
 
 def small_mlp() -> nn.Module:
@@ -64,7 +64,7 @@ class Trial:
         return initial_model(lambda: self.build().to(self.dtype), self.seed)
 
     def run(self) -> Run:
-        model = self.model()
+        model = self.model().to(self.splits.train.targets.device)
         return Run(
             model=model,
             optimizer=self.optimizer(model.parameters(), lr=self.lr),

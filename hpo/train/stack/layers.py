@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hpo.models import Dropout
 from hpo.models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
 from hpo.models.depth import StochasticDepth
-from hpo.train.stack.dropout_masks import DropoutMasks
+from hpo.train.graphs import Draws
 from hpo.train.stack.flat_parameters import ALIGNMENT
 
 Layout = Literal["input", "images", "dense"]
@@ -39,7 +39,7 @@ class Pass:
     parameters: Mapping[str, Tensor]  # [K, ...]
     buffers: Mapping[str, Tensor]  # [K, ...]
     training: bool
-    noise: DropoutMasks
+    noise: Draws
     filling: int = 0  # filler images at the end of each batch; no result may depend on them
 
     def flat(self, name: str) -> Tensor:

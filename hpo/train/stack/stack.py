@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hpo.data import Augmentation, each
 from hpo.train.epoch import EpochResult
+from hpo.train.graphs import CapturedStep, Draws, FixedMasks, can_capture
 from hpo.train.inputs import Batch
 from hpo.train.monitors import of_gradients
-from hpo.train.optim.losses import RowLosses, behind, own_kind
+from hpo.train.optim.losses import Loss, RowLosses, behind, own_kind
 from hpo.train.optim.penalties import NONE
 from hpo.train.precision import autocasting
 from hpo.train.run import Run
@@ -52,7 +53,13 @@ class Stack:
     """Trains up to `slots` runs together."""
 
     def __init__(
-        self, forward: Forward, first: Run, slots: int, steps: Callable[[FlatParameters], Steps] | None = None
+        self,
+        forward: Forward,
+        first: Run,
+        slots: int,
+        steps: Callable[[FlatParameters], Steps] | None = None,
+        *,
+        captures: bool = False,
     ) -> None:
         """Make an empty stack for runs like `first`; Unstackable if such runs cannot be stacked.
 
@@ -61,11 +68,15 @@ class Stack:
             first: a run, which is not changed.
             slots: most runs in the stack.
             steps: how optimizers are stepped; None: `RowByRow` on a CPU, `Broadcast` on other devices.
+            captures: whether losses and gradients of a step are captured as a graph, where the device can.
         """
         self.name = forward.name
         self.slots = slots
         self._forward = forward
         self._steps_of = steps or STEPS.get(first.device.type, Broadcast)
+        self._captures = captures
+        self._losses_by_row: list[Loss] = []
+        self._targets: Tensor | None = None
         self._shared = _shared(first)
         if first.alone:
             raise Unstackable(first.alone)
@@ -86,6 +97,11 @@ class Stack:
         self._rows = FlatParameters(first.model, self._trained, slots)
         self._counters = [b for name, b in self._rows.buffers.items() if name.endswith("num_batches_tracked")]
         self._noise = DropoutMasks(slots, first.device, self._rows.values.dtype)
+        self._factors: Draws = self._noise
+        self._fixed = FixedMasks(self._noise)
+        captures = self._captures and can_capture(first.device)
+        step = CapturedStep(first.device, self._compute_captured, self._fixed, self._changed) if captures else None
+        self._captured = step
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
         self._monitors = RowMonitors(self._rows, first.watch) if first.watch.gradients else None
@@ -93,6 +109,11 @@ class Stack:
         self._penalties = RowPenalties(self._rows, first.model)
         self._averages = RowAverages(self._rows)
         self._enter_for([None] * slots, first)
+
+    @property
+    def capture_failure(self) -> str | None:
+        """Why the step could not be captured; None if it was, or is not to be."""
+        return None if self._captured is None else self._captured.failure
 
     @property
     def runs(self) -> list[Run]:
@@ -220,10 +241,20 @@ class Stack:
         """Prepare the next steps for these runs, by row. A row without a run computes another's loss and is not stepped."""
         self._active = active
         self._noise.draw_for(active)
-        self._loss_of = RowLosses([(run or some).loss for run in active], some.device)
+        self._set_losses([(run or some).loss for run in active], some)
         present = ((row, run.penalised) for row, run in enumerate(active) if run is not None)
         self._penalised = {row: penalised for row, penalised in present if penalised != NONE}
         self._limits = self._penalties.limits(self._penalised)
+
+    def _set_losses(self, losses: list[Loss], some: Run) -> None:
+        """Set the losses by row. A captured step stays if they are the same as before, and so is the data."""
+        targets = some.splits.train.targets
+        if losses == self._losses_by_row and targets is self._targets:
+            return
+        self._losses_by_row, self._targets = losses, targets
+        self._loss_of = RowLosses(losses, some.device)
+        if self._captured is not None:
+            self._captured.forget()
 
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
@@ -280,12 +311,10 @@ class Stack:
             raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
     def _step(self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None, batch: int) -> None:
-        losses = self._losses(self.runs[0], batches, inputs, augmentation, batch)
-        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
-        torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
-        self._loss_sums += losses.detach()
-        if self._counters:
-            torch._foreach_add_(self._counters, 1)
+        if self._captured is not None and augmentation is None:
+            self._captured.take(batches, inputs)
+        else:
+            self._compute(batches, inputs, augmentation, batch)
         for row, penalised in self._penalised.items():
             self._penalties.add_to_gradient(row, penalised)
         if self._monitors is not None:
@@ -301,13 +330,36 @@ class Stack:
         if self._averages:
             self._averages.take_step(active, self._epochs())
 
+    def _compute(
+        self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None = None, batch: int = 0
+    ) -> None:
+        """Compute losses and gradients of a step. This part may be captured: it reads no number that changes by step."""
+        losses = self._losses(self.runs[0], batches, inputs, augmentation, batch)
+        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
+        torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
+        self._loss_sums += losses.detach()
+        if self._counters:
+            torch._foreach_add_(self._counters, 1)
+
+    def _compute_captured(self, batches: Tensor, inputs: Batch) -> None:
+        """Compute a step with the dropout factors of the captured one."""
+        self._factors = self._fixed
+        try:
+            self._compute(batches, inputs)
+        finally:
+            self._factors = self._noise
+
+    def _changed(self) -> list[Tensor]:
+        """Return what `_compute` changes and reads again in the next step."""
+        return [*dict.fromkeys(self._rows.buffers.values()), self._loss_sums]
+
     def _epochs(self) -> dict[int, int]:
         """Return the current epoch of each run by row, from 1."""
         return {row: run.epoch + 1 for row, run in enumerate(self._places) if run is not None}
 
     def _pass(self, filling: int) -> Pass:
         rows = self._rows
-        return Pass(rows.count, rows.parameters, rows.buffers, True, self._noise, filling)
+        return Pass(rows.count, rows.parameters, rows.buffers, True, self._factors, filling)
 
     def _clip(self, row: int, run: Run) -> None:
         """Clip one run's gradient. A norm over all runs would couple them."""

@@ -1,0 +1,150 @@
+"""A captured step computes what the step computes: what changes between steps is not baked in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpo.data import Splits
+from hpo.models import cnn, mlp
+from hpo.train.graphs import CapturedStep, FixedMasks
+from hpo.train.optim import losses, schedules
+from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.run import Run
+from hpo.train.stack.forward import StackedForward
+from hpo.train.stack.stack import Stack
+from tests.support import stacks, twin, twin_graphs
+from tests.support.stacks import CLASSES, Trial, numbers
+from tests.support.twin_graphs import Recorder
+
+
+@pytest.fixture(autouse=True)
+def graphs() -> Iterator[list[Recorder]]:
+    with twin_graphs.plugged_in() as made:
+        yield made
+
+
+class NoDropout:
+    def factors(self, name: str, elements: int) -> Tensor | None:
+        return None
+
+
+def step(body: Any, changed: list[Tensor]) -> CapturedStep:
+    return CapturedStep(twin.DEVICE, body, FixedMasks(NoDropout()), lambda: changed)
+
+
+def test_what_is_baked_in_at_the_capture_differs_at_the_replay(graphs: list[Recorder]) -> None:
+    """A rate, a step and an index are right as tensors that are written before, and wrong as numbers of the host."""
+    table = torch.arange(5.0).to(twin.DEVICE)
+    good, bad = torch.zeros(3, device=twin.DEVICE), torch.zeros(3, device=twin.DEVICE)
+    now = 0
+
+    def well(rate: Tensor, row: Tensor, count: Tensor) -> None:
+        good.add_(rate * table.index_select(0, row) * count)
+
+    def badly(rate: Tensor, row: Tensor, count: Tensor) -> None:
+        bad.add_((now + 1) * table[now] * (now + 2))
+
+    captured, baked = step(well, [good]), step(badly, [bad])
+    expected = 0.0
+    for now in range(3):
+        given = (torch.tensor(float(now + 1)), torch.tensor([now]), torch.tensor(float(now + 2)))
+        there = [one.to(twin.DEVICE) for one in given]
+        captured.take(*there)
+        baked.take(*there)
+        expected += (now + 1) * now * (now + 2)
+        assert good.tolist() == [expected] * 3
+        assert bad.tolist() == [0.0] * 3  # the first step again and again
+    assert [one.replays for one in graphs] == [3, 3]
+
+
+def test_what_cannot_be_captured_runs_as_it_is(graphs: list[Recorder]) -> None:
+    total = torch.zeros((), device=twin.DEVICE)
+
+    def waits(x: Tensor) -> None:
+        total.add_(x.sum().item())
+
+    taken = step(waits, [total])
+    for value in (1.0, 2.0):
+        taken.take(torch.full((2,), value).to(twin.DEVICE))
+    assert total.item() == 6.0
+    assert taken.failure is not None
+    assert "operation not permitted when stream is capturing" in taken.failure
+    assert graphs == []
+
+
+def runs(splits: Splits, model: Any, count: int = 3) -> list[Run]:
+    """Return runs that differ in optimizer, rate, schedule, dropout, smoothing and length."""
+    kinds = [partial(OPTIMIZERS["adamw"], weight_decay=0.1), OPTIMIZERS["sgd"], OPTIMIZERS["rmsprop"]]
+    return [
+        Trial(
+            splits=splits,
+            build=partial(model, dropout=0.1 * number),
+            optimizer=kinds[number],
+            lr=0.01 * (number + 1),
+            schedule=[schedules.cosine, schedules.constant, schedules.cosine][number],
+            seed=number,
+            epochs=2 + number,
+            options={"loss": losses.cross_entropy(label_smoothing=0.05 * number), "clip_norm": 1.0 + number},
+        ).run()
+        for number in range(count)
+    ]
+
+
+def trained(splits: Splits, model: Any, *, captures: bool) -> tuple[list[Any], list[dict[str, Tensor]], int]:
+    """Train runs in a stack, each to its end. Return curves, weights, and the launches of the second epoch."""
+    put = runs(splits, model)
+    stack = Stack(StackedForward(put[0].model), put[0], 4, captures=captures)
+    for run in put:
+        stack.put(run)
+    found: list[list[Any]] = [[] for _ in put]
+    launches = []
+    while stack.runs:
+        now = stack.runs
+        with twin.counting() as counts:
+            results = stack.train_epoch()
+        launches.append(counts.launches)
+        for run, result in zip(now, results, strict=True):
+            found[put.index(run)].append(result)
+            if run.finished:
+                stack.remove(run)
+    assert stack.capture_failure is None
+    states = [{name: value.cpu() for name, value in run.model.state_dict().items()} for run in put]
+    return [numbers(results) for results in found], states, launches[1]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [partial(mlp, (1, 8, 8), CLASSES, widths=[9, 7]), partial(cnn, (1, 8, 8), CLASSES, channels=[8, 5])],
+    ids=["mlp", "cnn"],
+)
+def test_a_captured_stack_trains_as_the_stack_does(model: Any, graphs: list[Recorder]) -> None:
+    """Bit for bit: rates, rows, dropout factors and statistics are those of each step. Launches fall by half and more."""
+    on_device = stacks.digits(device=twin.DEVICE)
+    curves, states, launches = trained(on_device, model, captures=False)
+    assert graphs == []
+    curves_too, states_too, fewer = trained(on_device, model, captures=True)
+    assert curves_too == curves
+    for one, other in zip(states, states_too, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert sum(one.replays for one in graphs) == 4 * 4  # steps of the longest run, all replayed
+    assert fewer < launches
+    print("launches", launches, fewer, len(graphs))
+
+
+def test_a_stop_within_an_epoch_goes_on_with_the_graph(graphs: list[Recorder]) -> None:
+    on_device = stacks.digits(device=twin.DEVICE)
+    model = partial(mlp, (1, 8, 8), CLASSES, widths=[9])
+    whole, _, _ = trained(on_device, model, captures=True)
+    [run] = runs(on_device, model, 1)
+    stack = Stack(StackedForward(run.model), run, 1, captures=True)
+    stack.put(run)
+    asked = iter([False, False, True])
+    assert stack.train_epoch(lambda: next(asked)) == []
+    results = [stack.train_epoch()[0], stack.train_epoch()[0]]
+    assert numbers(results) == whole[0]
