@@ -68,7 +68,7 @@ def page() -> str:
 def _section(name: str) -> list[str]:
     """Return what stands under a section's heading; nothing if a key of this name is no section."""
     if name in KINDS:
-        return [_of_a_part(name), "", *_shared(KINDS[name]), *_entries(KINDS[name].functions, KINDS[name].given)]
+        return [_of_a_part(name), "", *_shared(KINDS[name]), *_entries(_functions(KINDS[name]), KINDS[name].given)]
     if name in OF_THE_STUDY:
         return [f"One of these, as `{name}.name`.", "", *_entries(*OF_THE_STUDY[name])]
     table = _table(TrainConfig.model_fields[name] if name in TrainConfig.model_fields else StudySpec.model_fields[name])
@@ -79,6 +79,11 @@ def _section(name: str) -> list[str]:
     for key, one in inner.items():
         lines += ["", f"#### {name}.{key}", "", *(_fields(one) or ["No keys."])]
     return lines
+
+
+def _functions(kind: PartKind) -> dict[str, Function]:
+    """Return the functions of a kind, and one of each library."""
+    return {**kind.functions, **{f"{library}:NAME": of("NAME") for library, (of, _) in kind.libraries.items()}}
 
 
 def _is_section(table: type[pydantic.BaseModel]) -> bool:
@@ -96,7 +101,9 @@ def _left_out(name: str) -> str:
 def _shared(kind: PartKind) -> list[str]:
     """Return the options that every part of a kind takes: those of any other function that the kind has."""
     others = [
-        getattr(kind, field.name) for field in dataclasses.fields(kind) if field.name not in ("functions", "returns")
+        getattr(kind, field.name)
+        for field in dataclasses.fields(kind)
+        if field.name not in ("functions", "returns", "libraries")
     ]
     lines = [line for one in others if inspect.isroutine(one) for line in _option_lines(one, _positional(one))]
     return ["Options of each:", "", *lines, ""] if lines else []

@@ -1,4 +1,4 @@
-"""Blocks of the mlp and the cnn: a layer, its norm, activation and dropout, and optionally a shortcut."""
+"""Blocks of the mlp, the cnn and the cnn1d: a layer, its norm, activation and dropout, and optionally a shortcut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TooLarge(ValueError):
 
 
 class Layers(ActivationOptions, NormOptions, InitOptions, Options, total=False):
-    """The options that the mlp and the cnn share."""
+    """The options that the mlp, the cnn and the cnn1d share."""
 
     residual: bool
     """Whether a block's input is added to its output (He et al. 2016). A linear map adapts it where the sizes differ."""
@@ -70,7 +70,7 @@ class Blocks:
         """Return the layers of block `index` (from 0), which maps [B, inputs] to [B, features]."""
         wide = features * widening(self.activation)
         layer = nn.Linear(inputs, wide, bias=self._has_bias)
-        body = self._body([layer, *norm(self.norm, wide, 1, self.options)])
+        body = self._body([layer, *norm(self.norm, wide, "features", self.options)])
         if not self._is_residual:
             return body
         shortcut = nn.Identity() if inputs == features else nn.Linear(inputs, features, bias=False)
@@ -80,10 +80,24 @@ class Blocks:
         """Return the layers of block `index` (from 0): a 3x3 convolution, [B, inputs, H, W] to [B, channels, H, W]."""
         wide = channels * widening(self.activation)
         layer = nn.Conv2d(inputs, wide, kernel_size=3, padding=1, bias=self._has_bias)
-        body = self._body([layer, *norm(self.norm, wide, 2, self.options)])
+        body = self._body([layer, *norm(self.norm, wide, "images", self.options)])
         if not self._is_residual:
             return body
         shortcut = nn.Identity() if inputs == channels else nn.Conv2d(inputs, channels, kernel_size=1, bias=False)
+        return [Residual(nn.Sequential(*body), shortcut, self._rate(index))]
+
+    def convolution1d(self, index: int, inputs: int, channels: int, kernel: int) -> list[nn.Module]:
+        """Return the layers of block `index` (from 0): a convolution over time, [B, inputs, T] to [B, channels, T].
+
+        Args:
+            kernel: steps of the kernel, odd.
+        """
+        wide = channels * widening(self.activation)
+        layer = nn.Conv1d(inputs, wide, kernel, padding=kernel // 2, bias=self._has_bias)
+        body = self._body([layer, *norm(self.norm, wide, "series", self.options)])
+        if not self._is_residual:
+            return body
+        shortcut = nn.Identity() if inputs == channels else nn.Conv1d(inputs, channels, kernel_size=1, bias=False)
         return [Residual(nn.Sequential(*body), shortcut, self._rate(index))]
 
     def finished(self, layers: Sequence[nn.Module], name: str) -> nn.Module:

@@ -6,15 +6,17 @@ from typing import Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.activations import Activation
 from hpo.models.blocks import Blocks, Depth, Layers, Rate, Widths
 from hpo.models.dropout import Dropout
 from hpo.models.norms import Norm
+from hpo.models.shapes import Shape
 
 
 def cnn(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    shape: Shape,
+    outputs: int,
     *,
     channels: Widths = (16, 32),
     depth: Depth | None = None,
@@ -36,7 +38,7 @@ def cnn(
         dropout: dropout probability before the last linear layer.
         block_dropout: dropout probability after each activation.
     """
-    fan_in, height, width = input_shape
+    fan_in, height, width = shapes.image("cnn", shape)
     stages = min(height, width).bit_length() - 1
     if len(channels) > stages:
         raise ValueError(
@@ -54,7 +56,7 @@ def cnn(
             fan_in = fan_out
         _pool(body)
         height, width = height // 2, width // 2
-    head = nn.Linear(fan_in * height * width, num_classes)
+    head = nn.Linear(fan_in * height * width, outputs)
     return blocks.finished([*body, nn.Flatten(), Dropout(dropout), head], "cnn")
 
 

@@ -6,15 +6,17 @@ from typing import Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.depth import StochasticDepth
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 
 def efficientnet_b0(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    shape: Shape,
+    outputs: int,
     *,
     stem: Stem = "auto",
     dropout: Rate = 0.2,
@@ -34,12 +36,13 @@ def efficientnet_b0(
     """
     from torchvision import models, ops  # here, since it takes a second, which other models do not need
 
-    small = is_small(stem, input_shape)
-    refuse_smaller("efficientnet_b0", input_shape, small=small)
+    image = shapes.image("efficientnet_b0", shape)
+    small = is_small(stem, image)
+    refuse_smaller("efficientnet_b0", image, small=small)
     model = models.efficientnet_b0(
-        weights=None, num_classes=num_classes, dropout=dropout, stochastic_depth_prob=stochastic_depth
+        weights=None, num_classes=outputs, dropout=dropout, stochastic_depth_prob=stochastic_depth
     )
-    model.features[0][0] = convolution(model.features[0][0], input_shape[0], stride=1 if small else 0)
+    model.features[0][0] = convolution(model.features[0][0], image[0], stride=1 if small else 0)
     for block in model.modules():
         if isinstance(getattr(block, "stochastic_depth", None), ops.StochasticDepth):
             block.stochastic_depth = StochasticDepth(block.stochastic_depth.p)  # draws from the run's generator

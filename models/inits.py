@@ -26,7 +26,7 @@ Init = Literal[
     "normal",
     "lsuv",
 ]
-Layer = nn.Linear | nn.Conv2d
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 TOLERANCE = 0.1  # lsuv: allowed difference between a layer's output variance and 1
 ROUNDS = 10  # lsuv: most rounds for one layer
@@ -74,7 +74,7 @@ INITS: dict[Init, Callable[[Tensor], object]] = {
 def initialise(model: nn.Module, options: InitOptions) -> None:
     """Draw the weights of a model's linear and convolution layers anew, in order.
 
-    For lsuv, call `fit_to` with images afterwards.
+    For lsuv, call `fit_to` with inputs afterwards.
     """
     name, std = options.get("init", "torch"), options.get("init_std", 0.05)
     for layer in layers(model):
@@ -89,12 +89,12 @@ def initialise(model: nn.Module, options: InitOptions) -> None:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """Return the linear and 2-D convolution layers of a model, in order."""
+    """Return the linear and convolution layers of a model, in order."""
     return [module for module in model.modules() if isinstance(module, Layer)]
 
 
 @torch.no_grad()
-def fit_to(model: nn.Module, images: Tensor) -> None:
+def fit_to(model: nn.Module, inputs: Tensor | dict[str, Tensor]) -> None:
     """Scale each layer's weights, first to last, until its output has variance 1 over a batch.
 
     This is layer-sequential unit-variance (Mishkin & Matas 2016), with its tolerance of 0.1 and at most 10 rounds. The
@@ -102,24 +102,24 @@ def fit_to(model: nn.Module, images: Tensor) -> None:
     does not vary is left as it is.
 
     Args:
-        images: normalised images [B, C, H, W] on the model's device.
+        inputs: a batch of normalised inputs on the model's device.
     """
     training = model.training
     model.eval()
     for layer in layers(model):
         for _ in range(ROUNDS):
-            variance = _output(model, layer, images).var().item()
+            variance = _output(model, layer, inputs).var().item()
             if abs(variance - 1) < TOLERANCE or not 0 < variance < math.inf:
                 break
             layer.weight /= math.sqrt(variance)
     model.train(training)
 
 
-def _output(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
+def _output(model: nn.Module, layer: nn.Module, inputs: Tensor | dict[str, Tensor]) -> Tensor:
     found: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _module, _input, output: found.append(output))
     try:
-        model(images)
+        model(inputs)
     finally:
         handle.remove()
     return found[0]

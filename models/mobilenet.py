@@ -6,14 +6,16 @@ from typing import Literal, Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 
 def mobilenet_v3(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    shape: Shape,
+    outputs: int,
     *,
     size: Literal["small", "large"] = "small",
     stem: Stem = "auto",
@@ -32,9 +34,10 @@ def mobilenet_v3(
     """
     from torchvision import models  # here, since it takes a second, which other models do not need
 
-    small = is_small(stem, input_shape)
-    refuse_smaller("mobilenet_v3", input_shape, small=small)
+    image = shapes.image("mobilenet_v3", shape)
+    small = is_small(stem, image)
+    refuse_smaller("mobilenet_v3", image, small=small)
     name = f"mobilenet_v3_{size}"
-    model = models.get_model(name, weights=None, num_classes=num_classes, dropout=dropout)
-    model.features[0][0] = convolution(model.features[0][0], input_shape[0], stride=1 if small else 0)
+    model = models.get_model(name, weights=None, num_classes=outputs, dropout=dropout)
+    model.features[0][0] = convolution(model.features[0][0], image[0], stride=1 if small else 0)
     return prepared(model, name, options)

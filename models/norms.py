@@ -1,4 +1,4 @@
-"""Norms by name, for features [B, C] or images [B, C, H, W]."""
+"""Norms by name, for features [B, C], series [B, C, T] or images [B, C, H, W]."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 
 Norm = Literal["none", "batch", "layer", "group"]
+Values = Literal["features", "series", "images"]
 
 GROUPS = 8  # default; fewer where 8 does not divide the number of features
 
@@ -24,16 +25,16 @@ class NormOptions(TypedDict, total=False):
     """group: number of groups (default: greatest common divisor of 8 and the number of features)."""
 
 
-def norm(kind: Norm, features: int, dims: Literal[1, 2], options: NormOptions) -> list[nn.Module]:
+def norm(kind: Norm, features: int, values: Values, options: NormOptions) -> list[nn.Module]:
     """Return a list with the norm, empty for "none".
 
-    batch: Ioffe & Szegedy 2015. layer: Ba et al. 2016. group: Wu & He 2018. For images, layer is a group norm of one
-    group. It normalises over channels and pixels and has one scale per channel, whatever the image size. ValueError if
-    `groups` does not divide the features.
+    batch: Ioffe & Szegedy 2015. layer: Ba et al. 2016. group: Wu & He 2018. For series and images,
+    layer is a group norm of one group. It normalises over channels and steps or pixels and has one scale per channel,
+    whatever the size. ValueError if `groups` does not divide the features.
 
     Args:
         features: number of features or channels.
-        dims: 1 for features [B, C], 2 for images [B, C, H, W].
+        values: what is normalised.
     """
     more: dict[str, Any] = {"eps": options["norm_eps"]} if "norm_eps" in options else {}
     if kind == "none":
@@ -41,9 +42,9 @@ def norm(kind: Norm, features: int, dims: Literal[1, 2], options: NormOptions) -
     if kind == "batch":
         if "norm_momentum" in options:
             more["momentum"] = options["norm_momentum"]
-        return [(nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(features, **more)]
+        return [(nn.BatchNorm2d if values == "images" else nn.BatchNorm1d)(features, **more)]
     if kind == "layer":
-        return [nn.LayerNorm(features, **more) if dims == 1 else nn.GroupNorm(1, features, **more)]
+        return [nn.LayerNorm(features, **more) if values == "features" else nn.GroupNorm(1, features, **more)]
     groups = options.get("groups", math.gcd(GROUPS, features))
     if features % groups:
         fitting = [n for n in range(1, features + 1) if features % n == 0]

@@ -7,9 +7,11 @@ from typing import Literal, Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.depth import StochasticDepth, rates
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 Name = Literal["resnet18", "resnet34", "resnet50"]
@@ -19,8 +21,8 @@ BLOCKS: dict[Name, list[int]] = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6,
 
 def _family(name: Name) -> Callable[..., nn.Module]:
     def build(
-        input_shape: tuple[int, int, int],
-        num_classes: int,
+        shape: Shape,
+        outputs: int,
         *,
         stem: Stem = "auto",
         dropout: Rate = 0.0,
@@ -42,10 +44,11 @@ def _family(name: Name) -> Callable[..., nn.Module]:
 
         from hpo.models.resnet_blocks import DroppedBasicBlock, DroppedBottleneck
 
-        small = is_small(stem, input_shape)
-        refuse_smaller(name, input_shape, small=small)
-        model = ResNet(DroppedBottleneck if name == "resnet50" else DroppedBasicBlock, BLOCKS[name], num_classes)
-        model.conv1 = convolution(model.conv1, input_shape[0], **({"kernel": 3, "stride": 1} if small else {}))
+        image = shapes.image(name, shape)
+        small = is_small(stem, image)
+        refuse_smaller(name, image, small=small)
+        model = ResNet(DroppedBottleneck if name == "resnet50" else DroppedBasicBlock, BLOCKS[name], outputs)
+        model.conv1 = convolution(model.conv1, image[0], **({"kernel": 3, "stride": 1} if small else {}))
         if small:
             model.maxpool = nn.Identity()
         blocks = [module for module in model.modules() if isinstance(module, DroppedBasicBlock | DroppedBottleneck)]

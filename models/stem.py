@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 Stem = Literal["auto", "small", "full"]
-Shape = tuple[int, int, int]  # channels, height, width
+ImageShape = tuple[int, int, int]  # channels, height, width
 
 SMALL_SIDE = 64  # pixels; a full stem leaves too few pixels of images with a smaller side
 #: Smallest side of an image in pixels, with the small and with the full stem. The strides then leave one pixel; the vit has
@@ -29,12 +29,12 @@ SMALLEST: dict[str, tuple[int, int]] = {
 }
 
 
-def is_small(stem: Stem, shape: Shape) -> bool:
+def is_small(stem: Stem, shape: ImageShape) -> bool:
     """Return whether images of this shape get the stem for small images."""
     return stem == "small" or (stem == "auto" and min(shape[1:]) < SMALL_SIDE)
 
 
-def refuse_smaller(name: str, shape: Shape, *, small: bool = True) -> None:
+def refuse_smaller(name: str, shape: ImageShape, *, small: bool = True) -> None:
     """Raise ValueError for images that are too small for the model with this stem."""
     _, height, width = shape
     side = SMALLEST[name][0 if small else 1]

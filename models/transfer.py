@@ -21,6 +21,7 @@ from hpo.models import freezing
 from hpo.models.freezing import Freezing
 
 State = dict[str, Tensor]
+Published = Callable[[str], State]  # weights by the value of the option `weights`
 FILE_OR_NAME = "file or name"  # marks an option that may name a file; a relative path starts at the study file
 NAMED = "IMAGENET1K_"  # torchvision's names of weights begin so; V1, V2 or the like follows
 
@@ -66,6 +67,7 @@ def transfer(
     adapt: Callable[[State], State] = lambda state: state,
     *,
     fitted: bool = False,
+    published: Published | None = None,
 ) -> nn.Module:
     """Load weights into a model and freeze its layers, as the options say; return the model.
 
@@ -75,6 +77,7 @@ def transfer(
         name: torchvision's name of the model, if torchvision has weights for it.
         adapt: fits loaded weights to the model where their shapes differ.
         fitted: whether the layers below the head are pre-trained even if no weights are loaded.
+        published: returns the weights of a name; None: torchvision's.
     """
     source = options.get("weights", "none")
     count = len(freezing.layers(model))
@@ -82,7 +85,7 @@ def transfer(
     if keep > count:
         raise ValueError(f"keep = {keep}: the model has {count} layers with its head; give at most {count}")
     if source != "none":
-        _take_over(model, adapt(_first_convolution(read(source, name), model)), keep, source)
+        _take_over(model, adapt(_first_convolution(read(source, name, published), model)), keep, source)
     frozen = options.get("freeze", "none")
     layers = {"none": 0, "features": count - 1}.get(frozen) if isinstance(frozen, str) else frozen
     if layers or "layer_rate" in options:
@@ -144,9 +147,16 @@ def is_file(source: str) -> bool:
     return source not in ("none", "default") and not source.startswith(NAMED)
 
 
-def read(source: str, name: str) -> State:
-    """Return the weights of a file, or of torchvision's model `name`; ValueError if they cannot be had."""
-    return _of_file(Path(source)) if is_file(source) else _torchvisions(source, name)
+def read(source: str, name: str, published: Published | None = None) -> State:
+    """Return the weights of a file, or published ones; ValueError if they cannot be had.
+
+    Args:
+        name: torchvision's name of the model.
+        published: returns the weights of a name; None: torchvision's.
+    """
+    if is_file(source):
+        return _of_file(Path(source))
+    return _torchvisions(source, name) if published is None else published(source)
 
 
 def _of_file(path: Path) -> State:

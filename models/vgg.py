@@ -11,8 +11,10 @@ from typing import Literal, Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import Stem, convolution, is_small, refuse_smaller
 
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # names in the paper and in torchvision
@@ -21,8 +23,8 @@ FEATURES = 512  # output channels of the last convolution
 
 def _family(name: str) -> Callable[..., nn.Module]:
     def build(
-        input_shape: tuple[int, int, int],
-        num_classes: int,
+        shape: Shape,
+        outputs: int,
         *,
         stem: Stem = "auto",
         norm: Literal["none", "batch"] = "batch",
@@ -42,26 +44,25 @@ def _family(name: str) -> Callable[..., nn.Module]:
         """
         from torchvision.models.vgg import VGG, cfgs, make_layers  # here, since it takes a second
 
-        refuse_smaller(name, input_shape)
+        image = shapes.image(name, shape)
+        refuse_smaller(name, image)
         features = make_layers(cfgs[CONFIGURATIONS[name]], batch_norm=norm == "batch")
-        if is_small(stem, input_shape):
-            model = _with_small_head(features, num_classes, dropout)
-        else:
-            model = VGG(features, num_classes, dropout=dropout)
-        features[0] = convolution(features[0], input_shape[0])
+        small = is_small(stem, image)
+        model = _with_small_head(features, outputs, dropout) if small else VGG(features, outputs, dropout=dropout)
+        features[0] = convolution(features[0], image[0])
         return prepared(model, f"{name}_bn" if norm == "batch" else name, options)
 
     build.__name__ = build.__qualname__ = name
     return build
 
 
-def _with_small_head(features: nn.Sequential, num_classes: int, dropout: float) -> nn.Module:
+def _with_small_head(features: nn.Sequential, outputs: int, dropout: float) -> nn.Module:
     for layer in features:
         if isinstance(layer, nn.Conv2d):  # as VGG draws them
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, num_classes))
+    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, outputs))
     parts = [
         ("features", features),
         ("avgpool", nn.AdaptiveAvgPool2d(1)),

@@ -8,8 +8,10 @@ from typing import Unpack
 
 from torch import nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import Stem, is_small, refuse_smaller
 from hpo.models.transfer import State
 
@@ -18,8 +20,8 @@ POSITIONS = "encoder.pos_embedding"  # [1, 1 + patches, features]; the class tok
 
 
 def vit_b_16(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    shape: Shape,
+    outputs: int,
     *,
     stem: Stem = "auto",
     dropout: Rate = 0.0,
@@ -36,9 +38,9 @@ def vit_b_16(
     """
     from torchvision.models.vision_transformer import VisionTransformer  # here, since it takes a second
 
-    channels, height, width = input_shape
-    small = is_small(stem, input_shape)
-    refuse_smaller("vit_b_16", input_shape, small=small)
+    image = channels, height, width = shapes.image("vit_b_16", shape)
+    small = is_small(stem, image)
+    refuse_smaller("vit_b_16", image, small=small)
     patch = SMALL_PATCH if small else PATCH
     if height != width or height % patch:
         raise ValueError(
@@ -53,16 +55,17 @@ def vit_b_16(
         hidden_dim=768,
         mlp_dim=3072,
         dropout=dropout,
-        num_classes=num_classes,
+        num_classes=outputs,
     )
     if channels != 3:
         model.conv_proj = nn.Conv2d(channels, 768, kernel_size=patch, stride=patch)
         nn.init.trunc_normal_(model.conv_proj.weight, std=math.sqrt(1 / (channels * patch * patch)))
         nn.init.zeros_(model.conv_proj.bias)
-    return prepared(model, "vit_b_16", options, partial(_with_positions, height, patch))
+    return prepared(model, "vit_b_16", options, partial(with_positions, height, patch))
 
 
-def _with_positions(side: int, patch: int, state: State) -> State:
+def with_positions(side: int, patch: int, state: State) -> State:
+    """Fit the position embeddings of a vision transformer to images of this side, by interpolation."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     if POSITIONS not in state:

@@ -10,10 +10,12 @@ from typing import Annotated, Literal, Unpack
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from hpo.models import shapes
 from hpo.models.blocks import Rate
 from hpo.models.depth import StochasticDepth, rates
 from hpo.models.dropout import Dropout
 from hpo.models.preparing import Options, prepared
+from hpo.models.shapes import Shape
 from hpo.models.stem import refuse_smaller
 
 CHANNELS = (16, 32, 64)  # of the three groups; they are multiplied by the width
@@ -46,8 +48,8 @@ class Block(nn.Module):
 
 
 def wide_resnet(
-    input_shape: tuple[int, int, int],
-    num_classes: int,
+    shape: Shape,
+    outputs: int,
     *,
     depth: Literal[10, 16, 22, 28, 34, 40] = 16,
     width: Annotated[int, Ge(1), Le(1000)] = 4,
@@ -67,17 +69,18 @@ def wide_resnet(
         stochastic_depth: probability of skipping the last block for an image. It grows linearly from the first block on
             (Huang et al. 2016).
     """
-    refuse_smaller("wide_resnet", input_shape)
+    image = shapes.image("wide_resnet", shape)
+    refuse_smaller("wide_resnet", image)
     count = (depth - 4) // 6
     left = iter(rates(stochastic_depth, 3 * count))
     inputs = CHANNELS[0]
-    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], inputs, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(image[0], inputs, 3, 1, 1, bias=False)]
     for group, channels in enumerate(CHANNELS):
         for index in range(count):
             stride = 2 if group > 0 and index == 0 else 1
             layers.append(Block(inputs, channels * width, stride, dropout, next(left)))
             inputs = channels * width
-    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs)]
     model = nn.Sequential(*layers)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -30,7 +30,8 @@ def test_the_committed_page_is_current() -> None:
 
 def test_every_entry_and_every_section_is_on_the_page() -> None:
     page = reference.page()
-    listed = [*(kind.functions for kind in KINDS.values()), SAMPLERS, PRUNERS, STEPS]
+    libraries = [[f"{library}:NAME" for library in kind.libraries] for kind in KINDS.values()]
+    listed = [*(kind.functions for kind in KINDS.values()), *libraries, SAMPLERS, PRUNERS, STEPS]
     sections = {line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")}
     entries = [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")]
     assert sorted(entries) == sorted(name for functions in listed for name in functions)

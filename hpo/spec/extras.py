@@ -19,6 +19,7 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "soap": ("pytorch_optimizer",),
+    "timm": ("timm",),
     "transformers": ("transformers", "accelerate"),
 }
 

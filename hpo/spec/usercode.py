@@ -28,6 +28,8 @@ from hpo.text import quoted
 
 #: Keys of a study file that name the user's own training. One of them replaces the training sections.
 OWN = ("objective", "train", "command")
+#: Prefixes of `model.name` that are libraries of models and no code of the user: `hpo.models.libraries.LIBRARIES`.
+LIBRARIES = ("torchvision:", "timm:")
 OURS = ("models", "data")  # parts that earlier versions imported without `hpo.`
 MOST_CODE_BYTES = 2**20  # of a file; a longer one is not looked at as Python source
 FORMS = '"file.py:function" or "package.module:function"'
@@ -45,7 +47,7 @@ POSITIONAL = (
 
 def is_reference(name: str) -> bool:
     """Return whether a name in a study file refers to the user's own code."""
-    return ":" in name
+    return ":" in name and not name.startswith(LIBRARIES)
 
 
 def load(reference: str, folder: Path, path: str) -> Any:

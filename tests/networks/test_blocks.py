@@ -55,19 +55,19 @@ NORMS: dict[str, tuple[Any, Any, Any]] = {  # kind and options, formula of featu
 def test_a_norm_is_its_formula_on_features_and_on_images(name: str) -> None:
     (kind, options), of_features, of_images = NORMS[name]
     x = torch.randn(6, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    [on_images], [on_features] = norm(kind, 12, 2, options), norm(kind, 12, 1, options)
+    [on_images], [on_features] = norm(kind, 12, "images", options), norm(kind, 12, "features", options)
     torch.testing.assert_close(on_images.double()(x), of_images(x))
     torch.testing.assert_close(on_features.double()(x[..., 0, 0]), of_features(x[..., 0, 0]))
 
 
 def test_a_norm_takes_its_momentum_and_its_groups_fit_or_are_refused() -> None:
-    [batch] = norm("batch", 3, 1, {"norm_momentum": 0.25})
+    [batch] = norm("batch", 3, "features", {"norm_momentum": 0.25})
     batch(torch.tensor([[1.0, 2, 3], [3, 4, 5]]))
     assert batch.running_mean.tolist() == [0.5, 0.75, 1.0]
-    assert [norm("group", features, 1, {})[0].num_groups for features in (64, 12, 7)] == [8, 4, 1]
+    assert [norm("group", features, "features", {})[0].num_groups for features in (64, 12, 7)] == [8, 4, 1]
     with pytest.raises(ValueError, match=r"groups = 5 does not divide 12 features; give one of \[1, 2, 3, 4, 6, 12\]"):
-        norm("group", 12, 2, {"groups": 5})
-    assert norm("none", 12, 2, {}) == []
+        norm("group", 12, "images", {"groups": 5})
+    assert norm("none", 12, "images", {}) == []
 
 
 FAN_IN, FAN_OUT = 400, 300

@@ -18,12 +18,13 @@ from torchvision import models as theirs
 from torchvision.models.vision_transformer import VisionTransformer
 
 from hpo import data
-from hpo.models import MODELS, SMALLEST, adopt_dropout, use_generator
+from hpo.models import MODELS, SMALLEST, adopt_dropout, shapes, use_generator
 from hpo.models.activations import Activation
 from hpo.models.depth import StochasticDepth
 from hpo.models.dropout import Dropout
 from hpo.models.inits import Init
 from hpo.models.norms import Norm
+from hpo.models.tables import TableOptions
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
@@ -37,7 +38,7 @@ from tests.support import stacks
 from tests.support.stacks import Trial
 
 CPU = torch.device("cpu")
-LARGE = [name for name in MODELS if name not in ("mlp", "cnn", "wide_resnet")]
+LARGE = [name for name in SMALLEST if name not in ("mlp", "cnn", "wide_resnet")]
 
 # --- the options of mlp and cnn on the digits ------------------------------------------------------------------------------
 
@@ -104,7 +105,8 @@ def test_every_option_trains_on_the_digits_and_again_to_the_same_curve(
 
 def test_every_option_of_mlp_and_cnn_is_among_those_trained() -> None:
     tried = {key for chosen in (*OPTIONS.values(), *SIZES.values()) for key in chosen}
-    elsewhere = {"weights", "keep", "block_dropout"}  # tests/networks/test_transfer.py, tests/networks/test_blocks.py
+    # tests/networks/test_transfer.py, test_blocks.py, test_inputs.py
+    elsewhere = {"weights", "keep", "block_dropout", *TableOptions.__annotations__}
     for name in SIZES:
         assert set(options.model_of(MODELS[name], 2).model_fields) <= tried | elsewhere
 
@@ -165,8 +167,8 @@ def test_a_model_takes_a_step_on_images_of_its_smallest_size(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_a_smallest_size_and_says_so_below_it(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in MODELS if "image" in shapes.TAKES.get(name, ("image",))])
+def test_every_model_of_images_has_a_smallest_size_and_says_so_below_it(name: str) -> None:
     for side, stem in zip(SMALLEST[name], ("small", "full"), strict=True):
         chosen = {"stem": stem} if "stem" in options.model_of(MODELS[name], 2).model_fields else {}
         with torch.device("meta"):

@@ -9,7 +9,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch.optim import Optimizer
 from hpo import data
 from hpo.data import SOURCES, Source
 from hpo.data.files import BadFile
-from hpo.errors import Mistakes, SpecError, nearest, shown
+from hpo.errors import Mistakes, SpecError, closest, nearest, shown
 from hpo.models import MODELS
 from hpo.models.blocks import TooLarge
+from hpo.models.libraries import LIBRARIES, Build
 from hpo.models.shapes import Shape
 from hpo.models.transfer import FILE_OR_NAME, is_file
 from hpo.spec import extras, options, space, usercode
@@ -50,17 +52,30 @@ class PartKind:
     returns: Any  # a class, or Callable
     common: Function | None = None  # maps a function's result to a result of the same type, by options that all share
     prepare: Function | None = None  # makes a function's argument from what we have, by options that all share
+    # By prefix of a name: the function of a name, and all names.
+    libraries: Mapping[str, tuple[Callable[[str], Build], Callable[[], list[str]]]] = field(default_factory=dict)
 
     @property
     def shared(self) -> Function | None:
         """The function with the options that all share. We pass its first argument."""
         return self.common or self.prepare
 
+    def known(self, name: str) -> Function | None:
+        """Return the function of one of our names, or of a library's; None if there is none, or a user's own."""
+        library, _, inner = name.partition(":")
+        if library in self.libraries:
+            return self.libraries[library][0](inner)
+        return self.functions.get(name)
+
 
 KINDS = {
     "data": PartKind(functions=SOURCES, given=0, returns=Source, common=data.select),
     "model": PartKind(
-        functions=MODELS, given=2, gives="the shape of one input and the number of outputs", returns=nn.Module
+        functions=MODELS,
+        given=2,
+        gives="the shape of one input and the number of outputs",
+        returns=nn.Module,
+        libraries=LIBRARIES,
     ),
     "loss": PartKind(functions=LOSSES, given=0, returns=Callable),
     # parameter groups, made from a model
@@ -84,13 +99,30 @@ UNSEARCHED = {
 
 def function(section: str, name: str, folder: Path) -> Function:
     """Return the function of a part's name; SpecError if there is none."""
-    known = KINDS[section].functions
+    kind = KINDS[section]
     if usercode.is_reference(name):
         return usercode.load(name, folder, f"{section}.name")  # type: ignore[no-any-return]
-    if name not in known:
-        mend = nearest(name, known)
+    _refuse_unknown_in_library(section, name)
+    known = kind.known(name)
+    if known is None:
+        mend = nearest(name, kind.functions)
         raise SpecError(f'{section}.name: there is no {section} {name!r}{mend}; your own is "package.module:name"')
-    return known[name]
+    return known
+
+
+@cache  # timm lists 3,000 names
+def _refuse_unknown_in_library(section: str, name: str) -> None:
+    """Raise SpecError if a library's name is not one of its names, or if the library is not installed."""
+    library, _, inner = name.partition(":")
+    if library not in KINDS[section].libraries:
+        return
+    if library in extras.EXTRAS and (why := extras.missing(library)):
+        raise SpecError(f"{section}.name = {name!r}: {why}; or choose another {section}")
+    _, names = KINDS[section].libraries[library]
+    if inner not in (known := names()):
+        meant = closest(inner, known)
+        mend = f"did you mean {meant!r}?" if meant else f"the list_models() of {library} has all"
+        raise SpecError(f"{section}.name: {library} has no {section} {inner!r} ({mend})")
 
 
 def option_models(folder: Path) -> range_types.ModelOf:
@@ -141,7 +173,7 @@ def _in_file(section: str, part: Part) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise  # not a fault of the study file
     except Exception as error:
-        of_ours = part.name in KINDS[section].functions and isinstance(error, ValueError | BadFile)
+        of_ours = KINDS[section].known(part.name) is not None and isinstance(error, ValueError | BadFile)
         said = str(error) if of_ours else f"{type(error).__name__}: {error}"
         if isinstance(error, TypeError) and not of_ours:  # perhaps it wanted other arguments
             said += options.passed_first(KINDS[section].gives)
@@ -191,7 +223,7 @@ def _named(spec: StudySpec, section: str, mark: str) -> list[str]:
     for variant in space.variants({section: tree[section]} if section in tree else {}):
         if section in variant:
             part, kind = Part.from_tree(section, variant[section]), KINDS[section]
-            known = kind.functions.get(part.name)
+            known = kind.known(part.name)
             wanted = options.marked(known, kind.given, mark) if known else set()
             found |= {value: None for key, value in part.options.items() if key in wanted and isinstance(value, str)}
     return list(found)

@@ -124,7 +124,7 @@ def test_the_users_own_part_has_its_options_checked_as_ours_are(tmp_path: Path) 
     ]
     assert fault(tmp_path, model=own | {"shape": 3}) == [
         "model.shape: model mine.py:net takes no 'shape'; "
-        "hpo calls it with the image shape and the number of classes before its options"
+        "hpo calls it with the shape of one input and the number of outputs before its options"
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_shared_option_must_fit_every_choice(tmp_path: Path) -> None:
             "model",
             "def f(classes, width=3): return len(width)",
             "model mine.py:f: TypeError: object of type 'NoneType' has no len(); "
-            "hpo calls it with the image shape and the number of classes before its options",
+            "hpo calls it with the shape of one input and the number of outputs before its options",
         ),
         ("model", "def f(s, c): return 3", "model mine.py:f: returned a int, not a Module"),
         ("data", "def f(): return [1]", "data mine.py:f: returned a list, not a Source"),
