@@ -29,6 +29,7 @@ from hpo.data.source import Fitted, Source, Split, Splits, Task
 from hpo.data.split import notes_on, parted
 from hpo.data.spreadsheet import spreadsheets
 from hpo.data.stored import CPU, Stored, chunks
+from hpo.data.tables import series, table, text
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
@@ -41,6 +42,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "image_folder": image_folder,
     "csv": spreadsheets,
     "npz": npz,
+    "table": table,
+    "series": series,
+    "text": text,
     "fake": fake,
 }
 

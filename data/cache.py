@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def keep(folder: Path, source: Source) -> None:
         assert isinstance(found[0], Tensor)
         _save(folder / f"{part}images.npy", found[0])
         _save(folder / f"{part}labels.npy", found[1])
-    describe(folder, source.classes, source.notes)
+    of_task = {"task": source.task, "target_names": list(source.target_names)}
+    describe(folder, source.classes, source.notes, {} if source.task == "classification" else of_task)
 
 
 def _own_parts(source: Source) -> list[tuple[str, tuple[Inputs, Tensor]]]:
@@ -87,9 +88,16 @@ def _own_parts(source: Source) -> list[tuple[str, tuple[Inputs, Tensor]]]:
     return [(prefix, own) for prefix, own in parts.items() if own is not None]
 
 
-def describe(folder: Path, classes: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Write the names of the classes, by number, and the notes on the files into a folder."""
-    (folder / ABOUT).write_text(json.dumps({"classes": list(classes), "notes": list(notes)}))
+def describe(
+    folder: Path, classes: Sequence[str], notes: Sequence[str] = (), of_task: Mapping[str, Any] | None = None
+) -> None:
+    """Write the names of the classes, by number, and the notes on the files into a folder.
+
+    Args:
+        of_task: the task and the names of its targets, if it is no classification.
+    """
+    found = {"classes": list(classes), "notes": list(notes), **(of_task or {})}
+    (folder / ABOUT).write_text(json.dumps(found))
 
 
 def _save(path: Path, values: Tensor) -> None:
@@ -98,6 +106,7 @@ def _save(path: Path, values: Tensor) -> None:
 
 def _read(place: Path) -> Source:
     about = json.loads((place / ABOUT).read_text())
+    task = about.get("task", "classification")
     validation, test = (
         (_mapped(place / f"{part}_images.npy"), _loaded(place / f"{part}_labels.npy"))
         if (place / f"{part}_labels.npy").exists()
@@ -107,7 +116,9 @@ def _read(place: Path) -> Source:
     return Source(
         inputs=_mapped(place / "images.npy"),
         targets=_loaded(place / "labels.npy"),
-        num_classes=len(about["classes"]),
+        task=task,
+        target_names=tuple(about.get("target_names", ())),
+        num_classes=len(about["classes"]) if task == "classification" else 0,
         classes=tuple(about["classes"]),
         notes=tuple(about.get("notes", ())),
         validation_inputs=validation[0],

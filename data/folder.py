@@ -21,10 +21,10 @@ from PIL import Image, ImageColor, ImageOps
 from hpo.data.cache import cached, describe
 from hpo.data.files import BadFile, File, OptionalFile, existing_file, existing_folder
 from hpo.data.listing import ImageFile, Layout, Listing, listed, listed_as_before
+from hpo.data.named_images import tabled
 from hpo.data.names import Part
 from hpo.data.sheet import Column
 from hpo.data.source import Reading, Source
-from hpo.data.table import tabled
 
 Edge = Annotated[int, Ge(1), Le(4096)]
 WhiteLevel = Annotated[int, Ge(256), Le(2**31 - 1)]

@@ -17,9 +17,10 @@ from torch import Tensor
 from hpo.data.cache import cached, keep
 from hpo.data.files import BadFile, File, OptionalFile, existing_file
 from hpo.data.listing import endings
-from hpo.data.names import Part, in_order, is_label
+from hpo.data.names import Part
 from hpo.data.sheet import Column, Sheet
-from hpo.data.source import Reading, Source
+from hpo.data.sheet_labels import Labelling, Labels, labelled
+from hpo.data.source import Reading, Source, Task
 
 Edge = Annotated[int, Ge(1)]
 FEW = 8  # pixels in a row that may count up by chance
@@ -34,7 +35,9 @@ def spreadsheets(
     validation_labels: OptionalFile = None,
     test_images: OptionalFile = None,
     test_labels: OptionalFile = None,
-    label_column: Column | None = None,
+    label_column: Column | list[Column] | None = None,
+    task: Task | None = None,
+    positive: str | None = None,
     shape: list[Edge] | None = None,
     channels_last: bool = False,
     header: bool = False,
@@ -55,7 +58,11 @@ def spreadsheets(
         test_images: file of pixel values of the test part, with the same classes.
         test_labels: file of labels of the test part.
         label_column: column of labels, by name or by number from 1. By default it is the column with a usual name such as
-            label or class, or the only column of a file of labels.
+            label or class, or the only column of a file of labels. A regression or a multilabel task may have a list of
+            columns, by default all columns of a file of labels.
+        task: classification, binary, multilabel (labels of 0 and 1) or regression (labels are numbers, such as the places of
+            key points in pixels). Default: classification.
+        positive: the label of a binary target that counts as positive (default: 1, true, yes or positive).
         shape: [H, W] or [C, H, W] of an image (default: a grey square).
         channels_last: whether a row has the values of all channels of one pixel side by side.
         header: whether the first row of each file holds the names of the columns.
@@ -81,62 +88,36 @@ def spreadsheets(
     states = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in paths.values()]
     sheets = {option: Sheet(path, header=header, delimiter=delimiter) for option, path in paths.items()}
     tables = {
-        part: Table(images=sheets[f"{prefix}images"], labels=sheets.get(f"{prefix}labels"), wanted=label_column)
+        part: Table(
+            images=sheets[f"{prefix}images"],
+            labels=Labels(
+                sheet=sheets.get(f"{prefix}labels", sheets[f"{prefix}images"]),
+                alone=f"{prefix}labels" in sheets,
+                wanted=label_column,
+            ),
+        )
         for part, prefix in PREFIXES.items()
         if f"{prefix}images" in sheets
     }
+    labelling = Labelling(task=task, positive=positive, reading=reading)
     key = [states, list(paths), label_column, shape, channels_last, header, delimiter, reading]
-    source = cached("csv", key, lambda folder: keep(folder, _read(tables, shape, channels_last, reading)))
+    key += [task, positive] if task else []  # entries of classification keep their keys
+    source = cached("csv", key, lambda folder: keep(folder, _read(tables, shape, channels_last, labelling)))
     place = paths["images"]
     return replace(source, place=lambda row: f"{place}, row {row + 1 + header}", reading=reading)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The sheet of a part's images, and the sheet of its labels if that is another."""
+    """The sheet of a part's images, and its labels."""
 
     images: Sheet
-    labels: Sheet | None
-    wanted: Column | None  # the option `label_column`
-
-    def column(self) -> int:
-        """Return the column of labels in its sheet, from 0."""
-        alone = self.labels is not None and self.wanted is None
-        return 0 if alone else (self.labels or self.images).label_column(self.wanted)
-
-    def texts(self) -> dict[int, str]:
-        """Return the labels as texts, by row; BadFile if a row has none."""
-        sheet, column = self.labels or self.images, self.column()
-        alone = self.labels is not None and self.wanted is None
-        found: dict[int, str] = {}
-        for row, values in sheet.rows():
-            if alone and len(values) != 1:
-                raise sheet.bad(
-                    row, f"has {len(values)} values; a file of labels has one column; else write label_column"
-                )
-            text = values[column].strip() if column < len(values) else ""
-            if not is_label(text):
-                raise sheet.bad(row, "has no label", column)
-            found[row] = text
-        return found
-
-    def numbers(self, texts: Mapping[int, str], classes: Sequence[str], count: int) -> Tensor:
-        """Return the class numbers of `count` images, int64 [count]; BadFile for an unknown class or a wrong count."""
-        sheet = self.labels or self.images
-        if len(texts) != count:
-            raise BadFile(
-                f"{sheet.path}: has {len(texts)} labels for {count} images in {self.images.path}; give each image one"
-            )
-        known = {name: number for number, name in enumerate(classes)}
-        for row, text in texts.items():
-            if text not in known:
-                raise sheet.bad(row, f"{text!r} is not a class of the training images", self.column())
-        return torch.tensor([known[text] for text in texts.values()])
+    labels: Labels
 
     def pixels(self, shape: Sequence[int] | None, channels_last: bool) -> Tensor:
         """Return the images, uint8 [N, C, H, W]."""
         sheet = self.images
-        labels = None if self.labels else self.column()
+        labels = [] if self.labels.sheet is not sheet else self.labels.columns
         found: list[npt.NDArray[np.uint8]] = []
         for row, values in sheet.rows():
             found.append(_pixels(sheet, row, values, labels))
@@ -153,35 +134,25 @@ class Table:
         return images.view(-1, channels, height, width)
 
 
-def _read(tables: Mapping[Part, Table], shape: Sequence[int] | None, channels_last: bool, reading: Reading) -> Source:
-    texts = {part: table.texts() for part, table in tables.items()}
-    names = set(texts["train"].values())
-    classes = _in_order_before(names) if reading == 1 else in_order(names)
-    images = {part: table.pixels(shape, channels_last) for part, table in tables.items()}
-    labels = {part: table.numbers(texts[part], classes, len(images[part])) for part, table in tables.items()}
-    return Source(
-        inputs=images["train"],
-        targets=labels["train"],
-        num_classes=len(classes),
-        classes=tuple(classes),
-        validation_inputs=images.get("validation"),
-        validation_targets=labels.get("validation"),
-        test_inputs=images.get("test"),
-        test_targets=labels.get("test"),
-    )
+def _read(
+    tables: Mapping[Part, Table], shape: Sequence[int] | None, channels_last: bool, labelling: Labelling
+) -> Source:
+    found = labelled({part: table.labels for part, table in tables.items()}, labelling)
+    tensors: dict[str, Tensor] = {}
+    for part, table in tables.items():
+        pixels, targets = table.pixels(shape, channels_last), found.targets[part]
+        if len(targets) != len(pixels):
+            raise BadFile(
+                f"{table.labels.sheet.path}: has {len(targets)} labels for {len(pixels)} images in {table.images.path}; "
+                "give each image one"
+            )
+        tensors |= {f"{PREFIXES[part]}inputs": pixels, f"{PREFIXES[part]}targets": targets}
+    return Source(**tensors, **found.about_source)  # type: ignore[arg-type]
 
 
-def _in_order_before(texts: set[str]) -> list[str]:
-    """Return names of classes in the order of format 1: as integers if all are integers, else as texts."""
-    try:
-        return sorted(texts, key=int)
-    except ValueError:
-        return sorted(texts)
-
-
-def _pixels(sheet: Sheet, row: int, values: Sequence[str], labels: int | None) -> npt.NDArray[np.uint8]:
-    """Return the pixels of a row without its column of labels."""
-    columns = [column for column in range(len(values)) if column != labels]
+def _pixels(sheet: Sheet, row: int, values: Sequence[str], labels: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a row without its columns of labels."""
+    columns = [column for column in range(len(values)) if column not in labels]
     try:
         numbers = np.array([float(values[column]) for column in columns])
         if ((numbers >= 0) & (numbers <= 255) & (numbers == np.trunc(numbers))).all():

@@ -93,7 +93,18 @@ def graph() -> grimp.ImportGraph:
 
 
 def test_models_and_data_know_torch_and_its_like() -> None:
-    allowed = {"torch", "torchvision", "numpy", "sklearn", "annotated_types", "filelock", "PIL", "timm", "hpo"}
+    allowed = {
+        "torch",
+        "torchvision",
+        "numpy",
+        "sklearn",
+        "annotated_types",
+        "filelock",
+        "PIL",
+        "pyarrow",
+        "timm",
+        "hpo",
+    }
     allowed |= sys.stdlib_module_names
     known = graph()
     for part in ("hpo.models", "hpo.data"):

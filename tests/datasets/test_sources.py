@@ -364,7 +364,7 @@ def test_an_archive_of_arrays_is_read(tmp_path: Path, arrays: dict, options: dic
     ("arrays", "message"),
     [
         ({"labels": NUMBERS}, "holds no array 'images'; it has labels"),
-        ({"images": PIXELS / 255, "labels": NUMBERS}, "images is float64 [4, 3, 2, 2]; give integers"),
+        ({"images": PIXELS > 5, "labels": NUMBERS}, "images is bool [4, 3, 2, 2]; give integers"),
         ({"images": PIXELS.astype(int) - 1, "labels": NUMBERS}, "images[0, 0, 0, 0] is -1; pixels go from 0 to 255"),
         ({"images": PIXELS, "labels": NUMBERS[:3]}, "labels is int64 [3] beside 4 images"),
         ({"images": PIXELS, "labels": NUMBERS / 2}, "labels[0] is 1.5; give each a whole number or a text"),
