@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.data.files import BadFile
-from hpo.data.inputs import some
+from hpo.data.inputs import CATEGORIES, NUMBERS, some
 from hpo.data.leaks import Leak, leaks
 from hpo.data.names import Part
 from hpo.data.source import Source, Split, SplitRule, Splits
 from hpo.data.split import parted, rule_of, strata
 
 EXAMPLES = 12  # most classes with an example image
+SINGULAR = {NUMBERS: "number", CATEGORIES: "category"}
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 ROWS, COLUMNS = 6, 12  # size of an example in characters, which are about twice as high as wide
 SHEET_CLASSES, SHEET_IMAGES = 100, 8  # contact sheet: most rows, images per row
 SHEET_EDGE = 32  # contact sheet: smallest side of an image in pixels
@@ -26,9 +29,11 @@ SHEET_EDGE = 32  # contact sheet: smallest side of an image in pixels
 class Overview:
     """Parts, classes and examples. The targets of the test part are counted, and its rows compared with others by digests."""
 
-    shape: list[int]  # [C, H, W]
-    classes: list[str]  # names, or numbers if there are no names
-    counts: dict[Part, list[int]]  # images per class
+    inputs: str  # what a row is, as "rows of 10 features"
+    targets: str  # what is predicted, as "3 classes"
+    rows: dict[Part, int]
+    classes: list[str]  # names of classes or labels, or numbers if there are no names; none for a regression
+    counts: dict[Part, list[int]]  # rows of each class, or with each label
     shipped: list[Part]  # parts that the source ships; the others were split off
     notes: list[str]  # how ambiguous files were read, and how rows are divided
     unit: str  # what a row is called: image or row
@@ -39,20 +44,22 @@ class Overview:
 
 def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
     """Return the overview of a source and its splits at this seed."""
-    train, validation, test = parted(source, split_seed)
     of_validation, of_test = source.own_validation, source.own_test
-    labels: dict[Part, Tensor] = {
-        "train": strata(source, source.targets)[train],
-        "validation": strata(source, of_validation[1] if of_validation else source.targets)[validation],
-        "test": strata(source, of_test[1] if of_test else source.targets)[test],
+    rows: dict[Part, Tensor] = dict(zip(PARTS, parted(source, split_seed), strict=True))
+    targets = {
+        "train": source.targets[rows["train"]],
+        "validation": (of_validation[1] if of_validation else source.targets)[rows["validation"]],
+        "test": (of_test[1] if of_test else source.targets)[rows["test"]],
     }
     classes = _names(source)
     shown = range(min(EXAMPLES, len(classes)) if splits.kind == "image" and source.task == "classification" else 0)
     first = [_first(splits.train, number, 1) for number in shown]
     return Overview(
-        shape=list(some(splits.train.inputs).shape[1:]),
+        inputs=_inputs_text(source),
+        targets=_targets_text(source, classes),
+        rows={part: len(of_part) for part, of_part in rows.items()},
         classes=classes,
-        counts={part: found.bincount(minlength=len(classes)).tolist() for part, found in labels.items()},
+        counts={part: _counts(source, targets[part], len(classes)) for part in PARTS},
         shipped=[part for part, own in (("validation", of_validation), ("test", of_test)) if own],  # type: ignore[misc]
         notes=list(splits.notes),
         unit=source.unit,
@@ -63,10 +70,43 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
 
 
 def _names(source: Source) -> list[str]:
-    """Return the names of the strata whose rows are counted."""
-    if source.task == "classification":
-        return list(source.classes) or [str(number) for number in range(source.num_classes)]
-    return ["false", "true"] if source.task == "binary" else ["all rows"]
+    """Return the names of the classes or labels whose rows are counted."""
+    if source.task == "binary":
+        return list(source.classes) or ["false", "true"]
+    count = {"classification": source.num_classes, "multilabel": source.outputs}.get(source.task, 0)
+    return list(source.classes[:count]) or [str(number) for number in range(count)]
+
+
+def _counts(source: Source, targets: Tensor, classes: int) -> list[int]:
+    """Return the number of rows of each class, or with each label."""
+    if source.task == "multilabel":
+        return [int(count) for count in targets.sum(0)]
+    return strata(source, targets).bincount(minlength=classes).tolist() if classes else []
+
+
+def _inputs_text(source: Source) -> str:
+    """Return what a row is, in the plural."""
+    if isinstance(source.inputs, dict):
+        if source.kind == "table":
+            return "rows of " + " and ".join(
+                f"{one.shape[1]} {name if one.shape[1] > 1 else SINGULAR[name]}" for name, one in source.inputs.items()
+            )
+        return "rows of " + " and ".join(f"{name} {list(one.shape[1:])}" for name, one in source.inputs.items())
+    shape = list(source.inputs.shape[1:])
+    return {
+        "image": f"images {shape} as [channels, height, width]",
+        "series": f"series {shape} as [channels, steps]",
+        "features": f"rows of {shape[0]} feature{'s' * (shape[0] > 1)}",
+        "tokens": f"rows of {shape[0]} token{'s' * (shape[0] > 1)}",
+    }[source.kind]
+
+
+def _targets_text(source: Source, classes: Sequence[str]) -> str:
+    """Return what is predicted."""
+    if source.task == "regression":
+        count = source.outputs
+        return f"{count} number{'s' * (count > 1)} to predict"
+    return f"{len(classes)} {'labels' if source.task == 'multilabel' else 'classes'}"
 
 
 def contact_sheet(splits: Splits, path: Path) -> None:

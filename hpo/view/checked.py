@@ -171,10 +171,11 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
 
 def _data_lines(found: Overview) -> list[str]:
     """Return the counts by class and part, the notes on the files, and an example image of the first classes."""
-    parts = list(found.counts)
+    parts = list(found.rows)
     names = [text.short(name) for name in found.classes]
-    width = min(WIDEST_NAME, max(map(len, [*names, "class"])))
-    totals = [sum(found.counts[part]) for part in parts]
+    head = "label" if found.targets.endswith("labels") else "class"
+    width = min(WIDEST_NAME, max(map(len, [*names, head])))
+    totals = list(found.rows.values())
     heads = [f"{part} (own)" if part in found.shipped else part for part in parts]
 
     def row(name: str, values: Sequence[object]) -> str:
@@ -187,10 +188,10 @@ def _data_lines(found: Overview) -> list[str]:
     ]
     more = len(names) - MOST_CLASSES
     return [
-        f"data: {sum(totals)} images {found.shape} as [channels, height, width], {len(names)} classes",
-        row("class", heads),
+        f"data: {sum(totals)} {found.inputs}, {found.targets}",
+        row(head if names else "", heads),
         *rows,
-        *([f"  ... and {more} more classes"] if more > 0 else []),
+        *([f"  ... and {more} more"] if more > 0 else []),
         row("all", totals),
         *(f"  note: {note}" for note in found.notes),
         *(f"  note: {_leak_text(leak, found)}" for leak in found.leaks),
@@ -214,18 +215,18 @@ def _leak_text(leak: Leak, found: Overview) -> str:
 
 
 def small_part_warnings(spec: StudySpec, found: Overview) -> list[str]:
-    """Return a line if the validation part has too few images to compare trials."""
-    images = sum(found.counts["validation"])
-    if not interval.is_too_wide(images):
+    """Return a line if the validation part has too few rows to compare trials by an accuracy."""
+    rows, unit = found.rows["validation"], found.unit
+    if not found.classes or not interval.is_too_wide(rows):  # without classes there is no accuracy
         return []
-    mends = ["add images"]
-    halves = (sum(found.counts["train"]) + images) // (3 if found.split == "time" else 2)
-    if "validation" not in found.shipped and "folds" not in spec.data and halves > images:
-        mends.append(f"use folds = 2 and fold = 0 in [data] (about {halves} images)")
+    mends = [f"add {unit}s"]
+    halves = (found.rows["train"] + rows) // (3 if found.split == "time" else 2)
+    if "validation" not in found.shipped and "folds" not in spec.data and halves > rows:
+        mends.append(f"use folds = 2 and fold = 0 in [data] (about {halves} {unit}s)")
     if spec.value in ("best", "last"):
         mends.append('use value = "mean of last 3"')
     return [
-        f"data: {images} validation images are few: an accuracy of 0.5 on them may be {range_text(interval.wilson(0.5, images))} "
+        f"data: {rows} validation {unit}s are few: an accuracy of 0.5 on them may be {range_text(interval.wilson(0.5, rows))} "
         f"(95 %), so small differences between trials are chance; {', or '.join(mends)}"
     ]
 

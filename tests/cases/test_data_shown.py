@@ -42,7 +42,8 @@ def test_parts_and_classes_are_counted() -> None:
     )
     assert found.counts == {"train": [14, 13, 13], "validation": [3, 2, 2], "test": [4, 4, 3]}
     assert found.shipped == ["validation", "test"]
-    assert (found.shape, found.classes, found.notes) == ([1, 4, 4], ["ant", "bee", "cat"], ["something"])
+    assert (found.inputs, found.targets) == ("images [1, 4, 4] as [channels, height, width]", "3 classes")
+    assert (found.classes, found.notes) == (["ant", "bee", "cat"], ["something"])
     assert len(found.examples) == 3
     assert found.examples[2][0][0] == pytest.approx(2 / 39)  # the first cat, of the brightest training image
     assert found.leaks == []
@@ -53,6 +54,43 @@ def test_parts_that_are_cut_are_counted_too() -> None:
     found = shown(Source(inputs=images, targets=labels, num_classes=3))
     assert {part: sum(counts) for part, counts in found.counts.items()} == {"train": 70, "validation": 15, "test": 15}
     assert (found.shipped, found.classes) == ([], ["0", "1", "2"])
+
+
+ROWS = torch.arange(100)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "options", "said", "counts"),
+    [
+        (
+            ROWS.float()[:, None],
+            ROWS.float()[:, None],
+            {"task": "regression"},
+            "rows of 1 feature, 1 number to predict",
+            [],
+        ),
+        (
+            {"numbers": ROWS.float()[:, None], "categories": torch.stack([ROWS % 3, ROWS % 2], 1)},
+            (ROWS % 4 == 0)[:, None],
+            {"task": "binary", "classes": ("no", "yes")},
+            "rows of 1 number and 2 categories, 2 classes",
+            [75, 25],
+        ),
+        (
+            ROWS.float().view(-1, 1, 1).expand(-1, 2, 5).clone(),
+            torch.stack([ROWS % 2 == 0, ROWS % 5 == 0, ROWS < 90], 1),
+            {"task": "multilabel"},
+            "series [2, 5] as [channels, steps], 3 labels",
+            [50, 20, 90],
+        ),
+        (ROWS[:, None] % 7 + torch.arange(4), ROWS % 2, {"num_classes": 2}, "rows of 4 tokens, 2 classes", [50, 50]),
+    ],
+)
+def test_every_task_and_kind_of_input_is_counted(inputs, targets, options: dict, said: str, counts: list[int]) -> None:
+    found = shown(Source(inputs=inputs, targets=targets, **options))
+    assert f"{found.inputs}, {found.targets}" == said
+    assert [sum(one) for one in zip(*found.counts.values(), strict=True)] == counts
+    assert sum(found.rows.values()) == 100
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])

@@ -161,7 +161,9 @@ def test_a_training_of_an_earlier_hpo_does_not_know_its_validation_images() -> N
 
 def overview(train: int, validation: int, **changes: Any) -> Overview:
     found: dict[str, Any] = {
-        "shape": [1, 8, 8],
+        "inputs": "images [1, 8, 8] as [channels, height, width]",
+        "targets": "2 classes",
+        "rows": {"train": train, "validation": validation, "test": 2},
         "classes": ["a", "b"],
         "counts": {"train": [train - 1, 1], "validation": [validation - 1, 1], "test": [1, 1]},
         "shipped": [],
