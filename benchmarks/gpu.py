@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are no package that is installed
 
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks import gpu_agreement, gpu_ways, tasks
 from benchmarks.gpu_agreement import Disagreement
-from benchmarks.gpu_ways import WAYS, Plain, Training
+from benchmarks.gpu_ways import Plain, Training
 from benchmarks.tasks import Task
 from hpo.receipt import git_commit, processor
 from hpo.train import devices
@@ -70,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return compared(given, torch.device(given.device))
 
 
-def plugged_in(device: str) -> AbstractContextManager[None]:
+def plugged_in(device: str) -> AbstractContextManager[Any]:
     """Make the pretended accelerator of the tests available, if it is asked for."""
     if device != "twin":
         return nullcontext()
-    from tests.support import twin
+    from tests.support import twin_graphs
 
-    return twin.plugged_in()
+    return twin_graphs.plugged_in()
 
 
 def compared(given: argparse.Namespace, device: torch.device) -> int:
@@ -135,14 +136,14 @@ def measured(task: Task, device: torch.device, given: argparse.Namespace) -> lis
     trainings: dict[str, Training] = {}
     launches: dict[str, int] = {}
     peaks: dict[str, int | None] = {}
-    for name in ("plain script", *(way.name for way in WAYS)):
+    ways = {way.name: way for way in gpu_ways.ways_on(device)}
+    for name in ("plain script", *ways):
         devices.begin_peak(device)
         before = devices.peak_bytes(device)
         if name == "plain script":
             trainings[name] = Plain(task, device, given.loader_workers)
         else:
-            [way] = [way for way in WAYS if way.name == name]
-            trainings[name] = gpu_ways.ours(way, task, splits, given.slots or SLOTS[task.name], device)
+            trainings[name] = gpu_ways.ours(ways[name], task, splits, given.slots or SLOTS[task.name], device)
         trainings[name].epoch()  # warm-up
         with gpu_ways.counted_launches(device) as counted:
             trainings[name].epoch()

@@ -7,7 +7,7 @@ may come from another generator there. TF32 is off, which has 10 bits of precisi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 
 from benchmarks import gpu_ways
-from benchmarks.gpu_ways import WAYS, Way
+from benchmarks.gpu_ways import LOOP, Way
 from benchmarks.tasks import Task
 from hpo.data import Splits
 from hpo.spec.training import TrainConfig
@@ -25,7 +25,7 @@ from hpo.train.epoch import EpochResult
 FIRST_STEP = 1e-5  # relative, float32
 CURVE = 1e-8  # relative, float64
 CPU = torch.device("cpu")
-ALONE = WAYS[0]  # the loop, which is the reference on the CPU
+ALONE = LOOP  # the reference on the CPU
 PLAIN = {"model__dropout": 0.0}
 STEP = {"optimizer__name": "sgd", "optimizer__lr": 0.01}  # of the first check
 #: Images and epochs of the check of the final metric, so that a CPU has it in some seconds. None: all that there are.
@@ -167,8 +167,8 @@ def _of_epochs(config: TrainConfig, epochs: int) -> TrainConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
 
 
-def check_all(task: Task, device: torch.device, ways: Sequence[Way] = WAYS) -> Iterator[str]:
+def check_all(task: Task, device: torch.device) -> Iterator[str]:
     """Yield a line for each way; Disagreement at the first difference."""
     agreement = Agreement.of(task, device)
-    for way in ways:
+    for way in gpu_ways.ways_on(device):
         yield agreement.check(way)

@@ -20,7 +20,7 @@ from hpo.data import Splits
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train import devices
+from hpo.train import devices, graphs
 from hpo.train.build import assemble
 from hpo.train.build.executor import Choice, Executor
 from hpo.train.epoch import EpochResult
@@ -70,10 +70,11 @@ class Way:
 
     name: str
     executor: str  # "loop" or "stack"
+    captures: bool = False  # whether the step is captured as a graph, unchecked
 
     def filled(self, runs: list[Run]) -> Executor:
         """Return an executor with these runs; the loop takes one."""
-        executor = Choice(executor=self.executor, slots=len(runs), why="").build(runs[0])
+        executor = Choice(executor=self.executor, slots=len(runs), why="", captures=self.captures).build(runs[0])
         for run in runs:
             executor.put(run)
         return executor
@@ -89,7 +90,13 @@ class Way:
         return list(found.values())
 
 
-WAYS = (Way(name="loop", executor="loop"), Way(name="stack", executor="stack"))
+LOOP, STACK = Way(name="loop", executor="loop"), Way(name="stack", executor="stack")
+STACK_AS_GRAPH = Way(name="stack as a graph", executor="stack", captures=True)
+
+
+def ways_on(device: torch.device) -> list[Way]:
+    """Return our ways on a device."""
+    return [LOOP, STACK, *([STACK_AS_GRAPH] if graphs.can_capture(device) else [])]
 
 
 class Training(Protocol):

@@ -11,12 +11,10 @@ import torch
 
 from benchmarks import gpu, gpu_machine, tasks
 from benchmarks.gpu_agreement import Agreement, Disagreement, relative
-from benchmarks.gpu_ways import WAYS, Way
+from benchmarks.gpu_ways import STACK, STACK_AS_GRAPH, Way
 from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
-from tests.support import twin
-
-STACK = WAYS[1]
+from tests.support import twin, twin_graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +35,10 @@ def wrong(factor: float) -> Way:
 
 
 def test_a_device_is_held_against_the_cpu() -> None:
-    """A stack on the pretended device agrees. Weights that are off by 0.1 % differ in the first step."""
-    with twin.plugged_in():
+    """A captured stack on the pretended device agrees. Weights that are off by 0.1 % differ in the first step."""
+    with twin_graphs.plugged_in():
         agreement = Agreement(task=tasks.load("digits"), device=twin.DEVICE, epochs=1, seeds=2)
-        assert agreement.check(STACK).startswith("digits, stack: first step ")
+        assert agreement.check(STACK_AS_GRAPH).startswith("digits, stack as a graph: first step ")
         with pytest.raises(Disagreement, match=r"digits, wrong on twin:0: first step, train_loss is .* than 1e-05"):
             agreement.check(wrong(1.001))
         with pytest.raises(Disagreement, match=r"float64, epoch 1, \w+_loss is .* more than 1e-08"):

@@ -161,6 +161,11 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         + (f", {found.choice.slots} trials at a time" if found.choice.slots > 1 else ", one trial at a time")
         + " in each worker"
         + f": {found.choice.why}",
+        *(
+            [f"graph: {'used' if found.choice.captures else 'not used'}: {found.choice.graph}"]
+            if found.choice.graph
+            else []
+        ),
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} of training "
         f"with {workers} worker{'s' if workers > 1 else ''}, plus some seconds to start; pruning and stacking reduce this"
         + _end_words(spec, cost, workers),

@@ -22,6 +22,7 @@ from hpo.train import devices
 from hpo.train.batches import can_halve
 from hpo.train.build import assemble, costs
 from hpo.train.build.executor import Choice, Executor, choose, remember, spread, stack_key_of
+from hpo.train.build.graph_check import with_graph
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.worker.attempt import Attempt
@@ -116,6 +117,10 @@ class Declared:
         if choice.slots == 1 and began and self._study.spec.executor != "loop":
             choice = replace(choice, executor=began[-1])  # one executor trains the whole curve
         log.info("%s, slots %d: %s", choice.executor, choice.slots, choice.why, extra={"action": "executor"})
+        if choice.graph:
+            log.info(
+                "%s graph: %s", "with a" if choice.captures else "without a", choice.graph, extra={"action": "executor"}
+            )
         return choice.build(attempt.run)
 
     def _choice(self, attempt: Attempt) -> Choice:
@@ -132,7 +137,8 @@ class Declared:
                 return Choice(executor="loop", slots=1, why=why)
             found = choose(spec, attempt.config, self._splits, self._folder, self._device)
             self._slots_of.setdefault(model, []).append(found.slots)
-            self._choices[key] = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
+            limited = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
+            self._choices[key] = with_graph(limited, spec, attempt.config, key, self._folder, self._device)
         return self._choices[key]
 
     def _is_lost(self, model: str) -> bool:

@@ -22,7 +22,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import devices
 from hpo.train.batches import steps_per_epoch
-from hpo.train.build import assemble, costs, executor, range_types, registry
+from hpo.train.build import assemble, costs, executor, graph_check, range_types, registry
 from hpo.train.build.executor import Choice
 from hpo.train.epoch import EpochResult
 from hpo.train.loop import train
@@ -88,7 +88,10 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         code=usercode.digest(spec.code_references, folder),
     )
     epochs = tree["training"]["epochs"]
-    choice = executor.choose(spec, config, splits, folder, device)
+    chosen = executor.choose(spec, config, splits, folder, device)
+    limited = executor.spread(chosen, spec, budget=spec.budget.trials, fleet=workers)
+    key = executor.stack_key_of(run, config.training)
+    choice = graph_check.with_graph(limited, spec, config, key, folder, device)
     return Findings(
         parameters=dict(space.parameters(tree)),
         data=data.overview(source, splits, split_seed=spec.split_seed),
@@ -96,7 +99,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         weights=None if taken_over is None else str(taken_over),
         epoch=next(train(run)),
         device=devices.name(device),
-        choice=executor.spread(choice, spec, budget=spec.budget.trials, fleet=workers),
+        choice=choice,
         longest_trial_epochs=int(max(space.ends_of(epochs))),
         untyped=list(range_types.untyped(tree, registry.option_models(folder))),
         unused=list(unused(tree, splits, seed, folder, device)),

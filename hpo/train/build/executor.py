@@ -54,6 +54,8 @@ class Choice:
     slots: int
     why: str  # the reason, one line of text
     need: Need | None = None  # the memory of stacks; None if it was not counted, as on a CPU
+    captures: bool = False  # whether the step is captured as a graph, see `graph_check.py`
+    graph: str = ""  # why it is captured, or is not; "" where no device could
 
     @classmethod
     def from_dict(cls, kept: Any) -> Choice:
@@ -65,16 +67,15 @@ class Choice:
         """Return an empty executor for runs like this one."""
         if self.executor == "loop":
             return Loop()
-        return Stack(select.of(self.executor, like), like, self.slots)
+        return Stack(select.of(self.executor, like), like, self.slots, captures=self.captures)
 
     def limited(self, most: int, because: str) -> Choice:
         """Return this choice with at most `most` slots; `because` completes the reason."""
         if self.slots <= most:
             return self
         executor = self.executor if most > 1 else "loop"
-        return replace(
-            self, executor=executor, slots=most, why=f"no more than {most} {because}; without this limit: {self.why}"
-        )
+        why = f"no more than {most} {because}; without this limit: {self.why}"
+        return replace(self, executor=executor, slots=most, why=why, captures=False, graph="")  # tried with other slots
 
     def within(self, device: torch.device) -> Choice:
         """Return this choice with as many slots as fit into what is free on the device now."""
@@ -115,7 +116,7 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
     if spec.executor == "loop" or spec.slots == 1:
         why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
         return Choice(executor="loop", slots=1, why=f"the study says {why}")
-    make = partial(_made, config, folder, device)
+    make = partial(measured_run, config, folder, device)
     key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
     with contextlib.suppress(TypeError):  # nothing is remembered, or it has the format of another version
         return Choice.from_dict(measurement_cache.recall(key)).within(device)
@@ -125,9 +126,10 @@ def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, d
     return choice.within(device)
 
 
-def _made(
+def measured_run(
     config: TrainConfig, folder: Path, device: torch.device, seed: int, splits: Splits, dtype: torch.dtype | None
 ) -> Run:
+    """Return a run that is only measured: it has no end, and no rate at which it would diverge."""
     training, options = config.training, dict(config.optimizer.options)
     changes = {"epochs": ENDLESS, "schedule_epochs": training.schedule_epochs or training.epochs}
     if isinstance(options.get("lr"), float):

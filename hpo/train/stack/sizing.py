@@ -69,7 +69,7 @@ def step_alone(run: Run) -> float:
     """Return the seconds per step of one run in the loop."""
     executor = Loop()
     executor.put(run)
-    return _step_seconds(executor.train_epoch, run.device)
+    return step_seconds(executor.train_epoch, run.device)
 
 
 def need_of(forward: Forward, make: Make, splits: Splits) -> Need:
@@ -150,10 +150,10 @@ def _stack_of(forward: Forward, runs: list[Run]) -> Stack:
 
 
 def _stacked_step(forward: Forward, runs: list[Run]) -> float:
-    return _step_seconds(_stack_of(forward, runs).train_epoch, runs[0].device)
+    return step_seconds(_stack_of(forward, runs).train_epoch, runs[0].device)
 
 
-def _step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: torch.device) -> float:
+def step_seconds(train_epoch: Callable[[Callable[[], bool]], object], device: torch.device) -> float:
     """Return the median seconds per step, measured between the calls of `stop`, which come before each step.
 
     One thread of a CPU is measured by its own CPU time. By the wall clock another process might decide, and the result

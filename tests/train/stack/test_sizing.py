@@ -119,6 +119,6 @@ def test_a_step_on_one_thread_is_measured_by_its_cpu_time(monkeypatch: pytest.Mo
     try:
         for used, expected in ((1, 1), (2, 10)):
             torch.set_num_threads(used)
-            assert sizing._step_seconds(train_epoch, CPU) == expected
+            assert sizing.step_seconds(train_epoch, CPU) == expected
     finally:
         torch.set_num_threads(threads)

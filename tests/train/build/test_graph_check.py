@@ -1,0 +1,130 @@
+"""A graph is used only after a child process has shown on this device that it computes the same and is faster."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpo.spec import space
+from hpo.spec.study_file import StudySpec
+from hpo.spec.training import TrainConfig
+from hpo.study import resolve
+from hpo.train import graphs
+from hpo.train.build import assemble, graph_check, measurement_cache
+from hpo.train.build.executor import Choice
+from hpo.train.build.graph_check import Verdict, judged
+from hpo.train.stack.stack import Stack
+from tests.support import twin, twin_graphs
+from tests.support.declared import DOCUMENT
+from tests.support.stacks import digits
+
+ROOT = Path(__file__).parents[3]
+#: A child that has the pretended device.
+CHILD = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from hpo.train.build import graph_check
+from tests.support import twin_graphs
+with twin_graphs.plugged_in():
+    graph_check.main(Path(sys.argv[1]))
+"""
+DIES = "import os; os.kill(os.getpid(), 11)"
+WIDE = Choice(executor="stack", slots=4, why="measured")
+
+
+@pytest.fixture(autouse=True)
+def plugged_in() -> Iterator[None]:
+    with twin_graphs.plugged_in():
+        yield
+
+
+def asked(folder: Path, choice: Choice = WIDE, device: torch.device = twin.DEVICE) -> Choice:
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "executor": "stack"}), folder)
+    config = TrainConfig.from_tree(space.middle(spec.tree, {}))
+    return graph_check.with_graph(choice, spec, config, "some key", folder, device)
+
+
+def kept() -> list[dict[str, object]]:
+    return list(json.loads(measurement_cache.home().read_text()).values())
+
+
+def test_a_child_captures_compares_and_times_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", CHILD])
+    found = asked(tmp_path)
+    assert found.graph.startswith("3 replayed steps equal those without within 1e-06; "), found.graph
+    assert kept() == [{"used": found.captures, "why": found.graph}]
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", DIES])
+    assert asked(tmp_path) == found  # no second child
+    other = asked(tmp_path, dataclasses.replace(WIDE, slots=2))  # another size is another question
+    assert (other.captures, other.graph) == (False, "the process that tried it was ended by SIGSEGV")
+    assert len(kept()) == 2
+
+
+def test_a_child_that_fails_or_hangs_means_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", "raise SystemExit('no kernel image')"])
+    found = asked(tmp_path)
+    assert (found.captures, found.graph) == (False, "the process that tried it ended with exit code 1: no kernel image")
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(graph_check, "SECONDS", 0.2)
+    assert asked(tmp_path, dataclasses.replace(WIDE, slots=2)).graph.startswith("the process that tried it did not end")
+
+
+def test_where_no_device_captures_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_check, "COMMAND", [])
+    assert asked(tmp_path, device=torch.device("cpu")) == WIDE
+    alone = Choice(executor="loop", slots=1, why="measured")
+    assert asked(tmp_path, alone) == alone
+
+
+@pytest.mark.parametrize(
+    ("verdict", "used", "why"),
+    [
+        (judged(1e-7, 0.001, 0.004), True, "equal those without within 1e-06; 1.00 ms a step, without 4.00 ms"),
+        (judged(1e-7, 0.004, 0.001), False, "equal those without within 1e-06; 4.00 ms a step, without 1.00 ms"),
+        (judged(2e-6, 0.001, 0.004), False, "differ by 2.0e-06 from those without, more than 1e-06"),
+        (judged(math.nan, 0.001, 0.004), False, "differ by nan"),
+    ],
+)
+def test_only_what_is_equal_and_faster_is_used(verdict: Verdict, used: bool, why: str) -> None:
+    assert verdict.used is used
+    assert why in verdict.why
+
+
+def test_a_number_that_is_baked_in_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captured step reads the batch from a tensor. One that keeps the first batch's rows must not be used."""
+    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "executor": "stack"}), tmp_path)
+    config = TrainConfig.from_tree(space.middle(spec.tree, {}))
+    request = graph_check.Request(
+        config=config.model_dump(mode="json"), folder=str(tmp_path), split_seed=0, device=str(twin.DEVICE),
+        executor="stack", slots=2,
+    )  # fmt: skip
+    monkeypatch.setattr(assemble, "load_splits", lambda *arguments: digits(device=twin.DEVICE))
+    assert graph_check.examine(request).why.startswith("3 replayed steps equal")
+    compute, first = Stack._compute, []
+
+    def baked(stack: Stack, batches: torch.Tensor, *more: object) -> None:
+        first.append(batches.clone())
+        compute(stack, first[0] if stack._captured else batches, *more)
+
+    monkeypatch.setattr(Stack, "_compute", baked)
+    verdict = graph_check.examine(request)
+    assert not verdict.used
+    assert "3 replayed steps differ by" in verdict.why
+
+
+def test_a_choice_says_what_it_captures(tmp_path: Path) -> None:
+    """With fewer slots nothing is known of the graph."""
+    wide = dataclasses.replace(WIDE, captures=True, graph="equal and faster")
+    assert wide.limited(4, "x") == wide
+    assert (wide.limited(2, "x").captures, wide.limited(2, "x").graph) == (False, "")
+    assert Choice.from_dict(dataclasses.asdict(wide)) == wide
+    assert graphs.can_capture(twin.DEVICE)
+    assert not graphs.can_capture(torch.device("cpu"))
