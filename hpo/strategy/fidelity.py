@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from hpo.storage.finished_trials import FinishedTrials
 from hpo.storage.trial_rows import TrialRow
 from hpo.strategy.rungs import Bools, Curves, Floats, Integers, Ladder, Positions
-from hpo.strategy.tpe import ArrayTPE, Look, RankedTrials, Space
+from hpo.strategy.tpe import ArrayTPE, Look, Observed, RankedTrials, Space, joined
 
 ENOUGH = 8  # trials at a rung, from which on they are compared there
 
@@ -74,6 +74,19 @@ class Ranked:
     ranking: RungRanking
     at: Positions  # of the finished trials, in the columns
     numbers: Integers  # of the running trials
+    _parted: dict[tuple[int, tuple[str, ...]], tuple[tuple[Observed, Observed], set[int]]] = field(default_factory=dict)
+
+    def parted(self, count: int, space: Space) -> tuple[tuple[Observed, Observed], set[int]]:
+        """Return the observations of the best finished trials and of the others, and the numbers of the best running ones.
+
+        The observations must not be changed.
+        """
+        key = count, tuple(space)  # a parameter's kind is the same in all trials of a study
+        if key not in self._parted:
+            is_first, numbers = self.first(count)
+            of = self.history.observations
+            self._parted[key] = (of(self.at[is_first], space), of(self.at[~is_first], space)), numbers
+        return self._parted[key]
 
     def first(self, count: int) -> tuple[Bools, set[int]]:
         """Return the best trials: which of the finished ones, and the numbers of the running ones."""
@@ -101,11 +114,10 @@ class RungLook(Look):
 
         Running trials below the rung count as others, so that parallel workers do not all try the same point.
         """
-        is_good, numbers = self.ranked.first(good)
-        at = self.ranked.at
+        (below, above), numbers = self.ranked.parted(good, space)
         best = {number: params for number, params in self.running.items() if number in numbers}
         others = {number: params for number, params in self.running.items() if number not in numbers}
-        return self.values(at[is_good], best, space), self.values(at[~is_good], others, space)
+        return joined(below, best, space), joined(above, others, space)
 
 
 class FidelityTPE(ArrayTPE):
@@ -156,7 +168,7 @@ class FidelityTPE(ArrayTPE):
         ranked = self._ranked(columns, [row for row in running if row.steps], study.direction)
         return RungLook(
             history=ranked.history,
-            running={row.number: self.params_of(row, study) for row in running},
+            running=self.params_by_number(running, columns, study),
             ranked=ranked,
         )
 
@@ -168,7 +180,7 @@ class FidelityTPE(ArrayTPE):
         if kept is None or kept[0] != key:
             curves = Curves.of(columns, reporting, self._ladder)
             ranked = Ranked(
-                history=RankedTrials(columns, direction),
+                history=RankedTrials.of(columns, direction),
                 ranking=RungRanking(curves, 1.0 if direction == StudyDirection.MINIMIZE else -1.0, self._enough),
                 at=curves.at,
                 numbers=np.array([row.number for row in reporting], np.int64),

@@ -11,6 +11,7 @@ The private parts of Optuna that this uses are in `hpo.storage.optuna_private`. 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from hpo.storage.trial_rows import TrialRow
 from hpo.strategy.rungs import Floats, Positions, counting
 
 Space = dict[str, BaseDistribution]
+Observed = tuple[
+    npt.NDArray[np.int64], dict[str, Floats]
+]  # the numbers of trials, and their internal values by parameter
 MOST_GOOD = 25
 GIVEN_KEY = "tpe:relative_params"  # prefix of the system attributes in which Optuna's TPE stores a trial's parameters
 
@@ -42,20 +46,32 @@ def count_good(trials: int) -> int:
 
 
 class RankedTrials:
-    """The COMPLETE and PRUNED trials of a study in order of their numbers, from one read."""
+    """The COMPLETE and PRUNED trials of a study in order of their numbers, from one read. Trials opened together share it."""
 
     def __init__(self, columns: FinishedTrials, direction: StudyDirection) -> None:
         self._columns = columns
         self._sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
         self._positions = counting(columns)
+        self._parted: dict[tuple[int, tuple[str, ...]], tuple[Observed, Observed]] = {}
+
+    @classmethod
+    def of(cls, columns: FinishedTrials, direction: StudyDirection) -> RankedTrials:
+        """Return the trials of a study, with all that was computed from them, if none has finished since."""
+        key = (len(columns), direction)
+        kept = columns.derived.get("history")
+        if kept is None or kept[0] != key:
+            kept = columns.derived["history"] = key, cls(columns, direction)
+        found: RankedTrials = kept[1]
+        return found
 
     def __len__(self) -> int:
         return len(self._positions)
 
     # --- spaces -----------------------------------------------------------------------------------------------------
 
+    @cached_property
     def intersection(self) -> Space:
-        """Return the parameters that every trial has with the same distribution."""
+        """The parameters that every trial has with the same distribution."""
         indices = self._columns.space_indices[self._positions]
         if not len(indices):
             return {}
@@ -63,8 +79,9 @@ class RankedTrials:
         last = self._columns.spaces[indices[-1]]  # of equal distributions Optuna returns the last trial's object
         return {name: found for name, found in last.items() if all(other.get(name) == found for other in others)}
 
+    @cached_property
     def groups(self) -> SearchSpaceGroup:
-        """Return the parameters in groups. A trial has all parameters of a group or none.
+        """The parameters in groups. A trial has all parameters of a group or none.
 
         The first trial of each set of names is enough. After a set was added, each group lies inside or outside of it, and
         groups are only divided further. So the same set divides no group a second time. A parameter keeps the distribution of
@@ -109,7 +126,15 @@ class RankedTrials:
 
     # --- values -----------------------------------------------------------------------------------------------------
 
-    def observations(self, at: Positions, space: Space) -> tuple[npt.NDArray[np.int64], dict[str, Floats]]:
+    def parted(self, good: int, space: Space) -> tuple[Observed, Observed]:
+        """Return the observations of the best `good` trials and of all others. They must not be changed."""
+        key = good, tuple(space)  # a parameter's kind is the same in all trials of a study
+        if key not in self._parted:
+            below, above = self.split(good)
+            self._parted[key] = self.observations(below, space), self.observations(above, space)
+        return self._parted[key]
+
+    def observations(self, at: Positions, space: Space) -> Observed:
         """Return the trials at these positions that have all parameters of a space.
 
         Returns their numbers [N] and, by parameter, their internal values [N].
@@ -150,24 +175,29 @@ class Look:
         Running trials count as others, so that parallel workers do not all try the same point (constant liar: Ginsbourger et
         al., 2010).
         """
-        below, above = self.history.split(good)
-        return self.values(below, {}, space), self.values(above, self.running, space)
+        below, above = self.history.parted(good, space)
+        return below[1], joined(above, self.running, space)
 
-    def values(self, at: Positions, running: dict[int, dict[str, Any]], space: Space) -> dict[str, Any]:
-        """Return the internal values of finished and of running trials together, in order of number, by parameter.
 
-        Args:
-            at: the places of the finished trials, in order of number.
-            running: the parameters of the running trials by ascending number.
-            space: the parameters. Trials without one of them are left out.
-        """
-        numbers, values = self.history.observations(at, space)
-        having = {number: params for number, params in running.items() if space.keys() <= params.keys()}
-        places = np.searchsorted(numbers, list(having))
-        for name, distribution in space.items():
-            inserted = [distribution.to_internal_repr(params[name]) for params in having.values()]
-            values[name] = np.insert(values[name], places, inserted)
+def joined(finished: Observed, running: dict[int, dict[str, Any]], space: Space) -> dict[str, Floats]:
+    """Return the internal values of finished and of running trials together, in order of number, by parameter.
+
+    Args:
+        finished: the finished trials, in order of number.
+        running: the parameters of the running trials by ascending number.
+        space: the parameters. Running trials without one of them are left out.
+    """
+    numbers, values = finished
+    having = {number: params for number, params in running.items() if space.keys() <= params.keys()}
+    if not having:
         return values
+    places = np.searchsorted(numbers, list(having))
+    return {
+        name: np.insert(
+            values[name], places, [distribution.to_internal_repr(params[name]) for params in having.values()]
+        )
+        for name, distribution in space.items()
+    }
 
 
 class FirstJudged(optuna.Study):
@@ -196,11 +226,11 @@ class ArrayTPE(ExtensibleTPE):
         if self._look is None:
             return super().infer_relative_search_space(study, trial)
         if self.is_grouped:
-            groups = self._look.history.groups()
+            groups = self._look.history.groups
             self.keep_groups(groups)
             spaces = groups.search_spaces
         else:
-            spaces = [self._look.history.intersection()]
+            spaces = [self._look.history.intersection]
         return {name: found for space in spaces for name, found in sorted(space.items()) if not found.single()}
 
     def sample_group(self, study: optuna.Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
@@ -251,24 +281,46 @@ class ArrayTPE(ExtensibleTPE):
         """Return the look at finished trials and at other running ones, which are given by ascending number."""
         liars = running if self.has_liars else []
         return Look(
-            history=RankedTrials(columns, study.direction),
-            running={row.number: self.params_of(row, study) for row in liars},
+            history=RankedTrials.of(columns, study.direction),
+            running=self.params_by_number(liars, columns, study),
         )
 
-    def params_of(self, row: TrialRow, study: optuna.Study) -> dict[str, Any]:
-        """Return the parameters of a running trial, as Optuna's `_get_params` does without a FrozenTrial.
+    def params_by_number(
+        self, running: Sequence[TrialRow], columns: FinishedTrials, study: optuna.Study
+    ) -> dict[int, dict[str, Any]]:
+        """Return the parameters of running trials by number, which must not be changed.
 
-        They include parameters that were suggested and that the objective has not asked for yet.
+        Those of a trial that has got no further ones since the last look are not read again.
         """
-        parts: list[str] = []
-        while self.draws_together(study) and (text := row.system_attributes.get(f"{GIVEN_KEY}:{len(parts)}")):
-            parts.append(json.loads(text))
-        with contextlib.suppress(json.JSONDecodeError):  # another process may be writing them at the moment
-            return {**(json.loads("".join(parts)) if parts else {}), **row.external}
-        return row.external
+        together, known = self.draws_together(study), columns.derived.get("running", {})
+        found: dict[int, tuple[Any, dict[str, Any]]] = {}
+        for row in running:
+            state = row.params, given_to(row) if together else ()
+            kept = known.get(row.number)
+            found[row.number] = kept if kept is not None and kept[0] == state else (state, params_of(row, state[1]))
+        columns.derived["running"] = found
+        return {number: params for number, (_, params) in found.items()}
 
     def _draw_from(self, look: Look, search_space: Space) -> dict[str, Any]:
         """Draw a group of parameters from a look."""
         chosen = self.count_good(look.compared)
         good, bad = look.good_and_bad(count_good(look.compared) if chosen is None else chosen, search_space)
         return self.draw(good, bad, search_space)
+
+
+def given_to(row: TrialRow) -> tuple[str, ...]:
+    """Return the parts of a JSON text of the parameters that were suggested to a trial together, each itself as JSON."""
+    texts = (row.system_attributes.get(f"{GIVEN_KEY}:{part}") for part in itertools.count())
+    return tuple(itertools.takewhile(bool, texts))  # type: ignore[arg-type]
+
+
+def params_of(row: TrialRow, given: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of a running trial, as Optuna's `_get_params` does without a FrozenTrial.
+
+    Args:
+        row: the trial.
+        given: what was suggested to it. The objective may not have asked for all of it yet.
+    """
+    with contextlib.suppress(json.JSONDecodeError):  # another process may be writing them at the moment
+        return {**(json.loads("".join(map(json.loads, given))) if given else {}), **row.external}
+    return row.external

@@ -21,6 +21,7 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from hpo.storage.connect import Storage, connect
 from hpo.storage.optuna_storage import OptunaStorage
+from hpo.storage.trial_rows import TrialRow
 from hpo.strategy.tpe import ArrayTPE, RankedTrials
 
 NAME = "s"
@@ -340,6 +341,34 @@ def test_one_sampler_serves_several_trials(lean: OptunaStorage) -> None:
             conditional(trial)
             place.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [value])
     assert told_last(lean) == told_last(plain)
+
+
+#: How often the finished trials are parted for six trials: once for each set of parameters that is drawn together, by `group`.
+PARTED = {False: 7, True: 4}
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_trials_opened_together_share_one_look_at_the_history(
+    lean: OptunaStorage, group: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sees the parameters of those before it, as in Optuna. The finished trials are ranked once for all."""
+    plain, ranked, settings = InMemoryStorage(), [], {"multivariate": True, "group": group, "constant_liar": True}
+    split = RankedTrials.split
+    monkeypatch.setattr(RankedTrials, "split", lambda self, good: ranked.append(good) or split(self, good))
+    for place in (lean, plain):
+        study_id = fill(place, history(2, 30, conditional), StudyDirection.MINIMIZE)
+    study_id = lean.get_study_id_from_name(NAME)
+    theirs = [begin(plain, TPESampler(seed=seed, **settings)) for seed in range(6)]
+    ours = [begin(lean, ArrayTPE(seed=seed, **settings)) for seed in range(6)]
+    for trial in theirs:
+        conditional(trial)
+    with lean.snapshot(study_id):
+        for trial in ours:
+            lean.prime(study_id, TrialRow.of(lean.get_trial(trial._trial_id)))  # as a worker opens trials
+            with lean.deferred_writes(trial._trial_id):
+                conditional(trial)
+    assert [repr(trial.params) for trial in ours] == [repr(trial.params) for trial in theirs]
+    assert len(ranked) == PARTED[group]
 
 
 def told_last(place: BaseStorage) -> str:
