@@ -529,7 +529,7 @@ def closeness(source: Study, best: Best | None = None) -> Closeness | None:
 
     Args:
         source: the study.
-        best: its best trial, for the number of its validation images; without it that noise is not known.
+        best: its best trial, for the number of its validation examples; without it that noise is not known.
     """
     if source.goals.are_several or source.goals.bounds or source_of(source) is not None:
         return None

@@ -16,8 +16,8 @@ from hpo.analysis import noise
 from hpo.analysis.noise import Noise
 from hpo.spec.space import Choices, Parameter, Range, parameters
 from hpo.storage import study_rows
-from hpo.study import status
-from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
+from hpo.study import interval, status
+from hpo.study.interval import TEST_IMAGES_KEY
 from hpo.study.plain import PlainStudy
 from hpo.study.plain import summarize as summarize_plain
 from hpo.study.query import ranking, recorded
@@ -53,7 +53,7 @@ class Evidence:
     best: Sequence[Leader] = ()  # the best tenth in full; empty if that is fewer than FEWEST
     space: Mapping[str, Parameter] = field(default_factory=dict)  # of the best ones; without a range that changed
     declared: frozenset[str] = frozenset()  # parameters that the study file declares; others are asked for in code
-    images: int | None = None  # in the validation part
+    images: int | None = None  # examples of the validation part, of which an accuracy is the share
     test_images: int | None = None
     noise: Noise | None = None  # the largest difference of two values that says nothing
     is_confirmed: bool = False  # `hpo confirm` has decided between the leaders
@@ -126,7 +126,7 @@ def _of_ours(study: Study) -> Evidence:
         )
         for one in reading.leading
     ]
-    images = receipt.get(IMAGES_KEY)
+    images = interval.counted(receipt)
     measured, is_confirmed = _confirmation(study)
     return Evidence(
         summary=summary,
@@ -135,7 +135,7 @@ def _of_ours(study: Study) -> Evidence:
         space=_space(described),
         declared=frozenset(name for name, _ in parameters(study.spec.tree)),
         images=images,
-        test_images=receipt.get(TEST_IMAGES_KEY),
+        test_images=interval.counted(receipt, TEST_IMAGES_KEY),
         noise=noise.larger(noise.of_one_item(summary.metric, images), measured),
         is_confirmed=is_confirmed,
         can_confirm=True,

@@ -170,7 +170,7 @@ def _close(evidence: Evidence) -> list[Leader]:
 def small_test_part(evidence: Evidence) -> Finding | None:
     """The test part cannot tell the best from the last of the best tenth, which differ by more than the noise.
 
-    Both are tested on the same images, so their errors have much in common. Therefore the difference is held against half of
+    Both are tested on the same examples, so their errors have much in common. Therefore the difference is held against half of
     one value's interval, not against that of a difference of two.
     """
     images, metric = evidence.test_images, evidence.summary.metric
@@ -182,8 +182,8 @@ def small_test_part(evidence: Evidence) -> Finding | None:
     return Finding(
         name="small test part",
         text=f"the best {len(evidence.best)} trials differ by {value_text(evidence.spread)} at most; "
-        f"{images:,} test images tell a value to ± {value_text(reach)} only.",
-        mend="Do not choose among them by the test. More test images make it finer.",
+        f"{images:,} test examples tell a value to ± {value_text(reach)} only.",
+        mend="Do not choose among them by the test. More test examples make it finer.",
     )
 
 

@@ -1,6 +1,6 @@
 """How large a difference between two trials must be to say something, and how many trials lie within it of the best.
 
-Two sources are known. A share of n validation images moves in steps of 1/n. Repeated runs of one configuration, as
+Two sources are known. A share of n validation examples moves in steps of 1/n. Repeated runs of one configuration, as
 `hpo confirm` makes them, differ by their standard deviation.
 """
 
@@ -21,7 +21,7 @@ class Noise:
     """The largest difference of two values that says nothing, and where it comes from."""
 
     size: float
-    source: str  # such as "one of 270 validation images"
+    source: str  # such as "one of 270 validation examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Closeness:
 
 
 def of_one_item(metric: str | None, images: int | None) -> Noise | None:
-    """Return the noise of one validation image; None for a metric that is no share of images."""
+    """Return the noise of one validation example; None for a metric that is no share of examples."""
     if metric is None or not metrics.is_share(metric) or not images:
         return None
-    return Noise(size=1 / images, source=f"one of {images:,} validation images")
+    return Noise(size=1 / images, source=f"one of {images:,} validation examples")
 
 
 def of_runs(deviation: float, runs: int) -> Noise | None:

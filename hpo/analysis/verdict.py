@@ -69,7 +69,7 @@ def judge(
 ) -> Verdict:
     """Return the verdict on configurations from their runs, of which run r is paired with run r of every other one.
 
-    Two runs may give the same difference by chance if values move in steps, as shares of images do. So no difference counts as
+    Two runs may give the same difference by chance if values move in steps, as shares of examples do. So no difference counts as
     steadier than rounding to these steps allows.
 
     Args:

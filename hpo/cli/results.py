@@ -356,11 +356,14 @@ def show_replay(training: FinalTraining) -> int:
 
 
 def show_epoch(result: EpochResult) -> None:
-    judged = {"validation_accuracy": result.validation_accuracy, **result.watched}
-    further = {name: value for name, value in judged.items() if name.startswith("validation_") and value is not None}
+    from hpo.study.format import value_text
+
+    known = {"validation_accuracy": result.validation_accuracy, **result.watched}
+    further = {name: value for name, value in known.items() if name.startswith("validation_") and value is not None}
     text.say(
-        f"epoch {result.epoch:>4}  train loss {result.train_loss:.4f}  validation loss {result.validation_loss:.4f}  "
-        + "".join(f"{name.replace('_', ' ')} {value:.4f}  " for name, value in further.items())
+        f"epoch {result.epoch:>4}  train loss {value_text(result.train_loss)}  "
+        f"validation loss {value_text(result.validation_loss)}  "
+        + "".join(f"{name.replace('_', ' ', 1)} {value_text(value)}  " for name, value in further.items())
         + f"lr {result.learning_rate:.2e}  {result.seconds:.2f} s"
     )
 

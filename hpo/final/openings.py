@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpo.errors import Fault, StudyError
+from hpo.spec.metrics import of_test
 from hpo.spec.study_file import StudySpec
 from hpo.storage import study_rows
 from hpo.storage.connect import FAILURES, connect
@@ -46,7 +47,7 @@ def complete(spec: StudySpec, folder: Path, url: str, metrics: dict[str, Any]) -
     Return the folder of each opening for the same trial, the oldest first. Does nothing and returns none if the storage cannot
     be used.
     """
-    measured = {key: metrics[key] for key in ("test_accuracy", "test_loss")}
+    measured = {f"test_{name}": metrics[f"test_{name}"] for name in of_test(metrics, spec.metric)}
     with contextlib.suppress(*TROUBLE), _opened(spec, url) as study:
         study_rows.complete_opening(study.storage.engine, measured, **_which(study, spec, folder))
         with study.storage.engine.connect() as connection:

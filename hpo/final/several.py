@@ -20,11 +20,9 @@ from hpo.files import read_json, write_json
 from hpo.final import train as final
 from hpo.final.train import CHECKPOINT, METRICS, SEVERAL, FinalTraining
 from hpo.spec import seeds
-from hpo.study.interval import IMAGES_KEY
+from hpo.spec.metrics import of_test
+from hpo.study.interval import IMAGES_KEY, TASK_KEY, TEST_IMAGES_KEY
 from hpo.train.epoch import EpochResult
-
-#: Of a training's metrics, those whose mean over the seeds is stored. The metrics of the test split come to these.
-AVERAGED = ("value", "test_accuracy", "test_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +102,7 @@ def train(
 
 def test_means(metrics: dict[str, Any]) -> dict[str, float]:
     """Return the means of the test metrics, for the study's ledger."""
-    return {key: metrics["means"][key]["value"] for key in AVERAGED if key.startswith("test_")}
+    return {key: found["value"] for key, found in metrics["means"].items() if key.startswith("test_")}
 
 
 def _open_folder(several: SeveralSeeds, folder: Path) -> None:
@@ -130,15 +128,15 @@ def _remove_checkpoints(several: SeveralSeeds, folder: Path) -> None:
 
 def _common(several: SeveralSeeds, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the values of each training, and their means with intervals by Student's t."""
+    averaged = ["value", *(f"test_{name}" for name in of_test(results[0], several.first.spec.metric))]
     return {
         "identity": several.identity,
         "trainings": [
             {"folder": name, "seed": result["receipt"]["seed"], "epoch": result["epoch"]}
-            | {key: result[key] for key in AVERAGED}
+            | {key: result[key] for key in averaged}
             for name, result in zip(several.names, results, strict=True)
         ],
-        "means": {key: asdict(mean([result[key] for result in results])) for key in AVERAGED},
-        "test_images": results[0]["test_images"],
-        IMAGES_KEY: results[0][IMAGES_KEY],
+        "means": {key: asdict(mean([result[key] for result in results])) for key in averaged},
+        **{key: results[0][key] for key in (TASK_KEY, TEST_IMAGES_KEY, IMAGES_KEY)},
         "receipt": results[0]["receipt"],
     }

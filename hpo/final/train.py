@@ -19,16 +19,17 @@ import torch
 from annotated_types import Ge
 
 from hpo import data
-from hpo.errors import CheckpointError, SpecError, StudyError
+from hpo.errors import CheckpointError, SpecError, StudyError, located
 from hpo.files import atomic_write, read_json, write_json
 from hpo.final import trajectory
 from hpo.final.tensorboard import Boards
 from hpo.receipt import receipt
 from hpo.spec import options, seeds, space
+from hpo.spec.metrics import of_test
 from hpo.spec.program import Command
 from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.study.interval import IMAGES_KEY
+from hpo.study.interval import IMAGES_KEY, TASK_KEY, TEST_IMAGES_KEY
 from hpo.text import command, quoted
 from hpo.train import checkpoint, devices, validation
 from hpo.train.batches import most_pieces
@@ -155,6 +156,9 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
     config = registry.read(spec.tree, folder)
     torch.set_num_threads(config.training.threads)
     device = devices.pick()
+    splits = assemble.load_splits(config, spec.split_seed, folder, device)
+    with located(path):
+        assemble.check_metrics(spec, config, splits)
     stored, accumulation = spec.receipt.get("seed"), spec.receipt.get("accumulation", 1)
     if accumulation > most_pieces(config.training.batch_size):
         raise SpecError(
@@ -168,7 +172,7 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         folder=folder,
         seed=next(s for s in (seed, stored, seeds.derive(spec.seed, "trial", 0)) if s is not None),
         device=device,
-        splits=assemble.load_splits(config, spec.split_seed, folder, device),
+        splits=splits,
         accumulation=accumulation,
         executor=spec.receipt.get("executor", "loop"),
     )
@@ -300,7 +304,7 @@ def finish(fitted: Fitted, test: data.Split) -> dict[str, Any]:
     training, run, kept, folder = fitted.training, fitted.run, fitted.kept, fitted.folder
     metrics = _tested(training, run, kept, test)
     with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
-        for name in validation.LOSS_AND_ACCURACY:
+        for name in of_test(metrics, training.spec.metric):
             boards.show_test(f"test_{name}", metrics[f"test_{name}"], run.epoch)
     if trajectory.can_draw():
         trajectory.draw(folder / trajectory.FILE, kept.steps.tolist(), kept.history, kept=metrics["epoch"])
@@ -310,13 +314,13 @@ def finish(fitted: Fitted, test: data.Split) -> dict[str, Any]:
 
 
 def refuse_another_split(training: FinalTraining) -> None:
-    """Raise SpecError if the receipt's trial had another split: the test part would hold images that it was chosen by."""
+    """Raise SpecError if the receipt's trial had another split: the test part would hold examples that it was chosen by."""
     spec = training.spec
     before = spec.receipt.get("split_seed", spec.split_seed)
     if before != spec.split_seed:
         key = "seed" if spec.format < SPLIT_FORMAT else f"data.{SPLIT_SEED}"
         raise SpecError(
-            f"{training.path}: {key} = {spec.split_seed}: the trial was chosen with {before}, so images that it has seen "
+            f"{training.path}: {key} = {spec.split_seed}: the trial was chosen with {before}, so examples that it has seen "
             f"would be in the test part; restore {before}, and give another seed of the training by --seed, or remove [receipt]"
         )
 
@@ -399,7 +403,8 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
     return {
         "identity": training.identity,
         **{f"test_{name}": value for name, value in tested.items()},
-        "test_images": len(test.targets),
+        TASK_KEY: training.splits.task,
+        TEST_IMAGES_KEY: len(test.targets),
         IMAGES_KEY: len(training.splits.validation.targets),
         "classes": list(training.splits.classes),
         **units(training.splits),

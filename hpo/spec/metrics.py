@@ -1,4 +1,4 @@
-"""The names of metrics, and the direction in which each improves.
+"""The names of metrics, the direction in which each improves, and the tasks that it goes with.
 
 `train/eval_metrics.py` computes them. The names are kept here so that they can be checked without torch.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Annotated
 
 import pydantic
@@ -14,26 +16,76 @@ from pydantic_core import PydanticCustomError
 from hpo.errors import nearest
 from hpo.spec.curve import Direction
 
-ALWAYS: dict[str, Direction] = {"accuracy": "maximize", "loss": "minimize"}  # every epoch has these
-FURTHER: dict[str, Direction] = {"macro_f1": "maximize", "auroc": "maximize", "calibration_error": "minimize"}
-TOP_K = re.compile(r"top_([1-9]\d{0,8})_accuracy")  # for any K; higher is better
+CLASSES = ("classification", "binary", "multilabel")  # tasks with classes or labels
+TASKS = (*CLASSES, "regression")
+
+
+@dataclass(frozen=True)
+class KnownMetric:
+    """What is known of a metric without computing it."""
+
+    direction: Direction
+    tasks: tuple[str, ...]
+
+
+METRICS: dict[str, KnownMetric] = {
+    "accuracy": KnownMetric("maximize", CLASSES),
+    "loss": KnownMetric("minimize", TASKS),
+    "balanced_accuracy": KnownMetric("maximize", ("classification", "binary")),
+    "f1": KnownMetric("maximize", ("binary",)),
+    "macro_f1": KnownMetric("maximize", CLASSES),
+    "micro_f1": KnownMetric("maximize", ("classification", "multilabel")),
+    "auroc": KnownMetric("maximize", CLASSES),
+    "average_precision": KnownMetric("maximize", CLASSES),
+    "log_loss": KnownMetric("minimize", CLASSES),
+    "calibration_error": KnownMetric("minimize", ("classification", "binary")),
+    "mae": KnownMetric("minimize", ("regression",)),
+    "rmse": KnownMetric("minimize", ("regression",)),
+    "r2": KnownMetric("maximize", ("regression",)),
+    "pearson": KnownMetric("maximize", ("regression",)),
+}
+ALWAYS = ("accuracy", "loss")  # measured in every epoch, if they go with the task
+FURTHER = tuple(name for name in METRICS if name not in ALWAYS)
+TOP_K = re.compile(r"top_([1-9]\d{0,8})_accuracy")  # for any K
+OF_TOP_K = KnownMetric("maximize", ("classification",))
 OWN_METRIC = "value"  # the name of the curve of a user's own training
 UNREPEATABLE = {"seconds", "images_per_second", "peak_memory_mb"}  # these differ between two equal runs
 
 
 def is_known(name: str) -> bool:
     """Return whether a metric of this name exists."""
-    return name in ALWAYS or name in FURTHER or TOP_K.fullmatch(name) is not None
+    return name in METRICS or TOP_K.fullmatch(name) is not None
 
 
 def direction(name: str) -> Direction:
     """Return the direction in which a known metric improves."""
-    return (ALWAYS | FURTHER).get(name, "maximize")
+    return METRICS.get(name, OF_TOP_K).direction
+
+
+def goes_with(name: str, task: str) -> bool:
+    """Return whether a known metric can be computed for a task."""
+    return task in METRICS.get(name, OF_TOP_K).tasks
+
+
+def for_task(task: str) -> list[str]:
+    """Return the names of the metrics that go with a task."""
+    top_k = ["top_K_accuracy"] if task in OF_TOP_K.tasks else []
+    return [name for name, known in METRICS.items() if task in known.tasks] + top_k
 
 
 def is_share(name: str) -> bool:
-    """Return whether a known metric is the share of images that are right."""
+    """Return whether a known metric is the share of examples that are right."""
     return name == "accuracy" or TOP_K.fullmatch(name) is not None
+
+
+def of_test(found: Container[str], metric: str) -> list[str]:
+    """Return which metrics of a test part are shown: accuracy, the study's metric and loss, if they were measured.
+
+    Args:
+        found: names of measured values, such as test_loss.
+        metric: the study's metric.
+    """
+    return [name for name in dict.fromkeys(["accuracy", metric, "loss"]) if f"test_{name}" in found]
 
 
 def further(names: list[str]) -> list[str]:
@@ -50,7 +102,7 @@ def checked(name: str) -> str:
     """Return the name of a known metric, for pydantic. Raises PydanticCustomError for another name."""
     if is_known(name):
         return name
-    mend = nearest(name, [*ALWAYS, *FURTHER, "top_3_accuracy"])
+    mend = nearest(name, [*METRICS, "top_3_accuracy"])
     raise PydanticCustomError("metric", "there is no such metric{mend}; top_K_accuracy takes any K", {"mend": mend})
 
 

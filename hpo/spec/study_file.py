@@ -94,9 +94,9 @@ class StudySpec(pydantic.BaseModel):
     params: dict[str, Any] = {}
     """Pinned parameters of the user's own objective, as `hpo export` writes them."""
     metric: str = "accuracy"
-    """Metric of the validation curve: accuracy, loss, macro_f1, auroc, calibration_error or top_K_accuracy for any K. With a
-    command, how a value is read from a line of its output: a pattern with the group `value` and perhaps `epoch`, or "json:KEY"
-    for JSON lines. Without it a command's values come from `hpo.report` alone."""
+    """Metric of the validation curve, such as accuracy, loss, auroc, rmse or top_K_accuracy for any K. It must go with the task
+    of the data, and it decides the direction. With a command, how a value is read from a line of its output: a pattern with the
+    group `value` and perhaps `epoch`, or "json:KEY" for JSON lines. Without it they come from `hpo.report` alone."""
     direction: Direction | None = None
     """Direction of the first objective. The metric decides it in a declared training; the user's own objective must give it."""
     objectives: dict[str, Direction] = {}

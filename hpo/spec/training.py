@@ -73,6 +73,9 @@ class Training(pydantic.BaseModel):
 
     epochs: Epochs = 20
     batch_size: Annotated[int, Ge(1), Le(2**24)] = 32
+    sampling: Literal["shuffled", "balanced"] | None = None
+    """Order of an epoch's rows. shuffled, the default: each row once at most. balanced: classes are equally frequent, so the rows
+    of a rare class come several times and some of a frequent one do not."""
     schedule_epochs: Epochs | None = None
     """Length of the learning-rate schedule in epochs; `epochs` by default."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -208,7 +211,8 @@ class WatchSection(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     metrics: list[Metric] = []
-    """Further validation metrics: macro_f1, auroc, calibration_error, top_K_accuracy for any K."""
+    """Further validation metrics, such as macro_f1, auroc, rmse or top_K_accuracy for any K. They must go with the task of the
+    data."""
     norms: bool = False
     """The 2-norm of the gradient before clipping, averaged over the epoch's steps, and of the parameters at the epoch's end."""
     noise: bool = False

@@ -40,6 +40,7 @@ class Best:
     value: float
     interval: Interval | None = None  # of the value, if there is one
     rivals: int | None = None  # other COMPLETE trials without a violation whose values lie in the interval
+    task: str | None = None  # of the data, if the trial's receipt names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ class Tally:
     front: tuple[tuple[Any, ranking.Judged], ...] = ()  # with several objectives: the rows on the Pareto front
     leading: tuple[Leading, ...] = ()  # the best trials by the first objective
     infeasible: int = 0  # COMPLETE trials that violate a constraint
-    shares: Counter[float] = field(default_factory=Counter)  # trials by value, if the metric is a share of images
+    shares: Counter[float] = field(default_factory=Counter)  # trials by value, if the metric is a share of examples
     spans: tuple[tuple[int, datetime, datetime], ...] = ()  # see `_spans`; of the WINDOW highest numbers
 
     @property
@@ -327,7 +328,7 @@ def summarize(study: Study, *, clock: Callable[[], float] = time.time) -> Summar
 
 
 def _shares(study: Study, found: Sequence[Any]) -> Counter[float]:
-    """Return the number of these trials by value; none if the study's metric is no share of images."""
+    """Return the number of these trials by value; none if the study's metric is no share of examples."""
     metric = interval.metric_of(study.spec)
     return Counter(map(trial_columns.value_of, found) if metric and metrics.is_share(metric) else ())
 
@@ -338,7 +339,9 @@ def _with_interval(connection: sql.Connection, study: Study, tally: Tally) -> Be
     if best is None or not tally.shares:
         return best
     row = ranking.result(connection, study, best.number)  # None if the study was deleted meanwhile
-    found = interval.of_trial(study.spec, best.value, json.loads((row and row.receipt) or "{}"))
+    receipt = json.loads((row and row.receipt) or "{}")
+    best = replace(best, task=receipt.get(interval.TASK_KEY))
+    found = interval.of_trial(study.spec, best.value, receipt)
     if found is None:
         return best
     rivals = sum(count for value, count in tally.shares.items() if value in found) - 1

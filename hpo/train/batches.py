@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+Sampling = Literal["shuffled", "balanced"]
 SMALLEST_PIECE = 2  # images in a micro-batch; batch norm fails on one
 
 
@@ -30,3 +34,35 @@ def can_halve(batch_size: int, accumulation: int) -> bool:
 def cut(batch: Tensor, pieces: int) -> tuple[Tensor, ...]:
     """Return the micro-batches of a batch, near-equal and in order."""
     return torch.tensor_split(batch, pieces) if pieces > 1 else (batch,)
+
+
+def rows_by_class(targets: Tensor) -> list[Tensor]:
+    """Return the rows of each class that occurs, on the CPU.
+
+    Args:
+        targets: class numbers int64 [N], or labels bool [N, 1] of a binary task.
+    """
+    classes = targets.reshape(-1).long().cpu()
+    rows = torch.argsort(classes, stable=True)
+    return [part for part in torch.split(rows, torch.bincount(classes).tolist()) if len(part)]
+
+
+def balanced_order(rows: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` rows in random order, of which each class has the same number, or one more.
+
+    All rows of a class come before one of them comes again.
+
+    Args:
+        rows: rows of each class.
+        generator: where random numbers are drawn.
+    """
+    each, more = divmod(count, len(rows))
+    with_one_more = torch.randperm(len(rows), generator=generator)[:more].tolist()
+    chosen = [_repeated(of_class, each + (place in with_one_more), generator) for place, of_class in enumerate(rows)]
+    return torch.cat(chosen)[torch.randperm(count, generator=generator)]
+
+
+def _repeated(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` of the rows. All of them come before one comes again."""
+    rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(0, count, len(rows))]
+    return torch.cat([rows[:0], *rounds])[:count]

@@ -155,9 +155,10 @@ def last_improvement(curve: Sequence[float], min_delta: float, min_relative: flo
 def overfits_since(training: Sequence[float], validation: Sequence[float], *, percent: float = 5.0) -> int | None:
     """Return the epoch of the lowest validation loss, from 1, if the model overfits since then, else None.
 
-    It overfits if the final generalisation loss is above `percent` and the training loss is lower than at that epoch.
+    It overfits if the final generalisation loss is above `percent` and the training loss is lower than at that epoch. A
+    negative loss, as gaussian_nll has, tells no percentage.
     """
-    if not validation or not all(map(math.isfinite, (*training, *validation))):
+    if not validation or not all(map(math.isfinite, (*training, *validation))) or min(validation) < 0:
         return None
     best = min(range(len(validation)), key=validation.__getitem__)
     is_worse = generalisation_loss(validation) > percent

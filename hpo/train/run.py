@@ -21,7 +21,7 @@ from hpo.models import freezing, use_generator
 from hpo.spec.metrics import column
 from hpo.spec.training import Stopping
 from hpo.train import early_stopping, eval_metrics, monitors
-from hpo.train.batches import SMALLEST_PIECE, most_pieces, steps_per_epoch
+from hpo.train.batches import SMALLEST_PIECE, Sampling, balanced_order, most_pieces, rows_by_class, steps_per_epoch
 from hpo.train.epoch import EpochResult
 from hpo.train.inputs import Layout, PreparedInputs, in_units, layout_of, prepared
 from hpo.train.monitors import StepMonitor, Watch
@@ -70,6 +70,7 @@ class Run:
         splits: training and validation data.
         epochs: number of epochs.
         batch_size: rows per optimizer step.
+        sampling: whether an epoch has each row once at most, or classes equally often.
         seed: seed of all random draws.
         precision: number type of the forward pass.
         accumulation: micro-batches per batch, near-equal and in order.
@@ -96,6 +97,7 @@ class Run:
         epochs: int,
         batch_size: int,
         seed: int,
+        sampling: Sampling = "shuffled",
         precision: Precision = "float32",
         accumulation: int = 1,
         augment: Strength = AS_THEY_ARE,
@@ -128,6 +130,7 @@ class Run:
         use_generator(model, self.randomness.dropout)
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch(len(splits.train.targets), batch_size)
+        self.sampling = sampling
         self.batch_size = min(batch_size, len(splits.train.targets))
         self.accumulation = accumulation
         self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch of the actual size
@@ -291,8 +294,14 @@ class Run:
     def order(self) -> Tensor:
         """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU to be the same on every device."""
         generator = self.randomness.drawn_for("order", self.epoch)
-        order = torch.randperm(len(self.splits.train.targets), generator=generator).to(self.device)
-        return order[: self.steps_per_epoch * self.batch_size]
+        count = self.steps_per_epoch * self.batch_size
+        if self.sampling == "balanced":
+            return balanced_order(self._rows_by_class, count, generator).to(self.device)
+        return torch.randperm(len(self.splits.train.targets), generator=generator).to(self.device)[:count]
+
+    @cached_property
+    def _rows_by_class(self) -> list[Tensor]:
+        return rows_by_class(self.splits.train.targets)
 
     def drawn(self) -> Drawn | None:
         """Return the changes of the epoch's images, in the order of `order`; None without augmentation."""
@@ -364,7 +373,7 @@ class Run:
         """Return the further validation metrics, from the model's outputs [N, O] for the validation split."""
         splits = self.splits
         values = in_units(outputs, splits), in_units(splits.validation.targets, splits)
-        found = eval_metrics.compute(self.watch.metrics, *values)
+        found = eval_metrics.compute(self.watch.metrics, *values, splits.task)
         return {column(name): value for name, value in found.items()}
 
     def _look_whether_to_stop(self) -> None:

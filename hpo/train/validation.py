@@ -55,7 +55,7 @@ def assess(
     if not outputs:
         return found
     values = in_units(torch.cat(outputs), splits), in_units(split.targets, splits)
-    return found | eval_metrics.compute(metrics, *values)
+    return found | eval_metrics.compute(metrics, *values, splits.task)
 
 
 def right(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from hpo.study.format import amount_text, duration, range_text, value_text
 if TYPE_CHECKING:
     from hpo.data import Leak, Overview
     from hpo.train.build.check import Findings
+    from hpo.train.epoch import EpochResult
 
 WIDEST_NAME = 40  # characters of a class name
 MOST_CLASSES = 40  # rows in the table of classes
@@ -155,7 +156,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         *([f"weights: {found.weights}"] if found.weights else []),
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
-        f"validation accuracy {value_text(epoch.validation_accuracy)}",
+        + _judged(spec, epoch),
         *([f"costs of this model: {costs}"] if (costs := _costs(found)) else []),
         f"executor: {found.choice.executor}"
         + (f", {found.choice.slots} trials at a time" if found.choice.slots > 1 else ", one trial at a time")
@@ -172,6 +173,12 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         "",
     ]
     return text.page(lines)
+
+
+def _judged(spec: StudySpec, epoch: EpochResult) -> str:
+    """Return the accuracy of an epoch, or the value of the study's metric where there is none."""
+    name = spec.metric if epoch.validation_accuracy is None else "accuracy"
+    return f"validation {name} {value_text(epoch.judged(name))}"
 
 
 def _data_lines(found: Overview) -> list[str]:

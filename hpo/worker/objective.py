@@ -16,7 +16,7 @@ from hpo.spec import seeds, space, usercode
 from hpo.spec.training import Part, TrainConfig
 from hpo.storage.tables import FOLD_KEY
 from hpo.study import study as studies
-from hpo.study.interval import IMAGES_KEY, TEST_IMAGES_KEY
+from hpo.study.interval import IMAGES_KEY, TASK_KEY, TEST_IMAGES_KEY
 from hpo.study.study import Study
 from hpo.train import devices
 from hpo.train.batches import can_halve
@@ -52,7 +52,7 @@ def declared(study: Study, folder: Path) -> Declared:
     for note in splits.notes:
         log.warning("data: %s", note, extra={"action": "data"})
     log.info("trying out the model and its parts")
-    assemble.try_out(study.spec.tree, splits, folder, device)
+    assemble.try_out(study.spec, splits, folder, device)
     # A model that cannot be built or applied must not fail a trial.
     run = assemble.build_run(first, splits, seed=0, folder=folder, device=device)
     assemble.try_own_model(run, first.model.name)
@@ -180,7 +180,11 @@ class Declared:
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),
             split_seed=self._study.spec.split_seed,
             data_digest=attempt.run.splits.digest,
-            **{IMAGES_KEY: len(attempt.run.splits.validation.targets), TEST_IMAGES_KEY: attempt.run.splits.test_count},
+            **{
+                IMAGES_KEY: len(attempt.run.splits.validation.targets),
+                TEST_IMAGES_KEY: attempt.run.splits.test_count,
+                TASK_KEY: attempt.run.splits.task,
+            },
         )
         return TrialReceipt(claim=attempt.lease.claim, receipt=found, stack_key=attempt.stack_key)
 

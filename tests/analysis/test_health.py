@@ -229,7 +229,7 @@ def test_ties_are_told_with_the_noise_and_repeats_of_one_configuration_are_none(
     assert finding.text == "1 other trial has the best value, 0.9900, so which one leads is chance."
     [finding] = examine(replace(one, noise=noise.of_one_item("accuracy", 270)))
     assert finding.text == (
-        "2 other trials have the best value, 0.9900, or differ from it by at most one of 270 validation images, "
+        "2 other trials have the best value, 0.9900, or differ from it by at most one of 270 validation examples, "
         "so which one leads is chance."
     )
     assert finding.mend == "Train the leaders again with other seeds."

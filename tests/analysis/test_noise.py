@@ -9,7 +9,7 @@ from hpo.analysis import noise
 
 def test_a_share_moves_by_one_image_and_a_loss_has_no_such_step() -> None:
     found = noise.of_one_item("accuracy", 270)
-    assert found == noise.Noise(size=1 / 270, source="one of 270 validation images")
+    assert found == noise.Noise(size=1 / 270, source="one of 270 validation examples")
     assert noise.of_one_item("loss", 270) is None
     assert noise.of_one_item("accuracy", None) is None
 

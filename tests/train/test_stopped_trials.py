@@ -247,7 +247,9 @@ def test_a_study_is_judged_by_any_metric(make_digits: MakeStudy, how: dict[str, 
 
 def test_a_k_that_says_nothing_is_refused_before_any_trial(make_digits: MakeStudy) -> None:
     study = make_digits(1, metric="top_10_accuracy")
-    with pytest.raises(SpecError, match="top_10_accuracy: is 1 for every model, since the data has 10 classes"):
+    with pytest.raises(
+        SpecError, match='metric = "top_10_accuracy": is 1 for every model, since the data has 10 classes'
+    ):
         work(study)
     assert study.optuna.trials == []
 

@@ -20,8 +20,8 @@ from hpo.study import export, resolve, results
 from hpo.study import study as studies
 from hpo.train import loop
 from hpo.train.build import assemble, check, registry
+from hpo.train.optim import losses
 from hpo.train.optim.averaging import AVERAGINGS
-from hpo.train.optim.losses import LOSSES
 from hpo.worker import loop as worker_loop
 from hpo.worker.objective import declared
 from hpo.worker.signals import StopSignal
@@ -34,10 +34,11 @@ BASE: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 0.01},
     "training": {"epochs": 2, "batch_size": 64},
 }
+LOSSES = losses.for_task("classification")
 SMOOTHING = {"low": 0.0, "high": 0.2}
 SEARCHED: dict[str, Any] = {
     "loss": {
-        "name": {"choices": list(LOSSES)},
+        "name": {"choices": LOSSES},
         "label_smoothing": SMOOTHING,
         "mse": {"of": {"choices": ["softmax", "logits"]}},
     },
@@ -125,7 +126,7 @@ def test_sections_that_are_left_out_are_no_part_of_a_study_s_identity(tmp_path: 
     assert not spec.document.keys() & {"loss", "averaging"}
     assert not spec.document["training"].keys() & {"l1", "l2", "max_norm"}
     config = TrainConfig.from_tree(spec.tree)
-    assert (config.loss.name, config.averaging.name) == ("cross_entropy", "none")
+    assert (config.loss, config.averaging.name) == (None, "none")  # the task decides the loss
     assert resolved(tmp_path, loss={"name": "cross_entropy"}).loss == {"name": "cross_entropy", "label_smoothing": 0.0}
 
 
@@ -192,7 +193,7 @@ def examine(folder: Path, **changes: Any) -> check.Findings:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mean", r'^loss mine.py:mean: ValueError: gave shape \[\] for 2 images, .* \(reduction = "none"\)$'),
+        ("mean", r'^loss mine.py:mean: ValueError: gave shape \[\] for 2 rows, .* \(reduction = "none"\)$'),
         ("broken", "^loss mine.py:broken: AttributeError: 'Tensor' object has no attribute 'nonsense'"),
     ],
 )

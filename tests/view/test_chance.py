@@ -11,7 +11,7 @@ from hpo.spec.study_file import StudySpec
 from hpo.study.interval import wilson
 from hpo.study.status import Best, Summary
 from hpo.view import pages
-from hpo.view.chance import choice_lines, outcome_lines
+from hpo.view.chance import choice_lines, outcome_lines, seeds_lines
 from hpo.view.checked import small_part_warnings
 from tests.study.test_interval import PARTS
 from tests.view.test_live import drawn, summary
@@ -32,14 +32,14 @@ def searched(**changes: Any) -> Summary:
             {},
             [
                 "chance   the best of 30 trials is partly luck",
-                "         11 other complete trials lie within its interval, of 30 images",
+                "         11 other complete trials lie within its interval, of 30 examples",
             ],
         ),
         (
             {"value_rule": "best", "best": Best(number=1, value=1.0, interval=wilson(1.0, 30), rivals=1)},
             [
                 "chance   the best of 30 trials, each at its best epoch, is partly luck",
-                "         1 other complete trial lies within its interval, of 30 images",
+                "         1 other complete trial lies within its interval, of 30 examples",
             ],
         ),
         (
@@ -53,14 +53,28 @@ def searched(**changes: Any) -> Summary:
             {"best": Best(number=1, value=0.5)},
             [
                 "chance   the best of 30 trials is partly luck",
-                "         no interval: the trial does not name its number of images",
+                "         no interval: the trial does not name its number of examples",
             ],
         ),
         (
             {"best": Best(number=1, value=0.5), "metric": "loss"},
             [
                 "chance   the best of 30 trials is partly luck",
-                "         no interval for loss: values of single images are not kept",
+                "         no interval for loss: values of single examples are not kept",
+            ],
+        ),
+        (
+            {"best": Best(number=1, value=0.9, task="multilabel")},
+            [
+                "chance   the best of 30 trials is partly luck",
+                "         no interval for accuracy: the labels of an example are not independent",
+            ],
+        ),
+        (
+            {"best": Best(number=1, value=53.2), "metric": "rmse"},
+            [
+                "chance   the best of 30 trials is partly luck",
+                "         no interval for rmse: values of single examples are not kept",
             ],
         ),
         ({"metric": None}, []),  # several objectives, or one of the user's own, which may be exact
@@ -153,6 +167,56 @@ def test_a_training_of_an_earlier_hpo_does_not_know_its_validation_images() -> N
     assert outcome_lines(found, "accuracy", tried=30) == [
         "validation accuracy 0.6667, with the weights of epoch 2",
         "test accuracy 0.3000 (0.1666 to 0.4788, n = 30)",
+    ]
+
+
+REGRESSION = {
+    "task": "regression",
+    "value": 53.25,
+    "test_rmse": 61.5,
+    "test_loss": 0.75,
+    "epoch": 2,
+    "overfits_since": None,
+}
+COUNTED = {"test_images": 30, "validation_images": 30}
+
+
+def test_a_regression_is_told_by_its_own_metric() -> None:
+    found = {**REGRESSION, **COUNTED, "history": [{"validation_rmse": 60.0}, {"validation_rmse": 53.25}]}
+    validated = "validation {} 53.2500, with the weights of epoch 2"
+    assert outcome_lines(found, "rmse", tried=30) == [validated.format("rmse"), "test rmse 61.5000"]
+    assert outcome_lines(found, "loss", tried=30) == [validated.format("loss"), "test loss 0.7500"]
+
+
+def test_several_labels_have_no_interval() -> None:
+    assert outcome_lines(trained(task="multilabel", test_accuracy=0.3), "accuracy", tried=30) == [
+        "validation accuracy 0.6667, with the weights of epoch 2",
+        "test accuracy 0.3000",
+    ]
+
+
+def test_another_metric_than_accuracy_is_told_of_the_test_too() -> None:
+    assert outcome_lines(trained(value=0.9, test_auroc=0.75, test_loss=0.5), "auroc", tried=30)[1:] == [
+        "test accuracy 0.5000 (0.3315 to 0.6685, n = 30)",
+        "test auroc 0.7500",
+    ]
+
+
+def test_seeds_of_a_regression_are_told_by_its_own_metric() -> None:
+    mean = {"value": 2.0, "low": 1.0, "high": 3.0, "deviation": 0.5}
+    one = {"folder": "seed-1", "value": 2.0, "test_rmse": 2.5, "test_loss": 0.5}
+    found = {
+        "trainings": [one],
+        "means": dict.fromkeys(["value", "test_rmse", "test_loss"], mean),
+        "task": "regression",
+    }
+    assert seeds_lines({**found, **COUNTED}, "rmse") == [
+        "        validation rmse  test rmse  test loss",
+        "seed-1           2.0000     2.5000     0.5000",
+        "test rmse 2.0000 (1.0000 to 3.0000), standard deviation 0.5000",
+        "test loss 2.0000 (1.0000 to 3.0000), standard deviation 0.5000",
+        "validation rmse 2.0000 (1.0000 to 3.0000), standard deviation 0.5000",
+        "means of 1 seeds with 95 % intervals by Student's t, for this test part",
     ]
 
 

@@ -14,6 +14,7 @@ from hpo import data, models
 from hpo.errors import SpecError, shown
 from hpo.spec import metrics, space, usercode
 from hpo.spec.space import Tree
+from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Part, TrainConfig
 from hpo.train import eval_metrics
 from hpo.train.batches import steps_per_epoch
@@ -110,10 +111,12 @@ def build_run(
     """
     check_images(config, splits)
     training = config.training
-    eval_metrics.check(config.watch.metrics, splits.num_classes)
+    check_sampling(config, splits)
+    loss = build_loss(config.loss, splits, folder, device)
+    outputs = splits.outputs * losses.outputs_per_target(loss)
 
     def build() -> nn.Module:
-        model = registry.call("model", config.model, folder, shape_of(splits), splits.outputs)
+        model = registry.call("model", config.model, folder, shape_of(splits), outputs)
         return models.prepare(model, endless_batches(splits, PREPARING_BATCH))
 
     model = initial_model(build, seed)
@@ -128,13 +131,14 @@ def build_run(
         splits=splits,
         epochs=training.epochs,
         batch_size=training.batch_size,
+        sampling=training.sampling or "shuffled",
         seed=seed,
         precision=training.precision,
         accumulation=accumulation,
         augment=data.Strength(**config.augment.model_dump()),
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
-        loss=build_loss(config.loss, splits, folder, device),
+        loss=loss,
         penalised=Penalties(l1=training.l1 or 0.0, l2=training.l2 or 0.0, max_norm=training.max_norm),
         averaging=registry.call("averaging", config.averaging, folder),
         sam_rho=config.sam.rho,
@@ -172,14 +176,54 @@ def schedule_of(config: TrainConfig, steps: int, folder: Path) -> Schedule:
     return warmup.before(schedule, warming, registry.call("warmup", config.warmup, folder, lengths))
 
 
+def check_metrics(spec: StudySpec, config: TrainConfig, splits: data.Splits) -> None:
+    """Raise SpecError if a metric that a study judges, measures or monitors does not go with the data's task."""
+    named = {
+        "metric" if not spec.objectives else "the first of [objectives]": spec.metric,
+        "stopping.monitor": config.stopping.monitor,
+    }
+    for path, name in named.items():
+        eval_metrics.check(path, filter(None, [name]), splits.task, splits.num_classes)
+    eval_metrics.check("watch.metrics", config.watch.metrics, splits.task, splits.num_classes)
+
+
+def check_sampling(config: TrainConfig, splits: data.Splits) -> None:
+    """Raise SpecError if balanced batches are wanted of data without classes."""
+    if config.training.sampling == "balanced" and splits.task not in ("classification", "binary"):
+        raise SpecError(
+            f'training.sampling = "balanced": needs one class for each {_said(splits)[:-1]}, but the task of the data is '
+            f"{splits.task}; remove it"
+        )
+
+
 def build_loss(part: Part | None, splits: data.Splits, folder: Path, device: torch.device) -> Loss:
     """Return a loss by name, or the task's own, tested on two rows; SpecError if it is not a loss for these targets."""
     part = part or Part(name=losses.BY_TASK[splits.task], options={}, paths={})
+    _refuse_another_task(part, splits)
     loss = registry.call("loss", part, folder)
     try:
-        return losses.try_out(loss, splits.outputs, _two_targets(splits), device)
+        loss = losses.weighted(loss, splits.train.targets, splits.outputs)
+    except ValueError as error:
+        raise SpecError(f"loss {part.name}: {error}") from error
+    outputs = splits.outputs * losses.outputs_per_target(loss)
+    try:
+        return losses.try_out(loss, outputs, _two_targets(splits), device)
     except Exception as error:  # a user's own loss may raise anything
         raise SpecError(f"loss {part.name}: {type(error).__name__}: {error}") from error
+
+
+def _refuse_another_task(part: Part, splits: data.Splits) -> None:
+    """Raise SpecError if one of our losses does not go with the data's task."""
+    if part.name not in losses.TASKS:
+        return
+    if splits.task not in losses.TASKS[part.name]:
+        raise SpecError(
+            f'loss.name = "{part.name}": does not go with the task of the data, {splits.task}; take one of '
+            f"{', '.join(losses.for_task(splits.task))}, or leave [loss] out for {losses.BY_TASK[splits.task]}"
+        )
+    if splits.task == "regression" and (smoothing := part.options.get("label_smoothing")):
+        path = part.paths.get("label_smoothing", "loss.label_smoothing")
+        raise SpecError(f"{path} = {smoothing}: the data has no labels but numbers, which are not smoothed; remove it")
 
 
 def _two_targets(splits: data.Splits) -> torch.Tensor:
@@ -189,13 +233,17 @@ def _two_targets(splits: data.Splits) -> torch.Tensor:
     return splits.train.targets[:1].expand(2, -1)
 
 
-def try_out(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:
-    """Raise SpecError if an augmentation, model or loss in the search space does not work with this data.
+def try_out(spec: StudySpec, splits: data.Splits, folder: Path, device: torch.device) -> None:
+    """Raise SpecError if the metric, or a part of a training in the search space, does not work with this data.
 
     So the fault is found before it costs a trial.
     """
+    tree = spec.tree
     for variant in space.variants(tree):
-        check_images(TrainConfig.from_tree(variant), splits)
+        config = TrainConfig.from_tree(variant)
+        check_metrics(spec, config, splits)
+        check_images(config, splits)
+        check_sampling(config, splits)
     try_models(tree, splits, folder)
     try_losses(tree, splits, folder, device)
 

@@ -71,7 +71,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     splits = assemble.split(config, source, spec.split_seed, device)
     if sheet is not None:
         data.contact_sheet(splits, sheet)
-    assemble.try_out(tree, splits, folder, device)
+    assemble.try_out(spec, splits, folder, device)
     seed = seeds.derive(spec.seed, "check")
     torch.set_num_threads(config.training.threads)
     run = assemble.build_run(config, splits, seed, folder, device)

@@ -85,6 +85,7 @@ KINDS = {
     "warmup": PartKind(functions=WARMUPS, given=1, returns=Callable, prepare=warmup.steps),
     "averaging": PartKind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
+UNJUDGED = (".label_smoothing", ".class_weights", ".pos_weight")  # options of losses that validation does not use
 SIZES = ("widths", "channels", "depth", "width")  # options that can make our models large
 MAX_PARAMETERS = 250 * 10**9  # one terabyte of weights
 #: Models with no more layers, and no larger layers, are far below MAX_PARAMETERS and are not checked.
@@ -284,6 +285,7 @@ def _together(tree: Tree) -> TrainConfig:
     """Return the config of a pinned tree whose sections are valid; SpecError if sections contradict each other."""
     config = TrainConfig.from_tree(tree)
     _refuse_a_cycle_without_momentum(config)
+    _refuse_ratios_of_a_negative_loss(config)
     return config
 
 
@@ -302,6 +304,18 @@ def _refuse_a_cycle_without_momentum(config: TrainConfig) -> None:
             f"{config.schedule.paths['cycle_momentum']} = true: optimizer {config.optimizer.name} has no momentum; "
             "set it to false or choose another optimizer"
         )
+
+
+def _refuse_ratios_of_a_negative_loss(config: TrainConfig) -> None:
+    """Raise SpecError for stopping rules that divide losses, if the loss may be negative."""
+    if config.loss is None or config.loss.name != "gaussian_nll":
+        return
+    for rule in ("gl", "pq"):
+        if (value := getattr(config.stopping, rule)) is not None:
+            raise SpecError(
+                f"stopping.{rule} = {value:g}: divides by the loss, which gaussian_nll lets become negative; "
+                "use stopping.patience or stopping.up"
+            )
 
 
 def refuse_huge_models(tree: Tree, folder: Path) -> None:
@@ -387,13 +401,13 @@ def refuse_searches(spec: StudySpec) -> None:
 def _refuse_values_in_several_measures(spec: StudySpec) -> None:
     """Raise SpecError if the loss is searched and trials are compared by it: different losses cannot be compared.
 
-    Label smoothing of our losses is allowed, since validation does not use it.
+    Label smoothing and weights of classes of our losses are allowed, since validation does not use them.
     """
     if spec.metric != "loss" or "loss" not in spec.tree:
         return
     for path, parameter in space.parameters({"loss": spec.tree["loss"]}):
         of_ours = not any(map(usercode.is_reference, spec.code_references))
-        if not (path.endswith(".label_smoothing") and of_ours):
+        if not (path.endswith(UNJUDGED) and of_ours):
             raise SpecError(
                 f"{path} = {parameter}: losses of several kinds cannot be compared; give one value, or set metric = "
                 '"accuracy"'
