@@ -21,7 +21,7 @@ from hpo.data.fake import fake
 from hpo.data.files import FILE
 from hpo.data.folder import image_folder
 from hpo.data.inputs import Inputs, Kind, are_resident, each, head, placed, selected, some
-from hpo.data.leaks import Leak
+from hpo.data.leaks import Leak, leaks
 from hpo.data.overview import Overview, contact_sheet, overview
 from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
 from hpo.data.select import select
@@ -71,6 +71,7 @@ __all__ = [
     "draw",
     "each",
     "head",
+    "leaks",
     "load",
     "load_test",
     "overview",

@@ -42,6 +42,7 @@ class Archive:
     path: Path
     names: Mapping[Key, str]
     arrays: Mapping[Key, Array]
+    others: Mapping[str, Array]  # by name
     notes: Sequence[str]
     reading: Reading
 
@@ -54,8 +55,11 @@ class Archive:
 
     def bad(self, part: Part, role: Role, cause: str, *index: int) -> BadFile:
         """Return an error that names an array, and a place in it if one is given."""
-        at = list(index) if index else ""
-        return BadFile(f"{self.path}: {self.names[part, role]}{at} {cause}")
+        return self.bad_array(self.names[part, role], cause, *index)
+
+    def bad_array(self, name: str, cause: str, *index: int) -> BadFile:
+        """Return an error that names an array by its name in the file."""
+        return BadFile(f"{self.path}: {name}{list(index) if index else ''} {cause}")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -103,22 +107,36 @@ def _named(path: Path, held: Sequence[str], wanted: Mapping[Key, str | None], re
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, wanted: Mapping[Key, str | None], reading: Reading) -> Archive:
+def read(path: Path, wanted: Mapping[Key, str | None], reading: Reading, others: Mapping[str, str | None]) -> Archive:
+    """Return the arrays of an archive that are used; BadFile if one is missing or the file is damaged.
+
+    Args:
+        path: the file.
+        wanted: names of inputs and labels of each part.
+        reading: 1 finds arrays by these names only.
+        others: names of further arrays by the option that names them.
+    """
     try:
         if not zipfile.is_zipfile(path):  # numpy would take it for pickled objects and advise to allow them
             raise BadFile(f"{path}: cannot be read as an archive of arrays; write it with numpy.savez")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             held = archive.files
-            names = _named(path, held, wanted, reading)
+            for option, name in others.items():
+                if name is not None and name not in held:
+                    raise BadFile(
+                        f"{path}: {option} = {name!r}: holds no such array; it has {', '.join(held) or 'none'}"
+                    )
+            more = {name: _array(archive, name) for name in others.values() if name is not None}
+            names = _named(path, [name for name in held if name not in more], wanted, reading)
             used = {key: name for key, name in names.items() if all((key[0], role) in names for role in ROLES)}
             arrays = {key: _array(archive, name) for key, name in used.items()}
     except BadFile:
         raise
     except Exception as error:  # zipfile and numpy may raise any exception for a damaged file
         raise BadFile(f"{path}: cannot be read as an archive of arrays: {error}") from error
-    left_out = [name for name in held if name not in used.values()]
+    left_out = [name for name in held if name not in used.values() and name not in more]
     notes = [f"arrays left out: {', '.join(left_out)}"] if left_out else []
-    return Archive(path=path, names=used, arrays=arrays, notes=notes, reading=reading)
+    return Archive(path=path, names=used, arrays=arrays, others=more, notes=notes, reading=reading)
 
 
 def _array(archive: Any, name: str) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hpo.data.archive import Key, read
 from hpo.data.array_inputs import Holds, fit_of, form_of, inputs_of
+from hpo.data.array_keys import keys_of
 from hpo.data.array_targets import targets_of
 from hpo.data.files import File, existing_file
 from hpo.data.names import Part
@@ -25,6 +26,8 @@ def npz(
     holds: Holds | None = None,
     task: Task | None = None,
     positive: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
     reading: Reading = 2,
 ) -> Source:
     """Return images, features, series or tokens from a file that `numpy.savez` wrote.
@@ -47,6 +50,8 @@ def npz(
             tokens [N, L], whole numbers with 0 for padding and 1 for unknown ones.
         task: classification, binary, multilabel (rows of 0 and 1, [N, L]) or regression (default: by the labels).
         positive: the label of a binary target that counts as positive (default: 1, true, yes or positive).
+        group: array of groups [N] of the training rows, such as patients, for a split by group.
+        time: array of times [N] of the training rows, numbers or dates, for a split by time.
         reading: 1 reads as hpo did before December 2026: arrays only by the names in the options, and channels first
             unless `channels_last` is true.
     """
@@ -58,7 +63,7 @@ def npz(
         ("test", "images"): test_images,
         ("test", "labels"): test_labels,
     }
-    archive = read(existing_file(path, "path"), wanted, reading)
+    archive = read(existing_file(path, "path"), wanted, reading, {"group": group, "time": time})
     form = form_of(archive, holds, channels_last)
     targets = targets_of(archive, task, positive)
     parts: list[Part] = [part for part in ("train", "validation", "test") if archive.has(part)]
@@ -70,6 +75,7 @@ def npz(
     return Source(
         **tensors,
         **targets.about_source,
+        **keys_of(archive, group, time),
         notes=(*archive.notes, *form.notes, *targets.notes),
         place=archive.place,
         fit=fit_of(form),

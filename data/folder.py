@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from annotated_types import Ge, Le
 from PIL import Image, ImageColor, ImageOps
 
@@ -83,6 +84,7 @@ def image_folder(
     layout: Layout | None = None,
     labels: OptionalFile = None,
     label_column: Column | None = None,
+    group_column: Column | None = None,
     size: Edge | list[Edge] = 64,
     colour: Colour = "rgb",
     background: str | None = None,
@@ -105,6 +107,7 @@ def image_folder(
         labels: CSV file with a column of files below the root, with or without their ending, and a column of labels. A
             column with nothing but train, val and test assigns the parts. Folders are not classes then.
         label_column: column of labels in the CSV file, by name or by number from 1, if there are several candidates.
+        group_column: column of groups in the CSV file, such as patients, for a split by group.
         size: size of the decoded images in pixels: one side, or [height, width].
         colour: channels of the decoded images; `rgba` and `grey_alpha` keep transparency as the last channel.
         background: colour behind transparent pixels, such as "black" or "#808080" (default white).
@@ -131,8 +134,9 @@ def image_folder(
         raise ValueError(
             f"labels = {labels!r}: goes with root alone; remove validation_root, test_root, layout and reading"
         )
-    if label_column is not None and labels is None:
-        raise ValueError(f"label_column = {label_column!r}: is the column of a CSV file; write labels, or remove it")
+    for option, column in (("label_column", label_column), ("group_column", group_column)):
+        if column is not None and labels is None:
+            raise ValueError(f"{option} = {column!r}: is the column of a CSV file; write labels, or remove it")
     key: list[Any]
     if reading == 1:
         found = listed_as_before(folder, own.get("test"))
@@ -142,14 +146,23 @@ def image_folder(
         found = (
             listed(folder, own, layout)
             if labels is None
-            else tabled(folder, existing_file(labels, "labels"), label_column)
+            else tabled(folder, existing_file(labels, "labels"), label_column, group_column)
         )
         states = {part: [_states(files), [file.label for file in files]] for part, files in found.parts.items()}
         key = [reading, decoding.shape, fit, decoding.background, found.classes, states]
     key += [white_level] if white_level else []  # so that what is cached without it stays in use
     source = cached("image_folder", key, lambda target: _write(found, decoding, target))
     paths = [str(file.path) for file in found.parts["train"]]
-    return replace(source, notes=(*found.notes, *source.notes), place=paths.__getitem__, reading=reading)
+    groups = {part: torch.tensor(numbers) for part, numbers in found.groups.items()}
+    return replace(
+        source,
+        groups=groups.get("train"),
+        validation_groups=groups.get("validation"),
+        test_groups=groups.get("test"),
+        notes=(*found.notes, *source.notes),
+        place=paths.__getitem__,
+        reading=reading,
+    )
 
 
 def _ground(background: str | None, colour: str, reading: Reading) -> tuple[int, ...] | None:

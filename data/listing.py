@@ -42,6 +42,7 @@ class Listing:
 
     classes: list[str]
     parts: dict[Part, list[ImageFile]]
+    groups: dict[Part, list[int]] = field(default_factory=dict)  # of each file, if a table names groups
     notes: list[str] = field(default_factory=list)
 
 

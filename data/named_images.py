@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from hpo.data.files import BadFile
@@ -19,7 +19,7 @@ LOOKED_AT = 200  # rows from which the column of files is found
 Row = tuple[int, list[str]]  # row number as a spreadsheet counts, values
 
 
-def tabled(root: Path, table: Path, wanted: Column | None) -> Listing:
+def tabled(root: Path, table: Path, wanted: Column | None, group: Column | None = None) -> Listing:
     """Return the images that a CSV file names, with their labels, and with their parts if a column holds names of parts.
 
     BadFile if a column cannot be identified.
@@ -28,18 +28,20 @@ def tabled(root: Path, table: Path, wanted: Column | None) -> Listing:
         root: folder of the image files.
         table: CSV file, with or without a header.
         wanted: column of labels, by name or by number from 1; None: by its usual name, else the only column left.
+        group: column of groups, by name or by number from 1; None if the table has none.
     """
     files = _Files(root)
     names, rows = _read(table, files)
     shown = [name or f"number {column + 1}" for column, name in enumerate(names or [""] * len(rows[0][1]))]
     told = _told(names, wanted)
     of_file = _file_column(table, shown, files, rows[:LOOKED_AT], told)
-    others = [column for column in range(len(shown)) if column != of_file]
+    of_group = None if group is None else _group_column(table, names, shown, group, {of_file, told})
+    others = [column for column in range(len(shown)) if column not in (of_file, of_group)]
     of_part = next(
         (column for column in others if column != told and _are_parts([values[column] for _, values in rows])), None
     )
     of_label = _label_column(table, names, [column for column in others if column != of_part], told, wanted)
-    listing = _listing(table, files, rows, (of_file, of_label, of_part))
+    listing = _listing(table, files, rows, (of_file, of_label, of_part, of_group))
     left_out = [shown[column] for column in others if column not in (of_label, of_part)]
     listing.notes += [f"columns left out: {', '.join(left_out)}"] if left_out else []
     return listing
@@ -158,6 +160,17 @@ def _file_column(table: Path, shown: Sequence[str], files: _Files, rows: Sequenc
     return best
 
 
+def _group_column(
+    table: Path, names: Sequence[str], shown: Sequence[str], wanted: Column, taken: Container[int | None]
+) -> int:
+    """Return the column of groups; BadFile if there is none of that name or number, or it holds files or labels."""
+    found = wanted - 1 if isinstance(wanted, int) else names.index(wanted) if wanted in names else -1
+    if not 0 <= found < len(shown) or found in taken:
+        said = "holds the files or the labels" if found in taken else "is not a column of the table"
+        raise BadFile(f"{table}: group_column = {wanted!r}: {said}; write one of {', '.join(shown)}")
+    return found
+
+
 def _label_column(
     table: Path, names: Sequence[str], others: Sequence[int], told: int | None, wanted: Column | None
 ) -> int:
@@ -172,8 +185,10 @@ def _label_column(
     raise BadFile(f"{table}: {said}; write label_column as one of {known}")
 
 
-def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int, int, int | None]) -> Listing:
-    of_file, of_label, of_part = columns
+def _listing(
+    table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int, int, int | None, int | None]
+) -> Listing:
+    of_file, of_label, of_part, of_group = columns
     meant = {row: _meant(values[of_label], None if of_part is None else values[of_part]) for row, values in rows}
     classes = in_order({text for text, part in meant.values() if part == "train" and is_label(text)})
     if len(classes) < 2:
@@ -182,6 +197,7 @@ def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int
     listing = Listing(classes=classes, parts={part: [] for part in SPELLINGS if part in shipped})
     taken: dict[str, int] = {}  # row by real path of a file, so links do not count twice
     again = 0
+    groups: dict[str, int] = {}  # number by name
     for row, values in rows:
         path, (text, part) = files.one(values[of_file]), meant[row]
         fault = path if isinstance(path, str) else _label_fault(text, classes)
@@ -191,6 +207,10 @@ def _listing(table: Path, files: _Files, rows: Sequence[Row], columns: tuple[int
             continue
         if before != row:
             fault = f"names the file of row {before} with another {'part' if meant[before][0] == text else 'label'}"
+        if of_group is not None:
+            name = values[of_group].strip()
+            fault = fault or ("" if is_label(name) else "has no group")
+            listing.groups.setdefault(part, []).append(groups.setdefault(name, len(groups)))
         listing.parts[part].append(
             ImageFile(path=Path(f"{table}, row {row}"), label=0, fault=fault)
             if fault

@@ -89,9 +89,12 @@ def _refuse_rule(source: Source) -> None:
             f"{said}: the data has a validation and a test part of its own, so nothing is split; remove it"
         )
     if source.split == "group" and source.groups is None:
-        raise ValueError(f"{said}: the data names no groups; a table takes `group`, a Source of your own `groups`")
+        raise ValueError(
+            f"{said}: the data names no groups; a table or npz takes `group`, image_folder `group_column`, "
+            "a Source of your own `groups`"
+        )
     if source.split == "time" and source.times is None:
-        raise ValueError(f"{said}: the data names no times; a table takes `time`, a Source of your own `times`")
+        raise ValueError(f"{said}: the data names no times; a table or npz takes `time`, a Source of your own `times`")
     if source.split == "stratified" and not can_be_stratified(source):
         count = source.targets.shape[1]
         raise ValueError(f'{said}: a row has {count} targets, which cannot be balanced at once; write split = "random"')

@@ -158,8 +158,8 @@ def test_the_groups_of_dropped_classes_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        (source(), {"split": "group"}, 'split = "group": the data names no groups; a table takes `group`'),
-        (source(), {"split": "time"}, 'split = "time": the data names no times; a table takes `time`'),
+        (source(), {"split": "group"}, 'split = "group": the data names no groups; a table or npz takes `group`'),
+        (source(), {"split": "time"}, 'split = "time": the data names no times; a table or npz takes `time`'),
         (timed(groups=torch.arange(N)), {}, 'names groups and times; write split = "group" or split = "time"'),
         (source("multilabel"), {"split": "stratified"}, "a row has 2 targets, which cannot be balanced at once"),
         (
