@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,37 +18,39 @@ from hpo.data.inputs import Inputs
 from hpo.data.source import Fitted
 
 Level = Literal["word", "byte"]
+Lengths = npt.NDArray[np.int64]
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 BYTES = 256
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def words_of(text: str, lower: bool) -> list[str]:
-    """Return the words of a text: runs of letters and digits, and single signs."""
+def words_of(text: str, lower: bool) -> Iterator[str]:
+    """Yield the words of a text: runs of letters and digits, and single signs."""
     composed = unicodedata.normalize("NFC", text)
-    return _WORD.findall(composed.casefold() if lower else composed)
+    return (found[0] for found in _WORD.finditer(composed.casefold() if lower else composed))
 
 
-def as_bytes(texts: Sequence[str], length: int) -> tuple[Tensor, int]:
-    """Return the first `length` bytes of each text, int64 [N, length], and the length of the longest text."""
+def as_bytes(texts: Sequence[str], length: int) -> tuple[Tensor, Lengths]:
+    """Return the first `length` bytes of each text, int64 [N, length], and their number in each text."""
     found = [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) + FIRST for text in texts]
-    return _padded(found, length), max(map(len, found))
+    return _padded(found, length), np.array([len(one) for one in found])
 
 
-def as_words(texts: Sequence[str], length: int, lower: bool) -> tuple[Tensor, list[str], int]:
-    """Return the first `length` words of each text, int64 [N, length], all words by code, and the length of the longest text.
+def as_words(texts: Sequence[str], length: int, lower: bool) -> tuple[Tensor, list[str], Lengths]:
+    """Return the first `length` words of each text, int64 [N, length], all words by code, and their number in each text.
 
-    Codes are given in the order of the texts. `fit_words` makes a vocabulary of them.
+    Codes are given in the order of the texts. `fit_words` makes a vocabulary of them. Numbers above `length` are not counted
+    further: they are `length + 1`.
     """
     known: dict[str, int] = {}
-    found, longest = [], 0
+    found, counts = [], []
     for text in texts:
-        words = words_of(text, lower)
-        longest = max(longest, len(words))
+        words = list(islice(words_of(text, lower), length + 1))
+        counts.append(len(words))
         codes = [known.setdefault(word, FIRST + len(known)) for word in words[:length]]
         found.append(np.array(codes, dtype=np.int64))
-    return _padded(found, length), list(known), longest
+    return _padded(found, length), list(known), np.array(counts)
 
 
 def _padded(rows: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], length: int) -> Tensor:

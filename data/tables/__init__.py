@@ -1,6 +1,6 @@
 """Sources of tables, series and texts from CSV and Parquet files.
 
-`frame` reads files, `column` says what a column holds, `targets` and `keys` read the columns that are no inputs.
+`frame` reads files (`csv_file`), `column` says what a column holds, `targets` and `keys` read the columns that are no inputs.
 """
 
 from hpo.data.tables.series import series

@@ -5,7 +5,6 @@ Every value of a CSV file stays a text here. What a column holds is decided by `
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -18,13 +17,12 @@ import numpy.typing as npt
 
 from hpo.data.files import BadFile, existing_file
 from hpo.data.names import Part
-from hpo.data.sheet import no_utf8
+from hpo.data.tables.csv_file import in_one_line, read_csv
 
 Label = str | int  # name of a column, or its number from 1
 Rows = npt.NDArray[np.int64]
 
 PARQUET = (".parquet", ".pq")
-DELIMITERS = ",;\t|"
 #: Texts that stand for a missing value, without their case.
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 SHOWN = 12  # most columns named in a message
@@ -130,7 +128,7 @@ def read(
     tables: list[Any] = []
     rows: list[Rows] = []
     for path in paths.values():
-        table, numbers = _parquet(path) if is_parquet(path) else _csv(path, header, delimiter)
+        table, numbers = _parquet(path) if is_parquet(path) else read_csv(path, header, delimiter)
         _refuse_unclear_names(path, table.column_names)
         if not len(table):
             raise BadFile(f"{path}: holds no rows")
@@ -157,89 +155,6 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.casefold() in PARQUET
 
 
-def _csv(path: Path, header: bool, delimiter: str | None) -> tuple[Any, Rows]:
-    """Return the columns of a CSV file as texts, and the row numbers. Rows without any value are left out."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
-
-    if delimiter is not None and len(delimiter) != 1:
-        raise ValueError(f'delimiter = {delimiter!r}: write one character; a tabulator is "\\t"')
-    _refuse_other_encodings(path)
-    delimiter = delimiter or _delimiter(path)
-    as_texts = {f"f{number}": pa.string() for number in range(_width(path, delimiter))}  # by pyarrow's own names
-    uneven: list[Any] = []  # rows with more or fewer values than the first
-
-    def refuse(row: Any) -> str:
-        uneven.append(row)
-        return "error"
-
-    try:
-        table = read_csv(
-            path,
-            ReadOptions(use_threads=False, autogenerate_column_names=True),
-            ParseOptions(
-                delimiter=delimiter,
-                newlines_in_values=True,
-                ignore_empty_lines=False,
-                invalid_row_handler=refuse,
-            ),
-            ConvertOptions(column_types=as_texts, strings_can_be_null=False),
-        )
-    except (pa.ArrowException, OSError) as error:
-        if uneven:
-            wrong = uneven[0]
-            raise BadFile(
-                f"{path}, row {wrong.number}: has {wrong.actual_columns} values, the rows above have "
-                f"{wrong.expected_columns}; is another delimiter meant?"
-            ) from error
-        raise BadFile(f"{path}: cannot be read as CSV: {_in_one_line(error)}") from error
-    top = [str(column[0]).strip() if len(table) else "" for column in table.columns]
-    names = [name or f"{number}" for number, name in enumerate(top, start=1)] if header else None
-    if header and top and all(map(_is_number, top)):
-        raise BadFile(
-            f"{path}, row 1: holds numbers, not names of columns; write header = false, or a row of names above"
-        )
-    table = table.rename_columns(names or [str(number) for number in range(1, table.num_columns + 1)])
-    is_empty = np.ones(len(table), dtype=bool)
-    for column in table.columns:
-        is_empty &= pc.equal(pc.utf8_trim_whitespace(column), "").to_numpy(zero_copy_only=False).astype(bool)
-    is_empty[: int(header)] = True
-    kept = np.flatnonzero(~is_empty)
-    return table.take(pa.array(kept)), kept + 1
-
-
-def _delimiter(path: Path) -> str:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-    return max(DELIMITERS, key=first.count)
-
-
-def _width(path: Path, delimiter: str) -> int:
-    """Return the number of values in the first row of a CSV file."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return len(next(csv.reader(file, delimiter=delimiter), []))
-
-
-def _refuse_other_encodings(path: Path) -> None:
-    """Raise BadFile, which names the row, if a file is not UTF-8."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        row = 1
-        try:
-            for _ in file:
-                row += 1
-        except UnicodeDecodeError as error:
-            raise no_utf8(path, error) from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _parquet(path: Path) -> tuple[Any, Rows]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -247,7 +162,7 @@ def _parquet(path: Path) -> tuple[Any, Rows]:
     try:
         table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise BadFile(f"{path}: cannot be read as Parquet: {_in_one_line(error)}") from error
+        raise BadFile(f"{path}: cannot be read as Parquet: {in_one_line(error)}") from error
     return table, np.arange(1, len(table) + 1)
 
 
@@ -266,7 +181,3 @@ def _as_first(path: Path, table: Any, first: Any) -> Any:
         if name not in first.column_names:
             raise BadFile(f"{path}: has a column {name!r}, which the training file lacks; give both the same columns")
     return table.select(first.column_names)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

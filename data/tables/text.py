@@ -14,7 +14,7 @@ from hpo.data.tables.frame import Label, parts_of, read
 from hpo.data.tables.keys import keys_of
 from hpo.data.tables.parts import source_of
 from hpo.data.tables.targets import targets_of
-from hpo.data.tokens import Level, as_bytes, as_words, fit_bytes, fit_words
+from hpo.data.tokens import Lengths, Level, as_bytes, as_words, fit_bytes, fit_words
 
 
 def text(
@@ -72,14 +72,15 @@ def text(
     targets = targets_of([Column(frame, aim) for aim in aims], keys.in_training, task, positive)
     texts = Column(frame, place).texts()
     if level == "byte":
-        codes, longest = as_bytes(texts, length)
-        return source_of(codes, targets, keys, frame, fit=fit_bytes, notes=_notes(longest, length, "bytes"))
-    codes, known, longest = as_words(texts, length, lower)
+        codes, lengths = as_bytes(texts, length)
+        return source_of(codes, targets, keys, frame, fit=fit_bytes, notes=_notes(lengths, length, "bytes"))
+    codes, known, lengths = as_words(texts, length, lower)
     fit = partial(fit_words, words=known, most=words, least=least, lower=lower)
-    return source_of(codes, targets, keys, frame, fit=fit, notes=_notes(longest, length, "words"))
+    return source_of(codes, targets, keys, frame, fit=fit, notes=_notes(lengths, length, "words"))
 
 
-def _notes(longest: int, length: int, tokens: str) -> tuple[str, ...]:
-    if longest > length:
-        return (f"texts are cut after length = {length} {tokens}; the longest has {longest}",)
+def _notes(lengths: Lengths, length: int, tokens: str) -> tuple[str, ...]:
+    cut, longest = int((lengths > length).sum()), int(lengths.max())
+    if cut:
+        return (f"{cut} of {len(lengths)} texts have more than length = {length} {tokens} and are cut",)
     return (f"the longest text has {longest} {tokens}; length = {longest} would hold it",) if longest < length else ()

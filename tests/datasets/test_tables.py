@@ -231,6 +231,8 @@ def test_forms_of_csv_are_read(tmp_path: Path) -> None:
     found = SOURCES["table"](path=written(tmp_path, quoted), target="y")
     assert found.inputs["numbers"].flatten().tolist() == [1.5, 0.5]
     assert found.fit(found.inputs).about["categories"] == {"the\nname": ["a\tb", "c"]}
+    sizes = SOURCES["table"](path=written(tmp_path, 'c,y\n5",0.5\n7,1.5\n'), target="y", categorical=["c"])
+    assert sizes.fit(sizes.inputs).about["categories"] == {"c": ['5"', "7"]}
     assert found.placed(1).endswith("t.csv, row 4")  # the row without values is counted
     bare = SOURCES["table"](path=written(tmp_path, "1,2,0.5\n3,2,1.5\n"), target=3, header=False, categorical=[2])
     assert (bare.target_names, bare.inputs["categories"].tolist()) == (("3",), [[1], [1]])
@@ -338,6 +340,8 @@ BAD: list[tuple[str, dict, str]] = [
         {"target": "y"},
         "t.csv, row 3: has 3 values, the rows above have 2; is another delimiter meant?",
     ),
+    ('x,y,c\n1,0,"a\n2,1,b\n', {"target": "y"}, "t.csv, row 2: a quotation mark is not closed, so the value goes on"),
+    ('x,c,y\n1,"a,0\n2,b,1\n', {"target": "y"}, "t.csv, row 2: a quotation mark is not closed, so the value goes on"),
     ("x,x\n1,0\n2,1\n", {"target": "x"}, "t.csv: 2 columns are named 'x'; give each column a name of its own"),
     ("1,2\n3,4\n", {"target": 2}, "row 1: holds numbers, not names of columns; write header = false"),
     ("x,y\n", {"target": "y"}, "t.csv: holds no rows"),

@@ -31,7 +31,7 @@ def read(folder: Path, content: str = CSV, **options: object) -> Source:
 def test_words_of_the_training_part_are_the_vocabulary(tmp_path: Path) -> None:
     found = read(tmp_path, part="share", length=5)
     assert (found.kind, found.inputs.dtype, found.inputs.shape) == ("tokens", torch.int64, (3, 5))
-    assert found.notes == ("texts are cut after length = 5 words; the longest has 6",)
+    assert found.notes == ("1 of 4 texts have more than length = 5 words and are cut",)
     fitted = found.fit(found.inputs)
     assert fitted.about == {"level": "word", "lower": True, "length": 5, "words": ["the", "cat", "dog"]}
     assert fitted.vocabulary == 5
