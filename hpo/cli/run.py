@@ -37,21 +37,41 @@ if TYPE_CHECKING:
     from hpo.worker.loop import Objective
 
 
-@app.command(epilog=examples("hpo init study.toml", "hpo init photos.toml --data image_folder"))
+@app.command(
+    epilog=examples(
+        "hpo init study.toml",
+        "hpo init photos.toml --from photos",
+        "hpo init prices.toml --from prices.csv --target price",
+    )
+)
 def init(
     file: Annotated[Path, typer.Argument(help="Study file to write.")] = Path("study.toml"),
     data: Annotated[
         str | None,
         typer.Option("--data", help="Your own data: image_folder, csv or npz. Default: the built-in digits."),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Look at this data: a folder of images, or a .csv, .tsv, .parquet or .npz file."),
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Column to predict, with --from a table.")] = None,
 ) -> None:
-    """Write a commented study file to start from."""
+    """Write a commented study file to start from, or one that suits your data."""
     from hpo.errors import SpecError
     from hpo.spec import template
     from hpo.spec.study_file import check_name
 
     check_name(file.stem, f"{file}: name")
-    content = template.text(file.stem, data)
+    if data is not None and source is not None:
+        raise SpecError("--data and --from: give one; --from looks at the data, --data writes lines to fill in")
+    if target is not None and source is None:
+        raise SpecError(f"--target {target}: needs --from FILE")
+    if source is None:
+        content = template.text(file.stem, data)
+    else:
+        from hpo.train.draft.draft import draft
+
+        content = draft(file.stem, source, target, file.absolute().parent)
     try:
         with file.open("x") as handle:
             handle.write(content)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hpo.data import Splits
-from hpo.train.inputs import Batch
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import select
@@ -26,8 +25,8 @@ class Bent(StackedForward):
 
     bends_training: bool
 
-    def __call__(self, at: Pass, inputs: Batch) -> Tensor:
-        logits = super().__call__(at, inputs)
+    def __call__(self, at: Pass, images: Tensor) -> Tensor:
+        logits = super().__call__(at, images)
         return logits * 2 if at.training == self.bends_training else logits
 
 
