@@ -18,7 +18,7 @@ from hpo.data.source import Source, Split, SplitRule, Splits
 from hpo.data.split import parted, rule_of, strata
 
 EXAMPLES = 12  # most classes with an example image
-SINGULAR = {NUMBERS: "number", CATEGORIES: "category"}
+COLUMN_KINDS = {NUMBERS: "numeric", CATEGORIES: "categorical"}
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 ROWS, COLUMNS = 6, 12  # size of an example in characters, which are about twice as high as wide
 SHEET_CLASSES, SHEET_IMAGES = 100, 8  # contact sheet: most rows, images per row
@@ -88,9 +88,8 @@ def _inputs_text(source: Source) -> str:
     """Return what a row is, in the plural."""
     if isinstance(source.inputs, dict):
         if source.kind == "table":
-            return "rows of " + " and ".join(
-                f"{one.shape[1]} {name if one.shape[1] > 1 else SINGULAR[name]}" for name, one in source.inputs.items()
-            )
+            words = [f"{one.shape[1]} {COLUMN_KINDS[name]}" for name, one in source.inputs.items()]
+            return f"rows of {' and '.join(words)} columns"
         return "rows of " + " and ".join(f"{name} {list(one.shape[1:])}" for name, one in source.inputs.items())
     shape = list(source.inputs.shape[1:])
     return {

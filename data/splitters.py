@@ -15,6 +15,7 @@ Rows = npt.NDArray[np.int64]
 
 QUANTILES = 10  # most strata of a regression's target
 FEWEST_OF_QUANTILE = 8  # rows; so each part of 70/15/15 has at least one, for any rounding
+MANY_GROUPS = 10_000  # more are put into folds by chance, since balancing them takes seconds in each worker
 CANDIDATES = 100  # choices of whole groups, of which the one nearest to the wanted shares is taken
 
 
@@ -95,14 +96,15 @@ class ByGroup:
 
     def fold(self, rows: Rows, folds: int, number: int, seed: int) -> tuple[Rows, Rows]:
         """Return the rows outside and inside of a fold. ValueError if there are fewer groups than folds."""
-        from sklearn.model_selection import StratifiedGroupKFold
+        from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
         count = len(np.unique(self.groups[rows]))
         if count < folds:
             raise ValueError(
                 f'folds = {folds}, split = "group": train and validation have {count} groups; give at most {count} folds'
             )
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+        kind = StratifiedGroupKFold if count <= MANY_GROUPS else GroupKFold
+        splitter = kind(folds, shuffle=True, random_state=seed % 2**32)
         outside, inside = list(splitter.split(rows, self.classes[rows], self.groups[rows]))[number]
         return rows[outside], rows[inside]
 

@@ -73,7 +73,7 @@ ROWS = torch.arange(100)
             {"numbers": ROWS.float()[:, None], "categories": torch.stack([ROWS % 3, ROWS % 2], 1)},
             (ROWS % 4 == 0)[:, None],
             {"task": "binary", "classes": ("no", "yes")},
-            "rows of 1 number and 2 categories, 2 classes",
+            "rows of 1 numeric and 2 categorical columns, 2 classes",
             [75, 25],
         ),
         (

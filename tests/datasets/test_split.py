@@ -11,6 +11,7 @@ import torch
 from hpo import data
 from hpo.data import Source, select
 from hpo.data.split import parted
+from hpo.data.splitters import MANY_GROUPS, ByGroup
 
 N = 600
 PARTS = ("train", "validation", "test")
@@ -124,6 +125,15 @@ def test_folds_leave_the_test_part_and_keep_the_rule(make: Callable[..., Source]
         held.append(validation)
     found = torch.cat(held).sort().values
     assert torch.equal(found, rest) if make is not timed else len(found) == len(rest) // 5 * 4
+
+
+def test_very_many_groups_are_put_into_folds_by_chance() -> None:
+    rows = np.arange(3 * (MANY_GROUPS + 1))
+    splitter = ByGroup(groups=rows // 3, classes=rows % 4)
+    held = [splitter.fold(rows, 3, fold, 0)[1] for fold in range(3)]
+    assert sorted(np.concatenate(held).tolist()) == rows.tolist()
+    assert [len(set((one // 3).tolist())) for one in held] == [3334, 3334, 3333]
+    assert all(len(one) == 3 * len(set((one // 3).tolist())) for one in held)
 
 
 @pytest.mark.parametrize("make", [grouped, timed, source])
