@@ -11,6 +11,9 @@ inverse, so the mean is unbiased.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,23 @@ LOWEST = -(2**63)  # with this lower end and no upper end, `random_` fills all 6
 def kept_levels(p: float) -> int:
     """Return how many of the 2**16 possible draws keep an element, for drop probability p."""
     return round((1.0 - p) * LEVELS)
+
+
+def highest_kept(kept: int) -> int:
+    """Return the highest of the 2**16 draws, as an int16, that keeps an element."""
+    return max(kept - 1, 0) - LEVELS // 2  # with p = 1 some are kept, but their factor is 0
+
+
+def factor_of_kept(kept: int) -> float:
+    """Return the factor of kept elements."""
+    return LEVELS / kept if kept else 0.0
+
+
+class Masks(Protocol):
+    """What draws masks in place of a generator."""
+
+    def factors(self, kept: Sequence[int], elements: int, dtype: torch.dtype) -> Tensor | None:
+        """Return the factors of the next call [rows, elements], for rows that keep so many of 2**16 draws; None: all 1."""
 
 
 def fill_kept(out: Tensor, kept: int, generator: torch.Generator | None) -> Tensor:
@@ -34,7 +54,7 @@ def fill_kept(out: Tensor, kept: int, generator: torch.Generator | None) -> Tens
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` with the mask rule above, drawing from `generator` (None: torch's global generator).
+    """`nn.Dropout` with the mask rule above, drawing from `generator` (None: torch's global generator), or from `masks`.
 
     The generator must be on the device of the input. It is not part of the state dict.
     """
@@ -45,11 +65,19 @@ class Dropout(nn.Module):
             raise ValueError(f"dropout p = {p} is not a probability; give a number from 0 to 1")
         self.p = p
         self.generator = generator
+        self.masks: Masks | None = None  # in place of the generator
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, of any shape, with some elements dropped and the others scaled; x itself in eval mode or for p = 0."""
+        if not self.training:
+            return x
         kept = kept_levels(self.p)
-        if not self.training or kept == LEVELS:
+        if self.masks is not None:
+            factors = self.masks.factors((kept,), x.numel(), x.dtype)
+            if factors is None:
+                return x
+            return x * (factors.view(x.shape[::-1]).t() if x.ndim == 2 else factors.view(x.shape))
+        if kept == LEVELS:
             return x
         shape = x.shape[::-1] if x.ndim == 2 else x.shape
         noise = fill_kept(torch.empty(shape, dtype=x.dtype, device=x.device), kept, self.generator)

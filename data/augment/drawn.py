@@ -6,7 +6,7 @@ not use are neither drawn nor applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -17,6 +17,8 @@ from hpo.data.augment.mixing import Mixing, draw_mixing
 from hpo.data.augment.random import Random, Size
 from hpo.data.augment.strength import Fill, Strength
 from hpo.data.augment.tone import Tone
+
+Rows = Mapping[str, Tensor]  # by name: rows of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +38,21 @@ class Stage:
     """One pass over images: how its numbers are drawn, and how they are applied."""
 
     draw: Callable[[Strength, int, Size, Random], Tensor]  # numbers for `count` images of one size: [count, numbers]
-    apply: Callable[[Tensor, Tensor, Company], Tensor]  # images [N, C, H, W] and their numbers [N, numbers] -> images
+    apply: Callable[
+        [Tensor, Tensor, Company, Rows], Tensor
+    ]  # images [N, C, H, W], numbers [N, numbers], rows -> images
+    rows: Callable[[Tensor], Rows] = lambda _: {}  # finds images that are treated alike from numbers [N, numbers]
 
 
 def _move(fill: Fill) -> Stage:
     return Stage(
         draw=lambda strength, count, _, random: geometry.draw_moves(strength, count, random),
-        apply=lambda images, drawn, _: geometry.move(images, drawn, fill),
+        apply=lambda images, drawn, *_: geometry.move(images, drawn, fill),
     )
 
 
 def _warp(fill: Fill) -> Stage:
-    return Stage(draw=geometry.draw_warps, apply=lambda images, drawn, _: geometry.warp(images, drawn, fill))
+    return Stage(draw=geometry.draw_warps, apply=lambda images, drawn, *_: geometry.warp(images, drawn, fill))
 
 
 STAGES: dict[str, Stage] = {  # in the order in which they are applied
@@ -55,13 +60,14 @@ STAGES: dict[str, Stage] = {  # in the order in which they are applied
     **{f"warp, {fill}": _warp(fill) for fill in get_args(Fill)},
     "colour": Stage(
         draw=lambda strength, count, _, random: colour.draw_jitter(strength, count, random),
-        apply=lambda images, drawn, of: colour.jitter(images, drawn, filter(of.asks_for, colour.JITTERS), of.tone),
+        apply=lambda images, drawn, of, _: colour.jitter(images, drawn, filter(of.asks_for, colour.JITTERS), of.tone),
     ),
     "trivial": Stage(
         draw=lambda strength, count, _, random: trivial.draw_tones(strength, count, random),
-        apply=lambda images, drawn, of: trivial.retone(images, drawn, of.tone),
+        apply=lambda images, drawn, of, rows: trivial.retone(images, drawn, of.tone, rows),
+        rows=trivial.rows_by_tone,
     ),
-    "erasing": Stage(draw=erasing.draw_boxes, apply=lambda images, boxes, _: erasing.erase(images, boxes)),
+    "erasing": Stage(draw=erasing.draw_boxes, apply=lambda images, boxes, *_: erasing.erase(images, boxes)),
 }
 
 

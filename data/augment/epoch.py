@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpo.data import transfer
 from hpo.data.augment.drawn import STAGES, Company, Drawn, Stage
 from hpo.data.augment.mixing import Mixing, mix
 from hpo.data.augment.tone import Tone
+
+ROWS = "rows"  # of the images that a part of the augmentation changes; not there if it changes all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,8 @@ class Augmentation:
             batch: images per batch.
             filling: number of filler images behind each batch; they only need to stay finite.
         """
-        at = _Place(len(drawn), batch, filling, device)
-        self._passes = []
+        at = _Place(len(drawn), batch, filling)
+        self._passes: list[_Pass] = []
         for name, stage in STAGES.items():
             users = {row: run for row, run in enumerate(drawn) if run is not None and name in run.stages}
             if users:
@@ -59,6 +63,10 @@ class Augmentation:
                 self._passes.append(_Pass(stage, {row: run.stages[name] for row, run in users.items()}, of, at))
         mixing = {row: run.mixing for row, run in enumerate(drawn) if run is not None and run.mixing is not None}
         self._mixing = _Mixer(mixing, at) if mixing else None
+        parts: list[_Pass | _Mixer] = [*self._passes, *([self._mixing] if self._mixing else [])]
+        there = iter(transfer.sent([tensor for part in parts for tensor in part.tensors.values()], device))
+        for part in parts:
+            part.tensors = {name: next(there) for name in part.tensors}
 
     def images(self, images: Tensor, batch: int) -> Tensor:
         """Return the augmented images of a batch. The given images may be overwritten.
@@ -83,24 +91,23 @@ class _Place:
     runs: int
     batch: int
     filling: int
-    device: torch.device
 
     @property
     def size(self) -> int:
         return self.batch + self.filling
 
     def by_step(self, numbers: Sequence[Tensor]) -> Tensor:
-        """Return numbers of some runs, each [steps * B, ...], as [steps, runs * (B + filling), ...] on the device."""
+        """Return numbers of some runs, each [steps * B, ...], as [steps, runs * (B + filling), ...]."""
         apart = torch.stack([one.view(-1, self.batch, *one.shape[1:]) for one in numbers], 1)  # [steps, runs, B, ...]
         more = (0, 0) * (apart.ndim - 3) + (0, self.filling)
-        return F.pad(apart, more).flatten(1, 2).to(self.device)
+        return F.pad(apart, more).flatten(1, 2)
 
-    def rows(self, runs: Sequence[int]) -> Tensor | None:
-        """Return the rows of the images of some runs in a call; None if these are all runs."""
+    def rows(self, runs: Sequence[int]) -> dict[str, Tensor]:
+        """Return the rows of the images of some runs in a call under the name ROWS; nothing if these are all runs."""
         if len(runs) == self.runs:
-            return None
-        first = torch.tensor(runs, device=self.device) * self.size
-        return (first[:, None] + torch.arange(self.size, device=self.device)).flatten()
+            return {}
+        first = torch.tensor(runs) * self.size
+        return {ROWS: (first[:, None] + torch.arange(self.size)).flatten()}
 
 
 class _Pass:
@@ -108,17 +115,26 @@ class _Pass:
 
     def __init__(self, stage: Stage, drawn: dict[int, Tensor], of: Company, at: _Place) -> None:
         self._stage = stage
-        self._drawn = at.by_step(list(drawn.values()))
-        self._rows = at.rows(list(drawn))
         self._of = of
+        numbers = at.by_step(list(drawn.values()))
+        found = [stage.rows(of_step) for of_step in numbers]
+        self._alike = [{name: len(rows) for name, rows in of_step.items()} for of_step in found]  # how many, by step
+        of_steps = [torch.cat(list(of_step.values())) if of_step else torch.empty(0).long() for of_step in found]
+        self._starts = list(accumulate(map(len, of_steps), initial=0))
+        self.tensors = {"numbers": numbers, "alike": torch.cat(of_steps), **at.rows(list(drawn))}
 
     def images(self, images: Tensor, batch: int) -> Tensor:
-        if self._rows is None:
+        """Return images with the stage applied to those of its runs."""
+        rows = self.tensors.get(ROWS)
+        if rows is None:
             return self._applied(images, batch)
-        return images.index_copy_(0, self._rows, self._applied(images.index_select(0, self._rows), batch))
+        return images.index_copy_(0, rows, self._applied(images.index_select(0, rows), batch))
 
     def _applied(self, images: Tensor, batch: int) -> Tensor:
-        return self._stage.apply(images, self._drawn[batch], self._of)
+        counts = self._alike[batch]
+        of_step = self.tensors["alike"][self._starts[batch] : self._starts[batch + 1]]
+        alike = dict(zip(counts, torch.split(of_step, list(counts.values())), strict=True)) if counts else {}
+        return self._stage.apply(images, self.tensors["numbers"][batch], self._of, alike)
 
 
 class _Mixer:
@@ -127,26 +143,33 @@ class _Mixer:
     def __init__(self, mixing: dict[int, Mixing], at: _Place) -> None:
         self._at = at
         users = list(mixing)
-        self._rows = at.rows(users)
-        self._share = at.by_step([run.share for run in mixing.values()])
-        self._box = at.by_step([run.box for run in mixing.values()])
-        first = torch.tensor(users).repeat_interleave(at.size).to(at.device) * at.size
-        self._partners = at.by_step([run.partner for run in mixing.values()]) + first
-        steps = len(self._share)
+        share = at.by_step([run.share for run in mixing.values()])
+        first = torch.tensor(users).repeat_interleave(at.size) * at.size
+        steps = len(share)
         itself, whole = torch.arange(at.batch).repeat(steps), torch.ones(steps * at.batch)
         runs = [mixing.get(row) for row in range(at.runs)]
         partner = at.by_step([itself if run is None else run.partner for run in runs])
-        self._partner = partner.view(steps, at.runs, at.size)[..., : at.batch]
-        self._weight = at.by_step([whole if run is None else run.weight for run in runs]).view(steps, at.runs, at.size)
+        weight = at.by_step([whole if run is None else run.weight for run in runs])
+        self.tensors = {
+            "share": share,
+            "box": at.by_step([run.box for run in mixing.values()]),
+            "partners": at.by_step([run.partner for run in mixing.values()]) + first,  # rows of the call
+            "partner": partner.view(steps, at.runs, at.size)[..., : at.batch],  # places in the batch
+            "weight": weight.view(steps, at.runs, at.size),
+            **at.rows(users),
+        }
 
     def images(self, images: Tensor, batch: int) -> Tensor:
-        partners = images.index_select(0, self._partners[batch])
-        if self._rows is None:
-            return mix(images, partners, self._share[batch], self._box[batch])
-        mixed = mix(images.index_select(0, self._rows), partners, self._share[batch], self._box[batch])
-        return images.index_copy_(0, self._rows, mixed)
+        """Return images, those of its runs mixed with their partners."""
+        partners = images.index_select(0, self.tensors["partners"][batch])
+        how = self.tensors["share"][batch], self.tensors["box"][batch]
+        rows = self.tensors.get(ROWS)
+        if rows is None:
+            return mix(images, partners, *how)
+        return images.index_copy_(0, rows, mix(images.index_select(0, rows), partners, *how))
 
     def labels(self, labels: Tensor, batch: int) -> MixedLabels:
-        partners = labels.view(self._at.runs, -1).gather(1, self._partner[batch]).view_as(labels)
-        weight = self._weight[batch].view(*labels.shape[:-1], -1)
+        """Return the mixed labels of a batch, see `Augmentation.labels`."""
+        partners = labels.view(self._at.runs, -1).gather(1, self.tensors["partner"][batch]).view_as(labels)
+        weight = self.tensors["weight"][batch].view(*labels.shape[:-1], -1)
         return MixedLabels(own=labels, partners=partners, weight=weight)

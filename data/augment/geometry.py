@@ -201,5 +201,7 @@ def warp(images: Tensor, maps: Tensor, fill: Fill) -> Tensor:
     down = (d * x + e * y + f) * (2 / (max(height - 1, 1) if corners else height))
     grid = torch.stack([across, down], 3)
     sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode=PADDING[fill], align_corners=corners)
-    same = (maps == maps.new_tensor([1, 0, 0, 0, 1, 0])).all(1)
+    same = (maps == torch.eye(2, 3, dtype=maps.dtype, device=maps.device).flatten()).all(
+        1
+    )  # made there: sent, it waits
     return torch.where(same[:, None, None, None], images, sampled)

@@ -6,7 +6,7 @@ other geometric changes in `geometry.py`. The colour operations are here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,19 +65,25 @@ def draw_tones(strength: Strength, count: int, random: Random) -> Tensor:
     return torch.stack([chosen.operation, chosen.amount], 1).float()
 
 
-def retone(images: Tensor, drawn: Tensor, tone: Tone) -> Tensor:
+def rows_by_tone(drawn: Tensor) -> dict[str, Tensor]:
+    """Return the rows of the images of each colour operation, from operation and amount of each image [N, 2]."""
+    return {name: (drawn[:, 0] == OPERATIONS.index(name)).nonzero().squeeze(1) for name in TONES}
+
+
+def retone(images: Tensor, drawn: Tensor, tone: Tone, rows: Mapping[str, Tensor]) -> Tensor:
     """Return normalised images [N, C, H, W] with their colour operations applied.
 
     Args:
         drawn: operation and amount of each image [N, 2].
+        rows: what `rows_by_tone` returns. It is found on the CPU: on a GPU the host would wait for it in every step.
     """
-    operation = drawn[:, 0]
     result = images.clone()
     for name, change in TONES.items():
-        rows = (operation == OPERATIONS.index(name)).nonzero().squeeze(1)
-        if len(rows):
-            amount = drawn[rows, 1].to(images.dtype)[:, None, None, None]
-            result.index_copy_(0, rows, tone.normalised(change(tone.shares(images[rows]), amount)))
+        of_it = rows[name]
+        if len(of_it):
+            amount = drawn[:, 1].index_select(0, of_it).to(images.dtype)[:, None, None, None]
+            changed = change(tone.shares(images.index_select(0, of_it)), amount)
+            result.index_copy_(0, of_it, tone.normalised(changed))
     return result
 
 

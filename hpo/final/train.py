@@ -37,6 +37,7 @@ from hpo.train.build import assemble, executor, registry
 from hpo.train.build.executor import Choice
 from hpo.train.early_stopping import overfits_since
 from hpo.train.epoch import EpochResult
+from hpo.train.randomness import MaskRule, mask_rule
 from hpo.train.run import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -63,6 +64,7 @@ class Receipt(pydantic.BaseModel):
     seed: Annotated[int, Ge(0)] = 0
     split_seed: Annotated[int, Ge(0)] = 0
     accumulation: Annotated[int, Ge(1)] = 1
+    masks: MaskRule = "generator"
     value: float | None = None
     values: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
@@ -81,13 +83,15 @@ class FinalTraining:
     splits: data.Splits
     accumulation: int  # micro-batches per batch
     executor: str = "loop"  # the executor of the receipt's trial; several in a row are joined by "+"
+    masks: MaskRule = "generator"  # how dropout masks are drawn
 
     @property
     def identity(self) -> str:
-        """The SHA-256 of the config without its receipt, the seed, the micro-batches and the executor."""
-        # Default values of the last two add nothing, so that folders of earlier versions keep their identity.
+        """The SHA-256 of the config without its receipt, the seed, the micro-batches, the executor and the rule of masks."""
+        # Default values of the last three add nothing, so that folders of earlier versions keep their identity.
         made_of = [self.spec.identity, self.seed, *([self.accumulation] if self.accumulation != 1 else [])]
         made_of += [self.executor] if self.executor != "loop" else []
+        made_of += [{"masks": self.masks}] if self.masks != "generator" else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def run(self, *, by_step: bool = False) -> Run:
@@ -104,6 +108,7 @@ class FinalTraining:
             self.device,
             accumulation=self.accumulation,
             by_step=by_step,
+            masks=self.masks,
         )
 
     def epochs(self, run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
@@ -175,7 +180,18 @@ def prepare(path: Path, *, seed: int | None = None, code_folder: Path | None = N
         splits=splits,
         accumulation=accumulation,
         executor=spec.receipt.get("executor", "loop"),
+        masks=_masks(spec, device),
     )
+
+
+def _masks(spec: StudySpec, device: torch.device) -> MaskRule:
+    """Return how the receipt's trial drew its dropout masks; without a trial, as a new run on this device draws them.
+
+    Receipts of before there were two rules do not say it. Those trials drew from a generator.
+    """
+    before: MaskRule = "generator" if "seed" in spec.receipt else mask_rule(device)
+    said: MaskRule = spec.receipt.get("masks", before)
+    return said
 
 
 def find_code_folder(spec: StudySpec, path: Path) -> Path:
@@ -420,6 +436,7 @@ def _tested(training: FinalTraining, run: Run, kept: _Kept, test: data.Split) ->
             threads=training.config.training.threads,
             executor="loop" if "+" in training.executor else training.executor,
             seed=training.seed,
+            masks=run.randomness.rule,
             split_seed=training.spec.split_seed,
             data_digest=training.splits.digest,
             accumulation=training.accumulation,

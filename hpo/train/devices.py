@@ -44,6 +44,11 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if is_accelerator(device) else tensor
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on a device, without waiting for the device."""
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
 

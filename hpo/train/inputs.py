@@ -170,14 +170,14 @@ def prepared(split: Split, splits: Splits, dtype: torch.dtype) -> PreparedInputs
 
 
 def in_units(values: Tensor, splits: Splits) -> Tensor:
-    """Return predictions or targets of a regression in original units [N, T], float64; those of other tasks unchanged.
+    """Return predictions or targets of a regression in original units [..., T], float64; those of other tasks unchanged.
 
     Args:
-        values: standardised [N, T], or outputs [N, O] whose first T columns are predictions.
+        values: standardised [..., T], or outputs [..., O] whose first T columns are predictions.
     """
     if splits.target_mean is None or splits.target_std is None:
         return values
-    return values[:, : len(splits.target_mean)].double() * splits.target_std.double() + splits.target_mean.double()
+    return values[..., : len(splits.target_mean)].double() * splits.target_std.double() + splits.target_mean.double()
 
 
 def as_they_lie(batch: Batch) -> Batch:

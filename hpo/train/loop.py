@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpo.data import Augmentation, MixedLabels
-from hpo.train import monitors, validation
+from hpo.data import Augmentation, MixedLabels, transfer
+from hpo.train import devices, monitors, validation
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
 from hpo.train.inputs import Batch
@@ -80,20 +80,22 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
     """Train the rest of one epoch; return False if `stop` ended it."""
     laid_out = run.layout  # before `enter_epoch`, since its test changes the modes of layers
     run.enter_epoch()
+    if not run.batch:
+        run.clear_sums()
     model, optimizer, targets, loss_sum = run.model, run.optimizer, run.splits.train.targets, run.loss_sum
     autocast = autocasting(run.device, run.precision)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     weights, units = run.penalised.targets(model, parameters)
     average = run.average
     taken = None if average is None else average.pairs(model)
-    batches = torch.split(run.order(), run.batch_size)
+    batches = torch.split(devices.sent(run.order(), run.device), run.batch_size)
     fed = run.inputs.feed(batches[run.batch :])
     augmentation = _augmentation(run)
     for batch in range(run.batch, run.steps_per_epoch):
         if stop():
             run.leave_epoch(batch)
             return False
-        run.set_rate(batch)
+        run.begin_step(batch)
         for parameter in parameters:  # as optimizer.zero_grad(), without its profiling hooks
             parameter.grad = None
         x, y = next(fed), targets.index_select(0, batches[batch])
@@ -140,7 +142,7 @@ def _passes(run: Run, parameters: Sequence[Tensor], batch: Iterable[Piece]) -> I
     """Return the micro-batches for a batch's gradient: each once, or twice for sharpness-aware minimisation."""
     if not run.sam_rho:
         return batch
-    return sam.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness.dropout, run.loss_sum)
+    return sam.passes(list(batch), run.model, parameters, run.sam_rho, run.randomness, run.loss_sum)
 
 
 def _mean_loss(loss_of: Loss, outputs: Tensor, targets: Tensor, mixed: MixedLabels | None) -> Tensor:
@@ -164,9 +166,14 @@ def _clip(run: Run, parameters: list[Tensor]) -> None:
 def _finish_epoch(run: Run, started: float) -> EpochResult:
     outputs: list[Tensor] | None = [] if run.watch.metrics else None
     validated = _validate(run, outputs)
-    measured = torch.stack([run.loss_sum / run.steps_per_epoch, *validated])
-    train_loss, loss, accuracy = measured.tolist()  # the one wait for the device in an epoch
-    watched = _watched(run, torch.cat(outputs) if outputs else None)
+    found = [torch.stack([run.loss_sum / run.steps_per_epoch, *validated])]
+    if outputs:
+        found += run.validation_values(torch.cat(outputs))
+    if run.watch.gradients:
+        found.append(torch.cat([run.monitor.sums, run.monitor.parameter_norm()[None]]))
+    measured, *further = transfer.fetched(found)  # the one wait for the device in an epoch
+    train_loss, loss, accuracy = measured.tolist()
+    watched = _watched(run, further)
     return run.close_epoch(train_loss, loss, accuracy, time.perf_counter() - started, watched)
 
 
@@ -191,14 +198,18 @@ def _judge(run: Run, outputs_too: list[Tensor] | None) -> Tensor:
 
 def plain_batches(run: Run) -> Iterator[Any]:
     """Return the inputs of the epoch's micro-batches without augmentation."""
-    batches = torch.split(run.order(), run.batch_size)
+    batches = torch.split(devices.sent(run.order(), run.device), run.batch_size)
     return map(run.layout, run.inputs.feed(rows for batch in batches for rows in cut(batch, run.pieces)))
 
 
-def _watched(run: Run, outputs: Tensor | None) -> dict[str, float]:
-    found = {} if outputs is None else run.further_metrics(outputs)
-    if not run.watch.gradients:
-        return found
-    *sums, norm = torch.cat([run.monitor.sums, run.monitor.parameter_norm()[None]]).tolist()
-    size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
-    return found | monitors.of_gradients(run.watch, sums, norm, **size)
+def _watched(run: Run, fetched: Sequence[Tensor]) -> dict[str, float]:
+    """Return what the run watches, from tensors on the CPU: outputs and targets, then sums of its monitor, as far as watched."""
+    found: dict[str, float] = {}
+    if run.watch.metrics:
+        outputs, targets = fetched[:2]
+        found = run.further_metrics(outputs, targets)
+    if run.watch.gradients:
+        *sums, norm = fetched[-1].tolist()
+        size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
+        found |= monitors.of_gradients(run.watch, sums, norm, **size)
+    return found

@@ -48,8 +48,7 @@ class StepMonitor:
         self.steps: list[Tensor] = []  # by step: sum of losses, norm of the gradient, norm of the parameters before it
 
     def begin(self) -> None:
-        """Begin an epoch."""
-        self.sums.zero_()
+        """Begin an epoch. Its sums are cleared by the caller."""
         self.before, self.steps = {}, []
 
     def keep_in(self, place: Tensor) -> None:

@@ -31,7 +31,7 @@ from hpo.train.optim.losses import Loss
 from hpo.train.optim.penalties import Penalties
 from hpo.train.optim.schedules import Schedule
 from hpo.train.precision import Precision, number_type
-from hpo.train.randomness import Randomness
+from hpo.train.randomness import MaskRule, Randomness, mask_rule
 
 AS_THEY_ARE = Strength()
 NOTHING_MORE = Watch()
@@ -83,6 +83,7 @@ class Run:
         sam_rho: distance of sharpness-aware minimisation, see `optim/sam.py`; 0: plain gradients.
         stopping: rules that end the run before its last epoch; None: no rules.
         watch: further values to measure.
+        masks: how dropout masks are drawn; None: as is best on the device. A loaded state keeps its own.
 
     ValueError for an impossible batch size or number of micro-batches, or if model and inputs are on different devices.
     """
@@ -109,6 +110,7 @@ class Run:
         sam_rho: float = 0.0,
         stopping: Stopping | None = None,
         watch: Watch = NOTHING_MORE,
+        masks: MaskRule | None = None,
     ) -> None:
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs = {epochs}, batch_size = {batch_size}; both must be at least 1")
@@ -126,11 +128,10 @@ class Run:
         self.splits = splits
         self.device = device
         self.seed = seed
-        self.randomness = Randomness(seed, device)
-        use_generator(model, self.randomness.dropout)
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch(len(splits.train.targets), batch_size)
         self.sampling = sampling
+        self._draw_masks(masks or mask_rule(device))
         self.batch_size = min(batch_size, len(splits.train.targets))
         self.accumulation = accumulation
         self.pieces = min(accumulation, most_pieces(self.batch_size))  # micro-batches of a batch of the actual size
@@ -160,6 +161,10 @@ class Run:
         self._seconds = 0.0  # seconds spent on the current epoch before it was stopped
         self._generators: dict[str, Tensor] = {}  # states where the epoch was stopped; empty between epochs
         self._in_step = False
+
+    def _draw_masks(self, rule: MaskRule) -> None:
+        self.randomness = Randomness(self.seed, self.device, rule, self.steps_per_epoch)
+        use_generator(self.model, self.randomness.dropout, self.randomness.masks)
 
     @property
     def finished(self) -> bool:
@@ -219,6 +224,7 @@ class Run:
             "executors": list(self.executors),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
             "gauge": self.monitor.state_dict() if self.watch.gradients and self.batch else None,
+            **({} if self.randomness.masks is None else {"masks": self.randomness.rule}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -238,6 +244,7 @@ class Run:
         self.batch = state["batch"]
         self._seconds = state["seconds"]
         self.loss_sum.copy_(state["loss_sum"])
+        self._draw_masks(state.get("masks", "generator"))  # states of runs with a generator have no such key
         self._generators = dict(state["random"])
         self.executors = list(state["executors"])
         self.curves = {name: list(state["curves"][name]) for name in self.curves}
@@ -284,7 +291,6 @@ class Run:
             self.randomness.restore(self._generators, self.epoch, self.batch)
         else:
             self.randomness.begin(self.epoch)
-            self.loss_sum.zero_()
             self.monitor.begin()
         self._schedule_now = schedules.after(self._schedule, self.curves[VALIDATION_LOSS])
         self.model.train()
@@ -292,12 +298,12 @@ class Run:
         self._in_step = True
 
     def order(self) -> Tensor:
-        """Return the rows of the epoch's batches [steps * batch size], drawn on the CPU to be the same on every device."""
+        """Return the rows of the epoch's batches [steps * batch size] on the CPU. They are the same for every device."""
         generator = self.randomness.drawn_for("order", self.epoch)
         count = self.steps_per_epoch * self.batch_size
         if self.sampling == "balanced":
-            return balanced_order(self._rows_by_class, count, generator).to(self.device)
-        return torch.randperm(len(self.splits.train.targets), generator=generator).to(self.device)[:count]
+            return balanced_order(self._rows_by_class, count, generator)
+        return torch.randperm(len(self.splits.train.targets), generator=generator)[:count]
 
     @cached_property
     def _rows_by_class(self) -> list[Tensor]:
@@ -311,9 +317,21 @@ class Run:
         random = partial(self.randomness.drawn_for, epoch=self.epoch)
         return draw(self.augment, self.steps_per_epoch, self.batch_size, (height, width), random)
 
+    def begin_step(self, batch: int) -> None:
+        """Set rates and masks for a batch of the epoch, from 0, if the run is trained alone."""
+        self.set_rate(batch)
+        if self.randomness.masks is not None:
+            self.randomness.masks.go_to(batch)
+
     def set_rate(self, batch: int) -> None:
         """Set learning rate and momentum for a batch of the epoch, from 0."""
         schedules.apply(self.optimizer, self._base_lrs, self._schedule_now(self.epoch * self.steps_per_epoch + batch))
+
+    def clear_sums(self) -> None:
+        """Set the sums of the epoch to 0. A stack clears those of all its runs in one call instead."""
+        self.loss_sum.zero_()
+        if self.watch.gradients:
+            self.monitor.sums.zero_()
 
     def keep_losses_in(self, place: Tensor) -> None:
         """Move the epoch's sum of losses into this float64 tensor without dimensions."""
@@ -369,11 +387,13 @@ class Run:
         self._look_whether_to_stop()
         return result
 
-    def further_metrics(self, outputs: Tensor) -> dict[str, float]:
-        """Return the further validation metrics, from the model's outputs [N, O] for the validation split."""
-        splits = self.splits
-        values = in_units(outputs, splits), in_units(splits.validation.targets, splits)
-        found = eval_metrics.compute(self.watch.metrics, *values, splits.task)
+    def validation_values(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs [..., N, O] for the validation split and its targets, both in original units."""
+        return in_units(outputs, self.splits), in_units(self.splits.validation.targets, self.splits)
+
+    def further_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the further validation metrics from a model's outputs [N, O] and targets, see `validation_values`."""
+        found = eval_metrics.compute(self.watch.metrics, outputs, targets, self.splits.task)
         return {column(name): value for name, value in found.items()}
 
     def _look_whether_to_stop(self) -> None:

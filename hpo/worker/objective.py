@@ -175,6 +175,7 @@ class Declared:
             device=devices.name(self._device),
             threads=attempt.config.training.threads,
             executor="+".join(dict.fromkeys(attempt.run.executors)),
+            masks=attempt.run.randomness.rule,
             accumulation=attempt.run.accumulation,
             seed=attempt.run.seed,
             parameters=sum(parameter.numel() for parameter in attempt.run.model.parameters()),

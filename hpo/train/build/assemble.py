@@ -26,7 +26,7 @@ from hpo.train.optim import losses, param_groups, warmup
 from hpo.train.optim.losses import Loss
 from hpo.train.optim.penalties import Penalties
 from hpo.train.optim.schedules import Schedule
-from hpo.train.randomness import initial_model
+from hpo.train.randomness import MaskRule, initial_model
 from hpo.train.run import Run
 
 RGB = 3  # channels
@@ -97,6 +97,7 @@ def build_run(
     accumulation: int = 1,
     dtype: torch.dtype | None = None,
     by_step: bool = False,
+    masks: MaskRule | None = None,
 ) -> Run:
     """Return the run of a config at epoch 0; SpecError if it cannot be built or does not fit the images.
 
@@ -108,6 +109,7 @@ def build_run(
         accumulation: micro-batches per batch.
         dtype: number type of the weights; None: the model's own.
         by_step: whether loss and norms of every step are kept in `Run.monitor`.
+        masks: how dropout masks are drawn; None: as is best on the device.
     """
     check_images(config, splits)
     training = config.training
@@ -144,6 +146,7 @@ def build_run(
         sam_rho=config.sam.rho,
         stopping=config.stopping if config.stopping.model_fields_set else None,
         watch=_watch(config, by_step=by_step),
+        masks=masks,
     )
 
 

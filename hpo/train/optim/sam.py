@@ -6,19 +6,27 @@ is approximately the largest within a distance of rho.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hpo.train import devices
-
 TINY = 1e-12  # added to the norm of a gradient, which may be 0
 
 Piece = TypeVar("Piece")
+
+
+class Draws(Protocol):
+    """All random numbers of a run."""
+
+    def states(self) -> Mapping[str, Tensor]:
+        """Return where they are."""
+
+    def rewind(self, states: Mapping[str, Tensor]) -> None:
+        """Go back to there."""
 
 
 def passes(
@@ -26,7 +34,7 @@ def passes(
     model: nn.Module,
     parameters: Sequence[Tensor],
     rho: float,
-    dropout: torch.Generator,
+    draws: Draws,
     loss_sum: Tensor,
 ) -> Iterator[Piece]:
     """Yield a batch's micro-batches twice. The caller adds the gradients of each to `parameters`.
@@ -40,27 +48,20 @@ def passes(
         model: the model in training.
         parameters: the parameters that the optimizer trains.
         rho: distance of the uphill move, the 2-norm over all parameters.
-        dropout: generator of the model's masks.
+        draws: the run's random numbers, also torch's global ones, from which a user's model may draw.
         loss_sum: tensor in which the caller sums losses.
     """
-    masks = dropout.get_state()
-    others = _states(devices.default_generators(dropout.device))  # a user's model may draw from them
+    drawn = draws.states()
     yield from batch
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     before, counted = [parameter.detach().clone() for parameter in trained], loss_sum.clone()
     _climb(trained, rho)
-    dropout.set_state(masks)
-    for generator, state in others.items():
-        generator.set_state(state)
+    draws.rewind(drawn)
     with _still_statistics(model):
         yield from batch
     loss_sum.copy_(counted)
     with torch.no_grad():
         torch._foreach_copy_(trained, before)
-
-
-def _states(generators: Iterable[torch.Generator]) -> dict[torch.Generator, Tensor]:
-    return {generator: generator.get_state() for generator in generators}
 
 
 @torch.no_grad()

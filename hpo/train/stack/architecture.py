@@ -49,7 +49,11 @@ def _kind(module: nn.Module) -> str:
 
 def _attributes(module: nn.Module) -> Iterator[str]:
     left_out = (
-        {"p", "generator"} if isinstance(module, Dropout) else {"generator"} if isinstance(module, DRAWING) else set()
+        {"p", "generator", "masks"}
+        if isinstance(module, Dropout)
+        else {"generator"}
+        if isinstance(module, DRAWING)
+        else set()
     )
     for name, value in vars(module).items():
         if name not in OF_EVERY_MODULE and name not in left_out:

@@ -1,4 +1,7 @@
-"""The dropout masks of K runs. Each run's generator draws the same masks as if the run were alone."""
+"""The dropout masks of K runs. Each run gets the same masks as if it were alone.
+
+Masks that are counted are drawn for all runs at once, for many steps. Others come from the run's own generator.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hpo.models.dropout import LEVELS, LOWEST, Dropout, kept_levels
+from hpo.models.dropout import LEVELS, LOWEST, Dropout, factor_of_kept, highest_kept, kept_levels
+from hpo.train.counted_masks import CountedMasks
 from hpo.train.run import Run
-
-HALF = LEVELS // 2
 
 
 class DropoutMasks:
-    """The factors of a stack's dropout layers, drawn by the rule in `models.dropout`, each row from its run's generator."""
+    """The factors of a stack's dropout layers, drawn by the rule in `models.dropout`."""
 
     def __init__(self, count: int, device: torch.device, dtype: torch.dtype) -> None:
         self.count = count
         self._device = device
         self._dtype = dtype
-        self._generators: list[torch.Generator | None] = [None] * count  # None: nothing is drawn
+        self._generators: list[torch.Generator | None] = [None] * count  # None: no generator draws for the row
+        self._counted = CountedMasks(device)
+        self._is_counted = [False] * count
         self._kept: dict[str, list[int]] = {}  # by layer name: for each row, how many of 2**16 draws keep an element
         self._thresholds: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -33,16 +37,33 @@ class DropoutMasks:
 
     def draw_for(self, runs: Sequence[Run | None]) -> None:
         """Set the runs, by row, that draw in the next steps. No generator moves for a row without a run."""
-        self._generators = [None if run is None else run.randomness.dropout for run in runs]
+        counted = [run for run in runs if run is not None and run.randomness.masks is not None]
+        self._is_counted = [run in counted for run in runs]
+        self._generators = [None if run is None or run in counted else run.randomness.dropout for run in runs]
+        if counted:
+            streams = [None if run is None else run.randomness.stream(run.epoch) for run in runs]
+            self._counted.begin(streams, counted[0].steps_per_epoch)
+
+    def go_to(self, step: int) -> None:
+        """Go to a step of the epoch, from 0."""
+        self._counted.go_to(step)
 
     def factors(self, name: str, elements: int) -> Tensor | None:
-        """Draw the factors of a layer's elements [K, elements], in the order in which a single run draws them.
+        """Return the factors of a layer's elements [K, elements], in the order in which a single run draws them.
 
         A factor is 0 where an element is dropped, else 1 / keep probability. None if no row drops anything.
         """
-        kept = self._kept.get(name)
-        if kept is None or min(kept) == LEVELS:
-            return None
+        kept = self._kept.get(name, [LEVELS] * self.count)
+        if not any(self._is_counted):
+            return self._drawn(name, kept, elements) if min(kept) < LEVELS else None
+        counted = self._counted.factors(kept, elements, self._dtype)  # also counts a call that drops nothing
+        if counted is None or not any(self._generators):
+            return counted
+        drawn = self._drawn(name, kept, elements)
+        return torch.where(torch.tensor(self._is_counted, device=self._device).unsqueeze(1), counted, drawn)
+
+    def _drawn(self, name: str, kept: Sequence[int], elements: int) -> Tensor:
+        """Return factors [K, elements] from the rows' generators."""
         words = torch.empty((self.count, -(-elements // 4)), dtype=torch.int64, device=self._device)
         for row, generator, levels in zip(words.unbind(0), self._generators, kept, strict=True):
             if generator is not None and levels < LEVELS:
@@ -56,8 +77,8 @@ class DropoutMasks:
         """Return by row [K, 1] the highest draw that keeps an element, and the factor of kept elements."""
         if name not in self._thresholds:
             kept = self._kept[name]
-            highest = [max(levels - 1, 0) - HALF for levels in kept]  # with p = 1 some are kept, but their factor is 0
-            scale = [LEVELS / levels if levels else 0.0 for levels in kept]
+            highest = [highest_kept(levels) for levels in kept]
+            scale = [factor_of_kept(levels) for levels in kept]
             self._thresholds[name] = (
                 torch.tensor(highest, dtype=torch.int16, device=self._device).unsqueeze(1),
                 torch.tensor(scale, dtype=self._dtype, device=self._device).unsqueeze(1),

@@ -35,6 +35,8 @@ class FlatParameters:
         self.values = known[trained[0]].detach().new_zeros(count, size)
         self.gradients = self.values.new_zeros(count, moving)
         self.moments = [torch.zeros_like(self.gradients) for _ in range(MOMENTS)]
+        self.trained = list(trained)
+        self._gaps: list[Tensor] | None = None  # zeros for the places between parameters, of all rows
         self.shapes = {name: parameter.shape for name, parameter in known.items()}
         self.parameters = {name: self.stacked(self.values, name) for name in self.spans}
         self.leaves = [self.parameters[name].requires_grad_() for name in trained]
@@ -61,6 +63,19 @@ class FlatParameters:
         """Return one parameter of one row, as a view in its own shape."""
         start, end = self.spans[name]
         return rows[row, start:end].view(self.shapes[name])
+
+    @torch.no_grad()
+    def take_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Copy the gradients of all leaves into the rows in one call."""
+        if self._gaps is None:
+            ends = [self.spans[name] for name in self.trained]
+            starts = [*(start for start, _ in ends[1:]), self.gradients.shape[1]]
+            self._gaps = [
+                self.gradients.new_zeros(self.count, start - end) for (_, end), start in zip(ends, starts, strict=True)
+            ]
+        parts = (gradient.reshape(self.count, -1) for gradient in gradients)
+        pairs = zip(parts, self._gaps, strict=True)
+        torch.cat([part for pair in pairs for part in pair if part.shape[1]], dim=1, out=self.gradients)
 
     @torch.no_grad()
     def adopt(self, row: int, model: nn.Module) -> None:

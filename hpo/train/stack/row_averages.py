@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hpo.train import devices
 from hpo.train.optim.averaging import Average, Pairs
 from hpo.train.stack.flat_parameters import FlatParameters
 
@@ -14,8 +16,11 @@ from hpo.train.stack.flat_parameters import FlatParameters
 class RowAverages:
     """The averages of the runs in a stack. They take no memory until a run has one."""
 
-    def __init__(self, rows: FlatParameters) -> None:
+    def __init__(self, rows: FlatParameters, *, at_once: bool) -> None:
         self._rows = rows
+        self._at_once = at_once
+        self._takers: list[int] = []  # rows whose weights are taken after each step
+        self._shares: deque[Tensor] = deque()  # of the next steps [K, 1]
         self._values: Tensor | None = None
         self._buffers: dict[str, Tensor] = {}
         self._averages: dict[int, tuple[Average, Pairs]] = {}  # by row
@@ -36,27 +41,62 @@ class RowAverages:
         pairs += [(average.values[name], self._rows.buffers[name][row]) for name in sorted(buffers)]
         self._averages[row] = (average, Pairs.of(pairs))
 
-    def __bool__(self) -> bool:
-        return bool(self._averages)
-
     def remove(self, row: int) -> None:
         """Remove a row's average and give it its own tensors."""
         if row in self._averages:
             average, _ = self._averages.pop(row)
             average.values = {name: value.clone() for name, value in average.values.items()}
 
-    def take_step(self, rows: Sequence[int], epoch_of: Mapping[int, int]) -> None:
-        """Take the weights of these rows after a step, where an average wants them. Epochs, by row, count from 1."""
-        for row in self._averages.keys() & set(rows):
-            average, pairs = self._averages[row]
-            if average.takes_step(epoch_of[row]):
-                average.take(pairs)
+    def begin(self, rows: Sequence[int], epoch_of: Mapping[int, int], steps: int) -> None:
+        """Prepare the next steps of these rows. Epochs, by row, count from 1."""
+        known = self._averages
+        self._takers = [row for row in rows if row in known and known[row][0].takes_step(epoch_of[row])]
+        if self._takers and self._at_once:
+            self._shares = deque(self._shares_of(self._takers, steps))
+
+    def take_step(self) -> None:
+        """Take the weights after a step, where an average wants them."""
+        if self._takers and self._at_once:
+            self._take_at_once(self._takers, self._shares.popleft())
+        elif self._takers:
+            self._take(self._takers)
 
     def take_epoch(self, epoch_of: Mapping[int, int]) -> None:
         """Take the weights of all rows at the end of their epochs, where an average wants them."""
-        for row, (average, pairs) in self._averages.items():
-            if average.takes_epoch(epoch_of[row]):
-                average.take(pairs)
+        takers = [row for row, (average, _) in self._averages.items() if average.takes_epoch(epoch_of[row])]
+        if takers and self._at_once:
+            self._take_at_once(takers, *self._shares_of(takers, 1))
+        else:
+            self._take(takers)
+
+    def _take(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            average, pairs = self._averages[row]
+            average.take(pairs)
+
+    def _shares_of(self, rows: Sequence[int], steps: int) -> Sequence[Tensor]:
+        """Return the shares of the newest weights in the averages [K, 1] of so many takes; 0 for other rows."""
+        shares = torch.zeros((steps, self._rows.count, 1), dtype=self._rows.values.dtype)
+        for row in rows:
+            average, _ = self._averages[row]
+            counts = range(average.count + 1, average.count + steps + 1)
+            shares[:, row, 0] = torch.tensor([average.averaging.share(count) for count in counts])
+        device = self._rows.values.device
+        return devices.sent(shares, device).unbind(0)
+
+    @torch.no_grad()
+    def _take_at_once(self, rows: Sequence[int], shares: Tensor) -> None:
+        assert self._values is not None
+        self._values.lerp_(self._rows.values, shares)
+        for name, average in self._buffers.items():
+            newest = self._rows.buffers[name]
+            of_row = shares.view(-1, *[1] * (average.ndim - 1))
+            if average.is_floating_point():
+                average.lerp_(newest, of_row.to(average.dtype))
+            else:
+                average.copy_(torch.where(of_row > 0, newest, average))
+        for row in rows:
+            self._averages[row][0].count += 1
 
     @torch.no_grad()
     def judged(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -64,11 +104,15 @@ class RowAverages:
         rows = self._rows
         if self._values is None or not any(average.count for average, _ in self._averages.values()):
             return rows.parameters, rows.buffers
-        for row in range(rows.count):
-            if row not in self._averages or not self._averages[row][0].count:
-                self._values[row].copy_(rows.values[row])
-                for name, buffer in self._buffers.items():
-                    buffer[row].copy_(rows.buffers[name][row])
+        shown = [row in self._averages and self._averages[row][0].count > 0 for row in range(rows.count)]
+        if not all(shown):
+            has_average = torch.tensor(shown, device=rows.values.device)
+            pairs = [
+                (self._values, rows.values),
+                *((buffer, rows.buffers[name]) for name, buffer in self._buffers.items()),
+            ]
+            for average, newest in pairs:
+                average.copy_(torch.where(has_average.view(-1, *[1] * (average.ndim - 1)), average, newest))
         parameters = {name: rows.stacked(self._values, first) for name, first in rows.names.items()}
         buffers = {name: self._buffers[first] for name, first in rows.buffer_names.items()}
         return parameters, buffers

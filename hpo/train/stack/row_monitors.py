@@ -22,7 +22,8 @@ class RowMonitors:
         self._before = torch.zeros_like(rows.gradients) if watch.noise else None
 
     def begin(self) -> None:
-        """Begin or continue an epoch. No row has a previous gradient before its first step here."""
+        """Begin or continue an epoch: clear the sums. No row has a previous gradient before its first step here."""
+        self._sums.zero_()
         if self._before is not None:
             self._before.zero_()
 
@@ -35,14 +36,13 @@ class RowMonitors:
             run.monitor.before = {}
 
     def leave(self, row: int, run: Run) -> None:
-        """Release a run's monitor within an epoch, with its own tensors."""
-        self.let_go(run)
+        """Give a run's monitor its previous gradient within an epoch."""
         if self._before is not None:
             names = [name for name, parameter in run.monitor.parameters.items() if parameter.requires_grad]
             run.monitor.before = {name: self._rows.of(self._before, row, name).clone() for name in names}
 
     def let_go(self, run: Run) -> None:
-        """Give a run's monitor its own sums, set to 0."""
+        """Give a run's monitor its own sums."""
         run.monitor.keep_in(torch.zeros_like(self._sums[0]))
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class RowMonitors:
             steps = torch.stack([losses, norms, self.parameter_norms()], dim=1)
             for row, run in enumerate(active):
                 if run is not None:
-                    run.monitor.steps.append(steps[row].clone())
+                    run.monitor.steps.append(steps[row])
 
     @torch.no_grad()
     def parameter_norms(self) -> Tensor:
@@ -73,7 +73,6 @@ class RowMonitors:
         norms: Tensor = torch.linalg.vector_norm(trained, dim=1, dtype=torch.float64)
         return norms
 
-    def measured(self) -> list[list[float]]:
-        """Return the epoch's sums and the norm of the parameters of each row, [K][SUMS + 1]."""
-        found: list[list[float]] = torch.cat([self._sums, self.parameter_norms()[:, None]], dim=1).tolist()
-        return found
+    def measured(self) -> Tensor:
+        """Return the epoch's sums and the norm of the parameters of each row [K, SUMS + 1]."""
+        return torch.cat([self._sums, self.parameter_norms()[:, None]], dim=1)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from hpo.train.optim.sgdw import SGDW
 from hpo.train.stack.flat_parameters import FlatParameters
@@ -21,6 +21,7 @@ MOMENTUM = "momentum_buffer"
 
 Group = Mapping[str, Any]
 Step = Callable[["Span", Group], None]
+Rates = Callable[[int], None]  # sets the rates of the optimizers that are stepped to those of a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,7 @@ def _decayed(span: Span, group: Group) -> Tensor:
 class RowOptimizer:
     """How a kind of optimizer is stepped on a row."""
 
-    step: Step
+    step: Step | None  # None: torch's own step, row by row
     moments: tuple[str, ...]  # torch's names of the tensors that are kept in the row's moments
     counts: bool = True  # whether torch keeps a count of steps
     usual: Mapping[str, Any]  # options that must have these values
@@ -208,11 +209,14 @@ ROW_OPTIMIZERS: dict[type[Optimizer], RowOptimizer] = {
     NAdam: RowOptimizer(
         step=_nadam, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}, decay=None
     ),
+    RAdam: RowOptimizer(step=None, moments=("exp_avg", "exp_avg_sq"), usual={**PLAIN, "capturable": False}, decay=None),
 }
 
 
 class Steps(Protocol):
     """The steps of all optimizers whose parameters lie in rows."""
+
+    at_once: bool  # whether all rows are treated in the same calls, also by what comes before and after the step
 
     def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
         """Add an optimizer whose parameters lie in a row, with their names. Its state moves into the row."""
@@ -220,16 +224,23 @@ class Steps(Protocol):
     def remove(self, row: int) -> None:
         """Remove a row's optimizer. Its state stays in the row, see `own_state`."""
 
-    def take(self, rows: Sequence[int]) -> None:
-        """Step the optimizers of these rows, which must be ascending."""
+    def begin(self, rows: Sequence[int], rates: Rates, until: int) -> None:
+        """Prepare the next steps of these rows, which must be ascending, up to the batch `until`."""
+
+    def take(self, batch: int) -> None:
+        """Take the step of a batch. Batches follow each other. Rates may be set to those of a later batch meanwhile."""
 
 
 class RowByRow:
     """Steps each row by itself. This is fastest where a call costs little, as on a CPU."""
 
+    at_once = False
+
     def __init__(self, rows: FlatParameters) -> None:
         self._rows = rows
         self._steps: dict[int, Callable[[], None]] = {}
+        self._taken: Sequence[int] = ()
+        self._rates: Rates = lambda _batch: None
 
     def put(self, row: int, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
         self._steps[row] = stepper(optimizer, names, self._rows, row)
@@ -237,8 +248,12 @@ class RowByRow:
     def remove(self, row: int) -> None:
         del self._steps[row]
 
-    def take(self, rows: Sequence[int]) -> None:
-        for row in rows:
+    def begin(self, rows: Sequence[int], rates: Rates, until: int) -> None:  # noqa: ARG002
+        self._taken, self._rates = rows, rates
+
+    def take(self, batch: int) -> None:
+        self._rates(batch)
+        for row in self._taken:
             self._steps[row]()
 
 
@@ -254,23 +269,24 @@ def stepper(optimizer: Optimizer, names: Mapping[Tensor, str], rows: FlatParamet
         names: names of the parameters.
     """
     kind = ROW_OPTIMIZERS.get(type(optimizer))
+    step = None if kind is None else kind.step
     spans = spans_of(optimizer, names, rows)
-    if kind is None or spans is None or rows.values.device.type != "cpu":
+    if kind is None or step is None or spans is None or rows.values.device.type != "cpu":
         return torchs_own(optimizer, names, rows, row)
     as_one = _span_of(order_of(optimizer, names), rows)
-    if kind.decay is not None and as_one is not None and _differ_in_decay_alone(optimizer.param_groups):
-        return _step_as_one(kind, kind.decay, optimizer, names, rows, row, spans, slice(*as_one))
+    if kind.decay is not None and as_one is not None and differ_in_decay_alone(optimizer.param_groups):
+        return _step_as_one(step, kind.decay, optimizer, names, rows, row, spans, slice(*as_one))
     parts = move_in(optimizer, names, rows, row, spans)
 
     def take() -> None:
         for here, group in zip(parts, optimizer.param_groups, strict=True):
             if len(here.value):  # a group may be empty, or frozen
-                kind.step(here, group)
+                step(here, group)
 
     return take
 
 
-def _differ_in_decay_alone(groups: Sequence[Group]) -> bool:
+def differ_in_decay_alone(groups: Sequence[Group]) -> bool:
     """Return whether there are several groups that differ only in weight decay. Schedules change all rates alike."""
 
     def others(group: Group) -> dict[str, Any]:
@@ -280,7 +296,7 @@ def _differ_in_decay_alone(groups: Sequence[Group]) -> bool:
 
 
 def _step_as_one(
-    kind: RowOptimizer,
+    step: Step,
     decay: Step,
     optimizer: Optimizer,
     names: Mapping[Tensor, str],
@@ -309,7 +325,7 @@ def _step_as_one(
         groups = optimizer.param_groups
         for part, group in zip(parts, groups, strict=True):
             decay(part, group)
-        kind.step(whole, {**groups[0], "weight_decay": 0.0})
+        step(whole, {**groups[0], "weight_decay": 0.0})
 
     return take
 

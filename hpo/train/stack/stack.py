@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hpo.data import Augmentation, each
+from hpo.data import Augmentation, each, transfer
+from hpo.train import devices
 from hpo.train.epoch import EpochResult
 from hpo.train.graphs import CapturedStep, Draws, FixedMasks, can_capture
 from hpo.train.inputs import Batch
@@ -28,6 +29,7 @@ from hpo.train.stack.dropout_masks import DropoutMasks
 from hpo.train.stack.flat_parameters import FlatParameters, own_tensors
 from hpo.train.stack.layers import Pass, Unstackable, filled
 from hpo.train.stack.row_averages import RowAverages
+from hpo.train.stack.row_clipping import RowClipping
 from hpo.train.stack.row_monitors import RowMonitors
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
@@ -106,8 +108,13 @@ class Stack:
         self._steps = self._steps_of(self._rows)
         self._monitors = RowMonitors(self._rows, first.watch) if first.watch.gradients else None
         self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
-        self._penalties = RowPenalties(self._rows, first.model)
-        self._averages = RowAverages(self._rows)
+        self._of_sum: Tensor | None = None
+        self._entered: set[Run] = set()  # runs whose sums lie in rows
+        self._at_once = self._steps.at_once
+        self._clipping = RowClipping(self._rows, at_once=self._at_once)
+        self._penalties = RowPenalties(self._rows, first.model, at_once=self._at_once)
+        self._averages = RowAverages(self._rows, at_once=self._at_once)
+        self._judging: tuple[list[Loss], RowLosses] = [], RowLosses([first.loss] * slots, first.device)
         self._enter_for([None] * slots, first)
 
     @property
@@ -149,9 +156,7 @@ class Stack:
         self._averages.remove(row)
         own_tensors(run.model)
         own_state(run.optimizer)
-        run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))
-        if self._monitors is not None:
-            self._monitors.let_go(run)
+        self._let_go(row, run)
 
     def compact(self) -> None:
         """Remove empty slots if no further run will come: an empty slot costs as much time as a full one."""
@@ -181,9 +186,7 @@ class Stack:
             for run in runs:
                 run.spend(seconds)
             return []
-        outputs: list[Tensor] | None = [] if runs[0].watch.metrics else None
-        measured = self._measure(outputs).tolist()  # the one wait for the device in an epoch
-        watched = self._watched(outputs)
+        measured, watched = self._fetch_measured(runs[0])
         seconds = time.perf_counter() - started
         return [
             run.close_epoch(train_loss, loss, accuracy, seconds, more)
@@ -198,23 +201,31 @@ class Stack:
         augmentation = self._augmentation(runs[0])
         first = min(run.batch for run in runs)
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
-        if self._monitors is not None:
-            self._monitors.begin()
-        self._enter(waiting)
-        fed = runs[0].inputs.feed(self._shown(commands[:, batch]) for batch in range(first, runs[0].steps_per_epoch))
+        self._clear_sums()
+        self._enter(waiting, first)
+        fed = runs[0].inputs.feed(map(self._shown, commands[first:]))
         for batch in range(first, runs[0].steps_per_epoch):
             if stop():
-                self._leave(runs, waiting, batch)
+                self._leave(runs, waiting, batch, has_stepped=batch > first)
                 return False
             if any(run.batch == batch for run in waiting):
                 self._let_in(waiting, batch)
-            self._step(commands[:, batch], next(fed), augmentation, batch)
+            self._step(commands[batch], next(fed), augmentation, batch)
         return True
 
+    def _clear_sums(self) -> None:
+        """Clear all sums of the epoch at once. Runs that come from elsewhere still have their own."""
+        self._loss_sums.zero_()
+        if self._monitors is not None:
+            self._monitors.begin()
+        for run in self.runs:
+            if not run.batch and run not in self._entered:
+                run.clear_sums()
+
     def _commands(self, some: Run) -> Tensor:
-        """Return the rows of all batches [K, steps, B]. An empty slot gets those of another run."""
-        commands = [(run or some).order() for run in self._places]
-        return torch.stack(commands).view(len(commands), some.steps_per_epoch, some.batch_size)
+        """Return the rows of all batches [steps, K, B]. An empty slot gets those of another run."""
+        orders = [(run or some).order().view(some.steps_per_epoch, some.batch_size) for run in self._places]
+        return devices.sent(torch.stack(orders, 1), some.device)
 
     def _augmentation(self, some: Run) -> Augmentation | None:
         """Return the augmentation of all runs in this epoch; None if no run augments."""
@@ -227,24 +238,32 @@ class Stack:
         """Return the number of filler rows for a batch of this size."""
         return -size % self._lanes
 
-    def _enter(self, waiting: dict[Run, dict[str, Tensor]]) -> None:
-        """Prepare the next steps for all runs except those that wait."""
+    def _enter(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
+        """Prepare the steps from this batch on for all runs except those that wait."""
         active = [run if run is not None and run not in waiting else None for run in self._places]
-        self._enter_for(active, self.runs[0])
+        self._enter_for(active, self.runs[0], batch)
         for row, run in enumerate(active):
-            if run is not None:
+            if run is not None and run not in self._entered:
+                self._entered.add(run)
                 run.keep_losses_in(self._loss_sums[row])
                 if self._monitors is not None:
                     self._monitors.enter(row, run)
 
-    def _enter_for(self, active: list[Run | None], some: Run) -> None:
+    def _enter_for(self, active: list[Run | None], some: Run, batch: int = 0) -> None:
         """Prepare the next steps for these runs, by row. A row without a run computes another's loss and is not stepped."""
         self._active = active
         self._noise.draw_for(active)
         self._set_losses([(run or some).loss for run in active], some)
-        present = ((row, run.penalised) for row, run in enumerate(active) if run is not None)
-        self._penalised = {row: penalised for row, penalised in present if penalised != NONE}
-        self._limits = self._penalties.limits(self._penalised)
+        self._penalties.begin([NONE if run is None else run.penalised for run in active])
+        self._clipping.begin(active)
+        rows = [row for row, run in enumerate(active) if run is not None]
+        self._steps.begin(rows, self._set_rates, some.steps_per_epoch)
+        self._averages.begin(rows, self._epochs(), some.steps_per_epoch - batch)
+
+    def _set_rates(self, batch: int) -> None:
+        for run in self._active:
+            if run is not None:
+                run.set_rate(batch)
 
     def _set_losses(self, losses: list[Loss], some: Run) -> None:
         """Set the losses by row. A captured step stays if they are the same as before, and so is the data."""
@@ -259,16 +278,29 @@ class Stack:
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
             self._rows.restore(self._places.index(run), waiting.pop(run))
-        self._enter(waiting)
+        self._enter(waiting, batch)
 
-    def _leave(self, runs: Sequence[Run], waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
+    def _leave(
+        self, runs: Sequence[Run], waiting: dict[Run, dict[str, Tensor]], batch: int, *, has_stepped: bool
+    ) -> None:
+        if has_stepped:
+            self._set_rates(batch - 1)  # those of the last step, not of a later one
         for run in runs:
+            row = self._places.index(run)
             if run in waiting:
-                self._rows.restore(self._places.index(run), waiting[run])
-            run.keep_losses_in(torch.zeros_like(self._loss_sums[0]))  # the row's sum would grow while the run waits
-            if self._monitors is not None and run not in waiting:
-                self._monitors.leave(self._places.index(run), run)
+                self._rows.restore(row, waiting[run])
+            elif self._monitors is not None:
+                self._monitors.leave(row, run)
             run.leave_epoch(max(run.batch, batch))
+            self._let_go(row, run)
+
+    def _let_go(self, row: int, run: Run) -> None:
+        """Give a run its own sums of losses and monitors: the row's would grow while the run waits."""
+        if run in self._entered:
+            self._entered.remove(run)
+            run.keep_losses_in(torch.zeros_like(self._loss_sums[row]))
+            if self._monitors is not None:
+                self._monitors.let_go(run)
 
     def _shown(self, batches: Tensor) -> Tensor:
         """Return the flat rows that a step reads for batches [K, B], each batch filled up."""
@@ -299,7 +331,7 @@ class Stack:
                 return self._loss_of(outputs, targets, filling)
 
             losses = losses_for(targets) if mixed is None else mixed.losses(losses_for)
-            return losses.sum(1) / size
+            return losses.sum(1) / size if filling or not self._at_once else losses.mean(1)
 
     def _refuse_unused(self, first: Run) -> None:
         """Raise Unstackable if the loss has no gradient for a parameter: torch's optimizers would skip it, a row's cannot."""
@@ -311,32 +343,35 @@ class Stack:
             raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
     def _step(self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None, batch: int) -> None:
+        self._noise.go_to(batch)
         if self._captured is not None and augmentation is None:
             self._captured.take(batches, inputs)
         else:
             self._compute(batches, inputs, augmentation, batch)
-        for row, penalised in self._penalised.items():
-            self._penalties.add_to_gradient(row, penalised)
+        self._penalties.add_to_gradients()
         if self._monitors is not None:
             self._monitors.take(self._active, self._loss_sums)
-        for row, run in enumerate(self._active):
-            if run is not None:
-                self._clip(row, run)
-                run.set_rate(batch)
-        active = [row for row, run in enumerate(self._active) if run is not None]
-        self._steps.take(active)
-        if self._limits is not None:
-            self._penalties.bound(self._limits)
-        if self._averages:
-            self._averages.take_step(active, self._epochs())
+        self._clipping.take()
+        self._steps.take(batch)
+        self._penalties.bound()
+        self._averages.take_step()
+
+    def _ones(self, dtype: torch.dtype) -> Tensor:
+        """Return the gradient of a sum over the rows, kept since it is the same in every step."""
+        if self._of_sum is None or self._of_sum.dtype != dtype:
+            self._of_sum = torch.ones(len(self._places), dtype=dtype, device=self._loss_sums.device)
+        return self._of_sum
 
     def _compute(
         self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None = None, batch: int = 0
     ) -> None:
         """Compute losses and gradients of a step. This part may be captured: it reads no number that changes by step."""
         losses = self._losses(self.runs[0], batches, inputs, augmentation, batch)
-        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
-        torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
+        if self._at_once:
+            self._rows.take_gradients(torch.autograd.grad(losses, self._rows.leaves, self._ones(losses.dtype)))
+        else:
+            gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
+            torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
         self._loss_sums += losses.detach()
         if self._counters:
             torch._foreach_add_(self._counters, 1)
@@ -361,15 +396,6 @@ class Stack:
         rows = self._rows
         return Pass(rows.count, rows.parameters, rows.buffers, True, self._factors, filling)
 
-    def _clip(self, row: int, run: Run) -> None:
-        """Clip one run's gradient. A norm over all runs would couple them."""
-        if run.clip_value is not None:
-            self._rows.gradients[row].clamp_(-run.clip_value, run.clip_value)
-        if run.clip_norm is not None:
-            gradient = self._rows.gradients[row]
-            norm = torch.linalg.vector_norm(gradient)
-            gradient.mul_(torch.clamp(run.clip_norm / (norm + 1e-6), max=1.0))  # as in torch.nn.utils.clip_grad_norm_
-
     @torch.no_grad()
     def _measure(self, outputs_too: list[Tensor] | None = None) -> Tensor:
         """Return training loss, validation loss and validation accuracy by row, float64 [K, 3] on the device.
@@ -380,7 +406,10 @@ class Stack:
         some = self.runs[0]
         self._averages.take_epoch(self._epochs())
         parameters, buffers = self._averages.judged()
-        loss_of = RowLosses([(run or some).judging_loss for run in self._places], some.device)
+        losses_of = [(run or some).judging_loss for run in self._places]
+        if list(map(id, losses_of)) != list(map(id, self._judging[0])):
+            self._judging = losses_of, RowLosses(losses_of, some.device)
+        loss_of = self._judging[1]
         totals = torch.zeros((2, len(self._places)), dtype=torch.float64, device=some.device)
         targets = some.splits.validation.targets
         parts = zip(some.validation_inputs.split(EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH), strict=True)
@@ -398,19 +427,26 @@ class Stack:
         return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(targets))], dim=1)
 
     @torch.no_grad()
-    def _watched(self, outputs: list[Tensor] | None) -> list[dict[str, float]]:
-        """Return the further metrics and the gradient statistics that each run watches, by row."""
-        found: list[dict[str, float]] = [{} for _ in self._places]
-        whole = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else None
-        sums = self._monitors.measured() if self._monitors is not None else None
+    def _fetch_measured(self, some: Run) -> tuple[list[list[float]], list[dict[str, float]]]:
+        """Return by row what `_measure` returns, and what each run watches, after the one wait for the device in an epoch."""
+        outputs: list[Tensor] | None = [] if some.watch.metrics else None
+        found = [self._measure(outputs)]
+        if outputs:
+            found += some.validation_values(torch.cat(outputs, dim=2).transpose(1, 2))
+        if self._monitors is not None:
+            found.append(self._monitors.measured())
+        measured, *further = transfer.fetched(found)
+        watched: list[dict[str, float]] = [{} for _ in self._places]
+        sums = further.pop().tolist() if self._monitors is not None else None
         for row, run in enumerate(self._places):
-            if run is not None and whole is not None:
-                found[row] |= run.further_metrics(whole[row])
+            if run is not None and further:
+                of_rows, targets = further
+                watched[row] |= run.further_metrics(of_rows[row], targets)
             if run is not None and sums is not None:
                 *of_run, norm = sums[row]
                 size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
-                found[row] |= of_gradients(run.watch, of_run, norm, **size)
-        return found
+                watched[row] |= of_gradients(run.watch, of_run, norm, **size)
+        return measured.tolist(), watched
 
 
 def _even(slots: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpo.train import loop
@@ -75,6 +75,11 @@ KIND_ROWS: dict[str, list[Make]] = {
         plainly(NAdam, lr=0.003, weight_decay=0.1, betas=(0.5, 0.9), momentum_decay=0.1),
         plainly(NAdam, lr=0.02, weight_decay=0.1, decoupled_weight_decay=True),
     ],
+    "radam": [
+        plainly(RAdam, lr=0.01),
+        plainly(RAdam, lr=0.003, weight_decay=0.1, betas=(0.5, 0.9)),
+        plainly(RAdam, lr=0.02, weight_decay=0.1, decoupled_weight_decay=True, betas=(0.9, 0.6)),
+    ],
 }
 BY_TURNS = [rows[place] for place in range(3) for rows in KIND_ROWS.values()]  # no two of a kind lie side by side
 
@@ -133,7 +138,13 @@ class StackedRunner(SequentialRunner):
 
     def step(self, step: int, rows: Iterable[int] | None = None) -> None:
         self.set_gradients(step)
-        self.steps.take(list(range(len(self.models)) if rows is None else rows))
+        take(self.steps, list(range(len(self.models)) if rows is None else rows))
+
+
+def take(steps: Broadcast, rows: Sequence[int]) -> None:
+    """Take one step of these rows with the rates that their optimizers have."""
+    steps.begin(rows, lambda _batch: None, until=1)
+    steps.take(0)
 
 
 def tensors(one: SequentialRunner, row: int) -> Iterator[tuple[str, Tensor]]:
@@ -313,7 +324,7 @@ def test_a_row_that_is_not_a_number_leaves_the_others_alone() -> None:
         ill.rows.gradients[[0, 8, 16]] = torch.nan if step else torch.inf
         ill.optimizers[5].param_groups[0]["lr"] = torch.inf
         for one in (sound, ill):
-            one.steps.take(rows)
+            take(one.steps, rows)
     assert all(not next(ill.models[row].parameters()).isfinite().any() for row in (0, 5, 8, 16))
     assert_same(sound, ill, [row for row in rows if row not in (0, 5, 8, 16)])
 
@@ -324,7 +335,7 @@ def test_a_square_that_overflows_stops_an_element_as_in_torch() -> None:
     for step in range(5):
         ours.set_gradients(step)
         ours.rows.gradients[:, 0] *= 1e160
-        ours.steps.take(range(len(makes)))
+        take(ours.steps, range(len(makes)))
         for row, model in enumerate(theirs.models):
             for parameter, gradient in zip(model.parameters(), gradients_of(row, step, model), strict=True):
                 parameter.grad = gradient
@@ -365,7 +376,7 @@ def test_what_is_unusual_takes_torchs_own_step() -> None:
         plainly(AdamW, lr=0.01),
         plainly(AdamW, lr=0.01, amsgrad=True),
         with_hook,
-        plainly(torch.optim.RAdam, lr=0.01),
+        plainly(torch.optim.Adadelta, lr=0.01),
         plainly(SGD, lr=0.1, maximize=True),
         grouped(AdamW, swapped=True),
     ]
@@ -411,6 +422,7 @@ OPERATIONS = {
     "adagrad": 6,
     "adamax": 8,
     "nadam": 11,
+    "radam": 11,
 }  # with all options
 
 
@@ -420,13 +432,13 @@ def test_a_step_has_few_operations_and_no_more_for_more_rows(kind: str) -> None:
         together = StackedRunner(makes)
         together.step(0)
         with Operations() as operations:
-            together.steps.take(range(len(makes)))
+            take(together.steps, range(len(makes)))
         return operations
 
     few, many = done(KIND_ROWS[kind]), done(KIND_ROWS[kind] * 5)
     assert few.over_rows == many.over_rows == OPERATIONS[kind]
     assert few.read == (kind == "nadam")  # its product of momenta, which torch keeps on the host
-    between = [make for make in KIND_ROWS[kind] for make in (make, plainly(torch.optim.RAdam))]
+    between = [make for make in KIND_ROWS[kind] for make in (make, plainly(torch.optim.Adadelta))]
     assert done(between).over_rows > OPERATIONS[kind]  # rows that do not follow one another are copied
 
 
@@ -542,7 +554,7 @@ def test_steps_on_a_gpu_are_those_of_torch_and_wait_for_nothing(fused: bool) -> 
         if step:  # in the first it is found out who is stepped with whom, which is sent to the device
             torch.cuda.set_sync_debug_mode("error")
         try:
-            ours.steps.take(range(len(makes)))
+            take(ours.steps, range(len(makes)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert_alike(ours, theirs, 1e-10)

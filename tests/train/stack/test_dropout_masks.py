@@ -19,7 +19,7 @@ def run(seed: int, *shares: float) -> Any:
     model = nn.Sequential(*map(Dropout, shares))
     generator = torch.Generator().manual_seed(seed)
     use_generator(model, generator)
-    return SimpleNamespace(model=model, randomness=SimpleNamespace(dropout=generator))
+    return SimpleNamespace(model=model, randomness=SimpleNamespace(dropout=generator, masks=None))
 
 
 def noise(runs: list[Any], count: int = 0, dtype: torch.dtype = torch.float32) -> DropoutMasks:
