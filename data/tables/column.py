@@ -6,7 +6,6 @@ both it is, since a guess would be silently wrong for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -34,12 +33,23 @@ ID_NAMES = ("id", "ids", "index", "idx", "uuid", "guid", "key", "rowid", "rownum
 FEW = 10  # rows in which all values may differ, or count up, by chance
 
 
+Use = Literal["input", "target", "channel", "key"]
+#: By use of a column: how it is left out, and how its texts may stay.
+MENDS: dict[Use, tuple[str, str]] = {
+    "input": ("write drop = [{name!r}]", "write categorical = [{name!r}]"),
+    "target": ("name another target", 'write task = "classification"'),
+    "channel": ("leave the column out of channels", "leave the column out of channels"),
+    "key": ("name another column", "name a column of numbers or ISO dates"),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """A column of a frame."""
 
     frame: Frame
     index: int  # its place among the columns, from 0
+    use: Use = "input"  # for the mends in messages
 
     @property
     def name(self) -> str:
@@ -119,24 +129,26 @@ class Column:
 
     def numbers(self) -> Floats:
         """Return the values as numbers, NaN where one is missing; BadFile for a text, an infinity, or lost digits."""
+        self.refuse_dates()
+        values = self._as_floats()
+        self._refuse_the_extreme(values)
+        return values
+
+    def _as_floats(self) -> Floats:
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.types as types
 
         found = self.values
-        self.refuse_dates()
         if self.kind == "other":
-            raise self.bad(f"holds values of type {found.type}; {self._drop}")
+            raise self.bad(f"holds values of type {found.type}; {self._left_out}")
         if types.is_string(found.type):
             wrong = np.flatnonzero(~self._are_numbers & ~self.missing)
             if len(wrong):
-                raise self.bad(
-                    f"{self.shown(int(wrong[0]))} is not a number; {self._mend_of_text(int(wrong[0]))}", int(wrong[0])
-                )
+                raise self._no_number(int(wrong[0]))
             found = pc.utf8_ltrim(found, characters="+")
-        values = found.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
-        self._refuse_the_extreme(values)
-        return values  # type: ignore[no-any-return]
+        values: Floats = found.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+        return values
 
     def _refuse_the_extreme(self, values: Floats) -> None:
         """Raise BadFile for values that float32, which models compute with, cannot hold."""
@@ -144,16 +156,20 @@ class Column:
         if row is not None:
             raise self.bad(f"{self.shown(row)} {said_of(values[row])}", row)
         if why := lost_digits(values):
-            raise self.bad(f"{why}, or {self._drop}")
+            raise self.bad(f"{why}, or {self._left_out}")
 
-    def _mend_of_text(self, row: int) -> str:
-        value = self.values[row].as_py()
+    def _no_number(self, row: int) -> BadFile:
+        """Return the error for a text in a column of numbers."""
+        value, as_text = self.values[row].as_py(), MENDS[self.use][1].format(name=self.name)
         if value.count(",") == 1 and value.replace(",", "").lstrip("+-").isdigit():
-            return "write numbers with a decimal point"
+            return self.bad(f"{value!r} is not a number; write numbers with a decimal point", row)
         count = int(self._are_numbers.sum())
-        return (
-            f"the column has {count} numbers; correct it, name the text in missing_values if it stands for a missing value, "
-            f"or write categorical = [{self.name!r}]"
+        if not count:
+            return self.bad(f"{value!r} is not a number, as the rest of this column; {as_text}", row)
+        return self.bad(
+            f"{value!r} is not a number; the column has {count} number{'s' * (count > 1)}; correct it, name the text in missing_values if it "
+            f"stands for a missing value, or {as_text}",
+            row,
         )
 
     def codes(self) -> tuple[Codes, list[str]]:
@@ -163,7 +179,7 @@ class Column:
 
         found = self.values
         if self.kind == "other":
-            raise self.bad(f"holds values of type {found.type}; {self._drop}")
+            raise self.bad(f"holds values of type {found.type}; {self._left_out}")
         if types.is_floating(found.type):
             values = found.to_numpy(zero_copy_only=False)
             whole = values[~self.missing]
@@ -197,7 +213,9 @@ class Column:
 
         self.refuse_missing("give each row its time")
         if self.kind != "dates":
-            values = self.numbers()
+            values = self._as_floats()
+            if np.isinf(values).any():
+                raise self.bad("is infinite; write a time", int(np.isinf(values).argmax()))
             return values.astype(np.int64) if (values == np.trunc(values)).all() else values
         if types.is_time(self.values.type):
             return self.values.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
@@ -232,9 +250,10 @@ class Column:
         """Raise BadFile if the values are dates."""
         if self.kind == "dates":
             row = int(np.flatnonzero(~self.missing)[0])
+            split = f"; for a split by time write time = {self.name!r}" if self.use == "input" else ""
             raise self.bad(
                 f"{self.shown(row)} is a date, which no model takes; make numbers of it, such as days since a day, or "
-                f"{self._drop}; for a split by time write time = {self.name!r}",
+                f"{self._left_out}{split}",
                 row,
             )
 
@@ -242,17 +261,17 @@ class Column:
         """Raise BadFile for an undeclared column that is neither numbers nor categories, or that numbers the rows."""
         self.refuse_dates()
         if self.kind == "empty":
-            raise self.bad(f"has no values; {self._drop}")
+            raise self.bad(f"has no values; {self._left_out}")
         if self.kind == "mixed":
             row = int(np.flatnonzero(~self._are_numbers & ~self.missing)[0])
-            raise self.bad(f"{self.shown(row)} is not a number; {self._mend_of_text(row)}", row)
+            raise self._no_number(row)
         if self.kind == "numbers" and self.counts_rows:
-            raise self.bad(f"numbers the rows; {self._drop}, or write numeric = [{self.name!r}] if it says more")
+            raise self.bad(f"numbers the rows; {self._left_out}, or write numeric = [{self.name!r}] if it says more")
         if self.kind == "texts" and self.differs_everywhere:
             many = len(self.codes()[1])
             raise self.bad(
                 f"has {many} different texts in {len(self.missing)} rows, such as {self.codes()[1][0]!r}, so no model learns "
-                f"from it; {self._drop}, or write categorical = [{self.name!r}] if it repeats in other data"
+                f"from it; {self._left_out}, or write categorical = [{self.name!r}] if it repeats in other data"
             )
 
     @cached_property
@@ -272,10 +291,5 @@ class Column:
         return len(names) > FEW and 2 * len(names) > int((codes >= 0).sum())
 
     @property
-    def _drop(self) -> str:
-        return f"write drop = [{self.name!r}]"
-
-
-def columns_of(frame: Frame, places: Sequence[int]) -> list[Column]:
-    """Return the columns at these places."""
-    return [Column(frame, place) for place in places]
+    def _left_out(self) -> str:
+        return MENDS[self.use][0].format(name=self.name)

@@ -55,7 +55,7 @@ def keys_of(frame: Frame, *, part: Label | None, group: Label | None, time: Labe
     places = {option: frame.index(label, option) for option, label in named.items() if label is not None}
     if len(set(places.values())) < len(places):
         raise frame.bad(f"{' and '.join(places)} name the same column; name a different one for each")
-    columns = {option: Column(frame, place) for option, place in places.items()}
+    columns = {option: Column(frame, place, "key") for option, place in places.items()}
     if "part" in columns and len(frame.paths) > 1:
         raise frame.bad(f"part = {part!r} and files of their own for parts are given; give one of both")
     parts = _parts(columns["part"]) if "part" in columns else frame.part_of_file

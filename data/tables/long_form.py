@@ -44,7 +44,7 @@ def from_long_form(frame: Frame, form: LongForm, task: Task | None, positive: st
     aims = frame.indices(form.target, "target")
     for one in {*aims, *(keys.columns - _places(frame, time=form.time))}:
         _refuse_changes(Column(frame, one), codes, firsts, names)
-    targets = targets_of([Column(heads, aim) for aim in aims], keys.in_training, task, positive)
+    targets = targets_of([Column(heads, aim, "target") for aim in aims], keys.in_training, task, positive)
     taken = {place, *aims, *keys.columns}
     order = _order(frame, form, codes, taken)
     channels = _channels(frame, form, taken)
@@ -81,7 +81,7 @@ def _order(frame: Frame, form: LongForm, series: Rows, taken: set[int]) -> Rows:
     if place in taken - _places(frame, time=form.time):
         raise frame.bad(f"step = {form.step!r}: this column has another use; name the column that orders the rows")
     taken.add(place)
-    column = Column(frame, place)
+    column = Column(frame, place, "key")
     steps = column.moments()
     order = np.lexsort((steps, series))
     twice = np.flatnonzero((np.diff(series[order]) == 0) & (np.diff(steps[order]) == 0))
@@ -99,7 +99,7 @@ def _channels(frame: Frame, form: LongForm, taken: set[int]) -> list[Column]:
     for place in named:
         if place in taken:
             raise frame.bad(f"column {frame.names[place]!r} is named by channels and by another option; remove one")
-    found = [Column(frame, place) for place in named or range(len(frame.names)) if place not in taken]
+    found = [Column(frame, place, "channel") for place in named or range(len(frame.names)) if place not in taken]
     if not found:
         raise frame.bad("has no columns of values beside those that other options name; add one")
     return found
@@ -107,8 +107,6 @@ def _channels(frame: Frame, form: LongForm, taken: set[int]) -> list[Column]:
 
 def _values(column: Column) -> npt.NDArray[np.float32]:
     column.refuse_missing("series have a value at each step, so fill it or remove the series")
-    if column.kind == "texts":
-        raise column.bad("holds texts; name the columns of numbers in channels")
     return column.numbers().astype(np.float32)
 
 

@@ -69,7 +69,7 @@ def text(
     aims = frame.indices(target if isinstance(target, list) else [target], "target")
     if place in aims or place in keys.columns:
         raise frame.bad(f"column {frame.names[place]!r} is named by column and by another option; remove one")
-    targets = targets_of([Column(frame, aim) for aim in aims], keys.in_training, task, positive)
+    targets = targets_of([Column(frame, aim, "target") for aim in aims], keys.in_training, task, positive)
     texts = Column(frame, place).texts()
     if level == "byte":
         codes, lengths = as_bytes(texts, length)

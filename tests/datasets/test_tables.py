@@ -182,6 +182,8 @@ def test_groups_are_numbers_and_no_inputs(tmp_path: Path) -> None:
     assert found.groups.tolist() == [row % 5 for row in range(ROWS)]
     assert found.times.tolist() == frame()["age"].tolist()
     assert found.inputs["categories"].shape[1] == 2
+    seconds = written(tmp_path, "x,t,y\n1,1764547201,0.5\n2,1764547200,1.5\n", "s.csv")
+    assert SOURCES["table"](path=seconds, target="y", time="t").times.tolist() == [1764547201, 1764547200]
 
 
 def test_files_of_their_own_are_the_parts(tmp_path: Path) -> None:
@@ -282,7 +284,11 @@ BAD: list[tuple[str, dict, str]] = [
         "row 2, column 2 (y): is missing; give each row a target, or remove the row; if 'none' is a value, "
         'write missing_values = [""]',
     ),
-    ("x,y\n1,1.5\n2,b\n", {"target": "y", "task": "regression"}, "row 3, column 2 (y): 'b' is not a number"),
+    (
+        "x,y\n1,1.5\n2,b\n",
+        {"target": "y", "task": "regression"},
+        "'b' is not a number; the column has 1 number; correct it,",
+    ),
     (
         "x,y\n1,0\ntwo,1\n3,1\n",
         {"target": "y"},
@@ -318,6 +324,21 @@ BAD: list[tuple[str, dict, str]] = [
     ),
     ("x,d,y\n1,3.1.2026 10:00,0\n2,4.1.2026,1\n", {"target": "y"}, "'3.1.2026 10:00' is a date, which no model takes"),
     ("x,d,y\n1,3.1.2026,0\n2,4.1.2026,1\n", {"target": "y", "time": "d"}, "are not all ISO 8601; write 2026-12-31"),
+    (
+        "x,d,y\n1,a,0\n2,b,1\n",
+        {"target": "y", "time": "d"},
+        "row 2, column 2 (d): 'a' is not a number, as the rest of this column; name a column of numbers or ISO dates",
+    ),
+    (
+        "x,y\n1,2026-01-02\n2,2026-01-03\n",
+        {"target": "y"},
+        "'2026-01-02' is a date, which no model takes; make numbers of it, such as days since a day, or name another target",
+    ),
+    (
+        "x,y\n1,1764547200\n2,1764547201\n",
+        {"target": "y", "task": "regression"},
+        "rounds them by up to 1; subtract 1.76455e+09 from all, or name another target",
+    ),
     ("x,e,y\n1,,0\n2,,1\n", {"target": "y"}, "column 2 (e): has no values; write drop = ['e']"),
     (
         "id,y\n" + "\n".join(LONG),
