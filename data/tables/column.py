@@ -6,6 +6,7 @@ both it is, since a guess would be silently wrong for one of them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -24,6 +25,7 @@ Codes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+COMMA = r"[+-]?[0-9]+(,[0-9]+)+"  # decimal, or between thousands
 INFINITE = r"^[+-]?(?i:inf|infinity)$"
 _CLOCK = r"([T ]+[0-9]{1,2}:[0-9]{2}.*)?$"
 DATE = rf"^([0-9]{{4}}[-/.][0-9]{{1,2}}[-/.][0-9]{{1,2}}|[0-9]{{1,2}}[-/.][0-9]{{1,2}}[-/.]([0-9]{{4}}|[0-9]{{2}})){_CLOCK}"
@@ -161,14 +163,14 @@ class Column:
     def _no_number(self, row: int) -> BadFile:
         """Return the error for a text in a column of numbers."""
         value, as_text = self.values[row].as_py(), MENDS[self.use][1].format(name=self.name)
-        if value.count(",") == 1 and value.replace(",", "").lstrip("+-").isdigit():
-            return self.bad(f"{value!r} is not a number; write numbers with a decimal point", row)
+        if re.fullmatch(COMMA, value):
+            return self.bad(f"{value!r} has a comma; write numbers with a decimal point alone, or {as_text}", row)
         count = int(self._are_numbers.sum())
         if not count:
             return self.bad(f"{value!r} is not a number, as the rest of this column; {as_text}", row)
         return self.bad(
-            f"{value!r} is not a number; the column has {count} number{'s' * (count > 1)}; correct it, name the text in missing_values if it "
-            f"stands for a missing value, or {as_text}",
+            f"{value!r} is not a number; the column has {count} number{'s' * (count > 1)}; correct it, name the text in "
+            f"missing_values if it stands for a missing value, or {as_text}",
             row,
         )
 
@@ -265,6 +267,9 @@ class Column:
         if self.kind == "mixed":
             row = int(np.flatnonzero(~self._are_numbers & ~self.missing)[0])
             raise self._no_number(row)
+        commas = self._match(f"^{COMMA}$") if self.kind == "texts" else self.missing
+        if (commas | self.missing).all():
+            raise self._no_number(int((commas & ~self.missing).argmax()))
         if self.kind == "numbers" and self.counts_rows:
             raise self.bad(f"numbers the rows; {self._left_out}, or write numeric = [{self.name!r}] if it says more")
         if self.kind == "texts" and self.differs_everywhere:

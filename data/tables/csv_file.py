@@ -80,9 +80,9 @@ def _bad_row(path: Path, row: Any, marks: int) -> BadFile:
     """Return the error for a row with another number of values than the first."""
     if "\n" in row.text.rstrip("\r\n") and marks % 2:
         return _open_quote(path, row.number)
+    values = f"{row.actual_columns} value{'s' * (row.actual_columns != 1)}"
     return BadFile(
-        f"{path}, row {row.number}: has {row.actual_columns} values, the rows above have {row.expected_columns}; "
-        "is another delimiter meant?"
+        f"{path}, row {row.number}: has {values}, the rows above have {row.expected_columns}; is another delimiter meant?"
     )
 
 

@@ -75,6 +75,12 @@ class Frame:
         meant = f"; did you mean {close[0]!r}?" if close else f"; its columns are {self.listed}"
         raise self.bad(f"{option} = {wanted!r}: there is no such column{meant}")
 
+    def targets(self, wanted: Label | list[Label]) -> list[int]:
+        """Return the places of the columns to predict; BadFile if one is missing, or if none is named."""
+        if wanted == []:
+            raise self.bad(f"target = []: name the column to predict; its columns are {self.listed}")
+        return self.indices(wanted if isinstance(wanted, list) else [wanted], "target")
+
     def indices(self, wanted: Sequence[Label] | None, option: str) -> list[int]:
         """Return the places of columns; BadFile if one is missing or named twice."""
         found = [self.index(one, option) for one in wanted or ()]

@@ -26,7 +26,7 @@ class LongForm:
     id: Label  # names the series of a row
     step: Label | None  # orders the rows of a series; None: their order in the file
     channels: Sequence[Label] | None  # the values; None: all columns that have no other use
-    target: Sequence[Label]
+    target: Label | list[Label]
     part: Label | None
     group: Label | None
     time: Label | None
@@ -41,7 +41,7 @@ def from_long_form(frame: Frame, form: LongForm, task: Task | None, positive: st
     _, firsts = np.unique(codes, return_index=True)  # codes are numbered in the order of the file, so are the firsts
     heads = frame.take(firsts)
     keys = keys_of(heads, part=form.part, group=form.group, time=form.time)
-    aims = frame.indices(form.target, "target")
+    aims = frame.targets(form.target)
     for one in {*aims, *(keys.columns - _places(frame, time=form.time))}:
         _refuse_changes(Column(frame, one), codes, firsts, names)
     targets = targets_of([Column(heads, aim, "target") for aim in aims], keys.in_training, task, positive)

@@ -86,7 +86,7 @@ def series(
         id=id,
         step=step,
         channels=channels,
-        target=target if isinstance(target, list) else [target],
+        target=target,
         part=part,
         group=group,
         time=time,

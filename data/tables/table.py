@@ -67,7 +67,7 @@ def table(
     """
     frame = read(parts_of(path, validation, test), header=header, delimiter=delimiter, missing=missing_values)
     keys = keys_of(frame, part=part, group=group, time=time)
-    aims = frame.indices(target if isinstance(target, list) else [target], "target")
+    aims = frame.targets(target)
     targets = targets_of([Column(frame, place, "target") for place in aims], keys.in_training, task, positive)
     numbers, categories = _inputs(frame, keys, aims, drop, numeric, categorical)
     if missing == "refuse":

@@ -66,7 +66,7 @@ def text(
     frame = read(parts_of(path, validation, test), header=header, delimiter=delimiter, missing=missing_values)
     keys = keys_of(frame, part=part, group=group, time=time)
     place = frame.index(column, "column")
-    aims = frame.indices(target if isinstance(target, list) else [target], "target")
+    aims = frame.targets(target)
     if place in aims or place in keys.columns:
         raise frame.bad(f"column {frame.names[place]!r} is named by column and by another option; remove one")
     targets = targets_of([Column(frame, aim, "target") for aim in aims], keys.in_training, task, positive)

@@ -136,6 +136,7 @@ def test_categories_come_from_the_training_part_alone(tmp_path: Path) -> None:
             {"classes": ("wet", "cold"), "num_classes": 0},
             [[False, False], [False, False], [True, False]],
         ),
+        ({"target": "wet", "task": "binary"}, "binary", {"classes": ("0", "1")}, [[False], [False], [True]]),
         ({"target": "size"}, "classification", {"num_classes": 13}, [0, 5, 10]),
         ({"target": "size", "task": "regression"}, "regression", {"target_names": ("size",)}, [[0], [5], [10]]),
         (
@@ -299,7 +300,7 @@ BAD: list[tuple[str, dict, str]] = [
     (
         'x,y\n"1,5",0\n"2,5",1\n',
         {"target": "y", "numeric": ["x"]},
-        "'1,5' is not a number; write numbers with a decimal point",
+        "column 1 (x): '1,5' has a comma; write numbers with a decimal point alone, or write categorical = ['x']",
     ),
     ("x,y\n1,0\n-inf,1\n", {"target": "y"}, "row 3, column 1 (x): '-inf' is infinite; remove it, or leave it empty"),
     (
@@ -339,6 +340,8 @@ BAD: list[tuple[str, dict, str]] = [
         {"target": "y", "task": "regression"},
         "rounds them by up to 1; subtract 1.76455e+09 from all, or name another target",
     ),
+    ("x;y\n1,5;0\n;1\n", {"target": "y"}, "row 2, column 1 (x): '1,5' has a comma; write numbers with a decimal point"),
+    ("x,y\n1,0\n2,1\n", {"target": []}, "target = []: name the column to predict; its columns are x, y"),
     ("x,e,y\n1,,0\n2,,1\n", {"target": "y"}, "column 2 (e): has no values; write drop = ['e']"),
     (
         "id,y\n" + "\n".join(LONG),
