@@ -176,7 +176,8 @@ def setting(device: torch.device) -> str:
 
 def words(device: torch.device) -> str:
     """Return what the columns mean."""
-    counted = "calls of CUDA that launch or copy" if device.type == "cuda" else "operations that are not views"
+    known = {"cuda": "calls of CUDA that launch or copy", "twin": "kernels and copies"}
+    counted = known.get(device.type, "operations that are not views")
     return (
         "A trial has the task's epochs, each with its validation. Medians over n timings, taken in turn. "
         f"Launches: {counted}, in an epoch with its validation, by steps. Peak: tensors of the device, by its allocator."

@@ -91,12 +91,13 @@ class Way:
 
 
 LOOP, STACK = Way(name="loop", executor="loop"), Way(name="stack", executor="stack")
+LOOP_AS_GRAPH = Way(name="loop as a graph", executor="loop", captures=True)
 STACK_AS_GRAPH = Way(name="stack as a graph", executor="stack", captures=True)
 
 
 def ways_on(device: torch.device) -> list[Way]:
     """Return our ways on a device."""
-    return [LOOP, STACK, *([STACK_AS_GRAPH] if graphs.can_capture(device) else [])]
+    return [LOOP, STACK, *([LOOP_AS_GRAPH, STACK_AS_GRAPH] if graphs.can_capture(device) else [])]
 
 
 class Training(Protocol):
@@ -197,7 +198,7 @@ class Launches:
 
 @contextmanager
 def counted_launches(device: torch.device) -> Iterator[Launches]:
-    """Count launches and copies in a block: by CUDA's profiler, else as operations that are not views."""
+    """Count launches and copies in a block. On a CPU these are operations that are not views."""
     found = Launches()
     if device.type == "cuda":
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -205,6 +206,13 @@ def counted_launches(device: torch.device) -> Iterator[Launches]:
             yield found
             devices.synchronize(device)
         found.count = sum(event.count for event in profile.key_averages() if event.key.startswith(LAUNCHES))
+        return
+    if device.type == "twin":
+        from tests.support import twin
+
+        with twin.counting() as counts:
+            yield found
+        found.count = counts.launches + counts.to_device + counts.to_host
         return
     operations = _Operations()
     with operations:

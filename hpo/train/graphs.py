@@ -31,7 +31,7 @@ def _captured_by_cuda(device: torch.device, body: Body) -> Replay:
             body()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that read data ahead pin memory
         body()
     return graph.replay
 
@@ -55,32 +55,37 @@ class Draws(Protocol):
 class FixedMasks:
     """The dropout factors of a captured step. They lie in places of their own, which are written before each replay."""
 
-    def __init__(self, drawn: Draws) -> None:
-        self._drawn = drawn
-        self._places: list[tuple[str, int, Tensor | None]] = []  # in the order of the calls
+    def __init__(self, draw: Callable[..., Tensor | None]) -> None:
+        """Make places when factors are asked for.
+
+        Args:
+            draw: draws the factors of a step's next call. It gets what `factors` gets.
+        """
+        self._draw = draw
+        self._places: list[tuple[tuple[Any, ...], Tensor | None]] = []  # in the order of the calls
         self._next = 0
 
     def begin(self) -> None:
         """Go to the first call of the step."""
         self._next = 0
 
-    def factors(self, name: str, elements: int) -> Tensor | None:
+    def factors(self, *call: Any) -> Tensor | None:
         """Return the place of the next call. The first step's factors are drawn here."""
         if self._next == len(self._places):
-            drawn = self._drawn.factors(name, elements)
-            self._places.append((name, elements, None if drawn is None else drawn.clone()))
+            drawn = self._draw(*call)
+            self._places.append((call, None if drawn is None else drawn.clone()))
         self._next += 1
-        return self._places[self._next - 1][2]
+        return self._places[self._next - 1][1]
 
     def write(self) -> bool:
         """Draw the factors of the next step into their places. Return false if a place is new, for another capture."""
         is_known = True
-        for index, (name, elements, place) in enumerate(self._places):
-            drawn = self._drawn.factors(name, elements)
+        for index, (call, place) in enumerate(self._places):
+            drawn = self._draw(*call)
             if place is not None:
                 place.fill_(1.0) if drawn is None else place.copy_(drawn)
             elif drawn is not None:
-                self._places[index] = name, elements, drawn.clone()
+                self._places[index] = call, drawn.clone()
                 is_known = False
         return is_known
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hpo.data import Augmentation, MixedLabels, transfer
+from hpo.models import use_generator
 from hpo.train import devices, monitors, validation
 from hpo.train.batches import cut
 from hpo.train.epoch import EpochResult
+from hpo.train.graphs import CapturedStep, FixedMasks, can_capture
 from hpo.train.inputs import Batch
 from hpo.train.optim import losses, sam
 from hpo.train.optim.losses import Loss
@@ -33,8 +35,15 @@ class Loop:
     name = "loop"
     slots = 1
 
-    def __init__(self) -> None:
+    def __init__(self, *, captures: bool = False) -> None:
+        """Make an empty loop.
+
+        Args:
+            captures: whether loss and gradients of a step are captured as a graph, where device and run can.
+        """
         self.runs: list[Run] = []
+        self._captures = captures
+        self._captured: CapturedGradients | None = None
 
     def put(self, run: Run) -> None:
         """Add a run; ValueError if there is one already."""
@@ -42,20 +51,30 @@ class Loop:
             raise ValueError("the loop trains one run at a time; remove the other run first")
         self.runs.append(run)
         run.note_executor(self.name)
+        if self._captures and CapturedGradients.fits(run):
+            self._captured = CapturedGradients(run)
 
     def remove(self, run: Run) -> None:
         """Remove the run."""
         self.runs.remove(run)
+        self._captured = None
+
+    @property
+    def capture_failure(self) -> str | None:
+        """Why the step could not be captured; None if it was, or is not to be."""
+        return None if self._captured is None else self._captured.failure
 
     def compact(self) -> None:
         """Do nothing, since there are no empty slots."""
 
     def train_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[EpochResult]:
         """Train the run to the end of its epoch and return the result, or an empty list if `stop` ended it before."""
-        return [result for run in self.runs for result in islice(train(run, stop), 1)]
+        return [result for run in self.runs for result in islice(train(run, stop, self._captured), 1)]
 
 
-def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochResult]:
+def train(
+    run: Run, stop: Callable[[], bool] = lambda: False, captured: CapturedGradients | None = None
+) -> Iterator[EpochResult]:
     """Train a run and yield one result per epoch, until the run is finished or `stop` returns true.
 
     `stop` is called before every batch. A stop leaves the epoch unfinished and yields no result for it. Another call of
@@ -67,7 +86,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochR
     load_compiler()
     while not run.finished:
         started = time.perf_counter()
-        if not _train_epoch(run, stop):
+        if not _train_epoch(run, stop, captured):
             run.spend(time.perf_counter() - started)
             return
         yield _finish_epoch(run, started)
@@ -76,15 +95,14 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[EpochR
 # --- an epoch's steps -----------------------------------------------------------------------------------------------------
 
 
-def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
+def _train_epoch(run: Run, stop: Callable[[], bool], captured: CapturedGradients | None) -> bool:
     """Train the rest of one epoch; return False if `stop` ended it."""
     laid_out = run.layout  # before `enter_epoch`, since its test changes the modes of layers
     run.enter_epoch()
     if not run.batch:
         run.clear_sums()
     model, optimizer, targets, loss_sum = run.model, run.optimizer, run.splits.train.targets, run.loss_sum
-    autocast = autocasting(run.device, run.precision)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = trained(run)
     weights, units = run.penalised.targets(model, parameters)
     average = run.average
     taken = None if average is None else average.pairs(model)
@@ -96,16 +114,13 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
             run.leave_epoch(batch)
             return False
         run.begin_step(batch)
-        for parameter in parameters:  # as optimizer.zero_grad(), without its profiling hooks
-            parameter.grad = None
         x, y = next(fed), targets.index_select(0, batches[batch])
-        for shown, target, mixture in _passes(run, parameters, _cut(run, x, y, augmentation, batch)):
-            with autocast:
-                loss = _mean_loss(run.loss, model(laid_out(shown)), target, mixture)
-            if run.pieces > 1:
-                loss = loss * (len(target) / run.batch_size)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
+        if captured is not None and augmentation is None:
+            captured.take(x, y)
+        else:
+            clear_gradients(parameters)
+            for shown, target, mixture in _passes(run, parameters, _cut(run, x, y, augmentation, batch)):
+                add_gradients(run, laid_out(shown), target, mixture)
         run.penalised.add_to_gradients(weights)
         if run.watch.gradients:
             run.monitor.take(loss_sum)
@@ -115,6 +130,73 @@ def _train_epoch(run: Run, stop: Callable[[], bool]) -> bool:
         if average is not None and taken is not None and average.takes_step(run.epoch + 1):
             average.take(taken)
     return True
+
+
+def trained(run: Run) -> list[Tensor]:
+    """Return the parameters that a run's optimizer owns."""
+    return [p for group in run.optimizer.param_groups for p in group["params"]]
+
+
+def clear_gradients(parameters: Iterable[Tensor]) -> None:
+    """Do as optimizer.zero_grad(), without its profiling hooks."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def add_gradients(run: Run, shown: Batch, target: Tensor, mixture: MixedLabels | None) -> None:
+    """Add a micro-batch's gradients to those of the parameters, and its loss to the run's sum."""
+    with autocasting(run.device, run.precision):
+        loss = _mean_loss(run.loss, run.model(shown), target, mixture)
+    if run.pieces > 1:
+        loss = loss * (len(target) / run.batch_size)
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.loss_sum.add_(loss.detach())
+
+
+class CapturedGradients:
+    """Loss and gradients of a run's step, captured as a graph. The optimizer's step is not in it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._parameters = trained(run)
+        self._fixed = FixedMasks(self._draw)
+        self._step = CapturedStep(run.device, self._compute, self._fixed, self._changed)
+        self._are_trained: list[bool] = []
+
+    @staticmethod
+    def fits(run: Run) -> bool:
+        """Return whether a run's step may be captured: it takes each batch once, and its masks are counted."""
+        return can_capture(run.device) and run.pieces == 1 and not run.sam_rho and run.randomness.masks is not None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the step could not be captured; None if it was, or was not tried yet."""
+        return self._step.failure
+
+    def take(self, x: Batch, y: Tensor) -> None:
+        """Compute loss and gradients of a batch."""
+        are_trained = [parameter.requires_grad for parameter in self._parameters]
+        if are_trained != self._are_trained:  # layers are unfrozen between epochs
+            self._are_trained = are_trained
+            self._step.forget()
+        self._step.take(x, y)
+
+    def _compute(self, x: Batch, y: Tensor) -> None:
+        run = self._run
+        use_generator(run.model, run.randomness.dropout, self._fixed)
+        try:
+            clear_gradients(self._parameters)
+            add_gradients(run, run.layout(x), y, None)
+        finally:
+            use_generator(run.model, run.randomness.dropout, run.randomness.masks)
+
+    def _draw(self, kept: Sequence[int], elements: int, dtype: torch.dtype) -> Tensor | None:
+        masks = self._run.randomness.masks
+        assert masks is not None
+        return masks.factors(kept, elements, dtype)
+
+    def _changed(self) -> list[Tensor]:
+        return [*self._run.model.buffers(), self._run.loss_sum]
 
 
 def _augmentation(run: Run) -> Augmentation | None:

@@ -115,7 +115,8 @@ class Declared:
             choice = choice.limited(1, "after failures that count for all trials of a worker")
         began = attempt.run.executors
         if choice.slots == 1 and began and self._study.spec.executor != "loop":
-            choice = replace(choice, executor=began[-1])  # one executor trains the whole curve
+            # One executor trains the whole curve. A graph was tried with another one.
+            choice = replace(choice, executor=began[-1], captures=choice.captures and began[-1] == choice.executor)
         log.info("%s, slots %d: %s", choice.executor, choice.slots, choice.why, extra={"action": "executor"})
         if choice.graph:
             log.info(

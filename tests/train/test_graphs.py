@@ -13,8 +13,10 @@ from torch import Tensor
 from hpo.data import Splits
 from hpo.models import cnn, mlp
 from hpo.train.graphs import CapturedStep, FixedMasks
+from hpo.train.loop import Loop
 from hpo.train.optim import losses, schedules
 from hpo.train.optim.optimizers import OPTIMIZERS
+from hpo.train.optim.penalties import Penalties
 from hpo.train.run import Run
 from hpo.train.stack.forward import StackedForward
 from hpo.train.stack.stack import Stack
@@ -35,7 +37,7 @@ class NoDropout:
 
 
 def step(body: Any, changed: list[Tensor]) -> CapturedStep:
-    return CapturedStep(twin.DEVICE, body, FixedMasks(NoDropout()), lambda: changed)
+    return CapturedStep(twin.DEVICE, body, FixedMasks(NoDropout().factors), lambda: changed)
 
 
 def test_what_is_baked_in_at_the_capture_differs_at_the_replay(graphs: list[Recorder]) -> None:
@@ -118,14 +120,9 @@ def trained(splits: Splits, model: Any, *, captures: bool) -> tuple[list[Any], l
     return [numbers(results) for results in found], states, launches[1]
 
 
-@pytest.mark.parametrize(
-    "model",
-    [partial(mlp, (1, 8, 8), CLASSES, widths=[9, 7]), partial(cnn, (1, 8, 8), CLASSES, channels=[8, 5])],
-    ids=["mlp", "cnn"],
-)
-def test_a_captured_stack_trains_as_the_stack_does(model: Any, graphs: list[Recorder]) -> None:
+def test_a_captured_stack_trains_as_the_stack_does(graphs: list[Recorder]) -> None:
     """Bit for bit: rates, rows, dropout factors and statistics are those of each step. Launches fall by half and more."""
-    on_device = stacks.digits(device=twin.DEVICE)
+    on_device, model = stacks.digits(device=twin.DEVICE), partial(mlp, (1, 8, 8), CLASSES, widths=[9, 7])
     curves, states, launches = trained(on_device, model, captures=False)
     assert graphs == []
     curves_too, states_too, fewer = trained(on_device, model, captures=True)
@@ -133,8 +130,39 @@ def test_a_captured_stack_trains_as_the_stack_does(model: Any, graphs: list[Reco
     for one, other in zip(states, states_too, strict=True):
         assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert sum(one.replays for one in graphs) == 4 * 4  # steps of the longest run, all replayed
+    assert fewer < launches / 2
+
+
+def alone(build: Any, epochs: int, *, captures: bool, unfreezes: bool = False) -> tuple[Any, list[Tensor], int]:
+    """Train a run in the loop. Return its curve, its weights, and the launches of its second epoch."""
+    options = {"loss": losses.cross_entropy(label_smoothing=0.1), "clip_norm": 1.0, "penalised": Penalties(l1=0.01)}
+    run = Trial(
+        splits=stacks.digits(device=twin.DEVICE), build=build, schedule=schedules.cosine, epochs=epochs, options=options
+    ).run()
+    loop = Loop(captures=captures)
+    loop.put(run)
+    first = next(run.model.parameters())
+    results, launches = [], []
+    for epoch in range(epochs):
+        if unfreezes:
+            first.requires_grad_(epoch > 0)
+        with twin.counting() as counts:
+            results += loop.train_epoch()
+        launches.append(counts.launches)
+    assert loop.capture_failure is None
+    return numbers(results), [value.cpu() for value in run.model.state_dict().values()], launches[1]
+
+
+@pytest.mark.parametrize(("unfreezes", "replays"), [(False, [12]), (True, [4, 8])])
+def test_a_captured_loop_trains_as_the_loop_does(unfreezes: bool, replays: list[int], graphs: list[Recorder]) -> None:
+    """A layer that is unfrozen between epochs leads to another capture."""
+    build = partial(cnn, (1, 8, 8), CLASSES, channels=[8, 5], dropout=0.3)
+    curve, weights, launches = alone(build, 3, captures=False, unfreezes=unfreezes)
+    curve_too, weights_too, fewer = alone(build, 3, captures=True, unfreezes=unfreezes)
+    assert curve_too == curve
+    assert all(torch.equal(one, other) for one, other in zip(weights, weights_too, strict=True))
+    assert [one.replays for one in graphs] == replays
     assert fewer < launches
-    print("launches", launches, fewer, len(graphs))
 
 
 def test_a_stop_within_an_epoch_goes_on_with_the_graph(graphs: list[Recorder]) -> None:

@@ -66,7 +66,7 @@ class Choice:
     def build(self, like: Run) -> Executor:
         """Return an empty executor for runs like this one."""
         if self.executor == "loop":
-            return Loop()
+            return Loop(captures=self.captures)
         return Stack(select.of(self.executor, like), like, self.slots, captures=self.captures)
 
     def limited(self, most: int, because: str) -> Choice:

@@ -26,9 +26,8 @@ from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
 from hpo.train import graphs
 from hpo.train.build import assemble, executor, measurement_cache
-from hpo.train.build.executor import Choice
+from hpo.train.build.executor import Choice, Executor
 from hpo.train.stack import sizing
-from hpo.train.stack.stack import Stack
 
 log = logging.getLogger(__name__)
 STEPS = 3
@@ -62,7 +61,7 @@ def with_graph(
     choice: Choice, spec: StudySpec, config: TrainConfig, stack_key: str, folder: Path, device: torch.device
 ) -> Choice:
     """Return a choice whose step is captured if that computes the same and is faster. The answer is remembered."""
-    if not graphs.can_capture(device) or choice.executor == "loop":
+    if not graphs.can_capture(device):
         return choice
     key = f"{executor.key_of(spec, stack_key, folder, device)} graph {choice.executor} {choice.slots}"
     verdict = _remembered(key)
@@ -130,24 +129,23 @@ def examine(request: Request) -> Verdict:
     torch.set_num_threads(config.training.threads)
     splits = assemble.load_splits(config, request.split_seed, folder, device)
 
-    def filled(*, captures: bool) -> Stack:
+    def filled(*, captures: bool) -> Executor:
         runs = [executor.measured_run(config, folder, device, seed, splits, None) for seed in range(request.slots)]
         choice = Choice(executor=request.executor, slots=request.slots, why="", captures=captures)
-        stack = choice.build(runs[0])
-        assert isinstance(stack, Stack)
+        made = choice.build(runs[0])
         for run in runs:
-            stack.put(run)
-        return stack
+            made.put(run)
+        return made
 
     plain, captured = filled(captures=False), filled(captures=True)
-    for stack in (plain, captured):
-        _train(stack, STEPS)
+    for one in (plain, captured):
+        _train(one, STEPS)
     if captured.capture_failure is not None:
         return Verdict(used=False, why=f"the step cannot be captured: {captured.capture_failure}")
     apart = difference(captured, plain)
     if not apart <= TOLERANCE:
         return judged(apart, math.nan, math.nan)
-    return judged(apart, *(sizing.step_seconds(stack.train_epoch, device) for stack in (captured, plain)))
+    return judged(apart, *(sizing.step_seconds(one.train_epoch, device) for one in (captured, plain)))
 
 
 def judged(apart: float, captured: float, plain: float) -> Verdict:
@@ -166,7 +164,7 @@ def judged(apart: float, captured: float, plain: float) -> Verdict:
     return Verdict(used=captured < plain, why=f"{STEPS} replayed steps equal those without within 1e-06; {times}")
 
 
-def _train(stack: Stack, steps: int) -> None:
+def _train(trained: Executor, steps: int) -> None:
     taken = 0
 
     def stop() -> bool:
@@ -175,12 +173,12 @@ def _train(stack: Stack, steps: int) -> None:
         return taken > steps
 
     while taken <= steps:
-        stack.train_epoch(stop)
+        trained.train_epoch(stop)
 
 
 @torch.no_grad()
-def difference(one: Stack, other: Stack) -> float:
-    """Return the largest relative difference of two stacks' runs: of weights and statistics, and of losses."""
+def difference(one: Executor, other: Executor) -> float:
+    """Return the largest relative difference of the runs of two executors: of weights and statistics, and of losses."""
     found = []
     for mine, theirs in zip(one.runs, other.runs, strict=True):
         pairs = [(mine.loss_sum, theirs.loss_sum)]

@@ -100,7 +100,7 @@ class Stack:
         self._counters = [b for name, b in self._rows.buffers.items() if name.endswith("num_batches_tracked")]
         self._noise = DropoutMasks(slots, first.device, self._rows.values.dtype)
         self._factors: Draws = self._noise
-        self._fixed = FixedMasks(self._noise)
+        self._fixed = FixedMasks(self._noise.factors)
         captures = self._captures and can_capture(first.device)
         step = CapturedStep(first.device, self._compute_captured, self._fixed, self._changed) if captures else None
         self._captured = step

@@ -20,6 +20,7 @@ from hpo.train import graphs
 from hpo.train.build import assemble, graph_check, measurement_cache
 from hpo.train.build.executor import Choice
 from hpo.train.build.graph_check import Verdict, judged
+from hpo.train.stack import sizing
 from hpo.train.stack.stack import Stack
 from tests.support import twin, twin_graphs
 from tests.support.declared import DOCUMENT
@@ -35,6 +36,14 @@ from hpo.train.build import graph_check
 from tests.support import twin_graphs
 with twin_graphs.plugged_in():
     graph_check.main(Path(sys.argv[1]))
+"""
+#: A child that answers without trying.
+ANSWERS = """
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+request = json.loads(file.read_text())
+why = " ".join(str(request[key]) for key in ("device", "executor", "slots"))
+file.with_name("verdict.json").write_text(json.dumps({"used": True, "why": why}))
 """
 DIES = "import os; os.kill(os.getpid(), 11)"
 WIDE = Choice(executor="stack", slots=4, why="measured")
@@ -56,11 +65,19 @@ def kept() -> list[dict[str, object]]:
     return list(json.loads(measurement_cache.home().read_text()).values())
 
 
-def test_a_child_captures_compares_and_times_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.soak  # the child loads torch; `examine`, which it calls, is tested below
+def test_a_child_captures_compares_and_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", CHILD])
     found = asked(tmp_path)
     assert found.graph.startswith("3 replayed steps equal those without within 1e-06; "), found.graph
     assert kept() == [{"used": found.captures, "why": found.graph}]
+
+
+def test_a_verdict_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", ANSWERS])
+    found = asked(tmp_path)
+    assert (found.captures, found.graph) == (True, "twin:0 stack 4")
+    assert kept() == [{"used": True, "why": "twin:0 stack 4"}]
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", DIES])
     assert asked(tmp_path) == found  # no second child
     other = asked(tmp_path, dataclasses.replace(WIDE, slots=2))  # another size is another question
@@ -80,8 +97,6 @@ def test_a_child_that_fails_or_hangs_means_no_graph(tmp_path: Path, monkeypatch:
 def test_where_no_device_captures_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_check, "COMMAND", [])
     assert asked(tmp_path, device=torch.device("cpu")) == WIDE
-    alone = Choice(executor="loop", slots=1, why="measured")
-    assert asked(tmp_path, alone) == alone
 
 
 @pytest.mark.parametrize(
@@ -106,8 +121,11 @@ def test_a_number_that_is_baked_in_is_found(tmp_path: Path, monkeypatch: pytest.
         config=config.model_dump(mode="json"), folder=str(tmp_path), split_seed=0, device=str(twin.DEVICE),
         executor="stack", slots=2,
     )  # fmt: skip
+    monkeypatch.setattr(sizing, "SECONDS", 0)  # two timed steps are enough here
     monkeypatch.setattr(assemble, "load_splits", lambda *arguments: digits(device=twin.DEVICE))
     assert graph_check.examine(request).why.startswith("3 replayed steps equal")
+    alone = graph_check.examine(dataclasses.replace(request, executor="loop", slots=1))
+    assert alone.why.startswith("3 replayed steps equal")
     compute, first = Stack._compute, []
 
     def baked(stack: Stack, batches: torch.Tensor, *more: object) -> None:
