@@ -80,6 +80,8 @@ def transfer(
         published: returns the weights of a name; None: torchvision's.
     """
     source = options.get("weights", "none")
+    if source == "none" and not options.keys() & {"keep", "freeze", "layer_rate"}:
+        return model
     count = len(freezing.layers(model))
     keep = options.get("keep", count - 1)
     if keep > count:

@@ -121,8 +121,9 @@ def build_run(
         model = registry.call("model", config.model, folder, shape_of(splits), outputs)
         return models.prepare(model, endless_batches(splits, PREPARING_BATCH))
 
-    model = initial_model(build, seed)
-    model = model.to(device, dtype)
+    model = initial_model(build, seed)  # on the CPU
+    if device.type != "cpu" or dtype is not None:
+        model = model.to(device, dtype)
     steps = steps_per_epoch(len(splits.train.targets), training.batch_size)
     optimizer = registry.call("optimizer", config.optimizer, folder, model)
     param_groups.set_rates(optimizer)

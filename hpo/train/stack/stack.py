@@ -461,9 +461,10 @@ def _names(run: Run) -> dict[Tensor, str]:
 
 def _shared(run: Run) -> dict[str, Any]:
     """Return what all runs of a stack must share, by a name for messages."""
+    names = _names(run)
     return {
-        "shapes of parameters": {name: parameter.shape for name, parameter in run.model.named_parameters()},
-        "trained parameters": set(order_of(run.optimizer, _names(run))),
+        "shapes of parameters": {name: parameter.shape for parameter, name in names.items()},
+        "trained parameters": set(order_of(run.optimizer, names)),
         "batch size": run.batch_size,
         "batches in an epoch": run.steps_per_epoch,
         "precision": run.precision,
