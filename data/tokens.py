@@ -73,7 +73,7 @@ class Renumbering:
 
 
 def fit_words(inputs: Inputs, *, words: Sequence[str], most: int, least: int, lower: bool) -> Fitted:
-    """Return the vocabulary of the training part: its most frequent words. All others are unknown.
+    """Return the vocabulary of the training part: its most frequent words. All others are unknown; ValueError without any.
 
     Args:
         inputs: tokens of the training part, by the codes of the file.
@@ -85,6 +85,10 @@ def fit_words(inputs: Inputs, *, words: Sequence[str], most: int, least: int, lo
     assert isinstance(inputs, Tensor)
     counts = inputs.flatten().bincount(minlength=FIRST + len(words))[FIRST:].tolist()
     frequent = [number for number, count in enumerate(counts) if count >= least]
+    if not frequent:
+        raise ValueError(
+            f"no word occurs {least} times in the {len(inputs)} texts of the training part; write least = 1"
+        )
     kept = sorted(frequent, key=lambda number: (-counts[number], words[number]))[:most]
     codes = torch.full((FIRST + len(words),), UNKNOWN)
     codes[PADDING] = PADDING

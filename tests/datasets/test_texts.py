@@ -78,6 +78,14 @@ def test_a_text_may_be_none_and_other_columns_are_left_out(tmp_path: Path) -> No
     assert read(tmp_path, group="who").groups.tolist() == [0, 1, 0, 2]
 
 
+def test_a_vocabulary_without_words_is_refused(tmp_path: Path) -> None:
+    found = read(tmp_path, "text,y\na b,0\nc,1\n")
+    with pytest.raises(
+        ValueError, match=r"^no word occurs 2 times in the 2 texts of the training part; write least = 1"
+    ):
+        found.fit(found.inputs)
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
