@@ -200,7 +200,7 @@ def test_a_config_whose_split_seed_was_changed_is_not_tested(study: str, hpo: Hp
     text = (tmp_path / "best.toml").read_text()
     (tmp_path / "best.toml").write_text(text.replace("\nsplit_seed = 0", "\nsplit_seed = 1", 1))
     assert refused(hpo, "train", "best.toml") == (
-        "error: best.toml: data.split_seed = 1: the trial was chosen with 0, so images that it has seen would be in the test "
+        "error: best.toml: data.split_seed = 1: the trial was chosen with 0, so examples that it has seen would be in the test "
         "part; restore 0, and give another seed of the training by --seed, or remove [receipt]"
     )
     assert not (tmp_path / "runs").exists()
