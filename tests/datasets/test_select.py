@@ -185,3 +185,12 @@ def test_the_made_up_images_are_learnt(tmp_path: Path) -> None:
 
 def test_every_source_says_what_it_is() -> None:
     assert all((function.__doc__ or "").startswith("Return ") for function in SOURCES.values())
+
+
+def test_a_shared_option_that_does_not_fit_own_data_is_told_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(SpecError) as caught:
+        splits(tmp_path, name="mine.py:mine", split="group")
+    assert str(caught.value).startswith(
+        'data mine.py:mine: split = "group": the data names no groups; a table or npz takes'
+    )

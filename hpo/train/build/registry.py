@@ -151,7 +151,8 @@ def call(section: str, part: Part, folder: Path, *given: Any) -> Any:
         if kind.prepare:
             given = (kind.prepare(*given, **shared),)
         built = found(*given, **_located(kind, found, own, folder))
-        if kind.common and isinstance(built, kind.returns):
+    if kind.common and isinstance(built, kind.returns):
+        with _in_file(section, part, is_ours=True):
             built = kind.common(built, **shared)
     if not isinstance(built, kind.returns):
         raise SpecError(f"{section} {part.name}: returned a {type(built).__name__}, not a {kind.returns.__name__}")
@@ -167,14 +168,15 @@ def prepared(section: str, part: Part, folder: Path, given: Any) -> Any:
 
 
 @contextmanager
-def _in_file(section: str, part: Part) -> Iterator[None]:
-    """Turn errors into SpecErrors that name the part."""
+def _in_file(section: str, part: Part, *, is_ours: bool = False) -> Iterator[None]:
+    """Turn errors into SpecErrors that name the part. Those of our code are told without their type."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise  # not a fault of the study file
     except Exception as error:
-        of_ours = KINDS[section].known(part.name) is not None and isinstance(error, ValueError | BadFile)
+        is_known = is_ours or KINDS[section].known(part.name) is not None
+        of_ours = is_known and isinstance(error, ValueError | BadFile)
         said = str(error) if of_ours else f"{type(error).__name__}: {error}"
         if isinstance(error, TypeError) and not of_ours:  # perhaps it wanted other arguments
             said += options.passed_first(KINDS[section].gives)
