@@ -45,6 +45,7 @@ WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
 SEVERAL = "seeds.json"  # in the common folder of trainings with several seeds
+IN_UNITS = ("validation_mae", "validation_rmse")  # of the data, which may be far below 1
 TOLERANCE = 5e-3  # of losses and accuracies between executors: Adam amplifies rounding errors (docs/decisions.md)
 
 
@@ -490,7 +491,8 @@ def _differences(training: FinalTraining, result: EpochResult, curves: dict[str,
             continue
         again = numbers[metric]
         then = curve[result.epoch - 1]
-        near = not training.repeats_exactly and math.isclose(again, then, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        floor = 0.0 if metric in IN_UNITS else TOLERANCE
+        near = not training.repeats_exactly and math.isclose(again, then, rel_tol=TOLERANCE, abs_tol=floor)
         if not (same(again, then) or near):
             yield Difference(epoch=result.epoch, metric=metric, trial=then, replay=again)
 

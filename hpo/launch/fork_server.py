@@ -32,6 +32,7 @@ _workers: set[int] = set()  # process ids
 ANY = ["hpo.launch.preload", "hpo.cli.run", "hpo.worker.loop", "hpo.study.resolve"]
 #: Preloaded for a declared study only. A user's own objective may set options of torch before it imports torch.
 DECLARED = ["hpo.worker.objective"]
+MEASURES = ["torchmetrics.functional"]  # for metrics that must be asked for; its import takes seconds in each worker
 COMPILER = ["torch._dynamo"]  # the steps of torch's optimizers import it, the steps of a stack do not
 #: Environment of the server. Some libraries read it at import. A training sets its own number of threads.
 SETTINGS = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -41,13 +42,15 @@ FOLDER = (
 LONGEST_FOLDER = 64  # bytes of the temporary folder's path; the path of the socket in it has 107 bytes at most
 
 
-def warm_up(executor: str | None) -> None:
+def warm_up(executor: str | None, *, measures: bool = False) -> None:
     """Start the server, if it does not run, and let it import what workers need. Does not wait for it.
 
     Args:
         executor: the `executor` of a declared study; None for a user's own objective.
+        measures: whether metrics beside accuracy and loss are measured.
     """
     declared = [] if executor is None else DECLARED + COMPILER if executor == "loop" else DECLARED
+    declared = declared + MEASURES if declared and measures else declared
     SERVER.set_forkserver_preload(ANY + declared)
     with _starting, _as_the_server_needs_it():
         SERVER.ensure_running()

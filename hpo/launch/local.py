@@ -64,7 +64,8 @@ class Fleet:
 
     def start(self) -> None:
         """Start a worker in every slot."""
-        fork_server.warm_up(self.study.spec.executor if self.study.spec.is_declared else None)
+        spec = self.study.spec
+        fork_server.warm_up(spec.executor if spec.is_declared else None, measures=bool(spec.watch.get("metrics")))
         self._own_children = descendants.children()
         for slot in self.slots:
             self._start(slot)

@@ -67,17 +67,20 @@ def warm_up(loaded: StudySpec) -> None:
     """Let the server of the workers load its modules while this process loads its own."""
     from hpo.launch import fork_server
 
-    fork_server.warm_up(loaded.executor if loaded.is_declared else None)
+    fork_server.warm_up(loaded.executor if loaded.is_declared else None, measures=bool(loaded.watch.get("metrics")))
 
 
 def warm_up_for(file: Path) -> None:
     """Do the same before the study file is checked, since the check loads modules too. `load` says what is wrong with a file."""
     from hpo.launch import fork_server
-    from hpo.spec import toml_file, usercode
+    from hpo.spec import metrics, toml_file, usercode
 
     with contextlib.suppress(SpecError, OSError):
         document = toml_file.read(file)
-        fork_server.warm_up(None if document.keys() & {*usercode.OWN} else str(document.get("executor", "auto")))
+        executor = None if document.keys() & {*usercode.OWN} else str(document.get("executor", "auto"))
+        watch = document.get("watch")
+        watched = watch.get("metrics") if isinstance(watch, dict) else None
+        fork_server.warm_up(executor, measures=bool(watched) or document.get("metric", "loss") not in metrics.ALWAYS)
 
 
 def place_workers(

@@ -211,6 +211,13 @@ MEASURES: dict[Task, dict[str, Measure]] = {
     "multilabel": OF_LABELS,
     "regression": OF_NUMBERS,
 }
+
+
+def load() -> None:
+    """Load torchmetrics, which the first metric would load, so that no epoch's time includes it."""
+    import torchmetrics.functional  # noqa: F401
+
+
 LOG_LOSS = "log_loss"  # computed from outputs: a probability may be too small for its logarithm
 
 

@@ -154,6 +154,8 @@ class Run:
         self.average = Average(averaging, model, epochs) if averaging.every else None
         owned = {p for group in optimizer.param_groups for p in group["params"]}
         self.monitor = StepMonitor(watch, {name: p for name, p in model.named_parameters() if p in owned}, device)
+        if watch.metrics:
+            eval_metrics.load()
         self.executors: list[str] = []  # executors that trained the run, in order
         self.curves: dict[str, list[float]] = {name: [] for name in _looked_at(stopping)}  # raw, of finished epochs
         self.stopped_by: str | None = None  # why one of its stopping rules ended it before its last epoch

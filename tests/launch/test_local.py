@@ -298,19 +298,21 @@ def test_orphans_are_left_if_a_worker_s_start_would_have_to_be_waited_for(make_s
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('name = "s"', ["auto"]),
-        ('objective = "mine.py:f"', [None]),
-        ('executor = "loop"', ["loop"]),
-        ('executor = "stack"', ["stack"]),
+        ('name = "s"', [("auto", False)]),
+        ('objective = "mine.py:f"', [(None, False)]),
+        ('executor = "loop"', [("loop", False)]),
+        ('executor = "stack"\nmetric = "rmse"', [("stack", True)]),
+        ('metric = "loss"\nwatch.metrics = ["r2"]', [("auto", True)]),
+        ("watch = 1", [("auto", False)]),
         ("name = ", []),
     ],
 )
 def test_the_server_starts_before_the_study_file_is_checked(
-    content: str, expected: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, expected: list[tuple[str | None, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that cannot be read starts none. `load` says what is wrong with it."""
-    started: list[str | None] = []
-    monkeypatch.setattr(fork_server, "warm_up", started.append)
+    started: list[tuple[str | None, bool]] = []
+    monkeypatch.setattr(fork_server, "warm_up", lambda executor, *, measures: started.append((executor, measures)))
     (tmp_path / "study.toml").write_text(content)
     search.warm_up_for(tmp_path / "study.toml")
     search.warm_up_for(tmp_path / "missing.toml")
@@ -319,7 +321,7 @@ def test_the_server_starts_before_the_study_file_is_checked(
 
 def test_the_server_loads_modules_that_exist() -> None:
     """multiprocessing passes over a module that cannot be imported, and each worker would load it by itself."""
-    for name in fork_server.ANY + fork_server.DECLARED + fork_server.COMPILER:
+    for name in fork_server.ANY + fork_server.DECLARED + fork_server.MEASURES + fork_server.COMPILER:
         assert importlib.util.find_spec(name) is not None, name
 
 
