@@ -60,14 +60,13 @@ class Recurrent(nn.Module):
 
 
 def _gru(layer: Recurrent, x: Tensor) -> Tensor:
-    width = layer.width
-    given = F.linear(x, layer.weight_ih, layer.bias_ih)
-    state, states = torch.zeros_like(given[:, 0, :width]), []
-    for step in given.unbind(1):
-        own = F.linear(state, layer.weight_hh, layer.bias_hh)
-        reset, update = torch.sigmoid(step[:, : 2 * width] + own[:, : 2 * width]).chunk(2, 1)
-        new = torch.tanh(step[:, 2 * width :] + reset * own[:, 2 * width :])
-        state = new + update * (state - new)
+    sizes = [2 * layer.width, layer.width]  # of the two gates, and of the new state
+    of_gates, of_new = torch.split(F.linear(x, layer.weight_ih, layer.bias_ih), sizes, 2)
+    state, states = torch.zeros_like(of_new[:, 0]), []
+    for gates, new in zip(of_gates.unbind(1), of_new.unbind(1), strict=True):
+        own_gates, own = torch.split(F.linear(state, layer.weight_hh, layer.bias_hh), sizes, 1)
+        reset, update = torch.sigmoid(gates + own_gates).chunk(2, 1)
+        state = torch.lerp(torch.tanh(torch.addcmul(new, reset, own)), state, update)
         states.append(state)
     return torch.stack(states, 1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpo.data import Splits
+from hpo.train.inputs import Batch
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import select
@@ -25,8 +26,8 @@ class Bent(StackedForward):
 
     bends_training: bool
 
-    def __call__(self, at: Pass, images: Tensor) -> Tensor:
-        logits = super().__call__(at, images)
+    def __call__(self, at: Pass, inputs: Batch) -> Tensor:
+        logits = super().__call__(at, inputs)
         return logits * 2 if at.training == self.bends_training else logits
 
 

@@ -31,6 +31,7 @@ from hpo.spec.training import TrainConfig
 from hpo.study import resolve
 from hpo.train import loop
 from hpo.train.build import assemble, registry
+from hpo.train.inputs import Batch
 from hpo.train.randomness import initial_model
 from hpo.train.stack import architecture, forward, select
 from hpo.train.stack.layers import Pass, Unstackable
@@ -291,8 +292,8 @@ def test_every_convolutional_network_has_a_stacked_form(name: str) -> None:
 class OtherInValidation(forward.StackedForward):
     """A stacked form that is right in training and wrong in validation."""
 
-    def __call__(self, at: Pass, images: torch.Tensor) -> torch.Tensor:
-        logits = super().__call__(at, images)
+    def __call__(self, at: Pass, inputs: Batch) -> torch.Tensor:
+        logits = super().__call__(at, inputs)
         return logits if torch.is_grad_enabled() else 1.5 * logits
 
 

@@ -11,58 +11,11 @@ from torch import Tensor, nn
 
 from hpo.models import MODELS, prepare, shapes
 from hpo.models.recurrent import Recurrent
-from hpo.models.shapes import Shape, TableShape, TokenShape
+from hpo.models.shapes import Shape, TokenShape
 from hpo.models.tables import CategoryEmbedding, PeriodicEmbedding, QuantileEmbedding, TableFeatures, TableOptions
 from hpo.models.tokens import TokenEmbedding
 from hpo.spec import options
-
-SEQUENTIAL = ("cnn1d", "gru", "lstm", "transformer")
-TABLE = TableShape(numbers=3, categories=(4, 2))
-TEXT = TokenShape(length=9, vocabulary=11)
-SHAPES: dict[str, Shape] = {
-    "image": (1, 8, 8),
-    "series": (2, 20),
-    "features": (3,),
-    "table": TABLE,
-    "numbers": TableShape(numbers=3),
-    "categories": TableShape(numbers=0, categories=(4, 2)),
-    "tokens": TEXT,
-    "named": {"left": (2,)},
-}
-
-
-def batch(shape: Shape, count: int = 6) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(shape, TableShape):
-        numbers = {"numbers": torch.randn(count, shape.numbers, generator=generator)} if shape.numbers else {}
-        codes = [torch.randint(0, size, (count,), generator=generator) for size in shape.categories]
-        return numbers | ({"categories": torch.stack(codes, 1)} if codes else {})
-    if isinstance(shape, TokenShape):
-        return torch.randint(1, shape.vocabulary, (count, shape.length), generator=generator)
-    assert isinstance(shape, tuple)
-    return torch.randn(count, *shape, generator=generator)
-
-
-#: A model's options and the kind of its inputs; each option of a model is in one of them.
-MODELS_OF: dict[str, tuple[str, str, dict[str, Any]]] = {
-    **{f"mlp of {kind}": ("mlp", kind, {}) for kind in ("image", "series", "features", "table", "numbers", "categories")},
-    **{
-        f"mlp of {kind}, {embedding}": ("mlp", kind, {"embedding": embedding, "embedding_size": 5})
-        for kind in ("features", "table")
-        for embedding in ("none", "linear", "periodic", "quantile")
-    },
-    "mlp, sizes of a table": ("mlp", "table", {"embedding": "quantile", "bins": 4, "category_size": 3}),
-    "mlp, frequencies": ("mlp", "table", {"embedding": "periodic", "frequencies": 4, "frequency_scale": 1.0}),
-    **{f"{name} of {kind}": (name, kind, {}) for name in SEQUENTIAL for kind in ("series", "tokens")},
-    "cnn1d, deep": ("cnn1d", "series", {"channels": [4, 6], "kernel": 3, "depth": 2, "residual": True, "norm": "layer"}),
-    "cnn1d, every step": ("cnn1d", "series", {"pooling": "none", "dropout": 0.1, "block_dropout": 0.1}),
-    "cnn1d of words": ("cnn1d", "tokens", {"pooling": "max", "embedding_size": 5, "activation": "swiglu"}),
-    "gru, both ways": ("gru", "series", {"bidirectional": True, "depth": 2, "width": 5, "dropout": 0.2}),
-    "lstm, mean of words": ("lstm", "tokens", {"bidirectional": True, "pooling": "mean", "embedding_size": 5}),
-    "gru, most of words": ("gru", "tokens", {"pooling": "max"}),
-    "transformer, patches": ("transformer", "series", {"patch": 3, "width": 12, "heads": 3, "hidden": 7, "depth": 1}),
-    "transformer, most of words": ("transformer", "tokens", {"pooling": "max", "dropout": 0.1}),
-}  # fmt: skip
+from tests.support.inputs import MODELS_OF, SEQUENTIAL, SHAPES, TABLE, TEXT, batch
 
 
 @pytest.mark.parametrize("name", MODELS_OF)

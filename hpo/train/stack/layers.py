@@ -1,14 +1,14 @@
 """Layers of K models as one layer, by type of module.
 
-There are two layouts. *Images* are [B, K*C, H, W]: a convolution of K models is one convolution with K times as many
-groups. *Dense* values are [K, F, B], with the batch last: a linear layer of K models is one batched product with the
-bias added, and batch norm and cross-entropy read its output without a copy. HFTA (Wang et al., MLSys 2021) stacks with
-the batch in front.
+There are three layouts. *Images* are [B, K*C, H, W] and *series* [B, K*C, T]: a convolution of K models is one
+convolution with K times as many groups. *Dense* values are [K, F, B], with the batch last: a linear layer of K models is
+one batched product with the bias added, and batch norm and cross-entropy read its output without a copy. HFTA (Wang et
+al., MLSys 2021) stacks with the batch in front. A model's own input is [K, B, ...] until a layer lays it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from hpo.models import Dropout
 from hpo.models.activations import FORMULAS, ReLU2, Shaped, SwiGLU
 from hpo.models.depth import StochasticDepth
+from hpo.models.tables import (
+    CategoryEmbedding,
+    LinearEmbedding,
+    NumberEmbedding,
+    PeriodicEmbedding,
+    QuantileEmbedding,
+    rows_of,
+)
+from hpo.models.tokens import TokenEmbedding, is_word
 from hpo.train.graphs import Draws
 from hpo.train.stack.flat_parameters import ALIGNMENT
 
-Layout = Literal["input", "images", "dense"]
+Layout = Literal["input", "images", "series", "dense"]
 
 FEW_CHANNELS = 7  # most input channels of a convolution for which the CPU uses its kernel for first layers
 
@@ -33,14 +42,14 @@ class Unstackable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The inputs of a forward pass of K models, except the images."""
+    """The inputs of a forward pass of K models, except the batch."""
 
     count: int  # K
     parameters: Mapping[str, Tensor]  # [K, ...]
     buffers: Mapping[str, Tensor]  # [K, ...]
     training: bool
     noise: Draws
-    filling: int = 0  # filler images at the end of each batch; no result may depend on them
+    filling: int = 0  # filler rows at the end of each batch; no result may depend on them
 
     def flat(self, name: str) -> Tensor:
         """Return a parameter of all models, concatenated along the first dimension [K * n, ...]."""
@@ -51,11 +60,23 @@ Operation = Callable[[Pass, Tensor], Tensor]
 Rule = Callable[[Any, str, Layout], tuple[Operation, Layout]]  # layer, its name, layout of its input
 
 
-def laid_out(at: Pass, images: Tensor) -> Tensor:
-    """Return the input as images [B, K*C, H, W]."""
-    if images.ndim == 4:
-        images = images.expand(at.count, *images.shape)
-    return images.transpose(0, 1).flatten(1, 2)
+def laid_out(dims: int) -> tuple[Operation, Layout]:
+    """Return how an input [K, B, ...] is laid out for a layer, and the layout, by the dimensions of one model's batch."""
+
+    def with_channels(_at: Pass, x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(1, 2)
+
+    def dense(_at: Pass, x: Tensor) -> Tensor:
+        return _dense(x.transpose(1, 2))
+
+    operations: dict[int, tuple[Operation, Layout]] = {
+        2: (dense, "dense"),
+        3: (with_channels, "series"),
+        4: (with_channels, "images"),
+    }
+    if dims not in operations:
+        raise Unstackable(f"an input of {dims} dimensions has no stacked form")
+    return operations[dims]
 
 
 def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Operation, Layout]:
@@ -63,17 +84,16 @@ def flatten(module: nn.Flatten | None, _name: str, layout: Layout) -> tuple[Oper
     if module is not None and (module.start_dim, module.end_dim) != (1, -1):
         raise Unstackable(f"{module} flattens other dimensions than all after the first")
 
-    def from_input(at: Pass, x: Tensor) -> Tensor:
-        if x.ndim == 4:
-            x = x.expand(at.count, *x.shape)
+    def from_input(_at: Pass, x: Tensor) -> Tensor:
         return _dense(x.flatten(2).transpose(1, 2))
 
-    def from_images(at: Pass, x: Tensor) -> Tensor:
+    def from_channels(at: Pass, x: Tensor) -> Tensor:
         return _dense(x.reshape(len(x), at.count, -1).permute(1, 2, 0))
 
     operations: dict[Layout, Operation] = {
         "input": from_input,
-        "images": from_images,
+        "images": from_channels,
+        "series": from_channels,
         "dense": lambda _at, x: x,
     }
     return operations[layout], "dense"
@@ -86,6 +106,11 @@ def _dense(x: Tensor) -> Tensor:
     begins. That place differs between rows unless each model's values fill whole cache lines.
     """
     return x if x.shape[1] % ALIGNMENT == 0 else x.contiguous()
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return dense values of several sources as one."""
+    return _dense(torch.cat(list(parts), 1))
 
 
 def _linear(module: nn.Linear, name: str, layout: Layout) -> tuple[Operation, Layout]:
@@ -104,8 +129,9 @@ def filled(x: Tensor, dim: int, more: int, value: float = 0.0) -> Tensor:
     return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, more), value=value) if more else x
 
 
-def _conv2d(module: nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, Layout]:
-    _expect(module, layout, "images")
+def _convolution(module: nn.Conv1d | nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    _expect(module, layout, "images" if isinstance(module, nn.Conv2d) else "series")
+    function: Callable[..., Tensor] = F.conv2d if isinstance(module, nn.Conv2d) else F.conv1d
     if module.padding_mode != "zeros":
         raise Unstackable(f"{module} pads by {module.padding_mode}")
     has_bias = module.bias is not None
@@ -113,7 +139,7 @@ def _conv2d(module: nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, La
     # first for any K, with two or more models at a time. It exists for 8 * n output channels; others have one kernel.
     together = FEW_CHANNELS // module.in_channels // 2 * 2 if module.out_channels // module.groups % 8 == 0 else 0
 
-    def conv2d(at: Pass, x: Tensor) -> Tensor:
+    def convolution(at: Pass, x: Tensor) -> Tensor:
         weight, bias = at.flat(f"{name}.weight"), at.flat(f"{name}.bias") if has_bias else None
         if x.device.type != "cpu" or not 0 < together < at.count:
             return convolve(x, weight, bias)
@@ -124,13 +150,15 @@ def _conv2d(module: nn.Conv2d, name: str, layout: Layout) -> tuple[Operation, La
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         groups = x.shape[1] // module.in_channels * module.groups
-        return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, groups)
+        return function(x, weight, bias, module.stride, module.padding, module.dilation, groups)
 
-    return conv2d, "images"
+    return convolution, layout
 
 
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, layout: Layout) -> tuple[Operation, Layout]:
-    _expect(module, layout, "images" if isinstance(module, nn.BatchNorm2d) else "dense")
+    _expect(
+        module, layout, "images" if isinstance(module, nn.BatchNorm2d) else "series" if layout == "series" else "dense"
+    )
     tracks = module.running_mean is not None
     if tracks and module.momentum is None:
         raise Unstackable(f"{module} averages over all batches (momentum = None)")
@@ -139,14 +167,14 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, layout: Layo
     def batch_norm(at: Pass, x: Tensor) -> Tensor:
         uses_batch = at.training or not tracks
         filling = at.filling if uses_batch else 0
-        dim = 0 if x.ndim == 4 else 2
+        dim = 2 if layout == "dense" else 0
         x = x.narrow(dim, 0, x.shape[dim] - filling) if filling else x
         shape = x.shape
         mean, variance = (
             at.buffers[f"{name}.{key}"].view(-1) if tracks else None for key in ("running_mean", "running_var")
         )
         weight, bias = (at.flat(f"{name}.{key}") if affine else None for key in ("weight", "bias"))
-        flat = x.reshape(1, -1, shape[2]) if x.ndim == 3 else x
+        flat = x.reshape(1, -1, shape[2]) if layout == "dense" else x
         y = F.batch_norm(flat, mean, variance, weight, bias, uses_batch, momentum, eps).view(shape)
         return filled(y, dim, filling)
 
@@ -154,9 +182,9 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, layout: Layo
 
 
 def _group_norm(module: nn.GroupNorm, name: str, layout: Layout) -> tuple[Operation, Layout]:
-    _expect(module, layout, "dense" if layout == "dense" else "images")
+    _expect(module, layout, "images" if layout == "input" else layout)
 
-    def of_images(at: Pass, x: Tensor) -> Tensor:
+    def of_channels(at: Pass, x: Tensor) -> Tensor:
         weight, bias = (at.flat(f"{name}.{key}") if module.affine else None for key in ("weight", "bias"))
         return F.group_norm(x, at.count * module.num_groups, weight, bias, module.eps)
 
@@ -168,12 +196,13 @@ def _group_norm(module: nn.GroupNorm, name: str, layout: Layout) -> tuple[Operat
             y = torch.addcmul(bias, y, weight)
         return _dense(y.transpose(1, 2))
 
-    return of_features if layout == "dense" else of_images, layout
+    return of_features if layout == "dense" else of_channels, layout
 
 
 def _layer_norm(module: nn.LayerNorm, name: str, layout: Layout) -> tuple[Operation, Layout]:
     shape, has_bias = module.normalized_shape, module.bias is not None
-    _expect(module, layout, "dense" if len(shape) == 1 else "images" if len(shape) == 3 else "input")
+    wanted: dict[int, Layout] = {1: "dense", 2: "series", 3: "images"}
+    _expect(module, layout, wanted.get(len(shape), "input"))
 
     def layer_norm(at: Pass, x: Tensor) -> Tensor:
         # In both layouts the models are the first or second dimension, and the normalised dimensions are the last.
@@ -220,14 +249,14 @@ def _stochastic_depth(_module: StochasticDepth, name: str, layout: Layout) -> tu
         factors = filled(factors.to(x.dtype), 1, at.filling)
         if layout == "dense":
             return x * factors.unsqueeze(1)
-        return (_by_model(at, x) * factors.t()[:, :, None, None, None]).flatten(1, 2)
+        return (_by_model(at, x) * factors.t().view(*factors.t().shape, *[1] * (x.ndim - 1))).flatten(1, 2)
 
     return stochastic_depth, layout
 
 
-def _by_model(at: Pass, images: Tensor) -> Tensor:
-    """Return images [B, K*C, H, W] as [B, K, C, H, W]."""
-    return images.reshape(len(images), at.count, -1, *images.shape[2:])
+def _by_model(at: Pass, values: Tensor) -> Tensor:
+    """Return images [B, K*C, H, W] or series [B, K*C, T] as [B, K, C, ...]."""
+    return values.reshape(len(values), at.count, -1, *values.shape[2:])
 
 
 def _shaped(module: Shaped, name: str, layout: Layout) -> tuple[Operation, Layout]:
@@ -237,7 +266,7 @@ def _shaped(module: Shaped, name: str, layout: Layout) -> tuple[Operation, Layou
         shape = (at.parameters if kept else at.buffers)[f"{name}.shape"].to(x.dtype)  # [K]
         if layout == "dense":
             return formula(x, shape.view(-1, 1, 1))
-        return formula(_by_model(at, x), shape.view(-1, 1, 1, 1)).flatten(1, 2)
+        return formula(_by_model(at, x), shape.view(-1, *[1] * (x.ndim - 1))).flatten(1, 2)
 
     return shaped, layout
 
@@ -258,15 +287,60 @@ def _elementwise(module: nn.Module, _name: str, layout: Layout) -> tuple[Operati
 
 
 def _pool(module: nn.Module, _name: str, layout: Layout) -> tuple[Operation, Layout]:
-    _expect(module, layout, "images")
+    _expect(module, layout, "images" if isinstance(module, POOLS) else "series")
     if getattr(module, "return_indices", False):
         raise Unstackable(f"{module} returns indices too")
     return lambda _at, x: module(x), layout
 
 
+# --- columns of a table, and words ------------------------------------------------------------------------------------------
+
+
+def _numbers(module: NumberEmbedding, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    _expect(module, layout, "dense")
+    formula = type(module).formula
+
+    def numbers(at: Pass, x: Tensor) -> Tensor:
+        keys = [f"{name}.{key}" for key in module.tensors]
+        return formula(x, *(at.parameters[key] if key in at.parameters else at.buffers[key] for key in keys))
+
+    return numbers, "dense"
+
+
+def _categories(_module: CategoryEmbedding, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    if layout != "input":
+        raise Unstackable(f"{name} embeds computed values")
+
+    def categories(at: Pass, codes: Tensor) -> Tensor:  # [K, B, C]
+        sizes, offsets = (at.buffers[f"{name}.{key}"].unsqueeze(1) for key in ("sizes", "offsets"))
+        found = _embedded(at.parameters[f"{name}.weight"], rows_of(codes, sizes, offsets))
+        return _dense(found.flatten(2).transpose(1, 2))
+
+    return categories, "dense"
+
+
+def _tokens(_module: TokenEmbedding, name: str, layout: Layout) -> tuple[Operation, Layout]:
+    if layout != "input":
+        raise Unstackable(f"{name} embeds computed values")
+
+    def tokens(at: Pass, codes: Tensor) -> Tensor:  # [K, B, L]
+        weight = at.parameters[f"{name}.weight"]
+        found = _embedded(weight, codes) * is_word(codes, weight.dtype)
+        return found.permute(1, 0, 3, 2).flatten(1, 2)
+
+    return tokens, "series"
+
+
+def _embedded(weight: Tensor, codes: Tensor) -> Tensor:
+    """Return each model's rows [K, ..., size] of its table; codes [K, ...]."""
+    count, rows, _ = weight.shape
+    first = torch.arange(count, device=codes.device) * rows
+    return F.embedding(codes + first.view(-1, *[1] * (codes.ndim - 1)), weight.flatten(0, 1))
+
+
 def _expect(module: nn.Module, layout: Layout, wanted: Layout) -> None:
     if layout != wanted:
-        got = "images" if layout == "images" else "flat features"
+        got = layout if layout in ("images", "series") else "flat features"
         raise Unstackable(f"{module} is applied to {got}")
 
 
@@ -293,10 +367,16 @@ ELEMENTWISE = (
     nn.Tanhshrink,
 )
 POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
+POOLS_1D = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.AvgPool1d, nn.MaxPool1d)
+
+NUMBERS = (LinearEmbedding, PeriodicEmbedding, QuantileEmbedding)
+#: Layers that get a model's own input as it is [K, B, ...].
+OF_INPUT = (nn.Flatten, CategoryEmbedding, TokenEmbedding)
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.GroupNorm: _group_norm,
@@ -307,5 +387,8 @@ RULES: dict[type[nn.Module], Rule] = {
     Shaped: _shaped,
     SwiGLU: _swiglu,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(POOLS, _pool),
+    **dict.fromkeys((*POOLS, *POOLS_1D), _pool),
+    **dict.fromkeys(NUMBERS, _numbers),
+    CategoryEmbedding: _categories,
+    TokenEmbedding: _tokens,
 }

@@ -10,6 +10,7 @@ from itertools import chain, islice
 import torch
 
 from hpo.data import Split, Splits, head
+from hpo.train.inputs import Batch
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import forward, vmap_forward
@@ -40,14 +41,15 @@ def find(make: Make, splits: Splits, batch_size: int) -> Forward:
 
 
 def _by_hand(run: Run) -> Forward:
-    return forward.StackedForward(run.model)
+    return forward.StackedForward(run.model, _few(run))
 
 
 def _by_vmap(run: Run) -> Forward:
-    few = next(run.validation_inputs.split(2))
-    if isinstance(few, dict):
-        raise Unstackable("its inputs are several tensors")
-    return vmap_forward.VmapForward(run.model, few)
+    return vmap_forward.VmapForward(run.model, _few(run))
+
+
+def _few(run: Run) -> Batch:
+    return next(run.validation_inputs.split(2))
 
 
 BUILDERS: dict[str, Callable[[Run], Forward]] = {"stack": _by_hand, "vmap": _by_vmap}

@@ -16,8 +16,10 @@ from hpo.data import Splits
 from hpo.models import Dropout, cnn, mlp
 from hpo.models.activations import FORMULAS, RReLU, Shaped, SwiGLU
 from hpo.models.depth import StochasticDepth
+from hpo.models.tables import CategoryEmbedding
+from hpo.models.tokens import TokenEmbedding
 from hpo.train.stack.forward import ALIKE, FUNCTIONS, SPATIAL, TOGETHER, StackedForward
-from hpo.train.stack.layers import ELEMENTWISE, POOLS, RULES, Unstackable
+from hpo.train.stack.layers import ELEMENTWISE, NUMBERS, POOLS, POOLS_1D, RULES, Unstackable
 from tests.support import stacks
 from tests.support.stacks import CLASSES, Trial, apart, together
 
@@ -265,9 +267,13 @@ def _adamw(parameters: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
 
 
+#: tests/train/stack/test_kinds_of_input.py has them.
+OF_OTHER_INPUTS = (nn.Conv1d, *POOLS_1D, *NUMBERS, CategoryEmbedding, TokenEmbedding)
+
+
 def test_every_rule_and_function_is_among_the_models() -> None:
     used = {type(module) for build in LAYERS.values() for module in build().modules()}
-    assert set(RULES) - set(ELEMENTWISE) <= used | {Dropout}
+    assert set(RULES) - set(ELEMENTWISE) - set(OF_OTHER_INPUTS) <= used | {Dropout}
     assert {Shaped, SwiGLU, StochasticDepth} <= used
     assert set(POOLS) <= used
     assert {function.__name__ for function in (*ALIKE, *SPATIAL)} <= set(" ".join(CALLS).split())
@@ -325,7 +331,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Forwards(lambda m, x: m.layer(x.flatten(1)) * m.scale),
         r"scale \(at scale\) is used outside of a layer",
     ),
-    "two inputs": (lambda: TwoInputs(64, CLASSES), "takes more than images"),
+    "two inputs": (lambda: TwoInputs(64, CLASSES), "takes more than one input"),
     "a shape that decides": (
         lambda: Forwards(lambda m, x: m.layer(x.flatten(1)) if x.sum() > 0 else x),
         "torch.fx cannot trace the model: TraceError",
@@ -341,9 +347,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "has no stacked form|is used outside|cannot trace",
     ),
     "softmax": (lambda: dense(nn.Softmax(1)), "Softmax"),
-    "images returned": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3)), "does not return flat logits"),
-    "a tuple returned": (lambda: Forwards(lambda m, x: (m.layer(x.flatten(1)), x)), "does not return flat logits"),
-    "a dict returned": (lambda: Forwards(lambda m, x: {"y": m.layer(x.flatten(1))}), "does not return flat logits"),
+    "images returned": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3)), "does not return flat outputs"),
+    "a tuple returned": (lambda: Forwards(lambda m, x: (m.layer(x.flatten(1)), x)), "does not return flat outputs"),
+    "a dict returned": (lambda: Forwards(lambda m, x: {"y": m.layer(x.flatten(1))}), "does not return flat outputs"),
     "linear on images": (lambda: nn.Sequential(nn.Linear(8, 8), *dense()), "is applied to images"),
     "batch norm 1d on images": (lambda: nn.Sequential(nn.BatchNorm1d(8), *dense()), "is applied to images"),
     "conv on flat features": (lambda: dense(nn.Conv2d(1, 1, 1)), "is applied to flat features"),

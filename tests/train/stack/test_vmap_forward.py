@@ -134,8 +134,8 @@ class Tokens(nn.Module):
         self.embed = nn.Linear(8, 6, bias=False)
         self.back = nn.Linear(6, 8, bias=False)
         self.back.weight = nn.Parameter(torch.randn(8, 6) * 0.2)
-        self.twin = nn.Linear(6, 8, bias=False)
-        self.twin.weight = self.back.weight
+        self.second = nn.Linear(6, 8, bias=False)
+        self.second.weight = self.back.weight
         self.group, self.batch = nn.GroupNorm(2, 6), nn.BatchNorm1d(6)
         self.dropout = nn.Dropout(p)
         self.head = nn.Linear(8, CLASSES)
@@ -143,7 +143,7 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x.squeeze(1)).transpose(1, 2)
         x = F.gelu(self.batch(self.dropout(self.group(x)))).transpose(1, 2)
-        return self.head((self.back(x) - 0.5 * self.twin(x.flip(1))).amax(1))
+        return self.head((self.back(x) - 0.5 * self.second(x.flip(1))).amax(1))
 
 
 class WeightNormed(nn.Module):
@@ -523,7 +523,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "cannot run the model: RuntimeError: Batching rule not implemented for aten::",
     ),
     "hooks": (hooked, r"layer linear \(Linear\) has hooks"),
-    "own forward": (bound_to_itself, "the logits do not depend on linear.weight, linear.bias"),
+    "own forward": (bound_to_itself, "the outputs do not depend on linear.weight, linear.bias"),
     "momentum": (lambda: Plain(nn.BatchNorm2d(1, momentum=None)), "averages over all batches"),
     "batch norm twice": (
         lambda: variant(twice, before=nn.BatchNorm2d(1)),
@@ -534,9 +534,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Plain(nn.InstanceNorm2d(1, affine=True, track_running_stats=True)),
         "before.num_batches_tracked does not grow by 1",
     ),
-    "tuple": (lambda: variant(lambda m, x: (logits(m, x), x)), r"returns tuple for 4 images, not logits"),
-    "maps": (lambda: variant(lambda m, x: logits(m, x)[:, :, None]), r"returns \[4, 3, 1\] for 4 images, not logits"),
-    "sum": (lambda: variant(lambda m, x: logits(m, x).sum()), r"returns \[\] for 4 images, not logits"),
+    "tuple": (lambda: variant(lambda m, x: (logits(m, x), x)), r"returns tuple for 4 rows, not outputs"),
+    "maps": (lambda: variant(lambda m, x: logits(m, x)[:, :, None]), r"returns \[4, 3, 1\] for 4 rows, not outputs"),
+    "sum": (lambda: variant(lambda m, x: logits(m, x).sum()), r"returns \[\] for 4 rows, not outputs"),
     "lazy": (lambda: variant(logits, linear=nn.LazyLinear(3)), "linear.weight has no shape before the first pass"),
     "counting": (lambda: variant(counting, passes=0), "forward changes passes, which K models would share"),
     "caching": (lambda: variant(caching), "seen of Variant holds tensors that are not registered"),
@@ -547,7 +547,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: variant(logits, layers=[nn.Linear(3, 3)]),
         "layers of Variant holds tensors that are not",
     ),
-    "unused": (lambda: variant(logits, more=nn.Linear(3, 3)), "the logits do not depend on more.weight, more.bias"),
+    "unused": (lambda: variant(logits, more=nn.Linear(3, 3)), "the outputs do not depend on more.weight, more.bias"),
     "lock": (lambda: variant(logits, lock=threading.Lock()), "the model cannot be copied: TypeError: cannot pickle"),
     "nothing to train": (lambda: variant(lambda m, x: x.flatten(1), linear=nn.Identity()), "no parameters to train"),
 }
