@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from PIL import Image
 
 from hpo import cli
 from hpo.cli.app import ClickException
@@ -206,6 +207,16 @@ def is_cheap(words: list[str]) -> bool:
     return words[1] in CHEAP or words[-2:] == ["--workers", "0"]
 
 
+def write_data(folder: Path) -> None:
+    """Write the data that the pages take as an example of one's own: photos of two classes, and a table of prices."""
+    for number, name in enumerate(("cat", "dog")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for photo in range(8):
+            Image.new("RGB", (8, 8), (200 * number, 20 * photo, 0)).save(folder / "photos" / name / f"{photo}.png")
+    rows = [f"{30 + row * 7 % 40},{'ABC'[row % 3]},{row * 13 % 97}.5" for row in range(60)]
+    (folder / "prices.csv").write_text("\n".join(["size,district,price", *rows, ""]))
+
+
 Hpo = Callable[..., int]
 
 
@@ -257,6 +268,7 @@ def test_the_commands_that_train_nothing_do_as_the_page_says(
     for name, content in files(PAGES[page]).items():
         (tmp_path / name).write_text(content)
     shutil.copytree(made_studies, tmp_path, dirs_exist_ok=True)
+    write_data(tmp_path)
     for words in [words[1:] for words in commands(PAGES[page]) if is_cheap(words)]:
         capsys.readouterr()
         assert (hpo(*words), "error" in capsys.readouterr().err) == (0, False), words
