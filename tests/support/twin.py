@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -148,6 +149,14 @@ class Twin(torch.Tensor):
         _count("to_host")
         return self.numbers.tolist()
 
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        _count("waits")
+        _count("to_host")
+        return f"{repr(self.numbers)[:-1]}, device='{NAME}:0')"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), spec)
+
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
             raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() first.")
@@ -197,6 +206,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[tuple[torch.Tensor, bool]]:
 
 def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an operation on the numbers, count it, and return tensors of the device."""
+    if _is_composite(op):  # below autograd it comes as a whole, as in inference mode
+        return op.decompose(*args, **kwargs)
     name = op._schema.name.removeprefix("aten::")
     if name == "_to_copy":
         return _copied(op, args, kwargs)
@@ -218,6 +229,11 @@ def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     given = _tensors((*args, *kwargs.values()))
     known = {id(one.numbers): one for one, _ in given if isinstance(one, Twin)}
     return _wrapped(op, result, known)
+
+
+@cache
+def _is_composite(op: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))
 
 
 def _wrapped(op: Any, value: Any, known: dict[int, Twin]) -> Any:

@@ -104,6 +104,16 @@ def test_copies_and_waits_are_counted_in_each_direction() -> None:
     assert counted(lambda: torch.get_device_module(twin.DEVICE).synchronize()) == (0, 1, 0, 0, 0)
 
 
+def test_without_autograd_an_operation_of_several_counts_as_its_parts() -> None:
+    inputs, layer = torch.ones(2, 6, device=twin.DEVICE), nn.Linear(6, 5).to(twin.DEVICE)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context(), twin.counting() as counts:
+            assert layer(inputs).to("cpu").device.type == "cpu"
+        assert (counts.operations, counts.to_host) == ({"addmm.default": 1}, 1)
+    assert repr(inputs[0, :2]) == "tensor([1., 1.], device='twin:0')"
+    assert f"{inputs[0, 0]:.2f}" == "1.00"
+
+
 @pytest.mark.parametrize(
     "mix",
     [
