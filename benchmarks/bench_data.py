@@ -1,9 +1,11 @@
-"""The images that the benchmarks train on, made once by a seeded generator and kept in a file that all sides read.
+"""What the benchmarks train on, made once by a seeded generator and kept in a file that all sides read.
 
 Each class has a few prototypes, smooth random fields; an image is one of them, moved by some pixels, weakened or
 strengthened, under noise. That can be learned but not at once: an MLP with a good configuration classifies 19 of 20
 images after nine epochs, with a bad one half of them or none. Nothing is downloaded, and no side makes its images while
 the clock runs: whoever compares calls `file` first.
+
+The table and the key points are made for a measurement of speed. Nothing else should be read from their results.
 
 A study file of `hpo` names a source of `bench_parts.py`; the scripts without `hpo` call `read`.
 """
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,13 @@ COARSE = 6  # grid points along an edge from which a prototype's smooth field is
 
 Images = npt.NDArray[np.uint8]  # [N, H, W, C], as PIL wants them
 Labels = npt.NDArray[np.int64]  # [N]
+Floats = npt.NDArray[np.float32]
+COLUMNS = 30  # of the table
+EDGE, POINTS, INK = (
+    96,
+    15,
+    3.0,
+)  # key points: pixels along an edge, points of an image, width of a point's blot in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +55,20 @@ RECIPES = {
 
 
 def file(name: str, images: int) -> Path:
-    """Return the file of so many images by a recipe's name; it is made now if it is not there."""
+    """Return the file of so many images or rows by name; it is made now if it is not there."""
     folder = Path(tempfile.gettempdir()) / f"hpo-benchmark-data-{os.getuid()}"
     path = folder / f"{name}-{images}-v{VERSION}.npz"
     if not path.exists():
         folder.mkdir(exist_ok=True)
-        pixels, labels = made(RECIPES[name], images)
+        pixels, labels = OTHERS[name](images) if name in OTHERS else made(RECIPES[name], images)
         unfinished = folder / f"{os.getpid()}.npz"
         np.savez(unfinished, images=pixels, labels=labels)
         unfinished.replace(path)
     return path
 
 
-def read(name: str, images: int) -> tuple[Images, Labels]:
-    """Return the images by a recipe's name, and their labels."""
+def read(name: str, images: int) -> tuple[Any, Any]:
+    """Return images and labels, or other inputs and targets, by name."""
     with np.load(file(name, images)) as found:
         return found["images"], found["labels"]
 
@@ -92,3 +103,29 @@ def _smooth(edge: int) -> npt.NDArray[np.float64]:
     apart = np.abs(np.arange(edge)[:, None] / edge - np.arange(COARSE)[None] / COARSE)
     around = np.minimum(apart, 1 - apart) * COARSE
     return np.asarray(np.exp(-(around**2)))
+
+
+def table(rows: int) -> tuple[Floats, Floats]:
+    """Draw a table [N, 30] and one number for each row [N, 1], by a small random network with noise."""
+    random = np.random.default_rng(21)
+    columns = random.standard_normal((rows, COLUMNS))
+    hidden = np.tanh(columns @ random.standard_normal((COLUMNS, 16)) / 4)
+    numbers = hidden @ random.standard_normal((16, 1)) + 0.5 * random.standard_normal((rows, 1))
+    return columns.astype(np.float32), numbers.astype(np.float32)
+
+
+def keypoints(images: int) -> tuple[Images, Floats]:
+    """Draw grey images [N, 96, 96, 1] of 15 blots, and the places of the blots in pixels [N, 30]."""
+    random = np.random.default_rng(22)
+    usual = random.uniform(20, EDGE - 20, size=(POINTS, 2))
+    places = usual + random.normal(0, 5, size=(images, 1, 2)) + random.normal(0, 2, size=(images, POINTS, 2))
+    line = np.arange(EDGE)
+    pixels = np.empty((images, EDGE, EDGE, 1), dtype=np.uint8)
+    for number, points in enumerate(places):
+        falls = np.exp(-((line - points[..., None]) ** 2) / (2 * INK**2))  # [points, 2, edge]
+        ink = np.einsum("pi,pj->ij", falls[:, 0], falls[:, 1])
+        pixels[number, :, :, 0] = np.clip(160 * ink + 20 * random.standard_normal((EDGE, EDGE)) + 40, 0, 255)
+    return pixels, places.reshape(images, -1).astype(np.float32)
+
+
+OTHERS: dict[str, Callable[[int], tuple[Any, Any]]] = {"table": table, "keypoints": keypoints}

@@ -23,6 +23,19 @@ def colour32(*, images: int) -> Source:
     return _source("colour32", images)
 
 
+def table(*, rows: int) -> Source:
+    """Return rows of 30 numbers, and a number to predict for each."""
+    columns, numbers = bench_data.read("table", rows)
+    return Source(inputs={"numbers": torch.from_numpy(columns)}, targets=torch.from_numpy(numbers), task="regression")
+
+
+def keypoints(*, images: int) -> Source:
+    """Return grey images of 96x96 pixels, and the places of 15 points in each."""
+    pixels, places = bench_data.read("keypoints", images)
+    inputs = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return Source(inputs=inputs, targets=torch.from_numpy(places), task="regression")
+
+
 def _source(name: str, images: int) -> Source:
     pixels, labels = bench_data.read(name, images)
     channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

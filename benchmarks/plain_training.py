@@ -64,12 +64,17 @@ class Data:
 
     train: Labelled
     valid: Labelled
-    shape: tuple[int, int, int]  # of an image: channels, height, width
+    shape: tuple[int, ...]  # of an input; of an image: channels, height, width
+    outputs: int = bench_data.CLASSES
 
 
 def get_data(task: Task, seed: int) -> Data:
     """Return the training and the validation part, normalised with the training part's mean and deviation."""
-    return get_digits(seed) if task.images is None else get_images(task.data, task.images, seed)
+    if task.images is None:
+        return get_digits(seed)
+    if task.data in bench_data.OTHERS:
+        return get_numbers(task.data, task.images, seed)
+    return get_images(task.data, task.images, seed)
 
 
 def get_digits(seed: int) -> Data:
@@ -95,6 +100,21 @@ def get_images(name: str, count: int, seed: int) -> Data:
         valid=Images(images[valid], targets[valid], transform),
         shape=(channels, height, width),
     )
+
+
+def get_numbers(name: str, count: int, seed: int) -> Data:
+    """Return made inputs with numbers to predict, as two tensors a part; targets are standardised, too."""
+    inputs, targets = bench_data.read(name, count)
+    train, valid = split(np.zeros(count, dtype=np.int64), seed)
+    x, y = torch.tensor(inputs, dtype=torch.float32), torch.tensor(targets)
+    if x.ndim == 4:
+        x = x.permute(0, 3, 1, 2)
+        x = (x - x[train].mean()) / x[train].std(correction=0)
+    else:
+        x = (x - x[train].mean(0)) / x[train].std(0, correction=0)
+    y = (y - y[train].mean(0)) / y[train].std(0, correction=0)
+    parts = [TensorDataset(x[rows], y[rows]) for rows in (train, valid)]
+    return Data(train=parts[0], valid=parts[1], shape=tuple(x.shape[1:]), outputs=y.shape[1])
 
 
 def split(targets: bench_data.Labels, seed: int) -> tuple[bench_data.Labels, bench_data.Labels]:
@@ -127,17 +147,19 @@ def get_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
-def define_model(task: Task, config: Config, shape: tuple[int, int, int]) -> nn.Module:
+def define_model(task: Task, config: Config, data: Data) -> nn.Module:
     """Build the task's model from torch's own modules."""
-    if task.name == "resnet18":
-        return bench_parts.resnet18(shape, bench_data.CLASSES, dropout=config["dropout"])
+    shape = data.shape
     options = task.document["model"]
-    if options["name"] == "cnn":
-        return define_cnn(options["channels"], config["dropout"], shape)
-    return define_mlp(options["widths"], config["dropout"], shape)
+    if options["name"] == "mlp":
+        return define_mlp(options["widths"], config["dropout"], shape, data.outputs)
+    channels, height, width = shape
+    if task.name == "resnet18":
+        return bench_parts.resnet18((channels, height, width), data.outputs, dropout=config["dropout"])
+    return define_cnn(options["channels"], config["dropout"], (channels, height, width))
 
 
-def define_mlp(widths: list[int], p: float, shape: tuple[int, int, int]) -> nn.Module:
+def define_mlp(widths: list[int], p: float, shape: tuple[int, ...], outputs: int) -> nn.Module:
     """Build the layers of `models/mlp.py`."""
     layers: list[nn.Module] = [nn.Flatten()]
     in_features = math.prod(shape)
@@ -147,7 +169,7 @@ def define_mlp(widths: list[int], p: float, shape: tuple[int, int, int]) -> nn.M
         layers.append(nn.ReLU())
         layers.append(nn.Dropout(p))
         in_features = out_features
-    layers.append(nn.Linear(in_features, bench_data.CLASSES))
+    layers.append(nn.Linear(in_features, outputs))
     return nn.Sequential(*layers)
 
 
@@ -194,7 +216,7 @@ def train(
     settings["pin_memory"] = device.type == "cuda"
     train_loader = DataLoader(data.train, batch_size=task.batch_size, shuffle=True, drop_last=True, **settings)
     valid_loader = DataLoader(data.valid, batch_size=task.batch_size, **settings)
-    model = define_model(task, config, data.shape).to(device)
+    model = define_model(task, config, data).to(device)
     optimizer = define_optimizer(config, model)
     scheduler = define_scheduler(config, optimizer, task.epochs * len(train_loader))
 
@@ -204,7 +226,7 @@ def train(
         for images, target in train_loader:
             images, target = images.to(device), target.to(device)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), target)
+            loss = loss_of(model(images), target)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:
@@ -223,8 +245,16 @@ def train(
             raise Diverged
 
 
+def loss_of(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the cross-entropy of classes, or the squared error of numbers, averaged over the numbers of a row."""
+    if target.is_floating_point():
+        losses = F.mse_loss(output, target, reduction="none").mean(1)
+        return losses.mean() if reduction == "mean" else losses.sum()
+    return F.cross_entropy(output, target, reduction=reduction)
+
+
 def measure(metric: str, output: Tensor, target: Tensor) -> Tensor:
     """Return the sum of a batch's losses, or the number of its images that are classified correctly."""
     if metric == "loss":
-        return F.cross_entropy(output, target, reduction="sum")
+        return loss_of(output, target, "sum")
     return output.argmax(dim=1).eq(target).sum()

@@ -20,6 +20,8 @@ STUDY_FILES = {
     "mlp28": ROOT / "benchmarks" / "studies" / "mlp28.toml",
     "cnn28": ROOT / "benchmarks" / "studies" / "cnn28.toml",
     "resnet18": ROOT / "benchmarks" / "studies" / "resnet18.toml",
+    "table": ROOT / "benchmarks" / "studies" / "table.toml",
+    "keypoints": ROOT / "benchmarks" / "studies" / "keypoints.toml",
 }
 TRIALS = {"digits": 512}  # of a comparison, where the file says otherwise
 TRIALS_OF_RAY = {"digits": 96, "mlp28": 64}  # likewise against Ray, which starts a process for each
@@ -46,9 +48,13 @@ class Task:
 
     @property
     def images(self) -> int | None:
-        """How many images are made; None for those that are there."""
-        images: int | None = self.document["data"].get("images")
+        """How many images or rows are made; None for those that are there."""
+        images: int | None = self.document["data"].get(self._counted)
         return images
+
+    @property
+    def _counted(self) -> str:
+        return "rows" if "rows" in self.document["data"] else "images"
 
     @property
     def metric(self) -> str:
@@ -89,7 +95,7 @@ class Task:
         document["budget"]["trials"] = trials or self.trials
         document["training"]["epochs"] = epochs or self.epochs
         if self.images:
-            document["data"]["images"] = images or self.images
+            document["data"][self._counted] = images or self.images
         return Task(name=self.name, document=document)
 
     @property
