@@ -73,7 +73,8 @@ def kind_of(shape: Shape) -> Kind:
 def described(shape: Shape) -> str:
     """Return a shape in words."""
     if isinstance(shape, TableShape):
-        return f"a table with {shape.numbers} columns of numbers and {len(shape.categories)} of categories"
+        columns = f"column{'' if shape.numbers == 1 else 's'}"
+        return f"a table with {shape.numbers} {columns} of numbers and {len(shape.categories)} of categories"
     if isinstance(shape, TokenShape):
         return f"texts of {shape.length} codes"
     if isinstance(shape, dict):

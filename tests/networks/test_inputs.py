@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +17,9 @@ from hpo.models.recurrent import Recurrent
 from hpo.models.shapes import Shape, TokenShape
 from hpo.models.tables import CategoryEmbedding, PeriodicEmbedding, QuantileEmbedding, TableFeatures, TableOptions
 from hpo.models.tokens import TokenEmbedding
-from hpo.spec import options
+from hpo.spec import options, space
+from hpo.spec.study_file import StudySpec
+from hpo.train.build import registry
 from tests.support.inputs import MODELS_OF, SEQUENTIAL, SHAPES, TABLE, TEXT, batch
 
 
@@ -26,6 +31,20 @@ def test_a_model_maps_its_inputs_to_outputs_that_depend_on_every_weight(name: st
     assert outputs.shape == (6, 4)
     outputs.square().sum().backward()
     assert [key for key, p in built.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", MODELS_OF)
+def test_a_models_options_go_through_a_file_and_back(name: str, tmp_path: Path) -> None:
+    """As an export does: what is resolved is written, read, and means the same."""
+    model, _, chosen = MODELS_OF[name]
+    document = {"name": "s", "data": {"name": "digits"}, "model": {"name": model, **chosen}}
+    resolved = registry.resolve(
+        StudySpec.from_document({**document, "optimizer": {"name": "sgd", "lr": 0.1}}), tmp_path
+    )
+    pinned = tomllib.loads(tomli_w.dumps({**resolved.document, **space.lower(resolved.tree)}))
+    again = registry.resolve(StudySpec.from_document(pinned), tmp_path)
+    assert again.fingerprint == resolved.fingerprint
+    assert {key: again.tree["model"][key] for key in chosen} == chosen
 
 
 def test_every_own_option_of_the_models_is_tried() -> None:
