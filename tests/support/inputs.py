@@ -62,7 +62,7 @@ MODELS_OF: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @cache
-def splits_of(kind: str, task: str = "classification", count: int = 80) -> Splits:
+def splits_of(kind: str, task: str = "classification", count: int = 80, device: str = "cpu") -> Splits:
     """Return data of a kind whose targets depend on the inputs."""
     inputs = batch(SHAPES[kind], count)
     if kind == "tokens":
@@ -72,6 +72,7 @@ def splits_of(kind: str, task: str = "classification", count: int = 80) -> Split
     targets: dict[str, Tensor] = {
         "classification": (total.argsort().argsort() * 4 // count).long(),
         "binary": (total > total.median())[:, None],
+        "multilabel": torch.stack([total > total.median(), total > total.mean()], 1),
         "regression": torch.stack([total, total.square(), total.abs(), 3 - total], 1).float(),
     }
     shape = SHAPES[kind]
@@ -86,4 +87,4 @@ def splits_of(kind: str, task: str = "classification", count: int = 80) -> Split
             vocabulary=shape.vocabulary if isinstance(shape, TokenShape) else 0,
         ),
     )
-    return data.load(source, split_seed=0, device="cpu")
+    return data.load(source, split_seed=0, device=device)

@@ -30,6 +30,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from hpo.train import devices
+from tests.support.twin_cells import CELLS
 
 NAME = "twin"
 TOTAL_MEMORY = 2**30  # bytes that the device says it has
@@ -222,7 +223,8 @@ def _dispatch(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     _count_operation(op, name, args, kwargs)
     drawing = torch.Tag.nondeterministic_seeded in op.tags and kwargs.get("generator") is None
     with _own_generator() if drawing else nullcontext():
-        result = op(*_numbers(args), **{key: _numbers(value) for key, value in kwargs.items()})
+        run = CELLS.get(name, op)
+        result = run(*_numbers(args), **{key: _numbers(value) for key, value in kwargs.items()})
     if torch.Tag.inplace_view in op.tags and name not in RESIZING:
         with no_dispatch():  # the shape of the tensor itself, which has no memory
             op(*args, **kwargs)

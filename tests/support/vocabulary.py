@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpo.train.optim.averaging import AVERAGINGS
-from hpo.train.optim.losses import LOSSES
+from hpo.train.optim.losses import for_task
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import SCHEDULES
 from hpo.train.optim.warmup import WARMUPS
@@ -37,15 +37,51 @@ AUGMENTS: Section = {
 }
 #: Options of `augment` that say how another one is done.
 MANNERS = {"fill": "crop", "resized_crop_ratio": "resized_crop", "erasing_area": "erasing", "mix_probability": "mixup"}
-TRAINING: Section = {"clip_norm": 0.1, "clip_value": 0.01, "l1": 1e-3, "l2": 1e-2, "max_norm": 0.8}
+TRAINING: Section = {
+    "clip_norm": 0.1,
+    "clip_value": 0.01,
+    "l1": 1e-3,
+    "l2": 1e-2,
+    "max_norm": 0.8,
+    "sampling": "balanced",
+}
+#: Options of losses, by task.
+LOSS_OPTIONS: dict[str, dict[str, Section]] = {
+    "classification": {
+        "cross_entropy": {"label_smoothing": 0.1, "class_weights": "balanced"},
+        "bce_with_logits": {"label_smoothing": 0.1},
+        "mse": {"of": "logits", "label_smoothing": 0.1},
+    },
+    "binary": {"bce_with_logits": {"pos_weight": "balanced"}},
+    "multilabel": {"bce_with_logits": {"label_smoothing": 0.1, "pos_weight": 2.0}},
+    "regression": {"smooth_l1": {"beta": 0.3}, "huber": {"delta": 0.3}},
+}
 
 
-def own_sections(task: str = "classification", *, images: bool = True) -> dict[str, list[Section]]:
-    """Return by section all that a run of a stack may have otherwise than its neighbours, each value once."""
+def losses_of(task: str) -> list[Section]:
+    """Return the losses that go with a task, each without its options and with each of them."""
+    options = LOSS_OPTIONS[task]
+    return [
+        {"name": name, **given}
+        for name in for_task(task)
+        for given in ({}, *({key: value} for key, value in options.get(name, {}).items()))
+    ]
+
+
+def own_sections(*, alone: bool) -> dict[str, list[Section]]:
+    """Return by section all that a run on images of classes may have, each value once.
+
+    Args:
+        alone: with what no stack can do: batch norm's statistics anew, each batch twice, and eigenbases.
+    """
     sgd: Section = {"name": "sgd", "lr": 0.05}
-    found: dict[str, list[Section]] = {
+    return {
         "optimizer": [
-            *({"name": name, "lr": 0.01, **({} if name in WITHOUT_EPS else LARGE_EPS)} for name in OPTIMIZERS),
+            *(
+                {"name": name, "lr": 0.01, **({} if name in WITHOUT_EPS else LARGE_EPS)}
+                for name in OPTIMIZERS
+                if alone or name != "soap"
+            ),
             sgd | {"momentum": 0.9},
             sgd | {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
             sgd | {"momentum": 0.9, "decoupled": True, "weight_decay": 0.01, "decay": "all"},
@@ -53,18 +89,15 @@ def own_sections(task: str = "classification", *, images: bool = True) -> dict[s
         ],
         "schedule": [{"name": name} for name in SCHEDULES],
         "warmup": [{}, *({"name": name, "epochs": 0.5} for name in WARMUPS)],
-        "averaging": [{"name": name} for name in AVERAGINGS],
+        "averaging": [{"name": name} for name in AVERAGINGS if alone or name != "swa"],
         "training": [{}, *({key: value} for key, value in TRAINING.items())],
-        "sam": [{}, {"rho": 0.05}],
-        "loss": [],
-        "augment": [{}],
+        "sam": [{}, {"rho": 0.05}] if alone else [{}],
+        "loss": losses_of("classification"),
+        "augment": [
+            *({key: value} for key, value in AUGMENTS.items()),
+            *({"crop": 1, "rotation": 10.0, "fill": fill} for fill in ("mean", "edge", "reflect")),
+        ],
     }
-    if task == "classification":
-        found["loss"] = [{"name": name, **more} for name in LOSSES for more in ({}, {"label_smoothing": 0.1})]
-    if images:
-        found["augment"] = [{key: value} for key, value in AUGMENTS.items()]
-        found["augment"] += [{"crop": 1, "rotation": 10.0, "fill": fill} for fill in ("mean", "edge", "reflect")]
-    return found
 
 
 def deal(sections: dict[str, list[Section]], seed: int) -> list[dict[str, Section]]:

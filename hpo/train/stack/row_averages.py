@@ -80,7 +80,8 @@ class RowAverages:
         for row in rows:
             average, _ = self._averages[row]
             counts = range(average.count + 1, average.count + steps + 1)
-            shares[:, row, 0] = torch.tensor([average.averaging.share(count) for count in counts])
+            taken = [average.averaging.share(count) for count in counts]
+            shares[:, row, 0] = torch.tensor(taken, dtype=shares.dtype)
         device = self._rows.values.device
         return devices.sent(shares, device).unbind(0)
 
