@@ -20,7 +20,7 @@ from hpo.spec.seeds import derive
 from hpo.train import devices
 
 MEMORY = 64 * 2**20  # most bytes of the factors of one layer that are drawn ahead; one step's are always drawn
-CALLS_APART = 2**40  # words between two calls of dropout in a step; an epoch of one call has fewer
+CALLS_APART = 2**40  # words between two calls of dropout in a step; a trial has fewer for one call
 WORD = 2**64
 MOST_ALIKE = 24  # a step of a stream has at least so many changes from bit to bit, as in SplittableRandom
 MIXED = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))  # shift right, then factor
@@ -28,18 +28,18 @@ MIXED = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))  # shif
 
 @dataclass(frozen=True)
 class Stream:
-    """The random words of one trial in one epoch."""
+    """The random words of one trial."""
 
     key: int
     step: int  # odd
 
     @classmethod
-    def of(cls, seed: int, epoch: int) -> Stream:
-        """Return the stream of a trial's masks in an epoch, from 0."""
-        step = 2 * derive(seed, "masks", epoch, "step") + 1
+    def of(cls, seed: int) -> Stream:
+        """Return the stream of a trial's masks."""
+        step = 2 * derive(seed, "masks", "step") + 1
         if (step ^ (step >> 1)).bit_count() < MOST_ALIKE:
             step ^= 0xAAAAAAAAAAAAAAAA
-        return cls(2 * derive(seed, "masks", epoch) + 1, step)
+        return cls(2 * derive(seed, "masks") + 1, step)
 
 
 def words(keys: Tensor, steps: Tensor, places: Tensor) -> Tensor:
@@ -81,27 +81,35 @@ class CountedMasks:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._streams: tuple[Stream | None, ...] = ()
-        self._steps = 0
+        self._starts: tuple[int, ...] = ()  # step of each trial that is step 0 here
+        self._base = 0  # step at which the epoch begins
+        self._until = 0
         self._step = 0
         self._call = 0
-        self._sent: tuple[Tensor, Tensor] | None = None
+        self._sent: tuple[Tensor, ...] | None = None
         self._ahead: dict[int, _Ahead] = {}  # by call
         self._limits: dict[tuple[tuple[int, ...], torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def begin(self, streams: Sequence[Stream | None], steps: int) -> None:
-        """Begin an epoch, or change the trials.
+    def begin(self, streams: Sequence[Stream | None], starts: Sequence[int], steps: int) -> None:
+        """Begin an epoch. What was drawn ahead stays if the trials are the same and go on by the same number of steps.
 
         Args:
             streams: the stream of each row; None: its factors are of no use.
-            steps: steps of the epoch, beyond which nothing is drawn.
+            starts: number of the epoch's first step, counted from the trial's first step, for each row.
+            steps: steps from there on, beyond which nothing is drawn.
         """
-        self._streams, self._steps = tuple(streams), steps
-        self._sent, self._ahead = None, {}
+        both = zip(streams, starts, self._starts, strict=False)
+        passed = {start - before for stream, start, before in both if stream is not None}
+        if tuple(streams) != self._streams or len(passed) != 1 or min(passed) < 0:
+            self._streams, self._starts = tuple(streams), tuple(starts)
+            self._sent, self._ahead, passed = None, {}, {0}
+        self._base = passed.pop()
+        self._until = self._base + steps
         self.go_to(0)
 
     def go_to(self, step: int) -> None:
         """Go to the first call of dropout in a step of the epoch."""
-        self._step, self._call = step, 0
+        self._step, self._call = self._base + step, 0
 
     def back_to(self, call: int) -> None:
         """Go back to a call of dropout in this step."""
@@ -136,21 +144,23 @@ class CountedMasks:
     def _drawn(self, call: int, kept: tuple[int, ...], elements: int, dtype: torch.dtype) -> _Ahead:
         rows, per_step = len(kept), -(-elements // 4)
         most = max(1, MEMORY // (rows * elements * dtype.itemsize))
-        steps = max(1, min(most, self._steps - self._step))
+        steps = max(1, min(most, self._until - self._step))
         first = call * CALLS_APART + self._step * per_step
         places = torch.arange(first, first + steps * per_step, device=self._device).view(steps, 1, per_step)
-        bits = words(*self._keys(), places).view(torch.int16)[:, :, :elements]
+        key, step, start = self._keys()
+        bits = words(key + step * start * per_step, step, places).view(torch.int16)[:, :, :elements]
         factors = torch.empty((steps, rows, elements), dtype=dtype, device=self._device)
         highest, factor = self._limits_of(kept, dtype)
         torch.le(bits, highest, out=factors)
         return _Ahead((kept, elements, dtype), self._step, factors.mul_(factor))
 
-    def _keys(self) -> tuple[Tensor, Tensor]:
-        """Return key and step of each row's stream, each [K, 1]."""
+    def _keys(self) -> tuple[Tensor, ...]:
+        """Return key and step of each row's stream, and the row's start, each [K, 1]."""
         if self._sent is None:
-            numbers = [(0, 0) if one is None else (signed(one.key), signed(one.step)) for one in self._streams]
-            keys, steps = devices.sent(torch.tensor(numbers).t().contiguous(), self._device).unsqueeze(2)
-            self._sent = keys, steps
+            streams = [(0, 0) if one is None else (signed(one.key), signed(one.step)) for one in self._streams]
+            numbers = [(*stream, start) for stream, start in zip(streams, self._starts, strict=True)]
+            sent = devices.sent(torch.tensor(numbers).t().contiguous(), self._device)
+            self._sent = sent.unsqueeze(2).unbind(0)
         return self._sent
 
     def _limits_of(self, kept: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

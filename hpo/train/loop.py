@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -149,8 +150,14 @@ def add_gradients(run: Run, shown: Batch, target: Tensor, mixture: MixedLabels |
         loss = _mean_loss(run.loss, run.model(shown), target, mixture)
     if run.pieces > 1:
         loss = loss * (len(target) / run.batch_size)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward(_one(loss.dtype, loss.device))  # type: ignore[no-untyped-call]
     run.loss_sum.add_(loss.detach())
+
+
+@cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the gradient of a loss to itself, which torch would make anew in each step."""
+    return torch.ones((), dtype=dtype, device=device)
 
 
 class CapturedGradients:

@@ -40,22 +40,26 @@ class Randomness:
     Its dropout masks are counted, or drawn from its own generator.
     """
 
-    def __init__(self, seed: int, device: torch.device, rule: MaskRule = "generator", steps: int = 1) -> None:
-        """Make the generators; `steps` are the optimizer steps of an epoch."""
+    def __init__(
+        self, seed: int, device: torch.device, rule: MaskRule = "generator", steps: int = 1, epochs: int = 1
+    ) -> None:
+        """Make the generators for training of so many epochs of so many steps."""
         self.dropout = torch.Generator(device)
         self.masks = CountedMasks(device) if rule == "counter" else None
         self._seed = seed
         self._device = device
         self._steps = steps
+        self._epochs = epochs
 
     @property
     def rule(self) -> MaskRule:
         """How masks are drawn."""
         return "generator" if self.masks is None else "counter"
 
-    def stream(self, epoch: int) -> Stream | None:
-        """Return the stream of counted masks in an epoch, from 0; None if masks are not counted."""
-        return None if self.masks is None else Stream.of(self._seed, epoch)
+    @property
+    def stream(self) -> Stream | None:
+        """The stream of counted masks; None if masks are not counted."""
+        return None if self.masks is None else Stream.of(self._seed)
 
     def drawn_for(self, purpose: str, epoch: int) -> torch.Generator:
         """Return a new CPU generator for a purpose in an epoch. On the CPU its numbers are the same for every device."""
@@ -92,7 +96,7 @@ class Randomness:
 
     def _begin_masks(self, epoch: int) -> None:
         if self.masks is not None:
-            self.masks.begin([self.stream(epoch)], self._steps)
+            self.masks.begin([self.stream], [epoch * self._steps], self._steps * max(1, self._epochs - epoch))
 
     def _seed_for(self, part: str, epoch: int) -> None:
         self.dropout.manual_seed(derive(self._seed, f"dropout{part}", epoch))

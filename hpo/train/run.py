@@ -165,7 +165,7 @@ class Run:
         self._in_step = False
 
     def _draw_masks(self, rule: MaskRule) -> None:
-        self.randomness = Randomness(self.seed, self.device, rule, self.steps_per_epoch)
+        self.randomness = Randomness(self.seed, self.device, rule, self.steps_per_epoch, self.epochs)
         use_generator(self.model, self.randomness.dropout, self.randomness.masks)
 
     @property

@@ -41,8 +41,10 @@ class DropoutMasks:
         self._is_counted = [run in counted for run in runs]
         self._generators = [None if run is None or run in counted else run.randomness.dropout for run in runs]
         if counted:
-            streams = [None if run is None else run.randomness.stream(run.epoch) for run in runs]
-            self._counted.begin(streams, counted[0].steps_per_epoch)
+            streams = [None if run is None else run.randomness.stream for run in runs]
+            starts = [0 if run is None else run.epoch * run.steps_per_epoch for run in runs]
+            left = max(run.epochs - run.epoch for run in counted)
+            self._counted.begin(streams, starts, left * counted[0].steps_per_epoch)
 
     def go_to(self, step: int) -> None:
         """Go to a step of the epoch, from 0."""
