@@ -18,7 +18,7 @@ from hpo.data.floats import first_beyond, lost_digits, said_of
 from hpo.data.inputs import Inputs
 from hpo.data.names import Part
 from hpo.data.source import Fitted
-from hpo.data.tokens import fit_codes
+from hpo.data.tokens import MOST_CODES, fit_codes
 
 Holds = Literal["image", "features", "series", "tokens"]
 LONG = 16  # an array with one side this long and one as short as CHANNELS is not a grey image
@@ -29,7 +29,6 @@ SHAPES: dict[Holds, tuple[tuple[int, ...], str]] = {
     "series": ((2, 3), "[N, C, T] or [N, T]"),
     "tokens": ((2,), "[N, L]"),
 }
-MOST_CODES = 10_000_000  # each has a row of weights in a model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,6 +166,11 @@ def _kept(source: Source, prefix: str, renumbered: Tensor) -> dict[str, Any]:
     """Return the fields of a part with the rows of the kept classes."""
     targets = renumbered[getattr(source, f"{prefix}targets")]
     rows = (targets >= 0).nonzero().flatten()
-    kept = {f"{prefix}inputs": selected(getattr(source, f"{prefix}inputs"), rows), f"{prefix}targets": targets[rows]}
+    kept: dict[str, Any] = {
+        f"{prefix}inputs": selected(getattr(source, f"{prefix}inputs"), rows),
+        f"{prefix}targets": targets[rows],
+    }
     keys = {name: getattr(source, name, None) for name in (f"{prefix}groups", f"{prefix}times")}
+    if not prefix and isinstance(source.inputs, dict):  # else the inputs know their rows in the store
+        kept["place"] = lambda row: source.placed(int(rows[row]))
     return kept | {name: key[rows] for name, key in keys.items() if key is not None}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo.data.inputs import CATEGORIES, NUMBERS, Inputs, Kind, kind_of, some
-from hpo.data.stored import Rows, Stored
+from hpo.data.stored import Rows, Stored, chunks
 
 #: How a source's files and its option `classes` are read: 1 as before December 2026, 2 as since.
 Reading = Literal[1, 2]
@@ -60,7 +60,9 @@ class Source:
 
     Args:
         inputs: uint8 or float32 images [N, C, H, W], float32 features [N, F], float32 series [N, C, T], int64 tokens
-            [N, L], a table of `numbers` float32 [N, F] and `categories` int64 [N, C], or other tensors by name.
+            [N, L], a table of `numbers` float32 [N, F] and `categories` int64 [N, C], or other tensors by name. Token 0
+            is padding, token 1 an unknown one. Category 0 is a missing one. A missing number is NaN. Of tensors by other
+            names, floats and uint8 images are standardised, all others stay as they are.
         targets: int64 [N] for classification, bool [N, 1] for binary, bool [N, L] for multilabel, float32 [N, T] in
             original units for regression.
         task: decides the model's outputs, the loss by default and the metrics.
@@ -73,7 +75,8 @@ class Source:
         groups: int64 [N], the group of each row of `inputs`, such as a patient, for a split by group.
         times: int64 or float [N], when each row of `inputs` was made, in any unit, for a split by time.
         validation_groups: groups of the shipped validation part, for `hpo check`. Likewise of a test part.
-        fit: makes the encoding of all inputs from those of the training part alone; None: inputs stay as they are.
+        fit: makes the encoding of all inputs from those of the training part alone; None: tokens and categories that the
+            training part lacks become unknown, all else stays as it is.
         split: option of `hpo.data.select`, as all that follow.
     """
 
@@ -103,6 +106,8 @@ class Source:
 
     def __post_init__(self) -> None:
         """Raise ValueError for tensors of a wrong type, shape or range."""
+        if self.task not in TARGETS:
+            raise ValueError(f"task = {self.task!r}: write one of {', '.join(TARGETS)}")
         if self.task == "classification" and self.num_classes < 2:
             raise ValueError(f"num_classes = {self.num_classes}: a source needs at least 2 classes")
         if self.task == "classification" and len(self.classes) not in (0, self.num_classes):
@@ -110,6 +115,7 @@ class Source:
         self._check("", self.inputs, self.targets)
         self._check_own("validation_", self.validation_inputs, self.validation_targets)
         self._check_own("test_", self.test_inputs, self.test_targets)
+        self._check_names()
         _check_keys("groups", self.groups, self.targets)
         _check_keys("times", self.times, self.targets)
         _check_keys("validation_groups", self.validation_groups, self.validation_targets)
@@ -117,13 +123,13 @@ class Source:
         _refuse_constant(self)
 
     def _check(self, part: str, inputs: Inputs, targets: Tensor) -> None:
-        _check_inputs(f"{part}inputs", inputs)
+        _check_inputs(f"{part}inputs", inputs, self.fit is None)
         wanted, dimensions, said = TARGETS[self.task]
         name = f"{part}targets"
         if targets.dtype != wanted:
             raise ValueError(f"{name} are {targets.dtype}; give {said} as {wanted}")
         count = some(inputs).shape[0]
-        if targets.ndim != dimensions or targets.shape[:1] != torch.Size([count]):
+        if targets.ndim != dimensions or targets.shape[:1] != torch.Size([count]) or 0 in targets.shape:
             of_each = "one for each row" if dimensions == 1 else f"{[count, 'L' if wanted == torch.bool else 'T']}"
             raise ValueError(f"{name} have shape {list(targets.shape)} beside {count} {part}inputs; give {of_each}")
         if self.task == "classification":
@@ -147,9 +153,17 @@ class Source:
         self._check(part, inputs, targets)
         ours, others = _described(self.inputs), _described(inputs)
         if ours != others:
-            raise ValueError(f"{part}inputs have shape {others}, inputs {ours}; bring both to one shape")
+            raise ValueError(f"{part}inputs are {others} a row, inputs {ours}; bring both to one type and shape")
         if targets.shape[1:] != self.targets.shape[1:]:
             raise ValueError(f"{part}targets have shape {list(targets.shape)}, targets {list(self.targets.shape)}")
+
+    def _check_names(self) -> None:
+        """Raise ValueError unless all classes, labels or targets have names, or none."""
+        counts = {"multilabel": ("classes", self.outputs), "binary": ("classes", 2)}
+        name, count = counts.get(self.task, ("target_names", self.outputs))
+        given = getattr(self, name)
+        if self.task != "classification" and len(given) not in (0, count):
+            raise ValueError(f"{name} are {list(given)}; give {count}, one for each, or none")
 
     @property
     def kind(self) -> Kind:
@@ -215,24 +229,51 @@ def _pair(inputs: Inputs | None, targets: Tensor | None) -> tuple[Inputs, Tensor
     return None if inputs is None or targets is None else (inputs, targets)
 
 
-def _check_inputs(name: str, inputs: Inputs) -> None:
-    """Raise ValueError for inputs of a wrong type or shape, or with values that are not finite."""
+def _check_inputs(name: str, inputs: Inputs, are_encoded: bool) -> None:
+    """Raise ValueError for inputs of a wrong type or shape, or with values that no model takes.
+
+    Args:
+        are_encoded: whether tokens and categories are codes already, which no `fit` renumbers.
+    """
+    if isinstance(inputs, dict) and not inputs:
+        raise ValueError(f"{name} are an empty dict; give at least one tensor")
+    tensors: dict[str, Any] = dict(inputs) if isinstance(inputs, dict) else {name: inputs}
+    for one, rows in tensors.items():
+        if not isinstance(rows, Tensor if isinstance(inputs, dict) else Tensor | Stored):
+            raise ValueError(f"{one} are a {type(rows).__name__}; give a tensor, such as torch.from_numpy(array)")
     kind = kind_of(inputs)
-    tensors: dict[str, Rows] = dict(inputs) if isinstance(inputs, dict) else {name: inputs}
     for one, rows in tensors.items():
         wanted = {NUMBERS: torch.float32, CATEGORIES: torch.int64}.get(one) if kind == "table" else rows.dtype
         if rows.dtype != wanted or (kind == "table" and rows.ndim != 2):
             raise ValueError(f"{one} are {rows.dtype} of shape {list(rows.shape)}; give {wanted} [N, columns]")
-        if 0 in rows.shape:
-            raise ValueError(f"{one} have shape {list(rows.shape)}; none of them may be 0")
-        if isinstance(rows, Tensor) and rows.is_floating_point():
-            bad = rows.isinf() if one == NUMBERS and kind == "table" else ~rows.isfinite()
-            if bool(bad.any()):
-                at = bad.nonzero()[0].tolist()
-                raise ValueError(f"{one}{at} is {rows[tuple(at)].item()}; give finite numbers")
+        if 0 in rows.shape or not rows.ndim:
+            raise ValueError(f"{one} have shape {list(rows.shape)}; give rows, none of its sides may be 0")
+        if rows.dtype.is_complex:
+            raise ValueError(f"{one} are {rows.dtype}; give real and imaginary parts as two channels")
+        is_number = kind == "table" and one == NUMBERS
+        is_code = are_encoded and (kind == "tokens" or (kind == "table" and one == CATEGORIES))
+        if rows.dtype.is_floating_point:
+            _refuse(one, rows, torch.isinf if is_number else _not_finite, "give finite numbers")
+        elif is_code:
+            _refuse(one, rows, lambda codes: codes < 0, "give codes from 0")
     counts = {one: rows.shape[0] for one, rows in tensors.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"the inputs have different numbers of rows: {counts}")
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    return ~values.isfinite()
+
+
+def _refuse(name: str, rows: Rows, is_bad: Callable[[Tensor], Tensor], mend: str) -> None:
+    """Raise ValueError, which names the place, for the first bad value. A memory map is read piece by piece."""
+    before = 0
+    for chunk in chunks(rows):
+        bad = is_bad(chunk)
+        if bool(bad.any()):
+            row, *behind = bad.nonzero()[0].tolist()
+            raise ValueError(f"{name}{[before + row, *behind]} is {chunk[(row, *behind)].item()}; {mend}")
+        before += len(chunk)
 
 
 def _check_keys(name: str, keys: Tensor | None, targets: Tensor | None) -> None:
@@ -267,7 +308,7 @@ def _described(inputs: Inputs) -> Any:
     """Return shape and type of a row, for a comparison and a message."""
     if isinstance(inputs, dict):
         return {name: _described(one) for name, one in sorted(inputs.items())}
-    return list(inputs.shape[1:])
+    return f"{inputs.dtype} {list(inputs.shape[1:])}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

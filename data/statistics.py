@@ -15,14 +15,16 @@ Moments = tuple[Tensor, Tensor]  # mean and std, float32; std is 1 where values 
 def of_inputs(inputs: Inputs) -> tuple[Tensor | dict[str, Tensor], Tensor | dict[str, Tensor], int]:
     """Return mean and std of inputs, and the highest value of uint8 images (255 for all others).
 
-    Images and series have one for each channel, features and columns one for each. Whole numbers have none.
+    Images and series have one for each channel, features and columns one for each. Other whole numbers have none.
     """
     if isinstance(inputs, dict):
-        moments = {name: _of_floats(one) for name, one in inputs.items()}
-        return {name: one[0] for name, one in moments.items()}, {name: one[1] for name, one in moments.items()}, 255
-    if inputs.dtype == torch.uint8:
-        return _of_pixels(inputs)
-    return *_of_floats(inputs), 255
+        found = {name: _of_tensor(one) for name, one in inputs.items()}
+        return (
+            {name: mean for name, (mean, _, _) in found.items()},
+            {name: std for name, (_, std, _) in found.items()},
+            255,
+        )
+    return _of_tensor(inputs)
 
 
 def of_targets(targets: Tensor) -> Moments:
@@ -30,20 +32,31 @@ def of_targets(targets: Tensor) -> Moments:
     return _finished(targets.double().mean(0), targets.double().var(0, correction=0))
 
 
+def _of_tensor(rows: Rows) -> tuple[Tensor, Tensor, int]:
+    is_image = rows.dtype == torch.uint8 and rows.ndim == 4
+    return _of_pixels(rows) if is_image else (*_of_floats(rows), 255)
+
+
 def _of_floats(rows: Rows) -> Moments:
     """Return mean and std over rows and all dimensions behind the second, in two passes. NaN counts as missing."""
-    if not rows.dtype.is_floating_point or rows.ndim < 2:
+    if not rows.dtype.is_floating_point:
         return NOTHING, NOTHING
-    sums, counts = torch.zeros(rows.shape[1], dtype=torch.float64), torch.zeros(rows.shape[1], dtype=torch.float64)
+    channels = rows.shape[1] if rows.ndim > 1 else 1
+    sums, counts = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     for part in chunks(rows):
-        values = part.double().transpose(0, 1).flatten(1)
+        values = _by_channel(part)
         sums += values.nansum(1)
         counts += values.isfinite().sum(1)
     mean = sums / counts.clamp(min=1)
     squares = torch.zeros_like(sums)
     for part in chunks(rows):
-        squares += (part.double().transpose(0, 1).flatten(1) - mean[:, None]).square().nansum(1)
+        squares += (_by_channel(part) - mean[:, None]).square().nansum(1)
     return _finished(mean, squares / counts.clamp(min=1))
+
+
+def _by_channel(rows: Tensor) -> Tensor:
+    """Return rows [N, C, ...] as float64 [C, all other values], rows [N] as [1, N]."""
+    return rows.double().transpose(0, 1).flatten(1) if rows.ndim > 1 else rows.double()[None]
 
 
 def _finished(mean: Tensor, variance: Tensor) -> Moments:

@@ -22,6 +22,7 @@ Lengths = npt.NDArray[np.int64]
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 BYTES = 256
+MOST_CODES = 10_000_000  # each has a row of weights in a model
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -107,6 +108,8 @@ def fit_bytes(inputs: Inputs) -> Fitted:
 def fit_codes(inputs: Inputs) -> Fitted:
     """Return the vocabulary of tokens that come as codes: those of the training part keep theirs, all others are unknown."""
     assert isinstance(inputs, Tensor)
+    if int(inputs.max()) > MOST_CODES:
+        raise ValueError(f"tokens go up to {int(inputs.max())}; codes go from 0 to {MOST_CODES:,}, so number them anew")
     seen = inputs.flatten().bincount(minlength=FIRST) > 0
     codes = torch.where(seen, torch.arange(len(seen)), UNKNOWN)
     codes[PADDING] = PADDING

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpo.data.inputs import Inputs
+from hpo.data.inputs import CATEGORIES, NUMBERS, Inputs
 from hpo.data.names import in_order
 from hpo.data.source import Fitted
 
@@ -31,12 +31,12 @@ class TableEncoding:
         """Return the encoded inputs."""
         assert isinstance(inputs, dict)
         found = dict(inputs)
-        if "categories" in inputs:
-            columns = inputs["categories"].unbind(1)
+        if CATEGORIES in inputs:
+            columns = inputs[CATEGORIES].unbind(1)
             new = [lookup[codes] for lookup, codes in zip(self.lookups, columns, strict=True)]
-            found["categories"] = torch.stack(new, dim=1)
-        if "numbers" in inputs:
-            found["numbers"] = self._numbers(inputs["numbers"])
+            found[CATEGORIES] = torch.stack(new, dim=1)
+        if NUMBERS in inputs:
+            found[NUMBERS] = self._numbers(inputs[NUMBERS])
         return found
 
     def _numbers(self, numbers: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ def fit_table(
     assert isinstance(inputs, dict)
     lookups, kept = [], {}
     for place, name in enumerate(categories):
-        codes = np.unique(inputs["categories"][:, place].numpy()).tolist()
+        codes = np.unique(inputs[CATEGORIES][:, place].numpy()).tolist()
         seen = in_order(texts[place][code - 1] for code in codes if code)
         number = {text: code for code, text in enumerate(seen, start=1)}
         lookups.append(torch.tensor([0, *(number.get(text, 0) for text in texts[place])]))
         kept[name] = seen
-    known = inputs.get("numbers", torch.empty(len(next(iter(inputs.values()))), 0))
+    known = inputs.get(NUMBERS, torch.empty(len(next(iter(inputs.values()))), 0))
     is_marked = known.isnan().any(0) if missing == "indicator" else torch.zeros(known.shape[1], dtype=torch.bool)
     marked = is_marked.nonzero().flatten()
     fills = _medians(known) if missing == "median" else None
@@ -84,6 +84,37 @@ def fit_table(
             "missing": missing,
             **({} if fills is None else {"medians": fills.tolist()}),
         },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SeenCodes:
+    """Renumbers the codes of categories; those that the training part lacks become 0. It can be pickled."""
+
+    columns: tuple[Tensor, ...]  # of each column: int64, 0 and the codes of the training part, sorted
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Return the encoded inputs."""
+        assert isinstance(inputs, dict)
+        given = inputs[CATEGORIES].unbind(1)
+        new = [_places(codes.contiguous(), seen) for codes, seen in zip(given, self.columns, strict=True)]
+        return inputs | {CATEGORIES: torch.stack(new, dim=1)}
+
+
+def _places(codes: Tensor, seen: Tensor) -> Tensor:
+    """Return the place of each code among the sorted ones, 0 for a code that is not there."""
+    places = torch.searchsorted(seen, codes).clamp(max=len(seen) - 1)
+    return torch.where(seen[places] == codes, places, 0)
+
+
+def fit_categories(inputs: Inputs) -> Fitted:
+    """Return the encoding of a table whose categories come as codes, by those of the training part."""
+    assert isinstance(inputs, dict)
+    seen = tuple(torch.from_numpy(np.union1d(codes.numpy(), 0)) for codes in inputs[CATEGORIES].unbind(1))
+    return Fitted(
+        transform=SeenCodes(columns=seen),
+        categories=tuple(map(len, seen)),
+        about={"categories": {str(number): codes[1:].tolist() for number, codes in enumerate(seen, start=1)}},
     )
 
 

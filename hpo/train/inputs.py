@@ -34,7 +34,7 @@ class PreparedTensor:
         self._dtype = dtype
         self._mean = mean.to(dtype).view(behind)
         self._scale = 1.0 / std.to(dtype).view(behind)
-        self._is_raw = rows.dtype == torch.uint8 or rows.dtype.is_floating_point
+        self._is_raw = mean.numel() > 0
         if isinstance(rows, Tensor) and self._is_raw and rows.numel() * dtype.itemsize <= FLOAT_COPY_BYTES:
             rows = self._standardised(rows)
             self._is_raw = False

@@ -44,7 +44,7 @@ def test_the_digits_are_the_whole_set_of_scikit_learn() -> None:
     [
         ({"images": torch.zeros(120, 2, 4, 5).double()}, "inputs are torch.float64.*; give images as uint8 or float32"),
         ({"images": torch.zeros(120, 4, 5, dtype=torch.uint8)}, r"\[120, 4, 5\]; give images as .* \[N, C, H, W\]"),
-        ({"images": torch.zeros(0, 2, 4, 5, dtype=torch.uint8)}, "none of them may be 0"),
+        ({"images": torch.zeros(0, 2, 4, 5, dtype=torch.uint8)}, "none of its sides may be 0"),
         ({"labels": torch.zeros(120, dtype=torch.int32)}, "targets are torch.int32; give class numbers as torch.int64"),
         ({"labels": torch.zeros(119, dtype=torch.int64)}, r"targets have shape \[119\] beside 120 inputs"),
         ({"labels": torch.full((120,), 3)}, r"run from 3 to 3; with num_classes = 3 they must lie in 0..2"),
@@ -53,7 +53,7 @@ def test_the_digits_are_the_whole_set_of_scikit_learn() -> None:
         ({"test_labels": torch.zeros(1, dtype=torch.int64)}, "only one of test_inputs and test_targets"),
         (
             {"test_images": torch.zeros(1, 2, 4, 4, dtype=torch.uint8), "test_labels": torch.zeros(1).long()},
-            r"test_inputs have shape \[2, 4, 4\], inputs \[2, 4, 5\]",
+            r"test_inputs are torch.uint8 \[2, 4, 4\] a row, inputs torch.uint8 \[2, 4, 5\]",
         ),
         (
             {"test_images": torch.zeros(2, 2, 4, 5, dtype=torch.uint8), "test_labels": torch.zeros(1).long()},
