@@ -12,12 +12,11 @@ from torch import Tensor
 
 from hpo.data.archive import Archive, Array
 from hpo.data.files import BadFile
-from hpo.data.floats import first_beyond, lost_digits, said_of
+from hpo.data.floats import MOST_WHOLE, first_beyond, lost_digits, said_of
 from hpo.data.names import Part, in_order, is_label
 from hpo.data.source import Task
 from hpo.data.tasks import MOST_CLASSES, positive_of
 
-MOST_WHOLE = 2**53  # larger floats cannot represent every whole number
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST = float(np.finfo(np.float32).max)
+MOST_WHOLE = 2**53  # larger floats cannot represent every whole number
 LOST = 1e-3  # most that rounding may move a value, relative to the spread of its column
 
 

@@ -190,6 +190,7 @@ def _listing(
 ) -> Listing:
     of_file, of_label, of_part, of_group = columns
     meant = {row: _meant(values[of_label], None if of_part is None else values[of_part]) for row, values in rows}
+    named = {} if of_group is None else {row: values[of_group].strip() for row, values in rows}
     classes = in_order({text for text, part in meant.values() if part == "train" and is_label(text)})
     if len(classes) < 2:
         raise BadFile(f"{table}: has {len(classes)} classes among its training images; give at least 2")
@@ -202,13 +203,14 @@ def _listing(
         path, (text, part) = files.one(values[of_file]), meant[row]
         fault = path if isinstance(path, str) else _label_fault(text, classes)
         before = row if fault else taken.setdefault(os.path.realpath(path), row)
-        if before != row and meant[before] == meant[row]:
-            again += 1
-            continue
         if before != row:
-            fault = f"names the file of row {before} with another {'part' if meant[before][0] == text else 'label'}"
-        if of_group is not None:
-            name = values[of_group].strip()
+            what = "label" if meant[before][0] != text else "part" if meant[before][1] != part else "group"
+            if meant[before] == meant[row] and named.get(before) == named.get(row):
+                again += 1
+                continue
+            fault = f"names the file of row {before} with another {what}"
+        if named:
+            name = named[row]
             fault = fault or ("" if is_label(name) else "has no group")
             listing.groups.setdefault(part, []).append(groups.setdefault(name, len(groups)))
         listing.parts[part].append(

@@ -65,7 +65,7 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
         unit=source.unit,
         split=rule_of(source),
         leaks=leaks(source, split_seed),
-        examples=[_brightness(images, splits.white) for images in first],
+        examples=[_brightness(_shares(images, splits)) for images in first],
     )
 
 
@@ -121,9 +121,9 @@ def contact_sheet(splits: Splits, path: Path) -> None:
     rows = []
     for number in range(min(SHEET_CLASSES, splits.num_classes)):
         found = _first(splits.train, number, SHEET_IMAGES)
-        blank = torch.zeros((SHEET_IMAGES - len(found), channels, *sides), dtype=torch.uint8)
-        rows.append(torch.cat([found, blank]))
-    images = torch.cat(rows).float() / max(1, splits.white)
+        blank = torch.zeros((SHEET_IMAGES - len(found), channels, *sides))
+        rows.append(torch.cat([_shares(found, splits), blank]))
+    images = torch.cat(rows)
     shown = images[:, :3] if channels >= 3 else images[:, :1]
     larger = max(1, -(-SHEET_EDGE // min(sides)))
     try:
@@ -139,11 +139,21 @@ def _first(split: Split, number: int, count: int) -> Tensor:
     return inputs[rows].cpu() if isinstance(inputs, Tensor) else inputs.take(rows)
 
 
-def _brightness(images: Tensor, white: int) -> list[list[float]]:
+def _shares(images: Tensor, splits: Splits) -> Tensor:
+    """Return values from 0, black, to 1: two standard deviations below and above the mean, if images are measured."""
+    if images.dtype == torch.uint8:
+        return images.float() / max(1, splits.white)
+    assert isinstance(splits.mean, Tensor)
+    assert isinstance(splits.std, Tensor)
+    mean, std = (one.cpu().view(-1, 1, 1) for one in (splits.mean, splits.std))
+    return ((images - mean) / (4 * std) + 0.5).clamp(0, 1)
+
+
+def _brightness(images: Tensor) -> list[list[float]]:
     """Return the first image in grey, ROWS x COLUMNS; black if there is no image."""
     if not len(images):
         return [[0.0] * COLUMNS] * ROWS
     colours = images[:1, :3] if images.shape[1] >= 3 else images[:1, :1]
-    grey = colours.float().mean(1, keepdim=True) / max(1, white)
+    grey = colours.mean(1, keepdim=True)
     found: list[list[float]] = F.adaptive_avg_pool2d(grey, (ROWS, COLUMNS))[0, 0].tolist()
     return found

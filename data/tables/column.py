@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpo.data.files import BadFile
-from hpo.data.floats import first_beyond, lost_digits, said_of
+from hpo.data.floats import MOST_WHOLE, first_beyond, lost_digits, said_of
 from hpo.data.names import in_order
 from hpo.data.tables.frame import Frame
 
@@ -29,7 +29,6 @@ COMMA = r"[+-]?[0-9]+(,[0-9]+)+"  # decimal, or between thousands
 INFINITE = r"^[+-]?(?i:inf|infinity)$"
 _CLOCK = r"([T ]+[0-9]{1,2}:[0-9]{2}.*)?$"
 DATE = rf"^([0-9]{{4}}[-/.][0-9]{{1,2}}[-/.][0-9]{{1,2}}|[0-9]{{1,2}}[-/.][0-9]{{1,2}}[-/.]([0-9]{{4}}|[0-9]{{2}})){_CLOCK}"
-FLAGS = ("false", "true")
 #: Names of columns that number rows, in lower case without separators.
 ID_NAMES = ("id", "ids", "index", "idx", "uuid", "guid", "key", "rowid", "rownumber", "unnamed0")
 FEW = 10  # rows in which all values may differ, or count up, by chance
@@ -184,8 +183,12 @@ class Column:
             raise self.bad(f"holds values of type {found.type}; {self._left_out}")
         if types.is_floating(found.type):
             values = found.to_numpy(zero_copy_only=False)
-            whole = values[~self.missing]
-            found = found.cast(pa.int64()) if (whole == np.trunc(whole)).all() else found
+            known = values[~self.missing]
+            if np.isinf(known).any():
+                row = int(np.isinf(values).argmax())
+                raise self.bad(f"{self.shown(row)} {said_of(values[row])}", row)
+            are_whole = (known == np.trunc(known)).all() and (np.abs(known) < MOST_WHOLE).all()
+            found = found.cast(pa.int64()) if are_whole else found
         encoded = found.cast(pa.string()).dictionary_encode()
         numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         names = encoded.dictionary.to_pylist()
@@ -209,23 +212,30 @@ class Column:
         return values
 
     def moments(self) -> npt.NDArray[Any]:
-        """Return numbers, or dates as microseconds since 1970, to sort by; BadFile if one is missing or not a date."""
+        """Return whole or real numbers to sort by, of dates those since 1970; BadFile if one is missing or not a date."""
         import pyarrow as pa
         import pyarrow.types as types
 
         self.refuse_missing("give each row its time")
         if self.kind != "dates":
-            values = self._as_floats()
-            if np.isinf(values).any():
-                raise self.bad("is infinite; write a time", int(np.isinf(values).argmax()))
-            return values.astype(np.int64) if (values == np.trunc(values)).all() else values
-        if types.is_time(self.values.type):
-            return self.values.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+            try:
+                return self.values.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                return self._finite()
+        if types.is_temporal(self.values.type):  # all of one unit
+            whole = pa.int32() if self.values.type.bit_width == 32 else pa.int64()
+            return self.values.view(whole).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
         try:
             moments = self.values.cast(pa.timestamp("us"))
         except pa.ArrowInvalid:  # they may have a time zone
             moments = self._with_zone()
         return moments.cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+
+    def _finite(self) -> Floats:
+        values = self._as_floats()
+        if np.isinf(values).any():
+            raise self.bad("is infinite; write a time", int(np.isinf(values).argmax()))
+        return values
 
     def _with_zone(self) -> Any:
         import pyarrow as pa

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from hpo.data.files import BadFile
-from hpo.data.names import in_order
+from hpo.data.names import in_order, whole_number
 from hpo.data.source import Task
-from hpo.data.tables.column import FEW, FLAGS, Codes, Column, Mask
+from hpo.data.tables.column import FEW, Codes, Column, Mask
 from hpo.data.tasks import MOST_CLASSES, positive_of
+
+FLAGS = ("false", "true")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,19 +114,24 @@ def _numbers(column: Column, in_training: Mask) -> Any:
 
 
 def _has_flags(column: Column) -> bool:
-    codes_of = {name.casefold() for name in column.codes()[1]}
-    return codes_of <= set(FLAGS) or codes_of <= {"0", "1"}
+    """Return whether the values are 0 and 1, or false and true."""
+    names = column.codes()[1]
+    return all(name.casefold() in FLAGS for name in names) or all(map(_is_bit, names))
+
+
+def _is_bit(name: str) -> bool:
+    return whole_number(name) in (0, 1)
 
 
 def _flags(column: Column, in_training: Mask) -> Mask:
     """Return the values of a column of a multilabel target."""
     codes, names = column.codes()
     if not _has_flags(column):
-        wrong = next(name for name in names if name.casefold() not in ("0", "1", *FLAGS))
+        wrong = next((name for name in names if not _is_bit(name) and name.casefold() not in FLAGS), names[0])
         row = int((codes == names.index(wrong)).argmax())
         raise column.bad(f"{wrong!r} is not one of 0 and 1, or false and true, which a multilabel target holds", row)
     _refuse_a_constant(column, in_training, len(np.unique(codes[in_training])))
-    is_on = np.array([name.casefold() in ("1", "true") for name in names])
+    is_on = np.array([name.casefold() == "true" or whole_number(name) == 1 for name in names])
     found: Mask = is_on[codes]
     return found
 

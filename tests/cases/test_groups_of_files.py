@@ -80,6 +80,8 @@ def test_a_column_of_a_table_of_images_names_groups(tmp_path: Path) -> None:
             listed(tmp_path, rows, group_column=wanted)
     with pytest.raises(BadFile, match=r"labels.csv, row 7: has no group"):
         listed(tmp_path, [*rows[:6], "005,b,", *rows[7:]], group_column="patient")
+    with pytest.raises(BadFile, match=r"labels.csv, row 42: names the file of row 2 with another group"):
+        listed(tmp_path, [*rows, "000,a,p9"], group_column="patient")
 
 
 def test_a_group_in_two_shipped_parts_is_found(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hpo import data
@@ -90,6 +92,18 @@ def test_a_stored_source_gives_what_a_resident_one_gives(monkeypatch: pytest.Mon
     bad[52, 1] = torch.inf
     with pytest.raises(ValueError, match=r"inputs\[7, 1\] is inf; give finite numbers"):
         own(Stored(store=bad, rows=rows))
+
+
+def test_measured_images_are_shown_between_black_and_white(tmp_path: Path) -> None:
+    source = own(REALS[:, :1, None, None].expand(-1, 1, 2, 2) * 1000 + CLASSES.view(-1, 1, 1, 1) * 2000)
+    splits = load(source)
+    shown = torch.tensor(data.overview(source, splits, split_seed=0).examples)
+    first = [splits.train.inputs[splits.train.targets == one][0, 0, 0, 0] for one in range(3)]
+    expected = ((torch.stack(first) - splits.mean) / (4 * splits.std) + 0.5).clamp(0, 1)
+    assert torch.allclose(shown[:, 0, 0], expected)
+    data.contact_sheet(splits, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert len(np.unique(np.asarray(sheet))) > 10
 
 
 def test_a_row_of_a_table_keeps_its_place_when_classes_are_chosen() -> None:

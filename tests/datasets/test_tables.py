@@ -441,6 +441,42 @@ def test_a_bad_parquet_file_is_told(tmp_path: Path) -> None:
         SOURCES["table"](path=str(tmp_path / "t.parquet"), target="y")
 
 
+def test_times_of_any_type_keep_their_order(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    steps = np.arange(ROWS) * 7 % ROWS
+    late = steps + 10**18  # as floats these are one number
+    values: dict[str, Any] = {
+        "numbers": pa.array(late),
+        "texts": pa.array(late.astype(str)),
+        "nanoseconds": pa.array(late, pa.timestamp("ns")),
+        "hours": pa.array(steps.astype(np.int32), pa.time32("s")),
+        "lengths": pa.array(steps, pa.duration("s")),
+        "shares": pa.array(steps / 2),
+    }
+    for name, times in values.items():
+        parquet.write_table(pa.table({"x": steps / 3, "y": steps % 2, name: times}), tmp_path / "t.parquet")
+        found = SOURCES["table"](path=str(tmp_path / "t.parquet"), target="y", time=name).times
+        assert found is not None
+        assert found.argsort().tolist() == steps.argsort().tolist(), name
+
+
+def test_infinite_and_large_numbers_of_categories(tmp_path: Path) -> None:
+    found = frame()[["age", "sold"]].assign(code=np.array([1e20, 2e20])[np.arange(ROWS) % 2])
+    found.to_parquet(tmp_path / "t.parquet")
+    source = SOURCES["table"](path=str(tmp_path / "t.parquet"), target="sold", categorical=["code"])
+    assert data.load(source, split_seed=0, device=CPU).categories == (3,)
+    found.assign(code=np.inf).to_parquet(tmp_path / "t.parquet")
+    with refused("row 1, column 3 (code): inf is infinite"):
+        SOURCES["table"](path=str(tmp_path / "t.parquet"), target="sold", categorical=["code"])
+
+
+def test_labels_written_as_real_numbers_are_labels(tmp_path: Path) -> None:
+    found = table(tmp_path, frame()[["age", "wet", "cold"]].astype(float), target=["wet", "cold"])
+    assert (found.task, found.targets.int().tolist()) == ("multilabel", frame()[["wet", "cold"]].to_numpy().tolist())
+
+
 def test_files_of_parts_have_the_same_columns(tmp_path: Path) -> None:
     first = written(tmp_path, "x,y\n1,0\n2,1\n", "a.csv")
     for text, message in (
