@@ -350,6 +350,11 @@ class Splits:
         return kind_of(self.train.inputs)
 
     @property
+    def unit(self) -> str:
+        """What one of the inputs is called."""
+        return "image" if self.kind == "image" else "row"
+
+    @property
     def outputs(self) -> int:
         """Number of a model's outputs: classes, labels, or targets."""
         return self.num_classes if self.task == "classification" else self.train.targets.shape[1]

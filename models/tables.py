@@ -48,7 +48,7 @@ class TableOptions(TypedDict, total=False):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    embedded = torch.addcmul(bias.unsqueeze(-1), weight.unsqueeze(-1), x.unsqueeze(-2))
+    embedded = torch.addcmul(bias.view_as(weight).unsqueeze(-1), weight.unsqueeze(-1), x.unsqueeze(-2))
     return F.relu(embedded).flatten(-3, -2)
 
 
@@ -65,7 +65,7 @@ def _quantile(x: Tensor, weight: Tensor, bias: Tensor, edge: Tensor, scale: Tens
 
 def _mixed(code: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ReLU of a linear layer for each number: [..., F, n, B] to [..., F * size, B]."""
-    return F.relu(weight.matmul(code) + bias.unsqueeze(-1)).flatten(-3, -2)
+    return F.relu(weight.matmul(code).flatten(-3, -2) + bias.unsqueeze(-1))
 
 
 class NumberEmbedding(nn.Module):
@@ -89,14 +89,14 @@ class NumberEmbedding(nn.Module):
         bound = 1 / math.sqrt(max(1, codes))
         shape = (count, size, codes) if codes else (count, size)
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(count, size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(count * size).uniform_(-bound, bound))  # one dimension: no weight decay
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of numbers [B, F]."""
         return type(self).formula(x.t(), *(getattr(self, name) for name in self.tensors)).t()
 
     def extra_repr(self) -> str:
-        return f"{self.bias.shape[0]}, size={self.bias.shape[1]}"
+        return f"{self.weight.shape[0]}, size={self.weight.shape[1]}"
 
 
 class LinearEmbedding(NumberEmbedding):
@@ -173,7 +173,10 @@ def number_embedding(count: int, options: TableOptions) -> NumberEmbedding | Non
 
 
 class CategoryEmbedding(nn.Module):
-    """Embeds the codes of columns with categories: [B, C] to [B, C * size]. A code that a column lacks counts as code 0."""
+    """Embeds the codes of columns with categories: [B, C] to [B, C * size]. A code that a column lacks counts as code 0.
+
+    Code 0 starts as zeros.
+    """
 
     sizes: Tensor
     offsets: Tensor
@@ -185,6 +188,8 @@ class CategoryEmbedding(nn.Module):
         counts = torch.tensor(sizes, dtype=torch.int64)
         self.register_buffer("sizes", counts, persistent=False)
         self.register_buffer("offsets", counts.cumsum(0) - counts, persistent=False)
+        with torch.no_grad():  # code 0 may never be trained, so it must not stand for a random value
+            self.weight[self.offsets] = 0.0
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the features of codes [B, C]."""

@@ -7,16 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PADDING = 0  # the code after the end of a text
+UNKNOWN = 1  # the code of a word that was not in training
 
 
 class TokenEmbedding(nn.Module):
-    """Embeds the codes of texts: [B, L] to a series [B, size, L]. Padding is 0, and stays so in training."""
+    """Embeds the codes of texts: [B, L] to a series [B, size, L].
+
+    Padding is 0, and stays so in training. An unknown word starts as 0, since training may have none.
+    """
 
     def __init__(self, vocabulary: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(vocabulary, size) * 0.1)
         with torch.no_grad():
-            self.weight[PADDING].zero_()
+            self.weight[: UNKNOWN + 1] = 0.0
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes [B, L]."""

@@ -20,10 +20,10 @@ ROWS = "rows"  # of the images that a part of the augmentation changes; not ther
 
 @dataclass(frozen=True, kw_only=True)
 class MixedLabels:
-    """The labels of mixed images."""
+    """The targets of mixed images, of K runs or of one."""
 
-    own: Tensor  # int64 [..., B]
-    partners: Tensor  # int64 [..., B]
+    own: Tensor  # classes int64 [K, B] or [B], or others [K, B, T] or [B, T]
+    partners: Tensor  # as `own`
     weight: Tensor  # [..., B + filling]: weight of the own label, 1 - weight is the partner's; 1 where nothing is mixed
 
     def losses(self, losses_for: Callable[[Tensor], Tensor]) -> Tensor:
@@ -36,8 +36,8 @@ class MixedLabels:
         return torch.where(self.weight == 1, own, self.weight * own + (1 - self.weight) * partners)
 
     def pieces(self, count: int) -> list[MixedLabels]:
-        """Split the batch into `count` parts and return the labels of each."""
-        parts = (torch.tensor_split(part, count, -1) for part in (self.own, self.partners, self.weight))
+        """Split the batch of one run into `count` parts and return the targets of each."""
+        parts = (torch.tensor_split(part, count) for part in (self.own, self.partners, self.weight))
         return [MixedLabels(own=own, partners=other, weight=weight) for own, other, weight in zip(*parts, strict=True)]
 
 
@@ -80,7 +80,12 @@ class Augmentation:
         return images if self._mixing is None else self._mixing.images(images, batch)
 
     def labels(self, labels: Tensor, batch: int) -> MixedLabels | None:
-        """Return the mixed labels of a batch, given its labels [K, B], or [B] for one run; None if nothing is mixed."""
+        """Return the mixed targets of a batch; None if nothing is mixed.
+
+        Args:
+            labels: classes int64 [K, B] or others [K, B, T], without K for one run.
+            batch: number of the batch in the epoch, from 0.
+        """
         return None if self._mixing is None else self._mixing.labels(labels, batch)
 
 
@@ -169,7 +174,10 @@ class _Mixer:
         return images.index_copy_(0, rows, mix(images.index_select(0, rows), partners, *how))
 
     def labels(self, labels: Tensor, batch: int) -> MixedLabels:
-        """Return the mixed labels of a batch, see `Augmentation.labels`."""
-        partners = labels.view(self._at.runs, -1).gather(1, self.tensors["partner"][batch]).view_as(labels)
-        weight = self.tensors["weight"][batch].view(*labels.shape[:-1], -1)
+        """Return the mixed targets of a batch, see `Augmentation.labels`."""
+        rows = labels.view(self._at.runs, self._at.batch, -1)  # [K, B, T]
+        partner = self.tensors["partner"][batch].unsqueeze(2).expand_as(rows)
+        runs = labels.shape[: -1 if labels.dtype == torch.int64 else -2]
+        weight = self.tensors["weight"][batch].view(*runs, -1)
+        partners = rows.gather(1, partner).view_as(labels)
         return MixedLabels(own=labels, partners=partners, weight=weight)

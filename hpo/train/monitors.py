@@ -113,9 +113,9 @@ def of_gradients(
     """Return the gradient statistics of an epoch by name.
 
     `gradient_variance` is the trace of the covariance of batch gradients. `noise_scale` is the simple noise scale tr(S)
-    / |G|^2 in images, where S is the covariance of single images' gradients and G the true gradient (McCandlish et al.,
+    / |G|^2 in rows, where S is the covariance of single rows' gradients and G the true gradient (McCandlish et al.,
     An Empirical Model of Large-Batch Training, 2018, appendix A.1). The unbiased estimates, from batches of B and 2 B
-    images, are |G|^2 = g1 * g2 and tr(S) = B * (|g|^2 - g1 * g2), where g1 and g2 are the gradients of successive
+    rows, are |G|^2 = g1 * g2 and tr(S) = B * (|g|^2 - g1 * g2), where g1 and g2 are the gradients of successive
     steps. Between these the weights move by one update. Each estimate is averaged over an epoch's steps before the
     division. The result is NaN for a single step, and the noise scale also if the estimate of |G|^2 is not above 0.
 
@@ -123,7 +123,7 @@ def of_gradients(
         sums: sums of the epoch's steps, by NORM, SQUARE and PRODUCT.
         parameter_norm: 2-norm of the trained parameters.
         steps: steps of the epoch.
-        batch_size: images per batch.
+        batch_size: rows per batch.
     """
     found = {"gradient_norm": sums[NORM] / steps, "parameter_norm": parameter_norm} if watch.norms else {}
     if watch.noise:
@@ -134,9 +134,9 @@ def of_gradients(
     return found
 
 
-def of_resources(device: torch.device, images: int, seconds: float) -> dict[str, float]:
-    """Return training images per second and peak memory in MiB, of the GPU or else of this process."""
+def of_resources(device: torch.device, rows: int, seconds: float) -> dict[str, float]:
+    """Return training rows per second and peak memory in MiB, of the GPU or else of this process."""
     return {
-        "images_per_second": images / seconds if seconds > 0 else math.nan,
+        "images_per_second": rows / seconds if seconds > 0 else math.nan,
         "peak_memory_mb": devices.peak_memory_mb(device),
     }

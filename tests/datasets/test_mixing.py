@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from hpo.data import MixedLabels
+from hpo.data import Augmentation, MixedLabels, Tone
+from hpo.data.augment.drawn import draw
 from hpo.data.augment.erasing import draw_boxes, erase, within
 from hpo.data.augment.mixing import draw_mixing, mix
 from hpo.data.augment.strength import Strength
@@ -127,3 +128,25 @@ def test_a_partner_s_loss_does_not_touch_what_is_not_mixed() -> None:
     mixed = MixedLabels(own=torch.tensor([0]), partners=torch.tensor([1]), weight=torch.tensor([1.0]))
     found = mixed.losses(lambda labels: torch.where(labels == 1, math.inf, 0.5))
     assert found.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("columns", [(), (1,), (3,)], ids=["classes", "one label", "numbers"])
+def test_a_row_gets_its_partner_s_targets_in_all_columns(columns: tuple[int, ...]) -> None:
+    tone = Tone(torch.zeros(3), torch.ones(3), 255)
+    runs = [draw(Strength(mixup=alpha), 2, 8, SIZE, random) for alpha in (0.3, 0.6)]
+    targets = torch.arange(16 * math.prod(columns)).view(2, 8, *columns)
+    targets = targets if not columns else targets.float()
+    together = Augmentation(runs, 8, 3, tone, torch.device("cpu")).labels(targets, 1)
+    assert together is not None
+    assert together.weight.shape == (2, 8 + 3)
+    for row, run in enumerate(runs):
+        assert run is not None
+        assert run.mixing is not None
+        expected = targets[row][run.mixing.partner[8:]]
+        alone = Augmentation([run], 8, 0, tone, torch.device("cpu")).labels(targets[row], 1)
+        assert alone is not None
+        assert torch.equal(together.partners[row], expected)
+        assert torch.equal(alone.partners, expected)
+        assert torch.equal(alone.weight, together.weight[row, :8])
+        assert alone.losses(lambda some: some.float().flatten(1).sum(1) if columns else some.float()).shape == (8,)
+        assert torch.equal(torch.cat([piece.partners for piece in alone.pieces(3)]), expected)

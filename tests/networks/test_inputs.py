@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from hpo.models import MODELS, prepare, shapes
 from hpo.models.recurrent import Recurrent
 from hpo.models.shapes import Shape, TokenShape
-from hpo.models.tables import CategoryEmbedding, PeriodicEmbedding, QuantileEmbedding, TableFeatures, TableOptions
+from hpo.models.tables import (
+    CategoryEmbedding,
+    PeriodicEmbedding,
+    QuantileEmbedding,
+    TableFeatures,
+    TableOptions,
+    number_embedding,
+)
 from hpo.models.tokens import TokenEmbedding
 from hpo.spec import options, space
 from hpo.spec.study_file import StudySpec
 from hpo.train.build import registry
+from hpo.train.optim import param_groups
 from tests.support.inputs import MODELS_OF, SEQUENTIAL, SHAPES, TABLE, TEXT, batch
 
 
@@ -113,12 +121,24 @@ def test_a_code_that_a_column_lacks_counts_as_unseen() -> None:
     assert torch.equal(known, wrong)
 
 
+def test_codes_that_training_may_lack_start_as_zeros() -> None:
+    assert torch.equal(CategoryEmbedding((4, 2), 3).weight.abs().sum(1) == 0, torch.tensor([1, 0, 0, 0, 1, 0]).bool())
+    assert torch.equal(TokenEmbedding(4, 3).weight.abs().sum(1) == 0, torch.tensor([1, 1, 0, 0]).bool())
+
+
+@pytest.mark.parametrize("kind", ["linear", "periodic", "quantile"])
+def test_biases_of_embedded_numbers_have_no_weight_decay(kind: Any) -> None:
+    embedding = number_embedding(2, {"embedding": kind})
+    assert embedding is not None
+    assert [p is embedding.bias for p in param_groups.split(embedding)[1]["params"]] == [True]
+
+
 def test_a_periodic_embedding_is_a_linear_layer_of_sines_and_cosines() -> None:
     embedding = PeriodicEmbedding(2, 3, 4, 0.5)
     x = torch.randn(5, 2)
     angle = 2 * torch.pi * x[:, :, None] * embedding.frequency  # [B, F, frequencies]
     code = torch.cat([angle.cos(), angle.sin()], 2)
-    expected = torch.relu(torch.einsum("bfk,fsk->bfs", code, embedding.weight) + embedding.bias).flatten(1)
+    expected = torch.relu(torch.einsum("bfk,fsk->bfs", code, embedding.weight).flatten(1) + embedding.bias)
     torch.testing.assert_close(embedding(x), expected)
 
 

@@ -32,7 +32,7 @@ from hpo.train.run import Run
 RGB = 3  # channels
 SIDES = " ([channels, height, width])"
 OUTPUT = {"classification": "class", "binary": "label", "multilabel": "label", "regression": "target"}
-PREPARING_BATCH = 128  # images per batch of a model's preparation: lsuv, or a step of the autoencoder
+PREPARING_BATCH = 128  # rows per batch of a model's preparation: lsuv, or a step of the autoencoder
 
 
 def load_splits(config: TrainConfig, split_seed: int, folder: Path, device: torch.device) -> data.Splits:
@@ -64,7 +64,7 @@ def load_test(config: TrainConfig, split_seed: int, folder: Path, device: torch.
 
 
 def check_images(config: TrainConfig, splits: data.Splits) -> None:
-    """Raise SpecError if the config's augmentation does not fit the images."""
+    """Raise SpecError if the config's augmentation does not fit the data."""
     if splits.kind != "image" or data.some(splits.train.inputs).dtype != torch.uint8:
         if named := sorted(config.augment.model_fields_set):
             raise SpecError(
@@ -99,7 +99,7 @@ def build_run(
     by_step: bool = False,
     masks: MaskRule | None = None,
 ) -> Run:
-    """Return the run of a config at epoch 0; SpecError if it cannot be built or does not fit the images.
+    """Return the run of a config at epoch 0; SpecError if it cannot be built or does not fit the data.
 
     Args:
         splits: training and validation data.
@@ -119,7 +119,10 @@ def build_run(
 
     def build() -> nn.Module:
         model = registry.call("model", config.model, folder, shape_of(splits), outputs)
-        return models.prepare(model, endless_batches(splits, PREPARING_BATCH))
+        try:
+            return models.prepare(model, endless_batches(splits, PREPARING_BATCH))
+        except ValueError as error:
+            raise SpecError(f"model {config.model.name}: {error}") from error
 
     model = initial_model(build, seed)  # on the CPU
     if device.type != "cpu" or dtype is not None:
@@ -195,7 +198,7 @@ def check_sampling(config: TrainConfig, splits: data.Splits) -> None:
     """Raise SpecError if balanced batches are wanted of data without classes."""
     if config.training.sampling == "balanced" and splits.task not in ("classification", "binary"):
         raise SpecError(
-            f'training.sampling = "balanced": needs one class for each {_said(splits)[:-1]}, but the task of the data is '
+            f'training.sampling = "balanced": needs one class for each {splits.unit}, but the task of the data is '
             f"{splits.task}; remove it"
         )
 
@@ -272,7 +275,7 @@ def try_models(tree: Tree, splits: data.Splits, folder: Path) -> None:
 
 
 def try_own_model(run: Run, name: str) -> None:
-    """Raise SpecError if a user's own model fails on two images of this data, or its loss fails on the model's output.
+    """Raise SpecError if a user's own model fails on two rows of this data, or its loss fails on the model's output.
 
     The run is not to be trained afterwards: the forward pass may have changed its model.
 
@@ -282,7 +285,8 @@ def try_own_model(run: Run, name: str) -> None:
     """
     if name in models.MODELS:
         return
-    rows, outputs = next(run.validation_inputs.split(2)), run.splits.outputs
+    rows = next(run.validation_inputs.split(2))
+    outputs = run.splits.outputs * losses.outputs_per_target(run.loss)
     count = len(data.some(rows))
     targets = _two_targets(run.splits)[-count:].to(run.device)
     shape = data.each(rows, lambda one: list(one.shape[1:]))
@@ -294,7 +298,7 @@ def try_own_model(run: Run, name: str) -> None:
     except Exception as error:  # the user's own code may raise anything
         said = f"{type(error).__name__}: {error}{usercode.where(error)}"
         raise SpecError(
-            f"model {name}: fails on {_said(run.splits)} of {shape}{SIDES if run.splits.kind == 'image' else ''}: {said}"
+            f"model {name}: fails on {run.splits.unit}s of {shape}{SIDES if run.splits.kind == 'image' else ''}: {said}"
         ) from error
     try:
         run.loss(output, targets)
@@ -302,13 +306,9 @@ def try_own_model(run: Run, name: str) -> None:
         got = f"a tensor {list(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise SpecError(
-            f"model {name}: returns {got} for {count} {_said(run.splits)}, on which the loss fails: {said}; "
-            f"return a tensor {[count, outputs]}, one number for each {_said(run.splits)[:-1]} and {OUTPUT[run.splits.task]}"
+            f"model {name}: returns {got} for {count} {run.splits.unit}s, on which the loss fails: {said}; "
+            f"return a tensor {[count, outputs]}, one number for each {run.splits.unit} and {OUTPUT[run.splits.task]}"
         ) from error
-
-
-def _said(splits: data.Splits) -> str:
-    return "images" if splits.kind == "image" else "rows"
 
 
 def try_losses(tree: Tree, splits: data.Splits, folder: Path, device: torch.device) -> None:

@@ -161,8 +161,17 @@ def _mark(
         steps = epochs * steps_per_epoch(len(splits.train.targets), config.training.batch_size)
         begins = [averaging.has_begun(epoch, epochs) for epoch in range(1, epochs + 1)]
         return [averaging.every, begins, [averaging.share(count) for count in range(1, steps + 1)]]
-    rows = TRIED_STEPS * config.training.batch_size
-    few = data.Split(inputs=data.head(splits.train.inputs, rows), targets=splits.train.targets[:rows])
+    few = _few(splits.train, TRIED_STEPS * config.training.batch_size)
     run = assemble.build_run(config, dataclasses.replace(splits, train=few, validation=few), seed, folder, device)
     next(train(run))
     return [value.tolist() for value in run.model.state_dict().values()]
+
+
+def _few(split: data.Split, count: int) -> data.Split:
+    """Return at most `count` rows from all over a split, since rows may be sorted by their targets."""
+    whole = len(split.targets)
+    few = min(count, whole)
+    rows = torch.arange(few) * whole // few
+    inputs = split.inputs
+    chosen = {name: one[rows] for name, one in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+    return data.Split(inputs=chosen, targets=split.targets[rows])

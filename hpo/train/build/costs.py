@@ -1,6 +1,6 @@
 """The costs of using a model, measured before it is trained, for objectives and bounds beside the curve.
 
-All three describe inference: one image at a time, in eval mode, under the study's precision. They do not describe
+All three describe inference: one row at a time, in eval mode, under the study's precision. They do not describe
 training, where several trials may share a step. They do not depend on the values of weights, so a trial is measured
 before its first epoch.
 """
@@ -37,7 +37,7 @@ def params(model: nn.Module, forward: Forward) -> float:  # noqa: ARG001  (all m
 
 
 def latency_ms(model: nn.Module, forward: Forward) -> float:
-    """Return the milliseconds of one image's forward pass: the fastest of up to 50 passes after 5 for warm-up.
+    """Return the milliseconds of one row's forward pass: the fastest of up to 50 passes after 5 for warm-up.
 
     The fastest pass is the one least disturbed by other processes. On a GPU the device is synchronized around each
     pass.
@@ -60,7 +60,7 @@ def _timed(forward: Forward, device: torch.device) -> float:
 
 
 def memory_mb(model: nn.Module, forward: Forward) -> float:
-    """Return the MiB of parameters and buffers plus the peak of all other tensors in one image's forward pass.
+    """Return the MiB of parameters and buffers plus the peak of all other tensors in one row's forward pass.
 
     Tensors are counted one by one, so the result is the same on every device. It does not include workspaces of kernels
     nor the rounding of an allocator.

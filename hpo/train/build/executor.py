@@ -179,7 +179,9 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
         return Choice(executor=forward.name, slots=int(spec.slots), why=why, need=need)
     may_lose = spec.executor == "auto"
     found = sizing.measure(forward, lambda seed: make(seed, splits, None), step, may_lose=may_lose, need=need)
-    rates = "images/s by trials together: " + ", ".join(f"{slots}: {rate:,.0f}" for slots, rate in found.rates.items())
+    rates = f"{splits.unit}s/s by trials together: " + ", ".join(
+        f"{slots}: {rate:,.0f}" for slots, rate in found.rates.items()
+    )
     if found.slots == 1:
         return Choice(executor="loop", slots=1, why=f"faster than a stack; {rates}")
     gain = found.rates[found.slots] / found.rates[1]

@@ -146,23 +146,23 @@ class Average:
             _write(model, own)
 
     @torch.no_grad()
-    def compute_statistics(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Compute batch norm's statistics for the average from batches of images.
+    def compute_statistics(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Compute batch norm's statistics for the average from batches.
 
         Call it within `shown_in`, with the model in train mode. Unlike torch.optim.swa_utils.update_bn it leaves frozen
         norms in eval mode.
 
         Args:
             model: the model, which holds the average.
-            batches: normalised images [B, C, H, W].
+            batches: what the model takes.
         """
         moving = {module: module.momentum for module in model.modules() if _has_statistics(module) and module.training}
         try:
             for module in moving:
                 module.reset_running_stats()
                 module.momentum = None  # None: the mean over all batches
-            for images in batches:
-                model(images)
+            for inputs in batches:
+                model(inputs)
         finally:
             for module, momentum in moving.items():
                 module.momentum = momentum

@@ -107,8 +107,9 @@ def mse(*, of: Literal["softmax", "logits"] = "softmax", label_smoothing: Smooth
     """Build the squared error, averaged over classes, labels or targets, torch's `mse_loss`.
 
     Args:
-        of: what is compared with one-hot targets or labels: probabilities by softmax or sigmoid (Brier 1950), or bare logits
-            (Hui & Belkin 2021). The outputs of a regression are compared as they are.
+        of: what is compared: probabilities by softmax or sigmoid with one-hot targets or labels (Brier 1950), or bare logits
+            (Hui & Belkin 2021) with one-hot targets, or with 1 and -1 for a label that is set or not. The outputs of a
+            regression are compared as they are.
         label_smoothing: share of the target that is spread evenly over all classes, or over yes and no of a label.
     """
     return KnownLoss(_mse_of_softmax if of == "softmax" else _mse_of_logits, label_smoothing)
@@ -350,13 +351,21 @@ def _bce_with_logits(outputs: Tensor, targets: Tensor, settings: Settings) -> Te
 
 def _mse_of_softmax(outputs: Tensor, targets: Tensor, settings: Settings) -> Tensor:
     if targets.dtype == torch.int64:
-        return _mse_of_logits(F.softmax(outputs, 1), targets, settings)
-    return _mse_of_logits(outputs.sigmoid() if targets.dtype == torch.bool else outputs, targets, settings)
+        outputs = F.softmax(outputs, 1)
+    elif targets.dtype == torch.bool:
+        outputs = outputs.sigmoid()
+    return _squared(outputs, _wanted(outputs, targets, settings.smoothing), targets)
 
 
 def _mse_of_logits(outputs: Tensor, targets: Tensor, settings: Settings) -> Tensor:
-    errors = _errors(outputs, _wanted(outputs, targets, settings.smoothing))
-    return _without_ignored(errors.square().mean(1), targets)
+    wanted = _wanted(outputs, targets, settings.smoothing)
+    if targets.dtype == torch.bool:
+        wanted = 2 * wanted - 1  # a label is predicted where its logit is above 0
+    return _squared(outputs, wanted, targets)
+
+
+def _squared(outputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+    return _without_ignored(_errors(outputs, wanted).square().mean(1), targets)
 
 
 def _l1(outputs: Tensor, targets: Tensor, _: Settings) -> Tensor:

@@ -35,7 +35,7 @@ from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
 from hpo.train.validation import right
 
-EVALUATION_BATCH = 256  # images per batch of validation, for every run and every K, so that no result depends on it
+EVALUATION_BATCH = 256  # rows per batch of validation, for every run and every K, so that no result depends on it
 # The number of rows is a multiple of this. A convolution in one group uses another kernel than one in several groups,
 # and a CPU takes two rows of 16 numbers at once.
 ROWS = 2

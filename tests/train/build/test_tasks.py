@@ -14,10 +14,11 @@ from hpo.data import Splits, Task
 from hpo.errors import SpecError
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
-from hpo.train.build import assemble, registry
+from hpo.train.build import assemble, check, registry
 from hpo.train.optim import losses
 from hpo.train.optim.losses import KnownLoss
 from hpo.train.run import Run
+from tests.support.inputs import splits_of as inputs_of
 from tests.train.stack.test_losses_of_tasks import splits_of
 
 CPU = torch.device("cpu")
@@ -143,6 +144,25 @@ def test_a_model_without_the_dimension_of_targets_is_refused(tmp_path: Path) -> 
     run.model = Flat()
     with pytest.raises(SpecError, match=r"returns a tensor \[2\] for 2 images, on which the loss fails.*\[2, 2\]"):
         assemble.try_own_model(run, "mine.py:Flat")
+
+
+@pytest.mark.parametrize("model", ["gru", "lstm"])
+def test_pre_training_on_what_has_no_numbers_is_refused(model: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SpecError, match=f'model {model}: pretrain = "autoencoder" restores numbers, but the inputs have'
+    ):
+        built(inputs_of("tokens"), tmp_path, **LOSS, model={"name": model, "pretrain": "autoencoder"})
+
+
+def test_balanced_weights_have_a_use_on_rows_that_are_sorted_by_class(tmp_path: Path) -> None:
+    splits = splits_of("binary")
+    targets, order = splits.train.targets[:, 0].sort(stable=True)
+    assert isinstance(splits.train.inputs, torch.Tensor)
+    rows = replace(splits.train, inputs=splits.train.inputs[order], targets=targets[:, None])
+    loss = {"name": "bce_with_logits", "pos_weight": {"choices": [1.0, "balanced"]}}
+    spec = resolved(tmp_path, **LOSS, loss=loss, training={"batch_size": 8})
+    few = replace(rows, inputs=rows.inputs[16:], targets=rows.targets[16:])
+    assert list(check.unused(spec.tree, replace(splits, train=few), 0, tmp_path, CPU)) == []
 
 
 def test_classes_and_weights_may_be_searched_by_the_loss(tmp_path: Path) -> None:
