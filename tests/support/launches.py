@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,16 +96,44 @@ def of_loop(task: Task, **options: Any) -> Epoch:
 
 def of_stack(task: Task, trials: int, kinds: Sequence[str] = ("adamw",), **options: Any) -> Epoch:
     """Count an epoch of a stack, whose trials have these kinds of optimizers by turns."""
+    stack = _stack(task, trials, kinds, **options)
+    return _counted(stack.runs[0].steps_per_epoch, stack.train_epoch)
+
+
+def _stack(task: Task, trials: int, kinds: Sequence[str] = ("adamw",), **options: Any) -> Stack:
     splits = task.splits()
     runs = [run_of(task, splits, row, kinds[row % len(kinds)], **options) for row in range(trials)]
     stack = Stack(StackedForward(runs[0].model), runs[0], trials)
     for run in runs:
         stack.put(run)
-    return _counted(runs[0].steps_per_epoch, stack.train_epoch)
+    return stack
 
 
 def of_plain_torch(task: Task) -> Epoch:
-    """Count an epoch of the loop that one would write without us: data on the device, one wait an epoch, fused AdamW."""
+    """Count an epoch of the loop that one would write without us."""
+    return _counted(*_plain_torch(task))
+
+
+@cache
+def step_of_loop(task: Task) -> int:
+    """Return the launches of the loop's second step."""
+    loop = Loop()
+    loop.put(run_of(task, task.splits()))
+    return _second_step(loop.train_epoch)
+
+
+def step_of_stack(task: Task, trials: int) -> int:
+    """Return the launches of a stack's second step."""
+    return _second_step(_stack(task, trials).train_epoch)
+
+
+def step_of_plain_torch(task: Task) -> int:
+    """Return the launches of the second step of the loop that one would write without us."""
+    return _second_step(_plain_torch(task)[1])
+
+
+def _plain_torch(task: Task) -> tuple[int, Callable[..., object]]:
+    """Return the steps of an epoch, and an epoch: data on the device, one wait, fused AdamW. It ends early as ours do."""
     splits = task.splits()
     model = initial_model(lambda: task.build(task.shape), 0)
     for module in model.modules():
@@ -120,11 +149,13 @@ def of_plain_torch(task: Task) -> Epoch:
     )
     steps = len(y) // task.batch
 
-    def epoch() -> list[float]:
+    def epoch(stop: Callable[[], bool] = lambda: False) -> list[float]:
         model.train()
         total = torch.zeros((), dtype=torch.float64, device=twin.DEVICE)
         order = torch.randperm(len(y)).pin_memory().to(twin.DEVICE, non_blocking=True)
         for rows in order[: steps * task.batch].split(task.batch):
+            if stop():
+                return []
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x[rows]), y[rows])
             loss.backward()
@@ -141,7 +172,20 @@ def of_plain_torch(task: Task) -> Epoch:
             numbers: list[float] = torch.stack(found).tolist()
         return numbers
 
-    return _counted(steps, epoch)
+    return steps, epoch
+
+
+def _second_step(epoch: Callable[..., object]) -> int:
+    """Return the launches between the second and the third question whether to stop."""
+    before: list[int] = []
+    with twin.counting() as counts:
+
+        def stop() -> bool:
+            before.append(counts.launches)
+            return len(before) == 3
+
+        epoch(stop)
+    return before[2] - before[1]
 
 
 def _counted(steps: int, epoch: Callable[[], object]) -> Epoch:

@@ -138,7 +138,7 @@ def test_a_stack_trains_as_the_loop_does_on_the_cpu(model: str, forward: str, se
         assert apart(curve(results[run]), expected) <= 1e-10, config
 
 
-SHORT = ("table", "series", "tokens")
+SHORT = ("table", "tokens")
 
 
 @pytest.mark.parametrize(

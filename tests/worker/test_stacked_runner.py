@@ -538,10 +538,10 @@ def test_a_spoiled_process_claims_nothing_more(make_digits: MakeStudy, monkeypat
 def test_no_memory_for_a_stack_is_no_trial_s_fault(make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Stack.__init__
 
-    def init(stack: Stack, forward: Any, first: Any, slots: int) -> None:
+    def init(stack: Stack, forward: Any, first: Any, slots: int, **options: Any) -> None:
         if slots > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        real(stack, forward, first, slots)
+        real(stack, forward, first, slots, **options)
 
     monkeypatch.setattr(Stack, "__init__", init)
     study = make_digits(6)
