@@ -16,11 +16,12 @@ from torch import Tensor
 from hpo.data import statistics
 from hpo.data.arrays import npz
 from hpo.data.augment import Augmentation, Drawn, MixedLabels, Strength, Tone, draw
+from hpo.data.codes import encoded, fit_of
 from hpo.data.digits import digits
 from hpo.data.fake import fake
 from hpo.data.files import FILE
 from hpo.data.folder import image_folder
-from hpo.data.inputs import CATEGORIES, Inputs, Kind, are_resident, each, head, placed, selected, some
+from hpo.data.inputs import Inputs, Kind, are_resident, each, head, placed, selected, some
 from hpo.data.leaks import Leak, leaks
 from hpo.data.overview import Overview, contact_sheet, overview
 from hpo.data.published import cifar10, cifar100, fashion_mnist, kmnist, mnist, svhn
@@ -30,8 +31,6 @@ from hpo.data.split import notes_on, parted
 from hpo.data.spreadsheet import spreadsheets
 from hpo.data.stored import CPU, Stored, chunks
 from hpo.data.tables import series, table, text
-from hpo.data.tables.encoding import fit_categories
-from hpo.data.tokens import fit_codes
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
@@ -95,11 +94,11 @@ def load(source: Source, *, split_seed: int, device: torch.device | str) -> Spli
     train, validation, test = parted(source, split_seed)
     resident = are_resident(source.inputs, len(train) + len(validation), device, source.resident)
     parts = [_taken(source, None, train), _taken(source, source.own_validation, validation)]
-    fit = _fit_of(source)
+    fit = fit_of(source)
     raw = [placed(inputs, CPU, resident or fit is not None) for inputs, _ in parts]
     targets = [one for _, one in parts]
     fitted = None if fit is None else fit(raw[0])
-    inputs = raw if fitted is None else [fitted.transform(one) for one in raw]
+    inputs = raw if fitted is None else [encoded(one, fitted) for one in raw]
     mean, std, white = statistics.of_inputs(inputs[0])
     moments = statistics.of_targets(targets[0]) if source.task == "regression" else None
     known = [
@@ -136,8 +135,8 @@ def load_test(source: Source, *, split_seed: int, device: torch.device | str) ->
     train, _, rows = parted(source, split_seed)
     inputs, targets = _taken(source, source.own_test, rows)
     of_training = _taken(source, None, train)
-    if fit := _fit_of(source):
-        inputs = fit(placed(of_training[0], CPU, resident=True)).transform(placed(inputs, CPU, resident=True))
+    if fit := fit_of(source):
+        inputs = encoded(placed(inputs, CPU, resident=True), fit(placed(of_training[0], CPU, resident=True)))
     moments = statistics.of_targets(of_training[1]) if source.task == "regression" else None
     resident = are_resident(source.inputs, len(targets), device, source.resident)
     return Split(inputs=placed(inputs, device, resident), targets=_targets(targets, moments).to(device))
@@ -147,14 +146,6 @@ def _taken(source: Source, own: tuple[Inputs, Tensor] | None, rows: Tensor) -> t
     """Return inputs and targets of a part by their rows, from the source's own part if it ships one."""
     inputs, targets = own or (source.inputs, source.targets)
     return selected(inputs, rows), targets[rows]
-
-
-def _fit_of(source: Source) -> Callable[[Inputs], Fitted] | None:
-    """Return what makes the encoding of the inputs: as the source says, else by codes of tokens and categories."""
-    if source.fit is None and source.kind == "tokens":
-        return fit_codes
-    has_categories = isinstance(source.inputs, dict) and source.kind == "table" and CATEGORIES in source.inputs
-    return fit_categories if source.fit is None and has_categories else source.fit
 
 
 def _targets(targets: Tensor, moments: statistics.Moments | None) -> Tensor:

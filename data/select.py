@@ -51,7 +51,7 @@ def select(
             time each fold trains on what lies before its validation part.
         fold: which fold is the validation part, from 0.
         resident: whether inputs are kept in the device's memory, or read batch by batch from their store (default: by
-            size). Results are the same bit for bit.
+            size). Results are the same bit for bit. Tables, tokens and named tensors are always kept in memory.
         reading: 1 takes each number in `classes` as a position, as hpo did before December 2026.
         split_seed: decides which rows are for training, validation and test, and the folds and the subset. The study's
             seed does not. In studies of before December 2026 it does.

@@ -239,6 +239,10 @@ def _check_inputs(name: str, inputs: Inputs, are_encoded: bool) -> None:
         raise ValueError(f"{name} are an empty dict; give at least one tensor")
     tensors: dict[str, Any] = dict(inputs) if isinstance(inputs, dict) else {name: inputs}
     for one, rows in tensors.items():
+        if not one or "." in one:
+            raise ValueError(
+                f"inputs by name: {one!r} has a dot or is empty, so no model can keep it; name it otherwise"
+            )
         if not isinstance(rows, Tensor if isinstance(inputs, dict) else Tensor | Stored):
             raise ValueError(f"{one} are a {type(rows).__name__}; give a tensor, such as torch.from_numpy(array)")
     kind = kind_of(inputs)

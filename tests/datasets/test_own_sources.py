@@ -118,6 +118,7 @@ def test_a_row_of_a_table_keeps_its_place_when_classes_are_chosen() -> None:
         ({"inputs": {}}, "inputs are an empty dict; give at least one tensor"),
         ({"inputs": REALS.numpy()}, r"inputs are a ndarray; give a tensor, such as torch.from_numpy\(array\)"),
         ({"inputs": {"a": np.zeros((ROWS, 1))}}, "a are a ndarray"),
+        ({"inputs": {"a.b": REALS}}, "inputs by name: 'a.b' has a dot or is empty"),
         ({"inputs": {"a": REALS.to(torch.complex64)}}, "a are torch.complex64; give real and imaginary parts"),
         ({"inputs": CODES - 1}, r"inputs\[[0-9]+, [0-9]\] is -1; give codes from 0"),
         ({"inputs": {"categories": CODES - 1}}, r"categories\[[0-9]+, [0-9]\] is -1; give codes from 0"),
@@ -135,6 +136,26 @@ def test_a_row_of_a_table_keeps_its_place_when_classes_are_chosen() -> None:
 def test_what_no_model_could_take_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         own(**({"inputs": REALS} | changes))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fitted", "message"),
+    [
+        (
+            REALS,
+            {"transform": lambda rows: rows[1:]},
+            "fit: its transform made 41 rows of 42; return each row in its place",
+        ),
+        (CODES, {"vocabulary": 8}, "fit: codes go from 0 to 8, and vocabulary = 8; codes go from 0 to that number - 1"),
+        ({"categories": CODES}, {"categories": (9, 9, 9)}, r"fit: categories = \(9, 9, 9\) for 4 columns of codes"),
+        ({"categories": CODES - 1}, {"categories": (9,) * 4}, "fit: codes go from -1 to 7"),
+    ],
+)
+def test_an_encoding_that_loses_rows_or_names_too_few_codes_is_refused(
+    inputs: Any, fitted: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(own(inputs, fit=lambda _: data.Fitted(**({"transform": lambda same: same} | fitted))))
 
 
 def test_tokens_beyond_any_vocabulary_are_refused() -> None:
