@@ -19,8 +19,8 @@ from hpo.models.dropout import LEVELS, factor_of_kept, highest_kept
 from hpo.spec.seeds import derive
 from hpo.train import devices
 
-MEMORY = 64 * 2**20  # most bytes of the factors of one layer that are drawn ahead; one step's are always drawn
-CALLS_APART = 2**40  # words between two calls of dropout in a step; a trial has fewer for one call
+MEMORY = 64 * 2**20  # most bytes of the factors of all layers that are drawn ahead; one step's are always drawn
+CALLS_APART = 2**44  # words between two calls of dropout in a step; a trial has fewer for one call
 WORD = 2**64
 MOST_ALIKE = 24  # a step of a stream has at least so many changes from bit to bit, as in SplittableRandom
 MIXED = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))  # shift right, then factor
@@ -86,6 +86,7 @@ class CountedMasks:
         self._until = 0
         self._step = 0
         self._call = 0
+        self._calls = 0  # most calls of dropout in a step so far
         self._sent: tuple[Tensor, ...] | None = None
         self._ahead: dict[int, _Ahead] = {}  # by call
         self._limits: dict[tuple[tuple[int, ...], torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -109,6 +110,7 @@ class CountedMasks:
 
     def go_to(self, step: int) -> None:
         """Go to the first call of dropout in a step of the epoch."""
+        self._calls = max(self._calls, self._call)
         self._step, self._call = self._base + step, 0
 
     def back_to(self, call: int) -> None:
@@ -143,7 +145,8 @@ class CountedMasks:
     @torch.no_grad()
     def _drawn(self, call: int, kept: tuple[int, ...], elements: int, dtype: torch.dtype) -> _Ahead:
         rows, per_step = len(kept), -(-elements // 4)
-        most = max(1, MEMORY // (rows * elements * dtype.itemsize))
+        # The first step's calls are not counted yet, so nothing is drawn ahead in it.
+        most = max(1, MEMORY // (self._calls * rows * elements * dtype.itemsize)) if self._calls else 1
         steps = max(1, min(most, self._until - self._step))
         first = call * CALLS_APART + self._step * per_step
         places = torch.arange(first, first + steps * per_step, device=self._device).view(steps, 1, per_step)

@@ -122,6 +122,18 @@ def test_masks_do_not_depend_on_company_nor_on_how_far_ahead_they_are_drawn(monk
             assert set(found[2].unique().tolist()) <= {0.0, 4.0}
 
 
+def test_all_calls_of_a_step_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are drawn before it is known how many calls there are."""
+    monkeypatch.setattr(counted_masks, "MEMORY", 4 * 2 * 16 * 6)  # six steps of two rows of one call
+    made = masks([Stream.of(seed) for seed in range(2)])
+    for step in range(12):
+        made.go_to(step)
+        found = [made.factors([LEVELS // 2] * 2, 16, torch.float32) for _ in range(3)]
+        held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found if one is not None}
+        assert len(held) == 3
+        assert sum(held.values()) <= counted_masks.MEMORY
+
+
 def noisy() -> Trial:
     return Trial(
         splits=digits(),

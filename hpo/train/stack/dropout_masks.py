@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo.models.dropout import LEVELS, LOWEST, Dropout, factor_of_kept, highest_kept, kept_levels
+from hpo.train import devices
 from hpo.train.counted_masks import CountedMasks
 from hpo.train.run import Run
 
@@ -24,7 +25,8 @@ class DropoutMasks:
         self._dtype = dtype
         self._generators: list[torch.Generator | None] = [None] * count  # None: no generator draws for the row
         self._counted = CountedMasks(device)
-        self._is_counted = [False] * count
+        self._counts = False  # whether masks of any row are counted
+        self._is_counted: Tensor | None = None  # [K, 1], only if masks of some rows are counted and others are not
         self._kept: dict[str, list[int]] = {}  # by layer name: for each row, how many of 2**16 draws keep an element
         self._thresholds: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -38,8 +40,11 @@ class DropoutMasks:
     def draw_for(self, runs: Sequence[Run | None]) -> None:
         """Set the runs, by row, that draw in the next steps. No generator moves for a row without a run."""
         counted = [run for run in runs if run is not None and run.randomness.masks is not None]
-        self._is_counted = [run in counted for run in runs]
         self._generators = [None if run is None or run in counted else run.randomness.dropout for run in runs]
+        self._counts, self._is_counted = bool(counted), None
+        if counted and any(self._generators):
+            are_counted = torch.tensor([[run in counted] for run in runs])
+            self._is_counted = devices.sent(are_counted, self._device)
         if counted:
             streams = [None if run is None else run.randomness.stream for run in runs]
             starts = [0 if run is None else run.epoch * run.steps_per_epoch for run in runs]
@@ -56,13 +61,12 @@ class DropoutMasks:
         A factor is 0 where an element is dropped, else 1 / keep probability. None if no row drops anything.
         """
         kept = self._kept.get(name, [LEVELS] * self.count)
-        if not any(self._is_counted):
+        if not self._counts:
             return self._drawn(name, kept, elements) if min(kept) < LEVELS else None
         counted = self._counted.factors(kept, elements, self._dtype)  # also counts a call that drops nothing
-        if counted is None or not any(self._generators):
+        if counted is None or self._is_counted is None:
             return counted
-        drawn = self._drawn(name, kept, elements)
-        return torch.where(torch.tensor(self._is_counted, device=self._device).unsqueeze(1), counted, drawn)
+        return torch.where(self._is_counted, counted, self._drawn(name, kept, elements))
 
     def _drawn(self, name: str, kept: Sequence[int], elements: int) -> Tensor:
         """Return factors [K, elements] from the rows' generators."""
