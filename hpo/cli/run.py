@@ -66,6 +66,8 @@ def init(
         raise SpecError("--data and --from: give one; --from looks at the data, --data writes lines to fill in")
     if target is not None and source is None:
         raise SpecError(f"--target {target}: needs --from FILE")
+    if file.exists():  # before the data is read, which may take long
+        raise SpecError(f"{file}: exists already; name another file")
     if source is None:
         content = template.text(file.stem, data)
     else:

@@ -27,13 +27,14 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = number_type(model)
-        named = splits.mean if isinstance(splits.mean, dict) else {"": splits.mean}
+        means = splits.mean if isinstance(splits.mean, dict) else {"": splits.mean}
         stds = splits.std if isinstance(splits.std, dict) else {"": splits.std}
         dimensions = each(splits.train.inputs, lambda one: one.ndim)  # type: ignore[arg-type]
-        for name, mean in named.items():
+        self.places = {name: place for place, name in enumerate(means)}  # a buffer's name may not have a dot
+        for name, mean in means.items():
             behind = (-1, *[1] * ((dimensions[name] if isinstance(dimensions, dict) else dimensions) - 2))
-            self.register_buffer(f"mean{name}", mean.float().view(behind).clone())
-            self.register_buffer(f"scale{name}", 1.0 / stds[name].float().view(behind))
+            self.register_buffer(f"mean{self.places[name]}", mean.float().view(behind).clone())
+            self.register_buffer(f"scale{self.places[name]}", 1.0 / stds[name].float().view(behind))
         self.is_regression = splits.target_mean is not None
         if splits.target_mean is not None and splits.target_std is not None:
             self.register_buffer("target_mean", splits.target_mean.float().clone())
@@ -46,7 +47,8 @@ class Deployed(nn.Module):
         return self._normalised("", inputs)
 
     def _normalised(self, name: str, values: Tensor) -> Tensor:
-        mean, scale = getattr(self, f"mean{name}"), getattr(self, f"scale{name}")
+        place = self.places[name]
+        mean, scale = self.get_buffer(f"mean{place}"), self.get_buffer(f"scale{place}")
         if not mean.numel():
             return values
         found = values.to(torch.float32).sub(mean).mul(scale)
@@ -60,3 +62,13 @@ class Deployed(nn.Module):
         if not self.is_regression:
             return outputs
         return outputs[:, : len(self.target_mean)] * self.target_std + self.target_mean
+
+    @property
+    def origin(self) -> Tensor:
+        """What a standardised output of 0 stands for: 0 for logits."""
+        return self.target_mean if self.is_regression else torch.zeros(())
+
+    @property
+    def unit(self) -> Tensor:
+        """What a step of 1 in a standardised output stands for: 1 for logits."""
+        return self.target_std if self.is_regression else torch.ones(())

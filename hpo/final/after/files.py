@@ -19,20 +19,22 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from hpo import data
 from hpo.data import each
 from hpo.errors import StudyError
 from hpo.files import atomic_write
 from hpo.final.after import onnxrun
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.extras import quietly
-from hpo.final.after.raw import rows, tensors
+from hpo.final.after.raw import named, rows
 from hpo.final.after.steps import refuse_missing
 from hpo.train.inputs import Batch
 
 RECEIPT = "hpo_receipt"  # the key of the receipt in a file
-OUTPUT = "logits"
+LOGITS, PREDICTIONS = "logits", "predictions"  # names of an ONNX file's output, the second one for a regression
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in torch's messages
-TOLERANCE = 1e-4  # of the largest output, for a model in float32
+TOLERANCE = 1e-4  # of the largest logit or standardised prediction, for a model in float32
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of a prediction in original units
 COARSE_TOLERANCE = 5e-2  # for 16 and 8 bits, where another order of sums changes a value by a whole step
 
 
@@ -63,20 +65,18 @@ def pt2(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches
 
 def onnx(program: ExportedProgram, path: Path, receipt: Receipt, batches: Batches) -> Outputs:
     """Write ONNX with a dynamic batch size and the receipt as metadata. Return onnxruntime's outputs for each batch."""
-    made = torch.onnx.export(
-        program, dynamo=True, input_names=_input_names(batches[0]), output_names=[OUTPUT], verbose=False
-    )
+    output = PREDICTIONS if receipt.get("task") == "regression" else LOGITS
+    names = list(named(batches[0], _input_name(batches[0])))
+    made = torch.onnx.export(program, dynamo=True, input_names=names, output_names=[output], verbose=False)
     assert made is not None
     made.model.metadata_props[RECEIPT] = json.dumps(receipt)
     made.save(path)
     return _run_by_onnxruntime(path, batches)
 
 
-def _input_names(inputs: Batch) -> list[str]:
-    """Return the names of a file's inputs: the names of several tensors, else what the one tensor is."""
-    if isinstance(inputs, dict):
-        return sorted(inputs)
-    return ["images" if inputs.ndim == 4 else "inputs"]
+def _input_name(inputs: Batch) -> str:
+    """Return the name of an ONNX file's input, if it has one alone."""
+    return "images" if data.some(inputs).ndim == 4 else "inputs"
 
 
 def _run_by_onnxruntime(path: Path, batches: Batches) -> Outputs:
@@ -84,9 +84,9 @@ def _run_by_onnxruntime(path: Path, batches: Batches) -> Outputs:
     with tempfile.TemporaryDirectory() as folder:
         given, found = f"{folder}/given.npz", f"{folder}/found.npz"
         arrays: dict[str, Any] = {
-            f"{index} {place}": one.numpy()
+            f"{index} {name}": one.numpy()
             for index, inputs in enumerate(batches)
-            for place, one in enumerate(tensors(inputs))
+            for name, one in named(inputs, _input_name(inputs)).items()
         }
         np.savez(given, **arrays)
         command = [sys.executable, "-P", onnxrun.__file__, str(path), given, found]
@@ -124,12 +124,13 @@ def export(model: Deployed, inputs: Batch, path: Path, receipt: Receipt, *, is_c
     with atomic_write(path) as part:
         found = _written(kind, model, inputs, part, path.name, receipt)
         expected = model(inputs)
-        difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-        allowed = (COARSE_TOLERANCE if is_coarse else TOLERANCE) * max(1.0, largest)
-        if not difference <= allowed:
+        difference = (found - expected).abs()
+        largest = ((expected - model.origin) / model.unit).abs().max().item()
+        allowed = (COARSE_TOLERANCE if is_coarse else TOLERANCE) * max(1.0, largest) * model.unit
+        if not bool((difference <= allowed + ROUNDING * expected.abs()).all()):
             raise StudyError(
-                f"{path.name}: its outputs differ from the model's by {difference:.3g}, more than {allowed:.3g}; the file was "
-                "removed; export it in another format or number type"
+                f"{path.name}: its outputs differ from the model's by {difference.max():.3g}, more than {allowed.max():.3g}; the "
+                "file was removed; export it in another format or number type"
             )
     return Exported(
         file=path.name,
@@ -137,7 +138,7 @@ def export(model: Deployed, inputs: Batch, path: Path, receipt: Receipt, *, is_c
         bytes=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         images=len(expected),
-        largest_difference=difference,
+        largest_difference=difference.max().item(),
     )
 
 

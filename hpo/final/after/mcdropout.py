@@ -107,9 +107,10 @@ def _mean(values: Tensor) -> float:
 
 
 def write(path: Path, doubt: Doubt, part: data.Split) -> None:
-    """Write a CSV file with one row per image: label, predicted class, entropies, and mean and spread of each class."""
+    """Write a CSV file with a line for each row: label, predicted class, entropies, and mean and spread of each class."""
     classes = range(doubt.mean.shape[1])
-    heads = ["image", "label", "predicted", "entropy", "mutual_information"]
+    row = "image" if data.some(part.inputs).dtype == torch.uint8 else "row"
+    heads = [row, "label", "predicted", "entropy", "mutual_information"]
     heads += [f"{what}_{one}" for what in ("mean", "spread") for one in classes]
     with atomic_write(path) as written, written.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -126,5 +127,5 @@ def _rows(doubt: Doubt, part: data.Split) -> Iterator[list[Any]]:
         doubt.mean,
         doubt.spread,
     ]
-    for image, (label, predicted, *numbers) in enumerate(torch.cat([c.double() for c in columns], 1).tolist()):
-        yield [image, int(label), int(predicted), *(f"{number:.6g}" for number in numbers)]
+    for row, (label, predicted, *numbers) in enumerate(torch.cat([c.double() for c in columns], 1).tolist()):
+        yield [row, int(label), int(predicted), *(f"{number:.6g}" for number in numbers)]

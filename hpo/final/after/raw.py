@@ -33,6 +33,6 @@ def rows(batch: Batch, which: slice) -> Batch:
     return {name: one[which] for name, one in batch.items()} if isinstance(batch, dict) else batch[which]
 
 
-def tensors(batch: Batch) -> list[Tensor]:
-    """Return the tensors of a batch in the order of their names."""
-    return [batch[name] for name in sorted(batch)] if isinstance(batch, dict) else [batch]
+def named(batch: Batch, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a batch by name, in the order in which a model takes them. One tensor alone gets `name`."""
+    return batch if isinstance(batch, dict) else {name: batch}

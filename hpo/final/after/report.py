@@ -17,7 +17,7 @@ from hpo.final import train as final
 from hpo.final.after import files, mcdropout
 from hpo.final.after.deployed import Deployed
 from hpo.final.after.files import Exported
-from hpo.final.after.raw import first, tensors
+from hpo.final.after.raw import first, named
 from hpo.final.after.scores import Score, outputs, score
 from hpo.final.after.steps import Recipe
 from hpo.final.after.trained import Trained, on_cpu
@@ -28,7 +28,14 @@ from hpo.train.inputs import Batch
 
 REPORT = "after.json"
 DOUBT = "mc_dropout.csv"
-COMPARED = 256  # validation images on which a file is compared with the model
+COMPARED = 256  # validation rows on which a file is compared with the model
+#: What a file's outputs are, by task.
+OUTPUTS: dict[data.Task, str] = {
+    "classification": "logits float32 ['batch', classes]; their softmax is the probability of each class",
+    "binary": "logits float32 ['batch', 1]; their sigmoid is the probability of the second of the classes",
+    "multilabel": "logits float32 ['batch', labels]; their sigmoid is the probability of each label",
+    "regression": "predictions float32 ['batch', targets] in original units",
+}
 AS_TRAINED = Recipe(name="trained", steps=())
 
 
@@ -38,9 +45,7 @@ class Variant:
 
     name: str
     score: Score
-    interval: (
-        Interval | None
-    )  # of the accuracy; None without one, and for several labels of a row, which are not independent
+    interval: Interval | None  # of the accuracy; None without one, or if labels of one row depend on each other
     files: list[Exported] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # the reasons why files could not be written
 
@@ -135,9 +140,8 @@ def _export(model: Deployed, inputs: Batch, path: Path, made_from: dict[str, Any
 
 def _described(inputs: Batch) -> str:
     """Return type, shape and meaning of the inputs of an exported model, in the order in which it takes them."""
-    names = sorted(inputs) if isinstance(inputs, dict) else [""]
     said = []
-    for name, one in zip(names, tensors(inputs), strict=True):
+    for name, one in named(inputs, "").items():
         kind = str(one.dtype).removeprefix("torch.")
         meaning = ", raw pixels" if one.dtype == torch.uint8 else ""
         said.append(f"{name} {kind} {['batch', *one.shape[1:]]}{meaning}".strip())
@@ -147,7 +151,7 @@ def _described(inputs: Batch) -> str:
 def _doubt(trained: Trained, part: data.Split, passes: int, output: Path) -> dict[str, float]:
     if trained.training.splits.task != "classification":
         raise StudyError(
-            "--mc-dropout: estimates the doubt about classes, which this task has not; remove --mc-dropout"
+            f'--mc-dropout: goes with task = "classification", and this is {trained.training.splits.task}; remove --mc-dropout'
         )
     model = trained.deployed(trained.copy())
     doubt = mcdropout.sample(model, part.inputs, passes=passes, seed=trained.training.seed, batch=trained.batch)
@@ -166,6 +170,8 @@ def _receipt(trained: Trained) -> dict[str, Any]:
         data_digest=training.splits.digest,
         split_seed=training.spec.split_seed,
         seed=training.seed,
+        task=training.splits.task,
+        outputs=OUTPUTS[training.splits.task],
         classes=list(training.splits.classes),
         **final.units(training.splits),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hpo.data import Source, some
 from hpo.data.files import BadFile
+from hpo.data.inputs import CATEGORIES, NUMBERS
 from hpo.errors import SpecError
 from hpo.train.draft.advice import sections
 from hpo.train.draft.look import look
@@ -25,7 +26,8 @@ def draft(name: str, path: Path, target: str | None, folder: Path) -> str:
         found = look(path, target, folder)
     except BadFile as error:
         first, *more = error.lines
-        raise SpecError(f"--from {path}: {first.removeprefix(f'{path}: ')}", *more) from error
+        said = first if first.startswith(str(path)) else f"{path}: {first}"
+        raise SpecError(f"--from {said}", *more) from error
     except ValueError as error:
         raise SpecError(f"--from {path}: {error}") from error
     about = f"Drafted by `hpo init --from {path}`: {_described(found.source)}.\n`hpo check` explains it."
@@ -36,10 +38,13 @@ def _described(source: Source) -> str:
     """Return number, kind and task in words."""
     count = f"{len(source.targets):,}"
     if isinstance(source.inputs, dict):
-        columns = {key: one.shape[1] for key, one in source.inputs.items()}
-        said = f"{count} rows of " + " and ".join(f"{number} {key}" for key, number in columns.items())
+        words = {NUMBERS: "numeric", CATEGORIES: "categorical"}
+        columns = [f"{one.shape[1]} {words[key]}" for key, one in source.inputs.items()]
+        said = f"{count} rows of {' and '.join(columns)} columns"
+    elif source.kind == "tokens":
+        said = f"{count} texts of {some(source.inputs).shape[1]} tokens at most"
     else:
-        kind = {"image": "images", "features": "rows of features", "series": "series", "tokens": "texts"}[source.kind]
+        kind = {"image": "images", "features": "rows of features", "series": "series"}[source.kind]
         said = f"{count} {kind} of {list(some(source.inputs).shape[1:])}"
     outputs = {
         "classification": f"{source.num_classes} classes",

@@ -17,6 +17,7 @@ from hpo.data.listing import is_image
 from hpo.data.sheet import LABEL_NAMES
 from hpo.data.tables.column import Column
 from hpo.data.tables.frame import Frame, parts_of, read
+from hpo.data.tokens import words_of
 from hpo.errors import SpecError
 from hpo.train.draft.page import Line
 
@@ -25,6 +26,10 @@ LOOKED_AT = 50  # image files whose sizes are read
 TARGET_NAMES = (*LABEL_NAMES, "outcome", "targets", "output")
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
 FEWEST_PIXELS = 64  # values of a row that may be an image
+LONG_TEXT, SHORT_TEXT = 256, 16  # tokens; longer texts train slowly, and convolutions need some
+MOST_TEXTS = 0.95  # share of the texts that are not cut
+NUMBER_FILLED = "a number becomes the mean, beside a column that says so"
+CATEGORY_FILLED = "a category becomes code 0"
 WORDS = 3  # words that a text column has on average, at least
 
 
@@ -89,14 +94,17 @@ def _of_folder(root: Path) -> list[Line]:
 
 
 def _of_archive(path: Path, folder: Path) -> Look:
-    """Read an archive of arrays as images or other inputs, else as series."""
-    try:
-        return _taken("npz", [], path, folder, "path")
-    except (BadFile, ValueError) as error:
-        try:
-            return _taken("series", [], path, folder, "path", "arrays [N, channels, steps]")
-        except (BadFile, ValueError):
-            raise error from None
+    """Read an archive of arrays as images or other inputs, else as series; with several labels a row, if it has none alone."""
+    first: BadFile | ValueError | None = None
+    labels = [Line("task", "multilabel", "the targets are 0 and 1, several of them in a row")]
+    for options in ([], labels):
+        for name, why in (("npz", ""), ("series", "arrays [N, channels, steps]")):
+            try:
+                return _taken(name, options, path, folder, "path", why)
+            except (BadFile, ValueError) as error:
+                first = first or error
+    assert first is not None
+    raise first
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
@@ -108,11 +116,14 @@ def _of_table(path: Path, target: str | None, folder: Path) -> Look:
     aim = _target(frame, target)
     others = [column for column in columns if column.index != aim.index]
     if text := _text_column(others):
-        told = [Line("column", text.name, "texts of several words"), Line("target", aim.name)]
+        told = [Line("column", text.name, "texts of several words"), Line("target", aim.name, "the column to predict")]
+        told.append(_length(text))
         left = [column.name for column in others if column is not text]
         said = f"; the columns {', '.join(left)} are left out" if left else ""
         return _taken("text", told, path, folder, "path", f"texts{said}")
-    options = [Line("target", aim.name, "the column to predict"), *_left_out(others), *_filled(others)]
+    dropped = _reasons(others)
+    kept = [column for column in others if column.name not in dropped]
+    options = [Line("target", aim.name, "the column to predict"), *_left_out(dropped), *_filled(kept)]
     why = "numbers and categories"
     if _may_be_pixels(others):
         side = math.isqrt(len(others))
@@ -137,27 +148,47 @@ def _text_column(columns: list[Column]) -> Column | None:
     return found[0] if len(found) == 1 else None
 
 
-def _left_out(columns: list[Column]) -> list[Line]:
-    """Return the option that drops columns from which no model learns, and why."""
+def _length(column: Column) -> Line:
+    """Return the option for the length of texts: of the longest one, if it is not far longer than most."""
+    counts = sorted(sum(1 for _ in words_of(one, lower=True)) for one in column.texts())
+    longest, most = counts[-1], counts[int(MOST_TEXTS * (len(counts) - 1))]
+    if longest <= LONG_TEXT:
+        return Line("length", max(SHORT_TEXT, longest), f"tokens; the longest text has {longest}")
+    length = min(LONG_TEXT, max(SHORT_TEXT, most))
+    return Line("length", length, f"tokens; 95 % of the texts have at most {most}, the longest one has {longest}")
+
+
+def _reasons(columns: list[Column]) -> dict[str, str]:
+    """Return why no model learns from a column, by the names of such columns."""
     reasons: dict[str, str] = {}
     for column in columns:
         try:
             column.refuse_unclear()
+            if column.kind == "numbers":
+                column.numbers()
         except BadFile as error:
-            reasons[column.name] = str(error).partition(": ")[2].partition(";")[0]
+            cause, _, mend = error.lines[0].removeprefix(f"{column.frame.paths[0]}").partition(": ")[2].partition(";")
+            reasons[column.name] = f"{cause} ({mend.strip()})" if column.kind == "mixed" else cause
+    return reasons
+
+
+def _left_out(reasons: dict[str, str]) -> list[Line]:
+    """Return the option that drops columns, and why."""
     if not reasons:
         return []
     return [Line("drop", list(reasons), "; ".join(f"{name}: {why}" for name, why in reasons.items()))]
 
 
 def _filled(columns: list[Column]) -> list[Line]:
-    """Return the option for missing values, if there are some."""
+    """Return the option for missing values of inputs, if there are some."""
     counts = {column.name: int(column.missing.sum()) for column in columns if column.kind != "empty"}
     short = {name: count for name, count in counts.items() if count}
     if not short:
         return []
     told = ", ".join(f"{name} {count}" for name, count in list(short.items())[:5]) + (", ..." if len(short) > 5 else "")
-    return [Line("missing", "indicator", f"values are missing ({told}): the mean, beside a column that says so")]
+    are_numbers = {column.kind == "numbers" for column in columns if column.name in short}
+    said = [NUMBER_FILLED] * (True in are_numbers) + [CATEGORY_FILLED] * (False in are_numbers)
+    return [Line("missing", "indicator", f"values are missing ({told}): {'; '.join(said)}")]
 
 
 def _may_be_pixels(columns: list[Column]) -> bool:

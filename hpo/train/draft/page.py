@@ -8,8 +8,11 @@ from typing import Any
 
 import tomli_w
 
+from hpo import text
+
 COLUMN = 46  # where the reasons begin, if a line is shorter
 WIDTH = 120  # characters
+WHOLE = 100_000  # characters of a reason at most
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Line:
         written = f"{self.key} = {_inline(self.value)}"
         if not self.why:
             return written
-        beside = f"{written.ljust(COLUMN)} # {self.why}"
-        return beside if len(beside) <= WIDTH else f"# {self.why}\n{written}"
+        why = text.safe(self.why, WHOLE)  # names of columns may hold anything
+        beside = f"{written.ljust(COLUMN)} # {why}"
+        return beside if len(beside) <= WIDTH else f"# {why}\n{written}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Section:
 
 def page(about: str, sections: Sequence[Section]) -> str:
     """Return the study file: what was looked at, and the sections."""
-    said = "".join(f"# {line}\n" for line in about.splitlines())
+    said = "".join(f"# {text.safe(line, WHOLE)}\n" for line in about.splitlines())
     return said + "\n" + "\n\n".join(section.text for section in sections) + "\n"
 
 

@@ -117,7 +117,42 @@ def test_every_column_that_is_left_out_has_its_reason(tmp_path: Path) -> None:
     text = draft("drafted", patients(tmp_path), "progression", tmp_path)
     assert "# patient: has 442 different texts in 442 rows" in text
     assert "seen: '2020-01-01' is a date, which no model takes" in text
-    assert "values are missing (bmi 26): the mean, beside a column that says so" in text
+    assert "# values are missing (bmi 26): a number becomes the mean, beside a column that says so\n" in text
+
+
+def test_reasons_say_what_becomes_of_each_column(tmp_path: Path) -> None:
+    """Reasons name what is done with missing categories and mixed columns, and nothing of columns that are left out."""
+    rows = [
+        [
+            f"P{row}" if row % 9 else "",
+            "?" if row == 5 else row % 11,
+            "" if row % 8 == 0 else "ab"[row % 2],
+            row * row % 7,
+        ]
+        for row in range(200)
+    ]
+    names = ["code", "dose", "side\n[budget]\ntrials = 1", "label"]
+    text = draft("drafted", write(tmp_path / "d.csv", names, rows), None, tmp_path)
+    written = tomllib.loads(text)  # a column's name stays within its comment
+    assert written["budget"] == {"trials": 64}
+    assert written["data"]["drop"] == ["code", "dose"]
+    assert "dose: '?' is not a number (the column has 199 numbers; correct it, name the text in missing_values" in text
+    assert "# values are missing (side\\n[budget]\\ntrials = 1 25): a category becomes code 0\n" in text
+
+
+def test_several_labels_in_an_archive_need_no_option(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    np.savez(tmp_path / "labels.npz", inputs=values, targets=values[:, :3] > 0)
+    written = tomllib.loads(draft("drafted", tmp_path / "labels.npz", None, tmp_path))
+    assert (written["metric"], written["data"]["name"], written["data"]["task"]) == ("macro_f1", "npz", "multilabel")
+
+
+def test_the_length_of_texts_is_theirs(tmp_path: Path) -> None:
+    assert tomllib.loads(draft("drafted", texts(tmp_path), None, tmp_path))["data"]["length"] == 16
+    long = [[f"{'word ' * (300 if row == 0 else 40)} {row}", "ab"[row % 2]] for row in range(90)]
+    text = draft("drafted", write(tmp_path / "long.csv", ["text", "label"], long), None, tmp_path)
+    assert tomllib.loads(text)["data"]["length"] == 41
+    assert "# tokens; 95 % of the texts have at most 41, the longest one has 301" in text
 
 
 def test_a_table_whose_rows_may_be_images_tells_the_other_reading(tmp_path: Path) -> None:
