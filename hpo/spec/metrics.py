@@ -73,6 +73,11 @@ def for_task(task: str) -> list[str]:
     return [name for name, known in METRICS.items() if task in known.tasks] + top_k
 
 
+def is_of_numbers(name: str) -> bool:
+    """Return whether a known metric goes with regressions alone."""
+    return METRICS.get(name, OF_TOP_K).tasks == ("regression",)
+
+
 def is_share(name: str) -> bool:
     """Return whether a known metric is the share of examples that are right."""
     return name == "accuracy" or TOP_K.fullmatch(name) is not None

@@ -287,7 +287,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a key for a data source without options": (
         '[data]\nname = "digits"\nsize = 3\n' + MODEL + OPTIMIZER,
-        "data.size: data digits takes no 'size' (known: classes, fold, folds, reading, resident, split_seed, subset)",
+        "data.size: data digits takes no 'size' (known: classes, fold, folds, reading, resident, split, split_seed, subset)",
     ),
     "an unknown dataset": (
         '[data]\nname = "digit"\n' + MODEL + OPTIMIZER,
@@ -298,9 +298,10 @@ WRONG: dict[str, tuple[str, str]] = {
         "model.name: there is no model 'mpl' (did you mean 'mlp'?); your own is \"package.module:name\"",
     ),
     "an unknown model far from all": (
-        DATA + '[model]\nname = "transformer"\n' + OPTIMIZER,
-        "model.name: there is no model 'transformer' (known: cnn, efficientnet_b0, mlp, mobilenet_v3, "
-        'resnet18, resnet34, resnet50, vgg11, vgg13, vgg16, vgg19, vit_b_16, wide_resnet); your own is "package.module:name"',
+        DATA + '[model]\nname = "perceptron"\n' + OPTIMIZER,
+        "model.name: there is no model 'perceptron' (known: cnn, cnn1d, efficientnet_b0, gru, lstm, mlp, mobilenet_v3, "
+        "resnet18, resnet34, resnet50, transformer, vgg11, vgg13, vgg16, vgg19, vit_b_16, wide_resnet); your own is "
+        '"package.module:name"',
     ),
     "an unknown optimizer among choices": (
         DATA + MODEL + '[optimizer]\nname = { choices = ["sgd", "rmsporp"] }\nlr = 0.1',

@@ -160,12 +160,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "two measures": (
         {"metric": "loss", "loss": {"name": {"choices": ["mse", "cross_entropy"]}}},
         'loss.name = { choices = ["mse", "cross_entropy"] }: losses of several kinds cannot be compared; '
-        'give one value, or set metric = "accuracy"',
+        'give one value, or another metric: metric = "accuracy", or "rmse" for a regression',
     ),
     "two scales": (
         {"metric": "loss", "loss": {"name": "mine.py:focal", "gamma": {"low": 0.0, "high": 2.0}}},
         "loss.gamma = { low = 0.0, high = 2.0 }: losses of several kinds cannot be compared; "
-        'give one value, or set metric = "accuracy"',
+        'give one value, or another metric: metric = "accuracy", or "rmse" for a regression',
     ),
 }
 

@@ -28,7 +28,7 @@ from hpo.models.blocks import TooLarge
 from hpo.models.libraries import LIBRARIES, Build
 from hpo.models.shapes import Shape
 from hpo.models.transfer import FILE_OR_NAME, is_file
-from hpo.spec import extras, options, space, usercode
+from hpo.spec import extras, metrics, options, space, usercode
 from hpo.spec.options import Function
 from hpo.spec.space import Choices, Range, Tree
 from hpo.spec.study_file import SPLIT_FORMAT, SPLIT_SEED, StudySpec, check_path
@@ -86,6 +86,7 @@ KINDS = {
     "averaging": PartKind(functions=AVERAGINGS, given=0, returns=Averaging),
 }
 UNJUDGED = (".label_smoothing", ".class_weights", ".pos_weight")  # options of losses that validation does not use
+OF_LABELS = {"of", "label_smoothing"}  # options of losses that have no use in a regression
 SIZES = ("widths", "channels", "depth", "width")  # options that can make our models large
 MAX_PARAMETERS = 250 * 10**9  # one terabyte of weights
 #: Models with no more layers, and no larger layers, are far below MAX_PARAMETERS and are not checked.
@@ -374,7 +375,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         with mistakes.collect():
             tree = range_types.typed(tree, option_models(folder))
     mistakes.raise_if_any()
-    filled = space.lower(_filled(tree, folder))
+    filled = space.lower(_filled(tree, folder, spec.metric))
     return spec.model_copy(update=filled if spec.format < SPLIT_FORMAT else filled | _with_split_seed(filled["data"]))
 
 
@@ -411,8 +412,8 @@ def _refuse_values_in_several_measures(spec: StudySpec) -> None:
         of_ours = not any(map(usercode.is_reference, spec.code_references))
         if not (path.endswith(UNJUDGED) and of_ours):
             raise SpecError(
-                f"{path} = {parameter}: losses of several kinds cannot be compared; give one value, or set metric = "
-                '"accuracy"'
+                f"{path} = {parameter}: losses of several kinds cannot be compared; give one value, or another metric: "
+                'metric = "accuracy", or "rmse" for a regression'
             )
 
 
@@ -427,12 +428,15 @@ def _refuse_a_warmup_without_end(tree: Tree) -> None:
         )
 
 
-def _filled(tree: Tree, folder: Path) -> Tree:
+def _filled(tree: Tree, folder: Path, metric: str) -> Tree:
     """Return the tree with the defaults of every part that may be chosen, each under its own choice."""
     cycles = any(path.endswith("cycle_momentum") for path in _paths(tree["schedule"]))
-    left_out = {"momentum", "beta1"} if cycles else set()  # in this case the schedule sets them
+    left_out = {
+        "optimizer": {"momentum", "beta1"} if cycles else set(),  # in this case the schedule sets them
+        "loss": OF_LABELS if metrics.is_of_numbers(metric) else set(),
+    }
     return {
-        section: _filled_part(section, dict(part), folder, left_out)
+        section: _filled_part(section, dict(part), folder, left_out.get(section, set()))
         if section in KINDS
         else _filled_table(section, part)
         for section, part in tree.items()

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from hpo.models.tables import CategoryEmbedding, NumberEmbedding
+from hpo.models.tokens import TokenEmbedding
+
+EMBEDDINGS = (CategoryEmbedding, NumberEmbedding, TokenEmbedding)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -81,10 +85,11 @@ def weights_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, nn.Para
 
 
 def units_of(model: nn.Module, trained: Iterable[Tensor]) -> dict[str, int]:
-    """Return the dimension that counts the units of a weight, by name. Embeddings and tokens have no units."""
+    """Return the dimension that counts the units of a weight, by name. Our embeddings and class tokens have no units."""
     found = {}
     for name in weights_of(model, trained):
         owner, _, own = name.rpartition(".")
-        if "weight" in own:
-            found[name] = int(isinstance(model.get_submodule(owner), _ConvTransposeNd))
+        module = model.get_submodule(owner)
+        if "weight" in own and not isinstance(module, EMBEDDINGS):
+            found[name] = int(isinstance(module, _ConvTransposeNd))
     return found

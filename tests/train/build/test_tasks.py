@@ -165,6 +165,11 @@ def test_balanced_weights_have_a_use_on_rows_that_are_sorted_by_class(tmp_path: 
     assert list(check.unused(spec.tree, replace(splits, train=few), 0, tmp_path, CPU)) == []
 
 
+def test_options_of_labels_are_left_out_where_the_metric_is_of_numbers(tmp_path: Path) -> None:
+    assert resolved(tmp_path, metric="rmse", loss={"name": "mse"}).tree["loss"] == {"name": "mse"}
+    assert resolved(tmp_path, **LOSS, loss={"name": "mse"}).tree["loss"].keys() == {"name", "of", "label_smoothing"}
+
+
 def test_classes_and_weights_may_be_searched_by_the_loss(tmp_path: Path) -> None:
     """Validation does without weights, so trials can be compared by the loss. Another kind of loss is refused."""
     weights = {"name": "cross_entropy", "class_weights": {"choices": ["none", "balanced"]}}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpo.models import cnn
+from hpo.models import MODELS, cnn, mlp
+from hpo.models.shapes import TableShape, TokenShape
 from hpo.train import loop
 from hpo.train.optim.penalties import Penalties, units_of, weights_of
 from tests.support import stacks
@@ -74,6 +75,14 @@ def test_units_are_outputs_and_channels_and_tokens_have_none() -> None:
         "attention.out_proj.weight": 0,
         "up.weight": 1,
     }
+
+
+def test_embeddings_of_a_table_and_of_words_have_no_units() -> None:
+    table = mlp(TableShape(numbers=2, categories=(3,)), 2, widths=[4], embedding="periodic", norm="none")
+    words = MODELS["gru"](TokenShape(length=5, vocabulary=7), 2, width=4)
+    assert units_of(table, table.parameters()).keys() == {"1.weight", "4.weight"}
+    of_layer = {f"layers.0.ahead.weight_{kind}" for kind in ("ih", "hh")}
+    assert units_of(words, words.parameters()).keys() == {*of_layer, "head.weight"}
 
 
 def test_a_bound_scales_each_long_unit_down_to_it_and_leaves_the_others() -> None:
