@@ -5,6 +5,7 @@ A GPU is asked by the functions of `torch.cuda`. Every other accelerator of torc
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -60,6 +61,13 @@ def free_bytes(device: torch.device) -> int | None:
     free, _ = module.mem_get_info(device)
     unused = module.memory_reserved(device) - module.memory_allocated(device)  # in blocks that this process holds
     return int(free + unused)
+
+
+def release_unused(device: torch.device) -> None:
+    """Give back the memory that this process holds and does not use, so that another process can take it."""
+    if is_accelerator(device):
+        gc.collect()
+        _module(device).empty_cache()
 
 
 def begin_peak(device: torch.device) -> None:

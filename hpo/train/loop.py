@@ -166,8 +166,9 @@ class CapturedGradients:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._parameters = trained(run)
-        self._fixed = FixedMasks(self._draw)
-        self._step = CapturedStep(run.device, self._compute, self._fixed, self._changed)
+        assert run.randomness.masks is not None
+        self._fixed = FixedMasks(run.randomness.masks.factors)
+        self._step = CapturedStep(run.device, self._fixed)
         self._are_trained: list[bool] = []
 
     @staticmethod
@@ -186,7 +187,7 @@ class CapturedGradients:
         if are_trained != self._are_trained:  # layers are unfrozen between epochs
             self._are_trained = are_trained
             self._step.forget()
-        self._step.take(x, y)
+        self._step.take(self._compute, self._changed, x, y)
 
     def _compute(self, x: Batch, y: Tensor) -> None:
         run = self._run
@@ -196,11 +197,6 @@ class CapturedGradients:
             add_gradients(run, run.layout(x), y, None)
         finally:
             use_generator(run.model, run.randomness.dropout, run.randomness.masks)
-
-    def _draw(self, kept: Sequence[int], elements: int, dtype: torch.dtype) -> Tensor | None:
-        masks = self._run.randomness.masks
-        assert masks is not None
-        return masks.factors(kept, elements, dtype)
 
     def _changed(self) -> list[Tensor]:
         return [*self._run.model.buffers(), self._run.loss_sum]

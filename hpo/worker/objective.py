@@ -139,7 +139,9 @@ class Declared:
             found = choose(spec, attempt.config, self._splits, self._folder, self._device)
             self._slots_of.setdefault(model, []).append(found.slots)
             limited = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
-            self._choices[key] = with_graph(limited, spec, attempt.config, key, self._folder, self._device)
+            runs = self._study.budget / (self._fleet * (len(self._choices) + 1))  # kinds of stack share the budget
+            known = (spec, attempt.config, attempt.run, self._folder, self._device)
+            self._choices[key] = with_graph(limited, *known, runs=runs)
         return self._choices[key]
 
     def _is_lost(self, model: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from hpo.data import Splits
 from hpo.models import cnn, mlp
+from hpo.train import graphs as captures
 from hpo.train.graphs import CapturedStep, FixedMasks
 from hpo.train.loop import Loop
 from hpo.train.optim import losses, schedules
@@ -26,7 +29,8 @@ from tests.support.twin_graphs import Recorder
 
 
 @pytest.fixture(autouse=True)
-def graphs() -> Iterator[list[Recorder]]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
+    monkeypatch.setattr(captures, "SETTLED", 0)
     with twin_graphs.plugged_in() as made:
         yield made
 
@@ -36,8 +40,10 @@ class NoDropout:
         return None
 
 
-def step(body: Any, changed: list[Tensor]) -> CapturedStep:
-    return CapturedStep(twin.DEVICE, body, FixedMasks(NoDropout().factors), lambda: changed)
+def step(body: Any, changed: list[Tensor]) -> Callable[..., None]:
+    """Return the function that takes a step."""
+    captured = CapturedStep(twin.DEVICE, FixedMasks(NoDropout().factors))
+    return partial(captured.take, body, lambda: changed)
 
 
 def test_what_is_baked_in_at_the_capture_differs_at_the_replay(graphs: list[Recorder]) -> None:
@@ -57,8 +63,8 @@ def test_what_is_baked_in_at_the_capture_differs_at_the_replay(graphs: list[Reco
     for now in range(3):
         given = (torch.tensor(float(now + 1)), torch.tensor([now]), torch.tensor(float(now + 2)))
         there = [one.to(twin.DEVICE) for one in given]
-        captured.take(*there)
-        baked.take(*there)
+        captured(*there)
+        baked(*there)
         expected += (now + 1) * now * (now + 2)
         assert good.tolist() == [expected] * 3
         assert bad.tolist() == [0.0] * 3  # the first step again and again
@@ -71,13 +77,14 @@ def test_what_cannot_be_captured_runs_as_it_is(graphs: list[Recorder]) -> None:
     def waits(x: Tensor) -> None:
         total.add_(x.sum().item())
 
-    taken = step(waits, [total])
+    take = step(waits, [total])
     for value in (1.0, 2.0):
-        taken.take(torch.full((2,), value).to(twin.DEVICE))
+        take(torch.full((2,), value).to(twin.DEVICE))
     assert total.item() == 6.0
-    assert taken.failure is not None
-    assert "operation not permitted when stream is capturing" in taken.failure
+    [failure] = captures.failures
+    assert "operation not permitted when stream is capturing" in failure
     assert graphs == []
+    assert not captures.can_capture(twin.DEVICE)  # in the rest of this process
 
 
 def runs(splits: Splits, model: Any, count: int = 3) -> list[Run]:
@@ -176,3 +183,60 @@ def test_a_stop_within_an_epoch_goes_on_with_the_graph(graphs: list[Recorder]) -
     assert stack.train_epoch(lambda: next(asked)) == []
     results = [stack.train_epoch()[0], stack.train_epoch()[0]]
     assert numbers(results) == whole[0]
+
+
+def test_after_a_change_a_step_is_captured_again_once_it_has_settled(
+    graphs: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a stack whose rows get trials with other losses in every epoch would do little but capture."""
+    monkeypatch.setattr(captures, "SETTLED", 2)
+    total = torch.zeros((), device=twin.DEVICE)
+    captured = CapturedStep(twin.DEVICE, FixedMasks(NoDropout().factors))
+
+    def replays(steps: int) -> list[int]:
+        for _ in range(steps):
+            captured.take(lambda x: total.add_(x), lambda: [total], torch.ones((), device=twin.DEVICE))
+        return [one.replays for one in graphs]
+
+    captured.forget()  # nothing was captured yet
+    assert replays(1) == [1]
+    captured.forget()
+    assert replays(1) == [1]
+    captured.forget()
+    assert replays(2) == [1]
+    assert replays(3) == [1, 3]
+    assert total.item() == 7.0
+
+
+def test_a_compacted_stack_is_not_captured(graphs: list[Recorder]) -> None:
+    """The graph was checked in the stack's full size. When runs come again, the stack has that size, and a new graph."""
+    put = runs(stacks.digits(device=twin.DEVICE), partial(mlp, (1, 8, 8), CLASSES, widths=[9]))
+    stack = Stack(StackedForward(put[0].model), put[0], 3, captures=True)
+    for run in put[:2]:
+        stack.put(run)
+    stack.compact()
+    stack.train_epoch()
+    assert graphs == []
+    for run in put[2:]:
+        stack.put(run)
+    stack.train_epoch()
+    assert [one.replays for one in graphs] == [4]
+
+
+@pytest.mark.parametrize("executor", ["loop", "stack"])
+def test_an_executor_that_was_captured_is_freed_at_its_end(executor: str, graphs: list[Recorder]) -> None:
+    """Without the garbage collector, which may come late: on a GPU its memory would be missing for the next trials."""
+    [run] = runs(stacks.digits(device=twin.DEVICE), partial(mlp, (1, 8, 8), CLASSES, widths=[9], dropout=0.5), 1)
+    trainer = Loop(captures=True) if executor == "loop" else Stack(StackedForward(run.model), run, 2, captures=True)
+    trainer.put(run)
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.train_epoch()
+        assert len(graphs) == 1
+        trainer.remove(run)
+        held = weakref.ref(trainer if executor == "stack" else run)
+        del trainer, run
+        assert held() is None
+    finally:
+        gc.enable()

@@ -90,8 +90,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     epochs = tree["training"]["epochs"]
     chosen = executor.choose(spec, config, splits, folder, device)
     limited = executor.spread(chosen, spec, budget=spec.budget.trials, fleet=workers)
-    key = executor.stack_key_of(run, config.training)
-    choice = graph_check.with_graph(limited, spec, config, key, folder, device)
+    choice = graph_check.with_graph(limited, spec, config, run, folder, device, runs=spec.budget.trials / workers)
     return Findings(
         parameters=dict(space.parameters(tree)),
         data=data.overview(source, splits, split_seed=spec.split_seed),

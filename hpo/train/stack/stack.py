@@ -101,9 +101,9 @@ class Stack:
         self._noise = DropoutMasks(slots, first.device, self._rows.values.dtype)
         self._factors: Draws = self._noise
         self._fixed = FixedMasks(self._noise.factors)
-        captures = self._captures and can_capture(first.device)
-        step = CapturedStep(first.device, self._compute_captured, self._fixed, self._changed) if captures else None
-        self._captured = step
+        # A compacted stack is not captured: the graph was checked in the full size, and it soon shrinks again.
+        captures = self._captures and slots >= self.slots and can_capture(first.device)
+        self._captured = CapturedStep(first.device, self._fixed) if captures else None
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
         self._monitors = RowMonitors(self._rows, first.watch) if first.watch.gradients else None
@@ -257,13 +257,8 @@ class Stack:
         self._penalties.begin([NONE if run is None else run.penalised for run in active])
         self._clipping.begin(active)
         rows = [row for row, run in enumerate(active) if run is not None]
-        self._steps.begin(rows, self._set_rates, some.steps_per_epoch)
+        self._steps.begin(rows, partial(_set_rates, active), some.steps_per_epoch)
         self._averages.begin(rows, self._epochs(), some.steps_per_epoch - batch)
-
-    def _set_rates(self, batch: int) -> None:
-        for run in self._active:
-            if run is not None:
-                run.set_rate(batch)
 
     def _set_losses(self, losses: list[Loss], some: Run) -> None:
         """Set the losses by row. A captured step stays if they are the same as before, and so is the data."""
@@ -284,7 +279,7 @@ class Stack:
         self, runs: Sequence[Run], waiting: dict[Run, dict[str, Tensor]], batch: int, *, has_stepped: bool
     ) -> None:
         if has_stepped:
-            self._set_rates(batch - 1)  # those of the last step, not of a later one
+            _set_rates(self._active, batch - 1)  # those of the last step, not of a later one
         for run in runs:
             row = self._places.index(run)
             if run in waiting:
@@ -345,7 +340,7 @@ class Stack:
     def _step(self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None, batch: int) -> None:
         self._noise.go_to(batch)
         if self._captured is not None and augmentation is None:
-            self._captured.take(batches, inputs)
+            self._captured.take(self._compute_captured, self._changed, batches, inputs)
         else:
             self._compute(batches, inputs, augmentation, batch)
         self._penalties.add_to_gradients()
@@ -447,6 +442,12 @@ class Stack:
                 size = {"steps": run.steps_per_epoch, "batch_size": run.batch_size}
                 watched[row] |= of_gradients(run.watch, of_run, norm, **size)
         return measured.tolist(), watched
+
+
+def _set_rates(runs: Sequence[Run | None], batch: int) -> None:
+    for run in runs:
+        if run is not None:
+            run.set_rate(batch)
 
 
 def _even(slots: int) -> int:

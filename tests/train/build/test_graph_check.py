@@ -7,10 +7,12 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
@@ -55,10 +57,17 @@ def plugged_in() -> Iterator[None]:
         yield
 
 
-def asked(folder: Path, choice: Choice = WIDE, device: torch.device = twin.DEVICE) -> Choice:
-    spec = resolve.resolve(StudySpec.from_document({**DOCUMENT, "executor": "stack"}), folder)
+LONG = 10**6  # runs that are ahead
+
+
+def asked(
+    folder: Path, choice: Choice = WIDE, device: torch.device = twin.DEVICE, *, runs: float = LONG, epochs: int = 3
+) -> Choice:
+    document = {**DOCUMENT, "executor": "stack", "training": {"epochs": epochs, "batch_size": 64}}
+    spec = resolve.resolve(StudySpec.from_document(document), folder)
     config = TrainConfig.from_tree(space.middle(spec.tree, {}))
-    return graph_check.with_graph(choice, spec, config, "some key", folder, device)
+    run = assemble.build_run(config, digits(device=device), 0, folder, device)
+    return graph_check.with_graph(choice, spec, config, run, folder, device, runs=runs)
 
 
 def kept() -> list[dict[str, object]]:
@@ -70,14 +79,14 @@ def test_a_child_captures_compares_and_times(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", CHILD])
     found = asked(tmp_path)
     assert found.graph.startswith("3 replayed steps equal those without within 1e-06; "), found.graph
-    assert kept() == [{"used": found.captures, "why": found.graph}]
+    assert kept() == [{"used": found.captures, "why": found.graph, "lasts": True}]
 
 
 def test_a_verdict_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", ANSWERS])
     found = asked(tmp_path)
     assert (found.captures, found.graph) == (True, "twin:0 stack 4")
-    assert kept() == [{"used": True, "why": "twin:0 stack 4"}]
+    assert kept() == [{"used": True, "why": "twin:0 stack 4", "lasts": True}]
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", DIES])
     assert asked(tmp_path) == found  # no second child
     other = asked(tmp_path, dataclasses.replace(WIDE, slots=2))  # another size is another question
@@ -85,13 +94,62 @@ def test_a_verdict_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(kept()) == 2
 
 
-def test_a_child_that_fails_or_hangs_means_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_fails_means_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", "raise SystemExit('no kernel image')"])
     found = asked(tmp_path)
     assert (found.captures, found.graph) == (False, "the process that tried it ended with exit code 1: no kernel image")
-    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(graph_check, "SECONDS", 0.2)
-    assert asked(tmp_path, dataclasses.replace(WIDE, slots=2)).graph.startswith("the process that tried it did not end")
+    assert len(kept()) == 1
+
+
+@pytest.mark.parametrize(
+    ("child", "why"),
+    [
+        ("import time; time.sleep(60)", "did not end within 0.2 s"),
+        ("import os; os.kill(os.getpid(), 15)", "was ended by SIGTERM"),
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("raise SystemExit('CUDA out of memory. Tried to allocate')", "exit code 1: CUDA out of memory. Tried to allocate"),
+    ],
+)  # fmt: skip
+def test_what_the_next_child_may_find_otherwise_is_not_remembered(
+    child: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person ended it, or other processes had taken the memory."""
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", child])
+    monkeypatch.setattr(graph_check, "SECONDS", 0.2 if "sleep" in child else 60)
+    found = asked(tmp_path)
+    assert (found.captures, found.graph) == (
+        False,
+        f"the process that tried it {why}".replace(" exit", " ended with exit"),
+    )
+    assert not measurement_cache.home().exists()
+
+
+def test_where_few_steps_are_left_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try takes longer than the graph would save. An answer that is there already is used."""
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", ANSWERS])
+    few = asked(tmp_path, runs=100)  # of 3 epochs with a step, in stacks of 4
+    assert (few.captures, few.graph) == (
+        False, "not tried: a worker has about 75 steps left at most; a try pays from 20,000 on"
+    )  # fmt: skip
+    assert asked(tmp_path).captures
+    assert asked(tmp_path, runs=100).captures
+    alone = Choice(executor="loop", slots=1, why="measured")
+    assert asked(tmp_path, alone).graph == (
+        "a trial has 3 steps at most, and each is captured anew; this pays from 1,000 on"
+    )
+    assert asked(tmp_path, alone, epochs=1_000).captures
+
+
+def test_while_another_process_tries_a_worker_waits_and_then_takes_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_check, "COMMAND", [sys.executable, "-c", ANSWERS])
+    with ThreadPoolExecutor(1) as other, FileLock(measurement_cache.home().with_name("graph.lock")):
+        waiting = other.submit(asked, tmp_path)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        monkeypatch.setattr(graph_check, "_remembered", lambda key: Verdict(used=False, why="theirs"))
+    assert waiting.result().graph == "theirs"
 
 
 def test_where_no_device_captures_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +161,7 @@ def test_where_no_device_captures_nothing_is_tried(tmp_path: Path, monkeypatch: 
     ("verdict", "used", "why"),
     [
         (judged(1e-7, 0.001, 0.004), True, "equal those without within 1e-06; 1.00 ms a step, without 4.00 ms"),
+        (judged(1e-7, 0.004, 0.0041), False, "4.00 ms a step, without 4.10 ms: too small a gain"),
         (judged(1e-7, 0.004, 0.001), False, "equal those without within 1e-06; 4.00 ms a step, without 1.00 ms"),
         (judged(2e-6, 0.001, 0.004), False, "differ by 2.0e-06 from those without, more than 1e-06"),
         (judged(math.nan, 0.001, 0.004), False, "differ by nan"),
