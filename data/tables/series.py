@@ -50,8 +50,8 @@ def series(
         positive: the value of a binary target that counts as positive (default: 1, true, yes or positive).
         missing_values: texts that stand for a missing value (default: empty, NA, N/A, NaN, null and none). Series have none.
         part: column with train, validation and test, which become the parts.
-        group: column of groups, such as patients, for a split by group.
-        time: column of dates or numbers, for a split by time. A series has the time of its first row in the file.
+        group: column or array of groups, such as patients, for a split by group.
+        time: column or array of dates or numbers, for a split by time. A series has the time of its first row in the file.
         header: whether the first row of a CSV file names the columns.
         delimiter: character between two values (default: the most frequent of comma, semicolon, tabulator and bar).
     """
@@ -62,13 +62,15 @@ def series(
         "channels": channels,
         "target": target,
         "part": part,
-        "group": group,
-        "time": time,
         "missing_values": missing_values,
         "delimiter": delimiter,
     }
     if file.suffix.casefold() == ARCHIVE:
         _refuse(named, "for CSV and Parquet files, and this is an archive of arrays")
+        keys: dict[str, Any] = {"group": group, "time": time}
+        for option, array in keys.items():
+            if isinstance(array, int):
+                raise ValueError(f"{option} = {array}: write the name of an array, since this is an archive of arrays")
         return npz(
             path=path,
             images=inputs or "images",
@@ -77,6 +79,7 @@ def series(
             holds="series",
             task=task,
             positive=positive,
+            **keys,
         )
     _refuse({"inputs": inputs, "targets": targets, "channels_last": channels_last or None}, "for archives of arrays")
     if id is None or target is None:

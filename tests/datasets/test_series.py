@@ -149,6 +149,15 @@ def test_bad_arrays_of_series_are_told(tmp_path: Path, inputs: np.ndarray, targe
         SOURCES["series"](path=str(tmp_path / "s.npz"))
 
 
+def test_an_archive_names_groups_and_times(tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", x=VALUES, y=TARGETS, who=np.arange(SERIES) // 2, when=np.arange(SERIES)[::-1])
+    found = SOURCES["series"](path=str(tmp_path / "s.npz"), group="who", time="when")
+    assert found.groups is not None
+    assert found.times is not None
+    assert found.groups.unique_consecutive().numel() == SERIES // 2
+    assert found.times.tolist() == list(range(SERIES))[::-1]
+
+
 def test_options_of_the_other_form_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", x=VALUES, y=TARGETS)
     (tmp_path / "s.csv").write_text(STEPPED)
@@ -156,5 +165,7 @@ def test_options_of_the_other_form_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"^step is for CSV and Parquet files, and this is an archive of arrays; remove it"
     ):
         SOURCES["series"](path=str(tmp_path / "s.npz"), step="t")
+    with pytest.raises(ValueError, match=r"^group = 3: write the name of an array"):
+        SOURCES["series"](path=str(tmp_path / "s.npz"), group=3)
     with pytest.raises(ValueError, match=r"^inputs is for archives of arrays; remove it"):
         SOURCES["series"](path=str(tmp_path / "s.csv"), inputs="x", id="s", target="y")
