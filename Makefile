@@ -67,12 +67,17 @@ docs: .venv/test.stamp
 
 # Some tests wait for a process or a lease, so there is one test process more than cores.
 # Tests of killed processes share the machine with other tests. So up to three that failed run once more, alone, and are told.
+define PYTEST_RUN
+$(BIN)/pytest $(1) --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(PYTEST) || \
+	{ code=$$?; failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed); \
+	test $$code = 1 && test $$failed -le 3 || exit $$code; \
+	echo "== $$failed failed; once more, alone:"; $(BIN)/pytest $(1) -rA --last-failed --last-failed-no-failures none; }
+endef
+
 test: check .venv/compiled.stamp
 	@rm -f .pytest_cache/v/cache/lastfailed
-	@$(BIN)/pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(PYTEST) || \
-		{ code=$$?; failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed); \
-		test $$code = 1 && test $$failed -le 3 || exit $$code; \
-		echo "== $$failed failed; once more, alone:"; $(BIN)/pytest -rA --last-failed --last-failed-no-failures none; }
+	@$(call PYTEST_RUN,)
+	@$(call PYTEST_RUN,tests/accelerator)
 
 .venv/engines.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "== installing engines for tests into .venv"

@@ -53,6 +53,17 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+def test_only_tests_with_processes_of_their_own_load_the_twin_device() -> None:
+    """A process that knows a second device cannot fork and train. See `tests/accelerator`."""
+    ours = [file for file in (ROOT / "tests").rglob("test_*.py") if "accelerator" not in file.parts]
+    found = [
+        file
+        for file in ours
+        if re.search(r"^from tests\.support(\.| import .*)(twin|launches)", file.read_text(), re.M)
+    ]
+    assert found == []
+
+
 def lint(folder: Path, *contracts: str) -> dict[str, bool]:
     """Run import-linter on a checkout; return by contract whether it is kept."""
     command = [Path(sys.executable).parent / "lint-imports", folder / "pyproject.toml", "--no-cache"]

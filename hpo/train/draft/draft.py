@@ -30,7 +30,7 @@ def draft(name: str, path: Path, target: str | None, folder: Path) -> str:
         raise SpecError(f"--from {said}", *more) from error
     except ValueError as error:
         raise SpecError(f"--from {path}: {error}") from error
-    about = f"Drafted by `hpo init --from {path}`: {_described(found.source)}.\n`hpo check` explains it."
+    about = f"Drafted from {path}: {_described(found.source)}.\n`hpo check` explains it."
     return page(about, sections(found.source, name, Section("data", found.lines)))
 
 

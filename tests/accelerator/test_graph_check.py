@@ -28,7 +28,7 @@ from tests.support import twin, twin_graphs
 from tests.support.declared import DOCUMENT
 from tests.support.stacks import digits
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 #: A child that has the pretended device.
 CHILD = f"""
 import sys
