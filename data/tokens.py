@@ -113,7 +113,7 @@ def fit_codes(inputs: Inputs) -> Fitted:
     seen = inputs.flatten().bincount(minlength=FIRST) > 0
     codes = torch.where(seen, torch.arange(len(seen)), UNKNOWN)
     codes[PADDING] = PADDING
-    unseen = (~seen[FIRST:]).nonzero().flatten() + FIRST
-    about = {"level": "code", "length": inputs.shape[1], "vocabulary": len(codes), "unseen": unseen.tolist()}
+    known = seen[FIRST:].nonzero().flatten() + FIRST
+    about = {"level": "code", "length": inputs.shape[1], "codes": known.tolist()}
     beyond = torch.tensor([UNKNOWN])
     return Fitted(transform=Renumbering(codes=torch.cat([codes, beyond])), vocabulary=len(codes), about=about)

@@ -67,11 +67,11 @@ ARRAYS = 'name = "npz"\npath = "data.npz"\ntask = '
 MLP, CNN = 'name = "mlp"\nwidths = [8]', 'name = "cnn1d"\nchannels = [8, 8]'
 
 
-def train(folder: Path, make: Callable[[Path], None], section: str, model: str) -> Trained:
+def train(folder: Path, make: Callable[[Path], None], section: str, model: str, metric: str = "loss") -> Trained:
     """Train two epochs and return what `hpo train` leaves."""
     make(folder)
     (folder / "best.toml").write_text(
-        f'name = "tried"\nmetric = "loss"\n[data]\n{section}\n[model]\n{model}\n'
+        f'name = "tried"\nmetric = "{metric}"\n[data]\n{section}\n[model]\n{model}\n'
         '[training]\nepochs = 2\n[optimizer]\nname = "adamw"\nlr = 0.01\n'
     )
     training = final.prepare(folder / "best.toml")
@@ -150,6 +150,15 @@ def test_a_file_is_compared_in_standard_deviations_of_the_target(
     with pytest.raises(StudyError, match="its outputs differ from the model's by"):
         files.export(Deployed(Differing(), splits).eval(), inputs, tmp_path / "model.pt2", {}, is_coarse=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_several_targets_is_the_training_s(tmp_path: Path) -> None:
+    """Each target has its own unit: the error is the mean over the targets, as in training."""
+    draws = np.random.default_rng(2).normal(size=(ROWS, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", inputs=draws, targets=draws[:, :2] * np.array([1000.0, 0.01]))
+    run = train(tmp_path, lambda folder: None, f'{ARRAYS}"regression"', MLP, "rmse")
+    made = report.make(run, [], tmp_path / "out", passes=None, formats=[])
+    assert made.variants[0].score.rmse == pytest.approx(last(run)["validation_rmse"], rel=1e-5)
 
 
 CASES: dict[str, tuple[Callable[[Path], None], str, str, bool]] = {  # whether the accuracy has an interval

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpo import data
 from hpo.final.after.raw import batches
+from hpo.train import eval_metrics
 from hpo.train.inputs import in_units
 from hpo.train.validation import right
 
@@ -21,7 +22,7 @@ class Score:
     """The score and size of one model."""
 
     accuracy: float | None  # share of right targets, 0..1; None for a regression
-    rmse: float | None  # of a regression, over all targets in original units; None for other tasks
+    rmse: float | None  # of a regression in original units, the mean over the targets; None for other tasks
     loss: float  # mean cross-entropy in nats, or mean squared error of standardised targets
     agreement: float | None  # share of targets predicted as by the trained model; None for a regression
     parameters: int  # weights and biases, or their quantised values
@@ -58,9 +59,10 @@ def score(model: nn.Module, found: Tensor, reference: Tensor, part: data.Split, 
 def _quality(found: Tensor, reference: Tensor, targets: Tensor, splits: data.Splits) -> dict[str, Any]:
     """Return accuracy, root mean squared error, loss and agreement."""
     if splits.target_std is not None:
-        squares = (found - in_units(targets, splits)).square()
-        loss = (squares / splits.target_std.double().square()).mean().item()
-        return {"accuracy": None, "rmse": squares.mean().sqrt().item(), "loss": loss, "agreement": None}
+        wanted = in_units(targets, splits)
+        loss = ((found - wanted) / splits.target_std.double()).square().mean().item()
+        rmse = eval_metrics.compute(["rmse"], found, wanted, splits.task)["rmse"]
+        return {"accuracy": None, "rmse": rmse, "loss": loss, "agreement": None}
     loss_of = F.cross_entropy if targets.dtype == torch.int64 else _binary_cross_entropy
     same = reference.argmax(1) if targets.dtype == torch.int64 else reference > 0
     return {
