@@ -115,7 +115,8 @@ def check(
         text.say_page(checked.findings_text(found.spec, findings, count))
         if images:
             text.say(f"wrote {images}: a row for each class, in the order above")
-        warnings += checked.small_part_warnings(found.spec, findings.data) + findings.untyped + findings.unused
+        warnings += checked.small_part_warnings(found.spec, findings.data)
+        warnings += checked.moved_image_warnings(found.spec, findings.data) + findings.untyped + findings.unused
     text.say_page(checked.warnings_text(warnings))
 
 

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 WIDEST_NAME = 40  # characters of a class name
 MOST_CLASSES = 40  # rows in the table of classes
+#: Augmentations that change where things are in an image.
+MOVES = (
+    "crop",
+    "resized_crop",
+    "horizontal_flip",
+    "vertical_flip",
+    "rotation",
+    "translation",
+    "scale",
+    "shear",
+    "trivial_augment",
+)
 ABREAST = 6  # example images side by side
 READING = 2  # of data; the usual one is not shown
 SHADES = " .:-=+*#%@"  # from black to white
@@ -240,6 +252,17 @@ def small_part_warnings(spec: StudySpec, found: Overview) -> list[str]:
     return [
         f"data: {rows} validation {unit}s are few: an accuracy of 0.5 on them may be {range_text(interval.wilson(0.5, rows))} "
         f"(95 %), so small differences between trials are chance; {', or '.join(mends)}"
+    ]
+
+
+def moved_image_warnings(spec: StudySpec, found: Overview) -> list[str]:
+    """Return a line if images of a regression are moved, since its targets stay as they are."""
+    moves = [name for name in MOVES if spec.tree.get("augment", {}).get(name)]
+    if found.classes or not moves:
+        return []
+    return [
+        f"augment.{moves[0]}: moves what an image shows, but not its targets; remove it if targets are places, such as "
+        "key points"
     ]
 
 

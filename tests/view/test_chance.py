@@ -12,7 +12,7 @@ from hpo.study.interval import wilson
 from hpo.study.status import Best, Summary
 from hpo.view import pages
 from hpo.view.chance import choice_lines, outcome_lines, seeds_lines
-from hpo.view.checked import small_part_warnings
+from hpo.view.checked import moved_image_warnings, small_part_warnings
 from tests.study.test_interval import PARTS
 from tests.view.test_live import drawn, summary
 
@@ -261,3 +261,13 @@ def test_few_validation_images_are_warned_of(data: dict[str, Any], value: str, s
         f"between trials are chance; {mend}"
     ]
     assert small_part_warnings(spec, overview(140, 93, shipped=shipped)) == []
+
+
+def test_moves_of_images_whose_targets_may_be_places_are_warned_of() -> None:
+    moving = {"augment": {"erasing": 0.5, "rotation": {"low": 0.0, "high": 9.0}}}
+    spec = StudySpec.from_document({"name": "s", **PARTS, **moving})
+    [line] = moved_image_warnings(spec, overview(140, 93, classes=[], targets="2 numbers to predict"))
+    assert line.startswith("augment.rotation: moves what an image shows, but not its targets; ")
+    assert moved_image_warnings(spec, overview(140, 93)) == []
+    still = StudySpec.from_document({"name": "s", **PARTS, "augment": {"erasing": 0.5, "crop": 0}})
+    assert moved_image_warnings(still, overview(140, 93, classes=[])) == []
