@@ -61,7 +61,7 @@ class Size:
     """The best number of runs in a stack, the measured rates, and the memory."""
 
     slots: int  # 1: the loop is best
-    rates: dict[int, float]  # training images per second of all runs together, by K; 1 is the loop
+    rates: dict[int, float]  # training rows per second of all runs together, by K; 1 is the loop
     peak: int | None = None  # measured bytes of the best stack, by the device's allocator; None on a CPU
 
 
