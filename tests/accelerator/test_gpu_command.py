@@ -85,3 +85,11 @@ def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     wanted = {"torch": "torch>=2.11", "pydantic": "pydantic>=2.9", "pydantic-core": "pydantic-core", "numpy": "numpy"}
     assert gpu_machine.missing([str(tmp_path)], wanted) == ["pydantic>=2.9", "numpy"]
+    first = tmp_path / "first" / "pydantic-2.11.dist-info"  # the one that is imported
+    first.mkdir(parents=True)
+    (first / "METADATA").write_text("Metadata-Version: 2.1\nName: pydantic\nVersion: 2.11\n")
+    path = [str(first.parent), str(tmp_path)]
+    assert gpu_machine.missing(path, wanted) == ["numpy"]
+    command = gpu_machine.installing("python", ["numpy"], gpu_machine.versions(path), "wheels")
+    assert command[-5:] == ["--no-index", "--find-links", "wheels", "numpy", "torch==2.11.0+cu130"]
+    assert gpu_machine.installing("python", ["torch>=2.12"], gpu_machine.versions(path), None)[-1] == "torch>=2.12"
