@@ -14,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from hpo.files import write_json
 from hpo.spec import space
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import TrainConfig
@@ -150,6 +151,22 @@ def test_while_another_process_tries_a_worker_waits_and_then_takes_its_answer(
             waiting.result(0.3)
         monkeypatch.setattr(graph_check, "_remembered", lambda key: Verdict(used=False, why="theirs"))
     assert waiting.result().graph == "theirs"
+
+
+def test_a_model_that_the_child_cannot_load_is_named(tmp_path: Path) -> None:
+    """The child answers by a file, since the last line that it prints is often a hint of CUDA's to developers."""
+    document = {**DOCUMENT, "model": {"name": "mine.py:net"}}
+    (tmp_path / "mine.py").write_text("def another(shape, outputs): ...\n")
+    config = TrainConfig.from_tree(space.middle(StudySpec.from_document(document).tree, {}))
+    request = graph_check.Request(
+        config=config.model_dump(mode="json"), folder=str(tmp_path), split_seed=0, device="cpu", executor="loop", slots=1
+    )  # fmt: skip
+    write_json(tmp_path / "request.json", dataclasses.asdict(request))
+    graph_check.main(tmp_path / "request.json")
+    said = json.loads((tmp_path / "verdict.json").read_text())
+    assert (said["used"], said["lasts"]) == (False, True)
+    assert said["why"].startswith("the process that tried it failed: SpecError: ")
+    assert "mine.py:net" in said["why"]
 
 
 def test_where_no_device_captures_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
