@@ -123,6 +123,8 @@ def _of_table(path: Path, target: str | None, folder: Path) -> Look:
         return _taken("text", told, path, folder, "path", f"texts{said}")
     dropped = _reasons(others)
     kept = [column for column in others if column.name not in dropped]
+    if others and not kept:
+        raise SpecError(*(f"--from {path}: column {name}: {why}" for name, why in dropped.items()))
     options = [Line("target", aim.name, "the column to predict"), *_left_out(dropped), *_filled(kept)]
     why = "numbers and categories"
     if _may_be_pixels(others):
@@ -168,7 +170,8 @@ def _reasons(columns: list[Column]) -> dict[str, str]:
                 column.numbers()
         except BadFile as error:
             cause, _, mend = error.lines[0].removeprefix(f"{column.frame.paths[0]}").partition(": ")[2].partition(";")
-            reasons[column.name] = f"{cause} ({mend.strip()})" if column.kind == "mixed" else cause
+            is_mendable = column.kind == "mixed" or "has a comma" in cause  # else it is left out for good
+            reasons[column.name] = f"{cause} ({mend.strip()})" if is_mendable else cause
     return reasons
 
 

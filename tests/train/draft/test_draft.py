@@ -175,6 +175,11 @@ WRONG: dict[str, tuple[str, str | None, str]] = {
     "no usual name": ("plain.csv", None, "no column has a usual name .* --target; the columns are a, b"),
     "two usual names": ("two.csv", None, "several columns may be the one to predict; name it with --target"),
     "no such column": ("plain.csv", "c", "target = 'c': there is no such column; its columns are a, b"),
+    "no column to learn from": (
+        "commas.csv",
+        None,
+        r"column a: '1,5' has a comma \(write numbers with a decimal point alone",
+    ),
     "a target of an archive": ("x.npz", "c", "is no table"),
     "no archive": ("x.npz", None, "cannot be read as an archive of arrays"),
 }
@@ -187,6 +192,7 @@ def test_data_that_cannot_be_used_is_told(case: str, tmp_path: Path) -> None:
     (tmp_path / "code.py").touch()
     (tmp_path / "x.npz").write_text("no archive")
     write(tmp_path / "plain.csv", ["a", "b"], [[1, 2], [2, 3]])
+    write(tmp_path / "commas.csv", ["a", "label"], [["1,5", "x"], ["2,5", "y"]])
     write(tmp_path / "two.csv", ["label", "target"], [[1, 2], [2, 3]])
     with pytest.raises(SpecError, match=message):
         draft("drafted", tmp_path / name, target, tmp_path)
