@@ -60,8 +60,8 @@ def _by_channel(rows: Tensor) -> Tensor:
 
 
 def _finished(mean: Tensor, variance: Tensor) -> Moments:
-    # Rounding leaves a tiny variance to equal values. It must not be taken for a spread.
-    std = torch.where(variance > 1e-12 * mean.square(), variance.sqrt(), 1.0)
+    # Rounding of float64 leaves a tiny variance to equal values. It must not be taken for a spread.
+    std = torch.where(variance > 1e-24 * mean.square(), variance.sqrt(), 1.0)
     return mean.float(), torch.where(std > 0, std, 1.0).float()
 
 

@@ -94,6 +94,24 @@ def test_a_stored_source_gives_what_a_resident_one_gives(monkeypatch: pytest.Mon
         own(Stored(store=bad, rows=rows))
 
 
+def test_targets_of_the_test_part_are_standardised_by_the_training_part() -> None:
+    source = own(REALS, targets=REALS[:, :2].exp() * 50, task="regression", num_classes=0)
+    splits, rows = load(source), parted(source, 0)[2]
+    test = data.load_test(source, split_seed=0, device="cpu")
+    assert torch.allclose(test.targets * splits.target_std + splits.target_mean, source.targets[rows])
+
+
+def test_a_spread_of_a_few_float32_steps_is_no_constant() -> None:
+    steps = torch.arange(ROWS) % 10 * 64.0
+    columns = torch.stack([1e9 + steps, torch.full((ROWS,), 0.1)], 1)
+    splits = load(own(columns, targets=columns[:, :1], task="regression", num_classes=0))
+    rows = parted(own(columns, targets=columns[:, :1], task="regression", num_classes=0), 0)[0]
+    spread = steps[rows].std(correction=0)
+    assert torch.allclose(splits.std, torch.stack([spread, torch.tensor(1.0)]))
+    assert splits.mean[1] == torch.tensor(0.1)
+    assert torch.allclose(splits.target_std, spread)
+
+
 def test_measured_images_are_shown_between_black_and_white(tmp_path: Path) -> None:
     source = own(REALS[:, :1, None, None].expand(-1, 1, 2, 2) * 1000 + CLASSES.view(-1, 1, 1, 1) * 2000)
     splits = load(source)
