@@ -24,7 +24,7 @@ from hpo.train.build import assemble, graph_check, measurement_cache
 from hpo.train.build.executor import Choice
 from hpo.train.build.graph_check import Verdict, judged
 from hpo.train.stack import sizing
-from hpo.train.stack.stack import Stack
+from hpo.train.stack.row_gradients import RowGradients
 from tests.support import twin, twin_graphs
 from tests.support.declared import DOCUMENT
 from tests.support.stacks import digits
@@ -202,13 +202,13 @@ def test_a_number_that_is_baked_in_is_found(tmp_path: Path, monkeypatch: pytest.
     assert graph_check.examine(request).why.startswith("3 replayed steps equal")
     alone = graph_check.examine(dataclasses.replace(request, executor="loop", slots=1))
     assert alone.why.startswith("3 replayed steps equal")
-    compute, first = Stack._compute, []
+    compute, first = RowGradients._compute, []
 
-    def baked(stack: Stack, batches: torch.Tensor, *more: object) -> None:
+    def baked(rows: RowGradients, batches: torch.Tensor, *more: object) -> None:
         first.append(batches.clone())
-        compute(stack, first[0] if stack._captured else batches, *more)
+        compute(rows, first[0] if rows._captured else batches, *more)
 
-    monkeypatch.setattr(Stack, "_compute", baked)
+    monkeypatch.setattr(RowGradients, "_compute", baked)
     verdict = graph_check.examine(request)
     assert not verdict.used
     assert "3 replayed steps differ by" in verdict.why

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,15 @@ class Pass:
     def flat(self, name: str) -> Tensor:
         """Return a parameter of all models, concatenated along the first dimension [K * n, ...]."""
         return self.parameters[name].flatten(0, 1)
+
+
+class Forward(Protocol):
+    """The forward pass of K models: inputs [K, B, ...], or [B, ...] for all models, to outputs [K, O, B]."""
+
+    name: str
+    # Optional: lanes: int. On a CPU batches are filled up to a multiple of it, see `Pass.filling`.
+
+    def __call__(self, at: Pass, inputs: Any, /) -> Tensor: ...
 
 
 Operation = Callable[[Pass, Tensor], Tensor]

@@ -14,8 +14,8 @@ from hpo.train.inputs import Batch
 from hpo.train.loop import train
 from hpo.train.run import Run
 from hpo.train.stack import forward, vmap_forward
-from hpo.train.stack.layers import Unstackable
-from hpo.train.stack.stack import Forward, Stack
+from hpo.train.stack.layers import Forward, Unstackable
+from hpo.train.stack.stack import Stack
 
 STEPS = 3  # steps of the check, each an epoch; momentum and running statistics matter from the second on
 ROWS = 16  # most rows in a batch of the check

@@ -21,8 +21,10 @@ from hpo.train import devices, memory
 from hpo.train.loop import Loop
 from hpo.train.run import Run
 from hpo.train.stack import select
+from hpo.train.stack.layers import Forward
+from hpo.train.stack.row_validation import EVALUATION_BATCH
 from hpo.train.stack.select import Make
-from hpo.train.stack.stack import EVALUATION_BATCH, Forward, Stack
+from hpo.train.stack.stack import Stack
 
 GAIN = 1.08  # smallest gain in throughput over the best K so far that makes a larger K worth it
 MISSES = 2  # misses in a row that end the search; a single one may be noise

@@ -9,46 +9,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpo.data import Augmentation, each, transfer
+from hpo.data import Augmentation, transfer
 from hpo.train import devices
 from hpo.train.epoch import EpochResult
-from hpo.train.graphs import CapturedStep, Draws, FixedMasks, can_capture
 from hpo.train.inputs import Batch
 from hpo.train.monitors import of_gradients
-from hpo.train.optim.losses import Loss, RowLosses, behind, own_kind
+from hpo.train.optim.losses import own_kind
 from hpo.train.optim.penalties import NONE
-from hpo.train.precision import autocasting
 from hpo.train.run import Run
 from hpo.train.stack.broadcast_optimizers import Broadcast
 from hpo.train.stack.dropout_masks import DropoutMasks
 from hpo.train.stack.flat_parameters import FlatParameters, own_tensors
-from hpo.train.stack.layers import Pass, Unstackable, filled
+from hpo.train.stack.layers import Forward, Unstackable
 from hpo.train.stack.row_averages import RowAverages
 from hpo.train.stack.row_clipping import RowClipping
+from hpo.train.stack.row_gradients import RowGradients
 from hpo.train.stack.row_monitors import RowMonitors
 from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
-from hpo.train.validation import right
+from hpo.train.stack.row_validation import RowValidation
 
-EVALUATION_BATCH = 256  # rows per batch of validation, for every run and every K, so that no result depends on it
 # The number of rows is a multiple of this. A convolution in one group uses another kernel than one in several groups,
 # and a CPU takes two rows of 16 numbers at once.
 ROWS = 2
 STEPS: dict[str, Callable[[FlatParameters], Steps]] = {"cpu": RowByRow}  # by type of device; Broadcast for others
-
-
-class Forward(Protocol):
-    """The forward pass of K models: inputs [K, B, ...], or [B, ...] for all models, to outputs [K, O, B]."""
-
-    name: str
-    # Optional: lanes: int. On a CPU batches are filled up to a multiple of it, see `Pass.filling`.
-
-    def __call__(self, at: Pass, inputs: Any, /) -> Tensor: ...
 
 
 class Stack:
@@ -77,8 +66,6 @@ class Stack:
         self._forward = forward
         self._steps_of = steps or STEPS.get(first.device.type, Broadcast)
         self._captures = captures
-        self._losses_by_row: list[Loss] = []
-        self._targets: Tensor | None = None
         self._shared = _shared(first)
         if first.alone:
             raise Unstackable(first.alone)
@@ -93,34 +80,38 @@ class Stack:
             raise Unstackable("averaging swa computes batch norm's statistics anew for each model")
         self._lanes = getattr(forward, "lanes", 1) if first.device.type == "cpu" else 1
         self._make_room(first, _even(slots))
-        self._refuse_unused(first)
+        unused = self._gradients.unused(first)
+        if unused:  # torch's optimizers would skip it, a row's cannot
+            raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
 
     def _make_room(self, first: Run, slots: int) -> None:
         self._rows = FlatParameters(first.model, self._trained, slots)
-        self._counters = [b for name, b in self._rows.buffers.items() if name.endswith("num_batches_tracked")]
-        self._noise = DropoutMasks(slots, first.device, self._rows.values.dtype)
-        self._factors: Draws = self._noise
-        self._fixed = FixedMasks(self._noise.factors)
-        # A compacted stack is not captured: the graph was checked in the full size, and it soon shrinks again.
-        captures = self._captures and slots >= self.slots and can_capture(first.device)
-        self._captured = CapturedStep(first.device, self._fixed) if captures else None
+        self._masks = DropoutMasks(slots, first.device, self._rows.values.dtype)
         self._places: list[Run | None] = [None] * slots
         self._steps = self._steps_of(self._rows)
         self._monitors = RowMonitors(self._rows, first.watch) if first.watch.gradients else None
-        self._loss_sums = torch.zeros(slots, dtype=torch.float64, device=first.device)
-        self._of_sum: Tensor | None = None
         self._entered: set[Run] = set()  # runs whose sums lie in rows
         self._at_once = self._steps.at_once
+        self._gradients = RowGradients(
+            self._forward,
+            self._rows,
+            self._masks,
+            self._lanes,
+            first.precision,
+            at_once=self._at_once,
+            # A compacted stack is not captured: the graph was checked in the full size, and it soon shrinks again.
+            captures=self._captures and slots >= self.slots,
+        )
+        self._validation = RowValidation(self._forward, self._masks, self._gradients.filling)
         self._clipping = RowClipping(self._rows, at_once=self._at_once)
         self._penalties = RowPenalties(self._rows, first.model, at_once=self._at_once)
         self._averages = RowAverages(self._rows, at_once=self._at_once)
-        self._judging: tuple[list[Loss], RowLosses] = [], RowLosses([first.loss] * slots, first.device)
         self._enter_for([None] * slots, first)
 
     @property
     def capture_failure(self) -> str | None:
         """Why the step could not be captured; None if it was, or is not to be."""
-        return None if self._captured is None else self._captured.failure
+        return self._gradients.capture_failure
 
     @property
     def runs(self) -> list[Run]:
@@ -143,7 +134,7 @@ class Stack:
         names = _names(run)
         self._rows.adopt(row, run.model)
         self._steps.put(row, run.optimizer, names)
-        self._noise.of(row, run)
+        self._masks.of(row, run)
         self._averages.put(row, run.average, run.model)
         self._places[row] = run
         run.note_executor(self.name)
@@ -203,7 +194,7 @@ class Stack:
         waiting = {run: self._rows.snapshot(self._places.index(run)) for run in runs if run.batch > first}
         self._clear_sums()
         self._enter(waiting, first)
-        fed = runs[0].inputs.feed(map(self._shown, commands[first:]))
+        fed = runs[0].inputs.feed(map(self._gradients.shown, commands[first:]))
         for batch in range(first, runs[0].steps_per_epoch):
             if stop():
                 self._leave(runs, waiting, batch, has_stepped=batch > first)
@@ -215,7 +206,7 @@ class Stack:
 
     def _clear_sums(self) -> None:
         """Clear all sums of the epoch at once. Runs that come from elsewhere still have their own."""
-        self._loss_sums.zero_()
+        self._gradients.sums.zero_()
         if self._monitors is not None:
             self._monitors.begin()
         for run in self.runs:
@@ -232,11 +223,7 @@ class Stack:
         drawn = [None if run is None else run.drawn() for run in self._places]
         if not any(drawn):
             return None
-        return Augmentation(drawn, some.batch_size, self._filling(some.batch_size), some.tone, some.device)
-
-    def _filling(self, size: int) -> int:
-        """Return the number of filler rows for a batch of this size."""
-        return -size % self._lanes
+        return Augmentation(drawn, some.batch_size, self._gradients.filling(some.batch_size), some.tone, some.device)
 
     def _enter(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         """Prepare the steps from this batch on for all runs except those that wait."""
@@ -245,30 +232,20 @@ class Stack:
         for row, run in enumerate(active):
             if run is not None and run not in self._entered:
                 self._entered.add(run)
-                run.keep_losses_in(self._loss_sums[row])
+                run.keep_losses_in(self._gradients.sums[row])
                 if self._monitors is not None:
                     self._monitors.enter(row, run)
 
     def _enter_for(self, active: list[Run | None], some: Run, batch: int = 0) -> None:
         """Prepare the next steps for these runs, by row. A row without a run computes another's loss and is not stepped."""
         self._active = active
-        self._noise.draw_for(active)
-        self._set_losses([(run or some).loss for run in active], some)
+        self._masks.draw_for(active)
+        self._gradients.begin([(run or some).loss for run in active], some.splits.train.targets)
         self._penalties.begin([NONE if run is None else run.penalised for run in active])
         self._clipping.begin(active)
         rows = [row for row, run in enumerate(active) if run is not None]
         self._steps.begin(rows, partial(_set_rates, active), some.steps_per_epoch)
         self._averages.begin(rows, self._epochs(), some.steps_per_epoch - batch)
-
-    def _set_losses(self, losses: list[Loss], some: Run) -> None:
-        """Set the losses by row. A captured step stays if they are the same as before, and so is the data."""
-        targets = some.splits.train.targets
-        if losses == self._losses_by_row and targets is self._targets:
-            return
-        self._losses_by_row, self._targets = losses, targets
-        self._loss_of = RowLosses(losses, some.device)
-        if self._captured is not None:
-            self._captured.forget()
 
     def _let_in(self, waiting: dict[Run, dict[str, Tensor]], batch: int) -> None:
         for run in [run for run in waiting if run.batch == batch]:
@@ -293,103 +270,23 @@ class Stack:
         """Give a run its own sums of losses and monitors: the row's would grow while the run waits."""
         if run in self._entered:
             self._entered.remove(run)
-            run.keep_losses_in(torch.zeros_like(self._loss_sums[row]))
+            run.keep_losses_in(torch.zeros_like(self._gradients.sums[row]))
             if self._monitors is not None:
                 self._monitors.let_go(run)
 
-    def _shown(self, batches: Tensor) -> Tensor:
-        """Return the flat rows that a step reads for batches [K, B], each batch filled up."""
-        return filled(batches, 1, self._filling(batches.shape[1])).reshape(-1)
-
-    def _losses(
-        self, some: Run, batches: Tensor, inputs: Batch, augmentation: Augmentation | None = None, batch: int = 0
-    ) -> Tensor:
-        """Return each model's mean loss over its batch [K].
-
-        Args:
-            batches: rows of the training part [K, B].
-            inputs: the inputs that `_shown` names. They may be overwritten.
-            batch: number of the batch in the epoch, from 0, for the augmentation.
-        """
-        size = batches.shape[1]
-        filling = self._filling(size)
-        every = some.splits.train.targets
-        targets = every.index_select(0, batches.reshape(-1)).view(*batches.shape, *every.shape[1:])
-        mixed = None
-        if augmentation is not None and isinstance(inputs, Tensor):
-            inputs, mixed = augmentation.images(inputs, batch), augmentation.labels(targets, batch)
-        with autocasting(some.device, some.precision):
-            by_run = each(inputs, lambda one: one.view(len(batches), -1, *one.shape[1:]))
-            outputs = self._forward(self._pass(filling), by_run)
-
-            def losses_for(targets: Tensor) -> Tensor:
-                return self._loss_of(outputs, targets, filling)
-
-            losses = losses_for(targets) if mixed is None else mixed.losses(losses_for)
-            return losses.sum(1) / size if filling or not self._at_once else losses.mean(1)
-
-    def _refuse_unused(self, first: Run) -> None:
-        """Raise Unstackable if the loss has no gradient for a parameter: torch's optimizers would skip it, a row's cannot."""
-        batches = torch.zeros((self._rows.count, 2), dtype=torch.int64, device=first.device)
-        losses = self._losses(first, batches, first.inputs.take(self._shown(batches)))
-        gradients = torch.autograd.grad(losses.sum(), self._rows.leaves, allow_unused=True)
-        unused = [name for name, gradient in zip(self._trained, gradients, strict=True) if gradient is None]
-        if unused:
-            raise Unstackable(f"the loss does not depend on {', '.join(unused)}")
-
     def _step(self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None, batch: int) -> None:
-        self._noise.go_to(batch)
-        if self._captured is not None and augmentation is None:
-            self._captured.take(self._compute_captured, self._changed, batches, inputs)
-        else:
-            self._compute(batches, inputs, augmentation, batch)
+        self._gradients.take(batches, inputs, augmentation, batch)
         self._penalties.add_to_gradients()
         if self._monitors is not None:
-            self._monitors.take(self._active, self._loss_sums)
+            self._monitors.take(self._active, self._gradients.sums)
         self._clipping.take()
         self._steps.take(batch)
         self._penalties.bound()
         self._averages.take_step()
 
-    def _ones(self, dtype: torch.dtype) -> Tensor:
-        """Return the gradient of a sum over the rows, kept since it is the same in every step."""
-        if self._of_sum is None or self._of_sum.dtype != dtype:
-            self._of_sum = torch.ones(len(self._places), dtype=dtype, device=self._loss_sums.device)
-        return self._of_sum
-
-    def _compute(
-        self, batches: Tensor, inputs: Batch, augmentation: Augmentation | None = None, batch: int = 0
-    ) -> None:
-        """Compute losses and gradients of a step. This part may be captured: it reads no number that changes by step."""
-        losses = self._losses(self.runs[0], batches, inputs, augmentation, batch)
-        if self._at_once:
-            self._rows.take_gradients(torch.autograd.grad(losses, self._rows.leaves, self._ones(losses.dtype)))
-        else:
-            gradients = torch.autograd.grad(losses.sum(), self._rows.leaves)
-            torch._foreach_copy_(self._rows.leaf_gradients, list(gradients))
-        self._loss_sums += losses.detach()
-        if self._counters:
-            torch._foreach_add_(self._counters, 1)
-
-    def _compute_captured(self, batches: Tensor, inputs: Batch) -> None:
-        """Compute a step with the dropout factors of the captured one."""
-        self._factors = self._fixed
-        try:
-            self._compute(batches, inputs)
-        finally:
-            self._factors = self._noise
-
-    def _changed(self) -> list[Tensor]:
-        """Return what `_compute` changes and reads again in the next step."""
-        return [*dict.fromkeys(self._rows.buffers.values()), self._loss_sums]
-
     def _epochs(self) -> dict[int, int]:
         """Return the current epoch of each run by row, from 1."""
         return {row: run.epoch + 1 for row, run in enumerate(self._places) if run is not None}
-
-    def _pass(self, filling: int) -> Pass:
-        rows = self._rows
-        return Pass(rows.count, rows.parameters, rows.buffers, True, self._factors, filling)
 
     @torch.no_grad()
     def _measure(self, outputs_too: list[Tensor] | None = None) -> Tensor:
@@ -401,25 +298,8 @@ class Stack:
         some = self.runs[0]
         self._averages.take_epoch(self._epochs())
         parameters, buffers = self._averages.judged()
-        losses_of = [(run or some).judging_loss for run in self._places]
-        if list(map(id, losses_of)) != list(map(id, self._judging[0])):
-            self._judging = losses_of, RowLosses(losses_of, some.device)
-        loss_of = self._judging[1]
-        totals = torch.zeros((2, len(self._places)), dtype=torch.float64, device=some.device)
-        targets = some.splits.validation.targets
-        parts = zip(some.validation_inputs.split(EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH), strict=True)
-        for inputs, y in parts:
-            size, filling = len(y), self._filling(len(y))
-            with autocasting(some.device, some.precision):
-                at = Pass(self._rows.count, parameters, buffers, False, self._noise, filling)
-                outputs = self._forward(at, each(inputs, partial(filled, dim=0, more=filling)))
-                losses = loss_of(outputs, y.expand(len(outputs), *y.shape), filling)
-            outputs = outputs[:, :, :size]
-            hits = right(outputs, behind(y.expand(len(outputs), *y.shape)))
-            totals += torch.stack([losses.double().sum(1), hits.sum(1)])
-            if outputs_too is not None:
-                outputs_too.append(outputs)
-        return torch.stack([self._loss_sums / some.steps_per_epoch, *(totals / len(targets))], dim=1)
+        judged = self._validation.measure(self._places, some, parameters, buffers, outputs_too)
+        return torch.stack([self._gradients.sums / some.steps_per_epoch, *judged], dim=1)
 
     @torch.no_grad()
     def _fetch_measured(self, some: Run) -> tuple[list[list[float]], list[dict[str, float]]]:

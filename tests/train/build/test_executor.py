@@ -18,7 +18,7 @@ from hpo.train.build import assemble, executor, measurement_cache
 from hpo.train.build.executor import Choice
 from hpo.train.run import Run
 from hpo.train.stack import sizing
-from hpo.train.stack.stack import Forward
+from hpo.train.stack.layers import Forward
 from tests.support.declared import DOCUMENT
 
 CPU = torch.device("cpu")

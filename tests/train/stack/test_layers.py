@@ -289,8 +289,9 @@ def test_logits_have_the_models_type(splits: Splits, name: str, dtype: torch.dty
     run = Trial(splits=splits, build=MODELS[name], dtype=dtype, epochs=1).run()
     stack = stacks.stack_of([run])
     seen = []
-    forward = stack._forward
-    stack._forward = lambda at, x: seen.append(forward(at, x)) or seen[-1]  # type: ignore[assignment]
+    gradients = stack._gradients
+    forward = gradients._forward
+    gradients._forward = lambda at, x: seen.append(forward(at, x)) or seen[-1]  # type: ignore[assignment]
     stack.train_epoch()
     assert {logits.dtype for logits in seen} == {dtype}
 
