@@ -132,7 +132,10 @@ class Reaches(ast.NodeVisitor):
             self._found |= {name for name in texts & self._theirs.everywhere if is_private(name)}
         self.generic_visit(node)
 
-    def _inherited(self, cls: str) -> set[str]:
-        """Return the private members that a class of ours has from the package."""
-        bases = self._bases.get(cls, set()) - {cls}
-        return set().union(*(self._inherited(b) if b in self._bases else self._theirs.inherited(b) for b in bases))
+    def _inherited(self, cls: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        """Return the private members that a class of ours has from the package. Two classes may have the same bare name."""
+        seen |= {cls}
+        bases = self._bases.get(cls, set()) - seen
+        return set().union(
+            *(self._inherited(b, seen) if b in self._bases else self._theirs.inherited(b) for b in bases)
+        )

@@ -70,5 +70,5 @@ def test_a_summary_in_json_has_null_for_what_is_no_number() -> None:
     plain = pages.to_json(summary(running=[running(3, [math.nan, 0.5, math.inf])]))
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["running"][0]["curve"] == [None, 0.5, None]
-    assert plain["best"] == {"number": 2, "value": 0.97411, "interval": None, "rivals": None}
+    assert plain["best"] == {"number": 2, "value": 0.97411, "interval": None, "rivals": None, "task": None}
     assert plain["counts"]["complete"] == 3
