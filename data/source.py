@@ -59,10 +59,10 @@ class Source:
     """Rows as they are stored, with their targets. A shipped validation or test part has its own tensors.
 
     Args:
-        inputs: uint8 or float32 images [N, C, H, W], float32 features [N, F], float32 series [N, C, T], int64 tokens
-            [N, L], a table of `numbers` float32 [N, F] and `categories` int64 [N, C], or other tensors by name. Token 0
-            is padding, token 1 an unknown one. Category 0 is a missing one. A missing number is NaN. Of tensors by other
-            names, floats and uint8 images are standardised, all others stay as they are.
+        inputs: one tensor, or several by name. One tensor is uint8 or float32 images [N, C, H, W], float32 features [N, F],
+            float32 series [N, C, T] or int64 tokens [N, L]. A table has `numbers` float32 [N, F] and `categories` int64
+            [N, C]. Token 0 is padding, token 1 an unknown one. Category 0 is a missing one. A missing number is NaN. Of
+            tensors by other names, floats and uint8 images are standardised, all others stay as they are.
         targets: int64 [N] for classification, bool [N, 1] for binary, bool [N, L] for multilabel, float32 [N, T] in
             original units for regression.
         task: decides the model's outputs, the loss by default and the metrics.
