@@ -98,6 +98,7 @@ def check(
 ) -> None:
     """Explain a study file: space, data, model, time of one epoch, cost of the budget, likely mistakes."""
     from hpo.launch.placement import default_workers
+    from hpo.spec import imbalance
     from hpo.strategy.lint import lint
     from hpo.study import resolve
     from hpo.view import checked
@@ -105,7 +106,7 @@ def check(
     sheet = images and images.absolute()  # user code may go to another folder when it is imported
     found = resolve.read(file, code_folder=code)
     text.say_page(checked.spec_text(found.spec))
-    warnings = lint(found.spec)
+    warnings = [*lint(found.spec), *imbalance.corrected_twice(found.spec)]
     if found.spec.is_declared:
         from hpo.train.build.check import examine
 

@@ -110,7 +110,7 @@ def place_workers(
 
 
 def complete(loaded: StudySpec, file: Path, view: LiveView, *, code: Path | None, workers: int) -> StudyFile:
-    """Resolve a loaded study file. What user code prints during its import goes to stderr.
+    """Resolve a loaded study file. What user code prints during its import goes to stderr. Warn of a double correction.
 
     Args:
         loaded: what the file says.
@@ -121,6 +121,8 @@ def complete(loaded: StudySpec, file: Path, view: LiveView, *, code: Path | None
 
     Raises SpecError if a value is wrong, if nothing is searched, or if data are missing on a machine that starts workers.
     """
+    from hpo.spec import imbalance
+
     view.stage(f"{loaded.name}: loading {' and '.join(_heavy(loaded))}, some seconds")
     # User code may change the folder, and print.
     with uncollected(), contextlib.chdir("."), contextlib.redirect_stdout(sys.stderr):
@@ -131,6 +133,8 @@ def complete(loaded: StudySpec, file: Path, view: LiveView, *, code: Path | None
         raise SpecError(f"{file}: has no range or choices to search; train it with `{text.command('train', file)}`")
     if workers:
         resolve.refuse_missing_data(found)
+    for line in imbalance.corrected_twice(found.spec):
+        text.say(f"warning: {line}", to=sys.stderr)
     return found
 
 

@@ -490,6 +490,18 @@ def test_check_tells_what_the_linter_and_the_training_find(hpo: Hpo, tmp_path: P
     ]
 
 
+def test_check_and_run_warn_of_imbalance_that_is_corrected_twice(hpo: Hpo, tmp_path: Path) -> None:
+    (tmp_path / "digits.toml").write_text(
+        SMALL
+        + '[loss]\nclass_weights = "balanced"\nname = "cross_entropy"\n[training]\nsampling = "balanced"\nepochs = 1\n'
+    )
+    warned = 'warning: loss.class_weights = "balanced" and training.sampling = "balanced": both at once '
+    code, out, _ = hpo("check", "digits.toml", "--workers", "1")
+    assert (code, len([line for line in out.splitlines() if line.startswith(warned)])) == (0, 1)
+    code, _, err = hpo("run", "digits.toml", "--workers", "0")
+    assert (code, len([line for line in err.splitlines() if line.startswith(warned)])) == (0, 1)
+
+
 def test_help_imports_nothing_heavy() -> None:
     """The help of every command, and the version, are shown without torch, Optuna, SQLAlchemy, scikit-learn and numpy."""
     asked = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
