@@ -32,7 +32,7 @@ from hpo.train.optim.losses import own_kind
 from hpo.train.run import Run
 from hpo.train.stack import architecture, select, sizing
 from hpo.train.stack.layers import Unstackable
-from hpo.train.stack.row_optimizers import order_of
+from hpo.train.stack.row_state import order_of
 from hpo.train.stack.select import Make
 from hpo.train.stack.sizing import Need, Size
 from hpo.train.stack.stack import Stack

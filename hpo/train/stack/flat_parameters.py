@@ -54,6 +54,16 @@ class FlatParameters:
             size += -(-known[name].numel() // ALIGNMENT) * ALIGNMENT
         return size
 
+    def span_of(self, names: Sequence[str]) -> slice | None:
+        """Return the part of a row that these parameters take; None if they are not contiguous."""
+        if not names:
+            return slice(0, 0)
+        order = list(self.spans)
+        first = order.index(names[0])
+        if order[first : first + len(names)] != list(names):
+            return None
+        return slice(self.spans[names[0]][0], self.spans[names[-1]][1])
+
     def stacked(self, rows: Tensor, name: str) -> Tensor:
         """Return one parameter of all rows, as a view [K, ...]."""
         start, end = self.spans[name]

@@ -22,17 +22,19 @@ from hpo.train.monitors import of_gradients
 from hpo.train.optim.losses import own_kind
 from hpo.train.optim.penalties import NONE
 from hpo.train.run import Run
-from hpo.train.stack.broadcast_optimizers import Broadcast
+from hpo.train.stack.broadcast import Broadcast
 from hpo.train.stack.dropout_masks import DropoutMasks
 from hpo.train.stack.flat_parameters import FlatParameters, own_tensors
 from hpo.train.stack.layers import Forward, Unstackable
 from hpo.train.stack.row_averages import RowAverages
+from hpo.train.stack.row_by_row import RowByRow
 from hpo.train.stack.row_clipping import RowClipping
 from hpo.train.stack.row_gradients import RowGradients
 from hpo.train.stack.row_monitors import RowMonitors
-from hpo.train.stack.row_optimizers import RowByRow, Steps, order_of, own_state
 from hpo.train.stack.row_penalties import RowPenalties
+from hpo.train.stack.row_state import order_of, own_state
 from hpo.train.stack.row_validation import RowValidation
+from hpo.train.stack.steps import Steps
 
 # The number of rows is a multiple of this. A convolution in one group uses another kernel than one in several groups,
 # and a CPU takes two rows of 16 numbers at once.

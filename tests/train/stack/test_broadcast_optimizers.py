@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpo.train import loop
 from hpo.train.optim.schedules import cosine, onecycle
 from hpo.train.optim.sgdw import SGDW
-from hpo.train.stack.broadcast_optimizers import FORMS, Broadcast
+from hpo.train.stack.broadcast import Broadcast
+from hpo.train.stack.broadcast_optimizers import FORMS
 from hpo.train.stack.flat_parameters import FlatParameters
 from hpo.train.stack.forward import StackedForward
-from hpo.train.stack.row_optimizers import ROW_OPTIMIZERS, order_of, own_state
+from hpo.train.stack.row_optimizers import ROW_OPTIMIZERS
+from hpo.train.stack.row_state import order_of, own_state
 from hpo.train.stack.stack import Stack
 from tests.support.stacks import Trial, apart, digits, numbers, stop_before, train, weights
 

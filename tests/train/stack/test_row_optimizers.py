@@ -18,7 +18,8 @@ from hpo.train import checkpoint, loop
 from hpo.train.optim.optimizers import OPTIMIZERS
 from hpo.train.optim.schedules import cosine, onecycle
 from hpo.train.stack.flat_parameters import FlatParameters
-from hpo.train.stack.row_optimizers import order_of, own_state, stepper
+from hpo.train.stack.row_by_row import stepper
+from hpo.train.stack.row_state import order_of, own_state
 from tests.support import stacks
 from tests.support.stacks import Trial, apart, numbers, plain_epochs, stack_of, train
 
