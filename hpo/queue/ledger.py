@@ -76,18 +76,18 @@ class Ledger:
         *,
         metrics: bool = True,
         renew: bool = True,
-        since: int = 0,
+        since: int = 0,  # noqa: ARG002  (read by nothing; `worker/client.py` gives it)
     ) -> ReportResult:
         """Write epochs of trials in one transaction. For claims that are lost nothing is written.
 
         Args:
             metrics: also write the raw metrics.
             renew: also renew the leases.
-            since: a number below which all trials of the study are known to have finished.
+            since: without effect.
         """
         transaction = sql.writing if metrics or renew else sql.writing_once
         with transaction(self.engine) as connection:
-            answer = write_values(connection, self.uid, self.study_id, reports, since=since)
+            answer = write_values(connection, self.uid, self.study_id, reports)
             held = {report.claim for report in reports} - set(answer.lost)
             if metrics:
                 write_metrics(connection, self.uid, [report for report in reports if report.claim in held])

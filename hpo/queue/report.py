@@ -19,7 +19,7 @@ from hpo.queue.models import Claim
 from hpo.queue.rows import locked
 from hpo.storage import sql
 from hpo.storage.tables import (
-    FINISHED,
+    OPEN,
     hpo_curves,
     hpo_trials,
     intermediate_values,
@@ -46,17 +46,11 @@ class ReportResult:
     finished: int | None  # how many trials of the study have finished; None if every claim is lost
 
 
-def write_values(
-    connection: sa.Connection, uid: str, study_id: int, reports: Sequence[Report], *, since: int
-) -> ReportResult:
-    """Write the values for Optuna where the claims stand, and lock both rows of these trials.
-
-    Args:
-        since: a number below which all trials of the study are known to have finished. Only the others are counted.
-    """
+def write_values(connection: sa.Connection, uid: str, study_id: int, reports: Sequence[Report]) -> ReportResult:
+    """Write the values for Optuna where the claims stand, and lock both rows of these trials."""
     if not reports:
         return ReportResult(lost=[], finished=None)
-    parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id, "since": since}
+    parameters: dict[str, Any] = {"uid": uid, "uid_json": json.dumps(uid), "study_id": study_id}
     # If a step is reported twice, its last value is written.
     last = {(report.claim.token, report.step): report for report in reports}
     parameters |= sql.numbered([_told(report) for report in last.values()])
@@ -69,7 +63,7 @@ def write_values(
         latest[report.claim.trial_id] = max(report.claim.attempt, latest.get(report.claim.trial_id, 0))
     standing = {token for token in latest.items() if token[0] in held}
     lost = {report.claim: None for report in reports if report.claim.token not in standing}
-    return ReportResult(lost=list(lost), finished=since + written[0].finished if written else None)
+    return ReportResult(lost=list(lost), finished=written[0].finished if written else None)
 
 
 def _told(report: Report) -> dict[str, Any]:
@@ -103,17 +97,15 @@ def _values_statement(dialect: str, count: int) -> Any:
 
 
 def _finished() -> Any:
-    """Count the study's finished trials whose number is at least `since`."""
-    return (
-        sa.select(sa.func.count())
-        .select_from(trials)
-        .where(
-            trials.c.study_id == sa.bindparam("study_id"),
-            trials.c.number >= sa.bindparam("since"),
-            sa.or_(*(trials.c.state == state for state in FINISHED)),  # SQLAlchemy writes out an IN at every call
-        )
-        .scalar_subquery()
-    )
+    """Count the study's finished trials: all but the open ones. Numbers have no gaps, so the last one tells how many there are.
+
+    Both are read from an index, so the cost does not grow with the finished trials.
+    """
+    of_study = trials.c.study_id == sa.bindparam("study_id")
+    open_ones = sa.or_(*(trials.c.state == state for state in OPEN))  # SQLAlchemy writes out an IN at every call
+    last = sa.select(sa.func.max(trials.c.number)).where(of_study).scalar_subquery()
+    unfinished = sa.select(sa.func.count()).select_from(trials).where(of_study, open_ones).scalar_subquery()
+    return last + sa.literal_column("1") - unfinished
 
 
 def write_metrics(connection: sa.Connection, uid: str, reports: Sequence[Report]) -> None:

@@ -27,6 +27,7 @@ UNREAD_KEY = "hpo:unread_epochs"  # user attribute of a command's trial: pairs o
 DIVERGED_KEY = "hpo:diverged"  # user attribute of a PRUNED trial that diverged: why
 COST_PREFIX = "hpo:cost:"  # prefix of user attributes with costs, known before a trial's first epoch
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")  # the states of trials that have ended, by name
+OPEN = ("WAITING", "RUNNING")  # the other states
 STOPPED = "stopped"  # the outcome of a trial of ours that a person ended
 
 SPECIAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}  # by Optuna's name; no column can hold them

@@ -60,6 +60,42 @@ def test_no_reports_are_no_statement(place: Storage, tmp_path: Path) -> None:
     assert ledger.report([]) == ReportResult(lost=[], finished=None)
 
 
+def test_finished_trials_are_counted_without_being_read(tmp_path: Path) -> None:
+    """The first trial is open, so nothing is known of those after it. SQLite says what it executes."""
+    place = connect(f"sqlite:///{tmp_path}/studies.db", create=True)
+    study = make(place, tmp_path)
+    ledger, claim, _ = begin(study)
+    instructions = 0
+
+    def step() -> int:
+        nonlocal instructions
+        instructions += 1
+        return 0
+
+    def cost(finished: int) -> int:
+        nonlocal instructions
+        with sql.writing(place.engine) as connection:
+            first = connection.execute(sa.select(sa.func.max(trials.c.number))).scalar_one() + 1
+            rows = [
+                {"number": number, "study_id": study.study_id, "state": "PRUNED"}
+                for number in range(first, finished + 1)
+            ]
+            connection.execute(trials.insert(), rows)
+        ledger.report([said(claim, 1)])  # the open connection reads the schema again
+        instructions = 0
+        with place.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.set_progress_handler(step, 1)
+        found = ledger.report([said(claim, finished)])
+        driver.set_progress_handler(None, 1)
+        assert found == ReportResult(lost=[], finished=finished)
+        return instructions
+
+    few = cost(1)
+    assert few > 0
+    assert cost(300) - few < 299  # less than one for each further trial
+
+
 def test_parameters_of_two_owners_are_not_mixed(place: Storage, tmp_path: Path) -> None:
     """Parameters suggested before a trial was lost are not mixed with the new owner's."""
     study = make(place, tmp_path)
