@@ -97,7 +97,7 @@ def check(
     code: CodeOption = None,
 ) -> None:
     """Explain a study file: space, data, model, time of one epoch, cost of the budget, likely mistakes."""
-    from hpo.launch.placement import default_workers
+    from hpo.launch.placement import default_workers, spread
     from hpo.spec import imbalance
     from hpo.strategy.lint import lint
     from hpo.study import resolve
@@ -110,10 +110,10 @@ def check(
     if found.spec.is_declared:
         from hpo.train.build.check import examine
 
-        count = workers or default_workers()
+        count = workers or found.spec.workers or default_workers()
         with located(file):
             findings = examine(found.spec, found.code_folder, count, sheet=sheet)
-        text.say_page(checked.findings_text(found.spec, findings, count))
+        text.say_page(checked.findings_text(found.spec, findings, count, spread(count).counted_gpus))
         if images:
             text.say(f"wrote {images}: a row for each class, in the order above")
         warnings += checked.small_part_warnings(found.spec, findings.data)

@@ -11,6 +11,7 @@ import psutil
 from hpo.errors import SpecError, shown
 from hpo.launch import gpus
 from hpo.launch.gpus import Gpu
+from hpo.queue.limits import BY_UUID
 from hpo.worker.gpu_share import SHARE
 
 MANY = 4  # workers per core or GPU; on 2 cores, 32 workers did less than 8
@@ -51,6 +52,16 @@ class Placement:
     def gpu_count(self) -> int:
         """The number of different GPUs that the workers have."""
         return len({device for place in self.places for device in place.devices or ()})
+
+    @property
+    def counted_gpus(self) -> int:
+        """The number of GPUs that `budget.gpu_hours` counts at a time, as `hpo.queue.limits` does.
+
+        Workers with the same GPUs count once if UUIDs name these. A worker on the CPU counts as one.
+        """
+        named = {place.devices for place in self.places if place.devices and place.devices[0].startswith(BY_UUID)}
+        others = [place.devices or ("",) for place in self.places if place.devices not in named]
+        return sum(map(len, [*named, *others]))
 
     def notes(self) -> list[str]:
         """Return a line for each GPU that is left alone."""

@@ -140,14 +140,14 @@ def _budget_words(spec: StudySpec) -> Iterator[str]:
         yield f"{budget.timeout} a run"
 
 
-def _end_words(spec: StudySpec, cost: float, workers: int) -> str:
+def _end_words(spec: StudySpec, cost: float, gpus: int) -> str:
     """Return that a limit of time ends the search before its last trial, "" if it does not."""
     budget = spec.budget
     ends = {}
     if budget.wall_clock_seconds is not None:
         ends["wall_clock"] = budget.wall_clock_seconds
     if budget.gpu_hours is not None:
-        ends["gpu_hours"] = budget.gpu_hours * 3600 / workers
+        ends["gpu_hours"] = budget.gpu_hours * 3600 / gpus
     key = min(ends, key=lambda key: ends[key], default="")
     if not key or ends[key] >= cost:
         return ""
@@ -155,8 +155,15 @@ def _end_words(spec: StudySpec, cost: float, workers: int) -> str:
     return f"; budget.{key} ends it after {duration(ends[key])}, about {share} such trials"
 
 
-def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
-    """Return the data's classes, the model's table, the measured epoch and the cost of the budget."""
+def findings_text(spec: StudySpec, found: Findings, workers: int, gpus: int) -> str:
+    """Return the data's classes, the model's table, the measured epoch and the cost of the budget.
+
+    Args:
+        spec: the study's settings.
+        found: what was measured.
+        workers: the number of workers that share the budget.
+        gpus: how many GPUs `budget.gpu_hours` counts while these work.
+    """
     epoch = found.epoch
     cost = found.budget_seconds(spec.budget.trials, workers)
     lines = [
@@ -181,7 +188,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int) -> str:
         ),
         f"budget: at most {spec.budget.trials} trials x {found.longest_trial_epochs} epochs = {duration(cost)} of training "
         f"with {workers} worker{'s' if workers > 1 else ''}, plus some seconds to start; pruning and stacking reduce this"
-        + _end_words(spec, cost, workers),
+        + _end_words(spec, cost, gpus),
         "",
     ]
     return text.page(lines)

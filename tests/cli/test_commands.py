@@ -29,6 +29,7 @@ from hpo.storage.tables import hpo_studies
 from hpo.study import resolve
 from hpo.study import study as studies
 from tests.integration.shell import forked
+from tests.support import nvidia_smi
 from tests.support.trials import begin, claim_one, run
 
 COMMANDS = ["init", "check", "run", "worker", "status", "logs", "dashboard", "pause", "resume", "stop", "doctor"]
@@ -500,6 +501,19 @@ def test_check_and_run_warn_of_imbalance_that_is_corrected_twice(hpo: Hpo, tmp_p
     assert (code, len([line for line in out.splitlines() if line.startswith(warned)])) == (0, 1)
     code, _, err = hpo("run", "digits.toml", "--workers", "0")
     assert (code, len([line for line in err.splitlines() if line.startswith(warned)])) == (0, 1)
+
+
+def test_check_says_when_gpu_hours_end_the_workers_of_the_file(
+    hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi.install(tmp_path, monkeypatch)  # two GPUs for four workers
+    budget = "[budget]\ntrials = 1000000\ngpu_hours = 0.01\n[training]\nepochs = 1\n"
+    (tmp_path / "digits.toml").write_text(f"workers = 4\n{SMALL}{budget}")
+    code, out, _ = hpo("check", "digits.toml")
+    (line,) = [line for line in out.splitlines() if line.startswith("budget: at most ")]
+    assert code == 0
+    assert " of training with 4 workers, " in line
+    assert "; budget.gpu_hours ends it after 18.0 s, about " in line
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -139,6 +139,16 @@ def test_workers_share_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         place(None, processes=3)
 
 
+def test_gpu_hours_count_workers_of_one_gpu_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    assert [spread(workers).counted_gpus for workers in (1, 2, 5)] == [1, 2, 2]
+    assert place(None, processes=2).counted_gpus == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # numbers, which may be others in another job
+    assert spread(5).counted_gpus == 5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert spread(5).counted_gpus == 5
+
+
 def test_how_many_share_is_a_number_or_auto() -> None:
     assert [sharers(given, "--per-gpu") for given in ("auto", "3", 4)] == [None, 3, 4]
     for wrong in ("0", "many", True, "257", -1):
