@@ -109,6 +109,7 @@ class Summary:
     front: list[FrontTrial] = field(default_factory=list)  # likewise; the best in the first one first
     infeasible: int = 0  # COMPLETE trials that violate a constraint
     logs: str | None = None  # the folder of what workers print; None of a study of Optuna's own
+    bucket: str | None = None  # where checkpoints lie, if that is no folder
     imported: int = 0  # finished trials that a fork copied; also in `counts`, `budget` and `spent`
     metric: str | None = None  # the only objective of a declared training
     value_rule: str | None = None  # which epochs of the metric's curve are a trial's value
@@ -305,6 +306,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         infeasible=tally.infeasible,
         imported=row.imported,
         logs=str(study.logs),
+        bucket=None if study.store.is_folder else study.store.place,
         metric=interval.metric_of(study.spec),
         value_rule=study.spec.value,
         code_changes=len(json.loads(row.code_changes)),

@@ -94,6 +94,8 @@ def status_text(found: Summary) -> str:
         lines.append(f"code     {changes} accepted by --allow-code-change; trials of different code are compared")
     if summary.logs:
         lines.append(f"logs     {summary.logs}")
+    if summary.bucket:
+        lines.append(f"bucket   {summary.bucket}")
     for parked in summary.parked:
         lines.append(f"parked   trial {parked.number}, {_then(parked)}")
     return text.page(lines)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +28,8 @@ from hpo.study.interval import IMAGES_KEY, wilson
 from hpo.study.plain import statuses
 from hpo.study.query import ranking, trial_columns
 from hpo.study.status import Best, FailureCount, ParkedTrial, read, summarize
-from hpo.study.study import Study
+from hpo.study.study import Study, store_of
+from hpo.view.pages import status_text
 from hpo.worker import attempt
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import START, begin, end_trial, finish_claim, make, record_receipt, run, set_times
@@ -54,6 +56,13 @@ def test_a_new_study_has_nothing_to_show(demo: Study) -> None:
     assert (summary.budget, summary.spent, summary.finished) == (10, 0, 0)
     assert (summary.best, summary.running, summary.parked, summary.failures) == (None, [], [], [])
     assert (summary.seconds, summary.seconds_left, summary.stop_reason) == (0.0, None, None)
+
+
+def test_a_bucket_of_checkpoints_is_shown_and_a_folder_is_not(demo: Study) -> None:
+    url = "s3://bucket/studies/demo"
+    with_bucket = replace(demo, store=store_of(demo.storage, url, demo.spec))
+    assert [summarize(study).bucket for study in (demo, with_bucket)] == [None, url]
+    assert f"bucket   {url}" in status_text(summarize(with_bucket)).splitlines()
 
 
 def test_every_trial_is_counted_in_exactly_one_state(demo: Study) -> None:
