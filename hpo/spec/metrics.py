@@ -49,7 +49,8 @@ FURTHER = tuple(name for name in METRICS if name not in ALWAYS)
 TOP_K = re.compile(r"top_([1-9]\d{0,8})_accuracy")  # for any K
 OF_TOP_K = KnownMetric("maximize", ("classification",))
 OWN_METRIC = "value"  # the name of the curve of a user's own training
-UNREPEATABLE = {"seconds", "images_per_second", "peak_memory_mb"}  # these differ between two equal runs
+#: These differ between two equal runs. Trials of before December 2026 have the examples as images, whatever they are.
+UNREPEATABLE = {"seconds", "examples_per_second", "images_per_second", "peak_memory_mb"}
 
 
 def is_known(name: str) -> bool:

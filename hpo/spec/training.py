@@ -218,7 +218,7 @@ class WatchSection(pydantic.BaseModel):
     noise: bool = False
     """The variance of minibatch gradients and the gradient noise scale. It needs memory for one more gradient."""
     resources: bool = False
-    """Training images per second and peak memory of the process in MiB."""
+    """Training examples per second and peak memory of the process in MiB."""
 
 
 Table = Training | Augment | Sam | Stopping | WatchSection

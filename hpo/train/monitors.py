@@ -135,8 +135,8 @@ def of_gradients(
 
 
 def of_resources(device: torch.device, rows: int, seconds: float) -> dict[str, float]:
-    """Return training rows per second and peak memory in MiB, of the GPU or else of this process."""
+    """Return training examples per second and peak memory in MiB, of the GPU or else of this process."""
     return {
-        "images_per_second": rows / seconds if seconds > 0 else math.nan,
+        "examples_per_second": rows / seconds if seconds > 0 else math.nan,
         "peak_memory_mb": devices.peak_memory_mb(device),
     }

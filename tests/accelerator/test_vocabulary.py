@@ -82,7 +82,7 @@ def run_of(config: TrainConfig, device: torch.device, seed: int) -> Run:
 
 def curve(results: Sequence[EpochResult]) -> list[list[float]]:
     """Return all that was measured but times and memory."""
-    left_out = ("seconds", "images_per_second", "peak_memory_mb")
+    left_out = ("seconds", "examples_per_second", "peak_memory_mb")
     return [[value for key, value in sorted(one.numbers.items()) if key not in left_out] for one in results]
 
 

@@ -129,7 +129,7 @@ def test_what_is_not_asked_for_is_not_measured() -> None:
     only = next(loop.train(replace(TRIAL, options={"watch": Watch(norms=True)}).run())).watched
     assert only.keys() == {"gradient_norm", "parameter_norm"}
     resources = next(loop.train(replace(TRIAL, options={"watch": Watch(resources=True)}).run()))
-    assert resources.watched["images_per_second"] == pytest.approx(80 / resources.seconds)
+    assert resources.watched["examples_per_second"] == pytest.approx(80 / resources.seconds)
     assert 50 < resources.watched["peak_memory_mb"] < 100_000
 
 

@@ -19,8 +19,9 @@ from hpo.errors import SpecError
 from hpo.final import train as final
 from hpo.spec.space import lift, middle
 from hpo.spec.training import Stopping, TrainConfig
+from hpo.storage import sql
 from hpo.storage.connect import Storage
-from hpo.storage.tables import hpo_trials
+from hpo.storage.tables import hpo_curves, hpo_trials
 from hpo.study import export, results
 from hpo.study import study as studies
 from hpo.study.study import Study
@@ -282,11 +283,14 @@ def test_a_stopped_trial_replays_to_its_epoch(make_digits: MakeStudy, how: dict[
     number = min(range(4), key=lambda n: len(curves(study, n)["seconds"]))
     epochs = len(curves(study, number)["seconds"])
     assert epochs < 8
+    old = {"study_uid": study.uid, "trial_id": study.optuna.trials[number]._trial_id, "epoch": 1, "value": 9.0}
+    with sql.writing(study.storage.engine) as connection:
+        connection.execute(hpo_curves.insert().values(metric="images_per_second", **old))
     (path,) = export.export(study, tmp_path / "best.toml", number=number)
     training = final.prepare(path)
     compared = training.spec.receipt["curves"].keys()
     assert compared >= {"gradient_norm", "parameter_norm", "gradient_variance", "validation_macro_f1"}
-    assert not compared & {"seconds", "images_per_second", "peak_memory_mb"}
+    assert not compared & {"seconds", "examples_per_second", "images_per_second", "peak_memory_mb"}
     assert training.config.stopping.patience == study.optuna.trials[number].params["stopping.patience"]
     assert final.replay(training, quiet) == []
     metrics = final.train(training, tmp_path / "run", stop=lambda: False, progress=quiet, before_test=nothing)
