@@ -352,8 +352,8 @@ def read(source: Study) -> Confirmation | None:
         for count in plan.looks
         if all((number, run) in settled for number in plan.leaders for run in range(count))
     ]
-    clips = [source.spec.is_declared and metrics.is_share(name) for name in source.goals.directions]
-    found = [_confirmed(seen[number], done, plan.runs, clips=clips) for number in plan.leaders]
+    bounds = [_bounds(source.spec, name) for name in source.goals.directions]
+    found = [_confirmed(seen[number], done, plan.runs, bounds) for number in plan.leaders]
     confirmation = Confirmation(
         study=source.name,
         name=sister.name,
@@ -400,7 +400,9 @@ def _read_runs(connection: sql.Connection, sister: Study) -> dict[tuple[int, int
     return found
 
 
-def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, *, clips: Sequence[bool]) -> Confirmed:
+def _confirmed(
+    leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, bounds: Sequence[tuple[float, float]]
+) -> Confirmed:
     own = [done[leader.number, run] for run in range(runs) if (leader.number, run) in done]
     ended = [run for run in own if run.is_settled]
     good = [run for run in ended if run.state == "complete" and run.values and not run.violated]
@@ -409,17 +411,14 @@ def _confirmed(leader: Leader, done: Mapping[tuple[int, int], _Run], runs: int, 
         number=leader.number,
         seen=leader.values,
         runs=values,
-        means=[_mean(column, clips=one) for column, one in zip(zip(*values, strict=True), clips, strict=True)]
-        if values
-        else [],
+        means=[verdict.mean(*one) for one in zip(zip(*values, strict=True), bounds, strict=True)] if values else [],
         left_out=_why_left_out(ended, good, leader),
     )
 
 
-def _mean(values: Sequence[float], *, clips: bool) -> Mean:
-    """Return the mean of runs. The interval of a share ends at 0 and 1."""
-    found = verdict.mean(values)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high)) if clips else found
+def _bounds(spec: StudySpec, name: str) -> tuple[float, float]:
+    """Return the bounds of an objective. A user's own training may give a metric's name to any number."""
+    return metrics.bounds(name) if spec.is_declared else metrics.FREE
 
 
 def _why_left_out(ended: Sequence[_Run], good: Sequence[_Run], leader: Leader) -> str:

@@ -158,14 +158,23 @@ def level_of(look: int, error: float = ERROR) -> float:
     return error * SPENT * (1 - SPENT) ** (look - 1)
 
 
-def mean(values: Sequence[float]) -> Mean:
-    """Return the mean of values with its interval. A single value has an infinite one."""
+def mean(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Mean:
+    """Return the mean of values with its interval. A single value has the widest one.
+
+    The interval is cut at the bounds. It holds the true mean as often as before, since that lies within them (Mandelkern 2002,
+    "Setting confidence intervals for bounded parameters").
+
+    Args:
+        values: the runs' values.
+        bounds: the lowest and the highest possible value.
+    """
     runs, middle = len(values), fmean(values)
-    if runs < 2:
-        return Mean(value=middle, low=-math.inf, high=math.inf, deviation=math.nan, runs=runs)
-    spread = _deviation(values)
-    reach = _quantile((1 - SURE) / 2, runs - 1) * spread / math.sqrt(runs)
-    return Mean(value=middle, low=middle - reach, high=middle + reach, deviation=spread, runs=runs)
+    spread, reach = math.nan, math.inf
+    if runs > 1:
+        spread = _deviation(values)
+        reach = _quantile((1 - SURE) / 2, runs - 1) * spread / math.sqrt(runs)
+    low, high = max(bounds[0], middle - reach), min(bounds[1], middle + reach)
+    return Mean(value=middle, low=low, high=high, deviation=spread, runs=runs)
 
 
 def pooled_deviation(repeats: Iterable[Sequence[float]]) -> float:

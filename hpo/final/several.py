@@ -20,7 +20,7 @@ from hpo.files import read_json, write_json
 from hpo.final import train as final
 from hpo.final.train import CHECKPOINT, METRICS, SEVERAL, FinalTraining
 from hpo.spec import seeds
-from hpo.spec.metrics import of_test
+from hpo.spec.metrics import bounds, of_test
 from hpo.study.interval import IMAGES_KEY, TASK_KEY, TEST_IMAGES_KEY
 from hpo.train.epoch import EpochResult
 
@@ -127,8 +127,9 @@ def _remove_checkpoints(several: SeveralSeeds, folder: Path) -> None:
 
 
 def _common(several: SeveralSeeds, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the values of each training, and their means with intervals by Student's t."""
-    averaged = ["value", *(f"test_{name}" for name in of_test(results[0], several.first.spec.metric))]
+    """Return the values of each training, and their means with intervals by Student's t, cut at the metrics' bounds."""
+    metric = several.first.spec.metric
+    averaged = {"value": metric} | {f"test_{name}": name for name in of_test(results[0], metric)}
     return {
         "identity": several.identity,
         "trainings": [
@@ -136,7 +137,9 @@ def _common(several: SeveralSeeds, results: Sequence[dict[str, Any]]) -> dict[st
             | {key: result[key] for key in averaged}
             for name, result in zip(several.names, results, strict=True)
         ],
-        "means": {key: asdict(mean([result[key] for result in results])) for key in averaged},
+        "means": {
+            key: asdict(mean([result[key] for result in results], bounds(name))) for key, name in averaged.items()
+        },
         **{key: results[0][key] for key in (TASK_KEY, TEST_IMAGES_KEY, IMAGES_KEY)},
         "receipt": results[0]["receipt"],
     }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hpo.spec.curve import Direction
 
 CLASSES = ("classification", "binary", "multilabel")  # tasks with classes or labels
 TASKS = (*CLASSES, "regression")
+SHARES, FREE = (0.0, 1.0), (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,24 @@ class KnownMetric:
 
     direction: Direction
     tasks: tuple[str, ...]
+    bounds: tuple[float, float] = SHARES  # no value lies outside
 
 
 METRICS: dict[str, KnownMetric] = {
     "accuracy": KnownMetric("maximize", CLASSES),
-    "loss": KnownMetric("minimize", TASKS),
+    "loss": KnownMetric("minimize", TASKS, FREE),
     "balanced_accuracy": KnownMetric("maximize", ("classification", "binary")),
     "f1": KnownMetric("maximize", ("binary",)),
     "macro_f1": KnownMetric("maximize", CLASSES),
     "micro_f1": KnownMetric("maximize", ("classification", "multilabel")),
     "auroc": KnownMetric("maximize", CLASSES),
     "average_precision": KnownMetric("maximize", CLASSES),
-    "log_loss": KnownMetric("minimize", CLASSES),
+    "log_loss": KnownMetric("minimize", CLASSES, (0.0, math.inf)),
     "calibration_error": KnownMetric("minimize", ("classification", "binary")),
-    "mae": KnownMetric("minimize", ("regression",)),
-    "rmse": KnownMetric("minimize", ("regression",)),
-    "r2": KnownMetric("maximize", ("regression",)),
-    "pearson": KnownMetric("maximize", ("regression",)),
+    "mae": KnownMetric("minimize", ("regression",), (0.0, math.inf)),
+    "rmse": KnownMetric("minimize", ("regression",), (0.0, math.inf)),
+    "r2": KnownMetric("maximize", ("regression",), (-math.inf, 1.0)),
+    "pearson": KnownMetric("maximize", ("regression",), (-1.0, 1.0)),
 }
 ALWAYS = ("accuracy", "loss")  # measured in every epoch, if they go with the task
 FURTHER = tuple(name for name in METRICS if name not in ALWAYS)
@@ -61,6 +64,11 @@ def is_known(name: str) -> bool:
 def direction(name: str) -> Direction:
     """Return the direction in which a known metric improves."""
     return METRICS.get(name, OF_TOP_K).direction
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have; infinite ones for an unknown metric."""
+    return METRICS.get(name, OF_TOP_K).bounds if is_known(name) else FREE
 
 
 def goes_with(name: str, task: str) -> bool:

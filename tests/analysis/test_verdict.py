@@ -50,6 +50,10 @@ def test_the_bound_is_that_of_scipys_paired_test() -> None:
     mean = verdict.mean(ours)
     known = stats.ttest_1samp(ours, 0).confidence_interval(0.95)
     assert (mean.low, mean.high) == pytest.approx((known.low, known.high), rel=1e-12)
+    within = verdict.mean(ours, (0.0, 0.7))
+    assert known.high > 0.7
+    assert (within.low, within.high) == (mean.low, 0.7)
+    assert (verdict.mean([0.5], (0.0, 1.0)).low, verdict.mean([0.5]).low) == (0.0, -math.inf)
 
 
 def test_the_named_number_of_further_runs_decides_and_one_less_does_not() -> None:

@@ -103,7 +103,8 @@ def test_each_seed_is_an_ordinary_training_and_the_mean_is_student_s(
     low, high = stats.t.interval(0.95, 1, loc=fmean(values), scale=stats.sem(values))
     found = metrics["means"]["test_accuracy"]
     assert (found["value"], found["runs"]) == (fmean(values), 2)
-    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-12)
+    assert (found["low"], found["high"]) == pytest.approx((max(0.0, low), min(1.0, high)), rel=1e-12)
+    assert all(0 <= metrics["means"][key][end] <= 1 for key in ("value", "test_accuracy") for end in ("low", "high"))
     for training, one in zip(ready.trainings, metrics["trainings"], strict=True):
         home, folder = whole / one["folder"], tmp_path / one["folder"]
         alone = final.train(training, folder, stop=lambda: False, progress=quiet, before_test=nothing)
