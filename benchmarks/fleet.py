@@ -60,7 +60,8 @@ from hpo.storage.retry import Retry  # noqa: E402
 from hpo.storage.tables import hpo_trials, intermediate_values, trials  # noqa: E402
 from hpo.study import study as studies  # noqa: E402
 from hpo.study.study import Study  # noqa: E402
-from hpo.worker.client import ClaimRequest, Lease, QueueClient  # noqa: E402
+from hpo.worker.client import ClaimRequest, QueueClient  # noqa: E402
+from hpo.worker.lease import Lease  # noqa: E402
 from hpo.worker.signals import StopSignal  # noqa: E402
 
 CURVES = ROOT / "benchmarks" / "tables" / "mlp.npz"
@@ -115,18 +116,18 @@ class Worker:
         end = End(claim=self.lease.claim, state=TrialState.COMPLETE, value=value, outcome="complete")
         lost = timed("finish", lambda: self.client.finish([end]))
         assert not lost, f"trial {self.lease.claim.number} was lost"
-        self.client.remove(self.lease)
+        self.client.held.remove(self.lease)
         self.lease = None
         return 0.0
 
     def beat(self, timed: Callable[[str, Callable[[], Any]], Any]) -> None:
         """Do the heartbeat's duties."""
         client = self.client
-        if client.is_to_be_renewed:
-            timed("renew", client.renew)
-        timed("send", client.send if client.is_cut_off else client.send_metrics)
-        if client.leases:
-            timed("orders", client.poll_commands)
+        if client.upkeep.is_to_be_renewed:
+            timed("renew", client.upkeep.renew)
+        timed("send", client.send if client.calls.is_cut_off else client.send_metrics)
+        if client.held.leases:
+            timed("orders", client.upkeep.poll_commands)
         if client.has_doubled_a_study:
             timed("analyze", client.refresh_statistics)
         if self.reaper.is_due:
@@ -367,12 +368,12 @@ def costs(url: str, pid: int, running: int, name: str) -> dict[str, float]:
     cost["claim"] = per_call(pid, claim)
     one = leases[0]
     for lease in leases[1:]:
-        client.remove(lease)
+        client.held.remove(lease)
     cost["report"] = per_call(
         pid, lambda: client.report([Report(claim=one.claim, step=next(steps), value=1.0, metrics={})])
     )
-    cost["orders"] = per_call(pid, client.poll_commands)
-    cost["renew"] = per_call(pid, client.renew)
+    cost["orders"] = per_call(pid, client.upkeep.poll_commands)
+    cost["renew"] = per_call(pid, client.upkeep.renew)
     cost["stamp and reap"] = per_call(pid, Reaper(client.ledger))
     ends = iter([End(claim=i.claim, state=TrialState.COMPLETE, value=1.0, outcome="complete") for i in leases])
     cost["finish"] = per_call(pid, lambda: client.finish([next(ends)]))

@@ -68,7 +68,8 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt, runner
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker.client import ClaimRequest, QueueClient
+from hpo.worker.lease import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 

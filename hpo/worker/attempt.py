@@ -26,7 +26,8 @@ from hpo.study.format import value_text
 from hpo.study.query.trial_columns import SECONDS
 from hpo.study.study import Study
 from hpo.worker import pending_reports
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
+from hpo.worker.lease import Lease
 from hpo.worker.trial import LeasedTrial
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def end_all(outcomes: Mapping[Attempt, Outcome]) -> None:
                 raise LostLease(f"trial {attempt.number}: another process has claimed or ended it")
             attempt.note_settled()
         attempt.is_over = True
-    client.retry(lambda: retention.delete_stale(study))
+    client.calls.retry(lambda: retention.delete_stale(study))
 
 
 def ending(trial: LeasedTrial, state: TrialState, value: float | None, *, reason: str | None = None) -> End:

@@ -94,7 +94,7 @@ class CheckpointManager:
     def save_if_leading(self, value: float) -> None:
         """Save the final state of a trial if it is among the best, whose checkpoints are kept."""
         _, beside = self.trial.beside(value)
-        if not self.trial.client.retry(lambda: retention.is_kept(self.study, self.trial.number, value, beside)):
+        if not self.trial.client.calls.retry(lambda: retention.is_kept(self.study, self.trial.number, value, beside)):
             return
         found = self.write(self.run.epoch)
         if found is not None:

@@ -17,7 +17,8 @@ from hpo.errors import StorageGone
 from hpo.queue import launches, workers
 from hpo.queue.reaper import Reaper
 from hpo.storage.connect import FAILURES, cause
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
+from hpo.worker.lease import Lease
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -88,24 +89,24 @@ class Heartbeat:
 
         After a failed renewal the next one comes at the next tick.
         """
-        if self._may_renew and self._client.is_to_be_renewed:
-            self._may_renew = self._try("renew", self._client.renew)
+        if self._may_renew and self._client.upkeep.is_to_be_renewed:
+            self._may_renew = self._try("renew", self._client.upkeep.renew)
         self._try(duty, do)
 
     def _keep(self) -> None:
         client = self._client
-        self._do("send", client.send if client.is_cut_off else client.send_metrics)
-        self._do("poll commands", client.poll_commands)
+        self._do("send", client.send if client.calls.is_cut_off else client.send_metrics)
+        self._do("poll commands", client.upkeep.poll_commands)
         if client.has_unheard_claims:
             self._do("release", client.release_unheard)
         if client.has_doubled_a_study:
             self._do("analyze", client.refresh_statistics)
-        for lease in client.leases:
+        for lease in client.held.leases:
             if self._is_overdue(lease):
                 self._try("overdue", partial(self._overdue, lease))
 
     def _is_overdue(self, lease: Lease) -> bool:
-        if lease.seconds_left is None or self._client.is_cut_off or self._client.retry.is_waiting:
+        if lease.seconds_left is None or self._client.calls.is_cut_off or self._client.calls.retry.is_waiting:
             return False
         return lease.seconds > lease.seconds_left + self._ledger.lease_seconds
 
@@ -134,7 +135,7 @@ class Heartbeat:
         try:
             do()
         except StorageGone as error:
-            self._client.note_failure(error)
+            self._client.calls.note_failure(error)
             self._leave()
         except BaseException as error:  # any error: the next tick tries again
             if duty not in self._failing:

@@ -27,8 +27,9 @@ from hpo.storage.retry import Retry
 from hpo.study.checkpoint_store import CheckpointStore
 from hpo.study.study import Study
 from hpo.worker import descendants, restart
-from hpo.worker.client import NOT_ASKED, Lease, QueueClient
+from hpo.worker.client import NOT_ASKED, QueueClient
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.lease import Lease
 from hpo.worker.runner import SequentialRunner, TrialRunner
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
@@ -91,8 +92,8 @@ def work(
             if code == RECYCLE:
                 return RECYCLE
     except (Outage, *FAILURES) as error:
-        if client.gone is not None:
-            raise client.gone from error
+        if client.calls.gone is not None:
+            raise client.calls.gone from error
         if not stopping():
             raise StorageError(f"storage {study.storage.shown}: {cause(error)}") from error
         log.warning("stopping while the storage fails: %s", cause(error))

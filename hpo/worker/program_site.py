@@ -105,7 +105,7 @@ class ProgramSite:
         )
         known = trial.user_attrs.get(UNREAD_KEY, [])
         if [last, first] not in known:  # else the last attempt was killed after it had noted this
-            trial.client.ask_optuna(lambda: trial.set_user_attr(UNREAD_KEY, [*known, [last, first]]))
+            trial.client.calls.ask_optuna(lambda: trial.set_user_attr(UNREAD_KEY, [*known, [last, first]]))
 
     def record(self) -> None:
         """Record that the trial goes on after its last epoch. If the storage fails, leave that to the next attempt."""

@@ -10,7 +10,8 @@ from hpo.spec.failures import Kind
 from hpo.study.study import Study
 from hpo.worker import descendants
 from hpo.worker.attempt import Attempt
-from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker.client import ClaimRequest, QueueClient
+from hpo.worker.lease import Lease
 from hpo.worker.program_site import ProgramSite
 from hpo.worker.trial import LeasedTrial
 from hpo.worker.user_loop import UserLoop
@@ -72,7 +73,7 @@ class SequentialRunner:
         attempt, self._attempt = self._attempt, None
         assert attempt is not None
         run_trial(attempt, self._objective)
-        self._client.remove(attempt.lease)
+        self._client.held.remove(attempt.lease)
         return [attempt.failed_by]
 
     def park(self) -> None:

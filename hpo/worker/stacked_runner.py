@@ -29,7 +29,8 @@ from hpo.study.study import Study
 from hpo.train.build.executor import Executor
 from hpo.train.epoch import EpochResult
 from hpo.worker.attempt import Attempt, Outcome, end_all
-from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker.client import ClaimRequest, QueueClient
+from hpo.worker.lease import Lease
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.02  # between two checks whether one of several attempts must end
@@ -149,7 +150,7 @@ class StackedRunner:
 
     def _let_wait(self, attempt: Attempt) -> None:
         self._client.park(attempt.lease, stack_key=attempt.stack_key)
-        self._client.remove(attempt.lease)
+        self._client.held.remove(attempt.lease)
         log.info(
             "trial %d is parked until a stack of its kind is open", attempt.number, extra={"action": "trial_waits"}
         )
@@ -235,7 +236,7 @@ class StackedRunner:
 
         While the storage fails, no trial is pruned.
         """
-        if not attempts or self._client.is_cut_off:
+        if not attempts or self._client.calls.is_cut_off:
             return [False] * len(attempts)
         study = self._study
         study.storage.optuna.set_known_finished(study.study_id, self._client.finished)
@@ -244,7 +245,7 @@ class StackedRunner:
             return array_pruners.decide(study.optuna, [attempt.trial.frozen for attempt in attempts])
 
         try:
-            return self._client.ask_optuna(ask) or [False] * len(attempts)
+            return self._client.calls.ask_optuna(ask) or [False] * len(attempts)
         except optuna.exceptions.UpdateFinishedTrialError:  # another program ended one: ask one by one
             return [attempt.lease.is_lost or self._decide_alone(attempt) for attempt in attempts]
         except FAILURES:
@@ -278,7 +279,7 @@ class StackedRunner:
             self._close(attempt)
 
     def _close(self, attempt: Attempt) -> None:
-        self._client.remove(attempt.lease)
+        self._client.held.remove(attempt.lease)
         self._ended.append(attempt.failed_by)
 
     def _break_up(self, error: BaseException) -> None:
@@ -349,7 +350,7 @@ def _prune(attempt: Attempt) -> NoReturn:
 
 def _complete(attempt: Attempt) -> float:
     attempt.lease.check()
-    if attempt.client.is_cut_off:
+    if attempt.client.calls.is_cut_off:
         attempt.checkpoints.save(attempt.run.epoch)  # it may take long until the end can be written
     value = attempt.trial.judge(None)
     attempt.checkpoints.save_if_leading(value)

@@ -32,7 +32,8 @@ from hpo.storage.tables import COST_PREFIX
 from hpo.strategy import distributions
 from hpo.study.format import value_text
 from hpo.text import command
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
+from hpo.worker.lease import Lease
 
 if TYPE_CHECKING:
     from hpo.train.user_state import UserState
@@ -283,10 +284,10 @@ class LeasedTrial(ExtensibleTrial):
         While the storage fails this is False. The pruner is asked again at the next epoch, or at the next rung if its
         write at this rung arrived after all.
         """
-        if self.client.is_cut_off:
+        if self.client.calls.is_cut_off:
             return False
         self._history.set_known_finished(id_of(self.study), self.client.finished)
-        return bool(self.client.ask_optuna(self._ask_the_pruner))
+        return bool(self.client.calls.ask_optuna(self._ask_the_pruner))
 
     def _ask_the_pruner(self) -> bool:
         """Do what `optuna.Trial.should_prune` does, also with several objectives."""

@@ -49,7 +49,7 @@ def test_a_thousand_kept_reports_are_sent(place: Storage, tmp_path: Path, monkey
         patched.setattr(Ledger, "report", refused)
         for step in range(1, 1001):
             client.report([said(claim, step, float(step))])
-        assert client.is_cut_off
+        assert client.calls.is_cut_off
     client.flush()
     assert values(study) == {step: float(step) for step in range(1, 1001)}
     assert len(ledger.curve(claim, "value")) == 1000

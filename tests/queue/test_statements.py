@@ -23,8 +23,9 @@ from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
 from hpo.worker import runner
 from hpo.worker.attempt import Attempt, ending, open_trial
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.lease import Lease
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import claim_one, client_of, finish_claim, held, make, suggested
 

@@ -26,7 +26,8 @@ from hpo.storage.tables import hpo_trials, trials
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import attempt
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
+from hpo.worker.lease import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial, Taken
 

@@ -23,9 +23,10 @@ from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
-from hpo.worker import client
-from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker import client, lease_upkeep, storage_calls
+from hpo.worker.client import ClaimRequest, QueueClient
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.lease import Lease
 from tests.support.trials import AN_OUTAGE, MakeStudy, client_of, finish_claim, refused, said
 from tests.support.waiting import PATIENCE, wait_for
 
@@ -111,7 +112,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             left[0] += 1
 
     monkeypatch.setattr(Ledger, "report", hanging)
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 0.2)
     yield answer
     answer.set()
     wait_for(lambda: left == calls)  # before the database goes
@@ -169,7 +170,7 @@ def test_those_that_were_lost_learn_of_it_and_the_others_do_not(make_study: Make
     queue_client.flush()
     assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0], [1.0, 2.0], [], []]
     for lease in (leases[1], leases[4], leases[5]):
-        queue_client.remove(lease)
+        queue_client.held.remove(lease)
     kept = [leases[0], leases[2], leases[3]]
     queue_client.report(epoch(kept, 3))
     queue_client.flush()
@@ -199,17 +200,17 @@ def test_a_report_of_many_renews_their_leases(make_study: MakeStudy, monkeypatch
         if later == 21.0:
             leases += more(queue_client, 1)  # fresh: it asks for nothing
     assert [settings["renew"] for _, settings in reports.calls] == [False, False, True, False, True]
-    assert not queue_client.is_to_be_renewed
+    assert not queue_client.upkeep.is_to_be_renewed
     monkeypatch.setattr(clock, "awake_or_asleep", lambda: now + 62.0)
     queue_client.report(epoch(leases[:1], 6))
-    assert queue_client.is_to_be_renewed  # the others have said nothing, so the heartbeat does it
+    assert queue_client.upkeep.is_to_be_renewed  # the others have said nothing, so the heartbeat does it
 
 
 def test_a_trial_that_is_not_held_cannot_report(make_study: MakeStudy) -> None:
     """A trial that is not held here cannot report and nothing is written."""
     study = make_study(trials=4)
     queue_client, leases = opened(study, 3)
-    queue_client.remove(leases[1])
+    queue_client.held.remove(leases[1])
     with pytest.raises(RuntimeError, match="trial 1 is not held here any more; report before its objective returns"):
         queue_client.report(epoch(leases, 1))
     queue_client.flush()
@@ -244,7 +245,7 @@ def test_a_refused_report_is_its_own_trial_s_affair(make_study: MakeStudy, monke
                     lease.check()
             lease.check()  # it is told once
             assert not queue_client.must_end(lease)
-    assert not queue_client.is_cut_off
+    assert not queue_client.calls.is_cut_off
     queue_client.flush()
     assert seen(study) == [[1, 2, 3], [1, 3]] * 2
     assert curves(queue_client, leases) == [[1.0, 2.0, 3.0], [1.0, 3.0]] * 2
@@ -281,10 +282,10 @@ def test_an_outage_amid_single_reports(make_study: MakeStudy, monkeypatch: pytes
 
     monkeypatch.setattr(Ledger, "report", failing)
     queue_client.report(epoch(leases, 1))
-    assert queue_client.is_cut_off
+    assert queue_client.calls.is_cut_off
     assert seen(study) == [[1], [1], [], []]
     queue_client.send()
-    assert not queue_client.is_cut_off
+    assert not queue_client.calls.is_cut_off
     assert seen(study) == [[1]] * 4
     assert next(turns) == 7  # nothing was sent twice: 4 at once, 0, 1, 2 in vain, 2 and 3 at once, 2, 3
 
@@ -303,7 +304,7 @@ def test_reports_of_many_in_an_outage_go_in_few_statements(
         patched.setattr(Ledger, "report", refused)
         for step in range(1, 21):
             queue_client.report(epoch(leases, step))
-        assert queue_client.is_cut_off
+        assert queue_client.calls.is_cut_off
         assert not queue_client.record_checkpoint(leases[3], Checkpoint(epoch=1, path="/c.pt", digest="d"))
     assert caplog.text.count("the storage fails, training goes on") == 1
     reports = Noted(monkeypatch, "report")
@@ -311,7 +312,7 @@ def test_reports_of_many_in_an_outage_go_in_few_statements(
     assert reports.sizes == [100, 100, 100, 20]
     sent = [(report.step, report.claim.number) for given, _ in reports.calls for report in given]
     assert sent == [(step, number) for step in range(1, 21) for number in range(16)]
-    assert not queue_client.is_cut_off
+    assert not queue_client.calls.is_cut_off
     queue_client.flush()
     assert curves(queue_client, leases) == [[float(step) for step in range(1, 21)]] * 16
 
@@ -339,7 +340,7 @@ def test_an_outage_that_lasts_ends_every_trial_and_one_that_ends_none(
         patched.setattr(Ledger, "report", refused)
         queue_client.report(epoch(leases, 1))
     assert not any(queue_client.must_end(lease) for lease in leases)
-    queue_client._failing_since = time.monotonic() - PATIENCE - 1
+    queue_client.calls._failing_since = time.monotonic() - PATIENCE - 1
     for lease in leases:
         with pytest.raises(Outage, match=f"the storage has failed for {PATIENCE:.0f} s"):
             queue_client.let_go(lease)
@@ -355,14 +356,14 @@ def test_what_is_removed_leaves_nothing_behind(make_study: MakeStudy, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         queue_client.report(epoch(leases, 2))  # and all of this
-    queue_client.remove(leases[1])
-    queue_client.remove(leases[1])  # twice is once
-    assert queue_client.leases == [leases[0], leases[2]]
+    queue_client.held.remove(leases[1])
+    queue_client.held.remove(leases[1])  # twice is once
+    assert queue_client.held.leases == [leases[0], leases[2]]
     queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]
     assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0]]
     renewed = Noted(monkeypatch, "renew_all")
-    queue_client.renew()
+    queue_client.upkeep.renew()
     assert renewed.sizes == [2]
     assert not leases[1].is_lost
 
@@ -373,15 +374,15 @@ def test_what_is_removed_while_a_sender_hangs_leaves_nothing_behind(
     study = make_study(trials=3)
     queue_client, leases = opened(study, 3)
     queue_client.report(epoch(leases, 1))
-    assert queue_client.is_cut_off
+    assert queue_client.calls.is_cut_off
     queue_client.report(epoch(leases, 2))
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 10 * PATIENCE)
-    queue_client.remove(leases[1])  # waits for nobody: the sender hangs until the test lets it go
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 10 * PATIENCE)
+    queue_client.held.remove(leases[1])  # waits for nobody: the sender hangs until the test lets it go
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 0.2)
     with pytest.raises(NoAnswer):
         queue_client.send()
     hang.set()
-    wait_for(lambda: not queue_client.is_cut_off)
+    wait_for(lambda: not queue_client.calls.is_cut_off)
     queue_client.flush()
     assert seen(study) == [[1, 2], [1], [1, 2]]  # what was under way then arrived: the claim stands
     assert curves(queue_client, leases) == [[1.0, 2.0], [], [1.0, 2.0]]
@@ -395,11 +396,11 @@ def test_the_first_trial_after_an_outage_in_which_all_let_go_begins_anew(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "report", refused)
         queue_client.report(epoch(leases, 1))
-    queue_client._failing_since = time.monotonic() - PATIENCE - 1
+    queue_client.calls._failing_since = time.monotonic() - PATIENCE - 1
     for lease in leases:
-        queue_client.remove(lease)
+        queue_client.held.remove(lease)
     (lease,) = more(queue_client, 1)
-    assert not queue_client.is_cut_off
+    assert not queue_client.calls.is_cut_off
     queue_client.let_go(lease)
     queue_client.report([said(lease, 1)])
     assert seen(study) == [[], [], [1]]
@@ -419,12 +420,12 @@ def test_a_client_without_trials_asks_the_database_nothing(
     for act in (
         queue_client.flush,
         queue_client.send,
-        queue_client.renew,
-        queue_client.poll_commands,
+        queue_client.upkeep.renew,
+        queue_client.upkeep.poll_commands,
         queue_client.send_metrics,
     ):
         act()
-    assert not queue_client.is_to_be_renewed
+    assert not queue_client.upkeep.is_to_be_renewed
 
 
 # --- what is heard ----------------------------------------------------------------------------------------------------
@@ -434,16 +435,16 @@ def test_orders_reach_the_trial_that_they_are_for(make_study: MakeStudy) -> None
     study = make_study(trials=3)
     queue_client, leases = opened(study, 3)
     control.stop_trial(study, 1)
-    queue_client.poll_commands()
+    queue_client.upkeep.poll_commands()
     assert [queue_client.must_end(lease) for lease in leases] == [False, True, False]
     assert [lease.keeps_its_place for lease in leases] == [True, False, True]
     with pytest.raises(Stopped):
         queue_client.let_go(leases[1])
     control.pause(study)
-    queue_client.poll_commands()
+    queue_client.upkeep.poll_commands()
     assert all(queue_client.must_end(lease) for lease in leases)
     control.resume(study)
-    queue_client.poll_commands()
+    queue_client.upkeep.poll_commands()
     assert [queue_client.must_end(lease) for lease in leases] == [False, True, False]
 
 
@@ -456,7 +457,7 @@ def test_what_was_lost_is_found_so_once_and_not_asked_for_again(
     lose(study, leases[2])
     asked = Noted(monkeypatch, "renew_all" if seen_by == "renew" else "commands_of")
     for _ in range(2):
-        getattr(queue_client, seen_by)()
+        getattr(queue_client.upkeep, seen_by)()
         assert [is_lost(queue_client, lease) for lease in leases] == [False, False, True]
         with sql.writing(study.storage.engine) as connection:
             study_rows.raise_orders(connection, study.uid)
@@ -471,24 +472,24 @@ def test_commands_are_read_once_per_version_of_the_orders(
     queue_client, leases = opened(study, 2)
     asked = Noted(monkeypatch, "commands_of")
     for _ in range(3):
-        queue_client.poll_commands()
+        queue_client.upkeep.poll_commands()
     assert asked.sizes == [2]
     control.stop_trial(study, 0)
     for _ in range(2):
-        queue_client.poll_commands()
+        queue_client.upkeep.poll_commands()
     assert asked.sizes == [2, 2]
     assert [lease.commands.stop for lease in leases] == [True, False]
     (third,) = more(queue_client, 1)
     with sql.writing(study.storage.engine) as connection:
         connection.execute(hpo_trials.update().values(stop_requested=True))
-    queue_client.poll_commands()
+    queue_client.upkeep.poll_commands()
     assert asked.sizes == [2, 2, 3]
     assert third.commands.stop
-    queue_client.remove(third)
-    queue_client.poll_commands()
+    queue_client.held.remove(third)
+    queue_client.upkeep.poll_commands()
     assert asked.sizes == [2, 2, 3]
-    monkeypatch.setattr(client, "RECHECK_SECONDS", 0.0)
-    queue_client.poll_commands()
+    monkeypatch.setattr(lease_upkeep, "RECHECK_SECONDS", 0.0)
+    queue_client.upkeep.poll_commands()
     assert asked.sizes == [2, 2, 3, 2]
 
 
@@ -530,9 +531,9 @@ def test_a_worker_holds_its_own_lost_trial_by_the_later_claim(make_study: MakeSt
     queue_client.flush()
     assert seen(study) == [[2], [1, 2]]
     assert curves(queue_client, [again, other]) == [[2.0], [1.0, 2.0]]
-    queue_client.remove(stale)
-    assert queue_client.leases == [other, again]
-    queue_client.renew()
+    queue_client.held.remove(stale)
+    assert queue_client.held.leases == [other, again]
+    queue_client.upkeep.renew()
     assert not is_lost(queue_client, again)
 
 
@@ -547,7 +548,7 @@ def test_leases_that_come_and_go_are_each_kept_while_they_are_here(make_study: M
         first = until(study)
         leases += more(queue_client, 3)
         gone = leases[1]
-        queue_client.remove(gone)
+        queue_client.held.remove(gone)
         wait_for(lambda: until(study)[1] is None)  # it ran out, and this very heartbeat took it; nobody reports
         now = until(study)
         assert [end is not None for end in now] == [True, False, True, True, True, True]
@@ -613,8 +614,8 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
                     ended.append(lease)
                 except LostLease:
                     queue_client.ledger.drop(lease.claim, "lost")
-                queue_client.remove(lease)
-    assert queue_client.leases == []
+                queue_client.held.remove(lease)
+    assert queue_client.held.leases == []
     assert len(stolen) == 10
     trials = study.optuna.get_trials(deepcopy=False)
     assert len(ended) == 60 - len({claim.trial_id for claim in stolen})
@@ -625,7 +626,7 @@ def test_curves_are_right_whatever_befalls_trials_and_storage(
     for claim in stolen:
         assert trials[claim.number].intermediate_values == {}
         assert thief.curve(claim, "value") == []
-    assert queue_client.retry(lambda: thief.renew_all(stolen)) == set()
+    assert queue_client.calls.retry(lambda: thief.renew_all(stolen)) == set()
 
 
 def failing_at_times(real: Callable[..., Any], drawn: random.Random) -> Callable[..., Any]:

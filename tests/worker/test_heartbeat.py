@@ -54,7 +54,7 @@ def test_a_silent_trial_keeps_its_lease_while_it_is_held_and_no_longer(make_stud
     client, lease = held(ledger, claim)
     with Heartbeat(client, leave=never):
         wait_for(lambda: (until(study) or 0) > (first or 0) + 2.0)  # renewed past its first end
-        client.remove(lease)
+        client.held.remove(lease)
     wait_for(lambda: reaped(study) == 1)
 
 
@@ -187,8 +187,8 @@ def test_reports_of_an_outage_are_sent_in_order(make_study: MakeStudy, monkeypat
             patched.setattr(Ledger, "renew_all", refused)
             for step in (1, 2, 3):
                 client.report([said(lease, step)])
-            assert client.is_cut_off
-        wait_for(lambda: not client.is_cut_off)
+            assert client.calls.is_cut_off
+        wait_for(lambda: not client.calls.is_cut_off)
     assert study.optuna.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
     client.flush()  # the raw metrics wait for more of them
     assert ledger.curve(lease.claim, "value") == [1.0, 2.0, 3.0]

@@ -21,7 +21,7 @@ from hpo.storage.retry import Retry
 from hpo.storage.tables import hpo_trials
 from hpo.study import control
 from hpo.study.study import Study
-from hpo.worker import client
+from hpo.worker import client, storage_calls
 from hpo.worker.client import QueueClient
 from hpo.worker.signals import StopSignal
 from tests.support.trials import AN_OUTAGE, MakeStudy, claim_one, client_of, refused, said
@@ -105,7 +105,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hanging]]:
     made: list[Hanging] = []
 
     def of(name: str) -> Hanging:
-        monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 0.2)
         made.append(Hanging(monkeypatch, name))
         return made[-1]
 
@@ -124,7 +124,7 @@ def test_reports_reach_the_database_as_they_are_made(make_study: MakeStudy) -> N
     for step in (1, 2, 3):
         holding.tell(step)
         assert seen(study) == {n: float(n) for n in range(1, step + 1)}
-    assert not holding.client.is_cut_off
+    assert not holding.client.calls.is_cut_off
 
 
 def test_raw_metrics_wait_for_more_of_them_but_not_for_ever(
@@ -194,13 +194,13 @@ def test_reports_keep_their_order_through_failures(make_study: MakeStudy, monkey
     for step in range(1, 10):
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "report", refused if step % 3 == 2 else noting)
-            if holding.client.is_cut_off and step % 3 == 1:
+            if holding.client.calls.is_cut_off and step % 3 == 1:
                 holding.client.send()  # as the heartbeat does
             holding.tell(step)
-            assert holding.client.is_cut_off == (step % 3 != 1)
+            assert holding.client.calls.is_cut_off == (step % 3 != 1)
     monkeypatch.setattr(Ledger, "report", noting)
     holding.client.flush(holding.lease)
-    assert not holding.client.is_cut_off
+    assert not holding.client.calls.is_cut_off
     assert written == list(range(1, 10))
     assert stored(holding, study) == [float(n) for n in range(1, 10)]
 
@@ -241,7 +241,7 @@ def test_a_report_whose_answer_was_lost_is_in_the_database_once(
 
     monkeypatch.setattr(Ledger, "report", unheard)
     holding.tell(1)
-    assert holding.client.is_cut_off
+    assert holding.client.calls.is_cut_off
     holding.tell(2)
     holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0, 2.0]
@@ -254,13 +254,13 @@ def test_a_storage_that_hangs_gets_everything_once(make_study: MakeStudy, hang: 
     hanging = hang("report")
     started = time.monotonic()
     holding.tell(1)
-    assert holding.client.is_cut_off
+    assert holding.client.calls.is_cut_off
     holding.tell(2)
     holding.tell(3)
     assert time.monotonic() - started < 10
     assert hanging.entered == 1
     hanging.answer.set()
-    wait_for(lambda: not holding.client.is_cut_off)
+    wait_for(lambda: not holding.client.calls.is_cut_off)
     assert seen(study) == {1: 1.0, 2: 2.0, 3: 3.0}
     holding.tell(4)
     assert hanging.left == 3
@@ -280,7 +280,7 @@ def test_two_senders_write_once(make_study: MakeStudy, hang: Callable[[str], Han
         holding.client.send()
     assert hanging.entered == 1
     hanging.answer.set()
-    wait_for(lambda: not holding.client.is_cut_off)
+    wait_for(lambda: not holding.client.calls.is_cut_off)
     holding.client.send()
     assert hanging.entered == 1  # nothing was left to send
     assert seen(study) == {1: 1.0}
@@ -332,7 +332,7 @@ def test_a_report_refused_for_good_is_raised(make_study: MakeStudy, monkeypatch:
     holding.tell(1)
     with pytest.raises(sa.exc.DataError):
         holding.tell(2)
-    assert not holding.client.is_cut_off
+    assert not holding.client.calls.is_cut_off
     holding.tell(3)
     holding.client.flush(holding.lease)
     assert holding.client.ledger.curve(holding.lease.claim, "value") == [1.0, 3.0]
@@ -383,9 +383,9 @@ def test_a_storage_that_fails_at_a_checkpoint_is_a_storage_that_fails(
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "record_checkpoint", refused)
         assert not holding.client.record_checkpoint(holding.lease, at(1))
-    assert holding.client.is_cut_off
+    assert holding.client.calls.is_cut_off
     holding.client.send()  # nothing to send: it renews the lease, and so finds the storage back
-    assert not holding.client.is_cut_off
+    assert not holding.client.calls.is_cut_off
     assert holding.client.record_checkpoint(holding.lease, at(1))
 
 
@@ -406,7 +406,7 @@ def test_a_checkpoint_that_hung_replaces_no_later_one(
     holding = held(study, retry=Retry(60.0))
     hanging = hang("record_checkpoint")
     assert not holding.client.record_checkpoint(holding.lease, at(5))
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 10.0)
     holding.client.send()  # over another connection the storage answers
     assert holding.client.record_checkpoint(holding.lease, at(8))
     hanging.answer.set()
@@ -430,8 +430,8 @@ def raised_by(holding: Holding) -> type[Signal] | None:
 
 def test_a_trial_that_nobody_wants_anything_of_goes_on(make_study: MakeStudy) -> None:
     holding = held(make_study())
-    holding.client.poll_commands()
-    holding.client.renew()
+    holding.client.upkeep.poll_commands()
+    holding.client.upkeep.renew()
     holding.lease.check()
     assert raised_by(holding) is None
     assert holding.lease.keeps_its_place
@@ -449,16 +449,16 @@ def test_of_several_reasons_to_let_go_the_gravest_counts(
     holding.lease.seconds_left = -1.0
     assert raised_by(holding) is TimeUp
     control.pause(study)
-    holding.client.poll_commands()
+    holding.client.upkeep.poll_commands()
     assert raised_by(holding) is Parked
     assert holding.lease.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.client.poll_commands()
+    holding.client.upkeep.poll_commands()
     assert raised_by(holding) is Stopped
     assert not holding.lease.keeps_its_place
     holding.lease.check()
     study.optuna.tell(0, state=TrialState.FAIL)
-    holding.client.renew()
+    holding.client.upkeep.renew()
     assert raised_by(holding) is LostLease
     assert not holding.lease.keeps_its_place
 
@@ -474,7 +474,7 @@ def test_a_worker_asked_to_stop_parks_first(make_study: MakeStudy) -> None:
     assert raised_by(holding) is Parked
     assert holding.lease.keeps_its_place
     assert not control.stop_trial(study, 0)
-    holding.client.poll_commands()
+    holding.client.upkeep.poll_commands()
     assert raised_by(holding) is Stopped
 
 
@@ -485,7 +485,7 @@ def test_when_an_outage_ends_a_trial(make_study: MakeStudy, monkeypatch: pytest.
         patched.setattr(Ledger, "report", refused)
         holding.tell(1)
     assert raised_by(holding) is None
-    holding.client._failing_since = time.monotonic() - PATIENCE - 1
+    holding.client.calls._failing_since = time.monotonic() - PATIENCE - 1
     assert raised_by(holding) is Outage
     assert holding.lease.keeps_its_place
     holding.client.send()  # it came back just in time
@@ -502,7 +502,7 @@ def test_a_lost_lease_is_raised_wherever_the_trial_looks_up(seen_by: str, make_s
         with pytest.raises(LostLease):
             holding.tell(1)
     else:
-        getattr(holding.client, seen_by)()
+        getattr(holding.client.upkeep, seen_by)()
     for look in (
         holding.lease.check,
         lambda: holding.client.let_go(holding.lease),
@@ -521,11 +521,11 @@ def test_a_lease_that_is_found_lost_stays_lost(make_study: MakeStudy) -> None:
     holding = held(study)
     other = study.ledger("other")
     holding.client.ledger.park(holding.lease.claim)
-    holding.client.renew()
+    holding.client.upkeep.renew()
     taken = claim_one(other)
     assert isinstance(taken, Claim)
     other.park(taken)
-    holding.client.poll_commands()
+    holding.client.upkeep.poll_commands()
     with pytest.raises(LostLease):
         holding.lease.check()
 
@@ -550,7 +550,7 @@ def test_a_report_of_a_trial_that_a_person_ended_is_still_written(make_study: Ma
     study = make_study()
     holding = held(study)
     assert not control.stop_trial(study, 0)
-    holding.client.poll_commands()
+    holding.client.upkeep.poll_commands()
     holding.tell(1)
     holding.client.flush(holding.lease)
     assert stored(holding, study) == [1.0]

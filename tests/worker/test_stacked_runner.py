@@ -482,7 +482,7 @@ def test_a_storage_that_is_away_for_too_long_costs_no_trial_its_place(
         if len(stack.runs) == 4 and stack.runs[0].epoch == 3:
             for write in ("report", "renew_all"):  # the heartbeat must not find the storage back
                 patched.setattr(Ledger, write, refused)
-            clients[0]._failing_since = time.monotonic() - 1e6
+            clients[0].calls._failing_since = time.monotonic() - 1e6
         return real(stack, stop)
 
     with monkeypatch.context() as patched:

@@ -26,9 +26,11 @@ from hpo.storage.tables import hpo_failures, hpo_trials, metadata
 from hpo.study.study import Study, join
 from hpo.worker import client as clients
 from hpo.worker import loop as worker_loop
-from hpo.worker import restart
-from hpo.worker.client import ClaimRequest, Lease, QueueClient
+from hpo.worker import restart, storage_calls
+from hpo.worker.client import ClaimRequest, QueueClient
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.lease import Lease
+from hpo.worker.lease_upkeep import LeaseUpkeep
 from hpo.worker.signals import StopSignal
 from tests.support.trials import AN_OUTAGE, MakeStudy, client_of, held, make, said, taken
 from tests.support.waiting import PATIENCE, wait_for
@@ -95,7 +97,7 @@ def train(client: QueueClient, kept: Sequence[Lease], steps: Iterator[int]) -> N
     ends = [End(claim=one.claim, state=TrialState.COMPLETE, value=1.0, outcome="complete") for one in others]
     assert client.finish(ends) == set()
     for lease in leases:
-        client.remove(lease)
+        client.held.remove(lease)
 
 
 TABLES = sorted(metadata.tables.keys() - {"hpo_test_openings"})  # that one is only for `hpo train`
@@ -112,7 +114,7 @@ def test_no_lock_of_another_client_costs_a_living_worker_its_leases(
 ) -> None:
     for module in (engine, sql):
         monkeypatch.setattr(module, "BUSY_SECONDS", LOCK_SECONDS)
-    monkeypatch.setattr(clients, "ANSWER_SECONDS", LOCK_SECONDS / 3)
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", LOCK_SECONDS / 3)
     monkeypatch.setattr(clients, "METRICS_SECONDS", 0.0)
     with ExitStack() as stack:
         place, other, third = (stack.enter_context(connected(url)) for _ in range(3))
@@ -163,8 +165,8 @@ def test_leases_are_seen_to_between_two_duties_that_wait(
         return act
 
     monkeypatch.setattr(client, "send_metrics", wait("send", client.ledger.lease_seconds / 2))
-    monkeypatch.setattr(client, "poll_commands", wait("poll", 1.0))
-    monkeypatch.setattr(client, "renew", lambda: (done.append("renew"), QueueClient.renew(client)))
+    monkeypatch.setattr(client.upkeep, "poll_commands", wait("poll", 1.0))
+    monkeypatch.setattr(client.upkeep, "renew", lambda: (done.append("renew"), LeaseUpkeep.renew(client.upkeep)))
     Heartbeat(client)._keep()
     assert done == ["send", "renew", "poll"]
 
@@ -186,7 +188,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             under_way[0] -= 1
 
     monkeypatch.setattr(claiming, "claim_many", claim_many)
-    monkeypatch.setattr(clients, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 0.2)
     yield answer
     answer.set()
     wait_for(lambda: under_way == [0])  # before the database goes
@@ -228,10 +230,10 @@ def test_a_claim_behind_another_is_not_begun_once_nobody_waits_for_it(
 ) -> None:
     study = make_study(trials=5)
     client = client_of(study.ledger("w"), Retry(60.0))
-    monkeypatch.setattr(clients, "ANSWER_SECONDS", 30.0)  # for which the later ones wait for the first
-    monkeypatch.setattr(clients, "within", lambda _, action: within(0.1, action))
+    monkeypatch.setattr(storage_calls, "ANSWER_SECONDS", 30.0)  # for which the later ones wait for the first
+    monkeypatch.setattr(storage_calls, "within", lambda _, action: within(0.1, action))
     for _ in range(3):
-        client._failing_since = None  # as if reports had got through meanwhile
+        client.calls._failing_since = None  # as if reports had got through meanwhile
         assert client.claim(ClaimRequest(count=1), may_wait=False) is Idle.WAIT
     answer.set()
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "storage"])
@@ -249,7 +251,7 @@ def test_what_was_just_claimed_is_not_given_back(make_study: MakeStudy, monkeypa
         return hold(client, claim)
 
     monkeypatch.setattr(QueueClient, "hold", held_late)
-    assert client.claim(ClaimRequest(count=3)) == client.leases
+    assert client.claim(ClaimRequest(count=3)) == client.held.leases
     assert leased(study) == [(1, True)] * 3
 
 

@@ -292,8 +292,8 @@ def test_an_outage_that_lasts_too_long_costs_no_epoch(make_study: MakeStudy) -> 
                 if seen == [0, 1]:
                     cut(patches)
                 trial.report(float(epoch), epoch)
-                if trial.client.is_cut_off:
-                    wait_for(lambda: trial.client.failing_seconds > 1.0)
+                if trial.client.calls.is_cut_off:
+                    wait_for(lambda: trial.client.calls.failing_seconds > 1.0)
                     trial.should_prune()
             return 7.0
 

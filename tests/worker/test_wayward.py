@@ -28,8 +28,9 @@ from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.worker import attempt
 from hpo.worker import loop as worker_loop
-from hpo.worker.client import Lease, QueueClient
+from hpo.worker.client import QueueClient
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.lease import Lease
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import MakeStudy, claim_one, client_of, finish_claim
