@@ -1,4 +1,7 @@
-"""Rows and groups that lie in two parts. Only their number and places are returned, so the test part stays sealed."""
+"""Rows and groups that lie in two parts, and parts out of their order in time.
+
+Only numbers and places are returned, so the test part stays sealed.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,16 @@ from hpo.data.stored import chunks
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """What two parts share."""
+    """What two parts share, or rows of the later part that are older than the latest of the earlier one."""
 
-    what: Literal["row", "group"]
+    what: Literal["row", "group", "time"]
     earlier: Part
     later: Part
-    count: int  # rows of the later part that equal a row of the earlier one, or have a group of it
+    count: int  # rows of the later part that equal a row of the earlier one, have a group of it, or are older
     whole: int  # rows of the later part
-    places: tuple[str, str]  # of the first such row in the later part, and of its like in the earlier one
+    places: tuple[
+        str, str
+    ]  # of the first such row in the later part, and of its like or of the latest in the earlier one
 
 
 def leaks(source: Source, split_seed: int) -> list[Leak]:
@@ -35,7 +40,10 @@ def leaks(source: Source, split_seed: int) -> list[Leak]:
     rows = {part: list(digests(selected(_of_part(source, part, "inputs"), which))) for part, which in parts.items()}
     keys = {part: _of_part(source, part, "groups") for part in parts}
     groups = {part: keys[part][which].tolist() for part, which in parts.items() if keys[part] is not None}
-    return [*_shared(source, "row", rows, parts), *_shared(source, "group", groups, parts)]
+    moments = {part: _of_part(source, part, "times") for part in parts}
+    times = {part: moments[part][which] for part, which in parts.items() if moments[part] is not None}
+    shared = [*_shared(source, "row", rows, parts), *_shared(source, "group", groups, parts)]
+    return [*shared, *_out_of_order(source, times, parts)]
 
 
 def digests(inputs: Inputs) -> Iterator[bytes]:
@@ -59,14 +67,31 @@ def _shared(
         first = {mark: place for place, mark in reversed(list(enumerate(marks[earlier])))}
         again = [(place, first[mark]) for place, mark in enumerate(marks[later]) if mark in first]
         if again:
-            ours, other = again[0]
-            places = (
-                _placed(source, later, int(parts[later][ours])),
-                _placed(source, earlier, int(parts[earlier][other])),
-            )
-            yield Leak(
-                what=what, earlier=earlier, later=later, count=len(again), whole=len(parts[later]), places=places
-            )
+            yield _leak(source, what, (earlier, later), parts, len(again), again[0])
+
+
+def _out_of_order(source: Source, times: Mapping[Part, Tensor], parts: Mapping[Part, Tensor]) -> Iterator[Leak]:
+    """Yield a leak for each two parts if rows of the later one are older than the latest row of the earlier one."""
+    for earlier, later in combinations(times, 2):
+        latest = int(times[earlier].argmax())
+        older = (times[later] < times[earlier][latest]).nonzero().flatten().tolist()
+        if older:
+            yield _leak(source, "time", (earlier, later), parts, len(older), (older[0], latest))
+
+
+def _leak(
+    source: Source,
+    what: Literal["row", "group", "time"],
+    between: tuple[Part, Part],
+    parts: Mapping[Part, Tensor],
+    count: int,
+    rows: tuple[int, int],
+) -> Leak:
+    """Return a leak between an earlier and a later part, by the places of the two rows: in the later one, in the earlier one."""
+    earlier, later = between
+    ours, other = rows
+    places = (_placed(source, later, int(parts[later][ours])), _placed(source, earlier, int(parts[earlier][other])))
+    return Leak(what=what, earlier=earlier, later=later, count=count, whole=len(parts[later]), places=places)
 
 
 def _of_part(source: Source, part: Part, field: str) -> Any:

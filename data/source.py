@@ -75,6 +75,7 @@ class Source:
         groups: int64 [N], the group of each row of `inputs`, such as a patient, for a split by group.
         times: int64 or float [N], when each row of `inputs` was made, in any unit, for a split by time.
         validation_groups: groups of the shipped validation part, for `hpo check`. Likewise of a test part.
+        validation_times: times of the shipped validation part, likewise, of the type of `times`.
         fit: makes the encoding of all inputs from those of the training part alone; None: tokens and categories that the
             training part lacks become unknown, all else stays as it is.
         split: option of `hpo.data.select`, as all that follow.
@@ -96,6 +97,8 @@ class Source:
     times: Tensor | None = None
     validation_groups: Tensor | None = None
     test_groups: Tensor | None = None
+    validation_times: Tensor | None = None
+    test_times: Tensor | None = None
     fit: Callable[[Inputs], Fitted] | None = None
     reading: Reading = 2
     split: SplitRule | None = None
@@ -120,6 +123,8 @@ class Source:
         _check_keys("times", self.times, self.targets)
         _check_keys("validation_groups", self.validation_groups, self.validation_targets)
         _check_keys("test_groups", self.test_groups, self.test_targets)
+        _check_keys("validation_times", self.validation_times, self.validation_targets, like=self.times)
+        _check_keys("test_times", self.test_times, self.test_targets, like=self.times)
         _refuse_constant(self)
 
     def _check(self, part: str, inputs: Inputs, targets: Tensor) -> None:
@@ -280,13 +285,16 @@ def _refuse(name: str, rows: Rows, is_bad: Callable[[Tensor], Tensor], mend: str
         before += len(chunk)
 
 
-def _check_keys(name: str, keys: Tensor | None, targets: Tensor | None) -> None:
-    """Raise ValueError for groups or times of a wrong type or length."""
+def _check_keys(name: str, keys: Tensor | None, targets: Tensor | None, like: Tensor | None = None) -> None:
+    """Raise ValueError for groups or times of a wrong type or length, or of another type than those of the training part."""
     if keys is None:
         return
     count = 0 if targets is None else len(targets)
-    if keys.dtype != torch.int64 and (name != "times" or not keys.is_floating_point()):
-        raise ValueError(f"{name} are {keys.dtype}; give torch.int64{', or floats' * (name == 'times')}")
+    is_time = name.endswith("times")
+    if keys.dtype != torch.int64 and not (is_time and keys.is_floating_point()):
+        raise ValueError(f"{name} are {keys.dtype}; give torch.int64{', or floats' * is_time}")
+    if like is not None and keys.dtype != like.dtype:
+        raise ValueError(f"{name} are {keys.dtype}, those of the training part {like.dtype}; give one type")
     if list(keys.shape) != [count]:
         raise ValueError(f"{name} have shape {list(keys.shape)} beside {count} rows; give one for each row")
     if keys.is_floating_point() and not bool(keys.isfinite().all()):

@@ -43,10 +43,9 @@ class Keys:
         """The groups of the training part, int64 [N]."""
         return None if self.groups is None else torch.from_numpy(self.groups[self.in_training])
 
-    @property
-    def moments(self) -> Tensor | None:
-        """The times of the training part, int64 or float64 [N]."""
-        return None if self.times is None else torch.from_numpy(self.times[self.in_training])
+    def moments(self, part: Part) -> Tensor | None:
+        """Return the times of a part, int64 or float64 [N]."""
+        return None if self.times is None else torch.from_numpy(self.times[self.rows[part]])
 
 
 def keys_of(frame: Frame, *, part: Label | None, group: Label | None, time: Label | None) -> Keys:

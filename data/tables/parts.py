@@ -38,12 +38,12 @@ def source_of(
         prefix, chosen = "" if part == "train" else f"{part}_", torch.from_numpy(rows)
         shipped[f"{prefix}inputs"] = _at(inputs, chosen)
         shipped[f"{prefix}targets"] = targets.values[chosen]
+        shipped[f"{prefix}times"] = keys.moments(part)
     of_training = keys.rows["train"]
     return Source(
         **shipped,
         **targets.about_source,
         groups=keys.group_numbers,
-        times=keys.moments,
         notes=(*targets.notes, *notes),
         place=lambda row: frame.place(int(of_training[row])),
         fit=fit,

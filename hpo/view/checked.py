@@ -231,7 +231,7 @@ def _data_lines(found: Overview) -> list[str]:
 
 
 def _leak_text(leak: Leak, found: Overview) -> str:
-    """Return what two parts share, with the mend."""
+    """Return what two parts share, or that their times are mixed, with the mend."""
     earlier, later = ("training" if part == "train" else part for part in (leak.earlier, leak.later))
     some = f"{leak.count} of {leak.whole} {later} {found.unit}s"
     first = f"(first: {leak.places[0]}, like {leak.places[1]})"
@@ -240,6 +240,12 @@ def _leak_text(leak: Leak, found: Overview) -> str:
         return (
             f"{some} are copies of {earlier} {found.unit}s {first}; {bad}: remove copies, or give copies one group and split "
             "by group"
+        )
+    if leak.what == "time":
+        mend = "cut the parts by time" if leak.later in found.shipped else 'write split = "time"'
+        return (
+            f"{some} are older than the latest {earlier} {found.unit} (first: {leak.places[0]}, the latest: {leak.places[1]}); "
+            f"where the past tells of the future, {bad}: {mend}"
         )
     mend = "give each group one part" if leak.later in found.shipped else 'write split = "group"'
     return f"{some} have a group of the {earlier} part {first}; {bad}: {mend}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hpo import data
-from hpo.data import Leak, Source, select
+from hpo.data import SOURCES, Leak, Source, select
 from hpo.data.split import parted
 from hpo.view import checked
 
@@ -96,9 +98,41 @@ def test_groups_are_compared_when_the_split_does_not_heed_them() -> None:
     assert sum(leak.count for leak in found(shipped)) == 10
 
 
+def test_times_of_parts_that_a_table_brings_are_compared(tmp_path: Path) -> None:
+    """Two validation rows are older than the last day of training, and one is of that day. The test part comes after both."""
+    days = [*range(1, 21), 15, 16, 20, *range(21, 26), *range(26, 30)]
+    parts = ["train"] * 20 + ["validation"] * 8 + ["test"] * 4
+    lines = [
+        f"{day * 1.5},2026-11-{day:02},{part},{place % 2}"
+        for place, (day, part) in enumerate(zip(days, parts, strict=True))
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,day,part,y", *lines]))
+    given = SOURCES["table"](path=str(tmp_path / "rows.csv"), target="y", part="part", time="day")
+    [leak] = [one for one in found(given) if one.what == "time"]
+    assert leak == Leak(
+        what="time",
+        earlier="train",
+        later="validation",
+        count=2,
+        whole=8,
+        places=("row 0 of the validation part", f"{tmp_path}/rows.csv, row 21"),
+    )
+
+
+def test_times_are_compared_when_the_split_does_not_heed_them() -> None:
+    timed = source(times=torch.arange(N))
+    assert found(timed) == []
+    assert {leak.what for leak in found(select(timed, split="random"))} == {"time"}
+
+
 @pytest.mark.parametrize(
     ("leak", "text"),
     [
+        (
+            Leak(what="time", earlier="train", later="validation", count=1, whole=3, places=("row 4", "row 9")),
+            "1 of 3 validation rows are older than the latest training row (first: row 4, the latest: row 9); where the past "
+            'tells of the future, they make the validation score too good: write split = "time"',
+        ),
         (
             Leak(what="row", earlier="train", later="test", count=2, whole=30, places=("a.csv, row 4", "a.csv, row 9")),
             "2 of 30 test rows are copies of training rows (first: a.csv, row 4, like a.csv, row 9); they make the test score "

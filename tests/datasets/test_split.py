@@ -239,6 +239,10 @@ def test_a_note_counts_the_groups() -> None:
         ({"groups": torch.arange(N).float()}, "groups are torch.float32; give torch.int64"),
         ({"groups": torch.arange(N - 1)}, r"groups have shape \[599\] beside 600 rows; give one for each row"),
         ({"times": torch.full((N,), torch.nan)}, r"times\[0\] is not finite; give each row its time"),
+        (
+            {**own("test", grouped()), "times": torch.arange(N), "test_times": torch.arange(20).float()},
+            "test_times are torch.float32, those of the training part torch.int64; give one type",
+        ),
         ({"test_groups": torch.arange(3)}, r"test_groups have shape \[3\] beside 0 rows"),
         (
             {"targets": torch.ones(N, dtype=torch.int64)},
