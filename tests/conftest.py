@@ -30,7 +30,7 @@ from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import descendants, heartbeat
-from tests.support import emptied, stacks, trials
+from tests.support import declared, emptied, stacks, trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
@@ -219,6 +219,17 @@ def make_study(place: Storage, tmp_path: Path) -> Callable[..., Study]:
         spec = StudySpec.from_document({**OWN_OBJECTIVE, "budget": {"trials": trials}, **document})
         spec = spec.model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
         return studies.create_or_join(place, spec, code_folder=tmp_path, code_digest="")
+
+    return make
+
+
+@pytest.fixture
+def make_digits(place: Storage, tmp_path: Path) -> Callable[..., Study]:
+    """Make a study that declares its training, in stacks; keywords go into its document."""
+
+    def make(trials: int, *, slots: int = 4, **changes: Any) -> Study:
+        own = {"executor": "stack", "slots": slots, "budget": {"trials": trials}}
+        return declared.made(place, tmp_path, {**declared.DOCUMENT, **own, **changes})
 
     return make
 

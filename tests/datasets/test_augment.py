@@ -25,9 +25,6 @@ from hpo.train.build import check
 from hpo.train.run import Run
 from tests.support.declared import work
 from tests.support.stacks import CLASSES, Trial, apart, numbers, stack_of, stop_before, train, weights
-from tests.worker import test_stacked_runner as test_together
-
-make_digits = test_together.make_digits  # a fixture
 
 STRENGTHS: dict[str, Strength] = {
     "crop": Strength(crop=2),

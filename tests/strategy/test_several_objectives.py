@@ -33,10 +33,9 @@ from hpo.train.build import costs
 from hpo.view import dashboard, pages
 from hpo.worker import loop as worker_loop
 from hpo.worker.signals import StopSignal
-from tests.support.declared import DOCUMENT, work
+from tests.support.declared import DOCUMENT, Asked, work
 from tests.support.trials import MakeStudy, claim_one
 from tests.view.test_dashboard import caller
-from tests.worker.test_stacked_runner import Asked
 
 TWO = {"accuracy": "maximize", "params": "minimize"}
 WIDTHS = [[4], [8], [16]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpo.spec.study_file import StudySpec
 from hpo.storage.connect import Storage
-from hpo.study import resolve
+from hpo.study import resolve, results
 from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
@@ -50,3 +50,26 @@ def quiet(result: object) -> None:
 
 def nothing() -> None:
     """Record no opening."""
+
+
+class Asked(StopSignal):
+    """A request to stop that comes when it has been asked for so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self.received is not None or self._left < 0
+
+
+def never() -> bool:
+    return False
+
+
+def curves(study: Study) -> dict[int, dict[str, tuple[float, ...]]]:
+    """Return every trial's curves by number, but for the time that epochs took."""
+    numbers = [t.number for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
+    found = {number: results.best(study, number=number)[0].curves for number in numbers}
+    return {n: {k: tuple(v) for k, v in curves.items() if k != "seconds"} for n, curves in found.items()}

@@ -31,11 +31,10 @@ from hpo.train.build import assemble, check
 from hpo.train.early_stopping import verdict
 from hpo.train.run import Run
 from hpo.view.pages import history_text, to_json
-from tests.support.declared import DOCUMENT, made, nothing, quiet, work
+from tests.support.declared import DOCUMENT, Asked, made, nothing, quiet, work
 from tests.support.stacks import Trial, digits, stop_before
 from tests.support.trials import MakeStudy
 from tests.support.waiting import wait_for
-from tests.worker.test_stacked_runner import Asked
 
 EXECUTORS = [{"executor": "loop"}, {"executor": "stack", "slots": 3}]
 TRAINING = {"epochs": 8, "batch_size": 64}

@@ -36,3 +36,16 @@ def test_another_width_is_another_architecture() -> None:
 
 def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_any_attribute_makes_another_architecture() -> None:
+    """Models that differ in any attribute are of different architectures."""
+
+    class Net(nn.Module):
+        def __init__(self, skips: list[int]) -> None:
+            super().__init__()
+            self._skips = skips
+            self.layer = nn.Linear(4, 4)
+
+    assert architecture.digest(Net([0, 2])) == architecture.digest(Net([0, 2]))
+    assert architecture.digest(Net([0, 2])) != architecture.digest(Net([2, 0]))
