@@ -40,6 +40,10 @@ def replay(
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=4096, help="Number of simulated workers.")] = 8,
+    slots: Annotated[
+        int,
+        typer.Option("--slots", min=1, max=4096, help="Number of trials that each worker trains together in a stack."),
+    ] = 1,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=10_000, help="Number of replays.")] = 30,
     epochs: Annotated[
         int | None,
@@ -62,8 +66,9 @@ def replay(
 ) -> None:
     """Replay a sampler and a pruner on recorded curves. Nothing is trained, and the study is only read.
 
-    Simulated workers of different speeds train the trials of a study or a table. The nearest unused trial stands for each
-    proposal of the sampler. Record the study with sampler random and pruner none.
+    Simulated workers of different speeds train the trials of a study or a table, one at a time or `--slots` of them in a
+    stack. The nearest unused trial stands for each proposal of the sampler. Record the study with sampler random and pruner
+    none.
     """
     from hpo.lab import plan, report, table
     from hpo.view import replays
@@ -80,6 +85,7 @@ def replay(
         pruner=pruner,
         settings=settings or [],
         workers=workers,
+        slots=slots,
         epochs=epochs,
         most_cut=most_cut,
     )

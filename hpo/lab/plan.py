@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Plan:
     spec: StudySpec  # the table's, with the sampler and the pruner of the replay
     keeps_order: bool  # the recorded trials begin in their order; no sampler is asked
     workers: int
+    slots: int  # trials that a worker trains together
     epochs: int | None  # the budget over all workers; None: all recorded trials
     most_cut: float  # largest share of trials whose curve may be cut off where it is asked for
 
@@ -42,6 +44,7 @@ def make(
     pruner: str,
     settings: Sequence[str] = (),
     workers: int = 8,
+    slots: int = 1,
     epochs: int | None = None,
     most_cut: float = 0.1,
 ) -> Plan:
@@ -53,14 +56,16 @@ def make(
         pruner: a pruner's name.
         settings: options of the two and of the divergence guard as KEY=VALUE, such as "pruner.reduction_factor=4".
         workers: the number of simulated workers.
+        slots: the number of trials that each worker trains together. It is at most an even share of the trials, as in a run.
         epochs: the budget; by default that of FULL_TRIALS full trials, or all trials in the recorded order.
         most_cut: the largest share of trials whose curve may be cut off where it is asked for.
 
-    Raises SpecError for a wrong name or option, StudyError if too many curves are cut off.
+    Raises SpecError for a wrong name or option and for slots that no worker has, StudyError if too many curves are cut off.
     """
     keeps_order = sampler == RECORDED
     _refuse_unknown("sampler", sampler, [*samplers.SAMPLERS, RECORDED])
     _refuse_unknown("pruner", pruner, pruners.PRUNERS)
+    _refuse_slots(table, slots, epochs)
     chosen = _chosen(settings)
     if keeps_order and chosen["sampler"]:
         key = next(iter(chosen["sampler"]))
@@ -76,12 +81,34 @@ def make(
     if not keeps_order:
         _refuse_cut_rows(table, most_cut)
         epochs = epochs or FULL_TRIALS * table.longest
-    return Plan(table=table, spec=spec, keeps_order=keeps_order, workers=workers, epochs=epochs, most_cut=most_cut)
+    trials = len(table.rows if keeps_order else table.whole)
+    return Plan(
+        table=table,
+        spec=spec,
+        keeps_order=keeps_order,
+        workers=workers,
+        slots=min(slots, math.ceil(trials / workers)),
+        epochs=epochs,
+        most_cut=most_cut,
+    )
 
 
 def _refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise SpecError(f"--{kind} {name}: there is no such {kind}; known: {', '.join(sorted(known))}")
+
+
+def _refuse_slots(table: Table, slots: int, epochs: int | None) -> None:
+    """Raise SpecError for stacks that no worker trains, and for a budget below one epoch of a stack."""
+    if slots > 1 and not table.spec.is_declared:
+        raise SpecError(
+            f"--slots {slots}: the study has an objective of its own, which a worker trains one trial at a time; leave --slots "
+            "out, and set --workers to the number of trials at the same time"
+        )
+    if epochs is not None and epochs < slots:
+        raise SpecError(
+            f"--epochs {epochs}: is less than one epoch of a stack of {slots} trials; raise it to {slots} or more"
+        )
 
 
 def _chosen(settings: Sequence[str]) -> dict[str, dict[str, Any]]:

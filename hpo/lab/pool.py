@@ -65,7 +65,7 @@ class _Branch:
 
         A number's difference is a share of its range. Another choice counts 1, and so does a parameter that one side lacks.
         """
-        names = {*self._units, *proposal}
+        names = dict.fromkeys((*self._units, *proposal))  # in one order, as a sum of floats depends on it
         total = np.zeros(len(self.places))
         for name in names:
             total += self._squared(name, proposal) if name in self._units and name in proposal else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import TrialState
@@ -42,11 +43,16 @@ def record(study: Study | PlainStudy) -> Table:
         seconds = recorded.raw_curve(connection, study, ids, SECONDS)
         metric = f"validation_{spec.metric}" if spec.is_declared else OWN_METRIC
         raw = recorded.raw_curve(connection, study, ids, metric)
+        stack_keys = recorded.stack_keys(connection, study)
     guard = {"failures": {"diverged": spec.failures.diverged.model_dump()}}
     table = Table(
         document={"format": spec.format, **spec.identity, **guard},
         rows=tuple(
-            _row(row, outcomes.get(row.trial_id), seconds[row.trial_id], tuple(raw[row.trial_id])) for row in found
+            replace(
+                _row(row, outcomes.get(row.trial_id), seconds[row.trial_id], tuple(raw[row.trial_id])),
+                stack_key=stack_keys.get(row.trial_id),
+            )
+            for row in found
         ),
     )
     check(table, f"study {study.name!r}")

@@ -1,17 +1,22 @@
 """One replay: workers of different speeds train recorded trials in simulated seconds.
 
-A study in memory holds what a worker's study would hold. Each simulated worker has one trial. After each report the pruner
-decides, as in a worker. When a trial ends, the worker begins the next one, whose parameters the sampler proposes. The nearest
+A study in memory holds what a worker's study would hold. Each simulated worker has a stack of trials, one by default. After
+an epoch all trials of a stack report. Then those end that end by themselves, and the pruner decides on all others at once. The
+free places are filled as in `hpo.worker.stacked_runner`. The sampler proposes the parameters of each new trial. The nearest
 unused row of the table stands for the proposal, and the study gets the row's own parameters.
+
+A worker that claims K trials lets the sampler propose all of them from one look, in which each sees the ones before it. Here
+they begin one after the other. No time passes between them, so each sees the same history and the ones before it.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -85,12 +90,18 @@ class Course:
 
 @dataclass(eq=False, kw_only=True)
 class _Running:
-    """A trial that a simulated worker trains."""
+    """A trial that a simulated worker trains, or that is parked."""
 
     trial: ExtensibleTrial
     row: Row
     sampler: Sampler
     epochs: int = 0
+    has_ended: bool = False
+
+    @property
+    def is_at_its_end(self) -> bool:
+        """Whether the whole curve is trained."""
+        return self.epochs == len(self.row.curve)
 
 
 def run(plan: Plan, seed: int) -> Course:
@@ -129,30 +140,47 @@ class _Replay:
         self._speeds = speeds(plan.workers, seed)
         self._pool = Pool(plan.table, plan.table.whole)
         self._asking = Asking(plan.table)
+        self._grid_points = samplers.grid_size(self._spec)
+        self._waiting: list[_Running] = []  # parked until a stack of their key is open, by number
         self._begun = 0
         self._course = Course()
 
     def run(self) -> Course:
         """Let all workers train until the budget is spent or no trial is left."""
-        running: dict[int, _Running] = {}
         queue = [(0.0, worker) for worker in range(self._plan.workers)]  # the next moment of each worker
-        while queue and not self._is_spent:
+        stacks: list[list[_Running]] = [[] for _ in queue]
+        while queue:
             now, worker = heapq.heappop(queue)
+            stack = stacks[worker]
+            if self._is_beyond_the_budget(stack):
+                break
             self._course.seconds = now
-            current = running.pop(worker, None)
-            if current is not None and self._trains_on(current):
-                running[worker] = current
-            elif (following := self._next()) is not None:
-                running[worker] = following
-            if worker in running:
-                heapq.heappush(queue, (now + running[worker].row.seconds / self._speeds[worker], worker))
+            self._train(stack)
+            self._fill(stack)
+            if stack:
+                seconds = max(running.row.seconds for running in stack)  # the slowest decides
+                heapq.heappush(queue, (now + seconds / self._speeds[worker], worker))
         return self._course
 
-    @property
-    def _is_spent(self) -> bool:
-        return self._plan.epochs is not None and self._course.epochs >= self._plan.epochs
+    def _is_beyond_the_budget(self, stack: Sequence[_Running]) -> bool:
+        return self._plan.epochs is not None and self._course.epochs + len(stack) > self._plan.epochs
 
-    # --- a trial begins ---------------------------------------------------------------------------------------------
+    # --- trials begin -----------------------------------------------------------------------------------------------
+
+    def _fill(self, stack: list[_Running]) -> None:
+        """Fill the free places of a stack. The first trial decides which others may come. Those that may not are parked."""
+        while (wanted := self._plan.slots - len(stack) if stack else 1) and (claimed := self._claim(stack, wanted)):
+            for running in claimed:
+                (stack if _fits(running, stack) else self._waiting).append(running)
+
+    def _claim(self, stack: Sequence[_Running], wanted: int) -> list[_Running]:
+        """Return parked trials that may join a stack, then new ones, as `claim_many` does. At most `slots` trials are parked."""
+        claimed = [running for running in self._waiting if _fits(running, stack)][:wanted]
+        self._waiting = [running for running in self._waiting if running not in claimed]
+        room = wanted - len(claimed)
+        if stack:
+            room = min(room, self._plan.slots - len(self._waiting))
+        return [*claimed, *itertools.islice(iter(self._next, None), max(room, 0))]
 
     def _next(self) -> _Running | None:
         """Begin the next trial that trains; None if there is none. Recorded trials without a curve end at once."""
@@ -167,6 +195,8 @@ class _Replay:
     def _has_more(self) -> bool:
         if self._plan.keeps_order:
             return self._begun < len(self._table.rows)
+        if self._begun == self._grid_points:
+            return False  # a worker begins no trial when every point is dealt out
         return bool(len(self._pool)) and not stop_was_requested(self._study)
 
     def _begin(self) -> _Running:
@@ -207,41 +237,58 @@ class _Replay:
 
     # --- an epoch ---------------------------------------------------------------------------------------------------
 
-    def _trains_on(self, running: _Running) -> bool:
-        """Report the next value of a trial. Return False if the trial has ended."""
-        row, place = running.row, running.epochs
+    def _train(self, stack: list[_Running]) -> None:
+        """Train one epoch of a stack, and take out the trials that end."""
+        self._course.epochs += len(stack)  # they report together
+        for running in stack:
+            self._report(running)
+        for running in stack:
+            self._end_by_itself(running)
+        left = [running for running in stack if not running.has_ended]
+        for running, is_pruned in zip(left, self._prunes(left), strict=True):
+            if is_pruned:
+                self._end(running, TrialState.PRUNED)
+            elif running.is_at_its_end:
+                self._end_as_recorded(running)
+        stack[:] = [running for running in stack if not running.has_ended]
+
+    def _report(self, running: _Running) -> None:
+        """Report the next value of a trial."""
+        step, value = running.row.steps[running.epochs], running.row.curve[running.epochs]
         running.epochs += 1
-        self._course.epochs += 1
-        step, value = row.steps[place], row.curve[place]
         self._storage.set_trial_intermediate_value(running.trial.own_id, step, value)
         running.trial.cached.intermediate_values[step] = value
         self._course.note(value, self._table.sign)
-        if self._spec.guard.why(row.told[: running.epochs]):
-            return self._end(running, TrialState.PRUNED, is_diverged=True)
-        is_last = running.epochs == len(row.curve)
-        if (
-            is_last and row.is_whole and self._spec.is_declared
-        ):  # a worker does not ask about a trial that has just ended
-            return self._end(running, _own_state(row), is_unknown=self._table.was_cut(row))
-        if self._prunes(running):
-            return self._end(running, TrialState.PRUNED)
-        if not is_last:
-            return True
-        return self._end(running, _own_state(row), is_unknown=self._table.was_cut(row))
 
-    def _prunes(self, running: _Running) -> bool:
+    def _end_by_itself(self, running: _Running) -> None:
+        """End a trial that the divergence guard ends, or that is through. A worker does not ask the pruner about it."""
+        row = running.row
+        if self._spec.guard.why(row.told[: running.epochs]):
+            self._end(running, TrialState.PRUNED, is_diverged=True)
+        elif running.is_at_its_end and row.is_whole and self._spec.is_declared:
+            self._end_as_recorded(running)
+
+    def _prunes(self, stack: Sequence[_Running]) -> list[bool]:
+        """Return for each trial whether the pruner ends it. All are decided from one read."""
+        if not stack:
+            return []
         began = time.process_time()
         self._storage.set_known_finished(self._study_id, len(self._course.ends))
-        (is_pruned,) = array_pruners.decide(self._study, [running.trial.cached])
+        decisions = array_pruners.decide(self._study, [running.trial.cached for running in stack])
         self._course.pruner_seconds += time.process_time() - began
-        return is_pruned
+        return decisions
 
     # --- a trial ends -----------------------------------------------------------------------------------------------
 
+    def _end_as_recorded(self, running: _Running) -> None:
+        """End a trial at the end of its curve."""
+        self._end(running, _own_state(running.row), is_unknown=self._table.was_cut(running.row))
+
     def _end(
         self, running: _Running, state: TrialState, *, is_unknown: bool = False, is_diverged: bool = False
-    ) -> bool:
-        """End a trial as a worker does. Return False: it does not train on."""
+    ) -> None:
+        """End a trial as a worker does."""
+        running.has_ended = True
         value = self._value(running, state)
         values = None if value is None else [value]
         trial = running.trial
@@ -249,8 +296,7 @@ class _Replay:
             frozen = trial.read_anew()
             look_anew(self._study)
             running.sampler.after_trial(bracket_of(self._study, frozen), frozen, state, values)
-        is_at_its_end = running.epochs == len(running.row.curve)
-        is_diverged |= is_at_its_end and running.row.ending is Ending.DIVERGED and state == TrialState.PRUNED
+        is_diverged |= running.is_at_its_end and running.row.ending is Ending.DIVERGED and state == TrialState.PRUNED
         if is_diverged:
             self._storage.set_trial_user_attr(trial.own_id, DIVERGED_KEY, "in a replay")
         self._storage.set_trial_state_values(trial.own_id, state, values)
@@ -265,7 +311,6 @@ class _Replay:
                 is_diverged=is_diverged,
             )
         )
-        return False
 
     @staticmethod
     def _value(running: _Running, state: TrialState) -> float | None:
@@ -274,6 +319,11 @@ class _Replay:
             told = reversed(running.row.curve[: running.epochs])
             return next((value for value in told if math.isfinite(value)), None)
         return running.row.value if state == TrialState.COMPLETE else None
+
+
+def _fits(running: _Running, stack: Sequence[_Running]) -> bool:
+    """Return whether a trial may join a stack. One whose key is not known joins others of which none is known."""
+    return not stack or running.row.stack_key == stack[0].row.stack_key
 
 
 def _own_state(row: Row) -> TrialState:

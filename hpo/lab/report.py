@@ -113,6 +113,7 @@ class Report:
     sampler: str
     pruner: str
     workers: int
+    slots: int  # trials that each of them trains together
     seeds: int
     epochs: float  # of a replay, the median
     reached_after: tuple[float, ...]  # epochs to the goal by seed; infinite if a replay missed it
@@ -174,6 +175,7 @@ def summarize(plan: Plan, courses: Sequence[Course]) -> Report:
         sampler=plan.sampler,
         pruner=str(plan.spec.pruner["name"]),
         workers=plan.workers,
+        slots=plan.slots,
         seeds=len(courses),
         epochs=median(course.epochs for course in courses),
         reached_after=epochs,

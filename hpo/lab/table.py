@@ -66,6 +66,7 @@ class Row:
     seconds: float  # of one epoch
     raw: tuple[float, ...] | None = None  # the raw values of the metric there; None if they are not known or the same
     again: Again | None = None  # None if it was not trained again
+    stack_key: str | None = None  # rows of one key may train in one stack; None if it is not known
 
     @property
     def is_whole(self) -> bool:
@@ -205,11 +206,13 @@ def _arrays(table: Table) -> dict[str, Any]:
         at = [column[step] for step in row.steps]
         curves[place, at], is_reported[place, at] = row.curve, True
         params[place, : len(row.params)] = row.params
-    header = {"version": VERSION, "document": table.document, "spaces": list(spaces)}
+    keys = list(dict.fromkeys(row.stack_key for row in table.rows))
+    header = {"version": VERSION, "document": table.document, "spaces": list(spaces), "stack_keys": keys}
     arrays: dict[str, Any] = {
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         "numbers": np.array([row.number for row in table.rows], np.int32),
         "spaces": np.array(place_of, np.int32),
+        "stack_keys": np.array([keys.index(row.stack_key) for row in table.rows], np.int32),
         "params": params,
         "steps": np.array(steps, np.int32),
         "curves": curves,
@@ -268,7 +271,11 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def _table(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> Table:
     spaces = [space_of(tuple((name, text) for name, text in one)) for one in header["spaces"]]
     again = _again(arrays) if "again" in arrays else {}  # tables of before December 2026 have none
-    rows = tuple(_row(arrays, place, spaces, again.get(place)) for place in range(len(arrays["numbers"])))
+    kinds = header.get("stack_keys", [None])  # likewise
+    kind_of = arrays.get("stack_keys", np.zeros(len(arrays["numbers"]), np.int32))
+    rows = tuple(
+        _row(arrays, place, spaces, again.get(place), kinds[kind_of[place]]) for place in range(len(arrays["numbers"]))
+    )
     return Table(document=header["document"], rows=rows)
 
 
@@ -286,7 +293,11 @@ def _described(space: Mapping[str, BaseDistribution]) -> tuple[tuple[str, str], 
 
 
 def _row(
-    arrays: Mapping[str, Any], place: int, spaces: Sequence[dict[str, BaseDistribution]], again: Again | None
+    arrays: Mapping[str, Any],
+    place: int,
+    spaces: Sequence[dict[str, BaseDistribution]],
+    again: Again | None,
+    stack_key: str | None,
 ) -> Row:
     space = spaces[arrays["spaces"][place]]
     is_reported = arrays["is_reported"][place]
@@ -302,4 +313,5 @@ def _row(
         seconds=float(arrays["seconds"][place]),
         raw=tuple(arrays["raw"][place, is_reported].tolist()) if "raw" in arrays else None,
         again=again,
+        stack_key=stack_key,
     )

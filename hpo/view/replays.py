@@ -22,12 +22,13 @@ def report_text(report: Report) -> str:
     """Return what replays with many seeds show, a line for each figure."""
     replays = f"{report.seeds} replays" if report.seeds > 1 else "1 replay"
     workers = f"{report.workers} workers" if report.workers > 1 else "1 worker"
+    stacks = f" with stacks of {report.slots}" if report.slots > 1 else ""
     diverged = f", {report.diverged:.0f} diverged" if report.diverged else ""
     ends = f"{report.complete:.0f} complete, {report.pruned:.0f} pruned{diverged}"
     regrets = ", ".join(f"{value_text(found.median)} at {SHARES[share]}" for share, found in report.regrets.items())
     lines = [
         f"table    {table_text(report.table)}",
-        f"replay   sampler {report.sampler}, pruner {report.pruner}, {workers}, {replays} of {report.epochs:,.0f} epochs",
+        f"replay   sampler {report.sampler}, pruner {report.pruner}, {workers}{stacks}, {replays} of {report.epochs:,.0f} epochs",
         f"top 1 %  {_reach_text(report)}",
         f"regret   {regrets} of the budget (medians)",
         f"trials   {report.trials:.0f} a replay: {ends}{_unknown_text(report)}",

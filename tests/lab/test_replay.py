@@ -122,6 +122,93 @@ def test_a_sampler_proposes_the_trials_of_its_own_study_again(make_study: MakeSt
     assert (course.distances, course.strays) == ([0.0] * 25, 0)
 
 
+# --- stacks -----------------------------------------------------------------------------------------------------------
+
+SEVERAL = {"name": "mlp", "widths": {"choices": [[8], [6], [5]]}, "dropout": {"low": 0.0, "high": 0.5}}
+
+
+def stacked(place: Storage, folder: Path, **changes: Any) -> Study:
+    """Let one worker run a declared study in stacks of 4, whose trials end at different epochs."""
+    own = {"executor": "stack", "slots": 4, "budget": {"trials": 24}}
+    training = {"epochs": {"choices": [2, 3, 5]}, "batch_size": 64}
+    study = declared.made(place, folder, declared.DOCUMENT | own | {"training": training} | changes)
+    assert declared.work(study) == 0
+    return study
+
+
+@pytest.mark.parametrize(("pruner", "keys", "changes"), [("median", 1, {}), ("auto", 3, {"model": SEVERAL, "seed": 1})])
+def test_a_stack_gives_its_live_decisions(
+    lite: Storage, tmp_path: Path, pruner: str, keys: int, changes: dict[str, Any]
+) -> None:
+    """Trials of several architectures wait for each other. One after the other, some trials end otherwise."""
+    live = stacked(lite, tmp_path, pruner={"name": pruner}, **changes)
+    found = recording.record(live)
+    assert {one.ending for one in found.rows} == {Ending.COMPLETE, Ending.CUT}
+    assert len({one.stack_key for one in found.rows}) == keys
+    planned = plans.make(found, sampler=plans.RECORDED, pruner=pruner, workers=1, slots=4)
+    assert replayed(planned) == lived(live)
+    assert replayed(dataclasses.replace(planned, slots=1)) != lived(live)
+
+
+def test_a_sampler_proposes_the_trials_of_its_own_stacks_again(lite: Storage, tmp_path: Path) -> None:
+    sampler = {"name": "fidelity_tpe", "n_startup_trials": 5}
+    live = stacked(lite, tmp_path, model=SEVERAL, sampler=sampler, seed=seeds.derive(0, "replay"))
+    options = ["sampler.n_startup_trials=5"]
+    planned = plans.make(
+        recording.record(live), sampler="fidelity_tpe", pruner="none", settings=options, workers=1, slots=4
+    )
+    course = replay.run(planned, 0)
+    ended = sorted(live.optuna.get_trials(deepcopy=False), key=lambda trial: trial.datetime_complete or trial.number)
+    assert [end.number for end in course.ends] == [trial.number for trial in ended]
+    assert (course.distances, course.strays) == ([0.0] * 24, 0)
+
+
+def test_the_trials_of_a_stack_report_together_and_the_slowest_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "SPEEDS", (2.0, 2.0))
+    rows = row(0, [9.0, 8.0]), row(1, [7.0, 6.0, 5.0], seconds=4.0), row(2, [3.0, 2.0]), row(3, [4.0])
+    planned = plans.make(table(*rows, document=DECLARED), sampler="recorded", pruner="none", workers=1, slots=2)
+    course = replay.run(planned, 0)
+    assert [(end.number, end.epochs) for end in course.ends] == [(0, 2), (1, 3), (2, 2), (3, 1)]
+    # Trials 0 and 1 train two epochs, then 1 and 2, then 2 and 3.
+    assert (course.epochs, course.seconds) == (8, 3 * 4.0 / 2 + 1.0 / 2)
+    assert [(moment.epochs, moment.seconds, moment.value) for moment in course.bests] == [
+        (2, 2.0, 9.0),
+        (2, 2.0, 7.0),
+        (4, 4.0, 6.0),
+        (6, 6.0, 5.0),
+        (6, 6.0, 3.0),
+        (8, 6.5, 2.0),
+    ]
+
+
+def test_the_pruner_decides_on_a_stack_at_once() -> None:
+    """Both enter the first rung before one is judged. One after the other, each is the best so far."""
+    found = table(row(0, [9.0] * 4), row(1, [8.0] * 4), document=DECLARED)
+    planned = plans.make(found, sampler="recorded", pruner="successive_halving", workers=1, slots=2)
+    assert replayed(planned) == [(TrialState.PRUNED, 1), (TrialState.COMPLETE, 4)]
+    assert replayed(dataclasses.replace(planned, slots=1)) == [(TrialState.COMPLETE, 4)] * 2
+
+
+def test_trials_of_another_stack_key_wait_and_at_most_as_many_as_there_are_slots() -> None:
+    """Trials 1, 3 and 4 wait for the first stack, which has a free place then. So trial 6 begins with the second stack."""
+    keys = ["a", "b", "a", "b", "c", "a", "b", "a"]
+    rows = [row(number, [1.0, 1.0], stack_key=key) for number, key in enumerate(keys)]
+    planned = plans.make(table(*rows, document=DECLARED), sampler="recorded", pruner="none", workers=1, slots=3)
+    assert [end.number for end in replay.run(planned, 0).ends] == [0, 2, 1, 3, 6, 4, 5, 7]
+
+
+def test_a_stack_trains_no_epoch_beyond_the_budget() -> None:
+    found = table(*falling(12), document=DECLARED)
+    planned = plans.make(found, sampler="random", pruner="none", workers=2, slots=4, epochs=18)
+    assert [replay.run(planned, seed).epochs for seed in range(3)] == [16, 16, 16]
+
+
+def test_a_grid_ends_after_its_last_point_in_a_stack_too() -> None:
+    found = table(*falling(9), document={**DECLARED, "optimizer": {"name": "sgd", "lr": {"choices": [0.1, 0.2, 0.3]}}})
+    planned = plans.make(found, sampler="grid", pruner="none", workers=2, slots=2, epochs=1000)
+    assert len(replay.run(planned, 0).ends) == 3
+
+
 # --- workers and time -------------------------------------------------------------------------------------------------
 
 

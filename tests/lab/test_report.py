@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from hpo.lab.plan import Plan
 from hpo.lab.report import Quartiles
 from hpo.lab.table import Again, Ending, Table
 from hpo.view import replays
-from tests.support.tables import falling, row, table
+from tests.support.tables import DECLARED, falling, row, table
 
 
 def plan(found: Table, pruner: str = "none", workers: int = 1, **settings: float) -> Plan:
@@ -153,13 +154,23 @@ def test_a_cut_curve_that_the_pruner_ends_earlier_is_known() -> None:
             {"sampler": "recorded", "settings": ["sampler.x=1"]},
             r"--set sampler\.x: the recorded order takes no options",
         ),
+        ({"slots": 4}, r"--slots 4: the study has an objective of its own, .* leave --slots out, and set --workers to"),
         ({"settings": ["pruner.name=none"]}, r"--set pruner\.name=none: is not an option; write --pruner none"),
         ({"settings": ["failures.diverged.then=fail"]}, r"--set failures\.diverged\.then: changes nothing in a replay"),
     ],
 )
-def test_wrong_names_and_options_are_refused(given: dict[str, list[str] | str], said: str) -> None:
+def test_wrong_names_and_options_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         plans.make(table(*falling(3)), **{"sampler": "tpe", "pruner": "median", **given})
+
+
+def test_a_stack_has_at_most_an_even_share_of_the_trials_and_an_epoch_within_the_budget() -> None:
+    found = table(*falling(7), document=DECLARED)
+    for workers, slots, most in ((1, 64, 7), (2, 64, 4), (2, 3, 3), (9, 3, 1)):
+        made = plans.make(found, sampler="random", pruner="none", workers=workers, slots=slots, epochs=64)
+        assert made.slots == most
+    with pytest.raises(SpecError, match=r"--epochs 3: is less than one epoch of a stack of 4 trials; raise it to 4 or"):
+        plans.make(found, sampler="random", pruner="none", slots=4, epochs=3)
 
 
 def test_options_are_those_of_a_study_file() -> None:
@@ -203,6 +214,18 @@ def test_the_command_answers_in_one_sentence(hpo: Hpo) -> None:
     assert lines[-1] == (
         "winner   would successive_halving have ended the winner, trial 2 (1.0000)? Yes, after epoch 1 of 3"
     )
+
+
+def test_the_command_tells_the_stacks(hpo: Hpo, tmp_path: Path) -> None:
+    tables.save(table(*falling(8), document=DECLARED), tmp_path / "stacks.npz")
+    given = ("--sampler", "recorded", "--pruner", "none", "--workers", "2", "--slots", "3", "--seeds", "1")
+    code, out, _ = hpo("stacks.npz", *given)
+    assert (code, out.splitlines()[1]) == (
+        0,
+        "replay   sampler recorded, pruner none, 2 workers with stacks of 3, 1 replay of 32 epochs",
+    )
+    code, out, _ = hpo("stacks.npz", *given, "--json")
+    assert (json.loads(out)["workers"], json.loads(out)["slots"]) == (2, 3)
 
 
 def test_the_command_prints_json(hpo: Hpo) -> None:

@@ -121,7 +121,9 @@ def test_a_study_of_optuna_with_several_objectives_or_constraints_is_refused(lit
 
 def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     kept = table(
-        row(0, [0.1, math.nan], steps=(1, 5), seconds=0.3, again=Again(value=0.5, curve=(0.75, 0.5, 0.5))),
+        row(
+            0, [0.1, math.nan], steps=(1, 5), seconds=0.3, stack_key="a", again=Again(value=0.5, curve=(0.75, 0.5, 0.5))
+        ),
         row(
             1,
             [math.inf],
@@ -144,13 +146,20 @@ def test_a_file_keeps_all_but_rounds_curves_to_32_bits(tmp_path: Path) -> None:
     assert [one.ending for one in found.rows] == [Ending.COMPLETE, Ending.DIVERGED, Ending.FAILED]
     assert found.rows[0].seconds == float(np.float32(0.3))
     assert [one.again for one in found.rows] == [one.again for one in kept.rows]
+    assert [one.stack_key for one in found.rows] == ["a", None, None]
 
 
-def test_a_file_of_before_has_no_trial_that_was_trained_again(tmp_path: Path) -> None:
+def test_a_file_of_before_has_no_trial_that_was_trained_again_and_no_stack_keys(tmp_path: Path) -> None:
     tables.save(table(*falling(2)), tmp_path / "made.npz")
-    arrays = {name: array for name, array in np.load(tmp_path / "made.npz").items() if not name.startswith("again")}
-    np.savez(tmp_path / "made.npz", **arrays)
-    assert [one.again for one in tables.load(tmp_path / "made.npz").rows] == [None, None]
+    arrays = {
+        name: array
+        for name, array in np.load(tmp_path / "made.npz").items()
+        if not name.startswith(("again", "stack_keys"))
+    }
+    header = json.loads(bytes(arrays["header"]))
+    del header["stack_keys"]
+    np.savez(tmp_path / "made.npz", **arrays | {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)})
+    assert [(one.again, one.stack_key) for one in tables.load(tmp_path / "made.npz").rows] == [(None, None)] * 2
 
 
 def test_trials_of_another_table_are_found_by_their_parameters() -> None:

@@ -55,6 +55,14 @@ def raw_curve(connection: sa.Connection, study: Study, ids: Sequence[int], metri
     return curves
 
 
+def stack_keys(connection: sa.Connection, study: Study) -> dict[int, str]:
+    """Return the stack keys of a study's trials by trial id, as far as they are known."""
+    wanted = sa.select(hpo_trials.c.trial_id, hpo_trials.c.stack_key).where(
+        hpo_trials.c.study_uid == study.uid, hpo_trials.c.stack_key.is_not(None)
+    )
+    return {row.trial_id: row.stack_key for row in connection.execute(wanted)}
+
+
 def largest(connection: sa.Connection, study: Study, metric: str) -> float | None:
     """Return the largest value of a raw metric over all trials, None if it was not measured."""
     of_metric = sa.and_(hpo_curves.c.study_uid == study.uid, hpo_curves.c.metric == metric)
