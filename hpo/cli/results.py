@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -179,6 +180,7 @@ def train(
         from hpo.view import chance
 
         quiet_optuna()
+        gc.freeze()  # what is loaded is no garbage
     if several is not None and replay:
         raise SpecError(f"--seeds {several} and --replay cannot be combined: a replay has the trial's seed; remove one")
     spec = final.load_pinned(config)
@@ -198,10 +200,12 @@ def train(
         text.say(f"data: {note}")
     if replay:
         raise typer.Exit(show_replay(training))
-    from hpo.final import openings
-    from hpo.storage.connect import storage_url
-    from hpo.view.pages import openings_text
+    with uncollected():
+        from hpo.final import openings
+        from hpo.storage.connect import storage_url
+        from hpo.view.pages import openings_text
 
+        gc.freeze()
     url = storage_url(storage, seen(spec.receipt.get("storage")))
     if several is not None:
         train_several(training, several, output, url)

@@ -162,27 +162,27 @@ def run(
 ) -> None:
     """Run a search: create or join the study, start workers, show progress, print the best trial."""
     from hpo.launch import search
-    from hpo.launch.placement import sharers
-    from hpo.spec.durations import seconds
 
-    shared = sharers(per_gpu, "--per-gpu")
-    given = seconds(timeout, "--timeout") if timeout else None
-    if workers != 0:
-        search.warm_up_for(file)
-    from hpo.view.live import LiveView
+    with uncollected():
+        if workers != 0:
+            search.warm_up_for(file)  # first of all, since the workers wait for their server
+        from hpo.launch.placement import sharers
+        from hpo.spec.durations import seconds
+        from hpo.view.live import LiveView
 
-    view = LiveView(is_quiet=json)
-    with view:
-        loaded = search.load(file, view, name=name, code=code)
-        placement = search.place_workers(loaded, workers, gpus=gpus, per_gpu=shared)
-        with uncollected():
+        shared = sharers(per_gpu, "--per-gpu")
+        given = seconds(timeout, "--timeout") if timeout else None
+        view = LiveView(is_quiet=json)
+        with view:
+            loaded = search.load(file, view, name=name, code=code)
+            placement = search.place_workers(loaded, workers, gpus=gpus, per_gpu=shared)
             found = search.complete(loaded, file, view, code=code, workers=len(placement.places))
             quiet_optuna()
             from hpo.storage.connect import storage_url
 
             url = storage_url(storage, found.spec.storage)
             opened = search.open_study(found, view, url=url, trials=trials, allow_code_change=allow_code_change)
-            gc.freeze()  # what is loaded is no garbage
+        gc.freeze()  # what is loaded is no garbage
     study = opened.study
     again = again_option(storage, found.spec.storage, study.storage.shown)
     text.say(f"storage  {study.storage.shown} ({opened.joined})", to=sys.stderr)
@@ -313,7 +313,7 @@ def worker(
         place = [] if launch is None else ["--launch", str(launch), "--slot", str(slot)]
         raise typer.Exit(_supervised([*place, "--fleet", str(fleet)], study, storage, code, allow_code_change, grace))
     from hpo.errors import Fault, MismatchError, Outage, StorageGone
-    from hpo.launch import launching, logs
+    from hpo.launch import logs
     from hpo.launch.exit_codes import TRY_AGAIN, USAGE_ERROR
     from hpo.launch.slots import AGAIN, say_last
     from hpo.queue import workers
@@ -343,6 +343,8 @@ def worker(
         except Fault as refusal:  # no trial is claimed yet, so no trial is the cause
             say_last(mark, USAGE_ERROR)
             if post is not None and not isinstance(refusal, StorageError):
+                from hpo.launch import launching  # loads all engines, which a worker does not need
+
                 launching.note_refusal(url, mine.spec.name if mine else study, post, refusal)
             raise
         if joined.storage.file is not None:

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hpo.train.epoch import EpochResult
 
 STEPS = "steps"  # the folder
+QUEUE = 1000  # entries that wait for the writer's thread; with its default of 10, training waits for it
 OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # the columns of `StepMonitor.trajectory`
 
 
@@ -19,8 +20,10 @@ class Boards:
 
     def __init__(self, folder: Path, *, epochs: int, steps_per_epoch: int) -> None:
         """Open the logs, and purge entries after the first `epochs` epochs."""
-        self._epochs = SummaryWriter(log_dir=str(folder), purge_step=epochs + 1)
-        self._steps = SummaryWriter(log_dir=str(folder / STEPS), purge_step=epochs * steps_per_epoch + 1)
+        self._epochs = SummaryWriter(log_dir=str(folder), purge_step=epochs + 1, max_queue=QUEUE)
+        self._steps = SummaryWriter(
+            log_dir=str(folder / STEPS), purge_step=epochs * steps_per_epoch + 1, max_queue=QUEUE
+        )
         self._steps_per_epoch = steps_per_epoch
 
     def __enter__(self) -> Boards:

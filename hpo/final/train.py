@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
 SEVERAL = "seeds.json"  # in the common folder of trainings with several seeds
+SAVE_SECONDS = 1.0  # between two checkpoints: what a killed training repeats at most, and an epoch
 IN_UNITS = ("validation_mae", "validation_rmse")  # of the data, which may be far below 1
 TOLERANCE = 5e-3  # of losses and accuracies between executors: Adam amplifies rounding errors (docs/decisions.md)
 
@@ -284,14 +286,16 @@ def fit(
     found = resumed(training, folder)
     run, kept = found.run, found.kept
     open_folder(training, folder)
+    saved_at = time.monotonic()
     with Boards(folder, epochs=run.epoch, steps_per_epoch=run.steps_per_epoch) as boards:
         for result in training.epochs(run, stop):
             kept.take(training, run, result)
             boards.show(result, run.monitor.trajectory(), overfits=kept.overfits_since is not None)
-            kept.save(training, run, folder / CHECKPOINT)
+            if time.monotonic() - saved_at >= SAVE_SECONDS:
+                kept.save(training, run, folder / CHECKPOINT)
+                saved_at = time.monotonic()
             progress(result)
-    if not run.finished:
-        kept.save(training, run, folder / CHECKPOINT)
+    kept.save(training, run, folder / CHECKPOINT)
     return found if run.finished else None
 
 
