@@ -28,6 +28,7 @@ from hpo.study import control, doctor
 from hpo.study.query import trouble
 from hpo.study.status import summarize
 from hpo.study.study import Study
+from tests.support.rows import rows
 from tests.support.trials import claim_one, make, reap
 
 STEP = r"""
@@ -117,11 +118,6 @@ def test_time_awake_takes_the_trial(demo: Study) -> None:
     awake = in_a_time_namespace(monotonic=int(LEASE) + 1, boottime=int(LEASE) + 1)
     _, taken, _ = reap_elsewhere(demo, *awake)
     assert taken == 1
-
-
-def rows(study: Study) -> list[Any]:
-    with study.storage.engine.connect() as connection:
-        return list(connection.execute(sa.select(hpo_trials).order_by(hpo_trials.c.trial_id)))
 
 
 def set_rows(study: Study, table: sa.Table, **values: Any) -> None:

@@ -16,6 +16,7 @@ from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.storage.tables import Hold, hpo_failures, hpo_studies
 from hpo.study import control
 from hpo.study.study import Study
+from tests.support.rows import recorded_failures
 from tests.support.trials import (
     MakeStudy,
     begin,
@@ -46,14 +47,6 @@ def attempt(study: Study, failed: Failure, *curve: float, accumulation: int | No
     return ledger.fail(claim, failed, accumulation=accumulation)
 
 
-def failures(study: Study) -> list[tuple[int, str, str]]:
-    """Return what is written down of failures: attempt, kind, verdict."""
-    key = hpo_failures.c.trial_id, hpo_failures.c.attempt, hpo_failures.c.kind
-    with study.storage.engine.connect() as connection:
-        rows = connection.execute(sa.select(hpo_failures).order_by(*key)).all()
-        return [(row.attempt, row.kind, row.verdict) for row in rows]
-
-
 def standing(study: Study) -> tuple[str | None, str | None, int]:
     """Return what has stopped the study, how, and how many trials in a row one kind has ended."""
     with study.storage.engine.connect() as connection:
@@ -72,7 +65,7 @@ def test_a_trial_is_retried_as_its_failure_allows(kind: Kind, make_study: MakeSt
     end = PRUNE if policy.then == "prune" else FAIL
     verdicts = [attempt(study, failure(kind), 0.5) for _ in range(policy.retries + 1)]
     assert verdicts == [RETRY] * policy.retries + [end]
-    assert failures(study) == [(n, kind, verdict) for n, verdict in enumerate(verdicts, start=1)]
+    assert recorded_failures(study) == [(n, kind, verdict) for n, verdict in enumerate(verdicts, start=1)]
     trial = trial_of(study, 0)
     assert (trial.state.name, trial.value) == (("PRUNED", 0.5) if end == PRUNE else ("FAIL", None))
     assert claim_one(study.ledger("w")) is Idle.DONE
@@ -202,9 +195,9 @@ def test_failing_twice_for_one_attempt_is_failing_once(failed: Failure, make_stu
     study = make_study(trials=2)
     ledger, claim, _ = begin(study)
     first = ledger.fail(claim, failed)
-    before = row_of(study, claim), failures(study), standing(study)
+    before = row_of(study, claim), recorded_failures(study), standing(study)
     assert ledger.fail(claim, failed) is first  # the commit's answer was lost, and the call is made again
-    assert (row_of(study, claim), failures(study), standing(study)) == before
+    assert (row_of(study, claim), recorded_failures(study), standing(study)) == before
 
 
 def test_a_second_end_of_another_kind_changes_nothing(make_study: MakeStudy) -> None:
@@ -218,7 +211,7 @@ def test_a_second_end_of_another_kind_changes_nothing(make_study: MakeStudy) -> 
     ):
         with pytest.raises(LostLease):
             end()
-    assert failures(study) == [(1, "exception", "fail")]
+    assert recorded_failures(study) == [(1, "exception", "fail")]
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.FAIL, None)
 
 
@@ -230,7 +223,7 @@ def test_a_failure_of_another_s_trial_is_not_written(make_study: MakeStudy) -> N
     _, again, _ = begin(study, "new")
     with pytest.raises(LostLease):
         ledger.fail(claim, AN_EXCEPTION)
-    assert failures(study) == []
+    assert recorded_failures(study) == []
     assert row_of(study, again).worker == "new"
     assert trial_of(study, 0).state == TrialState.RUNNING
 
@@ -241,7 +234,7 @@ def test_a_failure_of_a_trial_that_was_ended_elsewhere_is_not_written(failed: Fa
     ledger, claim, _ = begin(study)
     study.optuna.tell(0, 0.5)
     assert ledger.fail(claim, failed) is DROP
-    assert failures(study) == []
+    assert recorded_failures(study) == []
     assert (trial_of(study, 0).state, trial_of(study, 0).value) == (TrialState.COMPLETE, 0.5)
 
 
@@ -252,7 +245,7 @@ def test_a_dropped_trial_is_written_down_and_not_touched(make_study: MakeStudy) 
     _, again, _ = begin(study, "new")
     before = row_of(study, again)
     ledger.drop(claim, "it was taken up")
-    assert failures(study) == [(1, "lease_lost", "drop")]
+    assert recorded_failures(study) == [(1, "lease_lost", "drop")]
     assert row_of(study, again) == before
 
 

@@ -28,6 +28,11 @@ def failures(study: Study) -> list[Any]:
         return list(connection.execute(sa.select(hpo_failures).order_by(*key)))
 
 
-def verdicts(study: Study) -> list[tuple[int, str, str]]:
+def recorded_failures(study: Study) -> list[tuple[int, str, str]]:
     """Return what is written down of failures: attempt, kind, verdict."""
     return [(row.attempt, row.kind, row.verdict) for row in failures(study)]
+
+
+def outcomes(study: Study) -> list[str | None]:
+    """Return how each trial ended, as the ledger says it."""
+    return [row.outcome for row in rows(study)]

@@ -18,6 +18,7 @@ from hpo.study import control
 from hpo.study.study import Study
 from hpo.worker import heartbeat
 from hpo.worker.heartbeat import Heartbeat
+from hpo.worker.signals import StopSignal
 from tests.support.trials import MakeStudy, claim_one, client_of, held, said, taken
 from tests.support.waiting import wait_for
 
@@ -192,3 +193,9 @@ def test_reports_of_an_outage_are_sent_in_order(make_study: MakeStudy, monkeypat
     assert study.optuna.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
     client.flush()  # the raw metrics wait for more of them
     assert ledger.curve(lease.claim, "value") == [1.0, 2.0, 3.0]
+
+
+def test_an_orphan_s_heartbeat_asks_as_a_first_signal_does(make_study: MakeStudy) -> None:
+    stopping = StopSignal()
+    with Heartbeat(client_of(make_study().ledger("w")), parent=-1, leave=stopping.request):
+        assert stopping.exit_code == 143

@@ -25,19 +25,11 @@ from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.study.trial_history import history
 from hpo.view.pages import history_text
-from hpo.worker import loop as worker_loop
 from hpo.worker.attempt import open_trial
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
 from tests.support.trials import MakeStudy, claim_one, end_trial, finish_claim, held
-
-
-def work(study: Study, objective: worker_loop.Objective, stopping: StopSignal | None = None) -> int:
-    return worker_loop.work(study, objective, study.ledger("w"), stopping or StopSignal())
-
-
-def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
-    return study.optuna.get_trials(deepcopy=False)
+from tests.support.user_loops import trials, work
 
 
 def outcomes(study: Study) -> list[tuple[str, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -350,3 +351,45 @@ def test_one_that_is_not_installed_only_keeps_what_it_is_told() -> None:
     stopping.end_within(0.0, lambda: pytest.fail("nothing watches it"))
     stopping.request()
     assert (stopping(), stopping.grace) == (True, 0.0)
+
+
+WORKER = """
+import sys, time
+from hpo.worker.signals import StopSignal
+
+stopping = StopSignal.installed(grace=600, is_supervised=True)
+print("ready", flush=True)
+while not stopping():
+    time.sleep(0.01)
+print("asked", flush=True)
+sys.stdin.readline()
+sys.exit(stopping.exit_code)
+"""
+
+
+@pytest.fixture
+def of_a_fleet() -> Iterator[subprocess.Popen[str]]:
+    """A process that is asked to stop by a parent, and takes its time."""
+    command = [sys.executable, "-c", WORKER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_does_not_end_a_worker_of_a_fleet(
+    second: signal.Signals, of_a_fleet: subprocess.Popen[str]
+) -> None:
+    """A second signal does not end a process whose parent passes signals on."""
+    assert of_a_fleet.stdout is not None
+    of_a_fleet.send_signal(signal.SIGTERM)
+    assert of_a_fleet.stdout.readline() == "asked\n"
+    for _ in range(3):
+        time.sleep(0.2)  # too far apart to be one request
+        of_a_fleet.send_signal(second)
+    time.sleep(0.3)
+    assert of_a_fleet.poll() is None
+    of_a_fleet.communicate("that is all\n", timeout=PATIENCE)
+    assert of_a_fleet.returncode == 143  # by the first
