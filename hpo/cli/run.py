@@ -111,9 +111,10 @@ def check(
         from hpo.train.build.check import examine
 
         count = workers or found.spec.workers or default_workers()
+        placed = spread(count)
         with located(file):
-            findings = examine(found.spec, found.code_folder, count, sheet=sheet)
-        text.say_page(checked.findings_text(found.spec, findings, count, spread(count).counted_gpus))
+            findings = examine(found.spec, found.code_folder, count, sharers=placed.most_sharers, sheet=sheet)
+        text.say_page(checked.findings_text(found.spec, findings, count, placed.counted_gpus))
         if images:
             text.say(f"wrote {images}: a row for each class, in the order above")
         warnings += checked.small_part_warnings(found.spec, findings.data)

@@ -54,6 +54,11 @@ class Placement:
         return len({device for place in self.places for device in place.devices or ()})
 
     @property
+    def most_sharers(self) -> int:
+        """The largest number of workers that share a GPU; 1 without GPUs."""
+        return max((place.sharers for place in self.places), default=1)
+
+    @property
     def counted_gpus(self) -> int:
         """The number of GPUs that `budget.gpu_hours` counts at a time, as `hpo.queue.limits` does.
 

@@ -53,14 +53,21 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 # --- memory ---------------------------------------------------------------------------------------------------------------
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes of a device that this process can still take; None if they are not known, as on a CPU."""
+def free_bytes(device: torch.device, sharers: int = 1) -> int | None:
+    """Return the bytes of a device that this process can still take; None if they are not known, as on a CPU.
+
+    Args:
+        device: the device.
+        sharers: how many processes share it, this one included. Each takes an equal part of all its memory at most, since the
+            others may not have taken theirs yet.
+    """
     if not is_accelerator(device):
         return None
     module = _module(device)
-    free, _ = module.mem_get_info(device)
-    unused = module.memory_reserved(device) - module.memory_allocated(device)  # in blocks that this process holds
-    return int(free + unused)
+    free, total = module.mem_get_info(device)
+    held = module.memory_allocated(device)
+    unused = module.memory_reserved(device) - held  # in blocks that this process holds
+    return max(0, min(int(free + unused), int(total) // sharers - int(held)))
 
 
 def release_unused(device: torch.device) -> None:

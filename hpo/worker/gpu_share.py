@@ -1,4 +1,4 @@
-"""How many GPUs a worker has, for what is counted in GPU-hours."""
+"""How many GPUs a worker has, and how many workers share one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def gpu_share() -> float:
         return float(len(devices))
     torch = sys.modules.get("torch")
     return 0.0 if torch is None else float(torch.cuda.device_count())
+
+
+def gpu_sharers() -> int:
+    """Return how many workers share this worker's GPU, as far as `hpo run` says it; 1 on the CPU."""
+    share = gpu_share()
+    return max(1, round(1 / share)) if share else 1
 
 
 def given_devices() -> list[str] | None:

@@ -28,6 +28,7 @@ from hpo.train.run import Run
 from hpo.worker.attempt import Attempt
 from hpo.worker.checkpoints import CheckpointManager
 from hpo.worker.client import QueueClient
+from hpo.worker.gpu_share import gpu_sharers
 from hpo.worker.stacked_runner import StackedRunner
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Declared:
         self._choices: dict[str, Choice] = {}
         self._slots_of: dict[str, list[int]] = {}  # measured, for each stack key of a model
         self._fleet = 1
+        self._sharers = gpu_sharers()
         self._splits_of_fold = lru_cache(FOLDS_KEPT)(self._load_fold)
 
     def runner(self, study: Study, client: QueueClient, fleet: int) -> StackedRunner:
@@ -136,7 +138,7 @@ class Declared:
             if self._is_lost(model := attempt.config.model.name):
                 why = f"no stack of the first {LOST} architectures of {model} was faster"
                 return Choice(executor="loop", slots=1, why=why)
-            found = choose(spec, attempt.config, self._splits, self._folder, self._device)
+            found = choose(spec, attempt.config, self._splits, self._folder, self._device, sharers=self._sharers)
             self._slots_of.setdefault(model, []).append(found.slots)
             limited = spread(found, spec, budget=self._study.budget, fleet=self._fleet)
             runs = self._study.budget / (self._fleet * (len(self._choices) + 1))  # kinds of stack share the budget
@@ -198,7 +200,7 @@ class Declared:
         untried = Choice(executor="loop", slots=1, why="memory ran out while a stack was measured")
         choice = self._choices.get(key, untried)
         self._choices[key] = choice.limited(max(1, choice.slots // 2), "since memory ran out")
-        remember(self._choices[key], self._study.spec, key, self._folder, self._device)
+        remember(self._choices[key], self._study.spec, key, self._folder, self._device, sharers=self._sharers)
 
     def train_alone(self, stack_key: str) -> None:
         """Train the trials of this key one by one from now on, in this process."""

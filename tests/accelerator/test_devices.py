@@ -36,6 +36,7 @@ def test_an_accelerator_is_asked_by_the_names_of_torchs_cuda(accelerator: torch.
     before = devices.free_bytes(accelerator)
     kept = torch.zeros(1000, device=accelerator)
     assert devices.free_bytes(accelerator) == before - 4000
+    assert devices.free_bytes(accelerator, 4) == twin.TOTAL_MEMORY // 4 - (twin.TOTAL_MEMORY - before) - 4000
     devices.begin_peak(accelerator)
     assert devices.peak_bytes(accelerator) == twin.TOTAL_MEMORY - before + kept.nbytes
     assert devices.pinned(torch.ones(2), accelerator).is_pinned()

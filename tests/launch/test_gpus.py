@@ -11,7 +11,7 @@ from hpo.errors import SpecError
 from hpo.launch import gpus
 from hpo.launch.gpus import chosen, listed, visible
 from hpo.launch.placement import Place, default_workers, place, sharers, spread
-from hpo.worker.gpu_share import gpu_share
+from hpo.worker.gpu_share import gpu_share, gpu_sharers
 from tests.support.nvidia_smi import DIVIDED, MIG, A, B, install
 
 CORES = len(os.sched_getaffinity(0))
@@ -142,6 +142,7 @@ def test_workers_share_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_gpu_hours_count_workers_of_one_gpu_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch)
     assert [spread(workers).counted_gpus for workers in (1, 2, 5)] == [1, 2, 2]
+    assert [spread(workers).most_sharers for workers in (1, 2, 5)] == [1, 1, 3]
     assert place(None, processes=2).counted_gpus == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # numbers, which may be others in another job
     assert spread(5).counted_gpus == 5
@@ -161,9 +162,9 @@ def test_a_worker_knows_its_share_of_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     assert place.environment == {"CUDA_VISIBLE_DEVICES": f"{A},{B}", "HPO_WORKER_GPUS": "0.5"}
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
-    assert gpu_share() == 0.5
+    assert (gpu_share(), gpu_sharers()) == (0.5, 2)
     monkeypatch.delenv("HPO_WORKER_GPUS")  # as in a worker that a cluster started
-    assert gpu_share() == 2.0
+    assert (gpu_share(), gpu_sharers()) == (2.0, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,-1,3")
     assert gpu_share() == 1.0
     assert Place(devices=None).environment == {}

@@ -13,9 +13,11 @@ import torch
 from hpo.spec import space
 from hpo.spec.training import TrainConfig
 from hpo.study import results
+from hpo.train import devices
 from hpo.train.build import assemble, executor
 from hpo.train.build.executor import Choice
 from hpo.train.stack import sizing
+from hpo.worker.gpu_share import SHARE
 from tests.support.declared import work
 from tests.support.rows import states
 from tests.support.trials import MakeStudy
@@ -52,6 +54,16 @@ def test_a_model_whose_first_architectures_lose_is_not_measured_further(
     measured = [line for line in caplog.messages if line.startswith("measuring how many trials")]
     told = [line for line in caplog.messages if "no stack of the first 3 architectures of mlp was faster" in line]
     assert (len(measured), len(told)) == (3, 2)
+
+
+def test_a_worker_that_shares_a_gpu_asks_for_its_part_of_the_memory(
+    make_digits: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(devices, "free_bytes", lambda _device, sharers=1: asked.append(sharers) or 2**40)
+    monkeypatch.setenv(SHARE, "0.25")
+    assert work(make_digits(2, slots=2)) == 0
+    assert asked[-1] == 4
 
 
 def test_a_model_that_cannot_be_stacked_is_trained_by_the_loop(make_digits: MakeStudy, tmp_path: Path) -> None:

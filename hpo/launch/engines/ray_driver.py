@@ -27,6 +27,7 @@ from hpo.storage.connect import FAILURES, connect, storage_url
 from hpo.study import study as studies
 from hpo.study.status import summarize
 from hpo.study.study import Study
+from hpo.worker.gpu_share import SHARE
 from hpo.worker.signals import StopSignal
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class Driver:
     def _environment(self) -> dict[str, str]:
         """Return what workers need beside their node's environment. It goes to them as an argument, which Ray shows nowhere."""
         passed = {name: os.environ[name] for name in self.plan.environment if name in os.environ}
-        return {**passed, **self.study.storage.environment, "PYTHONUNBUFFERED": "1"}
+        share = {SHARE: repr(self.plan.gpus)} if self.plan.gpus else {}
+        return {**passed, **self.study.storage.environment, **share, "PYTHONUNBUFFERED": "1"}
 
     def _look_for_place(self, slot: Slot) -> None:
         found = self.cluster.ready(slot.placing)

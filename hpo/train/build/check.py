@@ -54,7 +54,7 @@ class Findings:
         return trials * self.longest_trial_epochs * self.epoch.seconds / workers
 
 
-def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None = None) -> Findings:
+def examine(spec: StudySpec, folder: Path, workers: int, *, sharers: int = 1, sheet: Path | None = None) -> Findings:
     """Load the data, train one epoch in the middle of the space, choose its executor, and find unused parameters.
 
     SpecError if the study cannot run.
@@ -62,6 +62,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
     Args:
         folder: folder of the study file.
         workers: number of workers that will share the budget.
+        sharers: how many of them will share a device.
         sheet: PNG file to write, with training images of each class.
     """
     tree = spec.tree
@@ -88,7 +89,7 @@ def examine(spec: StudySpec, folder: Path, workers: int, *, sheet: Path | None =
         code=usercode.digest(spec.code_references, folder),
     )
     epochs = tree["training"]["epochs"]
-    chosen = executor.choose(spec, config, splits, folder, device)
+    chosen = executor.choose(spec, config, splits, folder, device, sharers=sharers)
     limited = executor.spread(chosen, spec, budget=spec.budget.trials, fleet=workers)
     choice = graph_check.with_graph(limited, spec, config, run, folder, device, runs=spec.budget.trials / workers)
     return Findings(

@@ -77,12 +77,13 @@ class Choice:
         why = f"no more than {most} {because}; without this limit: {self.why}"
         return replace(self, executor=executor, slots=most, why=why, captures=False, graph="")  # tried with other slots
 
-    def within(self, device: torch.device) -> Choice:
-        """Return this choice with as many slots as fit into what is free on the device now."""
-        free = devices.free_bytes(device)
+    def within(self, device: torch.device, sharers: int) -> Choice:
+        """Return this choice with as many slots as fit into what is free on the device now, or into this process's part of it."""
+        free = devices.free_bytes(device, sharers)
         if self.need is None or free is None:
             return self
-        sizes = f"{in_gibibytes(self.need.of(self.slots))} for {self.slots}, {in_gibibytes(free)} free"
+        shared = f" for each of {sharers} workers" if sharers > 1 else ""
+        sizes = f"{in_gibibytes(self.need.of(self.slots))} for {self.slots}, {in_gibibytes(free)} free{shared}"
         return self.limited(self.need.most(free), f"fit into {sizing.SHARE:.0%} of the device's free memory ({sizes})")
 
 
@@ -108,22 +109,32 @@ def stack_key_of(run: Run, training: Training) -> str:
     return architecture.digest(run.model, *common, own_kind(run.loss), run.computes_statistics, *watched)
 
 
-def choose(spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device) -> Choice:
+def choose(
+    spec: StudySpec, config: TrainConfig, splits: Splits, folder: Path, device: torch.device, *, sharers: int = 1
+) -> Choice:
     """Return how runs of this config are trained on this device, by the spec's options and by measurement.
 
     The first call for a kind of run takes some seconds: stacks are checked against single runs, then measured.
+
+    Args:
+        spec: the study's settings.
+        config: of the runs.
+        splits: the data.
+        folder: the folder of the user's code.
+        device: where runs are trained.
+        sharers: how many workers share the device.
     """
     if spec.executor == "loop" or spec.slots == 1:
         why = 'executor = "loop"' if spec.executor == "loop" else "slots = 1"
         return Choice(executor="loop", slots=1, why=f"the study says {why}")
     make = partial(measured_run, config, folder, device)
-    key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device)
+    key = key_of(spec, stack_key_of(make(0, splits, None), config.training), folder, device, sharers)
     with contextlib.suppress(TypeError):  # nothing is remembered, or it has the format of another version
-        return Choice.from_dict(measurement_cache.recall(key)).within(device)
+        return Choice.from_dict(measurement_cache.recall(key)).within(device, sharers)
     log.info("measuring how many trials are best trained together, once for each architecture")
-    choice = _measure(spec, make, splits, config.training.batch_size)
+    choice = _measure(spec, make, splits, config.training.batch_size, sharers)
     measurement_cache.keep(key, asdict(choice))
-    return choice.within(device)
+    return choice.within(device, sharers)
 
 
 def measured_run(
@@ -141,12 +152,14 @@ def measured_run(
     return assemble.build_run(tried, splits, seed, folder, device, dtype=dtype)
 
 
-def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> str:
+def key_of(spec: StudySpec, stack_key: str, folder: Path, device: torch.device, sharers: int = 1) -> str:
     """Return the key under which a choice is remembered on this machine.
 
-    It contains digests of the user's code and of ours, since the same layers may be run differently.
+    It contains digests of the user's code and of ours, since the same layers may be run differently. It contains how many workers
+    share the device, since none of them measures a stack that needs more than its part of the memory.
     """
-    known = (torch.__version__, processor(), devices.name(device), _our_code())
+    shared = (sharers,) if sharers > 1 else ()
+    known = (torch.__version__, processor(), devices.name(device), _our_code(), *shared)
     described = repr((*known, usercode.digest(spec.code_references, folder), stack_key, spec.executor, spec.slots))
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
@@ -162,7 +175,7 @@ def _our_code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in code_files())).hexdigest()
 
 
-def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Choice:
+def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int, sharers: int) -> Choice:
     measures = spec.slots == "auto"
     step = sizing.step_alone(make(0, splits, None)) if measures else 0.0
     if spec.executor == "auto" and step > sizing.SLOW_STEP_SECONDS:
@@ -178,7 +191,9 @@ def _measure(spec: StudySpec, make: Make, splits: Splits, batch_size: int) -> Ch
         why = f"the study says slots = {spec.slots}"
         return Choice(executor=forward.name, slots=int(spec.slots), why=why, need=need)
     may_lose = spec.executor == "auto"
-    found = sizing.measure(forward, lambda seed: make(seed, splits, None), step, may_lose=may_lose, need=need)
+    found = sizing.measure(
+        forward, lambda seed: make(seed, splits, None), step, may_lose=may_lose, need=need, sharers=sharers
+    )
     rates = f"{splits.unit}s/s by trials together: " + ", ".join(
         f"{slots}: {rate:,.0f}" for slots, rate in found.rates.items()
     )
@@ -210,6 +225,8 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
     return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}{learns}")
 
 
-def remember(choice: Choice, spec: StudySpec, stack_key: str, folder: Path, device: torch.device) -> None:
-    """Remember a choice for runs of this stack key, for every process on this machine."""
-    measurement_cache.keep(key_of(spec, stack_key, folder, device), asdict(choice))
+def remember(
+    choice: Choice, spec: StudySpec, stack_key: str, folder: Path, device: torch.device, *, sharers: int = 1
+) -> None:
+    """Remember a choice for runs of this stack key, for every process on this machine that shares its device with as many."""
+    measurement_cache.keep(key_of(spec, stack_key, folder, device, sharers), asdict(choice))

@@ -101,7 +101,13 @@ def _peak_of(forward: Forward, make: Make, splits: Splits, slots: int, stop: Cal
 
 
 def measure(
-    forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool = True, need: Need | None = None
+    forward: Forward,
+    make: Callable[[int], Run],
+    step: float,
+    *,
+    may_lose: bool = True,
+    need: Need | None = None,
+    sharers: int = 1,
 ) -> Size:
     """Measure stacks of 2, 4, 8, ... runs against the loop and return the best size.
 
@@ -111,6 +117,7 @@ def measure(
         step: seconds per step in the loop.
         may_lose: whether the loop may win. If false, the result is the best stack.
         need: the memory of stacks; None on a CPU.
+        sharers: how many processes share the device.
     """
     runs = [make(0)]
     batch, device = runs[0].batch_size, runs[0].device
@@ -118,7 +125,7 @@ def measure(
     peaks: dict[int, int | None] = {}
     best, misses, slots = 1, 0, 2
     before = _peak_bytes()
-    while slots <= MOST and misses < MISSES and _fits(runs[0], slots, need, before):
+    while slots <= MOST and misses < MISSES and _fits(runs[0], slots, need, before, sharers):
         runs += [make(seed) for seed in range(len(runs), slots)]
         devices.begin_peak(device)
         try:
@@ -136,9 +143,9 @@ def measure(
     return Size(slots=best, rates=rates, peak=peaks.get(best))
 
 
-def _fits(run: Run, slots: int, need: Need | None, before: int) -> bool:
+def _fits(run: Run, slots: int, need: Need | None, before: int, sharers: int) -> bool:
     """Return whether a stack fits into memory: by its need, else by its rows and by this process's growth since `before`."""
-    free = devices.free_bytes(run.device)
+    free = devices.free_bytes(run.device, sharers)
     if need is not None and free is not None:
         return slots <= need.most(free)
     return max(_bytes(run, slots), _peak_bytes() - before) <= MEMORY_BYTES

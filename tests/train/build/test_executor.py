@@ -35,9 +35,15 @@ def test_what_was_measured_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     size = sizing.Size(slots=8, rates={1: 100.0, 8: 400.0})
 
     def measure(
-        forward: Forward, make: Callable[[int], Run], step: float, *, may_lose: bool, need: sizing.Need | None
+        forward: Forward,
+        make: Callable[[int], Run],
+        step: float,
+        *,
+        may_lose: bool,
+        need: sizing.Need | None,
+        sharers: int,
     ) -> sizing.Size:
-        assert need is None  # not counted on a CPU
+        assert (need, sharers) == (None, 1)  # memory is not counted on a CPU
         calls.append(may_lose)
         return size
 

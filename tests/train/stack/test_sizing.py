@@ -78,9 +78,9 @@ def test_a_stack_that_does_not_fit_is_not_tried(
 ) -> None:
     tried = []
     monkeypatch.setattr(sizing, "_stacked_step", lambda _forward, runs: tried.append(len(runs)) or 0.01)
-    monkeypatch.setattr(devices, "free_bytes", lambda _device: 10_000)
+    monkeypatch.setattr(devices, "free_bytes", lambda _device, sharers: 20_000 // sharers)
     of = partial(make, "mlp", "sgd")
-    found = sizing.measure(None, lambda seed: of(seed, splits, None), 0.01, need=Need(fixed=0, each=1_000))
+    found = sizing.measure(None, lambda seed: of(seed, splits, None), 0.01, need=Need(fixed=0, each=1_000), sharers=2)
     assert tried == [2, 4, 8]  # nine would fit
     assert found.slots == 8
 
@@ -88,7 +88,7 @@ def test_a_stack_that_does_not_fit_is_not_tried(
 def test_a_remembered_choice_is_limited_by_what_is_free_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was measured on an empty device. Now another process takes most of it."""
     free = [100 * memory.GIBIBYTE, 3 * memory.GIBIBYTE // 2]
-    monkeypatch.setattr(devices, "free_bytes", lambda _device: free[0])
+    monkeypatch.setattr(devices, "free_bytes", lambda _device, sharers=1: free[0] // sharers)
     monkeypatch.setattr(sizing, "need_of", lambda *arguments: Need(fixed=0, each=memory.GIBIBYTE // 4))
     question = prepared(tmp_path, executor="stack", slots=64)
     first = executor.choose(*question, tmp_path, CPU)
@@ -102,6 +102,12 @@ def test_a_remembered_choice_is_limited_by_what_is_free_now(tmp_path: Path, monk
     )
     (kept,) = measurement_cache._read().values()
     assert Choice.from_dict(kept) == first  # the limit of the moment is not remembered
+    shared = executor.choose(*question, tmp_path, CPU, sharers=2)
+    assert (shared.slots, len(measurement_cache._read())) == (
+        2,
+        2,
+    )  # measured with the memory of a share, and so another answer
+    assert "(16.00 GiB for 64, 0.75 GiB free for each of 2 workers)" in shared.why
     assert dataclasses.asdict(first)["need"] == {"fixed": 0, "each": memory.GIBIBYTE // 4}
 
 
