@@ -31,6 +31,7 @@ from hpo.study import study as studies
 from hpo.study.study import Study
 from hpo.worker import descendants, heartbeat
 from tests.support import declared, emptied, stacks, trials
+from tests.support.signals import Handlers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 torch.set_num_threads(1)  # what fixtures of modules compute is computed so, too
@@ -41,6 +42,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process of a test 
 sys.dont_write_bytecode = False
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # and what processes that tests start compute
 
+HANDLERS = Handlers.now()
 PATH = list(sys.path)  # forks find `tests` by it
 
 OWN_OBJECTIVE = {
@@ -85,6 +87,13 @@ def own_user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     for name in sys.modules.keys() - modules.keys():
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Take back the handlers of signals that a command sets in this process."""
+    yield
+    HANDLERS.restore()
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from hpo.storage.tables import hpo_failures
 from hpo.study.fleet import read_fleet
 from hpo.study.study import Study
 from hpo.worker import loop as worker_loop
-from hpo.worker.signals import ASKING, StopSignal
+from hpo.worker.signals import StopSignal
 from tests.cli.test_commands import OWN, Hpo, hpo, make_study
 from tests.support.postgres import free_port
 from tests.support.trials import MakeStudy
@@ -228,14 +228,6 @@ def test_the_exit_code_of_a_worker(word: str, asked_by: int | None, code: int) -
     assert exit_codes.of(word, asked_by) == code
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in ASKING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 class Supervised:
     """Supervises workers of the study in a folder."""
 
@@ -260,9 +252,9 @@ class Supervised:
 
 @pytest.fixture
 def supervised(
-    hpo: Hpo, handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Supervised]:  # in the study's folder
-    del hpo, handlers
+    del hpo
     monkeypatch.setattr(supervisor, "CRASHES", 1)
     found = Supervised(tmp_path)
     yield found

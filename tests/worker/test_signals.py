@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from hpo.worker.signals import ASKING, StopSignal
+from tests.conftest import HANDLERS
+from tests.support.signals import Handlers
 from tests.support.waiting import PATIENCE, ended, heard
 
 PROGRAM = """
@@ -83,6 +85,19 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
     """Return the exit code, the lines said since, and the errors."""
     output, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, output.splitlines(), errors
+
+
+def test_a_command_in_this_process_leaves_nothing_to_later_tests() -> None:
+    """Its thread ends a process at the second signal. So the signals of later tests ended the process of the tests."""
+    before = Handlers.now()
+    assert before == HANDLERS
+    heard_of = StopSignal.installed()
+    HANDLERS.restore()
+    assert Handlers.now() == before
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    signal.raise_signal(signal.SIGUSR2)
+    signal.raise_signal(signal.SIGUSR2)
+    assert not heard_of()
 
 
 @pytest.mark.parametrize("number", ASKING)
