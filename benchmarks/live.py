@@ -2,12 +2,12 @@
 
 The rival is `plain_optuna.py`: TPE and successive halving, the same trials, space, splits, layers, epochs and processes. Both
 are judged by the validation loss of a trial's last epoch, since accuracies tie. `hpo` has reached the rival's best when a
-complete trial is at least as good.
+complete trial is at least as good. With `--budgets 4` it may train four times the trials, so that it is seen when.
 It tells three shares of the rival's cost. The first is of its whole run, since only its end shows which trial is its best.
 The others are of the way to its best trial, in seconds and in epochs. The epochs of trials under way at that moment are a
 share of their time.
 
-    python benchmarks/live.py --task digits --repeats 5
+    python benchmarks/live.py --task digits --repeats 5 --budgets 4
     python benchmarks/live.py --task cnn28 --repeats 3
     python benchmarks/live.py --task digits --trials 64 --repeats 1
 """
@@ -83,9 +83,12 @@ def main() -> None:
     """Parse the command line and compare."""
     parser = comparison.parser(__doc__, chosen=["digits", "cnn28"], pruners=list(tasks.PRUNERS))
     parser.set_defaults(metric="loss", repeats=5)
+    parser.add_argument(
+        "--budgets", type=int, default=1, metavar="N", help="for our side: N times the trials (default 1)"
+    )
     given = parser.parse_args()
     found = Comparison(
-        sides={"optuna": OptunaSide(), "hpo": HpoSide(is_auto=True)},
+        sides={"optuna": OptunaSide(), "hpo": HpoSide(is_auto=True, budgets=given.budgets)},
         tasks=comparison.tasks_of(given),
         options=comparison.options_of(given),
         repeats=given.repeats,

@@ -163,6 +163,7 @@ class HpoSide:
 
     executor: str | None = None  # None: what hpo does by itself
     is_auto: bool = False  # it searches with `auto`, whatever sampler and pruner the rivals have
+    budgets: int = 1  # so many times the trials of the rivals
     counts_cpu = True
 
     def prepare(self, job: Job) -> None:
@@ -170,6 +171,7 @@ class HpoSide:
         document: dict[str, Any] = {**job.task.document, "seed": job.seed, "value": "last"}
         document["data"] = {**document["data"], "split_seed": job.seed}  # the rivals' split
         document |= {"pruner": PRUNERS[job.options.pruner], "sampler": SAMPLERS[job.options.sampler]}
+        document["budget"] = {"trials": self.budgets * job.task.trials}
         if self.is_auto:
             document |= {"pruner": {"name": "auto"}, "sampler": {"name": "auto"}}
         asked = {"executor": self.executor, "slots": job.options.slots}

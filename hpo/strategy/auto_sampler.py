@@ -32,14 +32,17 @@ class AutoChoice:
 def choose(spec: StudySpec) -> AutoChoice:
     """Return what `auto` stands for: what the study has recorded, else what a new study of this spec records.
 
-    A study from before the record chooses by its space and draws its first trials at random, as it always did.
+    A study from before the record chooses by its space and draws its first trials at random, as it always did. The first
+    records were a name alone. Then every fourth trial of the model is drawn at random, as it was when they were made.
     """
-    name = spec.sampler.get(STANDS_FOR)
-    if name is None:
+    record = spec.sampler.get(STANDS_FOR)
+    if record is None:
         return _by_budget(spec)
-    if name == BY_SPACE:
+    if record == BY_SPACE:
         return _by_space(spec)
-    options = _options(spec) if name == MODEL else {}
+    if isinstance(record, str):
+        record = {"name": record, **(_start(spec) if record == MODEL else {})}
+    name, options = record["name"], {key: value for key, value in record.items() if key != "name"}
     return AutoChoice(name=name, why="it was chosen when the study was made", options=options)
 
 
@@ -49,7 +52,7 @@ def recorded(spec: StudySpec, trials: int) -> StudySpec:
         return spec
     budget = spec.budget.model_copy(update={"trials": trials})
     choice = choose(spec.model_copy(update={"budget": budget}))
-    return spec.model_copy(update={"sampler": {**spec.sampler, STANDS_FOR: choice.name}})
+    return spec.model_copy(update={"sampler": {**spec.sampler, STANDS_FOR: choice.table}})
 
 
 def _by_budget(spec: StudySpec) -> AutoChoice:
@@ -60,7 +63,7 @@ def _by_budget(spec: StudySpec) -> AutoChoice:
     if 2 <= points <= min(trials, MOST_POINTS):
         why = f"the budget of {trials:,} trials covers all {points} points of the space; the study ends after them"
         return AutoChoice(name="grid", why=why)
-    return AutoChoice(name=MODEL, why=_why_the_model(spec, points), options=_options(spec))
+    return AutoChoice(name=MODEL, why=_why_the_model(spec, points), options={"explore": 0, **_start(spec)})
 
 
 def _by_space(spec: StudySpec) -> AutoChoice:
@@ -89,8 +92,8 @@ def _points(spec: StudySpec) -> int:
         return 0
 
 
-def _options(spec: StudySpec) -> dict[str, Any]:
-    """Return the model's options in a new study."""
+def _start(spec: StudySpec) -> dict[str, Any]:
+    """Return the model's options for the space: how the first trials are drawn, and whether in groups."""
     if spec.objective:
         return {"group": True}  # the space may be conditional; a flat one is one group
     return {} if space.is_conditional(spec.tree) else {"start": "qmc"}
@@ -107,6 +110,6 @@ def _why_the_model(spec: StudySpec, points: int) -> str:
     else:
         why = f"the space has {points:,} points, more than {MOST_POINTS}"
     if trials <= max(FIRST, workers):  # so many begin before any can be ranked
-        how = "by qmc" if _options(spec).get("start") == "qmc" else "at random"
+        how = "by qmc" if _start(spec).get("start") == "qmc" else "at random"
         return f"{why}; a budget of {trials} trials is too small to learn from, so they are drawn {how}"
     return why

@@ -85,7 +85,7 @@ def fidelity_tpe(
         n_startup_trials: the number of trials that are ranked before the first one is suggested by them.
         n_ei_candidates: the number of candidates for the expected improvement.
         min_trials: the number of trials that must have reached a rung.
-        explore: one trial in so many is drawn at random, since early rungs may mislead; 0 for none.
+        explore: one trial in so many is drawn at random, since early rungs may mislead; 0 for none, as `auto` has it.
         group: sample the parameters of each branch as a group; by default true if the space is conditional.
         start: how the trials before them are drawn; qmc is a low-discrepancy sequence, for spaces without conditions.
     """

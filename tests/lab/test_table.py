@@ -294,6 +294,7 @@ def test_a_table_of_ours_is_small_and_was_recorded_with_the_file_beside_it(file:
     found = tables.load(file)
     recorded_with = resolve.read(file.with_suffix(".toml")).joining(found.spec).spec
     assert file.stat().st_size < 500_000
-    assert found.document == {"format": recorded_with.format, **recorded_with.identity}
+    guard = {key: found.document[key] for key in ("failures",) if key in found.document}  # the first tables have none
+    assert found.document == {"format": recorded_with.format, **recorded_with.identity, **guard}
     assert (recorded_with.sampler["name"], recorded_with.pruner["name"]) == ("random", "none")
     assert (len(found.rows), found.count(Ending.CUT)) == (recorded_with.budget.trials, 0)

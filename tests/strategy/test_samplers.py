@@ -311,8 +311,8 @@ def test_what_auto_stands_for(tree: dict[str, Any], name: str, why: str) -> None
     found = spec("auto", tree)
     assert found.sampler == {"name": "auto"}
     choice, options = auto_sampler.choose(found), {}
-    if name == "fidelity_tpe" and not space.is_conditional(found.tree):
-        options = {"start": "qmc"}
+    if name == "fidelity_tpe":
+        options = {"explore": 0} | ({} if space.is_conditional(found.tree) else {"start": "qmc"})
     assert (choice.name, choice.options, choice.why) == (name, options, why)
     named = spec(name, tree, **options)
     assert samplers.settled(found) == named
@@ -325,7 +325,8 @@ def test_a_study_keeps_what_auto_stands_for_when_its_budget_changes(later: int) 
     for first, name in ((8, "grid"), (7, "fidelity_tpe")):
         found = spec("auto", STEPPED)
         recorded = auto_sampler.recorded(found, first)
-        assert recorded.sampler == {"name": "auto", "stands_for": name}
+        record = {"name": "grid"} if name == "grid" else {"name": name, "explore": 0, "start": "qmc"}
+        assert recorded.sampler == {"name": "auto", "stands_for": record}
         assert recorded.fingerprint == found.fingerprint
         stored = StudySpec.from_document(as_meant(recorded.document))
         joined = stored.managed_by(spec("auto", STEPPED | {"budget": {"trials": later}}))
@@ -339,9 +340,20 @@ def test_a_study_from_before_the_record_keeps_the_sampler_of_its_space(tree: dic
     """Its budget does not cover the grid, and its first trials are drawn at random."""
     found = spec("auto", tree | {"budget": {"trials": 7}})
     old, new = (StudySpec.from_document(as_meant(one.document)) for one in (found, auto_sampler.recorded(found, 7)))
-    assert (old.sampler, new.sampler["stands_for"]) == ({"name": "auto", "stands_for": "by its space"}, "fidelity_tpe")
+    assert old.sampler == {"name": "auto", "stands_for": "by its space"}
+    assert new.sampler["stands_for"]["name"] == "fidelity_tpe"
     assert old.fingerprint == new.fingerprint
     assert samplers.settled(old).sampler == spec(name, tree).sampler
+
+
+@pytest.mark.parametrize(("tree", "start"), [(FLAT, {"start": "qmc"}), (CONDITIONAL, {})])
+def test_a_study_that_recorded_a_name_alone_draws_every_fourth_trial_at_random(
+    tree: dict[str, Any], start: dict[str, str]
+) -> None:
+    """So did all studies that recorded `fidelity_tpe`."""
+    document = spec("auto", tree).document | {"sampler": {"name": "auto", "stands_for": "fidelity_tpe"}}
+    stored = StudySpec.from_document(as_meant(document))
+    assert samplers.settled(stored).sampler == spec("fidelity_tpe", tree, explore=4, **start).sampler
 
 
 def test_what_auto_stands_for_is_no_option_of_a_study_file() -> None:
@@ -350,7 +362,7 @@ def test_what_auto_stands_for_is_no_option_of_a_study_file() -> None:
 
 
 def test_auto_draws_its_first_trials_by_qmc_and_then_learns() -> None:
-    """Ten trials have ended before the model suggests. Every fourth trial from then on is random."""
+    """Ten trials have ended before the model suggests."""
     found, studies = spec("auto"), [optuna.create_study(study_name="s", storage=memory.storage()) for _ in range(3)]
     drawn, by_qmc, learned = (
         [trial.params for trial in search(one, trials, study).trials]
@@ -358,7 +370,7 @@ def test_auto_draws_its_first_trials_by_qmc_and_then_learns() -> None:
     )
     assert drawn == by_qmc[:10] == learned[:10]
     assert learned[10] != by_qmc[10]
-    assert learned[11] == next_params(spec("random"), optuna.create_study(), 11)
+    assert learned[11] not in (by_qmc[11], next_params(spec("random"), optuna.create_study(), 11))
 
 
 def test_auto_groups_the_space_of_an_objective_that_may_branch() -> None:

@@ -77,7 +77,7 @@ def test_a_study_records_what_auto_stands_for_and_one_from_before_the_record_cho
 ) -> None:
     made = make_study(trials=5, sampler={"name": "auto"})
     wanted = spec_of(made, sampler={"name": "auto"})
-    assert made.spec.sampler == {"name": "auto", "stands_for": "fidelity_tpe"}
+    assert made.spec.sampler == {"name": "auto", "stands_for": {"name": "fidelity_tpe", "explore": 0, "group": True}}
     assert join_again(made, wanted, trials_budget=500).spec == made.spec
     with sql.writing(made.storage.engine) as connection:
         study_rows.update(connection, made.uid, spec=json.dumps(wanted.document))
