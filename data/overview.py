@@ -16,6 +16,7 @@ from hpo.data.leaks import Leak, leaks
 from hpo.data.names import Part
 from hpo.data.source import Source, Split, SplitRule, Splits
 from hpo.data.split import parted, rule_of, strata
+from hpo.data.tokens import PADDING
 
 EXAMPLES = 12  # most classes with an example image
 COLUMN_KINDS = {NUMBERS: "numeric", CATEGORIES: "categorical"}
@@ -36,6 +37,7 @@ class Overview:
     counts: dict[Part, list[int]]  # rows of each class, or with each label
     shipped: list[Part]  # parts that the source ships; the others were split off
     notes: list[str]  # how ambiguous files were read, and how rows are divided
+    padding: float  # share of the steps of training rows that are padding; 0 for other inputs than tokens
     unit: str  # what a row is called: image or row
     split: SplitRule  # how rows are divided
     leaks: list[Leak]  # what two parts share
@@ -62,11 +64,20 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
         counts={part: _counts(source, targets[part], len(classes)) for part in PARTS},
         shipped=[part for part, own in (("validation", of_validation), ("test", of_test)) if own],  # type: ignore[misc]
         notes=list(splits.notes),
+        padding=_padding(source, rows["train"]),
         unit=source.unit,
         split=rule_of(source),
         leaks=leaks(source, split_seed),
         examples=[_brightness(_shares(images, splits)) for images in first],
     )
+
+
+def _padding(source: Source, rows: Tensor) -> float:
+    """Return the share of padding in these rows of tokens, 0 for other inputs."""
+    codes = some(source.inputs)
+    if source.kind != "tokens" or not isinstance(codes, Tensor):
+        return 0.0
+    return float((codes[rows] == PADDING).float().mean())
 
 
 def _names(source: Source) -> list[str]:

@@ -42,7 +42,8 @@ def cnn1d(
 
     Each entry of `channels` makes one stage. A stage is `depth` blocks of convolution over time, norm, activation and
     dropout, followed by a max pooling of two steps. After the stages come a pooling over all steps, dropout and a
-    linear layer. Each stage halves the number of steps, rounded down. ValueError if no step is left.
+    linear layer. Each stage halves the number of steps, rounded down. The padding of a text is read as steps. ValueError if no
+    step is left.
 
     Args:
         channels: output channels of each stage.

@@ -173,6 +173,7 @@ def findings_text(spec: StudySpec, found: Findings, workers: int, gpus: int) -> 
         "model (the middle of the space):",
         *found.model.splitlines(),
         *([f"weights: {found.weights}"] if found.weights else []),
+        *_padding_lines(spec, found.data),
         "",
         f"one epoch on {found.device}: {epoch.seconds:.3f} s, training loss {value_text(epoch.train_loss)}, "
         + _judged(spec, epoch),
@@ -192,6 +193,16 @@ def findings_text(spec: StudySpec, found: Findings, workers: int, gpus: int) -> 
         "",
     ]
     return text.page(lines)
+
+
+def _padding_lines(spec: StudySpec, found: Overview) -> list[str]:
+    """Return a note if a model reads the padding of texts as steps."""
+    if not found.padding or "cnn1d" not in space.ends_of(spec.tree["model"]["name"]):
+        return []
+    return [
+        f"note: cnn1d reads padding as steps of the text, {found.padding:.0%} of all in training, so its results depend on the "
+        "length that texts are filled up to; gru, lstm and transformer leave padding out"
+    ]
 
 
 def _judged(spec: StudySpec, epoch: EpochResult) -> str:

@@ -232,6 +232,7 @@ def overview(train: int, validation: int, **changes: Any) -> Overview:
         "counts": {"train": [train - 1, 1], "validation": [validation - 1, 1], "test": [1, 1]},
         "shipped": [],
         "notes": [],
+        "padding": 0.0,
         "unit": "image",
         "split": "stratified",
         "leaks": [],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from hpo import data
+from hpo.data import Source
 from hpo.spec.study_file import StudySpec
 from hpo.study import resolve
 from hpo.view import checked
@@ -21,6 +26,27 @@ def test_the_reading_is_shown_where_it_is_not_the_usual_one(tmp_path: Path) -> N
     assert usual[0] == 'data.name = "csv"'
     assert [line for line in usual if "reading" in line] == []
     assert "data.reading = 1" in constants(tmp_path, {**table, "reading": 1})
+
+
+def test_a_model_that_reads_padding_is_named_with_its_share() -> None:
+    tokens = torch.arange(1, 41).repeat(20)[: 20 * 8].view(20, 8) % 9 + 1
+    tokens[:, 6:] = 0
+    source = Source(inputs=tokens, targets=torch.arange(20) % 2, num_classes=2)
+    found = data.overview(source, data.load(source, split_seed=0, device="cpu"), split_seed=0)
+
+    def lines(name: object) -> list[str]:
+        return checked._padding_lines(StudySpec.from_document({**DOCUMENT, "model": {"name": name}}), found)
+
+    assert [line.partition(", so ")[0] for line in lines({"choices": ["gru", "cnn1d"]})] == [
+        "note: cnn1d reads padding as steps of the text, 25% of all in training"
+    ]
+    assert lines("gru") == []
+    assert (
+        checked._padding_lines(
+            StudySpec.from_document({**DOCUMENT, "model": {"name": "cnn1d"}}), replace(found, padding=0.0)
+        )
+        == []
+    )
 
 
 def test_constants_are_headed_only_if_there_are_some() -> None:
