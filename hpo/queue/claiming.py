@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 
 from hpo.errors import StudyError
 from hpo.queue import lease_clock, limits
+from hpo.queue.cut_back import cut_back
 from hpo.queue.finish import write_stop
-from hpo.queue.ledger import Ledger, cut_back
+from hpo.queue.ledger import Ledger
 from hpo.queue.models import Checkpoint, Claim
 from hpo.queue.rows import open_trials, runs
 from hpo.spec.failures import Kind

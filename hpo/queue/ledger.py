@@ -15,25 +15,21 @@ import json
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from optuna.trial import TrialState
 
 from hpo.errors import LostLease
-from hpo.queue import finish, lease_clock
+from hpo.queue import finish, lease_clock, ledger_statements
+from hpo.queue.cut_back import cut_back
 from hpo.queue.finish import NO_CHECKPOINT, End
 from hpo.queue.models import Checkpoint, Claim, Commands, HasClaim, Post, Token
 from hpo.queue.report import Report, ReportResult, write_metrics, write_values
-from hpo.queue.rows import locked, stands
 from hpo.queue.start import SuggestedParams, TrialReceipt, write_receipts, write_suggested
 from hpo.spec.failures import Failure, Kind, Policies, Verdict
 from hpo.spec.objectives import KnownCosts
 from hpo.storage import sql, trial_writes
-from hpo.storage.finished_trials import RUNG_PREFIX
 from hpo.storage.tables import (
-    CONSTRAINTS,
     COST_PREFIX,
     STOPPED,
     Hold,
@@ -41,18 +37,14 @@ from hpo.storage.tables import (
     hpo_failures,
     hpo_studies,
     hpo_trials,
-    intermediate_values,
     trial_params,
     trial_system_attributes,
     trial_user_attributes,
-    trials,
 )
 
 _HasClaim = TypeVar("_HasClaim", bound=HasClaim)
 LEASE_SECONDS = 60.0  # the default where no study gives another
 DEFAULT_POLICIES = Policies()  # likewise
-RUNG_KEYS = f"{RUNG_PREFIX}%"  # system attributes that Optuna's halving pruners write
-CONSTRAINT_KEYS = f"{CONSTRAINTS}%"  # system attributes that `trial.set_constraint` writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +141,7 @@ class Ledger:
             "of_trials": [claim.trial_id for claim in claims],
             "lease_seconds": self.lease_seconds,
         }
-        return set(map(tuple, connection.execute(_renew_statement(connection.dialect.name), parameters)))
+        return set(map(tuple, connection.execute(ledger_statements.renew(connection.dialect.name), parameters)))
 
     def commands_of(self, claims: Collection[Claim]) -> dict[Claim, Commands]:
         """Read which claims are lost and what people have ordered, in one statement without a lock.
@@ -160,13 +152,13 @@ class Ledger:
             return {}
         parameters = {"uid": self.uid, "of_trials": [claim.trial_id for claim in claims]}
         with sql.reading(self.engine) as connection:
-            rows = {row.trial_id: row for row in connection.execute(_commands_statement(), parameters)}
+            rows = {row.trial_id: row for row in connection.execute(ledger_statements.commands(), parameters)}
         return {claim: _commands(claim, rows.get(claim.trial_id)) for claim in claims}
 
     def orders(self) -> int | None:
         """Return the version of the study's orders; None if the study was deleted. It is the cheapest read there is."""
         with sql.reading(self.engine) as connection:
-            found: int | None = connection.execute(_orders_statement(), {"uid": self.uid}).scalar_one_or_none()
+            found: int | None = connection.execute(ledger_statements.orders(), {"uid": self.uid}).scalar_one_or_none()
             return found
 
     def _update_and_renew(self, connection: sa.Connection, claim: Claim, **values: Any) -> bool:
@@ -176,11 +168,11 @@ class Ledger:
         """
         new = {f"new_{name}": value for name, value in values.items()}
         parameters = {**self._whose(claim), **new, "lease_seconds": self.lease_seconds}
-        updated = connection.execute(_update_statement(connection.dialect.name, tuple(values)), parameters)
+        updated = connection.execute(ledger_statements.update(connection.dialect.name, tuple(values)), parameters)
         return bool(updated.rowcount == 1)
 
     def _whose(self, claim: Claim) -> dict[str, Any]:
-        """Return the parameters of `_of_claim`."""
+        """Return the parameters of `ledger_statements.of_claim`."""
         return {
             "uid": self.uid,
             "uid_json": json.dumps(self.uid),
@@ -207,7 +199,7 @@ class Ledger:
             recorded = hpo_trials.c.checkpoint_epoch
             connection.execute(
                 hpo_trials.update()
-                .where(_of_claim(), sa.or_(recorded.is_(None), recorded <= checkpoint.epoch))
+                .where(ledger_statements.of_claim(), sa.or_(recorded.is_(None), recorded <= checkpoint.epoch))
                 .values(
                     checkpoint_epoch=checkpoint.epoch,
                     checkpoint_path=checkpoint.path,
@@ -311,7 +303,7 @@ class Ledger:
             for end in ends
         ]
         parameters = {"uid": self.uid, "uid_json": json.dumps(self.uid), **sql.numbered(told)}
-        statement = _close_statement(connection.dialect.name, len(told))
+        statement = ledger_statements.close(connection.dialect.name, len(told))
         return set(map(tuple, connection.execute(statement, parameters)))
 
     def fail(self, claim: Claim, failure: Failure, *, accumulation: int | None = None) -> Verdict:
@@ -355,7 +347,7 @@ class Ledger:
 
     def _lock(self, connection: sa.Connection, claim: Claim) -> Any:
         """Lock and return the claim's row; None if the claim is lost."""
-        return connection.execute(_lock_statement(), self._whose(claim)).one_or_none()
+        return connection.execute(ledger_statements.lock(), self._whose(claim)).one_or_none()
 
     def _has_ended(self, rows: Mapping[int, Any], claim: Claim, outcome: str) -> bool:
         """Return whether our rows of trials show that this claim has already ended with this outcome."""
@@ -402,79 +394,8 @@ class Ledger:
             finish.write_stop(connection, self.uid, reason)
 
 
-@cache
-def _of_claim() -> sa.ColumnElement[bool]:
-    """Return the condition that selects a claim's row while the claim stands.
-
-    The trial is not settled, taken over or given back, and its study still exists.
-    """
-    return sa.and_(
-        hpo_trials.c.study_uid == sa.bindparam("uid"),
-        hpo_trials.c.trial_id == sa.bindparam("of_trial"),
-        hpo_trials.c.attempt == sa.bindparam("of_attempt"),
-        stands(sa.bindparam("uid_json")),
-    )
-
-
 def _fallen(claims: Iterable[Claim], held: Container[Token]) -> set[Claim]:
     return {claim for claim in claims if claim.token not in held}
-
-
-@cache
-def _runs() -> sa.ColumnElement[bool]:
-    return sa.exists().where(trials.c.trial_id == hpo_trials.c.trial_id, trials.c.state == TrialState.RUNNING)
-
-
-def _lease(dialect: str) -> dict[str, Any]:
-    return lease_clock.lease(dialect, sa.bindparam("lease_seconds", type_=sa.Double))
-
-
-@cache
-def _update_statement(dialect: str, names: tuple[str, ...]) -> sa.Update:
-    new = {name: sa.bindparam(f"new_{name}", type_=hpo_trials.c[name].type) for name in names}
-    return hpo_trials.update().where(_of_claim(), _runs()).values(**_lease(dialect), **new)
-
-
-@cache
-def _renew_statement(dialect: str) -> Any:
-    tokens: sa.BindParameter[Any] = sa.bindparam("tokens", expanding=True)
-    held = locked(
-        sa.select(hpo_trials.c.trial_id).where(
-            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),  # uses the index
-            sa.tuple_(hpo_trials.c.trial_id, hpo_trials.c.attempt).in_(tokens),
-        )
-    )
-    update = hpo_trials.update().where(_is_held(held)).values(**_lease(dialect))
-    return update.returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
-
-
-def _is_held(held: sa.CTE) -> sa.ColumnElement[bool]:
-    return sa.and_(hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.trial_id == held.c.trial_id)
-
-
-@cache
-def _commands_statement() -> Any:
-    return (
-        sa.select(
-            hpo_trials.c.trial_id,
-            hpo_trials.c.attempt,
-            hpo_trials.c.settled,
-            hpo_trials.c.lease_until,
-            hpo_trials.c.stop_requested,
-            hpo_studies.c.hold,
-            hpo_studies.c.orders,
-        )
-        .join(hpo_studies, hpo_studies.c.uid == hpo_trials.c.study_uid)
-        .where(
-            hpo_trials.c.study_uid == sa.bindparam("uid"),
-            hpo_trials.c.trial_id.in_(sa.bindparam("of_trials", expanding=True)),
-        )
-    )
-
-
-@cache
-def _orders_statement() -> Any:
-    return sa.select(hpo_studies.c.orders).where(hpo_studies.c.uid == sa.bindparam("uid"))
 
 
 def _commands(claim: Claim, row: Any) -> Commands:
@@ -482,68 +403,3 @@ def _commands(claim: Claim, row: Any) -> Commands:
         return Commands(lost=True, stop=False, park=False)
     park = row.hold in (Hold.PAUSED, Hold.SPENT)
     return Commands(lost=False, stop=row.stop_requested, park=park, orders=row.orders)
-
-
-_ENDS: dict[str, sa.types.TypeEngine[Any]] = {
-    "trial_id": sa.Integer(),
-    "attempt": sa.Integer(),
-    "outcome": hpo_trials.c.outcome.type,
-    "reason": hpo_trials.c.reason.type,
-}
-
-
-@cache
-def _close_statement(dialect: str, count: int) -> Any:
-    told = sql.told(dialect, _ENDS, count)
-    in_file = sa.and_(told.c.trial_id == hpo_trials.c.trial_id, told.c.attempt == hpo_trials.c.attempt)
-    held = locked(sa.select(hpo_trials.c.trial_id, told.c.outcome, told.c.reason).join(told, in_file))
-    end = {"settled": True, **lease_clock.NO_LEASE, "outcome": held.c.outcome, "reason": held.c.reason}
-    return (
-        hpo_trials.update().where(_is_held(held)).values(**end).returning(hpo_trials.c.trial_id, hpo_trials.c.attempt)
-    )
-
-
-@cache
-def _lock_statement() -> sa.Select[Any]:
-    return sa.select(hpo_trials).where(_of_claim()).with_for_update()
-
-
-def cut_back(connection: sa.Connection, rows: Sequence[Any]) -> None:
-    """Delete what trials reported after their checkpoints, and restore the system attributes of that moment.
-
-    Without a checkpoint the whole curve is deleted, with the attributes of RUNG_KEYS and CONSTRAINT_KEYS.
-
-    Args:
-        rows: our rows of the trials, all of one study.
-    """
-    ids = [row.trial_id for row in rows]
-    connection.execute(_cut_off_statement(intermediate_values.c.step), {"of_trials": ids, "uid": rows[0].study_uid})
-    connection.execute(_cut_off_statement(hpo_curves.c.epoch), {"of_trials": ids, "uid": rows[0].study_uid})
-    kept = {row.trial_id: json.loads(row.checkpoint_attributes) for row in rows if row.checkpoint_attributes}
-    of_trial = trial_system_attributes.c.trial_id
-    if without := [trial_id for trial_id in ids if trial_id not in kept]:
-        is_of_attempt = sa.or_(*(trial_system_attributes.c.key.like(keys) for keys in (RUNG_KEYS, CONSTRAINT_KEYS)))
-        connection.execute(trial_system_attributes.delete().where(of_trial.in_(without), is_of_attempt))
-    if kept:
-        connection.execute(trial_system_attributes.delete().where(of_trial.in_(kept)))
-    if again := [
-        {"trial_id": trial_id, "key": key, "value_json": value}
-        for trial_id, attributes in kept.items()
-        for key, value in attributes.items()
-    ]:
-        connection.execute(trial_system_attributes.insert(), again)
-
-
-@cache
-def _cut_off_statement(epoch: sa.Column[int]) -> Any:
-    """Delete a table's rows after the epochs of the trials' checkpoints. Without a checkpoint all go, step 0 too."""
-    of_trial = epoch.table.c.trial_id
-    checkpoint = (
-        sa.select(sa.func.coalesce(hpo_trials.c.checkpoint_epoch, -1))
-        .where(hpo_trials.c.study_uid == sa.bindparam("uid"), hpo_trials.c.trial_id == of_trial)
-        .scalar_subquery()
-    )
-    cut = epoch.table.delete().where(of_trial.in_(sa.bindparam("of_trials", expanding=True)), epoch > checkpoint)
-    if epoch.table is hpo_curves:
-        return cut.where(hpo_curves.c.study_uid == sa.bindparam("uid"))
-    return cut

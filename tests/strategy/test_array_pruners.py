@@ -25,7 +25,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.queue import ledger
+from hpo.queue import cut_back
 from hpo.storage import sql
 from hpo.storage.connect import connect
 from hpo.storage.finished_trials import RUNG_PREFIX
@@ -126,7 +126,7 @@ class Pair:
         self.writing.set_trial_state_values(self.ids[trial_id], state, values)
 
     def cut_back(self, trial_id: int, epoch: int, kept: dict[str, Any]) -> None:
-        """Do as `ledger.cut_back`: another attempt goes on from an earlier checkpoint."""
+        """Do as `queue.cut_back` does: another attempt goes on from an earlier checkpoint."""
         in_memory = self.memory._get_trial(trial_id)
         in_memory.intermediate_values = {s: v for s, v in in_memory.intermediate_values.items() if s <= epoch}
         in_memory.system_attrs = dict(kept)
@@ -507,7 +507,7 @@ def test_brackets_are_optunas(name: str) -> None:
 
 
 def test_the_ledger_forgets_the_keys_that_columns_gather() -> None:
-    assert f"{RUNG_PREFIX}%" == ledger.RUNG_KEYS
+    assert f"{RUNG_PREFIX}%" == cut_back.RUNG_KEYS
 
 
 def test_our_pruners_are_optunas() -> None:
