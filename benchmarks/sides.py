@@ -240,7 +240,11 @@ def _outcome_in_database(job: Job) -> Outcome:
 
 
 def environment(options: Options) -> dict[str, str]:
-    """Return the common environment: nothing of ours that the shell happens to set, no GPU unless it is compared on."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HPO_", "OMP_", "MKL_"))}
+    """Return the common environment: nothing of ours that the shell happens to set, no GPU unless it is compared on.
+
+    Bytecode is written, as by every installation: with PYTHONDONTWRITEBYTECODE each process of a checkout compiles it anew.
+    """
+    unset = ("HPO_", "OMP_", "MKL_", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
     hidden = {} if options.gpu else {"CUDA_VISIBLE_DEVICES": ""}
     return kept | hidden | {"PYTHONPATH": str(ROOT)}  # where the scripts and the studies' own code are found

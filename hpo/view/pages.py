@@ -29,7 +29,7 @@ CURVE_WIDTH = 40  # characters of a curve on the page of one trial
 
 def finished_line(trial: FinishedTrial, summary: Summary) -> str:
     """Return one line on a finished trial: its end, its parameters, and the progress of the study."""
-    trial, summary = text.all_safe(trial), text.all_safe(summary)
+    trial = text.all_safe(trial)  # of the summary only numbers are shown, and it holds all running trials
     params = " ".join(f"{name}={words.param(value)}" for name, value in trial.params.items())
     state = STATES[trial.state]
     ending = state if trial.outcome in (trial.state, state) else f"{state} ({trial.outcome})"
