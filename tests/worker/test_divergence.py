@@ -209,7 +209,7 @@ def test_a_declared_trial_is_ended_by_its_raw_curve(
     lite: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
 ) -> None:
     choice = Choice(executor=executor, slots=1 if executor == "loop" else 4, why="the test says so")
-    monkeypatch.setattr(objective, "choose", lambda *_: choice)
+    monkeypatch.setattr(objective, "choose", lambda *_, **__: choice)
     study = declared.made(lite, tmp_path, RISING)
     assert declared.work(study) == 0
     assert results.best(study, number=0)[0].receipt["executor"] == executor
