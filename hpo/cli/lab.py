@@ -42,7 +42,12 @@ def replay(
     workers: Annotated[int, typer.Option("--workers", min=1, max=4096, help="Number of simulated workers.")] = 8,
     slots: Annotated[
         int,
-        typer.Option("--slots", min=1, max=4096, help="Number of trials that each worker trains together in a stack."),
+        typer.Option(
+            "--slots",
+            min=1,
+            max=4096,
+            help="Number of trials that each worker trains together, at most an even share of all.",
+        ),
     ] = 1,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=10_000, help="Number of replays.")] = 30,
     epochs: Annotated[
