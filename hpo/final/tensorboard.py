@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hpo.train.epoch import EpochResult
 
 STEPS = "steps"  # the folder
-QUEUE = 1000  # entries that wait for the writer's thread; with its default of 10, training waits for it
+QUEUE = 1000  # the most entries that wait for the writer's thread; with its default of 10, training waits for it
 OF_A_STEP = ("loss", "gradient_norm", "parameter_norm")  # the columns of `StepMonitor.trajectory`
 
 
@@ -51,6 +51,11 @@ class Boards:
         for step, numbers in enumerate(trajectory, start=first):
             for name, value in zip(OF_A_STEP, numbers, strict=True):
                 self._steps.add_scalar(f"step/{name}", value, step)
+
+    def flush(self) -> None:
+        """Write all entries to the disk. A killed process loses those that were not flushed."""
+        self._epochs.flush()
+        self._steps.flush()
 
     def show_test(self, name: str, value: float, epoch: int) -> None:
         """Write a metric of the test split."""

@@ -46,7 +46,7 @@ WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 CONFIG = "config.toml"
 SEVERAL = "seeds.json"  # in the common folder of trainings with several seeds
-SAVE_SECONDS = 1.0  # between two checkpoints: what a killed training repeats at most, and an epoch
+SAVE_SECONDS = 1.0  # from one checkpoint to the next, at the end of an epoch; a kill costs at most this and an epoch
 IN_UNITS = ("validation_mae", "validation_rmse")  # of the data, which may be far below 1
 TOLERANCE = 5e-3  # of losses and accuracies between executors: Adam amplifies rounding errors (docs/decisions.md)
 
@@ -292,6 +292,7 @@ def fit(
             kept.take(training, run, result)
             boards.show(result, run.monitor.trajectory(), overfits=kept.overfits_since is not None)
             if time.monotonic() - saved_at >= SAVE_SECONDS:
+                boards.flush()  # first: a resumed training does not log again what comes before its checkpoint
                 kept.save(training, run, folder / CHECKPOINT)
                 saved_at = time.monotonic()
             progress(result)

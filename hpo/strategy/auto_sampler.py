@@ -46,15 +46,6 @@ def choose(spec: StudySpec) -> AutoChoice:
     return AutoChoice(name=name, why="it was chosen when the study was made", options=options)
 
 
-def recorded(spec: StudySpec, trials: int) -> StudySpec:
-    """Return the spec of a new study with a budget of these many trials. It holds what its sampler `auto` stands for."""
-    if spec.sampler["name"] != "auto":
-        return spec
-    budget = spec.budget.model_copy(update={"trials": trials})
-    choice = choose(spec.model_copy(update={"budget": budget}))
-    return spec.model_copy(update={"sampler": {**spec.sampler, STANDS_FOR: choice.table}})
-
-
 def _by_budget(spec: StudySpec) -> AutoChoice:
     """Return what a new study gets: the grid if the budget covers all points, else the model."""
     if several := _of_several(spec):

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 
 from hpo.errors import SpecError
 from hpo.spec import options, seeds, space
-from hpo.spec.study_file import StudySpec
+from hpo.spec.study_file import STANDS_FOR, StudySpec
 from hpo.storage.optuna_private import NumberedQMC
 from hpo.strategy import auto_sampler, pruners
 from hpo.strategy.fidelity import ENOUGH, FidelityTPE
@@ -294,6 +294,18 @@ def settled(spec: StudySpec) -> StudySpec:
     if spec.sampler["name"] != "auto":
         return spec
     return resolve(spec.model_copy(update={"sampler": auto_sampler.choose(spec).table}))
+
+
+def recorded(spec: StudySpec, trials: int) -> StudySpec:
+    """Return the spec of a new study with a budget of these many trials. It holds what its sampler `auto` stands for.
+
+    The record has all options, as that of a named sampler has: a later version may have other defaults.
+    """
+    if spec.sampler["name"] != "auto":
+        return spec
+    budget = spec.budget.model_copy(update={"trials": trials})
+    chosen = settled(spec.model_copy(update={"budget": budget})).sampler
+    return spec.model_copy(update={"sampler": {**spec.sampler, STANDS_FOR: chosen}})
 
 
 def build(spec: StudySpec, trial_number: int) -> Sampler:

@@ -167,7 +167,7 @@ def create_or_join(
     import optuna
 
     from hpo.storage.optuna_private import id_of
-    from hpo.strategy import auto_sampler
+    from hpo.strategy import samplers
 
     uid = uuid.uuid4().hex  # of a new study
     store = store_of(place, f"{checkpoint_root(place, wanted)}/{uid}", wanted)
@@ -180,7 +180,7 @@ def create_or_join(
         if taken is not None and (row is not None or study_rows.count_trials(connection, study_id)):
             raise StudyError(f"there is a study {wanted.name!r} already; choose another name")
         if row is None:
-            wanted = auto_sampler.recorded(wanted, trials_budget or wanted.budget.trials)
+            wanted = samplers.recorded(wanted, trials_budget or wanted.budget.trials)
             _refuse_a_plain_optuna_study(connection, study_id, [one.name.lower() for one in made.directions], wanted)
             _insert(connection, study_id, wanted, uid, store, code_folder, code_digest, taken, forking)
             row = study_rows.lock_and_read(connection, study_id)

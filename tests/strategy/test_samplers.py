@@ -280,6 +280,17 @@ WIDE = STEPPED | {
     "optimizer": {"name": "o", "lr": 0.1},
 }
 
+#: What a new study records of the model for a flat space: all options, as that of a named sampler has.
+MODEL = {
+    "name": "fidelity_tpe",
+    "n_startup_trials": 10,
+    "n_ei_candidates": 24,
+    "min_trials": 8,
+    "explore": 0,
+    "group": False,
+    "start": "qmc",
+}
+
 
 @pytest.mark.parametrize(
     ("tree", "name", "why"),
@@ -324,13 +335,12 @@ def test_what_auto_stands_for(tree: dict[str, Any], name: str, why: str) -> None
 def test_a_study_keeps_what_auto_stands_for_when_its_budget_changes(later: int) -> None:
     for first, name in ((8, "grid"), (7, "fidelity_tpe")):
         found = spec("auto", STEPPED)
-        recorded = auto_sampler.recorded(found, first)
-        record = {"name": "grid"} if name == "grid" else {"name": name, "explore": 0, "start": "qmc"}
-        assert recorded.sampler == {"name": "auto", "stands_for": record}
+        recorded = samplers.recorded(found, first)
+        assert recorded.sampler == {"name": "auto", "stands_for": {"name": "grid"} if name == "grid" else MODEL}
         assert recorded.fingerprint == found.fingerprint
         stored = StudySpec.from_document(as_meant(recorded.document))
         joined = stored.managed_by(spec("auto", STEPPED | {"budget": {"trials": later}}))
-        assert auto_sampler.recorded(joined, later) == joined
+        assert samplers.recorded(joined, later) == joined
         assert samplers.settled(joined).sampler == samplers.settled(recorded).sampler
         assert samplers.settled(joined).sampler["name"] == name
 
@@ -339,11 +349,20 @@ def test_a_study_keeps_what_auto_stands_for_when_its_budget_changes(later: int) 
 def test_a_study_from_before_the_record_keeps_the_sampler_of_its_space(tree: dict[str, Any], name: str) -> None:
     """Its budget does not cover the grid, and its first trials are drawn at random."""
     found = spec("auto", tree | {"budget": {"trials": 7}})
-    old, new = (StudySpec.from_document(as_meant(one.document)) for one in (found, auto_sampler.recorded(found, 7)))
+    old, new = (StudySpec.from_document(as_meant(one.document)) for one in (found, samplers.recorded(found, 7)))
     assert old.sampler == {"name": "auto", "stands_for": "by its space"}
     assert new.sampler["stands_for"]["name"] == "fidelity_tpe"
     assert old.fingerprint == new.fingerprint
     assert samplers.settled(old).sampler == spec(name, tree).sampler
+
+
+def test_a_record_of_some_options_leaves_the_others_at_their_defaults() -> None:
+    """So are studies of one day recorded."""
+    document = spec("auto").document | {
+        "sampler": {"name": "auto", "stands_for": {"name": "fidelity_tpe", "explore": 0}}
+    }
+    stored = StudySpec.from_document(as_meant(document))
+    assert samplers.settled(stored).sampler == spec("fidelity_tpe", explore=0).sampler
 
 
 @pytest.mark.parametrize(("tree", "start"), [(FLAT, {"start": "qmc"}), (CONDITIONAL, {})])

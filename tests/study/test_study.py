@@ -16,6 +16,7 @@ from hpo.storage import sql, study_rows
 from hpo.storage.connect import Storage, connect, parse_url, plain_url
 from hpo.storage.optuna_private import as_in_optimize, stop_was_requested
 from hpo.storage.tables import UID_KEY
+from hpo.strategy import samplers
 from hpo.study import study as studies
 from hpo.study.checkpoint_store import PROBE_FILE
 from hpo.study.status import summarize
@@ -77,7 +78,9 @@ def test_a_study_records_what_auto_stands_for_and_one_from_before_the_record_cho
 ) -> None:
     made = make_study(trials=5, sampler={"name": "auto"})
     wanted = spec_of(made, sampler={"name": "auto"})
-    assert made.spec.sampler == {"name": "auto", "stands_for": {"name": "fidelity_tpe", "explore": 0, "group": True}}
+    record = made.spec.sampler["stands_for"]
+    assert record == samplers.settled(made.spec).sampler
+    assert (record["name"], record["explore"], record["group"], record["start"]) == ("fidelity_tpe", 0, True, "random")
     assert join_again(made, wanted, trials_budget=500).spec == made.spec
     with sql.writing(made.storage.engine) as connection:
         study_rows.update(connection, made.uid, spec=json.dumps(wanted.document))

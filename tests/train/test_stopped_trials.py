@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hpo.errors import SpecError
 from hpo.final import train as final
@@ -29,6 +31,7 @@ from hpo.study.trial_history import history
 from hpo.train import loop
 from hpo.train.build import assemble, check
 from hpo.train.early_stopping import verdict
+from hpo.train.epoch import EpochResult
 from hpo.train.run import Run
 from hpo.view.pages import history_text, to_json
 from tests.support.declared import DOCUMENT, Asked, made, nothing, quiet, work
@@ -370,6 +373,43 @@ def test_a_stopped_final_training_goes_on_to_the_same_end(pinned: Path, tmp_path
     assert by_epoch["gradient_norm"][0][1] == pytest.approx(
         sum(value for _, value in left["step/gradient_norm"][:19]) / 19
     )
+
+
+def test_a_final_training_killed_after_its_last_checkpoint_goes_on_to_the_same_end(
+    pinned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is of epoch 1, the logs of epoch 2: each epoch and each step is in the logs once."""
+    training, whole, killed = final.prepare(pinned), tmp_path / "whole", tmp_path / "killed"
+    monkeypatch.setattr(final, "SAVE_SECONDS", 0.0)
+
+    def copy_what_a_kill_leaves(result: EpochResult) -> None:
+        if result.epoch == 1:
+            shutil.copytree(whole, killed)
+        elif result.epoch == 2:
+            shutil.copytree(whole, killed, dirs_exist_ok=True, ignore=shutil.ignore_patterns(final.CHECKPOINT))
+
+    def trained(folder: Path, progress: Callable[[EpochResult], None]) -> dict[str, Any]:
+        found = final.train(training, folder, stop=lambda: False, progress=progress, before_test=nothing)
+        assert found is not None
+        history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in found["history"]]
+        return {**found, "history": history, "receipt": None}
+
+    def write_slowly(writer: RecordWriter, entry: bytes) -> None:
+        time.sleep(0.003)
+        write(writer, entry)
+
+    write = RecordWriter.write
+    with monkeypatch.context() as disk:
+        disk.setattr(RecordWriter, "write", write_slowly)
+        in_one_go = trained(whole, copy_what_a_kill_leaves)
+    assert [step for step, _ in scalars(killed)["generalisation_gap"]] == [1, 2]
+    began = int(time.time())
+    wait_for(lambda: int(time.time()) > began)  # event files are read by the second in their names
+    epochs: list[int] = []
+    assert trained(killed, lambda result: epochs.append(result.epoch)) == in_one_go
+    assert epochs == [2, 3]
+    assert scalars(killed / "steps") == scalars(whole / "steps")
+    assert [step for step, _ in scalars(killed)["generalisation_gap"]] == [1, 2, 3]
 
 
 def test_a_training_that_overfits_is_flagged(tmp_path: Path) -> None:
