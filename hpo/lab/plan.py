@@ -65,7 +65,6 @@ def make(
     keeps_order = sampler == RECORDED
     _refuse_unknown("sampler", sampler, [*samplers.SAMPLERS, RECORDED])
     _refuse_unknown("pruner", pruner, pruners.PRUNERS)
-    _refuse_slots(table, slots, epochs)
     chosen = _chosen(settings)
     if keeps_order and chosen["sampler"]:
         key = next(iter(chosen["sampler"]))
@@ -82,12 +81,13 @@ def make(
         _refuse_cut_rows(table, most_cut)
         epochs = epochs or FULL_TRIALS * table.longest
     trials = len(table.rows if keeps_order else table.whole)
+    slots = _slots(table, slots, most=math.ceil(trials / workers), epochs=epochs)
     return Plan(
         table=table,
         spec=spec,
         keeps_order=keeps_order,
         workers=workers,
-        slots=min(slots, math.ceil(trials / workers)),
+        slots=slots,
         epochs=epochs,
         most_cut=most_cut,
     )
@@ -98,17 +98,23 @@ def _refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
         raise SpecError(f"--{kind} {name}: there is no such {kind}; known: {', '.join(sorted(known))}")
 
 
-def _refuse_slots(table: Table, slots: int, epochs: int | None) -> None:
-    """Raise SpecError for stacks that no worker trains, and for a budget below one epoch of a stack."""
+def _slots(table: Table, slots: int, *, most: int, epochs: int | None) -> int:
+    """Return the slots of a worker, `most` at most.
+
+    Raises SpecError for stacks that no worker trains, and for a budget below one epoch of a stack.
+    """
     if slots > 1 and not table.spec.is_declared:
         raise SpecError(
             f"--slots {slots}: the study has an objective of its own, which a worker trains one trial at a time; leave --slots "
             "out, and set --workers to the number of trials at the same time"
         )
-    if epochs is not None and epochs < slots:
+    found = min(slots, most)
+    if epochs is not None and epochs < found:
         raise SpecError(
-            f"--epochs {epochs}: is less than one epoch of a stack of {slots} trials; raise it to {slots} or more"
+            f"--slots {slots}: an epoch of a stack of {found} trials is more than the budget of {epochs} epochs; write "
+            f"--epochs {found} or more, or --slots {epochs} or less"
         )
+    return found
 
 
 def _chosen(settings: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """One replay: workers of different speeds train recorded trials in simulated seconds.
 
 A study in memory holds what a worker's study would hold. Each simulated worker has a stack of trials, one by default. After
-an epoch all trials of a stack report. Then those end that end by themselves, and the pruner decides on all others at once. The
-free places are filled as in `hpo.worker.stacked_runner`. The sampler proposes the parameters of each new trial. The nearest
+an epoch all trials of a stack report. Then trials that are through or diverged end. The pruner decides on all others at once.
+Free places are filled as in `hpo.worker.stacked_runner`. The sampler proposes the parameters of each new trial. The nearest
 unused row of the table stands for the proposal, and the study gets the row's own parameters.
 
 A worker that claims K trials lets the sampler propose all of them from one look, in which each sees the ones before it. Here

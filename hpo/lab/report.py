@@ -54,6 +54,7 @@ class TableFacts:
     best: float  # of all reports
     goal: float
     at_goal: int  # COMPLETE rows at the goal or better
+    stack_keys: int  # different ones of the whole rows; 0 if none is known
 
     @classmethod
     def of(cls, table: Table) -> TableFacts:
@@ -71,6 +72,7 @@ class TableFacts:
             best=table.best,
             goal=goal,
             at_goal=sum(value >= table.sign * goal for value in values),
+            stack_keys=len({table.rows[place].stack_key for place in table.whole} - {None}),
         )
 
 

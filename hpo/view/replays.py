@@ -46,6 +46,8 @@ def report_text(report: Report) -> str:
     if report.table.at_goal > TIED * max(0.01 * report.table.rows, 1):
         share = report.table.at_goal / report.table.rows
         lines.append(f"note     {share:.0%} of the rows are as good as the top 1 %: ties; record a metric such as loss")
+    if report.slots > 1 and not report.table.stack_keys:
+        lines.append("note     the table does not know which trials may share a stack; here all of them may")
     return text.page(lines)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,14 @@ def test_a_stack_has_at_most_an_even_share_of_the_trials_and_an_epoch_within_the
     for workers, slots, most in ((1, 64, 7), (2, 64, 4), (2, 3, 3), (9, 3, 1)):
         made = plans.make(found, sampler="random", pruner="none", workers=workers, slots=slots, epochs=64)
         assert made.slots == most
-    with pytest.raises(SpecError, match=r"--epochs 3: is less than one epoch of a stack of 4 trials; raise it to 4 or"):
-        plans.make(found, sampler="random", pruner="none", slots=4, epochs=3)
+    assert plans.make(found, sampler="random", pruner="none", workers=2, slots=64, epochs=4).slots == 4
+    with pytest.raises(
+        SpecError, match=r"--slots 64: an epoch of a stack of 4 trials is more than the budget of 3 epochs; "
+    ):
+        plans.make(found, sampler="random", pruner="none", workers=2, slots=64, epochs=3)
+    short = table(*falling(50, epochs=1), document=DECLARED)  # so the budget is 40 epochs by default
+    with pytest.raises(SpecError, match=r"the budget of 40 epochs; write --epochs 50 or more, or --slots 40 or less"):
+        plans.make(short, sampler="random", pruner="none", workers=1, slots=50)
 
 
 def test_options_are_those_of_a_study_file() -> None:
@@ -224,8 +231,15 @@ def test_the_command_tells_the_stacks(hpo: Hpo, tmp_path: Path) -> None:
         0,
         "replay   sampler recorded, pruner none, 2 workers with stacks of 3, 1 replay of 32 epochs",
     )
+    unknown = "note     the table does not know which trials may share a stack; here all of them may"
+    assert unknown in out.splitlines()
+    known = [replace(one, stack_key=f"of {one.number % 2}") for one in falling(8)]
+    tables.save(table(*known, document=DECLARED), tmp_path / "stacks.npz")
+    code, out, _ = hpo("stacks.npz", *given)
+    assert (code, unknown in out.splitlines()) == (0, False)
     code, out, _ = hpo("stacks.npz", *given, "--json")
-    assert (json.loads(out)["workers"], json.loads(out)["slots"]) == (2, 3)
+    shown = json.loads(out)
+    assert (shown["workers"], shown["slots"], shown["table"]["stack_keys"]) == (2, 3, 2)
 
 
 def test_the_command_prints_json(hpo: Hpo) -> None:
