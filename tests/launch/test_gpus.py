@@ -11,7 +11,7 @@ from hpo.errors import SpecError
 from hpo.launch import gpus
 from hpo.launch.gpus import chosen, listed, visible
 from hpo.launch.placement import Place, default_workers, place, sharers, spread
-from hpo.worker.gpu_share import gpu_share, gpu_sharers
+from hpo.worker.gpu_share import SHARE, given_devices, gpu_sharers
 from tests.support.nvidia_smi import DIVIDED, MIG, A, B, install
 
 CORES = len(os.sched_getaffinity(0))
@@ -157,16 +157,19 @@ def test_how_many_share_is_a_number_or_auto() -> None:
             sharers(wrong, "--per-gpu")
 
 
-def test_a_worker_knows_its_share_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_knows_how_many_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(devices=(A, B), sharers=4)
     assert place.environment == {"CUDA_VISIBLE_DEVICES": f"{A},{B}", "HPO_WORKER_GPUS": "0.5"}
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
-    assert (gpu_share(), gpu_sharers()) == (0.5, 2)
-    monkeypatch.delenv("HPO_WORKER_GPUS")  # as in a worker that a cluster started
-    assert (gpu_share(), gpu_sharers()) == (2.0, 1)
+    assert gpu_sharers() == 4
+    monkeypatch.delenv(SHARE)  # as in a worker that a cluster started
+    assert gpu_sharers() == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,-1,3")
-    assert gpu_share() == 1.0
+    assert given_devices() == ["2"]
+    for share, workers in (("0.5", 2), ("1.0", 1), ("0.0", 1)):
+        monkeypatch.setenv(SHARE, share)
+        assert gpu_sharers() == workers
     assert Place(devices=None).environment == {}
     assert Place(devices=()).environment == {"CUDA_VISIBLE_DEVICES": "", "HPO_WORKER_GPUS": "0.0"}
 
