@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpo.data.files import BadFile
-from hpo.data.inputs import CATEGORIES, NUMBERS, some
+from hpo.data.inputs import CATEGORIES, NUMBERS, selected, some
 from hpo.data.leaks import Leak, leaks
 from hpo.data.names import Part
 from hpo.data.source import Source, Split, SplitRule, Splits
 from hpo.data.split import parted, rule_of, strata
+from hpo.data.stored import chunks
 from hpo.data.tokens import PADDING
 
 EXAMPLES = 12  # most classes with an example image
@@ -74,10 +75,10 @@ def overview(source: Source, splits: Splits, *, split_seed: int) -> Overview:
 
 def _padding(source: Source, rows: Tensor) -> float:
     """Return the share of padding in these rows of tokens, 0 for other inputs."""
-    codes = some(source.inputs)
-    if source.kind != "tokens" or not isinstance(codes, Tensor):
+    if source.kind != "tokens":
         return 0.0
-    return float((codes[rows] == PADDING).float().mean())
+    codes = some(selected(source.inputs, rows))
+    return sum(int((chunk == PADDING).sum()) for chunk in chunks(codes)) / max(1, codes.shape.numel())
 
 
 def _names(source: Source) -> list[str]:
