@@ -497,7 +497,7 @@ def run_side_by_side(our: OurWorker) -> None:
                 trial.reporting(step, value, {OWN_METRIC: value})
                 for trial, (step, value) in zip(trials, points, strict=True)
             ]
-            client.report(reports, since=study.storage.optuna.low(study.study_id))
+            client.report(reports)
             for trial, report in zip(trials, reports, strict=True):
                 trial.take_note(report)
             study.storage.optuna.set_known_finished(study.study_id, client.finished)

@@ -62,20 +62,12 @@ class Ledger:
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
-    def report(
-        self,
-        reports: Sequence[Report],
-        *,
-        metrics: bool = True,
-        renew: bool = True,
-        since: int = 0,  # noqa: ARG002  (read by nothing; `worker/client.py` gives it)
-    ) -> ReportResult:
+    def report(self, reports: Sequence[Report], *, metrics: bool = True, renew: bool = True) -> ReportResult:
         """Write epochs of trials in one transaction. For claims that are lost nothing is written.
 
         Args:
             metrics: also write the raw metrics.
             renew: also renew the leases.
-            since: without effect.
         """
         transaction = sql.writing if metrics or renew else sql.writing_once
         with transaction(self.engine) as connection:

@@ -470,11 +470,6 @@ class OptunaStorage(BaseStorage):
         with self._lock:
             return self._read(study_id).rows()
 
-    def low(self, study_id: int) -> int:
-        """Return a number below which all trials of the study have finished, as far as was read."""
-        with self._lock:
-            return self._cache(study_id).low
-
     def set_known_finished(self, study_id: int, finished: int | None) -> None:
         """Set how many trials of the study have finished. While `columns` has as many, it reads nothing.
 

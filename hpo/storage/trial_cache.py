@@ -49,7 +49,6 @@ class TrialCache:
         self._finished: dict[int, TrialRow] = {}  # by id
         self._frozen: dict[int, FrozenTrial] = {}  # finished trials by id, made on demand
         self._last: TrialRow | None = None  # the trial with the highest number that is not WAITING
-        self.low = 0  # all trials below this number have finished
         self.known_finished: int | None = None  # number of finished trials, as reported from outside
 
     def __getitem__(self, trial_id: int) -> FrozenTrial:
@@ -101,8 +100,6 @@ class TrialCache:
         known = {row.trial_id: row for row in news.running} if news.whole else self.open
         self.open = {trial_id: row for trial_id, row in known.items() if trial_id in self._unfinished}
         self._last = news.last
-        after_last = 0 if news.last is None else news.last.number + 1
-        self.low = min((row.number for row in news.running), default=after_last)
 
     def rows(self) -> list[TrialRow]:
         """Return the rows of all trials, by number."""

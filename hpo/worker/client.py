@@ -103,7 +103,6 @@ class QueueClient:
         self.has_doubled_a_study = False  # so the database's statistics are old
         self.finished: int | None = None  # how many trials of the study had finished at the last report
         self._awaited: object | None = None  # the claim that the training thread waits for, or has not held yet
-        self._since = 0  # all trials below this number have finished
         self._waits_for_others = False  # the last claim found nothing yet: the next one looks before it takes the lock
         self._claiming = threading.Lock()  # held while a thread claims, even if no thread waits for the answer any more
         self._sending = threading.Lock()  # held while a thread writes reports
@@ -232,19 +231,15 @@ class QueueClient:
 
     # --- written by the training thread, which waits ANSWER_SECONDS for an answer ------------------------------------
 
-    def report(self, reports: Sequence[Report], *, since: int = 0) -> None:
+    def report(self, reports: Sequence[Report]) -> None:
         """Write an epoch of trials in one statement, or keep it until the storage is back.
 
         The next `check` of a trial's lease raises if the lease was lost, or if the database refused the report for
         good. A refused report is dropped, for example one with a step that no column holds.
 
-        Args:
-            since: a number below which all trials of the study are known to have finished.
-
         Raises RuntimeError, and writes nothing, if a report's trial is not held here.
         """
         self.held.keep(reports)
-        self._since = since
         if not self.calls.is_cut_off:
             self.calls.ask(self.deliver)
 
@@ -412,7 +407,7 @@ class QueueClient:
         """
         renew, asked_at = self.upkeep.is_due(self.held.of(reports)), clock.awake_or_asleep()
         try:
-            answer = self.ledger.report(reports, metrics=False, renew=renew, since=self._since)
+            answer = self.ledger.report(reports, metrics=False, renew=renew)
         except UNREACHED:
             raise
         except Exception as error:

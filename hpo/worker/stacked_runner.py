@@ -219,7 +219,7 @@ class StackedRunner:
     def _report(self, epoch: Sequence[tuple[Attempt, EpochResult]]) -> None:
         metric = self._study.spec.metric
         reports = [one.trial.reporting(result.epoch, result.judged(metric), result.numbers) for one, result in epoch]
-        self._client.report(reports, since=self._study.storage.optuna.low(self._study.study_id))
+        self._client.report(reports)
         for (attempt, _), report in zip(epoch, reports, strict=True):
             attempt.trial.take_note(report)
 

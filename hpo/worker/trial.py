@@ -257,7 +257,7 @@ class LeasedTrial(ExtensibleTrial):
 
     def write(self, *reports: Report) -> None:
         """Write reports as they are, and add them to Optuna's trial."""
-        self.client.report(reports, since=self._history.low(id_of(self.study)))
+        self.client.report(reports)
         self.lease.check()
         for report in reports:
             self.take_note(report)

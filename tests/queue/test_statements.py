@@ -111,7 +111,7 @@ def test_trials_that_report_together(place: Storage, tmp_path: Path) -> None:
             reports = [
                 Report(claim=trial.lease.claim, step=epoch, value=1.0, metrics={"value": 1.0}) for trial in trials
             ]
-            answer = ledger.report(reports, renew=False, since=study.storage.optuna.low(study.study_id))
+            answer = ledger.report(reports, renew=False)
             study.storage.optuna.set_known_finished(study.study_id, answer.finished)
             for trial in trials:
                 assert not trial.pruner_says_stop()
