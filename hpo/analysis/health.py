@@ -120,7 +120,7 @@ def failing(evidence: Evidence) -> Finding | None:
 def too_few_trials(evidence: Evidence) -> Finding | None:
     """Fewer trials than a search of so many parameters needs."""
     summary = evidence.summary
-    if summary.sampler == "grid" or not evidence.dimensions:
+    if summary.is_grid or not evidence.dimensions:
         return None
     trials = evidence.finished if summary.is_over else max(summary.budget, evidence.finished)
     needed = min(math.ceil(PER_DIMENSION * evidence.dimensions), SUFFICIENT)

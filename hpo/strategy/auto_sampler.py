@@ -46,6 +46,12 @@ def choose(spec: StudySpec) -> AutoChoice:
     return AutoChoice(name=name, why="it was chosen when the study was made", options=options)
 
 
+def name_of(spec: StudySpec) -> str:
+    """Return the name of the sampler that suggests: what `auto` stands for, else the spec's own."""
+    name: str = spec.sampler["name"]
+    return choose(spec).name if name == "auto" else name
+
+
 def _by_budget(spec: StudySpec) -> AutoChoice:
     """Return what a new study gets: the grid if the budget covers all points, else the model."""
     if several := _of_several(spec):

@@ -23,6 +23,7 @@ from hpo.queue.limits import Limit
 from hpo.spec import metrics
 from hpo.storage import sql, study_rows
 from hpo.storage.tables import FINISHED, STOPPED, Hold
+from hpo.strategy import auto_sampler
 from hpo.study import interval
 from hpo.study.interval import Interval
 from hpo.study.query import changes, failure_rows, ranking, recorded, trial_columns
@@ -114,6 +115,7 @@ class Summary:
     metric: str | None = None  # the only objective of a declared training
     value_rule: str | None = None  # which epochs of the metric's curve are a trial's value
     limits: list[Limit] = field(default_factory=list)  # beside the number of trials
+    is_grid: bool = False  # its sampler is the grid, by its name or since `auto` stands for it
     code_changes: int = 0  # changes of the user's own code that `--allow-code-change` has accepted
 
     @property
@@ -309,6 +311,7 @@ def read(study: Study, past: Past | None = None, *, clock: Callable[[], float] =
         bucket=None if study.store.is_folder else study.store.place,
         metric=interval.metric_of(study.spec),
         value_rule=study.spec.value,
+        is_grid=auto_sampler.name_of(study.spec) == "grid",
         code_changes=len(json.loads(row.code_changes)),
     )
     after = Past(cursor=cursor, tally=final, failures_recorded=count, failures=failures)

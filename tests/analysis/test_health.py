@@ -197,19 +197,19 @@ def test_failures_are_told_by_kind_with_the_mend_for_the_most_frequent(lite: Sto
 
 
 @pytest.mark.parametrize(
-    ("budget", "over", "sampler", "expected"),
+    ("budget", "over", "is_grid", "expected"),
     [
-        (30, True, "tpe", ["too few trials"]),
-        (80, False, "tpe", []),  # it still runs
-        (30, False, "tpe", ["too few trials"]),  # it runs, and never has enough
-        (30, True, "grid", []),  # a grid is complete
+        (30, True, False, ["too few trials"]),
+        (80, False, False, []),  # it still runs
+        (30, False, False, ["too few trials"]),  # it runs, and never has enough
+        (30, True, True, []),  # a grid is complete
     ],
 )
 def test_few_trials_are_told_of_what_the_study_will_have(
-    budget: int, over: bool, sampler: str, expected: list[str]
+    budget: int, over: bool, is_grid: bool, expected: list[str]
 ) -> None:
     counts = {"complete": 20, "running": 0 if over else 3}
-    one = summary(counts=counts, budget=budget, spent=budget if over else 23, sampler=sampler)
+    one = summary(counts=counts, budget=budget, spent=budget if over else 23, is_grid=is_grid)
     leader = Leader(number=0, value=0.9, params={"a": 1, "b": 2, "c": 3, "d": 4})
     assert named(examine(Evidence(summary=one, leaders=[leader]))) == expected
 

@@ -327,6 +327,7 @@ def test_what_auto_stands_for(tree: dict[str, Any], name: str, why: str) -> None
     assert (choice.name, choice.options, choice.why) == (name, options, why)
     named = spec(name, tree, **options)
     assert samplers.settled(found) == named
+    assert auto_sampler.name_of(found) == auto_sampler.name_of(named) == name
     assert samplers.grid_size(found) == samplers.grid_size(named)
     assert type(samplers.build(found, 3)) is type(samplers.build(named, 3))
 

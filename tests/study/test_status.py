@@ -58,6 +58,16 @@ def test_a_new_study_has_nothing_to_show(demo: Study) -> None:
     assert (summary.seconds, summary.seconds_left, summary.stop_reason) == (0.0, None, None)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "trials", "is_grid"), [("auto", 2, True), ("auto", 1, False), ("grid", 1, True), ("random", 2, False)]
+)
+def test_a_grid_is_known_by_its_name_and_by_what_auto_stands_for(
+    place: Storage, tmp_path: Path, sampler: str, trials: int, is_grid: bool
+) -> None:
+    study = make(place, tmp_path, **DECLARED, sampler={"name": sampler}, budget={"trials": trials})
+    assert summarize(study).is_grid is is_grid
+
+
 def test_a_bucket_of_checkpoints_is_shown_and_a_folder_is_not(demo: Study) -> None:
     url = "s3://bucket/studies/demo"
     with_bucket = replace(demo, store=store_of(demo.storage, url, demo.spec))
