@@ -15,6 +15,7 @@ import yaml
 from hpo.errors import LaunchError
 from hpo.launch.engines import compose
 from hpo.launch.engines.compose import ENGINE
+from hpo.worker.gpu_share import SHARE
 from tests.support.requests import PASSWORD, STORAGE, request
 
 TOP: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
@@ -49,6 +50,7 @@ def test_each_slot_is_the_worker_of_the_top_file_with_the_studys_own_storage(tmp
         "PYTHONSAFEPATH": "1",
         "HOME": "/tmp",
         "AWS_REGION": "${AWS_REGION:-}",
+        "HPO_WORKER_GPUS": "0.2",  # slots 0 to 4 share the GPU
     }
     code = {"type": "bind", "source": str(tmp_path), "target": "/code", "read_only": True}
     assert worker["volumes"] == [code, {"type": "bind", "source": "/ckpt/$$x", "target": "/ckpt/$$x"}]
@@ -58,7 +60,7 @@ def test_each_slot_is_the_worker_of_the_top_file_with_the_studys_own_storage(tmp
 
 def test_with_a_database_of_its_own_all_other_services_are_those_of_the_top_file(tmp_path: Path) -> None:
     file = tmp_path / "digits.toml"
-    options = {"postgres": True, "image": "registry.lab/hpo:1"}
+    options = {"postgres": True, "image": "registry.lab/hpo:1", "gpus": ["0", "1"]}
     made = rendered(tmp_path, launch=None, making=file, storage="sqlite:////s.db", slots=range(2), compose=options)
     services = made["services"]
     assert list(services) == ["postgres", "study", "dashboard", "worker-0", "worker-1"]
@@ -87,19 +89,21 @@ def test_both_kinds_of_file_follow_the_compose_specification(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("gpus", "listed", "found"),
+    ("gpus", "listed", "found", "share"),
     [
-        (None, ["0"], [["0"]] * 4),
-        (None, ["0", "1", "2"], [["0"], ["1"], ["2"], ["0"]]),
-        (0.5, ["a", "b"], [["a"], ["a"], ["b"], ["b"]]),
-        (2, list("abcdefgh"), [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]]),
+        (None, ["0"], [["0"]] * 4, "0.25"),
+        (None, ["0", "1", "2"], [["0"], ["1"], ["2"], ["0"]], "0.5"),
+        (None, list("abcd"), [["a"], ["b"], ["c"], ["d"]], None),
+        (0.5, ["a", "b"], [["a"], ["a"], ["b"], ["b"]], "0.5"),
+        (2, list("abcdefgh"), [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]], None),
     ],
 )
 def test_gpus_are_given_to_workers(
-    tmp_path: Path, gpus: float | None, listed: list[str], found: list[list[str]]
+    tmp_path: Path, gpus: float | None, listed: list[str], found: list[list[str]], share: str | None
 ) -> None:
-    made = rendered(tmp_path, gpus=gpus, compose={"gpus": listed})
-    assert [gpus_of(one) for one in made["services"].values()] == found
+    services = rendered(tmp_path, gpus=gpus, compose={"gpus": listed})["services"].values()
+    assert [gpus_of(one) for one in services] == found
+    assert {one["environment"].get(SHARE) for one in services} == {share}
 
 
 def test_without_gpus_none_is_reserved(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hpo.launch.engines.containers import Place, escaped, refuse_hidden_folder, 
 from hpo.launch.engines.engine import Engine, Request, call
 from hpo.queue.launches import Handle
 from hpo.storage.connect import parse_url
+from hpo.worker.gpu_share import SHARE
 
 Service = dict[str, Any]
 
@@ -127,7 +128,7 @@ def _file(request: Request) -> Mapping[str, Any]:
         _use_own_storage(worker, request)
     _adapt(worker, request)
     for slot, gpus in zip(request.slots, _gpus(request), strict=True):
-        services[f"{WORKER}{slot}"] = _with_gpus(worker, gpus) | {"command": _command(request, slot)}
+        services[f"{WORKER}{slot}"] = _with_gpus(worker, gpus, _sharers(request)) | {"command": _command(request, slot)}
     return {key: value for key, value in parts.items() if not key.startswith("x-")}
 
 
@@ -176,10 +177,12 @@ def _binds(request: Request) -> Iterator[Service]:
         yield {"type": "bind", "source": escaped(source), "target": escaped(target)}
 
 
-def _with_gpus(worker: Service, gpus: Sequence[str]) -> Service:
+def _with_gpus(worker: Service, gpus: Sequence[str], sharers: int) -> Service:
     worker = copy.deepcopy(worker)
     if gpus:
         worker["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] = list(map(escaped, gpus))
+        if sharers > 1:
+            worker["environment"][SHARE] = repr(1 / sharers)
     else:
         del worker["deploy"]
     return worker
@@ -195,7 +198,7 @@ def _gpus(request: Request) -> list[list[str]]:
         return [[gpus[slot % len(gpus)]] for slot in slots]
     if wanted > 1 and not wanted.is_integer():
         raise LaunchError(f"gpus_per_worker = {wanted:g}: use a whole number, or a part of one GPU such as 0.5")
-    share = math.floor(1 / wanted) if wanted < 1 else 1  # workers on one GPU
+    share = _sharers(request)
     each = max(1, int(wanted))
     needed = math.ceil(slots.stop / share) * each
     if needed > len(gpus):
@@ -204,6 +207,14 @@ def _gpus(request: Request) -> list[list[str]]:
             f"{json.dumps(gpus)} names {len(gpus)}; name more, or launch fewer workers"
         )
     return [gpus[slot // share * each : slot // share * each + each] for slot in slots]
+
+
+def _sharers(request: Request) -> int:
+    """Return how many workers have one GPU at most. Those of a later launch are not known."""
+    wanted, gpus = request.section.gpus_per_worker, request.section.compose.gpus
+    if wanted is None:
+        return math.ceil(request.slots.stop / max(1, len(gpus)))
+    return math.floor(1 / wanted) if 0 < wanted < 1 else 1
 
 
 def _compose(project: str, *arguments: str, **more: Any) -> str:
