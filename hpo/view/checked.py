@@ -199,8 +199,9 @@ def _padding_lines(spec: StudySpec, found: Overview) -> list[str]:
     """Return a note if a model reads the padding of texts as steps."""
     if not found.padding or "cnn1d" not in space.ends_of(spec.tree["model"]["name"]):
         return []
+    share = "less than 1%" if found.padding < 0.01 else f"{found.padding:.0%}"
     return [
-        f"note: cnn1d reads padding as steps of the text, {found.padding:.0%} of all in training, so its results depend on the "
+        f"note: cnn1d reads padding as steps of the text, {share} of all in training, so its results depend on the "
         "length that texts are filled up to; gru, lstm and transformer leave padding out"
     ]
 

@@ -41,6 +41,8 @@ def test_a_model_that_reads_padding_is_named_with_its_share() -> None:
         "note: cnn1d reads padding as steps of the text, 25% of all in training"
     ]
     assert lines("gru") == []
+    found = replace(found, padding=0.004)
+    assert "of the text, less than 1% of all in training, so" in lines("cnn1d")[0]
     assert (
         checked._padding_lines(
             StudySpec.from_document({**DOCUMENT, "model": {"name": "cnn1d"}}), replace(found, padding=0.0)
