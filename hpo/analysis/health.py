@@ -126,9 +126,11 @@ def too_few_trials(evidence: Evidence) -> Finding | None:
     needed = min(math.ceil(PER_DIMENSION * evidence.dimensions), SUFFICIENT)
     if trials >= needed:
         return None
+    few = "1 trial is few" if trials == 1 else f"{trials} trials are few"
+    many = f"{evidence.dimensions:.3g} parameter{'s' if evidence.dimensions != 1 else ''}"
     return Finding(
         name="too few trials",
-        text=f"{trials} trials are few for {evidence.dimensions:.3g} parameters: about {needed} are needed.",
+        text=f"{few} for {many}: about {needed} are needed.",
         mend=f"Run it again with --trials {needed}, or search fewer parameters.",
     )
 

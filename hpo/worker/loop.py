@@ -37,7 +37,7 @@ from hpo.worker.trial import LeasedTrial
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2  # from a claim that found nothing to the next one, which may find what another worker has parked
 LONGEST_IDLE_SECONDS = 2.0  # each claim takes the study's lock
-#: Growth of the pauses. An idle worker sees the end of a study within a tenth of its idle time.
+#: Growth of the pauses. The next claim of an idle worker comes within 0.22 s and a tenth of the time that it has been idle.
 BUSY_GROWTH, IDLE_GROWTH = 1.5, 1.1
 CUT_OFF = 74  # EX_IOERR of sysexits.h
 RECYCLE = -1  # in place of an exit code: the process must restart

@@ -34,6 +34,11 @@ def test_auto_leaves_a_sampler_that_learns_some_generations(make_digits: MakeStu
     assert executor.spread(wide, auto, budget=64, fleet=2).slots == 32
     assert executor.spread(wide, spec, budget=1000, fleet=2).slots == 64
     assert executor.spread(wide, learns, budget=3, fleet=2).slots == 1
+    chosen = auto.model_copy(update={"sampler": {"name": "auto", "stands_for": {"name": "fidelity_tpe"}}})
+    grid = auto.model_copy(update={"sampler": {"name": "auto", "stands_for": {"name": "grid"}}})
+    assert executor.spread(wide, chosen, budget=64, fleet=2).slots == 8
+    assert "since fidelity_tpe learns" in executor.spread(wide, chosen, budget=64, fleet=2).why
+    assert executor.spread(wide, grid, budget=64, fleet=2).slots == 32
 
 
 def test_a_model_whose_first_architectures_lose_is_not_measured_further(

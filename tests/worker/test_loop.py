@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 import warnings
 from typing import Any
 
@@ -25,6 +26,7 @@ from hpo.study.study import Study
 from hpo.study.study import join as join_study
 from hpo.study.trial_history import history
 from hpo.view.pages import history_text
+from hpo.worker import loop
 from hpo.worker.attempt import open_trial
 from hpo.worker.signals import StopSignal
 from hpo.worker.trial import LeasedTrial
@@ -283,6 +285,29 @@ def test_an_objective_may_stop_the_study(make_study: MakeStudy) -> None:
     assert len(trials(study)) == 3
     assert claim_one(study.ledger("other")) is Idle.DONE
     assert "study.stop()" in (join_study(study.storage, study.name).stop_reason or "")
+
+
+def test_an_idle_worker_claims_again_within_a_tenth_of_its_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy one claims less and less often, since each claim takes the study's lock. Both pause 2 s at most."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def pauses(*, is_busy: bool) -> list[float]:
+        nonlocal now
+        pause, found = loop.Pause(), []
+        for _ in range(40):
+            assert pause.is_over
+            pause.begin(is_busy=is_busy)
+            assert not pause.is_over
+            found.append(pause._until - now)
+            now = pause._until
+        return found
+
+    idle, busy = pauses(is_busy=False), pauses(is_busy=True)
+    for number, seconds in enumerate(idle):
+        assert seconds == pytest.approx(min(0.22 + 0.1 * sum(idle[:number]), 2.0))
+    assert busy[:3] == pytest.approx([0.3, 0.45, 0.675])
+    assert busy[-1] == idle[-1] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])

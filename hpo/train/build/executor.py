@@ -22,6 +22,7 @@ from hpo.receipt import processor
 from hpo.spec import usercode
 from hpo.spec.study_file import StudySpec
 from hpo.spec.training import Stopping, TrainConfig, Training
+from hpo.strategy import auto_sampler
 from hpo.train import devices
 from hpo.train.build import assemble, measurement_cache
 from hpo.train.epoch import EpochResult
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 ENDLESS = 10**6  # epochs of a run that is only measured
 TAME_RATE = 0.01  # largest learning rate of a measured run, since a diverging run shows nothing
 #: Samplers that learn from finished trials.
-MODEL_BASED = ("auto", "tpe", "fidelity_tpe", "gp", "cmaes", "nsga2", "nsga3")
+MODEL_BASED = ("tpe", "fidelity_tpe", "gp", "cmaes", "nsga2", "nsga3")
 GENERATIONS = 4  # fewest rounds of such a sampler's budget: trials suggested together do not learn from each other
 Executor = Loop | Stack
 
@@ -219,9 +220,10 @@ def spread(choice: Choice, spec: StudySpec, *, budget: int, fleet: int) -> Choic
         fleet: number of workers.
     """
     most, learns = -(-budget // fleet), ""
-    if spec.slots == "auto" and spec.sampler["name"] in MODEL_BASED:
+    sampler = auto_sampler.name_of(spec)
+    if spec.slots == "auto" and sampler in MODEL_BASED:
         most = max(1, most // GENERATIONS)
-        learns = f", since {spec.sampler['name']} learns from finished trials"
+        learns = f", since {sampler} learns from finished trials"
     return choice.limited(most, f"at once of {budget} trials in {fleet} worker{'s' if fleet > 1 else ''}{learns}")
 
 
