@@ -75,6 +75,15 @@ def test_a_new_database_lacks_nothing(place: Storage) -> None:
     assert tables.missing(place.engine) == []
 
 
+def test_settled_trials_are_left_out_of_the_index_of_open_ones(place: Storage) -> None:
+    """Else a look for expired leases reads all trials of a study. The condition is given for the dialect in use."""
+    (index,) = [
+        one for one in sa.inspect(place.engine).get_indexes("hpo_trials") if one["name"] == "ix_hpo_trials_open"
+    ]
+    condition = str(index["dialect_options"][f"{place.engine.dialect.name}_where"]).lower()
+    assert condition.strip("()") in ("settled is 0", "settled is false")
+
+
 def test_making_the_tables_again_changes_nothing(make_study: MakeStudy, place: Storage) -> None:
     make_study()
     before = content(place, "hpo_studies")
