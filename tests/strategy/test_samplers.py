@@ -358,7 +358,7 @@ def test_a_study_from_before_the_record_keeps_the_sampler_of_its_space(tree: dic
 
 
 def test_a_record_of_some_options_leaves_the_others_at_their_defaults() -> None:
-    """So are studies of one day recorded."""
+    """Studies that were made on November 30, 2026 have such a record."""
     document = spec("auto").document | {
         "sampler": {"name": "auto", "stands_for": {"name": "fidelity_tpe", "explore": 0}}
     }
