@@ -2,7 +2,7 @@
 
 The rival is `plain_optuna.py`: TPE and successive halving, the same trials, space, splits, layers, epochs and processes. Both
 are judged by the validation loss of a trial's last epoch, since accuracies tie. `hpo` has reached the rival's best when a
-complete trial is at least as good. With `--budgets 4` it may train four times the trials, so that it is seen when.
+complete trial is at least as good. With `--budgets 4` it may train four times the trials: the same number often does not do.
 It tells three shares of the rival's cost. The first is of its whole run, since only its end shows which trial is its best.
 The others are of the way to its best trial, in seconds and in epochs. The epochs of trials under way at that moment are a
 share of their time.
